@@ -1,0 +1,30 @@
+# make quickstart: install and train a first network.  make test: install and run every check.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: setup quickstart test clean
+
+setup: .venv/.installed
+
+.venv/.installed: pyproject.toml setup.py constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: Esper needs Python 3.11 or later; $(PYTHON) is not. Try: make PYTHON=python3.12" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "Installing into .venv; the first time takes minutes, PyTorch is large."
+	@# Setuptools warns about every editable install.
+	@PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+quickstart: setup
+	@$(BIN)/esper-train experiment=quickstart
+
+test: setup
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/pytest -n 2 --cov
+
+clean:
+	rm -rf build dist *.egg-info .coverage .coverage.* htmlcov .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find esper tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,21 @@
+"""Esper: train a network while its architecture grows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from esper.train import fit
+
+__all__ = ["__version__", "fit"]
+
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    # Lazy: `import esper` must not import torch.
+    if name == "fit":
+        from esper.train import fit
+
+        return fit
+    raise AttributeError(f"module 'esper' has no attribute {name!r}")

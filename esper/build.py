@@ -1,0 +1,107 @@
+"""From a checked configuration to the parts of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from esper.configs import TolariaConfig
+from esper.data import DataSplits, ImageSet, Preparation, TrainLoader, load_splits
+from esper.errors import ConfigError
+from esper.kasmina import MorphableModel, find_blocks, wrap
+from esper.models import build_host, checkpoint_blocks
+from esper.tamiyo import LocalTamiyo, TamiyoClient
+
+__all__ = ["EVALUATION_BATCH", "Parts", "parts", "select_device"]
+
+EVALUATION_BATCH = 512
+"""Images in a batch of evaluating, scoring and judging."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """What a training needs; everything lies on `device`."""
+
+    device: torch.device
+    splits: DataSplits
+    prepare: Preparation
+    loader: TrainLoader
+    model: MorphableModel
+    tamiyo: TamiyoClient
+    config: TolariaConfig
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the images."""
+        _, channels, height, width = self.splits.train.images.shape
+        return channels, height, width
+
+    def evaluation_batches(self, split: ImageSet) -> Iterator[tuple[Tensor, Tensor]]:
+        """A new pass over a split, without augmentation."""
+        return self.prepare.batches(split, EVALUATION_BATCH)
+
+
+def parts(config: TolariaConfig, *, cache_dir: Path) -> Parts:
+    """Load the data, build the host and make it morphable.
+
+    Initial weights, splits, order and augmentation follow from `rng_seed` alone.
+
+    Raises:
+        ConfigError: the device or a layer does not exist.
+        DataError: the data cannot be used.
+    """
+    device = select_device(config.device)
+    splits = load_splits(config.dataset, rng_seed=config.rng_seed, cache_dir=cache_dir).to(device)
+    torch.manual_seed(config.rng_seed)
+    model = _build_model(config, splits, device)
+    prepare = Preparation(
+        mean=splits.mean,
+        std=splits.std,
+        normalize=config.dataset.normalize,
+        channels_last=config.channels_last,
+        device=device,
+    )
+    loader = TrainLoader(splits.train, config.dataset, rng_seed=config.rng_seed, prepare=prepare)
+    tamiyo = LocalTamiyo(config.morphogenetic, rng_seed=config.rng_seed)
+    return Parts(
+        device=device, splits=splits, prepare=prepare, loader=loader, model=model, tamiyo=tamiyo, config=config
+    )
+
+
+def select_device(name: str) -> torch.device:
+    """The device that a setting names; auto is CUDA where there is one.
+
+    Raises:
+        ConfigError: CUDA was asked for and is not there.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device=cuda: this machine has no usable CUDA device; set device=cpu or device=auto")
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def _build_model(config: TolariaConfig, splits: DataSplits, device: torch.device) -> MorphableModel:
+    _, channels, height, width = splits.train.images.shape
+    found = len(splits.class_names)
+    num_classes = config.model.num_classes or found
+    if num_classes < found:
+        raise ConfigError(f"model.num_classes={num_classes}: {config.dataset.name} has {found} classes; set it to null")
+    host = build_host(config.model, in_channels=channels, image_size=height, num_classes=num_classes)
+    host = host.to(device)
+    host = host.to(memory_format=torch.channels_last if config.channels_last else torch.contiguous_format)
+    grows = config.morphogenetic.enable_tamiyo
+    model = wrap(
+        host,
+        config.model.target_layers if grows else [],
+        config.model.seeds_per_layer,
+        input_shape=(channels, height, width),
+        max_kernels_per_seed=config.model.max_kernels_per_seed,
+    )
+    if config.model.gradient_checkpointing:
+        checkpoint_blocks([host.get_submodule(name) for name in find_blocks(host, config.model.target_layers)])
+    return model

@@ -1,0 +1,74 @@
+"""`esper`: what there is to do besides training. Each subcommand imports its part only when it is called."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from esper import __version__
+from esper.errors import EsperError
+from esper.launch.exits import exit_with
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one subcommand; ends with `SystemExit`."""
+    options = _parser().parse_args(arguments)
+    try:
+        raise SystemExit(options.run(options))
+    except EsperError as error:
+        exit_with(error)
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="esper", description="Work with runs of esper-train.")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    sync = commands.add_parser("sync", help="report runs to MLflow from their journals")
+    sync.add_argument("run_dirs", nargs="+", type=Path, metavar="RUN_DIR", help="folder of a run")
+    sync.add_argument("--uri", help="MLflow tracking URI (default: the run's own)")
+    sync.set_defaults(run=_sync)
+
+    report = commands.add_parser("report", help="write report.html of a run")
+    report.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="folder of the run")
+    report.set_defaults(run=_report)
+
+    simic = commands.add_parser("simic", help="learn a Tamiyo policy from recorded runs")
+    simic.add_argument("run_dirs", nargs="+", type=Path, metavar="RUN_DIR", help="folder of a run")
+    simic.add_argument(
+        "--out", type=Path, required=True, metavar="FILE", help="the policy's file, e.g. policy.safetensors"
+    )
+    simic.set_defaults(run=_simic)
+
+    version = commands.add_parser("version", help="print Esper's version")
+    version.set_defaults(run=_version)
+    return parser
+
+
+def _sync(options: argparse.Namespace) -> int:
+    from esper.tracking import sync
+
+    return sync.main(options.run_dirs, options.uri)
+
+
+def _report(options: argparse.Namespace) -> int:
+    from esper.report import page
+
+    sys.stdout.write(f"{page.write(options.run_dir)}\n")
+    return 0
+
+
+def _simic(options: argparse.Namespace) -> int:
+    from esper.simic import fit
+
+    return fit.main(options.run_dirs, options.out)
+
+
+def _version(_: argparse.Namespace) -> int:
+    sys.stdout.write(f"esper {__version__}\n")
+    return 0

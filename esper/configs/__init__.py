@@ -1,0 +1,25 @@
+"""The configuration: one dataclass a group, their checks, and `load_config`. No torch in here."""
+
+from __future__ import annotations
+
+from esper.configs.checkpoint import CheckpointConfig
+from esper.configs.dataset import DatasetConfig
+from esper.configs.load import load_config
+from esper.configs.logging import LoggingConfig
+from esper.configs.model import ModelConfig
+from esper.configs.morphogenetic import MorphogeneticConfig
+from esper.configs.optimization import OptimizationConfig
+from esper.configs.tolaria import TolariaConfig
+from esper.configs.tracking import TrackingConfig
+
+__all__ = [
+    "CheckpointConfig",
+    "DatasetConfig",
+    "LoggingConfig",
+    "ModelConfig",
+    "MorphogeneticConfig",
+    "OptimizationConfig",
+    "TolariaConfig",
+    "TrackingConfig",
+    "load_config",
+]

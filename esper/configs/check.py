@@ -1,0 +1,162 @@
+"""Whether a configuration can be used: each setting by its declaration, then the settings against each other."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+import types
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from esper.configs.explain import kind, nearest
+from esper.configs.schema import Allowed, allowed
+from esper.configs.tolaria import TolariaConfig
+from esper.errors import ConfigError
+
+__all__ = ["check"]
+
+_IMAGE_SIZES = {"cifar10": 32, "cifar100": 32, "digits": 8}
+
+
+def check(config: TolariaConfig) -> None:
+    """Refuse a configuration that cannot be used. Looks at paths, never at devices.
+
+    Raises:
+        ConfigError: the first problem: key, value, what is allowed or what to do.
+    """
+    for key, value, hint, limits in _settings(config):
+        _check_setting(key, value, hint, limits)
+    _check_names(config)
+    _check_model(config)
+    _check_dataset(config)
+    _check_length(config)
+    if config.morphogenetic.enable_tamiyo:
+        _check_growth(config)
+    if config.checkpoint.resume_from is not None and not Path(config.checkpoint.resume_from).is_dir():
+        raise ConfigError(
+            f"checkpoint.resume_from={config.checkpoint.resume_from}: no such folder; give a checkpoint, such as "
+            "outputs/EXPERIMENT/RUN/checkpoints/step-N"
+        )
+
+
+def _settings(group: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any, Allowed]]:
+    """Dotted name, value, type and declaration of every setting."""
+    hints = typing.get_type_hints(type(group))
+    for field in dataclasses.fields(group):
+        key, value, hint = prefix + field.name, getattr(group, field.name), hints[field.name]
+        if not dataclasses.is_dataclass(hint):
+            yield key, value, hint, allowed(field)
+        elif isinstance(value, typing.cast(type, hint)):
+            yield from _settings(value, f"{key}.")
+        else:
+            raise ConfigError(f"{key}={value!r}: must be {kind(hint)}")
+
+
+def _check_setting(key: str, value: Any, hint: Any, limits: Allowed) -> None:
+    if isinstance(hint, types.UnionType):
+        if value is None:
+            return
+        hint = next(one for one in typing.get_args(hint) if one is not types.NoneType)
+    if typing.get_origin(hint) is list:
+        if not isinstance(value, list):
+            raise ConfigError(f"{key}={value!r}: must be {kind(hint)}")
+        for index, item in enumerate(value):
+            _check_setting(f"{key}[{index}]", item, typing.get_args(hint)[0], limits)
+        return
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not (number if hint is float else number and isinstance(value, int) if hint is int else isinstance(value, hint)):
+        raise ConfigError(f"{key}={value!r}: must be {kind(hint)}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{key}={value}: must be finite")
+    if not limits.admits(value):
+        verb, hint_to_user = ("are", nearest(value, limits.choices)) if limits.choices else ("is", "")
+        raise ConfigError(f"{key}={value}: allowed {verb} {limits}{hint_to_user}")
+
+
+def _check_names(config: TolariaConfig) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", config.experiment_name) or ".." in config.experiment_name:
+        raise ConfigError(
+            f"experiment_name={config.experiment_name!r}: it names a folder; allowed are up to 64 letters, digits, "
+            "'_', '-' and single '.', a letter or digit first"
+        )
+    # The configuration is written to disk and shown in trackers; the value must not be repeated here either.
+    if config.tracking.uri is not None and urlsplit(config.tracking.uri).password is not None:
+        raise ConfigError(
+            "tracking.uri holds a password, which would be written into the run folder; take it out and set "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (or the database's own variable)"
+        )
+
+
+def _check_model(config: TolariaConfig) -> None:
+    model = config.model
+    if model.name == "resnet_small":
+        if not model.widths or len(model.widths) != len(model.depths):
+            raise ConfigError(
+                f"model.depths={model.depths}: needs one entry for each of model.widths={model.widths}, at least one"
+            )
+        if model.pretrained:
+            raise ConfigError("model.pretrained=true: resnet_small has no pretrained weights; use model=resnet18")
+    if model.pretrained and model.stem == "cifar":
+        raise ConfigError(
+            "model.stem=cifar: the pretrained weights have an imagenet stem; use model.stem=auto or pretrained=false"
+        )
+    if config.morphogenetic.enable_tamiyo and not model.target_layers:
+        raise ConfigError("model.target_layers=[]: nothing may grow; name layers, or use morphogenetic=off")
+
+
+def _check_dataset(config: TolariaConfig) -> None:
+    dataset = config.dataset
+    fixed = _IMAGE_SIZES.get(dataset.name)
+    if fixed is not None and dataset.image_size is not None:
+        raise ConfigError(
+            f"dataset.image_size={dataset.image_size}: images of {dataset.name} have {fixed} pixels; leave it null"
+        )
+    size = fixed or dataset.image_size or (16 if dataset.name == "synthetic" else None)
+    if dataset.use_augmentation and size is not None and dataset.crop_padding >= size:
+        raise ConfigError(f"dataset.crop_padding={dataset.crop_padding}: allowed is below the images' side, {size}")
+    if dataset.name == "imagefolder":
+        folder = Path(dataset.data_dir)
+        if not (folder / "train").is_dir() or not ((folder / "val").is_dir() or (folder / "test").is_dir()):
+            raise ConfigError(
+                f"dataset.data_dir={dataset.data_dir}: needs a folder train/ and a folder val/ or test/, each with one "
+                "folder of images a class"
+            )
+
+
+def _check_length(config: TolariaConfig) -> None:
+    recipe = config.optimization
+    if recipe.warmup_epochs >= recipe.max_epochs:
+        raise ConfigError(
+            f"optimization.warmup_epochs={recipe.warmup_epochs:g}: allowed is below optimization.max_epochs="
+            f"{recipe.max_epochs}"
+        )
+
+
+def _check_growth(config: TolariaConfig) -> None:
+    growth, recipe = config.morphogenetic, config.optimization
+    if growth.policy == "never":
+        return
+    if not growth.blueprint_categories:
+        raise ConfigError("morphogenetic.blueprint_categories=[]: nothing may grow; name one, or use policy=never")
+    latest = {"wsd": 1 - recipe.decay_fraction, "cosine": 0.5, "linear": 0.5, "constant": 1.0}[recipe.scheduler]
+    if growth.growth_until > latest + 1e-9:
+        raise ConfigError(
+            f"morphogenetic.growth_until={growth.growth_until:g}: with optimization.scheduler={recipe.scheduler} "
+            f"allowed is at most {latest:g}: what is grown needs the high learning rate"
+        )
+    if growth.policy == "schedule":
+        late = [at for at in growth.schedule_at if at > growth.growth_until]
+        if late or not growth.schedule_at:
+            raise ConfigError(
+                f"morphogenetic.schedule_at={growth.schedule_at}: needs at least one time, all at most "
+                f"morphogenetic.growth_until={growth.growth_until:g}"
+            )
+    if growth.policy == "learned" and not (growth.tamiyo_policy_path and Path(growth.tamiyo_policy_path).is_file()):
+        raise ConfigError(
+            f"morphogenetic.tamiyo_policy_path={growth.tamiyo_policy_path}: policy=learned needs a policy file; make "
+            "one with: esper simic RUN_FOLDER... --out policy.safetensors"
+        )

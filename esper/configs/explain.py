@@ -1,0 +1,106 @@
+"""One clear line for what OmegaConf, Hydra and YAML say about a configuration."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+import types
+import typing
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from hydra.errors import MissingConfigException, OverrideParseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
+
+from esper.configs.tolaria import TolariaConfig
+from esper.errors import ConfigError
+
+__all__ = ["explain", "kind", "nearest"]
+
+_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+
+
+def nearest(word: str, known: Sequence[str]) -> str:
+    """`; did you mean X?` for the known name closest to a mistyped one, or nothing."""
+    found = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {found[0]}?" if found else ""
+
+
+def kind(hint: Any) -> str:
+    """What a setting's type is called, e.g. `a whole number, or null` for `int | None`."""
+    if isinstance(hint, types.UnionType):
+        return f"{kind(next(one for one in typing.get_args(hint) if one is not type(None)))}, or null"
+    if typing.get_origin(hint) is list:
+        return f"a list, each {kind(typing.get_args(hint)[0])}"
+    return _KINDS.get(hint, "a group of settings")
+
+
+def explain(error: Exception, *, where: str = "") -> ConfigError:
+    """Turn an error of OmegaConf, Hydra or YAML into a `ConfigError` of one line.
+
+    Args:
+        error: what was raised; the OmegaConf error behind one of Hydra's is found by itself.
+        where: the file it is about, put in front.
+    """
+    cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
+    if isinstance(error, MissingConfigException):
+        line = _missing_option(error)
+    elif isinstance(error, OverrideParseException):
+        line = f"cannot read {error.override!r}; write KEY=VALUE, with quotes inside where VALUE has = or ,"
+    elif isinstance(cause, OmegaConfBaseException):
+        line = _of_omegaconf(cause)
+    elif sweep := re.search(r"'(.+?)'[\s\S]*--multirun", str(error)):
+        line = f"{sweep[1]}: several values; add -m to run each, or write a list as KEY=[A,B]"
+    else:
+        line = " ".join(str(error).split()) or type(error).__name__
+    if file := re.match(r"In '([^']+)': \w+ raised", str(error)):
+        where = f"{file[1]}.yaml"
+    return ConfigError(f"{where}: {line}" if where else line)
+
+
+def _of_omegaconf(error: OmegaConfBaseException) -> str:
+    key = error.full_key or str(error.key or "the configuration")
+    message = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    if isinstance(error, ConfigKeyError | ConfigAttributeError):
+        return _unknown(key)
+    hint = dict(_settings(TolariaConfig)).get(key.partition("[")[0])
+    if isinstance(error, ValidationError) and hint is not None:
+        value = re.match(r"Value '(.*)' of type", message)
+        return f"{key}{'=' + value[1] if value else ''}: must be {kind(hint)}"
+    return f"{key}: {message}"
+
+
+def _unknown(key: str) -> str:
+    """`key` names nothing: say what was probably meant, else what its group holds."""
+    known = [*dict(_settings(TolariaConfig)), "experiment"]
+    group, _, name = key.rpartition(".")
+    inside = {_leaf(one): one for one in known if one.rpartition(".")[0] == group}
+    anywhere = {_leaf(one): one for one in known}
+    for names in (inside, anywhere):
+        if close := difflib.get_close_matches(name, names, n=1):
+            return f"{key}: no such setting; did you mean {names[close[0]]}?"
+    has = f"; {group or 'the top level'} has {', '.join(inside)}" if inside else ""
+    return f"{key}: no such setting{has}"
+
+
+def _leaf(key: str) -> str:
+    return key.rpartition(".")[2]
+
+
+def _missing_option(error: MissingConfigException) -> str:
+    group, _, option = (error.missing_cfg_file or "").rpartition("/")
+    options = sorted(error.options or ())
+    if not options:
+        return " ".join(str(error).split())
+    return f"{group}={option}: allowed are {', '.join(options)}{nearest(option, options)}"
+
+
+def _settings(schema: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted name and type of every setting and group."""
+    hints = typing.get_type_hints(schema)
+    for field in dataclasses.fields(schema):
+        hint = hints[field.name]
+        yield prefix + field.name, hint
+        if dataclasses.is_dataclass(hint):
+            yield from _settings(typing.cast(type, hint), f"{prefix}{field.name}.")

@@ -1,0 +1,101 @@
+"""From YAML or Hydra to a checked configuration, and back to YAML."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from esper.configs.check import check
+from esper.configs.explain import explain
+from esper.configs.tolaria import TolariaConfig
+from esper.errors import ConfigError
+
+__all__ = ["from_hydra", "load_config", "to_yaml"]
+
+# 271 bytes of nested aliases kept OmegaConf busy for more than 10 s: count before it sees them.
+_MAX_BYTES = 256 * 1024
+_MAX_ALIASES = 10
+_MAX_DEPTH = 20
+
+_PATHS = (
+    ("dataset", "data_dir"),
+    ("morphogenetic", "tamiyo_policy_path"),
+    ("logging", "log_dir"),
+    ("checkpoint", "checkpoint_dir"),
+    ("checkpoint", "resume_from"),
+)
+
+
+def load_config(path: str | Path, schema: type[TolariaConfig] = TolariaConfig) -> TolariaConfig:
+    """Read a run's frozen `config.yaml`, or any YAML file with some of the settings; the rest has its default.
+
+    Raises:
+        ConfigError: the file is missing, too large, not YAML, or holds something that `check` refuses.
+    """
+    try:
+        with Path(path).expanduser().open("rb") as file:
+            content = file.read(_MAX_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); give a configuration in YAML") from None
+    if len(content) > _MAX_BYTES:
+        raise ConfigError(f"{path}: larger than {_MAX_BYTES // 1024} KiB, which is no configuration of Esper")
+    try:
+        text = content.decode()
+        _refuse_bombs(text)
+        settings = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, RecursionError) as error:
+        raise explain(error, where=str(path)) from None
+    if not isinstance(settings, dict):
+        raise ConfigError(f"{path}: holds no settings; write KEY: VALUE lines")
+    return _build(settings, schema)
+
+
+def from_hydra(cfg: DictConfig) -> TolariaConfig:
+    """The checked configuration that Hydra composed. Interpolations are resolved in memory only.
+
+    Raises:
+        ConfigError: an unknown key (`+typo=1` passes Hydra), a wrong type, or something that `check` refuses.
+    """
+    settings = OmegaConf.to_container(cfg, resolve=False)
+    assert isinstance(settings, dict)
+    settings.pop("hydra", None)
+    return _build(settings, TolariaConfig)
+
+
+def to_yaml(config: TolariaConfig) -> str:
+    """The whole configuration as YAML, which `load_config` reads back equal."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def _build(settings: dict[Any, Any], schema: type[TolariaConfig]) -> TolariaConfig:
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(schema), settings)
+        config = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        raise explain(error) from None
+    assert isinstance(config, TolariaConfig)
+    for group, name in _PATHS:
+        value = getattr(getattr(config, group), name)
+        if value is not None and value.startswith("~"):
+            setattr(getattr(config, group), name, str(Path(value).expanduser()))
+    check(config)
+    return config
+
+
+def _refuse_bombs(text: str) -> None:
+    """Look at the YAML as a stream of events, which expands nothing."""
+    num_aliases = depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        num_aliases += isinstance(event, yaml.AliasEvent)
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if num_aliases > _MAX_ALIASES:
+            raise ConfigError(f"more than {_MAX_ALIASES} aliases (*name); write the values out")
+        if depth > _MAX_DEPTH:
+            raise ConfigError(f"nested deeper than {_MAX_DEPTH} levels; settings need two")

@@ -1,0 +1,23 @@
+"""What is written down, where, and how often."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from esper.configs.schema import setting
+
+__all__ = ["LoggingConfig"]
+
+
+@dataclass(kw_only=True)
+class LoggingConfig:
+    """Group `logging`."""
+
+    log_level: str = setting("INFO", "least severe message shown", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
+    log_dir: str | None = setting(
+        None, "folder of train.log (what the terminal shows, in plain lines) and profile.json; null: the run folder"
+    )
+    log_interval: int = setting(50, "steps between logged training metrics", low=1)
+    eval_interval: int | None = setting(
+        None, "steps between validations, besides the one after every epoch; null: only that", low=1
+    )

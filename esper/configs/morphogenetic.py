@@ -1,0 +1,68 @@
+"""Whether, when and how the network grows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from esper.configs.schema import setting
+
+__all__ = ["BLUEPRINT_CATEGORIES", "POLICY_NAMES", "MorphogeneticConfig"]
+
+POLICY_NAMES = ("never", "schedule", "random", "heuristic", "learned")
+BLUEPRINT_CATEGORIES = ("residual", "attention", "normalization")
+
+
+@dataclass(kw_only=True)
+class MorphogeneticConfig:
+    """Group `morphogenetic`."""
+
+    enable_tamiyo: bool = setting(True, "false: an ordinary training run, without slots")
+    policy: str = setting(
+        "heuristic",
+        "who decides: never (measures, grows nothing), schedule (fixed times, sites in order), random, heuristic "
+        "(the site that stands out), learned (a file, see tamiyo_policy_path)",
+        choices=POLICY_NAMES,
+    )
+    tamiyo_policy_path: str | None = setting(None, "policy=learned: the policy's file")
+
+    adaptation_frequency: int = setting(1, "epochs between consultations of Tamiyo", low=1)
+    max_adaptations_per_epoch: int = setting(2, "most decisions carried out in one epoch", low=1)
+    adaptation_cooldown: int = setting(3, "epochs before a layer is adapted again", low=0)
+    growth_until: float = setting(
+        0.6,
+        "share of training after which nothing new is grown; must end before the learning rate decays",
+        above=0,
+        high=1,
+    )
+    schedule_at: list[float] = setting(
+        [0.4], "policy=schedule: shares of training at which to grow, one module each", above=0, below=1
+    )
+
+    health_threshold: float = setting(
+        0.3, "a site is a candidate at or below this health: 0.3 means it stands out 3.3-fold", above=0, high=1
+    )
+    improvement_threshold: float = setting(
+        0.02, "relative drop of the judge loss that the lower confidence bound must exceed to keep a module", low=0
+    )
+    judge_confidence: float = setting(
+        0.95, "confidence of the judge over all its verdicts of a run together", above=0.5, below=1
+    )
+
+    blueprint_categories: list[str] = setting(
+        ["residual", "attention", "normalization"],
+        "kinds of module that may grow, the preferred first",
+        choices=BLUEPRINT_CATEGORIES,
+    )
+    max_blueprint_complexity: int = setting(5, "most complex blueprint that may grow", low=1, high=5)
+    blueprint: str | None = setting(None, "grow only this blueprint; null: the policy chooses")
+
+    insertion: str = setting(
+        "gain",
+        "how a module enters: gain (its output scale starts at insertion_gain) or identity (at 0: the output does not "
+        "change at first)",
+        choices=("gain", "identity"),
+    )
+    insertion_gain: float = setting(0.5, "insertion=gain: output scale at birth", above=0, high=1)
+    blending_steps: int = setting(0, "steps over which alpha rises from 0 to 1; 0: at once", low=0)
+    newborn_warmup_steps: int = setting(100, "steps of learning-rate warm-up of a newborn module", low=0)
+    holding_epochs: int = setting(2, "epochs at alpha 1 before the judge decides", low=1)

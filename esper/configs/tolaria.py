@@ -1,0 +1,46 @@
+"""The whole configuration of a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from esper.configs.checkpoint import CheckpointConfig
+from esper.configs.dataset import DatasetConfig
+from esper.configs.logging import LoggingConfig
+from esper.configs.model import ModelConfig
+from esper.configs.morphogenetic import MorphogeneticConfig
+from esper.configs.optimization import OptimizationConfig
+from esper.configs.schema import setting
+from esper.configs.tracking import TrackingConfig
+
+__all__ = ["TolariaConfig"]
+
+
+@dataclass(kw_only=True)
+class TolariaConfig:
+    """Everything that defines a run. Constructing one has no side effects; `check` judges it."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    optimization: OptimizationConfig = field(default_factory=OptimizationConfig)
+    morphogenetic: MorphogeneticConfig = field(default_factory=MorphogeneticConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+    experiment_name: str = setting("morphogenetic_training", "name of the experiment; the outputs folder it lies in")
+    description: str = setting("", "free text, recorded with the run")
+    tags: list[str] = setting([], "free words, recorded with the run")
+
+    rng_seed: int = setting(0, "random seed of splits, initial weights, order and augmentation", low=0)
+    device: str = setting("auto", "auto: cuda where there is one", choices=("auto", "cpu", "cuda"))
+    mixed_precision: bool | None = setting(
+        None, "autocast the forward pass to autocast_dtype; null: on CUDA only (few CPUs have units for it)"
+    )
+    autocast_dtype: str = setting("bfloat16", "number format of mixed precision", choices=("bfloat16", "float16"))
+    channels_last: bool = setting(True, "memory format NHWC, which convolutions on tensor cores want")
+
+    debug_mode: bool = setting(False, "check every step for values that are not finite, name the operation; slow")
+    profile_training: bool = setting(False, "write a torch.profiler trace of a few steps into the run folder")
+    dry_run: bool = setting(False, "validate, build, run two steps with one forced growth, leave nothing behind")
+    fresh: bool = setting(False, "start anew, whatever the run folder holds")

@@ -1,0 +1,50 @@
+"""What Tamiyo sees of one site when it is asked to decide."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from esper.contracts.lifecycle import SeedLifecycleState
+
+__all__ = ["HealthSignal"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HealthSignal:
+    """Measurements of one site at the end of an epoch. What was not measured is `None`, never "healthy".
+
+    Attributes:
+        site: name of the site, e.g. `layer2.0:beside`.
+        layer: entry of `model.target_layers` it belongs to.
+        kind: `after` a block (y = h + f(h)) or `beside` it (y = m(x) + g(x)); scores compare within one kind.
+        epoch: epochs finished when this was measured.
+        progress: fraction of training done, in [0, 1].
+        in_shape: (C, H, W) of the kernel's input.
+        out_shape: (C, H, W) of the kernel's output.
+        state: where the site's seed stands.
+        state_epoch: epochs finished when it entered that state.
+        num_kernels: kernels kept here so far.
+        has_room: whether another kernel may grow here (`model.max_kernels_per_seed`).
+        last_adaptation_epoch: epoch in which this layer was last adapted; `None` if never.
+        score: squared Frobenius norm of E[g xᵀ], the first-order gain of growing a 1×1 convolution here.
+        health: min(1, median score of the other sites of its kind / own score); low means capacity is missing.
+        activation_variance: variance of the site's input over the controller split.
+        gradient_norm: norm of the loss's gradient at the site's output, root mean square over examples.
+    """
+
+    site: str
+    layer: str
+    kind: str
+    epoch: int
+    progress: float
+    in_shape: tuple[int, int, int]
+    out_shape: tuple[int, int, int]
+    state: SeedLifecycleState
+    state_epoch: int
+    num_kernels: int
+    has_room: bool
+    last_adaptation_epoch: int | None
+    score: float | None
+    health: float | None
+    activation_variance: float | None
+    gradient_norm: float | None

@@ -1,0 +1,95 @@
+"""Batches from images that lie on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from esper.configs import DatasetConfig
+from esper.data.augment import augment
+from esper.data.splits import ImageSet
+
+__all__ = ["Preparation", "TrainLoader"]
+
+
+class Preparation:
+    """Turn stored images into what a network takes.
+
+    Args:
+        mean, std: of each channel, in units of [0, 1].
+        normalize: standardise with them; otherwise only scale to [0, 1].
+        channels_last: memory format of the result.
+        device: where the images are.
+    """
+
+    def __init__(
+        self,
+        *,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        normalize: bool,
+        channels_last: bool,
+        device: torch.device,
+    ) -> None:
+        scale = torch.tensor(std if normalize else [1.0] * len(std), device=device)
+        shift = torch.tensor(mean if normalize else [0.0] * len(mean), device=device)
+        # (x / 255 - mean) / std in one multiplication and one addition.
+        self._factor = (1.0 / (255.0 * scale))[:, None, None]
+        self._offset = (-shift / scale)[:, None, None]
+        self._format = torch.channels_last if channels_last else torch.contiguous_format
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """uint8 (B, C, H, W) to float32 (B, C, H, W)."""
+        prepared = torch.addcmul(self._offset, images.float(), self._factor)
+        return prepared.contiguous(memory_format=self._format)
+
+    def batches(self, split: ImageSet, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """All of a split in order, without augmentation; the last batch may be smaller."""
+        for start in range(0, len(split), batch_size):
+            yield self(split.images[start : start + batch_size]), split.labels[start : start + batch_size]
+
+
+class TrainLoader:
+    """Training batches by number: any batch of any epoch, without having drawn those before it.
+
+    Args:
+        split: the training images, on the device.
+        config: batch size, order, augmentation.
+        rng_seed: random seed of order and augmentation.
+        prepare: makes network input of images.
+    """
+
+    def __init__(self, split: ImageSet, config: DatasetConfig, *, rng_seed: int, prepare: Preparation) -> None:
+        self._split = split
+        self._config = config
+        self._rng_seed = rng_seed
+        self._prepare = prepare
+        self._order = torch.arange(len(split), device=split.labels.device)
+        self._order_epoch: int | None = None
+
+    @property
+    def num_batches(self) -> int:
+        """Batches in an epoch; images that do not fill one are left out, others in every epoch."""
+        return len(self._split) // self._config.batch_size
+
+    def batch(self, epoch: int, index: int) -> tuple[Tensor, Tensor]:
+        """Batch number `index` of an epoch: float32 (B, C, H, W) and int64 (B,)."""
+        config = self._config
+        if config.shuffle and epoch != self._order_epoch:
+            generator = torch.Generator().manual_seed(self._rng_seed * 1_000_003 + epoch)
+            self._order.copy_(torch.randperm(len(self._split), generator=generator))
+            self._order_epoch = epoch
+        chosen = self._order[index * config.batch_size : (index + 1) * config.batch_size]
+        images = self._split.images[chosen]
+        if config.use_augmentation:
+            images = augment(
+                images,
+                chosen,
+                epoch=epoch,
+                rng_seed=self._rng_seed,
+                crop_padding=config.crop_padding,
+                horizontal_flip=config.horizontal_flip,
+            )
+        return self._prepare(images), self._split.labels[chosen]

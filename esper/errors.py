@@ -1,0 +1,58 @@
+"""The errors Esper raises on purpose.
+
+EsperError                  anything a user can act on; `exit_code` is the process's
+├── ConfigError             bad input: key, value, what is allowed, remedy (also a ValueError); exit 2
+├── DataError               a dataset that is missing, unreadable or too small; exit 2
+├── RunError                a run folder that is locked, foreign or unreadable; exit 2
+├── CheckpointError         a checkpoint that is damaged or does not fit; exit 1
+├── SurgeryError            a growth operation that is not allowed or failed its checks; exit 1
+└── DivergenceError         the loss or a weight is no longer finite; exit 1
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "DivergenceError",
+    "EsperError",
+    "RunError",
+    "SurgeryError",
+]
+
+
+class EsperError(Exception):
+    """Base of all errors whose message is meant for the user: one line, what and what to do."""
+
+    exit_code = 1
+
+
+class ConfigError(EsperError, ValueError):
+    """A setting that cannot be used."""
+
+    exit_code = 2
+
+
+class DataError(EsperError):
+    """A dataset that cannot be used."""
+
+    exit_code = 2
+
+
+class RunError(EsperError):
+    """A run folder that cannot be used."""
+
+    exit_code = 2
+
+
+class CheckpointError(EsperError):
+    """A checkpoint that cannot be loaded or saved."""
+
+
+class SurgeryError(EsperError):
+    """A growth operation that was refused; the model is as it was before."""
+
+
+class DivergenceError(EsperError):
+    """Training produced a value that is not finite."""

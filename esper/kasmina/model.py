@@ -1,0 +1,190 @@
+"""The morphable model: a host network, and slots in which modules grow."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from esper import tezzeret
+from esper.contracts.recipe import Graft
+from esper.errors import SurgeryError
+from esper.kasmina.sites import Shape, Site, find_sites
+from esper.kasmina.slot import SeedSlot
+
+__all__ = ["MorphableModel", "unwrap", "wrap"]
+
+
+class MorphableModel(nn.Module):
+    """A host network whose blocks may be grown.
+
+    The host keeps its modules, parameter names and forward function. Slots live beside it and act through forward
+    hooks; an empty slot has none, so a dormant model runs exactly the host's operations.
+
+    Shape: input and output are the host's.
+    """
+
+    def __init__(self, host: nn.Module, sites: Sequence[Site], *, max_kernels_per_seed: int) -> None:
+        super().__init__()
+        self.host = host
+        # Module names hold no dots: `layer2.0:beside` is registered as `layer2/0:beside`.
+        self.slots = nn.ModuleDict(
+            {_key(site.name): SeedSlot(site, max_kernels=max_kernels_per_seed) for site in sites}
+        )
+        self._hooks: dict[str, RemovableHandle] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run the host; see the class."""
+        output = self.host(x)
+        assert isinstance(output, Tensor)
+        return output
+
+    def all_slots(self) -> list[SeedSlot]:
+        """The slots in forward order."""
+        return [slot for slot in self.slots.values() if isinstance(slot, SeedSlot)]
+
+    def slot(self, site: str) -> SeedSlot:
+        """The slot at a site.
+
+        Raises:
+            SurgeryError: there is no such site.
+        """
+        found = dict(self.slots.items()).get(_key(site))
+        if not isinstance(found, SeedSlot):
+            names = ", ".join(slot.site.name for slot in self.all_slots())
+            raise SurgeryError(f"no site {site!r}; this network has: {names or 'none'}")
+        return found
+
+    @property
+    def recipe(self) -> list[Graft]:
+        """All kernels that stand in the network, in order of birth; with the host, it rebuilds the network."""
+        return sorted((graft for slot in self.all_slots() for graft in slot.grafts), key=lambda graft: graft.graft_id)
+
+    def graft(self, graft: Graft) -> list[tuple[str, nn.Parameter]]:
+        """Build a kernel from its recipe entry and attach it; returns its named parameters.
+
+        The kernel gets the host's device, memory format and training mode.
+        """
+        slot = self.slot(graft.site)
+        kernel = tezzeret.forge(
+            graft.blueprint_id,
+            in_shape=slot.site.in_shape,
+            out_shape=slot.site.out_shape,
+            init_seed=graft.init_seed,
+            gain=graft.init_gain,
+        )
+        reference = next(self.host.parameters())
+        kernel.to(reference.device).to(memory_format=self.memory_format)
+        kernel.train(self.host.training)
+        slot.attach(graft, kernel)
+        self._hook(slot)
+        return self.graft_parameters(graft)
+
+    def ungraft(self, graft: Graft) -> list[tuple[str, nn.Parameter]]:
+        """Take a kernel out; returns the named parameters that left with it."""
+        removed = self.graft_parameters(graft)
+        slot = self.slot(graft.site)
+        slot.detach(graft)
+        if not slot.grafts:
+            self._hooks.pop(graft.site).remove()
+        return removed
+
+    def graft_parameters(self, graft: Graft) -> list[tuple[str, nn.Parameter]]:
+        """A kernel's parameters under their names in this model's state dict."""
+        prefix = f"slots.{_key(graft.site)}.k{graft.graft_id}."
+        return [(prefix + name, p) for name, p in self.slot(graft.site).kernel(graft).named_parameters()]
+
+    def replay(self, recipe: Iterable[Graft]) -> None:
+        """Rebuild a grown network on a bare host; weights are those at birth."""
+        for graft in recipe:
+            self.graft(graft)
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """channels_last where the host's convolutions are."""
+        for p in self.host.parameters():
+            if p.dim() == 4 and not p.is_contiguous():
+                return torch.channels_last
+        return torch.contiguous_format
+
+    def _hook(self, slot: SeedSlot) -> None:
+        if slot.site.name not in self._hooks:
+            block = self.host.get_submodule(slot.site.block)
+            # What grows beside a block is part of its output for what grows after it, whichever came first.
+            self._hooks[slot.site.name] = block.register_forward_hook(
+                _hook_for(slot), prepend=slot.site.kind == "beside"
+            )
+
+
+def _key(site: str) -> str:
+    return site.replace(".", "/")
+
+
+def _hook_for(slot: SeedSlot) -> Callable[[nn.Module, tuple[Any, ...], Any], Any]:
+    def add_kernels(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        return slot(args[0], output)
+
+    return add_kernels
+
+
+def wrap(
+    model: nn.Module,
+    target_layers: Sequence[str],
+    seeds_per_layer: int = 4,
+    *,
+    input_shape: Shape,
+    max_kernels_per_seed: int = 3,
+) -> MorphableModel:
+    """Make a network morphable; it is used as it is, not copied.
+
+    Args:
+        model: the host.
+        target_layers: names or patterns of the layers that may grow; see `find_sites`.
+        seeds_per_layer: most slots in one target layer.
+        input_shape: (C, H, W) of the host's input.
+        max_kernels_per_seed: most kernels in one slot.
+
+    Raises:
+        ConfigError: a target matches nothing or cannot grow.
+    """
+    sites = find_sites(model, target_layers=target_layers, seeds_per_layer=seeds_per_layer, input_shape=input_shape)
+    wrapped = MorphableModel(model, sites, max_kernels_per_seed=max_kernels_per_seed)
+    return wrapped.to(next(model.parameters()).device)
+
+
+class _GrownBlock(nn.Module):
+    """A block of an unwrapped network with the slots that grew at it."""
+
+    def __init__(self, block: nn.Module, slots: Sequence[SeedSlot]) -> None:
+        super().__init__()
+        self.block = block
+        self.slots = nn.ModuleList(slots)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.block(x)
+        for slot in self.slots:
+            y = slot(x, y)
+        assert isinstance(y, Tensor)
+        return y
+
+
+def unwrap(model: MorphableModel) -> nn.Module:
+    """Copy the network out as a plain module without hooks; what grew stands inside its blocks.
+
+    An ungrown network comes out as the host it was, with the host's parameter names.
+    """
+    host, slots = copy.deepcopy(model.host), copy.deepcopy(model.slots)
+    for site, handle in model._hooks.items():
+        host.get_submodule(model.slot(site).site.block)._forward_hooks.pop(handle.id)
+    by_block: dict[str, list[SeedSlot]] = {}
+    for slot in slots.values():  # beside comes before after, as in `find_sites`
+        assert isinstance(slot, SeedSlot)
+        if slot.grafts:
+            by_block.setdefault(slot.site.block, []).append(slot)
+    for block, grown in by_block.items():
+        host.set_submodule(block, _GrownBlock(host.get_submodule(block), grown))
+    return host

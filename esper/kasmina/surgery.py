@@ -1,0 +1,146 @@
+"""Growing and culling: changes of the architecture that either happen completely or not at all.
+
+Each operation returns what it added and removed, so that optimizer, average and captured step can follow. A failed one
+leaves the model as it was and raises.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from esper import tezzeret, urza
+from esper.contracts.lifecycle import SeedLifecycleState, gate
+from esper.contracts.recipe import Graft
+from esper.errors import SurgeryError
+from esper.kasmina.model import MorphableModel
+from esper.kasmina.slot import SeedSlot
+
+__all__ = ["Change", "abort", "begin_blending", "cull", "fossilize", "germinate", "hold", "set_alpha"]
+
+_S = SeedLifecycleState
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """What an operation did to the model's parameters, by state-dict name."""
+
+    graft: Graft
+    added: list[tuple[str, nn.Parameter]] = field(default_factory=list)
+    removed: list[tuple[str, nn.Parameter]] = field(default_factory=list)
+    checks_passed: tuple[str, ...] = ()
+
+
+def germinate(model: MorphableModel, graft: Graft, *, images: Tensor, epoch: int) -> Change:
+    """Attach a new kernel, checked on real images; the network's output does not change yet.
+
+    The seed goes DORMANT → GERMINATED → TRAINING (nothing is incubated: the kernel is not run before it blends).
+
+    Args:
+        model: the network.
+        graft: what to attach, where.
+        images: a normalised batch (N, C, H, W) of the host's input.
+        epoch: epochs finished.
+
+    Raises:
+        SurgeryError: the site is not free, the blueprint does not fit, or the kernel fails a check.
+    """
+    slot = model.slot(graft.site)
+    _require(
+        f"site {graft.site!r}, seed {slot.state}, {len(slot.grafts)} of {slot.max_kernels} kernels: cannot grow "
+        f"{graft.blueprint_id!r} there",
+        dormant=slot.state is _S.DORMANT,
+        room=slot.has_room,
+        fits=urza.get(graft.blueprint_id).fits(slot.site.kind, slot.site.in_shape, slot.site.out_shape),
+    )
+    before, kernel_input = _observe(model, slot, images)
+    added = model.graft(graft)
+    try:
+        found = tezzeret.inspect(slot.kernel(graft), kernel_input, slot.site.out_shape)
+        if not found.is_open:
+            raise SurgeryError(f"{graft.blueprint_id!r} at {graft.site!r} fails its check: {', '.join(found.failed)}")
+        slot.enter(_S.GERMINATED, epoch=epoch)
+        after, _ = _observe(model, slot, images)
+        _require(f"attaching {graft.blueprint_id!r} at {graft.site!r}", output_unchanged=torch.equal(before, after))
+        slot.enter(_S.TRAINING, epoch=epoch)
+    except BaseException:
+        abort(model, graft)
+        raise
+    return Change(graft=graft, added=added, checks_passed=(*found.passed, "output_unchanged"))
+
+
+def abort(model: MorphableModel, graft: Graft) -> None:
+    """Undo a germination that could not be completed: the model is as it was before."""
+    model.ungraft(graft)
+    model.slot(graft.site).state = _S.DORMANT
+
+
+def begin_blending(slot: SeedSlot, *, step: int, epoch: int) -> None:
+    """TRAINING → BLENDING: from the next step on the kernel is run and trained with the host, at alpha 0 first."""
+    slot.enter(_S.BLENDING, epoch=epoch)
+    slot.blend_start = step
+
+
+def set_alpha(slot: SeedSlot, *, step: int, blending_steps: int) -> float:
+    """Set alpha for the coming step: it rises linearly over `blending_steps` and is 1 at once if that is 0."""
+    assert slot.blend_start is not None
+    alpha = 1.0 if blending_steps == 0 else min(1.0, (step - slot.blend_start + 1) / blending_steps)
+    slot.alpha.fill_(alpha)
+    return alpha
+
+
+def hold(slot: SeedSlot, *, epoch: int) -> tuple[str, ...]:
+    """BLENDING → HOLDING, open when alpha is 1; returns the checks passed."""
+    passed = _require(f"site {slot.site.name!r} cannot hold", alpha_is_one=float(slot.alpha) == 1.0)
+    slot.enter(_S.HOLDING, epoch=epoch)
+    return passed
+
+
+def fossilize(slot: SeedSlot, *, kept_by_judge: bool, epoch: int) -> Graft:
+    """HOLDING → FOSSILIZED: the kernel is part of the host from now on."""
+    graft = slot.live_graft
+    _require(f"site {slot.site.name!r} cannot fossilize", kept_by_judge=kept_by_judge)
+    slot.enter(_S.FOSSILIZED, epoch=epoch)
+    return graft
+
+
+def cull(model: MorphableModel, site: str, *, epoch: int) -> Change:
+    """Remove the live kernel and nothing else; its seed goes through CULLED to EMBARGOED.
+
+    Raises:
+        SurgeryError: nothing is live at the site.
+    """
+    slot = model.slot(site)
+    graft = slot.live_graft
+    removed = model.ungraft(graft)
+    slot.enter(_S.CULLED, epoch=epoch)
+    slot.enter(_S.EMBARGOED, epoch=epoch)
+    return Change(graft=graft, removed=removed)
+
+
+def _require(what: str, **checks: bool) -> tuple[str, ...]:
+    result = gate(checks)
+    if not result.is_open:
+        raise SurgeryError(f"{what}: failed {', '.join(result.failed)}")
+    return result.passed
+
+
+def _observe(model: MorphableModel, slot: SeedSlot, images: Tensor) -> tuple[Tensor, Tensor]:
+    """The network's output and the kernel's input on some images, in eval mode; changes nothing."""
+    seen: list[Tensor] = []
+
+    def record(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        seen.append(output if slot.site.kind == "after" else args[0])
+
+    hook = model.host.get_submodule(slot.site.block).register_forward_hook(record)
+    was_training = model.training
+    try:
+        model.eval()
+        with torch.no_grad():
+            output = model(images)
+    finally:
+        model.train(was_training)
+        hook.remove()
+    return output, seen[0]

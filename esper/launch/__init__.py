@@ -1,0 +1,1 @@
+"""Starting runs: one run from start to end, and the checks before Hydra makes its folders."""

@@ -1,0 +1,136 @@
+"""One run from start to end: the path of the command and of `esper.fit`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import signal
+import tempfile
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from esper.configs import TolariaConfig
+from esper.configs.identity import outputs_folder
+from esper.report import page
+from esper.tolaria import TolariaService, TolariaTrainer
+from esper.tolaria.rundir import RunFolder
+from esper.tolaria.terminal import Terminal
+from esper.tracking import read, tracking_uri
+
+__all__ = ["Outcome", "run"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        exit_code: 0 finished, 130 Ctrl-C, 143 SIGTERM.
+        metric: validation accuracy at the end, in [0, 1]; None unless finished.
+        result: figures of the finished run; see `contracts.events.RunEnded`.
+        run_dir: where everything is.
+    """
+
+    exit_code: int
+    metric: float | None
+    result: dict[str, Any] | None
+    run_dir: Path
+
+
+def run(config: TolariaConfig, run_dir: Path) -> Outcome:
+    """Train, or show the result of a run that has finished before.
+
+    Raises:
+        EsperError: bad input, or the training failed.
+    """
+    if config.dry_run:
+        return asyncio.run(_rehearse(config))
+    run_dir = run_dir.absolute()
+    status = _take_over(run_dir, fresh=config.fresh)
+    with contextlib.ExitStack() as stack:
+        terminal = stack.enter_context(Terminal(level=config.logging.log_level))
+        terminal.files(_files(config, run_dir))
+        if status.get("status") == "finished":
+            terminal.replay(read(run_dir / "journal.jsonl"))
+            return _outcome(0, status["result"], run_dir)
+        log_dir = Path(config.logging.log_dir or run_dir)
+        log_dir.mkdir(parents=True, exist_ok=True)
+        file = stack.enter_context((log_dir / "train.log").open("a", encoding="utf-8"))
+        log = stack.enter_context(Terminal(level=config.logging.log_level, console=Console(file=file, width=120)))
+        return asyncio.run(_train(config, run_dir, [terminal, log]))
+
+
+def _take_over(run_dir: Path, *, fresh: bool) -> dict[str, Any]:
+    """How the run in a folder stands; with `fresh`, what is there is set aside first."""
+    folder = RunFolder(run_dir)
+    folder.acquire()
+    try:
+        if fresh:
+            folder.set_aside()
+        return folder.status()
+    finally:
+        folder.release()
+
+
+async def _train(config: TolariaConfig, run_dir: Path, terminals: list[Terminal]) -> Outcome:
+    service = TolariaService(config, run_dir=run_dir, listeners=[terminal.show for terminal in terminals])
+    if threading.current_thread() is threading.main_thread():  # signals reach no other
+        service.setup_signal_handlers()
+    try:
+        try:
+            await service.start()
+            for terminal in terminals:  # what a resumed run did before; the training's task has not begun yet
+                terminal.replay(read(run_dir / "journal.jsonl"))
+            await service.run_training()
+        finally:
+            if (run_dir / "journal.jsonl").exists():
+                page.write(run_dir)  # before the tracker closes: it takes the page along
+    finally:
+        await service.stop()
+    assert service.trainer is not None
+    if service.trainer.result is not None:
+        return _outcome(0, service.trainer.result, run_dir)
+    return _outcome(128 + (service.signal_number or signal.SIGTERM), None, run_dir)
+
+
+def _outcome(exit_code: int, result: dict[str, Any] | None, run_dir: Path) -> Outcome:
+    metric = result["val_accuracy"] if result else None
+    return Outcome(exit_code=exit_code, metric=metric, result=result, run_dir=run_dir)
+
+
+def _files(config: TolariaConfig, run_dir: Path) -> dict[str, str]:
+    """What lies where, for the end of the terminal's output."""
+    files = {
+        "run": str(run_dir),
+        "report": str(run_dir / "report.html"),
+        "checkpoints": config.checkpoint.checkpoint_dir or str(run_dir / "checkpoints"),
+    }
+    if config.tracking.name == "mlflow":
+        outputs = outputs_folder(run_dir, experiment_name=config.experiment_name)
+        files["mlflow"] = f"mlflow ui --backend-store-uri {tracking_uri(config.tracking, outputs_dir=outputs)}"
+    return files
+
+
+async def _rehearse(config: TolariaConfig) -> Outcome:
+    """Build everything, do a step, grow by force, do another step; leave nothing behind."""
+    with tempfile.TemporaryDirectory(prefix="esper-dry-run-") as folder:
+        rehearsal = dataclasses.replace(
+            config,
+            logging=dataclasses.replace(config.logging, log_dir=None),
+            checkpoint=dataclasses.replace(config.checkpoint, checkpoint_dir=None, auto_resume=False),
+            tracking=dataclasses.replace(config.tracking, name="none"),
+        )
+        trainer = TolariaTrainer(rehearsal, run_dir=Path(folder))
+        try:
+            await trainer.initialize()
+            lines = await trainer.rehearse()
+        finally:
+            await trainer.shutdown()
+    for line in lines:
+        print(line)  # noqa: T201
+    return Outcome(exit_code=0, metric=None, result=None, run_dir=Path(folder))

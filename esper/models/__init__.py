@@ -1,0 +1,8 @@
+"""Host networks, and gradient checkpointing for them."""
+
+from __future__ import annotations
+
+from esper.models.host import build_host
+from esper.models.recompute import checkpoint_blocks
+
+__all__ = ["build_host", "checkpoint_blocks"]

@@ -1,0 +1,48 @@
+"""Gradient checkpointing: keep a block's input, run the block again in the backward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+__all__ = ["checkpoint_blocks"]
+
+
+def checkpoint_blocks(blocks: Iterable[nn.Module]) -> None:
+    """Make blocks recompute their activations; parameters, names, hooks and results stay as they were.
+
+    Batch-norm statistics are updated by the first run only, so training is bit-identical to that without.
+    """
+    for block in blocks:
+        block.forward = partial(_recomputed, block, block.forward)
+
+
+def _recomputed(block: nn.Module, forward: Any, x: Tensor) -> Tensor:
+    if not torch.is_grad_enabled():
+        output = forward(x)
+    else:
+        output = checkpoint(forward, x, use_reentrant=False, context_fn=lambda: _contexts(block))
+    assert isinstance(output, Tensor)
+    return output
+
+
+def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    return nullcontext(), _frozen_statistics(block)
+
+
+@contextmanager
+def _frozen_statistics(block: nn.Module) -> Iterator[None]:
+    norms = [m for m in block.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    saved = [(buffer, buffer.clone()) for norm in norms for buffer in norm.buffers()]
+    try:
+        yield
+    finally:
+        for buffer, value in saved:
+            buffer.copy_(value)

@@ -1,0 +1,181 @@
+"""The plots of a report, as SVG that takes its text colour from the page around it."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
+
+from esper.report.record import RunRecord
+from esper.tracking.history import Fate
+
+__all__ = ["accuracy_curve", "forest", "health_map", "learning_rate_curve", "loss_curve"]
+
+_INK = "#010203"
+"""Stands for the page's text colour; becomes `currentColor`."""
+_TRAIN, _VAL, _KEPT, _CULLED, _BORN = "#8a94a6", "#3b82f6", "#16a34a", "#ea7317", "#a78bfa"
+_MAX_LABELLED = 10
+"""Modules above which labels would overlap; the table has them."""
+_STYLE: Any = {
+    "font.size": 9.5,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "esper",
+    "text.color": _INK,
+    "axes.edgecolor": _INK,
+    "axes.labelcolor": _INK,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "grid.color": _INK,
+    "grid.alpha": 0.13,
+    "grid.linewidth": 0.6,
+}
+
+
+def loss_curve(record: RunRecord) -> str:
+    """Training and validation loss against steps, on a logarithmic axis."""
+
+    def draw(axes: Axes) -> None:
+        _lines(axes, record, "loss")
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        _growth_marks(axes, record.history.fates)
+
+    return _svg(draw, height=3.1)
+
+
+def accuracy_curve(record: RunRecord) -> str:
+    """Training and validation accuracy against steps."""
+
+    def draw(axes: Axes) -> None:
+        _lines(axes, record, "accuracy")
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        _growth_marks(axes, record.history.fates)
+
+    return _svg(draw, height=3.1)
+
+
+def learning_rate_curve(record: RunRecord) -> str:
+    """The host's learning rate against steps."""
+
+    def draw(axes: Axes) -> None:
+        axes.plot(*_finest(record, "learning_rate", "learning_rate"), color=_VAL, linewidth=1.4)
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("step")
+        axes.grid(True)
+        _growth_marks(axes, record.history.fates)
+
+    return _svg(draw, height=1.9)
+
+
+def health_map(record: RunRecord) -> str:
+    """Health of every site at every consultation of Tamiyo; what stands out (low) is dark."""
+    consultations = record.of_kind("signals")
+    sites = [signal["site"] for signal in consultations[0]["signals"]]
+    healths = [
+        [{s["site"]: s["health"] for s in seen["signals"]}.get(site) for seen in consultations] for site in sites
+    ]
+    colours = LinearSegmentedColormap.from_list("health", ["#b3261e", "#f6a560", "#dfe4ec"])
+
+    def draw(axes: Axes) -> None:
+        values = [[float("nan") if health is None else health for health in row] for row in healths]
+        mesh = axes.pcolormesh(values, cmap=colours, vmin=0, vmax=1, edgecolors="none")
+        epochs = [seen["epoch"] for seen in consultations]
+        shown = range(0, len(epochs), max(1, len(epochs) // 12))
+        axes.set_xticks([index + 0.5 for index in shown], [str(epochs[index]) for index in shown])
+        axes.set_yticks([index + 0.5 for index in range(len(sites))], sites)
+        axes.tick_params(length=0)
+        axes.invert_yaxis()
+        axes.set_xlabel("after epoch")
+        axes.figure.colorbar(mesh, ax=axes, label="health", pad=0.02)
+
+    return _svg(draw, height=1.0 + 0.24 * len(sites))
+
+
+def forest(fates: list[Fate]) -> str:
+    """Gain of every judged module, down to its lower bound, beside what the bound had to exceed.
+
+    The interval is one-sided: nothing is claimed about how much larger the gain might be.
+    """
+    judged = [(fate, fate.judgement) for fate in fates if fate.judgement is not None]
+    numbers = [str(fate.graft_id) for fate, _ in judged]
+    is_labelled = len(judged) <= _MAX_LABELLED
+
+    def draw(axes: Axes) -> None:
+        for row, (fate, verdict) in enumerate(judged):
+            colour = _KEPT if fate.is_kept else _CULLED
+            axes.plot([verdict["lower_bound"], verdict["gain"]], [row, row], color=colour, linewidth=2.2)
+            axes.plot([verdict["lower_bound"]] * 2, [row - 0.12, row + 0.12], color=colour, linewidth=2.2)
+            axes.plot(verdict["gain"], row, "o", color=colour, markersize=6)
+            axes.plot([verdict["threshold"]] * 2, [row - 0.24, row + 0.24], color=_INK, linewidth=1.2)
+            if is_labelled:
+                label = f"{fate.graft_id}  {fate.blueprint_id} at {fate.site}"
+                axes.text(0.0, row - 0.33, label, transform=axes.get_yaxis_transform(), fontsize=9)
+        axes.axvline(0, color=_INK, linewidth=0.6, alpha=0.5)
+        axes.set_ylim(len(judged) - 0.4, -0.85)
+        axes.set_yticks(range(len(judged)), [""] * len(judged) if is_labelled else numbers, fontsize=7)
+        axes.tick_params(axis="y", length=0)
+        axes.spines["left"].set_visible(False)
+        axes.margins(x=0.08)
+        axes.set_xlabel("gain: loss without the module − loss with it (nats)")
+        axes.grid(True, axis="x")
+
+    return _svg(draw, height=0.75 + (0.55 if is_labelled else 0.16) * len(judged))
+
+
+def _finest(record: RunRecord, of_steps: str, of_epochs: str) -> tuple[list[int], list[float]]:
+    """A series by `log_interval` or by epoch, whichever has more points."""
+    by_step, by_epoch = record.series("step", of_steps), record.series("epoch", of_epochs)
+    return by_step if len(by_step[0]) >= len(by_epoch[0]) else by_epoch
+
+
+def _lines(axes: Axes, record: RunRecord, name: str) -> None:
+    axes.plot(*_finest(record, name, f"train_{name}"), color=_TRAIN, linewidth=1.1, label="training")
+    axes.plot(*record.series("validation", f"val_{name}"), color=_VAL, linewidth=1.6, label="validation")
+    axes.set_xlabel("step")
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.grid(True)
+    axes.legend(frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1, 1.05), borderaxespad=0, handlelength=1.4)
+
+
+def _growth_marks(axes: Axes, fates: list[Fate]) -> None:
+    width = 1.1 if len(fates) <= _MAX_LABELLED else 0.6
+    labels: dict[int, list[str]] = {}
+    for fate in fates:
+        axes.axvline(fate.step, color=_BORN, linewidth=width, linestyle=(0, (1.5, 1.5)))
+        labels.setdefault(fate.step, []).append(str(fate.graft_id))
+        if not fate.is_live:
+            colour, dashes = (_KEPT, "-") if fate.is_kept else (_CULLED, (0, (5, 2)))
+            axes.axvline(fate.state_step, color=colour, linewidth=width, linestyle=dashes)
+            labels.setdefault(fate.state_step, []).append(f"{fate.graft_id}{'✓' if fate.is_kept else '✗'}")
+    if len(fates) > _MAX_LABELLED:
+        return
+    for step, names in labels.items():
+        where: Any = axes.get_xaxis_transform()
+        axes.text(step, 1.01, " ".join(names), transform=where, ha="center", va="bottom", fontsize=8)
+
+
+def _svg(draw: Callable[[Axes], None], *, height: float) -> str:
+    # A Figure of its own instead of pyplot: nothing global, safe in any thread.
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(5.2, height), layout="constrained")
+        figure.patch.set_alpha(0)
+        axes = figure.add_subplot()
+        axes.patch.set_alpha(0)
+        draw(axes)
+        out = io.StringIO()
+        figure.savefig(out, format="svg", metadata={"Date": None})
+    svg = out.getvalue()
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    return svg.replace(_INK, "currentColor")

@@ -1,0 +1,151 @@
+"""The architecture as a drawing: the host's blocks from input to output, and what has grown at them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from esper.report.record import RunRecord
+from esper.tracking.history import Fate
+
+__all__ = ["Block", "Drawing", "Shape", "blocks", "draw"]
+
+_TRUNK_X, _BLOCK_WIDTH, _BLOCK_HEIGHT = 92, 152, 40
+_BRANCH_X, _BRANCH_WIDTH, _LINE_HEIGHT = 206, 178, 18
+_GAP = 26
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Block:
+    """A block of the host, and what grew `beside` and `after` it; None where there is no site."""
+
+    name: str
+    shape: str
+    beside: list[Fate] | None
+    after: list[Fate] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """One thing to draw: `box` (x, y, width, height, lines of text), `path` (d), or `seed` and `sum` (x, y)."""
+
+    kind: str
+    style: str = ""
+    x: float = 0
+    y: float = 0
+    width: float = 0
+    height: float = 0
+    lines: tuple[str, ...] = ()
+    d: str = ""
+
+
+@dataclass(kw_only=True)
+class Drawing:
+    """Shapes on a canvas 400 wide."""
+
+    shapes: list[Shape] = field(default_factory=list)
+    height: float = 0
+
+
+def blocks(record: RunRecord) -> list[Block]:
+    """The blocks that may grow, in forward order, as the health signals list them."""
+    consultations = record.of_kind("signals")
+    signals = consultations[0]["signals"] if consultations else []
+    shapes = {signal["site"]: "×".join(map(str, signal["out_shape"])) for signal in signals}
+    grown: dict[str, list[Fate]] = {site: [] for site in shapes}
+    for fate in record.history.fates:
+        grown.setdefault(fate.site, []).append(fate)
+    names = dict.fromkeys(site.rpartition(":")[0] for site in grown)
+    return [
+        Block(
+            name=name,
+            shape=shapes.get(f"{name}:after") or shapes.get(f"{name}:beside") or "",
+            beside=grown.get(f"{name}:beside"),
+            after=grown.get(f"{name}:after"),
+        )
+        for name in names
+    ]
+
+
+def draw(host: list[Block], *, grown: bool) -> Drawing:
+    """Draw the host with its dormant seeds, or (`grown`) with what became of them.
+
+    Both drawings of one host are equally high, so that they can stand side by side.
+    """
+    drawing = Drawing()
+    trunk = len(drawing.shapes)
+    _end(drawing, "input")
+    for block in host:
+        _block(drawing, block, grown=grown)
+    drawing.height += _GAP
+    _end(drawing, "classifier")
+    path = f"M{_TRUNK_X} 20V{drawing.height - 20}"
+    drawing.shapes.insert(trunk, Shape(kind="path", style="trunk", d=path))
+    return drawing
+
+
+def _end(drawing: Drawing, text: str) -> None:
+    x = _TRUNK_X - _BLOCK_WIDTH / 2
+    drawing.shapes.append(
+        Shape(kind="box", style="end", x=x, y=drawing.height + 2, width=_BLOCK_WIDTH, height=26, lines=(text,))
+    )
+    drawing.height += 30
+
+
+def _block(drawing: Drawing, block: Block, *, grown: bool) -> None:
+    beside, after = block.beside or [], block.after or []
+    top = drawing.height + _GAP
+    height = max(_BLOCK_HEIGHT, _branch_height(beside))
+    y = top + (height - _BLOCK_HEIGHT) / 2
+    lines = (block.name, block.shape) if block.shape else (block.name,)
+    x = _TRUNK_X - _BLOCK_WIDTH / 2
+    bottom = top + height
+    if block.beside is not None:
+        if grown and beside:
+            _branch(drawing, beside, fork=top - 10, join=bottom + 12, middle=top + height / 2)
+        else:
+            _seed(drawing, y + _BLOCK_HEIGHT / 2)
+    drawing.shapes.append(
+        Shape(kind="box", style="host", x=x, y=y, width=_BLOCK_WIDTH, height=_BLOCK_HEIGHT, lines=lines)
+    )
+    drawing.height = bottom + (12 if beside else 0)
+    if block.after is None:
+        return
+    if not after:
+        drawing.height += 16
+        _seed(drawing, drawing.height)
+        return
+    start = drawing.height + 14
+    end = start + _branch_height(after) + 12
+    if grown:
+        _branch(drawing, after, fork=start, join=end, middle=(start + end) / 2)
+    else:
+        _seed(drawing, (start + end) / 2)
+    drawing.height = end
+
+
+def _seed(drawing: Drawing, y: float) -> None:
+    x = _BRANCH_X - 14
+    drawing.shapes.append(Shape(kind="path", style="dormant", d=f"M{_TRUNK_X} {y}H{x - 5}"))
+    drawing.shapes.append(Shape(kind="seed", x=x, y=y))
+
+
+def _branch_height(fates: list[Fate]) -> float:
+    return _LINE_HEIGHT * (len(fates) + 1) if fates else 0
+
+
+def _branch(drawing: Drawing, fates: list[Fate], *, fork: float, join: float, middle: float) -> None:
+    """A way around the trunk, with the modules of one site in it."""
+    stands = any(fate.is_kept or fate.is_live for fate in fates)
+    style = "kept" if any(fate.is_kept for fate in fates) else "live" if stands else "culled"
+    height = _branch_height(fates)
+    x = _BRANCH_X + _BRANCH_WIDTH / 2
+    d = f"M{_TRUNK_X} {fork}H{x}V{join}H{_TRUNK_X + 8}"
+    drawing.shapes.append(Shape(kind="path", style=style, d=d))
+    marks = {"kept": "✓", "culled": "✗"}
+    lines = tuple(f"{fate.graft_id}  {fate.blueprint_id}  {marks.get(fate.verdict, '…')}" for fate in fates)
+    top = middle - height / 2 + 3
+    drawing.shapes.append(
+        Shape(kind="box", style=style, x=_BRANCH_X, y=top, width=_BRANCH_WIDTH, height=height - 6, lines=lines)
+    )
+    if stands:
+        drawing.shapes.append(Shape(kind="sum", style=style, x=_TRUNK_X, y=join))

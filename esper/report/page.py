@@ -1,0 +1,139 @@
+"""`report.html`: one run on one page that needs nothing beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup
+
+from esper.report import curves, drawing
+from esper.report.record import RunRecord, read_run
+from esper.tracking import figures, write_atomically
+
+__all__ = ["write"]
+
+_MAX_NAMED = 3
+"""Sites or modules that a sentence names."""
+
+
+def write(run_dir: Path) -> Path:
+    """Write `report.html` into a run folder, also while the run goes on; returns its path.
+
+    Raises:
+        RunError: there is no journal in the folder, or it cannot be read.
+    """
+    record = read_run(run_dir)
+    environment = Environment(
+        loader=PackageLoader("esper.report", "."),
+        autoescape=select_autoescape(default=True),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {name: getattr(figures, name) for name in figures.__all__}
+    page = environment.get_template("page.html.j2").render(_content(record), figures=figures)
+    target = run_dir / "report.html"
+    write_atomically(target, page)
+    return target
+
+
+def _content(record: RunRecord) -> dict[str, Any]:
+    history, consultations = record.history, record.of_kind("signals")
+    size = _size(record)
+    return {
+        "run": record,
+        "started": history.started,
+        "fates": history.fates,
+        "headline": _headline(record),
+        "size": size,
+        "plots": _plots(record),
+        "health": Markup(curves.health_map(record)) if consultations else None,
+        "forest": Markup(curves.forest(history.fates)) if any(fate.judgement for fate in history.fates) else None,
+        "drawings": _drawings(record, size),
+        "requests": _requests(record),
+        "num_consultations": len(consultations),
+        "notices": record.of_kind("notice"),
+        "costs": _costs(record),
+        "surgery_s": sum(event["duration_s"] for event in record.of_kind("surgery")),
+    }
+
+
+def _headline(record: RunRecord) -> str:
+    """The outcome in one sentence."""
+    if record.history.started is None:
+        return "This run has not begun to train."
+    grown = record.history.summary.capitalize()
+    kept = [f"{fate.blueprint_id} at {fate.site}" for fate in record.history.fates if fate.is_kept]
+    if 0 < len(kept) <= _MAX_NAMED:
+        grown += f" ({', '.join(kept)})"
+    result = record.result
+    if result is None:
+        state = {"running": "is still running", "failed": "failed"}.get(record.status, f"was {record.status}")
+        reason = f": {record.reason}" if record.reason else ""
+        return f"{grown}. The run {state}{reason}."
+    size = figures.change(result["num_parameters_before"], result["num_parameters"])
+    changed = f"{size} parameters" if result["num_kept"] else "the host's own size"
+    sentence = f"{grown}: {figures.percent(result['test_accuracy'])} test accuracy with {changed}."
+    return sentence.replace(" %", "\u00a0%")
+
+
+def _requests(record: RunRecord) -> list[dict[str, Any]]:
+    """What Tamiyo asked for: the decision, the sites it saw that stood out most, and the fate of what grew."""
+    requests = []
+    for decision in record.of_kind("decision"):
+        if not decision["decision"]["should_adapt"]:
+            continue
+        seen = [event["signals"] for event in record.of_kind("signals") if event["step"] == decision["step"]]
+        measured = [signal for signal in (seen[-1] if seen else []) if signal["health"] is not None]
+        born = [fate for fate in record.history.fates if fate.step == decision["step"]]
+        site = decision["decision"]["site"]
+        fates = [fate for fate in born if decision["applied"] and site in (None, fate.site)]
+        seen_first = sorted(measured, key=lambda signal: signal["health"])[:_MAX_NAMED]
+        requests.append({"event": decision, "seen": seen_first, "fate": fates[0] if fates else None})
+    return requests
+
+
+def _costs(record: RunRecord) -> list[tuple[str, int]]:
+    """Where the multiply-accumulates went: name and MACs, as far as the run has got."""
+    result, started = record.result, record.history.started
+    scoring = sum(event["cost_macs"] for event in record.of_kind("signals"))
+    judging = sum(event["cost_macs"] for event in record.of_kind("judgement"))
+    costs = [("scoring sites", scoring), ("judging modules", judging)]
+    if result is None or started is None:
+        return costs
+    batch_size = started["config"]["dataset"]["batch_size"]
+    culled = [fate for fate in record.history.fates if fate.state == "culled"]
+    lost = sum(3 * batch_size * (fate.state_step - fate.step) * fate.added_macs for fate in culled)
+    rest = result["growth_macs"] - scoring - judging
+    training = [("training", result["train_macs"] - lost), ("training modules that were culled", lost)]
+    return [*training, *costs, ("estimating norm statistics after culling", rest)]
+
+
+def _size(record: RunRecord) -> dict[str, int]:
+    """Parameters and MACs of the host, and of the network as it stands."""
+    started, surgery = record.history.started or {}, [s for s in record.of_kind("surgery") if s["committed"]]
+    before = {name: started.get(name, 0) for name in ("num_parameters", "num_macs")}
+    after = {name: surgery[-1][f"{name}_after"] if surgery else before[name] for name in before}
+    return {f"{name}_before": value for name, value in before.items()} | after
+
+
+def _drawings(record: RunRecord, size: dict[str, int]) -> list[tuple[str, drawing.Drawing, int, int]]:
+    """Title, drawing, parameters and MACs of the network before and after; none without sites."""
+    host = drawing.blocks(record)
+    if not host:
+        return []
+    before, after = drawing.draw(host, grown=False), drawing.draw(host, grown=True)
+    return [
+        ("Before", before, size["num_parameters_before"], size["num_macs_before"]),
+        ("After", after, size["num_parameters"], size["num_macs"]),
+    ]
+
+
+def _plots(record: RunRecord) -> list[tuple[str, Markup]]:
+    if not record.of_kind("step") and not record.of_kind("epoch"):
+        return []
+    drawn = [("Loss", curves.loss_curve(record)), ("Accuracy", curves.accuracy_curve(record))]
+    drawn.append(("Learning rate", curves.learning_rate_curve(record)))
+    return [(title, Markup(svg)) for title, svg in drawn]

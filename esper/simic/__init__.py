@@ -1,0 +1,1 @@
+"""Simic: learning a Tamiyo policy from recorded runs."""

@@ -1,0 +1,95 @@
+"""Fit a policy to recorded runs: ridge regression of a module's judged gain on the signals it was grown by."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from esper.contracts.health import HealthSignal
+from esper.contracts.lifecycle import SeedLifecycleState
+from esper.errors import RunError
+from esper.tamiyo.policies import FEATURES, SCHEMA, features
+from esper.tracking import read
+from esper.urza import get
+
+__all__ = ["MIN_OUTCOMES", "fit", "main", "outcomes"]
+
+MIN_OUTCOMES = 8
+"""Fewest judged modules to learn from."""
+
+
+def main(paths: Sequence[Path], out: Path) -> int:
+    """Fit a policy to the runs in some folders and write it; returns the exit code.
+
+    Raises:
+        RunError: a folder holds no run, a journal cannot be used, or there are too few judged modules.
+    """
+    journals = [journal for path in paths for journal in sorted(path.rglob("journal.jsonl"))]
+    if not journals:
+        raise RunError(f"no journal.jsonl in {', '.join(map(str, paths))}; name folders of runs")
+    rows = [row for journal in journals for row in outcomes(journal)]
+    if len(rows) < MIN_OUTCOMES:
+        raise RunError(
+            f"{len(rows)} judged modules in {len(journals)} runs; at least {MIN_OUTCOMES} are needed: run more "
+            "trainings that grow, e.g. esper-train -m experiment=quickstart rng_seed=range(0,10) "
+            "morphogenetic.policy=random"
+        )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    save_file(fit(rows), out, metadata={"esper": json.dumps({"schema": SCHEMA, "features": FEATURES, "n": len(rows)})})
+    sys.stdout.write(f"learned from {len(rows)} judged modules of {len(journals)} runs: {out}\n")
+    return 0
+
+
+def outcomes(journal: Path) -> list[tuple[list[float], float]]:
+    """The judged modules of a run: their features when they were germinated, and their judged relative gain."""
+    signals: list[HealthSignal] = []
+    grown: dict[int, list[float]] = {}
+    found = []
+    for event in read(journal):
+        if event["kind"] == "signals":
+            signals = _signals(event["signals"], journal)
+        elif event["kind"] == "surgery" and event["action"] == "germinate" and event["committed"]:
+            measured = [s for s in signals if s.site == event["site"] and s.score is not None]
+            if measured:
+                grown[event["graft_id"]] = features(measured[0], signals, get(event["blueprint_id"]))
+        elif event["kind"] == "judgement" and event["graft_id"] in grown and event["gain"] is not None:
+            if event["loss_off"] == 0.0:  # nothing was left to gain
+                continue
+            found.append((grown[event["graft_id"]], event["gain"] / event["loss_off"]))
+    return found
+
+
+def fit(rows: Sequence[tuple[list[float], float]], *, ridge: float = 1.0) -> dict[str, Tensor]:
+    """Ridge regression on standardised features; the tensors of a policy file, float64."""
+    inputs = torch.tensor([row for row, _ in rows], dtype=torch.float64)
+    gains = torch.tensor([gain for _, gain in rows], dtype=torch.float64)
+    mean, deviation = inputs.mean(0), inputs.std(0, unbiased=False)
+    deviation = torch.where(deviation > 0, deviation, torch.ones_like(deviation))
+    standard = (inputs - mean) / deviation
+    penalty = ridge * torch.eye(len(FEATURES), dtype=torch.float64)
+    weights = torch.linalg.solve(standard.T @ standard + penalty, standard.T @ (gains - gains.mean()))
+    return {"weights": weights, "bias": gains.mean(), "mean": mean, "deviation": deviation}
+
+
+def _signals(entries: Sequence[dict[str, Any]], journal: Path) -> list[HealthSignal]:
+    try:
+        return [
+            HealthSignal(
+                **{
+                    **entry,
+                    "in_shape": tuple(entry["in_shape"]),
+                    "out_shape": tuple(entry["out_shape"]),
+                    "state": SeedLifecycleState(entry["state"]),
+                }
+            )
+            for entry in entries
+        ]
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunError(f"{journal}: signals of another version of Esper ({error}); leave that run out") from None

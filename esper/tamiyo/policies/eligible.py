@@ -1,0 +1,71 @@
+"""Where something may grow at all, whatever a policy would like."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from esper.configs import MorphogeneticConfig
+from esper.contracts.decisions import AdaptationDecision
+from esper.contracts.health import HealthSignal
+from esper.contracts.lifecycle import LIVE, SeedLifecycleState
+from esper.urza import Blueprint, fitting
+
+__all__ = ["Candidate", "eligible", "germinate", "nothing", "num_born"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A site that is free, and what may grow there, the preferred first."""
+
+    signal: HealthSignal
+    blueprints: tuple[Blueprint, ...]
+
+
+def eligible(signals: Sequence[HealthSignal], config: MorphogeneticConfig) -> list[Candidate]:
+    """The sites where a module may be germinated now, in forward order.
+
+    A site needs a dormant seed with room, a layer that was not adapted in the last `adaptation_cooldown` epochs, time
+    left before `growth_until`, and a blueprint that fits and is allowed.
+    """
+    candidates = []
+    for signal in signals:
+        cooling = signal.last_adaptation_epoch is not None and (
+            signal.epoch - signal.last_adaptation_epoch < config.adaptation_cooldown
+        )
+        free = signal.state is SeedLifecycleState.DORMANT and signal.has_room
+        if not free or cooling or signal.progress >= config.growth_until:
+            continue
+        blueprints = fitting(
+            signal.kind,
+            signal.in_shape,
+            signal.out_shape,
+            categories=config.blueprint_categories,
+            max_complexity=config.max_blueprint_complexity,
+            only=config.blueprint,
+        )
+        if blueprints:
+            candidates.append(Candidate(signal=signal, blueprints=tuple(blueprints)))
+    return candidates
+
+
+def num_born(signals: Sequence[HealthSignal]) -> int:
+    """Modules germinated at the end of this epoch so far."""
+    return sum(signal.state in LIVE and signal.state_epoch == signal.epoch for signal in signals)
+
+
+def germinate(signal: HealthSignal, blueprint: Blueprint, *, confidence: float, reasoning: str) -> AdaptationDecision:
+    """The decision to grow a blueprint at a site."""
+    return AdaptationDecision(
+        should_adapt=True,
+        target_layer=signal.layer,
+        site=signal.site,
+        blueprint_id=blueprint.blueprint_id,
+        confidence=confidence,
+        reasoning=reasoning,
+    )
+
+
+def nothing(reasoning: str) -> AdaptationDecision:
+    """The decision to leave everything as it is."""
+    return AdaptationDecision(should_adapt=False, reasoning=reasoning)

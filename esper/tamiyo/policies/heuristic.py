@@ -1,0 +1,44 @@
+"""Grow where a site stands out from the others of its kind."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from esper.configs import MorphogeneticConfig
+from esper.contracts.decisions import AdaptationDecision
+from esper.contracts.health import HealthSignal
+from esper.tamiyo.policies.eligible import eligible, germinate, nothing
+
+__all__ = ["Heuristic"]
+
+
+@dataclass(frozen=True)
+class Heuristic:
+    """Germinate at the free site with the lowest health, if it is at or below `health_threshold`.
+
+    Health compares a site's score with the median of the others of its kind, so scores of different kinds are never
+    compared. Confidence is 1 - health.
+    """
+
+    config: MorphogeneticConfig
+
+    def decide(self, signals: Sequence[HealthSignal]) -> AdaptationDecision:
+        """Choose the site that stands out most; a site that was not measured is no candidate."""
+        measured = [
+            (candidate.signal.health, candidate)
+            for candidate in eligible(signals, self.config)
+            if candidate.signal.health is not None
+        ]
+        if not measured:
+            return nothing("no site is free and measured")
+        health, chosen = min(measured, key=lambda pair: pair[0])
+        threshold, site = self.config.health_threshold, chosen.signal.site
+        if health > threshold:
+            return nothing(f"no site stands out: the least healthy, {site}, has {health:.2f}, above {threshold:g}")
+        return germinate(
+            chosen.signal,
+            chosen.blueprints[0],
+            confidence=1.0 - health,
+            reasoning=f"{site} stands out: health {health:.2f} is at or below {threshold:g}",
+        )

@@ -1,0 +1,106 @@
+"""The kernel forge: build a blueprint for a site, check it on real data, count what it costs."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from esper import urza
+from esper.contracts.lifecycle import GateResult, gate
+from esper.urza import Kernel, Shape
+
+__all__ = ["Cost", "count", "forge", "inspect"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """Size of a network: parameters, and multiply-accumulates of a forward pass of one example."""
+
+    num_parameters: int
+    num_macs: int
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(num_parameters=self.num_parameters + other.num_parameters, num_macs=self.num_macs + other.num_macs)
+
+    def __sub__(self, other: Cost) -> Cost:
+        return Cost(num_parameters=self.num_parameters - other.num_parameters, num_macs=self.num_macs - other.num_macs)
+
+
+def forge(blueprint_id: str, *, in_shape: Shape, out_shape: Shape, init_seed: int, gain: float) -> Kernel:
+    """Build a kernel whose initial weights follow from `init_seed` alone; the global generator is left as it was.
+
+    Args:
+        blueprint_id: what to build.
+        in_shape, out_shape: (C, H, W) of its input and output.
+        init_seed: random seed of its weights.
+        gain: value of its output scale.
+
+    Raises:
+        ConfigError: there is no such blueprint.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(init_seed)  # torch.manual_seed would reseed CUDA's generators too
+        kernel = urza.get(blueprint_id).build(in_shape, out_shape)
+    nn.init.constant_(kernel.output_scale, gain)
+    return kernel
+
+
+def inspect(kernel: Kernel, x: Tensor, out_shape: Shape) -> GateResult:
+    """Check a kernel on a real batch; kernel, statistics and random numbers stay as they were.
+
+    Checks: output shape, dtype, finite values, and a gradient in every parameter within two steps (at output scale 0
+    nothing but the scale has one at first).
+
+    Args:
+        kernel: what to check.
+        x: its input (N, C, H, W).
+        out_shape: (C, H, W) that its output must have.
+    """
+    trial = copy.deepcopy(kernel).train()
+    with torch.enable_grad():
+        output = trial(x)
+        checks: dict[str, bool | None] = {
+            "shape": tuple(output.shape[1:]) == tuple(out_shape),
+            "dtype": output.dtype == x.dtype,
+            "finite": bool(output.isfinite().all()),
+            "gradient_in_every_parameter": None,
+        }
+        if all(checks[name] for name in ("shape", "dtype", "finite")):
+            # A random direction: a constant one is invisible behind a norm, which subtracts the mean.
+            direction = torch.randn(output.shape, generator=torch.Generator().manual_seed(0)).to(output)
+            reached = [_reached(trial, x, direction), _reached(trial, x, direction)]
+            checks["gradient_in_every_parameter"] = all(map(any, zip(*reached, strict=True)))
+    return gate(checks)
+
+
+def _reached(trial: Kernel, x: Tensor, direction: Tensor) -> list[bool]:
+    """Whether each parameter got a gradient, in order; then takes a step along it."""
+    parameters = list(trial.parameters())
+    gradients = torch.autograd.grad((trial(x) * direction).mean(), parameters, allow_unused=True)
+    with torch.no_grad():
+        for p, g in zip(parameters, gradients, strict=True):
+            if g is not None:
+                p.sub_(g.sign(), alpha=0.01)
+    return [g is not None and bool(g.isfinite().all()) and bool(g.any()) for g in gradients]
+
+
+def count(module: nn.Module, in_shape: Shape) -> Cost:
+    """Count a module's parameters, and the multiply-accumulates of its convolutions and matrix products.
+
+    The module runs one example of zeros in eval mode; nothing of it changes.
+    """
+    reference = next(module.parameters())
+    modes = [(m, m.training) for m in module.modules()]
+    counter = FlopCounterMode(display=False)
+    try:
+        module.eval()
+        with torch.no_grad(), counter:
+            module(torch.zeros(1, *in_shape, device=reference.device, dtype=reference.dtype))
+    finally:
+        for m, training in modes:
+            m.training = training
+    return Cost(num_parameters=sum(p.numel() for p in module.parameters()), num_macs=counter.get_total_flops() // 2)

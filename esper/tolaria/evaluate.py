@@ -1,0 +1,40 @@
+"""Measuring a model without changing it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["evaluate", "example_losses"]
+
+
+def example_losses(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of every example, and whether it was classified correctly, in eval mode.
+
+    Parameters, buffers and the model's mode stay as they are. The forward pass is in float32: a judgement should not
+    depend on autocast.
+
+    Returns:
+        Losses (N,) float32 and hits (N,) bool, on the model's device.
+    """
+    was_training = model.training
+    losses, hits = [], []
+    try:
+        model.eval()
+        with torch.no_grad():
+            for images, labels in batches:
+                logits = model(images)
+                losses.append(F.cross_entropy(logits, labels, reduction="none"))
+                hits.append(logits.argmax(dim=1) == labels)
+    finally:
+        model.train(was_training)
+    return torch.cat(losses), torch.cat(hits)
+
+
+def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[float, float]:
+    """Mean cross-entropy in nats and accuracy in [0, 1]; see `example_losses`."""
+    losses, hits = example_losses(model, batches)
+    return float(losses.double().mean()), float(hits.double().mean())

@@ -1,0 +1,121 @@
+"""From a run to a checkpoint and back: what is saved, and how a run goes on from it."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import torch
+
+from esper.configs.identity import digest
+from esper.errors import CheckpointError, DivergenceError
+from esper.tolaria import checkpoint
+from esper.tolaria.optim import load_state_tensors, state_tensors
+from esper.tolaria.run import Run
+from esper.tolaria.step import Window
+
+__all__ = ["require_finite", "restore", "resume", "snapshot"]
+
+
+def snapshot(run: Run) -> checkpoint.Snapshot:
+    """Everything that a resumed run needs to go on bit for bit (on a CPU)."""
+    extra = {"rng|cpu": torch.get_rng_state(), "sums|epoch": run.step.sums.epoch, "sums|read": run.last_read}
+    if run.parts.device.type == "cuda":
+        extra["rng|cuda"] = torch.cuda.get_rng_state(run.parts.device)
+    return checkpoint.Snapshot(
+        step=run.state.global_step,
+        model=run.model.state_dict(),
+        optimizer=state_tensors(run.optimizer) | extra,
+        state={
+            "training": dataclasses.asdict(run.state),
+            "growth": run.growth.state_dict(),
+            "scaler": run.step.scaler.state_dict(),
+        },
+        recipe=run.model.recipe,
+        journal_offset=run.journal.sync(),
+        digest=digest(run.config),
+    )
+
+
+def restore(run: Run, saved: checkpoint.Snapshot) -> None:
+    """Bring a run that has not trained yet to where a checkpoint stands.
+
+    Raises:
+        CheckpointError: the run has grown already, or the checkpoint holds another network.
+    """
+    if run.model.recipe:
+        raise CheckpointError("a checkpoint is loaded into a network that has not grown; make a new trainer")
+    run.model.replay(saved.recipe)
+    mine = run.model.state_dict()
+    different = [
+        name
+        for name in sorted(mine.keys() | saved.model.keys())
+        if name not in mine or name not in saved.model or mine[name].shape != saved.model[name].shape
+    ]
+    if different:
+        raise CheckpointError(
+            f"the checkpoint holds another network: {len(different)} tensors differ, e.g. {different[0]!r}; use the "
+            "model settings it was trained with (config.yaml of its run)"
+        )
+    run.model.load_state_dict(dict(saved.model))
+    run.growth.load_state_dict(saved.state["growth"])
+    tensors = dict(saved.optimizer)
+    torch.set_rng_state(tensors.pop("rng|cpu"))
+    cuda_state = tensors.pop("rng|cuda", None)
+    if cuda_state is not None and run.parts.device.type == "cuda":
+        torch.cuda.set_rng_state(cuda_state, run.parts.device)
+    run.step.sums.epoch.copy_(tensors.pop("sums|epoch"))
+    run.last_read.copy_(tensors.pop("sums|read"))
+    load_state_tensors(run.optimizer, tensors)
+    run.step.scaler.load_state_dict(saved.state["scaler"])
+    for name, value in saved.state["training"].items():
+        setattr(run.state, name, value)
+
+
+def resume(run: Run) -> str | None:
+    """Go on from the checkpoint asked for, or from the newest sound one of this run; returns which.
+
+    The journal is cut back to where that checkpoint was taken; what came after is kept aside.
+
+    Raises:
+        CheckpointError: the checkpoint asked for cannot be used.
+    """
+    config = run.config.checkpoint
+    own = checkpoint.find_checkpoints(run.checkpoint_dir) if config.auto_resume else []
+    for path in own:
+        try:
+            saved = checkpoint.load(path)
+        except CheckpointError as error:
+            run.warn(f"{error}; going back to the one before")
+            continue
+        run.journal.rewind(saved.journal_offset)
+        restore(run, saved)
+        return str(path)
+    run.journal.rewind(0)
+    if config.resume_from is not None:
+        restore(run, checkpoint.load(Path(config.resume_from).expanduser()))
+    return config.resume_from
+
+
+def require_finite(run: Run, *, since: torch.Tensor | None = None) -> Window:
+    """Read the sums of the steps (since an earlier value of them); this synchronises with the device.
+
+    Raises:
+        DivergenceError: a loss or gradient of the run, or a weight, is not finite.
+    """
+    window = run.step.sums.read(since)
+    norms = torch.stack(torch._foreach_norm([p.detach() for p in run.model.parameters()]))
+    if window.first_bad_step is None and bool(norms.isfinite().all()):
+        return window
+    step = run.state.global_step - 1 if window.first_bad_step is None else window.first_bad_step
+    recipe = run.model.recipe
+    grown = (
+        f"last growth: {recipe[-1].blueprint_id} at {recipe[-1].site}, step {recipe[-1].born_step}; " if recipe else ""
+    )
+    saved = checkpoint.find_checkpoints(run.checkpoint_dir)
+    good = f"the last good checkpoint is {saved[0]}" if saved else "there is no checkpoint yet"
+    raise DivergenceError(
+        f"loss, gradient or weights at step {step} are not finite; {grown}{good}; try a lower "
+        f"optimization.learning_rate (now {run.config.optimization.learning_rate:g}) or set "
+        "optimization.gradient_clip_norm"
+    )

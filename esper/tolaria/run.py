@@ -1,0 +1,199 @@
+"""A run that is open: its folder, journal, and everything that trains."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from esper import tezzeret
+from esper.build import Parts, parts
+from esper.configs import TolariaConfig
+from esper.configs.identity import outputs_folder, run_name
+from esper.contracts.events import Event, Notice
+from esper.kasmina import MorphableModel
+from esper.tolaria.growth import Growth, GrowthData
+from esper.tolaria.optim import build_optimizer
+from esper.tolaria.rundir import RunFolder
+from esper.tolaria.schedule import learning_rate, newborn_factor
+from esper.tolaria.state import TrainingState
+from esper.tolaria.step import TrainStep
+from esper.tracking import Follower, Journal
+
+__all__ = ["Run", "open_run"]
+
+_NORM_BATCHES = 50
+"""Training batches from which batch-norm statistics are estimated anew."""
+
+
+@dataclass(kw_only=True)
+class Run:
+    """What a training works with; `close` releases it.
+
+    Attributes:
+        host_cost: parameters and MACs of the host before it grew.
+        last_read: epoch sums at the last log line, on the device.
+    """
+
+    config: TolariaConfig
+    run_dir: Path
+    log_dir: Path
+    checkpoint_dir: Path
+    folder: RunFolder
+    journal: Journal
+    parts: Parts
+    model: MorphableModel
+    optimizer: Optimizer
+    step: TrainStep
+    growth: Growth
+    state: TrainingState
+    host_cost: tezzeret.Cost
+    last_read: Tensor
+    outputs_dir: Path
+    closing: contextlib.ExitStack
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps in an epoch."""
+        return self.parts.loader.num_batches
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole training."""
+        return self.steps_per_epoch * self.config.optimization.max_epochs
+
+    def learning_rate(self, step: int) -> float:
+        """The host's learning rate at a step."""
+        return learning_rate(
+            self.config.optimization, step=step, total_steps=self.total_steps, steps_per_epoch=self.steps_per_epoch
+        )
+
+    def set_learning_rates(self) -> None:
+        """Give every parameter group its learning rate for the coming step."""
+        step = self.state.global_step
+        rate, warmup = self.learning_rate(step), self.config.morphogenetic.newborn_warmup_steps
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * newborn_factor(step=step, born_step=group["born_step"], warmup_steps=warmup)
+
+    def follow(self) -> None:
+        """Report to the tracker that the configuration names, from the journal's beginning on."""
+        if self.config.tracking.name == "none":
+            return
+        follower = Follower(
+            self.config.tracking,
+            run_dir=self.run_dir,
+            outputs_dir=self.outputs_dir,
+            warn=self.warn,
+        )
+        self.closing.callback(follower.close)
+
+    def close(self) -> None:
+        """Finish the tracker, close the journal, let others write in the folder; safe to call twice."""
+        self.closing.close()
+
+    def emit(self, kind: type[Event], **fields: Any) -> None:
+        """Journal an event of this step."""
+        self.journal.write(kind(step=self.state.global_step, **fields))
+
+    def warn(self, message: str) -> None:
+        """Tell the user something that does not stop the run."""
+        self.emit(Notice, level="WARNING", message=message)
+
+
+def open_run(
+    config: TolariaConfig,
+    *,
+    run_dir: Path | None,
+    state: TrainingState,
+    listeners: Sequence[Callable[[Event], None]],
+) -> Run:
+    """Take the run folder and build everything; on an error nothing stays open.
+
+    Raises:
+        ConfigError, DataError, RunError: the configuration, the data or the folder cannot be used.
+    """
+    run_dir = (run_dir or Path("outputs", config.experiment_name, run_name(config, []))).absolute()
+    log_dir = Path(config.logging.log_dir or run_dir).absolute()
+    outputs = outputs_folder(run_dir, experiment_name=config.experiment_name)
+    with contextlib.ExitStack() as stack:
+        folder = RunFolder(run_dir)
+        folder.acquire()
+        stack.callback(folder.release)
+        built = parts(config, cache_dir=outputs / "cache")
+        journal = Journal(run_dir / "journal.jsonl")
+        stack.callback(journal.close)
+        for listener in listeners:
+            journal.subscribe(listener)
+        model = built.model.train()
+        optimizer = build_optimizer(config.optimization, model.named_parameters())
+        host_cost = tezzeret.count(model.host, built.input_shape)
+        step = _step(config, built, optimizer)
+        growth = Growth(
+            config=config.morphogenetic,
+            optimization=config.optimization,
+            model=model,
+            optimizer=optimizer,
+            tamiyo=built.tamiyo,
+            data=_growth_data(built, state),
+            journal=journal,
+            state=state,
+            rng_seed=config.rng_seed,
+            total_epochs=config.optimization.max_epochs,
+            host_cost=host_cost,
+        )
+        run = Run(
+            config=config,
+            run_dir=run_dir,
+            log_dir=log_dir,
+            checkpoint_dir=Path(config.checkpoint.checkpoint_dir or run_dir / "checkpoints").absolute(),
+            folder=folder,
+            journal=journal,
+            parts=built,
+            model=model,
+            optimizer=optimizer,
+            step=step,
+            growth=growth,
+            state=state,
+            host_cost=host_cost,
+            last_read=step.sums.epoch.clone(),
+            outputs_dir=outputs,
+            closing=stack,
+        )
+        run.closing = stack.pop_all()
+        return run
+
+
+def _step(config: TolariaConfig, built: Parts, optimizer: Optimizer) -> TrainStep:
+    mixed = built.device.type == "cuda" if config.mixed_precision is None else config.mixed_precision
+    return TrainStep(
+        model=built.model,
+        optimizer=optimizer,
+        loader=built.loader,
+        device=built.device,
+        autocast_dtype=getattr(torch, config.autocast_dtype) if mixed else None,
+        clip_norm=config.optimization.gradient_clip_norm,
+    )
+
+
+def _growth_data(built: Parts, state: TrainingState) -> GrowthData:
+    num_batches = min(_NORM_BATCHES, built.loader.num_batches)
+
+    def norm_images() -> Iterator[Tensor]:
+        for index in range(num_batches):
+            yield built.loader.batch(state.epoch, index)[0]
+
+    return GrowthData(
+        controller=lambda: built.evaluation_batches(built.splits.controller),
+        judge=lambda: built.evaluation_batches(built.splits.judge),
+        norm_images=norm_images,
+        sample=lambda: built.loader.batch(state.epoch, 0)[0][:16],
+        num_controller=len(built.splits.controller),
+        num_judge=len(built.splits.judge),
+        num_norm=num_batches * built.config.dataset.batch_size,
+    )

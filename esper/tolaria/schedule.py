@@ -1,0 +1,46 @@
+"""The learning rate as a pure function of the step.
+
+PyTorch's schedulers keep state per parameter group and break when a group is added (pytorch#53712); a function of
+(step, step of the group's birth) has nothing to break or to save.
+"""
+
+from __future__ import annotations
+
+import math
+
+from esper.configs import OptimizationConfig
+
+__all__ = ["learning_rate", "newborn_factor"]
+
+
+def learning_rate(config: OptimizationConfig, *, step: int, total_steps: int, steps_per_epoch: int) -> float:
+    """Learning rate of one optimizer step.
+
+    Args:
+        config: peak rate, shape, warm-up.
+        step: steps done before this one, from 0.
+        total_steps: steps of the whole training.
+        steps_per_epoch: steps in an epoch, the unit of the warm-up.
+    """
+    warmup = round(config.warmup_epochs * steps_per_epoch)
+    if step < warmup:
+        return config.learning_rate * (step + 1) / warmup
+    left = max(0.0, (total_steps - step) / max(1, total_steps - warmup))  # 1 after the warm-up, 0 at the end
+    if config.scheduler == "cosine":
+        return config.learning_rate * 0.5 * (1.0 - math.cos(math.pi * left))
+    if config.scheduler == "linear":
+        return config.learning_rate * left
+    if config.scheduler == "wsd":
+        decay_steps = config.decay_fraction * total_steps
+        return config.learning_rate * min(1.0, max(0.0, (total_steps - step) / decay_steps))
+    return config.learning_rate
+
+
+def newborn_factor(*, step: int, born_step: int | None, warmup_steps: int) -> float:
+    """Factor on the learning rate of parameters born in mid-training: a linear warm-up of their own.
+
+    The host's parameters have no `born_step`; their factor is 1.
+    """
+    if born_step is None or warmup_steps == 0:
+        return 1.0
+    return min(1.0, (step - born_step + 1) / warmup_steps)

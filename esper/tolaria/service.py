@@ -1,0 +1,148 @@
+"""The service around a training: starting, stopping, signals and health."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from esper.configs import TolariaConfig
+from esper.contracts.events import Event
+from esper.errors import EsperError
+from esper.tolaria.trainer import TolariaTrainer
+
+__all__ = ["TolariaService"]
+
+
+class TolariaService:
+    """Own one training from start to stop.
+
+    Attributes:
+        trainer: the trainer; there from `start` on.
+        running: between `start` and the end of `stop`.
+        signal_number: the signal that asked for the stop, if one did.
+    """
+
+    def __init__(
+        self,
+        config: TolariaConfig,
+        *,
+        run_dir: Path | None = None,
+        listeners: Sequence[Callable[[Event], None]] = (),
+    ) -> None:
+        self.config = config
+        self.trainer: TolariaTrainer | None = None
+        self.running = False
+        self.signal_number: int | None = None
+        self._run_dir = run_dir
+        self._listeners = listeners
+        self._task: asyncio.Task[None] | None = None
+        self._signals: list[int] = []
+
+    async def start(self) -> None:
+        """Initialise, launch the training as a task, and return.
+
+        Raises:
+            EsperError: initialising failed; nothing is left running.
+        """
+        self.trainer = TolariaTrainer(self.config, run_dir=self._run_dir, listeners=self._listeners)
+        self.running = True
+        if self.signal_number is not None:
+            self.trainer.request_stop(_name(self.signal_number))
+        try:
+            await self.trainer.initialize()
+        except BaseException:
+            await self.stop()
+            raise
+        self._task = asyncio.create_task(self._train(self.trainer), name="esper-training")
+
+    async def run_training(self) -> None:
+        """Await the end of the training.
+
+        Raises:
+            EsperError: the training failed; `status.json` says so too.
+        """
+        if self._task is None:
+            await self.start()
+        assert self._task is not None
+        await asyncio.shield(self._task)
+
+    async def stop(self) -> None:
+        """Ask the training to stop at the next step boundary, wait until it has saved, release everything.
+
+        Safe to call twice, and after the training has ended by itself.
+        """
+        if self.trainer is not None and self.running:
+            if self._task is not None:
+                if not self._task.done() and self.trainer.stop_reason is None:
+                    self.trainer.request_stop("stopped by the program")
+                # A failed training has told whoever awaited it; stopping has nothing to add.
+                await asyncio.wait([self._task])
+            await self.trainer.shutdown()
+        self._remove_signal_handlers()
+        self.running = False
+
+    def setup_signal_handlers(self) -> None:
+        """Stop gracefully on SIGINT and SIGTERM; a second SIGINT interrupts at once, as Python does by default."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._on_signal, number)
+            self._signals.append(number)
+
+    async def health_check(self) -> dict[str, Any]:
+        """How the service stands: `status` is starting, healthy, stopping, stopped or failed, beside the counters."""
+        return {"status": self._status(), **self._progress()}
+
+    def _status(self) -> str:
+        if not self.running:
+            return "stopped"
+        if self._task is None:
+            return "starting"
+        if self._task.done():
+            return "failed" if self._task.exception() is not None else "stopped"
+        return "stopping" if self.trainer is not None and self.trainer.stop_reason else "healthy"
+
+    def _progress(self) -> dict[str, Any]:
+        if self.trainer is None:
+            return {}
+        state = self.trainer.training_state
+        return {
+            "epoch": state.epoch,
+            "global_step": state.global_step,
+            "total_epochs": self.config.optimization.max_epochs,
+            "total_adaptations": state.total_adaptations,
+            "best_loss": state.best_loss,
+            "best_accuracy": state.best_accuracy,
+        }
+
+    async def _train(self, trainer: TolariaTrainer) -> None:
+        try:
+            await trainer.train()
+        except EsperError as error:
+            trainer.end("failed", str(error))
+            raise
+        except Exception as error:
+            trainer.end("failed", f"{type(error).__name__}: {error}")
+            raise
+
+    def _on_signal(self, number: int) -> None:
+        if self.signal_number is not None and number == signal.SIGINT:
+            self._remove_signal_handlers()
+            signal.raise_signal(signal.SIGINT)
+            return
+        self.signal_number = number
+        if self.trainer is not None:
+            self.trainer.request_stop(_name(number))
+
+    def _remove_signal_handlers(self) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            for number in self._signals:
+                asyncio.get_running_loop().remove_signal_handler(number)
+        self._signals.clear()
+
+
+def _name(number: int) -> str:
+    return "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name

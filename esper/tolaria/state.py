@@ -1,0 +1,60 @@
+"""Where a training stands, and what an epoch gave."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+__all__ = ["TrainingMetrics", "TrainingState"]
+
+
+@dataclass(kw_only=True)
+class TrainingState:
+    """Current state of the training process; all of it is saved in a checkpoint.
+
+    Attributes:
+        epoch: epochs finished.
+        step: steps done in the current epoch.
+        global_step: optimizer steps done.
+        best_loss: lowest validation loss so far.
+        best_accuracy: validation accuracy of that epoch.
+        epochs_since_best: epochs since the loss improved by `min_delta`, or since growth.
+        adaptations_this_epoch: decisions carried out after the last epoch.
+        total_adaptations: decisions carried out.
+        last_adaptation_epoch: epoch of the last one; -1: never.
+        epoch_seconds: time spent in the current epoch, over all processes that worked on it.
+        total_seconds: time spent in the run before the current epoch.
+        train_macs: multiply-accumulates of training steps (a backward pass counts as two forward passes).
+        growth_macs: those of scoring, judging and re-estimating statistics.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    global_step: int = 0
+    best_loss: float = math.inf
+    best_accuracy: float = 0.0
+    epochs_since_best: int = 0
+    adaptations_this_epoch: int = 0
+    total_adaptations: int = 0
+    last_adaptation_epoch: int = -1
+    epoch_seconds: float = 0.0
+    total_seconds: float = 0.0
+    train_macs: int = 0
+    growth_macs: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingMetrics:
+    """Result of one epoch; accuracies are fractions, times seconds.
+
+    `adaptations_applied` counts the decisions carried out just before it: they shaped the network it trained.
+    """
+
+    epoch: int
+    train_loss: float
+    train_accuracy: float
+    val_loss: float
+    val_accuracy: float
+    learning_rate: float
+    adaptations_applied: int
+    epoch_time: float

@@ -1,0 +1,126 @@
+"""The lines that stay: what an event of the journal says to a user."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from esper.tracking.figures import change, loss, number, percent, signed
+
+__all__ = ["Line", "describe"]
+
+_LABEL_WIDTH = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """What to say, under a label; `is_progress` ones are redundant beside a live display."""
+
+    level: int
+    label: str
+    text: str
+    style: str = ""
+    is_progress: bool = False
+
+    def plain(self) -> Text:
+        """One line, however long."""
+        return Text(f"{self.label:<{_LABEL_WIDTH}}  {self.text}")
+
+    def wrapped(self) -> Table:
+        """Text that wraps beside its label."""
+        grid = Table.grid(padding=(0, 2))
+        grid.add_column(width=_LABEL_WIDTH, no_wrap=True)
+        grid.add_column(overflow="fold")
+        grid.add_row(Text(self.label, style=self.style), Text(self.text))
+        return grid
+
+
+def describe(event: dict[str, Any]) -> Iterator[Line]:
+    """What to say about an event, as in the journal."""
+    match event["kind"]:
+        case "run_started":
+            yield from _started(event)
+        case "epoch":
+            yield Line(logging.INFO, f"epoch {event['epoch']:>3}", _epoch(event), is_progress=True)
+        case "surgery" if event["committed"] and event["action"] == "germinate":
+            yield _growth(event, "germinated", _germinated(event), style="green")
+        case "surgery" if not event["committed"]:
+            yield Line(logging.WARNING, "failed", f"{event['action']} {_module(event)}: {event['error']}", "red")
+        case "judgement":
+            yield _growth(event, "judged", _judged(event), style="cyan")
+        case "state" if event["new"] == "fossilized":
+            yield _growth(event, "kept", f"{_module(event)} is part of the network now", style="bold green")
+        case "state" if event["new"] == "culled":
+            yield _growth(event, "culled", f"{_module(event)}: {event['reason']}", style="yellow")
+        case "state":
+            yield Line(logging.DEBUG, event["new"], f"{event['site']}: {event['reason']}", "dim")
+        case "decision":
+            asked = event["decision"]
+            if asked["should_adapt"] and not event["applied"]:
+                yield _growth(event, "refused", event["outcome"], style="yellow")
+            else:
+                yield Line(logging.DEBUG, "decided", f"{asked['reasoning']}: {event['outcome']}", "dim")
+        case "signals":
+            text = f"{len(event['signals'])} sites in {event['cost_s']:.1f} s"
+            yield Line(logging.DEBUG, "measured", text, "dim")
+        case "checkpoint":
+            yield Line(logging.DEBUG, "saved", event["path"], "dim")
+        case "notice":
+            level = logging.getLevelNamesMapping()[event["level"]]
+            label = "note" if level < logging.WARNING else event["level"].lower()
+            yield Line(level, label, event["message"], "bold yellow" if level >= logging.WARNING else "")
+
+
+def _growth(event: dict[str, Any], label: str, text: str, *, style: str) -> Line:
+    return Line(logging.INFO, label, f"{text} (step {event['step']:,})", style)
+
+
+def _started(event: dict[str, Any]) -> Iterator[Line]:
+    config = event["config"]
+    host = (
+        f"{config['model']['name']} on {config['dataset']['name']}: {number(event['num_parameters'])} parameters, "
+        f"{number(event['num_macs'])} MACs an image"
+    )
+    growth = config["morphogenetic"]
+    may_grow = growth["enable_tamiyo"] and event["num_sites"]
+    plan = f"{event['total_epochs']} epochs, {event['total_steps']:,} steps on {event['device']}"
+    sites = f"{event['num_sites']} sites, policy {growth['policy']}" if may_grow else "off"
+    yield Line(logging.INFO, "run", f"{event['experiment_name']}/{event['run_name']}", "bold")
+    yield Line(logging.INFO, "host", host, "bold")
+    yield Line(logging.INFO, "training", plan, "bold")
+    yield Line(logging.INFO, "growth", sites, "bold")
+    if event["resumed_from"] is not None:
+        text = f"at step {event['step']:,}, from {event['resumed_from']}"
+        yield Line(logging.INFO, "goes on", text, "bold cyan")
+
+
+def _epoch(event: dict[str, Any]) -> str:
+    return (
+        f"train loss {loss(event['train_loss'])}, accuracy {percent(event['train_accuracy'])}   "
+        f"val loss {loss(event['val_loss'])}, accuracy {percent(event['val_accuracy'])}   "
+        f"lr {event['learning_rate']:.2g}   {event['epoch_time']:.1f} s"
+    )
+
+
+def _module(event: dict[str, Any]) -> str:
+    return f"{event['blueprint_id']} at {event['site']}"
+
+
+def _germinated(event: dict[str, Any]) -> str:
+    costs = []
+    for key, unit in (("num_parameters", "parameters"), ("num_macs", "MACs")):
+        before, after = event[f"{key}_before"], event[f"{key}_after"]
+        costs.append(f"{signed(after - before)} {unit} ({change(before, after)})")
+    return f"{_module(event)}: {', '.join(costs)}"
+
+
+def _judged(event: dict[str, Any]) -> str:
+    return (
+        f"{_module(event)}: gain {loss(event['gain'])}, lower bound {loss(event['lower_bound'])}, "
+        f"needed {loss(event['threshold'])}"
+    )

@@ -1,0 +1,362 @@
+"""The trainer: read `_train`, `_train_epoch` and `_end_epoch` to follow a run from top to bottom.
+
+The public methods are coroutines. The work itself is plain synchronous code in one worker thread of the trainer's own,
+so the event loop stays free to answer, however long a step, an evaluation or a save takes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import psutil
+import torch
+
+from esper.configs import TolariaConfig
+from esper.configs.check import check
+from esper.configs.load import to_yaml
+from esper.contracts.decisions import AdaptationDecision
+from esper.contracts.events import CheckpointSaved, EpochEnded, Event, RunEnded, RunStarted, StepLogged, Validated
+from esper.errors import CheckpointError
+from esper.tolaria import checkpoint
+from esper.tolaria.evaluate import evaluate
+from esper.tolaria.resume import require_finite, restore, resume, snapshot
+from esper.tolaria.run import Run, open_run
+from esper.tolaria.state import TrainingMetrics, TrainingState
+from esper.tolaria.step import Window
+from esper.tracking import environment, git_diff, write_atomically
+
+__all__ = ["TolariaTrainer"]
+
+T = TypeVar("T")
+
+
+class TolariaTrainer:
+    """Train one network while it grows, and leave everything about it in a run folder.
+
+    Call `initialize`, then `train` (or `train_epoch` and `handle_end_of_epoch` one by one), and `shutdown` at last.
+
+    Args:
+        config: the whole configuration; nothing happens before `initialize`.
+        run_dir: the run folder; by default `outputs/<experiment_name>/<digest of the configuration>`.
+        listeners: called with every event of the run as it is journalled.
+
+    Attributes:
+        training_state: counters; all of them are saved in checkpoints.
+        run: what the training works with; there after `initialize`.
+        result: figures of a finished training, else None.
+        stop_reason: why training was asked to stop, else None.
+    """
+
+    run: Run
+
+    def __init__(
+        self,
+        config: TolariaConfig,
+        *,
+        run_dir: Path | None = None,
+        listeners: Sequence[Callable[[Event], None]] = (),
+    ) -> None:
+        self.config = config
+        self.training_state = TrainingState()
+        self.result: dict[str, Any] | None = None
+        self.stop_reason: str | None = None
+        self._run_dir = run_dir
+        self._listeners = listeners
+        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="esper-trainer")
+        self._close: Callable[[], None] = lambda: None
+        self._trained: Window | None = None  # means of the epoch that just ended
+        self._validated: tuple[float, float] | None = None  # loss and accuracy of the current weights
+
+    # --- the interface --------------------------------------------------------------------------------------------
+
+    async def initialize(self) -> None:
+        """Check the configuration, take the run folder, build everything, and resume where the run stood.
+
+        Raises:
+            ConfigError, DataError, RunError, CheckpointError: see there; nothing is left open.
+        """
+        await self._work(self._initialize)
+
+    async def train(self) -> list[TrainingMetrics]:
+        """Train to the end, or until `request_stop`; returns the metrics of the epochs done here."""
+        return await self._work(self._train)
+
+    async def train_epoch(self) -> dict[str, float]:
+        """Train what is left of the current epoch; returns the epoch's mean `loss` and `accuracy`."""
+        window = await self._work(self._train_epoch)
+        return {"loss": window.loss, "accuracy": window.accuracy}
+
+    async def validate_epoch(self) -> dict[str, float]:
+        """Measure the controller split; returns `loss` and `accuracy` and changes no training state."""
+        loss, accuracy = await self._work(self._validate)
+        return {"loss": loss, "accuracy": accuracy}
+
+    async def handle_end_of_epoch(self) -> None:
+        """Validate if that was not done, judge, consult Tamiyo, grow, save."""
+        await self._work(self._end_epoch)
+
+    async def handle_adaptation_signal(self, signal: AdaptationDecision) -> bool:
+        """Carry out a decision; returns whether it was. A refused one is journalled and changes nothing."""
+        return await self._work(functools.partial(self.run.growth.apply, signal))
+
+    def save_checkpoint(self, epoch: int, is_best: bool = False) -> str:
+        """Save a checkpoint, the best one under a name of its own; returns its path.
+
+        Raises:
+            CheckpointError: it cannot be written, or `epoch` is not where the training stands.
+            DivergenceError: a loss, gradient or weight is not finite; nothing is written.
+        """
+        run = self.run
+        if epoch != run.state.epoch:
+            raise CheckpointError(f"epoch={epoch}: the training stands at epoch {run.state.epoch}")
+        require_finite(run)
+        path = checkpoint.save(run.checkpoint_dir, snapshot(run), prefix="best" if is_best else "step")
+        checkpoint.prune(run.checkpoint_dir, keep=self.config.checkpoint.max_checkpoints)
+        shown = path.relative_to(run.run_dir) if path.is_relative_to(run.run_dir) else path
+        run.emit(CheckpointSaved, epoch=epoch, path=str(shown), is_best=is_best)
+        return str(path)
+
+    def load_checkpoint(self, checkpoint_path: str) -> bool:
+        """Take up the training that a checkpoint holds; the trainer must be fresh from `initialize`.
+
+        Raises:
+            CheckpointError: it is damaged, or its network is not this one.
+        """
+        restore(self.run, checkpoint.load(Path(checkpoint_path)))
+        return True
+
+    async def rehearse(self) -> list[str]:
+        """Do one step, grow a module by force at the first site, do another step; returns what was seen, in lines."""
+        return await self._work(self._rehearse)
+
+    def request_stop(self, reason: str) -> None:
+        """Ask the training to save and stop at the next step boundary; safe from any thread."""
+        self.stop_reason = reason
+
+    def end(self, status: str, reason: str) -> None:
+        """Write down that the run ended without a result: `failed` or `interrupted`, and why."""
+        self.run.emit(RunEnded, status=status, reason=reason, result=None)
+        self.run.folder.set_status(status, reason=reason)
+
+    async def shutdown(self) -> None:
+        """Finish the tracker and release the run folder; safe to call twice."""
+        close, self._close = self._close, lambda: None
+        await asyncio.get_running_loop().run_in_executor(None, close)
+        self._worker.shutdown()
+
+    # --- the training ---------------------------------------------------------------------------------------------
+
+    def _initialize(self) -> None:
+        check(self.config)
+        run = open_run(self.config, run_dir=self._run_dir, state=self.training_state, listeners=self._listeners)
+        try:
+            resumed_from = resume(run)
+            write_atomically(run.run_dir / "config.yaml", to_yaml(self.config))
+            write_atomically(run.run_dir / "git.diff", git_diff())
+            run.folder.set_status("running")
+            run.emit(
+                RunStarted,
+                run_name=run.run_dir.name,
+                experiment_name=self.config.experiment_name,
+                total_steps=run.total_steps,
+                total_epochs=self.config.optimization.max_epochs,
+                num_parameters=run.host_cost.num_parameters,
+                num_macs=run.host_cost.num_macs,
+                num_sites=len(run.model.slots),
+                device=str(run.parts.device),
+                config=dataclasses.asdict(self.config),
+                environment=environment(),
+                resumed_from=resumed_from,
+            )
+            run.follow()
+        except BaseException:
+            run.close()
+            raise
+        self.run, self._close = run, run.close
+
+    def _train(self) -> list[TrainingMetrics]:
+        history: list[TrainingMetrics] = []
+        with torch.autograd.set_detect_anomaly(self.config.debug_mode):
+            while not self._is_over():
+                self._train_epoch()
+                if self._trained is None:  # asked to stop on the way
+                    break
+                history.append(self._end_epoch())
+        if self._is_over():
+            self._finish()
+        else:
+            if self.config.checkpoint.save_last:
+                self.save_checkpoint(self.run.state.epoch)
+            self.end("interrupted", self.stop_reason or "")
+        return history
+
+    def _train_epoch(self) -> Window:
+        run, state = self.run, self.run.state
+        self._trained = self._validated = None
+        if state.step == 0:
+            run.step.sums.epoch.zero_()
+            run.last_read.zero_()
+        started = logged = time.monotonic()
+        with self._profiler() as profiled:
+            while state.step < run.steps_per_epoch and not self.stop_reason:
+                run.growth.before_step()
+                run.set_learning_rates()
+                run.step(epoch=state.epoch, index=state.step, step=state.global_step)
+                state.step += 1
+                state.global_step += 1
+                state.train_macs += 3 * self.config.dataset.batch_size * run.growth.cost.num_macs
+                profiled()
+                if self.config.debug_mode:
+                    require_finite(run)
+                if state.global_step % self.config.logging.log_interval == 0:
+                    self._log_window(time.monotonic() - logged)
+                    logged = time.monotonic()
+                if self._is_validation_due():
+                    self._validate()
+        state.epoch_seconds += time.monotonic() - started
+        window = require_finite(run)
+        if state.step == run.steps_per_epoch:
+            self._trained, self._validated = window, None
+            state.epoch += 1
+            state.step = 0
+        return window
+
+    def _end_epoch(self) -> TrainingMetrics:
+        run, state, saving = self.run, self.run.state, self.config.checkpoint
+        started = time.monotonic()
+        train = self._trained or run.step.sums.read()
+        val_loss, val_accuracy = self._validated or self._validate()
+        rate = run.learning_rate(state.global_step - 1)
+        if self._note_best(val_loss, val_accuracy) and saving.save_best:
+            self.save_checkpoint(state.epoch, is_best=True)  # before growth: the network that was validated
+        metrics = TrainingMetrics(
+            epoch=state.epoch,
+            train_loss=train.loss,
+            train_accuracy=train.accuracy,
+            val_loss=val_loss,
+            val_accuracy=val_accuracy,
+            learning_rate=rate,
+            adaptations_applied=state.adaptations_this_epoch,
+            epoch_time=state.epoch_seconds + time.monotonic() - started,
+        )
+        run.emit(EpochEnded, **dataclasses.asdict(metrics))
+        is_last = self._is_over()
+        run.growth.end_of_epoch(is_last=is_last)
+        if state.adaptations_this_epoch:
+            state.epochs_since_best = 0  # patience restarts after growth
+        state.total_seconds += state.epoch_seconds + time.monotonic() - started
+        state.epoch_seconds = 0.0
+        self._trained = self._validated = None
+        if state.epoch % saving.save_interval == 0 or (is_last and saving.save_last):
+            self.save_checkpoint(state.epoch)
+        return metrics
+
+    def _finish(self) -> None:
+        run, state, splits = self.run, self.run.state, self.run.parts.splits
+        val_loss, val_accuracy = evaluate(run.model, run.parts.evaluation_batches(splits.controller))
+        # The only reading of the test split in a run.
+        test_loss, test_accuracy = evaluate(run.model, run.parts.evaluation_batches(splits.test))
+        self.result = {
+            "test_loss": test_loss,
+            "test_accuracy": test_accuracy,
+            "val_loss": val_loss,
+            "val_accuracy": val_accuracy,
+            "epochs": state.epoch,
+            "num_parameters_before": run.host_cost.num_parameters,
+            "num_parameters": run.growth.cost.num_parameters,
+            "num_macs_before": run.host_cost.num_macs,
+            "num_macs": run.growth.cost.num_macs,
+            "num_grown": run.growth.num_germinated,
+            "num_kept": len(run.model.recipe),
+            "train_macs": state.train_macs,
+            "growth_macs": state.growth_macs,
+            "seconds": state.total_seconds,
+        }
+        run.emit(RunEnded, status="finished", reason="", result=self.result)
+        run.folder.set_status("finished", result=self.result)
+
+    def _rehearse(self) -> list[str]:
+        run, host = self.run, self.run.host_cost
+        lines = [f"network    {host.num_parameters:,} parameters, {host.num_macs:,} MACs, {len(run.model.slots)} sites"]
+        lines.append(f"training   {run.total_steps:,} steps of {self.config.dataset.batch_size} on {run.parts.device}")
+        sites = [slot.site.name for slot in run.model.all_slots()]
+        for index in range(2):
+            run.growth.before_step()
+            run.set_learning_rates()
+            run.step(epoch=0, index=index % run.steps_per_epoch, step=index)
+            run.state.global_step += 1
+            lines.append(f"step {index + 1}     loss {require_finite(run).loss:.4f}")
+            if index == 0 and sites:
+                wish = AdaptationDecision(should_adapt=True, site=sites[0], reasoning="rehearsal")
+                grew = run.growth.apply(wish)
+                lines.append(
+                    f"growth     {run.model.recipe[0].blueprint_id} at {sites[0]}" if grew else "growth     refused"
+                )
+        return lines
+
+    # --- pieces ---------------------------------------------------------------------------------------------------
+
+    def _is_over(self) -> bool:
+        patience, state = self.config.optimization.patience, self.training_state
+        impatient = patience is not None and state.epochs_since_best >= patience
+        return impatient or state.epoch >= self.config.optimization.max_epochs
+
+    def _is_validation_due(self) -> bool:
+        interval, state = self.config.logging.eval_interval, self.training_state
+        return interval is not None and state.global_step % interval == 0 and state.step < self.run.steps_per_epoch
+
+    def _validate(self) -> tuple[float, float]:
+        run = self.run
+        loss, accuracy = evaluate(run.model, run.parts.evaluation_batches(run.parts.splits.controller))
+        run.emit(Validated, epoch=run.state.epoch, val_loss=loss, val_accuracy=accuracy)
+        self._validated = (loss, accuracy)
+        return self._validated
+
+    def _note_best(self, val_loss: float, val_accuracy: float) -> bool:
+        state = self.training_state
+        improved = val_loss < state.best_loss - self.config.optimization.min_delta
+        state.epochs_since_best = 0 if improved else state.epochs_since_best + 1
+        if val_loss >= state.best_loss:
+            return False
+        state.best_loss, state.best_accuracy = val_loss, val_accuracy
+        return True
+
+    def _log_window(self, seconds: float) -> None:
+        run = self.run
+        window = require_finite(run, since=run.last_read)
+        run.last_read.copy_(run.step.sums.epoch)
+        on_cuda = run.parts.device.type == "cuda"
+        run.emit(
+            StepLogged,
+            epoch=run.state.epoch,
+            loss=window.loss,
+            accuracy=window.accuracy,
+            learning_rate=run.learning_rate(run.state.global_step - 1),
+            grad_norm=window.grad_norm,
+            images_per_s=window.num_steps * self.config.dataset.batch_size / seconds,
+            memory_bytes=torch.cuda.max_memory_allocated() if on_cuda else psutil.Process().memory_info().rss,
+        )
+
+    @contextlib.contextmanager
+    def _profiler(self) -> Iterator[Callable[[], None]]:
+        """Profile a few steps of the run's first epoch, if asked to; yields what to call after every step."""
+        target = self.run.log_dir / "profile.json"
+        if not self.config.profile_training or target.exists():
+            yield lambda: None
+            return
+        with torch.profiler.profile(
+            schedule=torch.profiler.schedule(wait=1, warmup=1, active=4, repeat=1),
+            on_trace_ready=lambda profile: profile.export_chrome_trace(str(target)),
+        ) as profile:
+            yield profile.step
+
+    async def _work(self, function: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._worker, function)

@@ -1,0 +1,11 @@
+"""The journal of a run, and the trackers that follow it."""
+
+from __future__ import annotations
+
+from esper.tracking.environment import environment, git_diff
+from esper.tracking.files import write_atomically
+from esper.tracking.follow import Follower
+from esper.tracking.journal import Journal, read
+from esper.tracking.mlflow import MlflowRun, tracking_uri
+
+__all__ = ["Follower", "Journal", "MlflowRun", "environment", "git_diff", "read", "tracking_uri", "write_atomically"]

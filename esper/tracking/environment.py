@@ -1,0 +1,84 @@
+"""What a run ran on: versions, machine, and the state of the user's code."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+__all__ = ["environment", "git_diff", "without_credentials"]
+
+_PACKAGES = ("torch", "torchvision", "hydra-core", "mlflow")
+
+
+def environment() -> dict[str, str | None]:
+    """Versions, hardware and git commit of the working directory; what cannot be found out is None."""
+    import torch
+
+    import esper
+
+    status = _git("status", "--porcelain")
+    return {
+        "esper": esper.__version__,
+        "python": platform.python_version(),
+        **{name: _version(name) for name in _PACKAGES},
+        "platform": platform.platform(),
+        "hostname": platform.node(),
+        "cpu": _cpu(),
+        "num_threads": str(torch.get_num_threads()),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "cuda": torch.version.cuda if torch.cuda.is_available() else None,
+        "git_commit": _stripped(_git("rev-parse", "HEAD")),
+        "git_dirty": None if status is None else str(bool(status)).lower(),
+        "git_remote": _stripped(_git("remote", "get-url", "origin")),
+    }
+
+
+def git_diff(*, limit_bytes: int = 1_000_000) -> str:
+    """Uncommitted changes to files that git tracks, around the working directory; empty without a repository."""
+    diff = without_credentials(_git("diff", "--no-ext-diff", "HEAD") or "").encode()
+    if len(diff) <= limit_bytes:
+        return diff.decode()
+    return diff[:limit_bytes].decode(errors="ignore") + f"\n(cut at {limit_bytes} bytes)\n"
+
+
+def without_credentials(text: str) -> str:
+    """The text without the user and password of the URLs in it."""
+    return re.sub(r"(?<=://)[^/\s?#]*@", "", text)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _cpu() -> str | None:
+    try:
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:  # not Linux
+        found = None
+    return found[1] if found else platform.processor() or None
+
+
+def _git(*arguments: str) -> str | None:
+    """What git prints; None where there is no git, no repository, no commit, or no answer in 10 s."""
+    try:
+        done = subprocess.run(
+            ["git", *arguments],
+            capture_output=True,
+            timeout=10,
+            check=True,
+            env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},  # the user may be committing right now
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.decode(errors="replace")
+
+
+def _stripped(output: str | None) -> str | None:
+    return None if output is None else without_credentials(output.strip())

@@ -1,0 +1,57 @@
+"""Figures as text, for the terminal and the report; what is not known (None) reads `–`."""
+
+from __future__ import annotations
+
+__all__ = ["change", "clock", "loss", "memory", "number", "percent", "signed"]
+
+_UNKNOWN = "–"
+
+
+def number(value: float | None) -> str:
+    """A count: 950, 98,765, and from there in three digits: 123 k, 4.56 M, 7.89 G, 1.23 T."""
+    if value is None:
+        return _UNKNOWN
+    if abs(value) < 99_999.5:
+        return f"{value:,.0f}"
+    for unit in ("k", "M", "G", "T", "P"):
+        value /= 1000
+        if abs(value) < 999.5 or unit == "P":
+            break
+    decimals = 2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0
+    return f"{value:.{decimals}f} {unit}"
+
+
+def signed(value: float | None) -> str:
+    """A count with its sign."""
+    return f"+{number(value)}" if value is not None and value >= 0 else number(value)
+
+
+def percent(fraction: float | None) -> str:
+    """A fraction in [0, 1] as a percentage."""
+    return _UNKNOWN if fraction is None else f"{100 * fraction:.1f} %"
+
+
+def change(before: float | None, after: float | None) -> str:
+    """How much larger `after` is, relatively: `+4.2 %`."""
+    return f"{100 * (after / before - 1):+.1f} %" if before and after is not None else _UNKNOWN
+
+
+def loss(value: float | None) -> str:
+    """A loss in nats, or a difference of losses, to four decimals."""
+    return _UNKNOWN if value is None else f"{value:.4f}"
+
+
+def clock(seconds: float | None) -> str:
+    """A duration: 0:07, 12:34, 1:02:03."""
+    if seconds is None:
+        return _UNKNOWN
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def memory(num_bytes: float | None) -> str:
+    """An amount of memory: 312 MB, 4.1 GB."""
+    if num_bytes is None:
+        return _UNKNOWN
+    return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.0f} MB"

@@ -1,0 +1,147 @@
+"""`esper-train`, and `fit`, the same from Python. Torch and its like are imported only when a run starts."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import traceback
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import hydra
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from esper.configs import TolariaConfig
+from esper.configs.check import check
+from esper.configs.explain import explain
+from esper.configs.identity import run_name
+from esper.configs.load import from_hydra
+from esper.errors import ConfigError, EsperError
+from esper.launch.exits import exit_with, line_of
+
+if TYPE_CHECKING:
+    from esper.launch.run import Outcome
+
+__all__ = ["fit", "main"]
+
+_BAD_INPUT = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError)
+
+# Failures of a sweep's members, in the process that runs `main`. None anywhere else (a SLURM job): there a failure
+# has to be raised, so that the launcher hears of it.
+_failed: list[str] | None = None
+
+_shows_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
+
+
+def main() -> None:
+    """Run the command; ends with `SystemExit`, 0 finished, 1 failed, 2 bad input, 130 Ctrl-C, 143 SIGTERM."""
+    global _failed
+    _failed = []
+    _register()
+    # Hydra then raises its errors instead of printing them with a traceback; they are told in one line here.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        hydra.main(version_base="1.3", config_path=str(_conf_folder()), config_name="config")(app)()
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    except Exception as error:
+        if _shows_traceback:
+            raise
+        if isinstance(error, EsperError):
+            exit_with(error)
+        exit_with(explain(error) if isinstance(error, _BAD_INPUT) else EsperError(line_of(error)))
+    for line in _failed:
+        sys.stderr.write(f"error: {line}\n")
+    raise SystemExit(1 if _failed else 0)
+
+
+def app(cfg: DictConfig) -> float | None:
+    """One run, in the folder that Hydra made; returns the validation accuracy, for sweepers that search."""
+    settings = HydraConfig.get()
+    try:
+        from esper.launch.run import run
+
+        outcome = run(from_hydra(cfg), Path(settings.runtime.output_dir))
+    except Exception as error:
+        told = error if isinstance(error, EsperError) else EsperError(line_of(error))
+        if _shows_traceback or told is not error or (cfg.debug_mode and told.exit_code != 2):
+            traceback.print_exc()
+        if settings.mode is RunMode.RUN:
+            exit_with(told)
+        if _failed is None:
+            raise
+        _failed.append(f"{' '.join(settings.overrides.task)}: {line_of(error)}")
+        return None
+    if outcome.exit_code:
+        raise SystemExit(outcome.exit_code)
+    return outcome.metric
+
+
+def fit(*overrides: str, config: TolariaConfig | None = None, run_dir: Path | str | None = None) -> Outcome:
+    """Train as `esper-train` does, with the same settings and the same run folder: `fit("model=resnet34")`.
+
+    Works in a notebook too, where an event loop runs already.
+
+    Args:
+        overrides: what would follow `esper-train`.
+        config: a configuration to use instead.
+        run_dir: where the run goes; else outputs/<experiment_name>/<run name>.
+
+    Raises:
+        EsperError: bad input, or the training failed.
+    """
+    if config is None:
+        config, composed_dir = _compose(overrides)
+    elif overrides:
+        raise ConfigError(f"fit: got overrides ({' '.join(overrides)}) and a config; give one of them")
+    else:
+        check(config)
+        composed_dir = Path("outputs") / config.experiment_name / run_name(config, ())
+    return _run_anywhere(config, Path(run_dir) if run_dir is not None else composed_dir)
+
+
+def _compose(overrides: tuple[str, ...]) -> tuple[TolariaConfig, Path]:
+    _register()
+    try:
+        with initialize_config_dir(str(_conf_folder()), version_base="1.3", job_name="esper"):
+            cfg = compose("config", overrides=list(overrides), return_hydra_config=True)
+    except _BAD_INPUT as error:
+        raise explain(error) from None
+    return from_hydra(cfg), Path(cfg.hydra.run.dir)
+
+
+def _run_anywhere(config: TolariaConfig, run_dir: Path) -> Outcome:
+    from esper.launch.run import run
+
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return run(config, run_dir)
+    # A running loop cannot be entered again; a thread has its own.
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        return thread.submit(run, config, run_dir).result()
+
+
+def _register() -> None:
+    """Tell Hydra the schema, and OmegaConf the name of a run (`${esper.run_name:}` in conf/config.yaml)."""
+    ConfigStore.instance().store(name="tolaria_schema", node=TolariaConfig)
+    OmegaConf.register_new_resolver("esper.run_name", _run_name, replace=True)
+
+
+def _run_name(*, _root_: DictConfig) -> str:
+    return run_name(from_hydra(_root_), _root_.hydra.overrides.task)
+
+
+def _conf_folder() -> Path:
+    """In a wheel the YAML groups lie inside the package, in a checkout beside it."""
+    package = Path(__file__).resolve().parent
+    return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"

@@ -1,0 +1,96 @@
+"""Attention branches, written as what they add: y = h + f(h)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from esper.urza.kernel import Kernel, Shape
+from esper.urza.residual import ConvolutionBranch
+
+__all__ = ["ChannelAttention", "SpatialSelfAttention", "efficient_channel", "spatial_self_attention", "squeeze_excite"]
+
+
+class ChannelAttention(Kernel):
+    """Reweight channels: f(h) = scale * h * tanh(z), z computed from the channels' means.
+
+    h + f(h) = h * (1 + scale * tanh(z)) is a gate around 1, between 0 and 2 at scale 1: the usual sigmoid gate would
+    halve the activations at birth.
+
+    Shape: (N, C, H, W), kept.
+    """
+
+    def __init__(self, gate: nn.Module, *, channels: int) -> None:
+        super().__init__()
+        self.gate = gate
+        self.scale = nn.Parameter(torch.ones(channels))
+
+    @property
+    def output_scale(self) -> nn.Parameter:
+        """Gain per channel, (C,)."""
+        return self.scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run the branch; see the class."""
+        weights = torch.tanh(self.gate(x.mean(dim=(2, 3))))
+        return x * (self.scale * weights)[:, :, None, None]
+
+
+class _Neighbours(nn.Module):
+    """One convolution along the channel axis. Shape: (N, C), kept."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(1, 1, size, padding=size // 2, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mixed = self.conv(x[:, None, :])[:, 0, :]
+        assert isinstance(mixed, Tensor)
+        return mixed
+
+
+def squeeze_excite(in_shape: Shape, out_shape: Shape) -> Kernel:  # noqa: ARG001
+    """Two linear layers on the channels' means. Source: squeeze-and-excitation, arXiv:1709.01507."""
+    channels = in_shape[0]
+    hidden = max(4, channels // 8)
+    # SiLU, not ReLU: with few hidden units a dead one would be likely.
+    gate = nn.Sequential(nn.Linear(channels, hidden), nn.SiLU(), nn.Linear(hidden, channels))
+    return ChannelAttention(gate, channels=channels)
+
+
+def efficient_channel(in_shape: Shape, out_shape: Shape) -> Kernel:  # noqa: ARG001
+    """Each channel's weight from its five neighbours. Source: ECA-Net, arXiv:1910.03151."""
+    return ChannelAttention(_Neighbours(5), channels=in_shape[0])
+
+
+class SpatialSelfAttention(nn.Module):
+    """Multi-head self-attention over positions, without position embedding. Shape: (N, C, H, W), kept."""
+
+    def __init__(self, channels: int, *, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.norm = nn.GroupNorm(1, channels)
+        # No bias for the keys: softmax does not see it, so it would never get a gradient.
+        self.query = nn.Conv2d(channels, channels, 1)
+        self.key = nn.Conv2d(channels, channels, 1, bias=False)
+        self.value = nn.Conv2d(channels, channels, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Attend; see the class."""
+        n, c, h, w = x.shape
+        x = self.norm(x)
+        query, key, value = (
+            layer(x).reshape(n, self.num_heads, c // self.num_heads, h * w).transpose(2, 3)
+            for layer in (self.query, self.key, self.value)
+        )
+        attended = F.scaled_dot_product_attention(query, key, value)
+        return attended.transpose(2, 3).reshape(n, c, h, w)
+
+
+def spatial_self_attention(in_shape: Shape, out_shape: Shape) -> Kernel:
+    """Positions attend to each other. Source: non-local networks, arXiv:1711.07971; heads, arXiv:1706.03762."""
+    channels = in_shape[0]
+    num_heads = next(heads for heads in (4, 2, 1) if channels % heads == 0)
+    project = nn.Conv2d(channels, out_shape[0], 1, bias=False)
+    return ConvolutionBranch(SpatialSelfAttention(channels, num_heads=num_heads), project, channels=out_shape[0])

@@ -1,0 +1,155 @@
+"""The blueprints that Esper knows."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+
+from esper.errors import ConfigError
+from esper.urza import attention, normalization, residual
+from esper.urza.kernel import Blueprint, Shape
+
+__all__ = ["CATALOGUE", "fitting", "get"]
+
+_AFTER = frozenset({"after"})
+_ANYWHERE = frozenset({"after", "beside"})
+
+CATALOGUE: Mapping[str, Blueprint] = MappingProxyType(
+    {
+        blueprint.blueprint_id: blueprint
+        for blueprint in (
+            Blueprint(
+                blueprint_id="basic_block",
+                category="residual",
+                complexity=5,
+                kinds=_ANYWHERE,
+                build=residual.basic_block,
+                summary="two 3x3 convolutions",
+                source="arXiv:1512.03385",
+            ),
+            Blueprint(
+                blueprint_id="bottleneck",
+                category="residual",
+                complexity=4,
+                kinds=_ANYWHERE,
+                build=residual.bottleneck,
+                summary="1x1, 3x3, 1x1 through a quarter of the channels, at least 4",
+                source="arXiv:1512.03385",
+            ),
+            Blueprint(
+                blueprint_id="depthwise",
+                category="residual",
+                complexity=3,
+                kinds=_ANYWHERE,
+                build=residual.depthwise,
+                summary="3x3 per channel, then 1x1",
+                source="arXiv:1704.04861",
+            ),
+            Blueprint(
+                blueprint_id="conv1x1",
+                category="residual",
+                complexity=2,
+                kinds=_ANYWHERE,
+                build=residual.conv1x1,
+                summary="one 1x1 convolution",
+                source="arXiv:2101.03697",
+            ),
+            Blueprint(
+                blueprint_id="spatial_self_attention",
+                category="attention",
+                complexity=4,
+                kinds=_AFTER,
+                keeps_shape=True,
+                min_positions=2,  # a softmax over one position is constant
+                max_positions=1024,
+                build=attention.spatial_self_attention,
+                summary="multi-head self-attention over positions",
+                source="arXiv:1711.07971",
+            ),
+            Blueprint(
+                blueprint_id="squeeze_excite",
+                category="attention",
+                complexity=2,
+                kinds=_AFTER,
+                keeps_shape=True,
+                build=attention.squeeze_excite,
+                summary="channels reweighted by a small network of their means",
+                source="arXiv:1709.01507",
+            ),
+            Blueprint(
+                blueprint_id="efficient_channel",
+                category="attention",
+                complexity=1,
+                kinds=_AFTER,
+                keeps_shape=True,
+                build=attention.efficient_channel,
+                summary="channels reweighted by their neighbours' means",
+                source="arXiv:1910.03151",
+            ),
+            Blueprint(
+                blueprint_id="group_norm",
+                category="normalization",
+                complexity=1,
+                kinds=_AFTER,
+                keeps_shape=True,
+                min_positions=2,  # a group of one value is normalised to 0
+                build=normalization.group_norm,
+                summary="the input, normalised in groups of channels",
+                source="arXiv:1803.08494",
+            ),
+            Blueprint(
+                blueprint_id="layer_scale",
+                category="normalization",
+                complexity=1,
+                kinds=_AFTER,
+                keeps_shape=True,
+                build=normalization.layer_scale,
+                summary="a gain per channel",
+                source="arXiv:2103.17239",
+            ),
+        )
+    }
+)
+
+
+def get(blueprint_id: str) -> Blueprint:
+    """Look a blueprint up.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    if blueprint_id not in CATALOGUE:
+        near = difflib.get_close_matches(blueprint_id, CATALOGUE, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(f"no blueprint {blueprint_id!r}{hint} (there are {', '.join(CATALOGUE)})")
+    return CATALOGUE[blueprint_id]
+
+
+def fitting(
+    kind: str,
+    in_shape: Shape,
+    out_shape: Shape,
+    *,
+    categories: Sequence[str],
+    max_complexity: int,
+    only: str | None = None,
+) -> list[Blueprint]:
+    """The blueprints that may grow at a site, the preferred first.
+
+    Args:
+        kind: kind of the site.
+        in_shape, out_shape: (C, H, W) of the kernel's input and output.
+        categories: allowed categories; the earlier, the more preferred. Within one, the most complex comes first.
+        max_complexity: most complex blueprint allowed.
+        only: allow only this one.
+    """
+    found = [
+        blueprint
+        for blueprint in CATALOGUE.values()
+        if blueprint.category in categories
+        and blueprint.complexity <= max_complexity
+        and only in (None, blueprint.blueprint_id)
+        and blueprint.fits(kind, in_shape, out_shape)
+    ]
+    return sorted(found, key=lambda b: (list(categories).index(b.category), -b.complexity, b.blueprint_id))

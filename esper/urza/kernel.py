@@ -1,0 +1,77 @@
+"""What every module that grows has in common."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import nn
+
+__all__ = ["Blueprint", "Kernel", "Shape", "stride_between"]
+
+Shape = tuple[int, int, int]
+"""(channels, height, width) of one example."""
+
+
+def stride_between(in_shape: Shape, out_shape: Shape) -> int | None:
+    """Stride at which a convolution padded by half its size leads from one shape to the other; None: none does.
+
+    Such a convolution makes ceil(size / stride) positions of an odd size too, as ResNet's do: 7 become 4.
+    """
+    sizes = list(zip(in_shape[1:], out_shape[1:], strict=True))
+    stride = max(math.ceil(size / wanted) for size, wanted in sizes)
+    return stride if all(math.ceil(size / stride) == wanted for size, wanted in sizes) else None
+
+
+class Kernel(nn.Module):
+    """Base of all modules that grow: a branch whose output is added to the host's.
+
+    The last operation is a gain per channel, the kernel's one output scale; at 0 the output is exactly 0, because
+    every bias behind it starts at 0.
+
+    Shape: input (N, C, H, W), output (N, C', H', W').
+    """
+
+    @property
+    def output_scale(self) -> nn.Parameter:
+        """The gain of the last operation, (C',)."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Blueprint:
+    """Recipe for a kernel.
+
+    Attributes:
+        blueprint_id: its name.
+        category: residual, attention or normalization.
+        complexity: 1 (a few vectors) to 5 (several convolutions).
+        kinds: sites it fits: `after` a block, `beside` one.
+        keeps_shape: whether its output must have its input's shape.
+        min_positions: fewest positions (H × W) at which all its parameters can learn.
+        max_positions: most positions it can take; None: any.
+        build: makes a kernel for an input and an output shape.
+        summary: what it is, in a line.
+        source: where it comes from.
+    """
+
+    blueprint_id: str
+    category: str
+    complexity: int
+    kinds: frozenset[str]
+    keeps_shape: bool = False
+    min_positions: int = 1
+    max_positions: int | None = None
+    build: Callable[[Shape, Shape], Kernel]
+    summary: str
+    source: str
+
+    def fits(self, kind: str, in_shape: Shape, out_shape: Shape) -> bool:
+        """Whether a kernel can be built for a site of this kind and these shapes."""
+        if kind not in self.kinds or (self.keeps_shape and in_shape != out_shape):
+            return False
+        positions = in_shape[1] * in_shape[2]
+        if positions < self.min_positions or (self.max_positions is not None and positions > self.max_positions):
+            return False
+        return stride_between(in_shape, out_shape) is not None

@@ -1,0 +1,88 @@
+"""Residual branches: convolutions whose last batch norm's gain is the output scale."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from esper.urza.kernel import Kernel, Shape, stride_between
+
+__all__ = ["ConvolutionBranch", "basic_block", "bottleneck", "conv1x1", "depthwise"]
+
+
+class ConvolutionBranch(Kernel):
+    """Layers that end in a batch norm, whose gain scales the branch. Shape: (N, C, H, W) to (N, C', H/s, W/s)."""
+
+    def __init__(self, *layers: nn.Module, channels: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*layers)
+        self.norm = nn.BatchNorm2d(channels)
+
+    @property
+    def output_scale(self) -> nn.Parameter:
+        """Gain of the last norm, (C',)."""
+        return self.norm.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run the branch; see the class."""
+        output = self.norm(self.layers(x))
+        assert isinstance(output, Tensor)
+        return output
+
+
+def _conv(in_channels: int, out_channels: int, size: int, *, stride: int = 1, groups: int = 1) -> nn.Conv2d:
+    conv = nn.Conv2d(in_channels, out_channels, size, stride=stride, padding=size // 2, groups=groups, bias=False)
+    # torch's fan_out ignores groups: the weights of a depthwise convolution would start too small.
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out" if groups == 1 else "fan_in", nonlinearity="relu")
+    return conv
+
+
+def _stride(in_shape: Shape, out_shape: Shape) -> int:
+    stride = stride_between(in_shape, out_shape)
+    assert stride is not None, "Blueprint.fits was not asked"
+    return stride
+
+
+def basic_block(in_shape: Shape, out_shape: Shape) -> Kernel:
+    """3×3, norm, ReLU, 3×3, norm. Source: ResNet's basic block, arXiv:1512.03385."""
+    width = out_shape[0]
+    return ConvolutionBranch(
+        _conv(in_shape[0], width, 3, stride=_stride(in_shape, out_shape)),
+        nn.BatchNorm2d(width),
+        nn.ReLU(),
+        _conv(width, width, 3),
+        channels=width,
+    )
+
+
+def bottleneck(in_shape: Shape, out_shape: Shape) -> Kernel:
+    """1×1 to a quarter of the channels (at least 4), 3×3, 1×1 back. Source: ResNet's bottleneck, arXiv:1512.03385."""
+    # At width 1 the norms cancel the size of every weight, so that nothing but signs could be learned.
+    width = max(4, out_shape[0] // 4)
+    return ConvolutionBranch(
+        _conv(in_shape[0], width, 1),
+        nn.BatchNorm2d(width),
+        nn.ReLU(),
+        _conv(width, width, 3, stride=_stride(in_shape, out_shape)),
+        nn.BatchNorm2d(width),
+        nn.ReLU(),
+        _conv(width, out_shape[0], 1),
+        channels=out_shape[0],
+    )
+
+
+def conv1x1(in_shape: Shape, out_shape: Shape) -> Kernel:
+    """One linear map per position. Source: RepVGG's 1×1 branch, arXiv:2101.03697."""
+    conv = _conv(in_shape[0], out_shape[0], 1, stride=_stride(in_shape, out_shape))
+    return ConvolutionBranch(conv, channels=out_shape[0])
+
+
+def depthwise(in_shape: Shape, out_shape: Shape) -> Kernel:
+    """3×3 per channel, norm, ReLU, 1×1 across channels. Source: MobileNet, arXiv:1704.04861."""
+    channels = in_shape[0]
+    return ConvolutionBranch(
+        _conv(channels, channels, 3, stride=_stride(in_shape, out_shape), groups=channels),
+        nn.BatchNorm2d(channels),
+        nn.ReLU(),
+        _conv(channels, out_shape[0], 1),
+        channels=out_shape[0],
+    )
