@@ -1,0 +1,152 @@
+"""Every setting is judged by its declaration, then the settings against each other; the message names the remedy."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from esper.configs import TolariaConfig
+from esper.configs.check import check
+from esper.errors import ConfigError
+
+
+def changed(**changes: Any) -> TolariaConfig:
+    """The default configuration with `group__field=value` or `field=value`."""
+    config = TolariaConfig()
+    for key, value in changes.items():
+        group, _, field = key.rpartition("__")
+        setattr(getattr(config, group) if group else config, field, value)
+    return config
+
+
+def refusal(**changes: Any) -> str:
+    with pytest.raises(ConfigError) as caught:
+        check(changed(**changes))
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_the_defaults_pass():
+    check(TolariaConfig())
+
+
+def test_a_number_out_of_range_is_named_with_its_bound():
+    assert refusal(optimization__max_epochs=0) == "optimization.max_epochs=0: allowed is at least 1"
+
+
+def test_an_unknown_choice_gets_the_nearest_one():
+    message = refusal(optimization__scheduler="cosin")
+    assert "allowed are constant, cosine, linear, wsd" in message
+    assert message.endswith("did you mean cosine?")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_number_that_is_not_finite_is_refused(value):
+    assert "optimization.learning_rate" in refusal(optimization__learning_rate=value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("optimization__max_epochs", "3", "a whole number"),
+        ("optimization__max_epochs", True, "a whole number"),
+        ("optimization__max_epochs", None, "a whole number"),
+        ("optimization__learning_rate", "fast", "a number"),
+        ("checkpoint__save_best", 1, "true or false"),
+        ("model__widths", 16, "a list, each a whole number"),
+        ("model__name", 18, "text"),
+        ("model", None, "a group of settings"),
+    ],
+)
+def test_a_wrong_type_says_which_is_right(key, value, expected):
+    assert refusal(**{key: value}).endswith(f"must be {expected}")
+
+
+def test_lists_are_judged_item_by_item():
+    assert refusal(model__widths=[16, 0, 64]).startswith("model.widths[1]=0: allowed is at least 1")
+
+
+def test_null_is_accepted_where_it_means_something():
+    check(changed(optimization__patience=None, dataset__num_examples=None))
+
+
+@pytest.mark.parametrize(("scheduler", "latest"), [("wsd", 0.7), ("cosine", 0.5), ("linear", 0.5), ("constant", 1.0)])
+def test_growth_must_end_before_the_learning_rate_decays(scheduler, latest):
+    check(changed(optimization__scheduler=scheduler, morphogenetic__growth_until=latest))
+    if latest < 1:
+        message = refusal(optimization__scheduler=scheduler, morphogenetic__growth_until=latest + 0.05)
+        assert f"optimization.scheduler={scheduler}" in message
+
+
+@pytest.mark.parametrize("off", [{"morphogenetic__enable_tamiyo": False}, {"morphogenetic__policy": "never"}])
+def test_a_run_that_does_not_grow_may_decay_when_it_likes(off):
+    check(changed(optimization__scheduler="cosine", **off))
+
+
+@pytest.mark.parametrize("times", [[], [0.2, 0.61]])
+def test_scheduled_growth_needs_times_before_growth_until(times):
+    message = refusal(morphogenetic__policy="schedule", morphogenetic__schedule_at=times)
+    assert "morphogenetic.growth_until=0.6" in message
+
+
+def test_a_learned_policy_without_its_file_says_how_to_make_one(tmp_path: Path):
+    missing = str(tmp_path / "policy.safetensors")
+    message = refusal(morphogenetic__policy="learned", morphogenetic__tamiyo_policy_path=missing)
+    assert "esper simic" in message
+    Path(missing).touch()
+    check(changed(morphogenetic__policy="learned", morphogenetic__tamiyo_policy_path=missing))
+
+
+def test_widths_and_depths_go_together():
+    assert "model.depths" in refusal(model__name="resnet_small", model__widths=[8, 16])
+
+
+@pytest.mark.parametrize("wrong", [{"model__name": "resnet_small"}, {"model__stem": "cifar"}])
+def test_pretrained_needs_a_model_that_has_weights(wrong):
+    assert "pretrained" in refusal(model__pretrained=True, **wrong)
+
+
+def test_warm_up_ends_before_training_does():
+    assert "optimization.warmup_epochs" in refusal(optimization__max_epochs=5, optimization__warmup_epochs=5.0)
+
+
+def test_the_checkpoint_to_resume_from_exists(tmp_path: Path):
+    assert "no such folder" in refusal(checkpoint__resume_from=str(tmp_path / "step-1"))
+    check(changed(checkpoint__resume_from=str(tmp_path)))
+
+
+def test_an_image_folder_needs_train_and_val_or_test(tmp_path: Path):
+    folder = {"dataset__name": "imagefolder", "dataset__data_dir": str(tmp_path)}
+    (tmp_path / "train").mkdir()
+    assert "val/ or test/" in refusal(**folder)
+    (tmp_path / "test").mkdir()
+    check(changed(**folder))
+
+
+def test_padding_is_smaller_than_the_image():
+    digits = {"dataset__name": "digits", "dataset__crop_padding": 8}
+    assert "below the images' side, 8" in refusal(**digits)
+    check(changed(**digits, dataset__use_augmentation=False))
+
+
+@pytest.mark.parametrize("name", ["", "..", "../up", "a/b", "a..b", "-x", ".hidden", "a b", "x" * 65, "a\n"])
+def test_an_experiment_name_cannot_leave_its_folder(name):
+    assert "experiment_name" in refusal(experiment_name=name)
+
+
+def test_a_password_in_the_tracking_uri_is_refused_and_not_repeated():
+    message = refusal(tracking__uri="https://me:CANARY@tracker.example/")
+    assert "MLFLOW_TRACKING_PASSWORD" in message
+    assert "CANARY" not in message
+
+
+def test_checking_changes_nothing():
+    config = changed(model__widths=[4, 8, 16])
+    before = dataclasses.asdict(config)
+    check(config)
+    assert dataclasses.asdict(config) == before

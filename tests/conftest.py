@@ -1,0 +1,60 @@
+"""Shared pieces: a tiny configuration, and a trainer that runs inside a test."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from esper.configs import (
+    CheckpointConfig,
+    DatasetConfig,
+    LoggingConfig,
+    ModelConfig,
+    MorphogeneticConfig,
+    OptimizationConfig,
+    TolariaConfig,
+    TrackingConfig,
+)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)  # tiny tensors; and pytest-xdist uses the other core
+
+
+def tiny_config(**changes: Any) -> TolariaConfig:
+    """Three epochs of six steps on 16 synthetic classes' worth of 8x8 images; grows one module after epoch 1.
+
+    Keyword arguments are `group__field=value` or `field=value`.
+    """
+    config = TolariaConfig(
+        model=ModelConfig(name="resnet_small", widths=[4, 8], depths=[1, 1], target_layers=["layer1", "layer2"]),
+        dataset=DatasetConfig(name="synthetic", image_size=8, num_examples=320, batch_size=32, val_split=0.4),
+        optimization=OptimizationConfig(max_epochs=3, learning_rate=0.05, warmup_epochs=0.5, decay_fraction=0.3),
+        morphogenetic=MorphogeneticConfig(
+            policy="schedule", schedule_at=[0.3], holding_epochs=1, adaptation_cooldown=1, newborn_warmup_steps=2
+        ),
+        logging=LoggingConfig(log_interval=2),
+        checkpoint=CheckpointConfig(),
+        tracking=TrackingConfig(name="none"),
+        experiment_name="tiny",
+        device="cpu",
+    )
+    for key, value in changes.items():
+        group, _, field = key.rpartition("__")
+        if group:
+            config = dataclasses.replace(
+                config, **{group: dataclasses.replace(getattr(config, group), **{field: value})}
+            )
+        else:
+            config = dataclasses.replace(config, **{field: value})
+    return config
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    return tmp_path / "tiny" / "run"

@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from esper.configs import DatasetConfig
+from esper.data import DataSplits, load_splits
+from esper.errors import DataError
+
+
+def paint(path: Path, colour: tuple[int, int, int], size: tuple[int, int] = (8, 8)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).save(path)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for split, n in (("train", 20), ("test", 6)):
+        for label, name in enumerate(("cat", "dog")):
+            for i in range(n):
+                paint(tmp_path / "images" / split / name / f"{i:02}.png", (100 * label, i, 7))
+    return tmp_path / "images"
+
+
+def load(folder: Path, **changes: Any) -> DataSplits:
+    cache_dir = changes.pop("cache_dir", folder.parent / "cache")
+    settings = {"name": "imagefolder", "data_dir": str(folder), "batch_size": 4, "val_split": 0.4} | changes
+    return load_splits(DatasetConfig(**settings), rng_seed=0, cache_dir=cache_dir)
+
+
+def test_subfolders_are_classes_and_images_are_rgb(folder: Path) -> None:
+    splits = load(folder)
+    assert splits.class_names == ("cat", "dog")
+    assert [len(s) for s in (splits.train, splits.controller, splits.judge, splits.test)] == [24, 8, 8, 12]
+    assert torch.equal(splits.train.images[:, 0, 0, 0] // 100, splits.train.labels)
+    assert (splits.train.images[:, 2] == 7).all()
+
+
+def test_val_alone_is_the_test_set(folder: Path) -> None:
+    (folder / "test").rename(folder / "val")
+    assert len(load(folder).test) == 12
+
+
+def test_val_beside_test_is_what_controller_and_judge_share(folder: Path) -> None:
+    for name in ("cat", "dog"):
+        for i in range(4):
+            paint(folder / "val" / name / f"{i}.png", (1, 2, 3))
+    splits = load(folder)
+    assert [len(s) for s in (splits.train, splits.controller, splits.judge, splits.test)] == [40, 4, 4, 12]
+    assert (splits.judge.images[:, 1] == 2).all()
+
+
+def test_a_second_load_reads_the_cache_and_gives_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = load(folder)
+    monkeypatch.setattr(Image, "open", lambda *_: pytest.fail("decoded again"))
+    assert torch.equal(load(folder).train.images, first.train.images)
+
+
+@pytest.mark.parametrize("change", ["content", "added", "removed", "image_size"])
+def test_the_cache_is_not_used_once_the_source_has_changed(folder: Path, change: str) -> None:
+    before = load(folder)
+    file, changes = folder / "train" / "cat" / "00.png", {}
+    if change == "content":
+        paint(file, (0, 0, 200))
+        os.utime(file, ns=(1, 1))
+    elif change == "added":
+        paint(file.with_name("new.png"), (0, 0, 200))
+    elif change == "removed":
+        file.unlink()
+    else:
+        changes = {"image_size": 4}
+    after = load(folder, **changes)
+    assert not (before.train.images.shape == after.train.images.shape and torch.equal(
+        torch.cat([before.train.images, before.controller.images, before.judge.images]),
+        torch.cat([after.train.images, after.controller.images, after.judge.images]),
+    ))  # fmt: skip
+
+
+def test_a_damaged_cache_is_decoded_again(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    first = load(folder)
+    for file in (folder.parent / "cache").iterdir():
+        content = bytearray(file.read_bytes())
+        content[-1] ^= 1
+        file.write_bytes(content)
+    assert torch.equal(load(folder).train.images, first.train.images)
+    assert "is damaged" in caplog.text
+
+
+def test_a_cache_that_cannot_be_written_costs_a_warning(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (folder.parent / "file").write_text("")
+    assert len(load(folder, cache_dir=folder.parent / "file" / "cache").train) == 24
+    assert "cannot keep decoded images" in caplog.text
+
+
+def test_images_are_resized_and_cropped_in_the_centre(folder: Path) -> None:
+    stripes = np.zeros((8, 16, 3), dtype=np.uint8)
+    stripes[:, 4:12] = 255
+    Image.fromarray(stripes).save(folder / "train" / "cat" / "wide.png")
+    splits = load(folder, image_size=8)
+    images = torch.cat([splits.train.images, splits.controller.images, splits.judge.images])
+    assert (images == 255).all(dim=(1, 2, 3)).any()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ("size", r"odd.png: 9x8 pixels, but 00.png has 8x8; set dataset.image_size"),
+        ("broken", r"odd.png: not a readable image"),
+        ("class", r"train/ and test/ have different classes"),
+        ("no test", r"beside train/ it needs a folder test/ or val/"),
+        ("no train", r"there is no folder train/"),
+        ("empty", r"no images in it"),
+    ],
+)
+def test_a_folder_that_cannot_be_used_says_why(folder: Path, damage: str, message: str) -> None:
+    odd = folder / "train" / "cat" / "odd.png"
+    if damage == "size":
+        paint(odd, (0, 0, 0), (9, 8))
+    elif damage == "broken":
+        odd.write_bytes(b"not an image")
+    elif damage == "class":
+        (folder / "test" / "bird").mkdir()
+    elif damage == "no test":
+        (folder / "test").rename(folder / "tests")
+    elif damage == "no train":
+        (folder / "train").rename(folder / "training")
+    else:
+        for file in (folder / "test").rglob("*.png"):
+            file.unlink()
+    with pytest.raises(DataError, match=message):
+        load(folder)

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torchvision.models import ResNet18_Weights, resnet18
+
+from esper.configs import ModelConfig
+from esper.errors import ConfigError
+from esper.models import build_host
+
+
+def build(*, in_channels: int = 3, image_size: int = 32, num_classes: int = 10, **settings: object) -> torch.nn.Module:
+    config = ModelConfig(**settings)  # type: ignore[arg-type]
+    return build_host(config, in_channels=in_channels, image_size=image_size, num_classes=num_classes)
+
+
+@pytest.mark.parametrize(("image_size", "positions"), [(32, 32), (64, 64), (96, 24)])
+def test_small_images_get_the_cifar_stem(image_size: int, positions: int) -> None:
+    host = build(image_size=image_size).eval()
+    seen: list[torch.Size] = []
+    host.get_submodule("layer1").register_forward_hook(lambda *args: seen.append(args[2].shape))
+    host(torch.zeros(1, 3, image_size, image_size))
+    assert seen[0][-1] == positions
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50"])
+def test_names_are_torchvisions(name: str) -> None:
+    from torchvision.models import get_model
+
+    assert list(build(name=name, stem="imagenet", num_classes=1000).state_dict()) == list(get_model(name).state_dict())
+
+
+def test_grey_images_and_other_numbers_of_classes_fit() -> None:
+    for settings in ({"stem": "imagenet"}, {"stem": "cifar"}, {"name": "resnet_small"}):
+        assert build(in_channels=1, num_classes=7, **settings)(torch.zeros(2, 1, 32, 32)).shape == (2, 7)
+
+
+def test_a_small_resnet_has_the_widths_and_depths_asked_for() -> None:
+    host = build(name="resnet_small", widths=[4, 6], depths=[2, 1])
+    shapes = {name: tuple(value.shape) for name, value in host.state_dict().items()}
+    assert shapes["layer1.1.conv2.weight"] == (4, 4, 3, 3)
+    assert shapes["layer2.0.conv1.weight"] == (6, 4, 3, 3)
+    assert "layer2.1.conv1.weight" not in shapes
+
+
+def test_initial_weights_follow_from_the_global_seed() -> None:
+    weights = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        weights.append(build(name="resnet_small").get_parameter("layer1.0.conv1.weight"))
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+def test_more_stages_than_the_image_can_be_halved_are_refused() -> None:
+    with pytest.raises(ConfigError, match="4 stages halve an image of 4 pixels to nothing"):
+        build(name="resnet_small", widths=[4] * 4, depths=[1] * 4, image_size=4)
+
+
+class TestPretrained:
+    @pytest.fixture
+    def hub(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+        return tmp_path / "checkpoints"
+
+    def test_weights_that_cannot_be_downloaded_name_the_file_and_the_place(
+        self, hub: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refuse(*_: object, **__: object) -> None:
+            raise OSError("no network")
+
+        monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
+        with pytest.raises(ConfigError, match=rf"put that file in {hub}, or set model.pretrained=false"):
+            build(pretrained=True, image_size=224, num_classes=1000)
+
+    def test_weights_in_the_hubs_folder_are_loaded_and_the_head_replaced(self, hub: Path) -> None:
+        torch.manual_seed(3)
+        source = resnet18()
+        hub.mkdir()
+        torch.save(source.state_dict(), hub / Path(ResNet18_Weights.DEFAULT.url).name)
+        host = build(pretrained=True, image_size=224, num_classes=5)
+        assert torch.equal(host.get_parameter("layer4.1.conv2.weight"), source.layer4[1].conv2.weight)
+        assert host.get_parameter("fc.weight").shape == (5, 512)
+
+    def test_images_without_three_channels_are_refused(self) -> None:
+        with pytest.raises(ConfigError, match="the weights take 3 channels, the images have 1"):
+            build(pretrained=True, in_channels=1)

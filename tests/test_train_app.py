@@ -1,0 +1,135 @@
+"""The command `esper-train` and `fit`, run as a user runs them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from esper import fit
+from esper.configs import TolariaConfig
+from esper.errors import ConfigError
+
+NEEDS_NO_CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason="the device that is asked for is there")
+ROOT = Path(__file__).resolve().parents[1]
+COMMAND = "import sys; sys.argv[0] = 'esper-train'; from esper.train import main; main()"
+LIGHT = """
+import sys
+sys.argv[0] = "esper-train"
+from esper.train import main
+try:
+    main()
+finally:
+    print("HEAVY", sorted({"torch", "torchvision", "mlflow", "sklearn", "matplotlib"} & set(sys.modules)))
+"""
+
+
+def esper_train(*arguments: str, cwd: Path, script: str = COMMAND, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", script, *arguments],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **env},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shown"),
+    [
+        (["--help"], "esper-train experiment=quickstart"),
+        (["--cfg", "job", "--resolve", "experiment=debug"], "experiment_name: debug"),
+        (["--info", "searchpath"], "Search path"),
+        (["-sc", "query=bash"], "model=resnet_small"),
+    ],
+)
+def test_looking_needs_neither_torch_nor_mlflow(tmp_path: Path, arguments: list[str], shown: str):
+    done = esper_train(*arguments, cwd=tmp_path, script=LIGHT, COMP_LINE="esper-train model=resnet", COMP_POINT="24")
+    assert done.returncode == 0, done.stderr
+    assert shown in done.stdout
+    assert "HEAVY []" in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["optimization.max_epoch=3"], "did you mean optimization.max_epochs?"),
+        (["+typo=1"], "typo: no such setting"),
+        (["optimization.max_epochs=many"], "optimization.max_epochs=many: must be a whole number"),
+        (["optimization.max_epochs=0"], "allowed is at least 1"),
+        (["model=resnet19"], "did you mean resnet18?"),
+        (["rng_seed=0,1"], "add -m"),
+        (["hydra/launcher=submitit_slurm"], "launches with -m only"),
+        pytest.param(["experiment=debug", "device=cuda"], "no usable CUDA", marks=NEEDS_NO_CUDA),
+        (["-m", "optimization.max_epochs=3,0"], "allowed is at least 1"),
+        (["-m", "model=resnet18,resnet19"], "did you mean resnet18?"),
+        (["-m", "dry_run=true,false"], "give one value"),
+    ],
+)
+def test_bad_input_is_one_line_exit_code_2_and_nothing_on_disk(tmp_path: Path, arguments: list[str], line: str):
+    done = esper_train(*arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert line in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_a_dry_run_leaves_nothing_behind(tmp_path: Path):
+    (tmp_path / "cwd").mkdir()
+    (tmp_path / "tmp").mkdir()
+    done = esper_train("experiment=debug", "dry_run=true", cwd=tmp_path / "cwd", TMPDIR=str(tmp_path / "tmp"))
+    assert done.returncode == 0, done.stderr
+    assert not list((tmp_path / "cwd").iterdir())
+    assert not [left for left in (tmp_path / "tmp").iterdir() if left.name.startswith("esper")]
+
+
+@pytest.mark.slow
+def test_a_failed_member_does_not_stop_a_sweep(tmp_path: Path):
+    done = esper_train(
+        "-m", "experiment=debug", "debug_mode=false", "optimization.learning_rate=1e20,0.05", cwd=tmp_path
+    )
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("error: ")
+    assert "optimization.learning_rate=1e+20" in last
+    statuses = [path.read_text() for path in (tmp_path / "outputs" / "debug").glob("*/status.json")]
+    assert sorted('"finished"' in status for status in statuses) == [False, True]
+
+
+def test_fit_refuses_a_typo_as_the_command_does():
+    with pytest.raises(ConfigError, match=r"did you mean optimization\.max_epochs\?"):
+        fit("optimization.max_epoch=3")
+
+
+def test_fit_checks_a_given_configuration():
+    config = TolariaConfig(rng_seed=-1)
+    with pytest.raises(ConfigError, match="rng_seed=-1"):
+        fit(config=config)
+
+
+def test_fit_takes_overrides_or_a_configuration():
+    with pytest.raises(ConfigError, match="give one of them"):
+        fit("rng_seed=1", config=TolariaConfig())
+
+
+@pytest.mark.slow
+def test_fit_works_inside_a_running_event_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+
+    async def cell() -> int:
+        return fit("experiment=debug", "optimization.warmup_epochs=0.25").exit_code
+
+    assert asyncio.run(cell()) == 0
+    (run_dir,) = (tmp_path / "outputs" / "debug").iterdir()
+    assert run_dir.name.startswith("experiment_debug-warmup_epochs_0.25-")

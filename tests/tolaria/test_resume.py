@@ -1,0 +1,142 @@
+"""A run that stops anywhere and goes on gives the same bits as one that never stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from esper.configs import TolariaConfig
+from esper.errors import CheckpointError, RunError
+from esper.tolaria import TolariaTrainer, checkpoint
+from esper.tolaria.resume import snapshot
+from tests.conftest import tiny_config
+
+STEPS_PER_EPOCH = 6
+
+
+def everything(trainer: TolariaTrainer) -> dict[str, Tensor]:
+    saved = snapshot(trainer.run)
+    return {**saved.model, **saved.optimizer}
+
+
+def train(
+    config: TolariaConfig, run_dir: Path, *, stop_at: int | None = None
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Train to the end, or to a step; returns every tensor and the counters."""
+    trainer = TolariaTrainer(config, run_dir=run_dir)
+
+    async def go() -> tuple[dict[str, Tensor], dict[str, Any]]:
+        await trainer.initialize()
+        step = trainer.run.step
+
+        class Stopping(type(step)):  # type: ignore[misc]
+            def __call__(self, *, epoch: int, index: int, step: int) -> None:
+                super().__call__(epoch=epoch, index=index, step=step)
+                if stop_at is not None and step + 1 == stop_at:
+                    trainer.request_stop("test")
+
+        step.__class__ = Stopping
+        try:
+            await trainer.train()
+            tensors = {name: value.clone() for name, value in everything(trainer).items()}
+            return tensors, {"recipe": trainer.run.model.recipe, **trainer.run.growth.state_dict()}
+        finally:
+            await trainer.shutdown()
+
+    return asyncio.run(go())
+
+
+def assert_same(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
+    assert a.keys() == b.keys()
+    different = [name for name in a if not torch.equal(a[name], b[name])]
+    assert different == []
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    torch.set_num_threads(1)
+    return train(tiny_config(morphogenetic__blending_steps=4), tmp_path_factory.mktemp("straight") / "run")
+
+
+@pytest.mark.parametrize("stop_at", [1, 5, 6, 7, 8, 9, 11, 12, 13, 17])
+def test_stopping_at_any_step_before_inside_and_after_growth_changes_no_bit(
+    straight: tuple[dict[str, Tensor], dict[str, Any]], run_dir: Path, stop_at: int
+) -> None:
+    config = tiny_config(morphogenetic__blending_steps=4)
+    train(config, run_dir, stop_at=stop_at)
+    assert json.loads((run_dir / "status.json").read_text())["status"] == "interrupted"
+    finished, growth = train(config, run_dir)
+    assert growth == straight[1]
+    assert growth["num_germinated"] == 1
+    assert_same(finished, straight[0])
+
+
+def test_a_process_that_dies_without_a_word_resumes_from_the_last_epoch(
+    straight: tuple[dict[str, Tensor], dict[str, Any]], run_dir: Path, tmp_path: Path
+) -> None:
+    config = tiny_config(morphogenetic__blending_steps=4)
+    train(config, run_dir, stop_at=9)
+    newest = checkpoint.find_checkpoints(run_dir / "checkpoints")[0]
+    assert newest.name == "step-00000009"
+    shutil.rmtree(newest)  # as if it had been killed before it could save
+    finished, _ = train(config, run_dir)
+    assert_same(finished, straight[0])
+    abandoned = (run_dir / "journal.abandoned.jsonl").read_text().splitlines()
+    assert any(json.loads(line)["kind"] == "run_ended" for line in abandoned)
+    steps = [json.loads(line) for line in (run_dir / "journal.jsonl").read_text().splitlines()]
+    logged = [line["step"] for line in steps if line["kind"] == "step"]
+    assert logged == [2, 4, 6, 8, 10, 12, 14, 16, 18]
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_said_so(
+    straight: tuple[dict[str, Tensor], dict[str, Any]], run_dir: Path
+) -> None:
+    config = tiny_config(morphogenetic__blending_steps=4)
+    train(config, run_dir, stop_at=9)
+    newest = checkpoint.find_checkpoints(run_dir / "checkpoints")[0]
+    content = bytearray((newest / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (newest / "model.safetensors").write_bytes(content)
+    finished, _ = train(config, run_dir)
+    assert_same(finished, straight[0])
+
+
+def test_a_checkpoint_of_another_network_is_refused(run_dir: Path, tmp_path: Path) -> None:
+    train(tiny_config(), run_dir, stop_at=9)
+    source = checkpoint.find_checkpoints(run_dir / "checkpoints")[0]
+    other = tiny_config(checkpoint__resume_from=str(source), model__widths=[4, 6])
+    with pytest.raises(CheckpointError, match="holds another network"):
+        train(other, tmp_path / "other" / "run")
+
+
+def test_resume_from_takes_up_another_run(run_dir: Path, tmp_path: Path) -> None:
+    train(tiny_config(), run_dir, stop_at=9)
+    source = checkpoint.find_checkpoints(run_dir / "checkpoints")[0]
+    longer = tiny_config(checkpoint__resume_from=str(source), optimization__max_epochs=4)
+    _, growth = train(longer, tmp_path / "other" / "run")
+    assert growth["num_germinated"] >= 1  # one was grown before the checkpoint
+    lines = [json.loads(line) for line in (tmp_path / "other" / "run" / "journal.jsonl").read_text().splitlines()]
+    assert lines[0]["resumed_from"] == str(source)
+    assert lines[0]["step"] == 9
+
+
+def test_two_processes_cannot_work_in_one_run_folder(run_dir: Path) -> None:
+    first, second = (TolariaTrainer(tiny_config(), run_dir=run_dir) for _ in range(2))
+
+    async def go() -> None:
+        await first.initialize()
+        try:
+            with pytest.raises(RunError, match="in use by another process"):
+                await second.initialize()
+        finally:
+            await first.shutdown()
+            await second.shutdown()
+
+    asyncio.run(go())

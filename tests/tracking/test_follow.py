@@ -1,0 +1,107 @@
+"""The thread that reports a run: close is bounded, and a tracker that fails costs one warning."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from esper.configs import TrackingConfig
+from esper.tracking import Follower, Journal, sync
+from tests.tracking.conftest import ended, started, trained
+
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
+
+
+def follow(journal: Journal, warnings: list[str], **tracking: Any) -> Follower:
+    config = TrackingConfig(flush_interval_s=0.05, **tracking)
+    run_dir = journal.path.parent
+    return Follower(config, run_dir=run_dir, outputs_dir=run_dir.parents[1], warn=warnings.append)
+
+
+def wait_for(path: Path) -> None:
+    for _ in range(600):
+        if path.exists() and json.loads(path.read_text())["run_ids"]:
+            return
+        time.sleep(0.05)
+    pytest.fail(f"{path} never named a run")
+
+
+def reported_steps(outputs: Path) -> tuple[str, list[int]]:
+    """Status of the one run there, and the steps of its training loss."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{outputs / 'mlflow.db'}")
+    (run,) = client.search_runs(["1"])
+    return run.info.status, [one.step for one in client.get_metric_history(run.info.run_id, "train/loss")]
+
+
+def test_a_run_is_reported_while_it_trains_and_sync_has_nothing_to_add(journal: Journal, tmp_path: Path) -> None:
+    warnings: list[str] = []
+    started(journal)
+    follower = follow(journal, warnings)
+    trained(journal, range(1, 5))
+    wait_for(journal.path.parent / "mlflow.json")  # before the run has ended
+    trained(journal, range(5, 9))
+    ended(journal)
+    follower.close(60)
+    assert reported_steps(tmp_path) == ("FINISHED", list(range(1, 9)))
+    assert sync.main([journal.path.parent], None) == 0
+    assert reported_steps(tmp_path) == ("FINISHED", list(range(1, 9)))
+    assert warnings == []
+
+
+def test_after_an_outage_everything_arrives_once(journal: Journal, tmp_path: Path) -> None:
+    database = tmp_path / "elsewhere" / "mlflow.db"
+    database.parent.touch()  # a file where a folder must be: the database cannot be made
+    warnings: list[str] = []
+    started(journal)
+    follower = follow(journal, warnings, uri=f"sqlite:///{database}")
+    trained(journal, range(1, 5))
+    for _ in range(600):
+        if warnings:
+            break
+        time.sleep(0.05)
+    database.parent.unlink()
+    trained(journal, range(5, 9))
+    ended(journal)
+    follower.close(60)
+    assert reported_steps(database.parent) == ("FINISHED", list(range(1, 9)))
+    assert len(warnings) == 1
+
+
+def test_a_refused_connection_is_one_warning_that_names_the_remedy_and_no_password(journal: Journal) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    warnings: list[str] = []
+    started(journal)
+    follower = follow(journal, warnings, uri=f"http://me:s3cret@127.0.0.1:{port}")
+    ended(journal)
+    time.sleep(0.5)
+    follower.close()
+    follower.close()
+    (warning,) = warnings
+    assert warning.startswith(f"MLflow at http://127.0.0.1:{port} is behind (")
+    assert f"`esper sync {journal.path.parent}` catches up" in warning
+    assert "s3cret" not in warning
+    assert "\n" not in warning
+
+
+def test_closing_does_not_wait_for_a_server_that_never_answers(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
+    warnings: list[str] = []
+    started(journal)
+    with socket.create_server(("127.0.0.1", 0)) as server:  # accepts, and never answers
+        follower = follow(journal, warnings, uri=f"http://127.0.0.1:{server.getsockname()[1]}")
+        ended(journal)
+        begun = time.monotonic()
+        follower.close(timeout_s=0.5)
+        assert time.monotonic() - begun < 2.5
+    (warning,) = warnings
+    assert "not done within 0.5 s" in warning

@@ -1,0 +1,185 @@
+"""The journal holds every event, whatever happens while it is written."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import math
+import resource
+import tempfile
+import threading
+import typing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from esper.contracts import events
+from esper.contracts.events import Event, Notice
+from esper.contracts.lifecycle import SeedLifecycleState
+from esper.errors import RunError
+from esper.tracking.journal import Journal, read, tail
+
+KINDS = [cls for name in events.__all__ if (cls := getattr(events, name)) is not Event]
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.sampled_from(SeedLifecycleState)
+VALUES = st.recursive(
+    SCALARS | st.builds(Path, st.sampled_from(["a", "a/b"])),
+    lambda inner: st.lists(inner) | st.tuples(inner, inner) | st.dictionaries(st.text(), inner),
+    max_leaves=6,
+)
+st.register_type_strategy(dict, st.dictionaries(st.text(), VALUES, max_size=3))
+
+
+def fields_of(kind: type[Event]) -> st.SearchStrategy[Event]:
+    hints = {key: hint for key, hint in typing.get_type_hints(kind).items() if key != "kind"}
+    anything = {dict[str, Any]: st.dictionaries(st.text(), VALUES, max_size=3)}
+    anything[dict[str, Any] | None] = st.none() | anything[dict[str, Any]]
+    anything[list[dict[str, Any]]] = st.lists(anything[dict[str, Any]], max_size=2)
+    return st.builds(kind, **{key: anything.get(hint, st.from_type(hint)) for key, hint in hints.items()})
+
+
+def as_json(value: Any) -> Any:
+    """What a value must read as: the same, but for what JSON has no word for."""
+    if isinstance(value, dict):
+        return {key: as_json(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_json(entry) for entry in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, Path | SeedLifecycleState) else value
+
+
+def notices(journal: Journal, *messages: str) -> None:
+    for message in messages:
+        journal.write(Notice(step=1, level="INFO", message=message))
+
+
+def messages(path: Path) -> list[str]:
+    return [event["message"] for event in read(path)]
+
+
+@given(st.one_of([fields_of(kind) for kind in KINDS]))
+def test_any_event_reads_back_as_it_was(event: Event) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        journal = Journal(Path(folder, "journal.jsonl"))
+        journal.write(event)
+        journal.close()
+        (found,) = read(journal.path)
+        assert isinstance(found.pop("time_unix_s"), float)
+        assert found == {"kind": event.kind, **as_json(dataclasses.asdict(event))}
+
+
+def test_every_line_is_strict_json(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal.jsonl")
+    journal.write(events.Validated(step=1, epoch=0, val_loss=math.nan, val_accuracy=math.inf))
+    journal.close()
+    found = json.loads(journal.path.read_text(), parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
+    assert found["val_loss"] is None
+
+
+def test_a_line_that_a_crash_cut_short_is_left_out_and_removed_on_opening(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    journal = Journal(path)
+    notices(journal, "first")
+    journal.close()
+    whole = path.stat().st_size
+    with path.open("ab") as file:
+        file.write(b'{"kind": "notice", "mess')
+    assert messages(path) == ["first"]
+    journal = Journal(path)
+    assert journal.sync() == whole
+    notices(journal, "second")
+    journal.close()
+    assert messages(path) == ["first", "second"]
+
+
+def test_a_damaged_line_inside_is_an_error_that_names_it(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    path.write_text('{"kind": "notice"}\nnonsense\n{"kind": "notice"}\n')
+    with pytest.raises(RunError, match=r"journal\.jsonl, line 2: not an event"):
+        list(read(path))
+
+
+def test_rewinding_moves_what_came_after_aside(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal.jsonl")
+    notices(journal, "kept")
+    offset = journal.sync()
+    notices(journal, "abandoned", "abandoned too")
+    journal.rewind(offset)
+    notices(journal, "instead")
+    journal.close()
+    assert messages(journal.path) == ["kept", "instead"]
+    assert messages(tmp_path / "journal.abandoned.jsonl") == ["abandoned", "abandoned too"]
+
+
+def test_rewinding_keeps_lines_whole_whatever_the_offset(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal.jsonl")
+    notices(journal, "kept", "abandoned")
+    journal.rewind(journal.sync() - 3)
+    journal.rewind(10**6)
+    journal.close()
+    assert messages(journal.path) == ["kept"]
+    assert messages(tmp_path / "journal.abandoned.jsonl") == ["abandoned"]
+
+
+def test_a_listener_that_fails_is_logged_and_not_told_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    journal = Journal(tmp_path / "journal.jsonl")
+    calls: list[str] = []
+
+    def fail(_: Event) -> None:
+        calls.append("failing")
+        raise OSError("the terminal is gone")
+
+    journal.subscribe(fail)
+    journal.subscribe(lambda event: calls.append(event.kind))
+    with caplog.at_level(logging.ERROR):
+        notices(journal, "first", "second")
+    journal.close()
+    assert calls == ["failing", "notice", "notice"]
+    assert [record.message for record in caplog.records] == [
+        "a listener of the journal failed and is not told any more"
+    ]
+    assert messages(journal.path) == ["first", "second"]
+
+
+def test_a_full_disk_is_a_clear_error_and_leaves_no_torn_line(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal.jsonl")
+    notices(journal, "first")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (journal.sync() + 20, hard))  # the next line fits in part
+    try:
+        with pytest.raises(RunError, match=r"cannot write .*journal\.jsonl: File too large"):
+            notices(journal, "second")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    notices(journal, "third")
+    journal.close()
+    assert messages(journal.path) == ["first", "third"]
+
+
+def test_threads_write_whole_lines(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal.jsonl")
+    threads = [threading.Thread(target=notices, args=(journal, *[f"{n}" * 500] * 50)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert journal.sync() == journal.path.stat().st_size
+    journal.close()
+    assert sorted(messages(journal.path)) == sorted([f"{n}" * 500 for n in range(4)] * 50)
+
+
+def test_the_tail_is_what_was_written_since_without_an_unfinished_line(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal.jsonl")
+    notices(journal, "first")
+    _, offset = tail(journal.path, 0)
+    notices(journal, "second")
+    with journal.path.open("ab") as file:
+        file.write(b'{"kind"')
+    found, end = tail(journal.path, offset)
+    journal.close()
+    assert [event["message"] for event in found] == ["second"]
+    assert end == journal.path.stat().st_size - len(b'{"kind"')

@@ -1,0 +1,97 @@
+"""A whole training, reported to a real MLflow."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from esper.configs import TrackingConfig
+from esper.tolaria import TolariaTrainer
+from tests.conftest import tiny_config
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("outputs")  # one database for the module: its tables take seconds
+
+
+def train(run_dir: Path, *, stop_after: int | None = None, **tracking: Any) -> TolariaTrainer:
+    config = tiny_config(
+        tracking=TrackingConfig(flush_interval_s=0.2, **tracking),
+        description="a note",
+        tags=["red", "blue"],
+        morphogenetic__improvement_threshold=0.0,
+    )
+    trainer = TolariaTrainer(config, run_dir=run_dir)
+
+    async def go() -> None:
+        await trainer.initialize()
+        if stop_after is not None:
+            for _ in range(stop_after):
+                await trainer.train_epoch()
+                await trainer.handle_end_of_epoch()
+            trainer.request_stop("test")
+        await trainer.train()
+        await trainer.shutdown()
+
+    asyncio.run(go())
+    return trainer
+
+
+def client(outputs: Path) -> Any:
+    from mlflow import MlflowClient
+
+    return MlflowClient(f"sqlite:///{outputs / 'mlflow.db'}")
+
+
+def run_of(outputs: Path, run_dir: Path) -> Any:
+    (run_id,) = json.loads((run_dir / "mlflow.json").read_text())["run_ids"].values()
+    return client(outputs).get_run(run_id)
+
+
+def points(outputs: Path, run: Any) -> Counter[tuple[str, int]]:
+    history = client(outputs).get_metric_history
+    return Counter((key, metric.step) for key in run.data.metrics for metric in history(run.info.run_id, key))
+
+
+def test_a_run_shows_parameters_curves_growth_and_artifacts(outputs: Path) -> None:
+    run_dir = outputs / "tiny" / "whole"
+    train(run_dir)
+    run = run_of(outputs, run_dir)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["model.widths"] == "[4, 8]"
+    assert run.data.tags["mlflow.note.content"] == "a note"
+    assert run.data.tags["esper.tags"] == "red, blue"
+    assert run.data.tags["growth.1"].startswith("basic_block at layer1.0:beside, step 6: ")
+    logged = points(outputs, run)
+    assert {step for key, step in logged if key == "train/loss"} == {2, 4, 6, 8, 10, 12, 14, 16, 18}
+    assert {step for key, step in logged if key == "epoch/val_accuracy"} == {1, 2, 3}
+    result = json.loads((run_dir / "status.json").read_text())["result"]
+    assert run.data.metrics["test/accuracy"] == pytest.approx(result["test_accuracy"])
+    names = {artifact.path for artifact in client(outputs).list_artifacts(run.info.run_id)}
+    assert {"config.yaml", "journal.jsonl", "growth.json", "checkpoint"} <= names
+    files = {artifact.path for artifact in client(outputs).list_artifacts(run.info.run_id, "checkpoint")}
+    assert files == {"checkpoint/manifest.json", "checkpoint/model.safetensors"}
+
+
+def test_a_resumed_run_goes_on_in_the_same_mlflow_run_without_a_point_twice(outputs: Path) -> None:
+    run_dir = outputs / "tiny" / "resumed"
+    train(run_dir, stop_after=2)
+    first = run_of(outputs, run_dir)
+    assert first.info.status == "KILLED"
+    newest = max((run_dir / "checkpoints").glob("step-*"))
+    for file in newest.iterdir():  # the second epoch is done once more
+        file.unlink()
+    newest.rmdir()
+    train(run_dir)
+    run = run_of(outputs, run_dir)
+    assert run.info.run_id == first.info.run_id
+    assert run.info.status == "FINISHED"
+    logged = points(outputs, run)
+    assert [key for key, count in logged.items() if count > 1] == []
+    assert {step for key, step in logged if key == "train/loss"} == set(range(2, 19, 2))

@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from esper import tezzeret, urza
+from esper.errors import ConfigError
+
+PLACES = [
+    ("after", (8, 4, 4), (8, 4, 4)),
+    ("beside", (8, 4, 4), (8, 4, 4)),
+    ("beside", (6, 8, 8), (12, 4, 4)),
+    ("beside", (6, 7, 7), (12, 4, 4)),
+    ("beside", (8, 2, 2), (16, 1, 1)),
+    ("after", (4, 2, 2), (4, 2, 2)),
+    ("after", (8, 1, 1), (8, 1, 1)),
+]
+CASES = [
+    pytest.param(blueprint.blueprint_id, kind, in_shape, out_shape, id=f"{blueprint.blueprint_id}-{kind}-{in_shape}")
+    for blueprint in urza.CATALOGUE.values()
+    for kind, in_shape, out_shape in PLACES
+    if blueprint.fits(kind, in_shape, out_shape)
+]
+
+
+@pytest.mark.parametrize("gain", [0.0, 0.5])
+@pytest.mark.parametrize(("blueprint_id", "kind", "in_shape", "out_shape"), CASES)
+def test_every_blueprint_reaches_every_parameter_at_every_kind_of_site(
+    blueprint_id: str, kind: str, in_shape: urza.Shape, out_shape: urza.Shape, gain: float
+) -> None:
+    kernel = tezzeret.forge(blueprint_id, in_shape=in_shape, out_shape=out_shape, init_seed=3, gain=gain)
+    x = torch.randn(5, *in_shape, generator=torch.Generator().manual_seed(0)).relu()
+    # In float64, where a gradient that ought to be 0 is not taken for one because of rounding.
+    found = tezzeret.inspect(kernel.double(), x.double(), out_shape)
+    assert found.failed == ()
+    assert set(found.passed) == {"shape", "dtype", "finite", "gradient_in_every_parameter"}
+
+
+@pytest.mark.parametrize(("blueprint_id", "kind", "in_shape", "out_shape"), CASES)
+def test_an_output_scale_of_zero_silences_a_newborn_and_one_half_does_not(
+    blueprint_id: str, kind: str, in_shape: urza.Shape, out_shape: urza.Shape
+) -> None:
+    x = torch.randn(5, *in_shape, generator=torch.Generator().manual_seed(0))
+    build = {"in_shape": in_shape, "out_shape": out_shape, "init_seed": 3}
+    assert not tezzeret.forge(blueprint_id, gain=0.0, **build)(x).any()  # type: ignore[arg-type]
+    assert tezzeret.forge(blueprint_id, gain=0.5, **build)(x).any()  # type: ignore[arg-type]
+
+
+def test_all_categories_are_there_and_each_offers_a_choice_of_complexity() -> None:
+    by_category = {b.category: [] for b in urza.CATALOGUE.values()}  # type: dict[str, list[int]]
+    for blueprint in urza.CATALOGUE.values():
+        by_category[blueprint.category].append(blueprint.complexity)
+    assert set(by_category) == {"residual", "attention", "normalization"}
+    assert sorted(by_category["residual"]) == [2, 3, 4, 5]
+    assert sorted(by_category["attention"]) == [1, 2, 4]
+
+
+def test_fitting_obeys_categories_in_order_complexity_and_the_only_one_allowed() -> None:
+    def names(**changes: object) -> list[str]:
+        wanted = {"categories": ["attention", "residual"], "max_complexity": 4} | changes
+        return [b.blueprint_id for b in urza.fitting("after", (8, 4, 4), (8, 4, 4), **wanted)]  # type: ignore[arg-type]
+
+    assert names() == [
+        "spatial_self_attention", "squeeze_excite", "efficient_channel", "bottleneck", "depthwise", "conv1x1",
+    ]  # fmt: skip
+    assert names(max_complexity=1) == ["efficient_channel"]
+    assert names(only="conv1x1") == ["conv1x1"]
+    assert names(categories=["normalization"], only="conv1x1") == []
+
+
+def test_self_attention_is_not_offered_where_positions_are_too_many() -> None:
+    assert urza.get("spatial_self_attention").fits("after", (8, 32, 32), (8, 32, 32))
+    assert not urza.get("spatial_self_attention").fits("after", (8, 33, 33), (8, 33, 33))
+
+
+def test_blueprints_that_cannot_learn_from_one_position_are_not_offered_there() -> None:
+    offered = urza.fitting("after", (8, 1, 1), (8, 1, 1), categories=["attention", "normalization"], max_complexity=5)
+    assert [b.blueprint_id for b in offered] == ["squeeze_excite", "efficient_channel", "layer_scale"]
+
+
+@pytest.mark.parametrize(
+    ("in_size", "out_size", "fits"),
+    [((8, 8), (4, 4), True), ((7, 7), (4, 4), True), ((25, 25), (13, 13), True), ((4, 1), (2, 1), True),
+     ((9, 9), (4, 4), False), ((4, 4), (8, 8), False), ((8, 8), (4, 8), False)],
+)  # fmt: skip
+def test_a_site_that_no_padded_convolution_spans_is_refused(
+    in_size: tuple[int, int], out_size: tuple[int, int], fits: bool
+) -> None:
+    assert urza.get("conv1x1").fits("beside", (8, *in_size), (16, *out_size)) == fits
+
+
+def test_the_weights_of_every_convolution_start_at_he_scale_also_depthwise() -> None:
+    kernel = tezzeret.forge("depthwise", in_shape=(256, 4, 4), out_shape=(256, 4, 4), init_seed=0, gain=0.5)
+    stds = [m.weight.std().item() for m in kernel.modules() if isinstance(m, torch.nn.Conv2d)]
+    assert stds == pytest.approx([(2 / 9) ** 0.5, (2 / 256) ** 0.5], rel=0.05)
+
+
+def test_an_unknown_blueprint_is_an_error_with_the_nearest_name() -> None:
+    with pytest.raises(ConfigError, match=r"no blueprint 'squeeze_exite'; did you mean 'squeeze_excite'\?"):
+        urza.get("squeeze_exite")
