@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import shutil
 import signal
 import tempfile
 import threading
@@ -90,12 +91,23 @@ async def _train(config: TolariaConfig, run_dir: Path, terminals: list[Terminal]
         finally:
             if (run_dir / "journal.jsonl").exists():
                 page.write(run_dir)  # before the tracker closes: it takes the page along
+            else:
+                _forget(run_dir)
     finally:
         await service.stop()
     assert service.trainer is not None
     if service.trainer.result is not None:
         return _outcome(0, service.trainer.result, run_dir)
     return _outcome(128 + (service.signal_number or signal.SIGTERM), None, run_dir)
+
+
+def _forget(run_dir: Path) -> None:
+    """Remove a folder in which nothing began: bad input that shows only while building leaves nothing behind."""
+    if {entry.name for entry in run_dir.iterdir()} <= {".lock", "train.log"}:
+        shutil.rmtree(run_dir)
+        with contextlib.suppress(OSError):  # others lie beside it
+            run_dir.parent.rmdir()
+            run_dir.parents[1].rmdir()
 
 
 def _outcome(exit_code: int, result: dict[str, Any] | None, run_dir: Path) -> Outcome:
