@@ -82,16 +82,21 @@ def resume(run: Run) -> str | None:
     """
     config = run.config.checkpoint
     own = checkpoint.find_checkpoints(run.checkpoint_dir) if config.auto_resume else []
+    damaged = []
     for path in own:
         try:
             saved = checkpoint.load(path)
         except CheckpointError as error:
-            run.warn(f"{error}; going back to the one before")
+            damaged.append(str(error))
             continue
         run.journal.rewind(saved.journal_offset)
         restore(run, saved)
+        for message in damaged:
+            run.warn(f"{message}; went back to {path.name}")
         return str(path)
     run.journal.rewind(0)
+    for message in damaged:
+        run.warn(f"{message}; began anew")
     if config.resume_from is not None:
         restore(run, checkpoint.load(Path(config.resume_from).expanduser()))
     return config.resume_from

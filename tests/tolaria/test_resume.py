@@ -106,6 +106,14 @@ def test_a_damaged_checkpoint_is_passed_over_and_said_so(
     (newest / "model.safetensors").write_bytes(content)
     finished, _ = train(config, run_dir)
     assert_same(finished, straight[0])
+    notices = [
+        line
+        for line in map(json.loads, (run_dir / "journal.jsonl").read_text().splitlines())
+        if line["kind"] == "notice"
+    ]
+    assert (
+        "is damaged: its SHA-256 is not the one in manifest.json; went back to step-00000006" in notices[0]["message"]
+    )
 
 
 def test_a_checkpoint_of_another_network_is_refused(run_dir: Path, tmp_path: Path) -> None:
