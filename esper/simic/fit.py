@@ -38,7 +38,7 @@ def main(paths: Sequence[Path], out: Path) -> int:
     if len(rows) < MIN_OUTCOMES:
         raise RunError(
             f"{len(rows)} judged modules in {len(journals)} runs; at least {MIN_OUTCOMES} are needed: run more "
-            "trainings that grow, e.g. esper-train -m experiment=quickstart rng_seed=range(0,10) "
+            "trainings that grow, e.g. esper-train -m experiment=quickstart 'rng_seed=range(0,10)' "
             "morphogenetic.policy=random"
         )
     out.parent.mkdir(parents=True, exist_ok=True)
