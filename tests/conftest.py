@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from esper.configs import (
     TolariaConfig,
     TrackingConfig,
 )
+from esper.tolaria import TolariaTrainer
 
 
 @pytest.fixture(autouse=True)
@@ -58,3 +61,17 @@ def tiny_config(**changes: Any) -> TolariaConfig:
 @pytest.fixture
 def run_dir(tmp_path: Path) -> Path:
     return tmp_path / "tiny" / "run"
+
+
+def use(config: TolariaConfig, run_dir: Path, body: Callable[[TolariaTrainer], Awaitable[Any]]) -> Any:
+    """Run a coroutine with an initialised trainer, and shut that down."""
+
+    async def go() -> Any:
+        trainer = TolariaTrainer(config, run_dir=run_dir)
+        try:
+            await trainer.initialize()
+            return await body(trainer)
+        finally:
+            await trainer.shutdown()
+
+    return asyncio.run(go())

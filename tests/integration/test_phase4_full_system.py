@@ -6,9 +6,8 @@ import asyncio
 import json
 import signal
 import time
-from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 
@@ -24,21 +23,7 @@ from esper.configs import (
 from esper.configs.load import load_config
 from esper.contracts import AdaptationDecision, HealthSignal, SeedLifecycleState
 from esper.tolaria import TolariaService, TolariaTrainer
-from tests.conftest import tiny_config
-
-T = TypeVar("T")
-
-
-def use(config: TolariaConfig, run_dir: Path, body: Callable[[TolariaTrainer], Awaitable[T]]) -> T:
-    async def go() -> T:
-        trainer = TolariaTrainer(config, run_dir=run_dir)
-        try:
-            await trainer.initialize()
-            return await body(trainer)
-        finally:
-            await trainer.shutdown()
-
-    return asyncio.run(go())
+from tests.conftest import tiny_config, use
 
 
 class TestFullSystemIntegration:

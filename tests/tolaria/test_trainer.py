@@ -1,33 +1,18 @@
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from esper.configs import TolariaConfig
 from esper.contracts.decisions import Action, AdaptationDecision
 from esper.errors import DivergenceError
 from esper.tolaria import TolariaTrainer
 from esper.tolaria.checkpoint import find_checkpoints
 from esper.tolaria.step import Window
-from tests.conftest import tiny_config
-
-
-def use(config: TolariaConfig, run_dir: Path, body: Callable[[TolariaTrainer], Awaitable[Any]]) -> Any:
-    async def go() -> Any:
-        trainer = TolariaTrainer(config, run_dir=run_dir)
-        try:
-            await trainer.initialize()
-            return await body(trainer)
-        finally:
-            await trainer.shutdown()
-
-    return asyncio.run(go())
+from tests.conftest import tiny_config, use
 
 
 def journal(run_dir: Path, kind: str) -> list[dict[str, Any]]:
