@@ -89,11 +89,9 @@ def save(folder: Path, snapshot: Snapshot, *, prefix: str) -> Path:
             shutil.rmtree(target)
         aside.rename(target)
         _fsync(folder)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # safetensors reports a full disk as its own error
         shutil.rmtree(aside, ignore_errors=True)
-        raise CheckpointError(
-            f"cannot save {target}: {error.strerror or error}; earlier checkpoints are intact"
-        ) from None
+        raise CheckpointError(f"cannot save {target}: {error}; earlier checkpoints are intact") from None
     return target
 
 

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import json
-import os
+import resource
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -78,12 +79,17 @@ def test_pruning_keeps_the_newest_and_the_newest_best(tmp_path: Path) -> None:
     assert left == ["best-00000004", "step-00000003", "step-00000004"]
 
 
-def test_a_full_disk_leaves_earlier_checkpoints_intact(tmp_path: Path) -> None:
+@pytest.mark.parametrize("limit_bytes", [64, 1000])  # fails in the tensors, and in the manifest behind them
+def test_a_save_that_does_not_fit_leaves_earlier_checkpoints_intact(tmp_path: Path, limit_bytes: int) -> None:
     good = checkpoint.save(tmp_path, snapshot(1), prefix="step")
-    (tmp_path / f".step-00000002.{os.getpid()}").write_text("in the way")  # makes mkdir fail as a full disk would
-    with pytest.raises(CheckpointError, match="earlier checkpoints are intact"):
-        checkpoint.save(tmp_path, snapshot(2), prefix="step")
-    assert checkpoint.find_checkpoints(tmp_path) == [good]
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, hard))  # writing beyond it fails, as on a full disk
+    try:
+        with pytest.raises(CheckpointError, match="earlier checkpoints are intact"):
+            checkpoint.save(tmp_path, replace(snapshot(2), digest="x" * 2000), prefix="step")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == [good]
     checkpoint.load(good)
 
 
