@@ -41,21 +41,23 @@ def load_imagefolder(data_dir: Path, *, image_size: int | None, num_workers: int
         cache_dir: where decoded images are kept, under a name that changes with the files; None: nowhere.
 
     Raises:
-        DataError: a folder is missing or empty, classes differ between splits, or an image cannot be used.
+        DataError: a folder is missing, a class has no images or is not in every split, or an image cannot be used.
     """
-    if not (data_dir / "train").is_dir():
+    classes = _classes(data_dir / "train")
+    if not classes:
         raise DataError(
             f"dataset.data_dir={data_dir}: there is no folder train/ in it, with a subfolder for each class"
         )
     names = [name for name in ("train", "val", "test") if (data_dir / name).is_dir()]
     if len(names) == 1:
         raise DataError(f"dataset.data_dir={data_dir}: beside train/ it needs a folder test/ or val/")
-    classes = _classes(data_dir / "train")
-    sets = {}
-    for name in names:
-        if _classes(data_dir / name) != classes:
-            raise DataError(f"dataset.data_dir={data_dir}: train/ and {name}/ have different classes (subfolders)")
-        sets[name] = _load_split(data_dir / name, classes, image_size, num_workers, cache_dir)
+    for name in names[1:]:
+        if lone := sorted({*classes} ^ {*_classes(data_dir / name)}):
+            raise DataError(
+                f"dataset.data_dir={data_dir}: train/ and {name}/ have different classes ({lone[0]} is in one of them "
+                "only); add or remove that folder"
+            )
+    sets = {name: _load_split(data_dir / name, classes, image_size, num_workers, cache_dir) for name in names}
     shapes = {name: tuple(images.images.shape[1:]) for name, images in sets.items()}
     if len(set(shapes.values())) > 1:
         raise DataError(f"dataset.data_dir={data_dir}: splits differ in image size ({shapes}); set dataset.image_size")
@@ -70,7 +72,7 @@ def load_imagefolder(data_dir: Path, *, image_size: int | None, num_workers: int
 
 
 def _classes(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
+    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir()) if folder.is_dir() else []
 
 
 def _load_split(
@@ -82,9 +84,13 @@ def _load_split(
         for path in sorted((folder / name).rglob("*"))
         if path.suffix.lower() in IMG_EXTENSIONS
     ]
-    if not files:
-        raise DataError(f"{folder}: no images in it ({', '.join(IMG_EXTENSIONS)})")
     labels = torch.tensor([label for _, label in files], dtype=torch.int64)
+    for name, count in zip(classes, torch.bincount(labels, minlength=len(classes)).tolist(), strict=True):
+        if count == 0:
+            raise DataError(
+                f"{folder / name}: no images in it ({', '.join(IMG_EXTENSIONS)}); add some, or remove the folder from "
+                "every split"
+            )
     cached = cache_dir / f"{_digest(folder, files, image_size)}.safetensors" if cache_dir else None
     images = _read_cache(cached) if cached else None
     if images is None:
@@ -96,7 +102,13 @@ def _load_split(
 
 def _digest(folder: Path, files: list[tuple[Path, int]], image_size: int | None) -> str:
     """Name the decoded images by the files they come from: any file added, removed or changed gives another name."""
-    entries = [(str(path.relative_to(folder)), (stat := path.stat()).st_size, stat.st_mtime_ns) for path, _ in files]
+    entries = []
+    for path, _ in files:
+        try:
+            stat = path.stat()
+        except OSError as error:  # a dangling link, say
+            raise _unreadable(path, error) from None
+        entries.append((str(path.relative_to(folder)), stat.st_size, stat.st_mtime_ns))
     content = json.dumps([str(folder.resolve()), image_size, entries])
     return hashlib.sha256(content.encode()).hexdigest()[:24]
 
@@ -124,8 +136,8 @@ def _decode_one(path: Path, image_size: int | None) -> Tensor:
     try:
         with Image.open(path) as file:
             image = file.convert("RGB")
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: not a readable image ({error}); mend or remove it") from None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # SyntaxError: Pillow, of PNGs
+        raise _unreadable(path, error) from None
     if image_size is not None:
         scale = image_size / min(image.size)
         width, height = (max(image_size, round(side * scale)) for side in image.size)
@@ -133,6 +145,10 @@ def _decode_one(path: Path, image_size: int | None) -> Tensor:
         image = image.resize((width, height), Image.Resampling.BILINEAR)
         image = image.crop((left, top, left + image_size, top + image_size))
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def _unreadable(path: Path, error: Exception) -> DataError:
+    return DataError(f"{path}: not a readable image ({error}); mend or remove it")
 
 
 def _read_cache(path: Path) -> Tensor | None:
@@ -156,11 +172,11 @@ def _write_cache(path: Path, images: Tensor) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file({"images": images, "sha256": checksum}, aside)
         aside.replace(path)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # safetensors reports a full disk as its own error
         logger.warning("cannot keep decoded images in %s (%s); they are decoded anew in every run", path.parent, error)
         with contextlib.suppress(OSError):
             aside.unlink()
 
 
 def _sha256(images: Tensor) -> bytes:
-    return hashlib.sha256(images.numpy().tobytes()).digest()
+    return hashlib.sha256(images.numpy().reshape(-1).data).digest()

@@ -88,7 +88,7 @@ def load_splits(config: DatasetConfig, *, rng_seed: int, cache_dir: Path | None 
         cache_dir: where decoded image folders are kept; None: nowhere.
 
     Raises:
-        DataError: it is missing or unreadable, or a split would be empty.
+        DataError: it is missing or unreadable, a split would lack a class, or a batch is larger than the train split.
     """
     source = _load(config, cache_dir)
     generator = torch.Generator().manual_seed(rng_seed)
@@ -103,10 +103,12 @@ def load_splits(config: DatasetConfig, *, rng_seed: int, cache_dir: Path | None 
     first, second = stratified(held_out.labels, 0.5, generator)
     splits = {"train": train, "controller": held_out[first], "judge": held_out[second], "test": source.test}
     for name, split in splits.items():
-        if len(split) < 2:
+        count, label = torch.bincount(split.labels, minlength=len(source.class_names)).min(0)
+        if len(split) < 2 or count == 0:
             raise DataError(
-                f"dataset {config.name}: the {name} split has {len(split)} images; use more images, or another "
-                f"dataset.val_split (now {config.val_split:g})"
+                f"dataset {config.name}: the {name} split has {len(split)} images, {count} of them of class "
+                f"{source.class_names[label]!r}; use more images (dataset.num_examples), or another dataset.val_split "
+                f"(now {config.val_split:g})"
             )
     if config.batch_size > len(train):
         raise DataError(

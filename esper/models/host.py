@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import urllib.error
 from pathlib import Path
 
@@ -64,6 +65,13 @@ def _conv(in_channels: int, size: int, *, stride: int) -> nn.Conv2d:
 def _load_pretrained(network: nn.Module, name: str) -> None:
     weights = torchvision.models.get_model_weights(name).DEFAULT
     file = Path(torch.hub.get_dir(), "checkpoints", Path(weights.url).name)
+    checksum = file.stem.rpartition("-")[2]
+    # torch.hub checks what it downloads, but not a file that is there already, such as one put there by hand.
+    if file.is_file() and not hashlib.sha256(file.read_bytes()).hexdigest().startswith(checksum):
+        raise ConfigError(
+            f"model.pretrained=true: {file} is damaged (its SHA-256 does not begin with {checksum}); remove it or put "
+            "the right file there"
+        )
     try:
         state = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
     except (urllib.error.URLError, OSError, RuntimeError) as error:

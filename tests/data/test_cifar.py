@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import shutil
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +51,19 @@ def test_cifar10_is_read_with_its_own_test_set(cifar10: Path) -> None:
     assert splits.train.images.shape[1:] == (3, 32, 32)
     assert torch.equal(splits.train.images[:, 0, 0, 0].long(), splits.train.labels)
     assert splits.class_names[3] == "class3"
+
+
+def test_an_archive_put_into_the_folder_is_unpacked_without_network(
+    cifar10: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive, unpacked = cifar10 / CIFAR10.filename, cifar10 / CIFAR10.base_folder
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(unpacked, arcname=unpacked.name)
+    shutil.rmtree(unpacked)
+    checksum = hashlib.md5(archive.read_bytes(), usedforsecurity=False).hexdigest()
+    monkeypatch.setattr(CIFAR10, "tgz_md5", checksum)
+    config = DatasetConfig(name="cifar10", data_dir=str(cifar10), batch_size=8, val_split=0.25)
+    assert len(load_splits(config, rng_seed=0).train) == 60
 
 
 def test_a_damaged_file_is_not_read(cifar10: Path) -> None:

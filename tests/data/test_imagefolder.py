@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import resource
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +100,19 @@ def test_a_cache_that_cannot_be_written_costs_a_warning(folder: Path, caplog: py
     assert "cannot keep decoded images" in caplog.text
 
 
+def test_a_disk_that_is_full_costs_a_warning(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    limits, action = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, limits[1]))  # no file of this process may grow larger
+    try:
+        splits = load(folder)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, action)
+    assert len(splits.train) == 24
+    assert "cannot keep decoded images" in caplog.text
+    assert list((folder.parent / "cache").iterdir()) == []
+
+
 def test_images_are_resized_and_cropped_in_the_centre(folder: Path) -> None:
     stripes = np.zeros((8, 16, 3), dtype=np.uint8)
     stripes[:, 4:12] = 255
@@ -112,9 +127,13 @@ def test_images_are_resized_and_cropped_in_the_centre(folder: Path) -> None:
     [
         ("size", r"odd.png: 9x8 pixels, but 00.png has 8x8; set dataset.image_size"),
         ("broken", r"odd.png: not a readable image"),
-        ("class", r"train/ and test/ have different classes"),
+        ("chunk", r"odd.png: not a readable image \(broken PNG file"),
+        ("dangling link", r"odd.png: not a readable image"),
+        ("class", r"train/ and test/ have different classes \(bird is in one of them only\)"),
+        ("empty class", r"bird: no images in it"),
         ("no test", r"beside train/ it needs a folder test/ or val/"),
-        ("no train", r"there is no folder train/"),
+        ("no train", r"there is no folder train/ in it, with a subfolder for each class"),
+        ("no class", r"there is no folder train/ in it, with a subfolder for each class"),
         ("empty", r"no images in it"),
     ],
 )
@@ -124,12 +143,25 @@ def test_a_folder_that_cannot_be_used_says_why(folder: Path, damage: str, messag
         paint(odd, (0, 0, 0), (9, 8))
     elif damage == "broken":
         odd.write_bytes(b"not an image")
+    elif damage == "chunk":
+        paint(odd, (0, 0, 0))
+        content = odd.read_bytes()
+        at = content.index(b"IDAT")
+        odd.write_bytes(content[: at - 1] + b"\x03" + content[at:])  # the chunk ends early, the next has no name
+    elif damage == "dangling link":
+        odd.symlink_to("nowhere.png")
     elif damage == "class":
-        (folder / "test" / "bird").mkdir()
+        (folder / "train" / "bird").mkdir()
+    elif damage == "empty class":
+        for split in ("train", "test"):
+            (folder / split / "bird").mkdir()
     elif damage == "no test":
         (folder / "test").rename(folder / "tests")
     elif damage == "no train":
         (folder / "train").rename(folder / "training")
+    elif damage == "no class":
+        (folder / "train").rename(folder / "training")
+        (folder / "train").mkdir()
     else:
         for file in (folder / "test").rglob("*.png"):
             file.unlink()

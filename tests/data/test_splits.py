@@ -73,10 +73,17 @@ def test_a_split_that_would_be_empty_is_refused() -> None:
         digits(val_split=0.001)
 
 
+def test_a_class_that_a_split_would_lack_is_named() -> None:
+    with pytest.raises(
+        DataError, match=r"controller split has 2 images, 0 of them of class '0'; .*num_examples.*val_split \(now 0.1\)"
+    ):
+        digits(num_examples=40, val_split=0.1, batch_size=8)
+
+
 def test_synthetic_images_are_the_same_every_time() -> None:
-    config = DatasetConfig(name="synthetic", num_examples=100, image_size=8, batch_size=10)
+    config = DatasetConfig(name="synthetic", num_examples=100, image_size=8, batch_size=10, val_split=0.2)
     a, b = (load_splits(config, rng_seed=0) for _ in range(2))
-    assert a.train.images.shape == (90, 3, 8, 8)
+    assert a.train.images.shape == (80, 3, 8, 8)
     assert torch.equal(a.train.images, b.train.images)
 
 

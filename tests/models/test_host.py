@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 from pathlib import Path
 
 import pytest
 import torch
-from torchvision.models import ResNet18_Weights, resnet18
+import torchvision
+from torchvision.models import ResNet18_Weights, WeightsEnum, resnet18
 
 from esper.configs import ModelConfig
 from esper.errors import ConfigError
@@ -75,14 +78,28 @@ class TestPretrained:
         with pytest.raises(ConfigError, match=rf"put that file in {hub}, or set model.pretrained=false"):
             build(pretrained=True, image_size=224, num_classes=1000)
 
-    def test_weights_in_the_hubs_folder_are_loaded_and_the_head_replaced(self, hub: Path) -> None:
+    def test_weights_in_the_hubs_folder_are_loaded_and_the_head_replaced(
+        self, hub: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         torch.manual_seed(3)
         source = resnet18()
         hub.mkdir()
-        torch.save(source.state_dict(), hub / Path(ResNet18_Weights.DEFAULT.url).name)
+        torch.save(source.state_dict(), hub / "weights")
+        checksum = hashlib.sha256((hub / "weights").read_bytes()).hexdigest()
+        named = (hub / "weights").rename(hub / f"resnet18-{checksum[:8]}.pth")  # as torchvision names its files
+        weights = dataclasses.replace(ResNet18_Weights.DEFAULT.value, url=f"http://127.0.0.1:9/{named.name}")
+        monkeypatch.setattr(
+            torchvision.models, "get_model_weights", lambda _: WeightsEnum("Placed", {"DEFAULT": weights})
+        )
         host = build(pretrained=True, image_size=224, num_classes=5)
         assert torch.equal(host.get_parameter("layer4.1.conv2.weight"), source.layer4[1].conv2.weight)
         assert host.get_parameter("fc.weight").shape == (5, 512)
+
+    def test_a_damaged_file_in_the_hubs_folder_is_not_read(self, hub: Path) -> None:
+        hub.mkdir()
+        (hub / Path(ResNet18_Weights.DEFAULT.url).name).write_bytes(b"<html>not found</html>")
+        with pytest.raises(ConfigError, match=r"resnet18-f37072fd.pth is damaged .* remove it"):
+            build(pretrained=True, image_size=224, num_classes=1000)
 
     def test_images_without_three_channels_are_refused(self) -> None:
         with pytest.raises(ConfigError, match="the weights take 3 channels, the images have 1"):

@@ -2,16 +2,18 @@ from __future__ import annotations
 
 import copy
 
+import pytest
 import torch
 
 from esper.configs import ModelConfig
 from esper.models import build_host, checkpoint_blocks
 
 
-def test_training_with_recomputed_blocks_is_bit_identical_buffers_included() -> None:
+@pytest.mark.parametrize("training", [True, False])
+def test_steps_with_recomputed_blocks_are_bit_identical_buffers_included(training: bool) -> None:
     torch.manual_seed(0)
     config = ModelConfig(name="resnet_small", widths=[4, 8], depths=[1, 2])
-    plain = build_host(config, in_channels=3, image_size=8, num_classes=5)
+    plain = build_host(config, in_channels=3, image_size=8, num_classes=5).train(training)
     saving = copy.deepcopy(plain)
     seen: list[int] = []
     blocks = [saving.get_submodule(name) for name in ("layer1.0", "layer2.0", "layer2.1")]
