@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from esper.configs import TolariaConfig
+from esper import urza
+from esper.configs import MorphogeneticConfig, TolariaConfig
 from esper.data import DataSplits, ImageSet, Preparation, TrainLoader, load_splits
 from esper.errors import ConfigError
 from esper.kasmina import MorphableModel, find_blocks, wrap
@@ -102,6 +103,31 @@ def _build_model(config: TolariaConfig, splits: DataSplits, device: torch.device
         input_shape=(channels, height, width),
         max_kernels_per_seed=config.model.max_kernels_per_seed,
     )
+    if grows and config.morphogenetic.policy != "never":
+        _require_blueprints(config.morphogenetic, model)
     if config.model.gradient_checkpointing:
         checkpoint_blocks([host.get_submodule(name) for name in find_blocks(host, config.model.target_layers)])
     return model
+
+
+def _require_blueprints(config: MorphogeneticConfig, model: MorphableModel) -> None:
+    """Refuse settings under which nothing can ever grow, instead of training as if nothing had stood out."""
+    if config.blueprint is not None:
+        try:
+            urza.get(config.blueprint)
+        except ConfigError as error:
+            raise ConfigError(f"morphogenetic.blueprint: {error}") from None
+    for site in (slot.site for slot in model.all_slots()):
+        if urza.fitting(
+            site.kind,
+            site.in_shape,
+            site.out_shape,
+            categories=config.blueprint_categories,
+            max_complexity=config.max_blueprint_complexity,
+            only=config.blueprint,
+        ):
+            return
+    raise ConfigError(
+        "morphogenetic: no allowed blueprint fits any site; widen blueprint, blueprint_categories or "
+        "max_blueprint_complexity"
+    )

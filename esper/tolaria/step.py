@@ -51,7 +51,7 @@ class StepSums:
 
 
 class TrainStep:
-    """The step: batch, forward, backward, clip, update, sums. Nothing in it reads the device.
+    """The step: batch, forward, backward, clip, update, sums. Nothing in it reads the device, but for fp16's scaler.
 
     Args:
         model: the network, in training mode.

@@ -24,7 +24,7 @@ from esper.configs.check import check
 from esper.configs.load import to_yaml
 from esper.contracts.decisions import AdaptationDecision
 from esper.contracts.events import CheckpointSaved, EpochEnded, Event, RunEnded, RunStarted, StepLogged, Validated
-from esper.errors import CheckpointError
+from esper.errors import CheckpointError, SurgeryError
 from esper.tolaria import checkpoint
 from esper.tolaria.evaluate import evaluate
 from esper.tolaria.resume import require_finite, restore, resume, snapshot
@@ -45,7 +45,7 @@ class TolariaTrainer:
 
     Args:
         config: the whole configuration; nothing happens before `initialize`.
-        run_dir: the run folder; by default `outputs/<experiment_name>/<digest of the configuration>`.
+        run_dir: the run folder; by default `outputs/<experiment_name>/run-<digest of the configuration>`.
         listeners: called with every event of the run as it is journalled.
 
     Attributes:
@@ -134,7 +134,7 @@ class TolariaTrainer:
         return True
 
     async def rehearse(self) -> list[str]:
-        """Do one step, grow a module by force at the first site, do another step; returns what was seen, in lines."""
+        """Do a step, grow a module by force at the first site that takes one, do another step; returns what to show."""
         return await self._work(self._rehearse)
 
     def request_stop(self, reason: str) -> None:
@@ -295,12 +295,14 @@ class TolariaTrainer:
             run.state.global_step += 1
             lines.append(f"step {index + 1}     loss {require_finite(run).loss:.4f}")
             if index == 0 and sites:
-                wish = AdaptationDecision(should_adapt=True, site=sites[0], reasoning="rehearsal")
-                grew = run.growth.apply(wish)
-                lines.append(
-                    f"growth     {run.model.recipe[0].blueprint_id} at {sites[0]}" if grew else "growth     refused"
-                )
+                lines.append(f"growth     {self._grow_somewhere(sites)}")
         return lines
+
+    def _grow_somewhere(self, sites: list[str]) -> str:
+        for site in sites:
+            if self.run.growth.apply(AdaptationDecision(should_adapt=True, site=site, reasoning="rehearsal")):
+                return f"{self.run.model.recipe[0].blueprint_id} at {site}"
+        raise SurgeryError("dry_run: nothing could be grown at any site; morphogenetic.blueprint* allow too little")
 
     # --- pieces ---------------------------------------------------------------------------------------------------
 

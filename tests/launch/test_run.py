@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from esper.errors import ConfigError, DataError, RunError
+from esper.launch.run import run
+from esper.tolaria import TolariaTrainer
+from esper.tolaria.rundir import RunFolder
+from tests.conftest import tiny_config
+
+
+def test_a_run_that_loses_the_race_for_its_folder_leaves_it_to_the_winner(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    winner = RunFolder(run_dir)
+    initialize = TolariaTrainer._initialize
+
+    def overtaken(trainer: TolariaTrainer) -> None:
+        winner.acquire()  # the other process gets there first; it is still loading its data
+        initialize(trainer)
+
+    monkeypatch.setattr(TolariaTrainer, "_initialize", overtaken)
+    with pytest.raises(RunError, match="in use by another process"):
+        run(tiny_config(), run_dir)
+    assert run_dir.is_dir()
+    winner.release()
+
+
+def test_input_that_building_refuses_leaves_nothing(run_dir: Path) -> None:
+    with pytest.raises(DataError, match="batch_size"):
+        run(tiny_config(dataset__batch_size=5000), run_dir)
+    assert not run_dir.parent.exists()
+
+
+def test_a_finished_run_shows_its_result_and_trains_again_only_from_its_own_checkpoint(
+    run_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = run(tiny_config(), run_dir)
+    lines = (run_dir / "journal.jsonl").read_text()
+    capsys.readouterr()
+    again = run(tiny_config(), run_dir)
+    assert again == first
+    assert (run_dir / "journal.jsonl").read_text() == lines
+    assert "test accuracy" in capsys.readouterr().out
+    older = run_dir / "checkpoints" / "step-00000012"
+    back = run(tiny_config(checkpoint__resume_from=str(older)), run_dir)
+    assert back.result is not None
+    assert first.result is not None
+    assert back.result["test_loss"] == first.result["test_loss"]
+    started = [json.loads(line) for line in (run_dir / "journal.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in started if line["kind"] == "run_started"] == [0, 12]
+
+
+def test_fresh_sets_the_old_run_aside(run_dir: Path) -> None:
+    run(tiny_config(optimization__max_epochs=1), run_dir)
+    run(tiny_config(optimization__max_epochs=1, fresh=True), run_dir)
+    assert (run_dir.with_name("run.old1") / "journal.jsonl").exists()
+
+
+def test_a_rehearsal_takes_the_first_site_that_something_fits(
+    run_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(tiny_config(dry_run=True, morphogenetic__blueprint_categories=["attention"]), run_dir)
+    assert "growth     spatial_self_attention at layer1.0:after" in capsys.readouterr().out
+    assert not run_dir.exists()
+
+
+@pytest.mark.parametrize(
+    ("blueprint", "message"),
+    [
+        ("basic_blok", r"morphogenetic.blueprint: .*did you mean 'basic_block'\?"),
+        ("group_norm", r"no allowed blueprint fits any site"),
+    ],
+)
+def test_a_blueprint_that_can_never_grow_is_refused(run_dir: Path, blueprint: str, message: str) -> None:
+    allowed = {"morphogenetic__blueprint_categories": ["residual", "attention"]}
+    with pytest.raises(ConfigError, match=message):
+        run(tiny_config(morphogenetic__blueprint=blueprint, **allowed), run_dir)
+    assert not run_dir.exists()
