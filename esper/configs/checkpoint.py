@@ -13,7 +13,9 @@ __all__ = ["CheckpointConfig"]
 class CheckpointConfig:
     """Group `checkpoint`."""
 
-    checkpoint_dir: str | None = setting(None, "folder of the checkpoints; null: checkpoints in the run folder")
+    checkpoint_dir: str | None = setting(
+        None, "folder in which each run has one for its checkpoints; null: checkpoints in the run folder"
+    )
     save_best: bool = setting(True, "keep the epoch with the lowest validation loss")
     save_last: bool = setting(True, "save when training ends or is interrupted")
     save_interval: int = setting(1, "epochs between saves", low=1)

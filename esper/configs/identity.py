@@ -15,7 +15,7 @@ from hydra.core.override_parser.types import Override
 
 from esper.configs.tolaria import TolariaConfig
 
-__all__ = ["digest", "outputs_folder", "run_name"]
+__all__ = ["checkpoints_folder", "digest", "outputs_folder", "run_name"]
 
 # Where results go, how the run is watched, what it runs on: none of it makes another run.
 _APART = frozenset(
@@ -93,3 +93,8 @@ def _number(value: Any) -> Any:
 def outputs_folder(run_dir: Path, *, experiment_name: str) -> Path:
     """The folder that a run shares with others: `outputs` of `outputs/<experiment>/<run>`, else the run folder."""
     return run_dir.parents[1] if run_dir.parent.name == experiment_name else run_dir
+
+
+def checkpoints_folder(run_dir: Path, *, checkpoint_dir: str | None) -> Path:
+    """The folder of a run's own checkpoints: in the run folder, or under its name in `checkpoint.checkpoint_dir`."""
+    return Path(checkpoint_dir).absolute() / run_dir.name if checkpoint_dir else run_dir / "checkpoints"

@@ -16,9 +16,11 @@ from typing import Any
 from rich.console import Console
 
 from esper.configs import TolariaConfig
-from esper.configs.identity import outputs_folder
+from esper.configs.identity import checkpoints_folder, outputs_folder
+from esper.errors import RunError
 from esper.report import page
 from esper.tolaria import TolariaService, TolariaTrainer
+from esper.tolaria.resume import own_checkpoint_asked
 from esper.tolaria.rundir import RunFolder
 from esper.tolaria.terminal import Terminal
 from esper.tracking import read, tracking_uri
@@ -56,7 +58,8 @@ def run(config: TolariaConfig, run_dir: Path) -> Outcome:
     with contextlib.ExitStack() as stack:
         terminal = stack.enter_context(Terminal(level=config.logging.log_level))
         terminal.files(_files(config, run_dir))
-        if status.get("status") == "finished":
+        checkpoints = checkpoints_folder(run_dir, checkpoint_dir=config.checkpoint.checkpoint_dir)
+        if status.get("status") == "finished" and not own_checkpoint_asked(config.checkpoint, checkpoints):
             terminal.replay(read(run_dir / "journal.jsonl"))
             return _outcome(0, status["result"], run_dir)
         log_dir = Path(config.logging.log_dir or run_dir)
@@ -103,11 +106,17 @@ async def _train(config: TolariaConfig, run_dir: Path, terminals: list[Terminal]
 
 def _forget(run_dir: Path) -> None:
     """Remove a folder in which nothing began: bad input that shows only while building leaves nothing behind."""
+    folder = RunFolder(run_dir)
+    try:
+        folder.acquire()
+    except RunError:  # another process is at work there: that was the error
+        return
     if {entry.name for entry in run_dir.iterdir()} <= {".lock", "train.log"}:
         shutil.rmtree(run_dir)
         with contextlib.suppress(OSError):  # others lie beside it
             run_dir.parent.rmdir()
             run_dir.parents[1].rmdir()
+    folder.release()
 
 
 def _outcome(exit_code: int, result: dict[str, Any] | None, run_dir: Path) -> Outcome:
@@ -120,7 +129,7 @@ def _files(config: TolariaConfig, run_dir: Path) -> dict[str, str]:
     files = {
         "run": str(run_dir),
         "report": str(run_dir / "report.html"),
-        "checkpoints": config.checkpoint.checkpoint_dir or str(run_dir / "checkpoints"),
+        "checkpoints": str(checkpoints_folder(run_dir, checkpoint_dir=config.checkpoint.checkpoint_dir)),
     }
     if config.tracking.name == "mlflow":
         outputs = outputs_folder(run_dir, experiment_name=config.experiment_name)

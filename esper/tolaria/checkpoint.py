@@ -29,7 +29,7 @@ from torch import Tensor
 from esper.contracts.recipe import Graft
 from esper.errors import CheckpointError
 
-__all__ = ["Snapshot", "find_checkpoints", "load", "prune", "save"]
+__all__ = ["Snapshot", "find_checkpoints", "load", "prune", "save", "set_aside"]
 
 SCHEMA = 1
 _FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
@@ -128,6 +128,16 @@ def find_checkpoints(folder: Path, *, prefix: str = "step") -> list[Path]:
         return []
     found = [path for path in folder.glob(f"{prefix}-*") if (path / "manifest.json").is_file()]
     return sorted(found, key=lambda path: path.name, reverse=True)
+
+
+def set_aside(folder: Path, *, after_step: int) -> None:
+    """Move all checkpoints of later steps into `abandoned/`: a run that goes on from before them will make its own."""
+    abandoned = folder / "abandoned"
+    for path in find_checkpoints(folder) + find_checkpoints(folder, prefix="best"):
+        if int(path.name.rpartition("-")[2]) > after_step:
+            abandoned.mkdir(exist_ok=True)
+            shutil.rmtree(abandoned / path.name, ignore_errors=True)
+            path.rename(abandoned / path.name)
 
 
 def prune(folder: Path, *, keep: int) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from esper.configs import CheckpointConfig
 from esper.configs.identity import digest
 from esper.errors import CheckpointError, DivergenceError
 from esper.tolaria import checkpoint
@@ -14,7 +15,7 @@ from esper.tolaria.optim import load_state_tensors, state_tensors
 from esper.tolaria.run import Run
 from esper.tolaria.step import Window
 
-__all__ = ["require_finite", "restore", "resume", "snapshot"]
+__all__ = ["own_checkpoint_asked", "require_finite", "restore", "resume", "snapshot"]
 
 
 def snapshot(run: Run) -> checkpoint.Snapshot:
@@ -73,33 +74,49 @@ def restore(run: Run, saved: checkpoint.Snapshot) -> None:
 
 
 def resume(run: Run) -> str | None:
-    """Go on from the checkpoint asked for, or from the newest sound one of this run; returns which.
+    """Go on where the run stood, or from the checkpoint asked for; returns which checkpoint that was.
 
-    The journal is cut back to where that checkpoint was taken; what came after is kept aside.
+    `checkpoint.resume_from` is where a run begins: its own newest sound checkpoint goes before, unless the one asked
+    for is its own too, or `auto_resume` is off. Of the run itself, what came after is set aside, journal and
+    checkpoints alike.
 
     Raises:
         CheckpointError: the checkpoint asked for cannot be used.
     """
     config = run.config.checkpoint
-    own = checkpoint.find_checkpoints(run.checkpoint_dir) if config.auto_resume else []
-    damaged = []
-    for path in own:
+    damaged: list[str] = []
+    if own := own_checkpoint_asked(config, run.checkpoint_dir):
+        start: tuple[Path, checkpoint.Snapshot] | None = (own, checkpoint.load(own))
+    else:
+        goes_on = config.auto_resume and not run.config.fresh
+        start = _newest_sound(checkpoint.find_checkpoints(run.checkpoint_dir) if goes_on else [], damaged)
+    begin = start
+    if begin is None and config.resume_from is not None:
+        other = Path(config.resume_from).expanduser()
+        begin = (other, checkpoint.load(other))
+    checkpoint.set_aside(run.checkpoint_dir, after_step=start[1].step if start else -1)
+    run.journal.rewind(start[1].journal_offset if start else 0)
+    if begin is not None:
+        restore(run, begin[1])
+    for message in damaged:
+        run.warn(f"{message}; {f'went back to {start[0].name}' if start else 'began anew'}")
+    return str(begin[0]) if begin else None
+
+
+def own_checkpoint_asked(config: CheckpointConfig, checkpoint_dir: Path) -> Path | None:
+    """The checkpoint in `resume_from` if it is one of the run's own: the run is to go back there, finished or not."""
+    asked = Path(config.resume_from).expanduser() if config.resume_from else None
+    return asked if asked is not None and asked.resolve().parent == checkpoint_dir.resolve() else None
+
+
+def _newest_sound(candidates: list[Path], damaged: list[str]) -> tuple[Path, checkpoint.Snapshot] | None:
+    """The first checkpoint that can be read; `damaged` gets what is wrong with those before it."""
+    for path in candidates:
         try:
-            saved = checkpoint.load(path)
+            return path, checkpoint.load(path)
         except CheckpointError as error:
             damaged.append(str(error))
-            continue
-        run.journal.rewind(saved.journal_offset)
-        restore(run, saved)
-        for message in damaged:
-            run.warn(f"{message}; went back to {path.name}")
-        return str(path)
-    run.journal.rewind(0)
-    for message in damaged:
-        run.warn(f"{message}; began anew")
-    if config.resume_from is not None:
-        restore(run, checkpoint.load(Path(config.resume_from).expanduser()))
-    return config.resume_from
+    return None
 
 
 def require_finite(run: Run, *, since: torch.Tensor | None = None) -> Window:
@@ -118,7 +135,8 @@ def require_finite(run: Run, *, since: torch.Tensor | None = None) -> Window:
         f"last growth: {recipe[-1].blueprint_id} at {recipe[-1].site}, step {recipe[-1].born_step}; " if recipe else ""
     )
     saved = checkpoint.find_checkpoints(run.checkpoint_dir)
-    good = f"the last good checkpoint is {saved[0]}" if saved else "there is no checkpoint yet"
+    last = saved[0] if saved else run.config.checkpoint.resume_from
+    good = f"the last good checkpoint is {last}" if last else "there is no checkpoint yet"
     raise DivergenceError(
         f"loss, gradient or weights at step {step} are not finite; {grown}{good}; try a lower "
         f"optimization.learning_rate (now {run.config.optimization.learning_rate:g}) or set "

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from esper import tezzeret
 from esper.build import Parts, parts
 from esper.configs import TolariaConfig
-from esper.configs.identity import outputs_folder, run_name
+from esper.configs.identity import checkpoints_folder, outputs_folder, run_name
 from esper.contracts.events import Event, Notice
 from esper.kasmina import MorphableModel
 from esper.tolaria.growth import Growth, GrowthData
@@ -151,7 +151,7 @@ def open_run(
             config=config,
             run_dir=run_dir,
             log_dir=log_dir,
-            checkpoint_dir=Path(config.checkpoint.checkpoint_dir or run_dir / "checkpoints").absolute(),
+            checkpoint_dir=checkpoints_folder(run_dir, checkpoint_dir=config.checkpoint.checkpoint_dir),
             folder=folder,
             journal=journal,
             parts=built,

@@ -14,6 +14,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from esper.configs import TrackingConfig
+from esper.configs.identity import checkpoints_folder
 from esper.errors import RunError
 from esper.tracking.environment import without_credentials
 from esper.tracking.files import write_atomically
@@ -221,7 +222,8 @@ class MlflowRun:
 
     def _checkpoint_dir(self) -> Path:
         assert self.history.started is not None
-        return Path(self.history.started["config"]["checkpoint"]["checkpoint_dir"] or self._run_dir / "checkpoints")
+        settings = self.history.started["config"]["checkpoint"]
+        return checkpoints_folder(self._run_dir, checkpoint_dir=settings["checkpoint_dir"])
 
 
 def _connect(uri: str) -> Any:

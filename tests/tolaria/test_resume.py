@@ -148,3 +148,58 @@ def test_two_processes_cannot_work_in_one_run_folder(run_dir: Path) -> None:
             await second.shutdown()
 
     asyncio.run(go())
+
+
+def names(run_dir: Path) -> list[str]:
+    return sorted(path.name for path in (run_dir / "checkpoints").glob("step-*"))
+
+
+def test_a_run_that_begins_anew_keeps_its_own_saves_and_not_those_of_before(run_dir: Path) -> None:
+    train(tiny_config(), run_dir)
+    assert names(run_dir) == ["step-00000012", "step-00000018"]
+    train(tiny_config(checkpoint__auto_resume=False), run_dir, stop_at=7)
+    assert names(run_dir) == ["step-00000006", "step-00000007"]
+    assert (run_dir / "checkpoints" / "abandoned" / "step-00000018" / "manifest.json").exists()
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_begins_anew_and_can_be_resumed(
+    straight: tuple[dict[str, Tensor], dict[str, Any]], run_dir: Path
+) -> None:
+    config = tiny_config(morphogenetic__blending_steps=4)
+    train(config, run_dir, stop_at=17)
+    for path in checkpoint.find_checkpoints(run_dir / "checkpoints"):
+        (path / "state.json").write_text("{}")
+    train(config, run_dir, stop_at=7)
+    assert names(run_dir) == ["step-00000006", "step-00000007"]
+    assert_same(train(config, run_dir)[0], straight[0])
+
+
+def test_an_older_checkpoint_of_the_same_run_is_gone_back_to_when_asked_for(
+    straight: tuple[dict[str, Tensor], dict[str, Any]], run_dir: Path
+) -> None:
+    train(tiny_config(morphogenetic__blending_steps=4), run_dir, stop_at=13)
+    older = run_dir / "checkpoints" / "step-00000012"
+    asked = tiny_config(morphogenetic__blending_steps=4, checkpoint__resume_from=str(older))
+    finished, _ = train(asked, run_dir)
+    assert_same(finished, straight[0])
+    lines = [json.loads(line) for line in (run_dir / "journal.jsonl").read_text().splitlines()]
+    assert [line["resumed_from"] for line in lines if line["kind"] == "run_started"] == [None, str(older)]
+    assert (run_dir / "checkpoints" / "abandoned" / "step-00000013").is_dir()
+
+
+def test_runs_that_share_a_checkpoint_dir_do_not_take_each_others(tmp_path: Path) -> None:
+    shared = str(tmp_path / "shared")
+    train(tiny_config(checkpoint__checkpoint_dir=shared), tmp_path / "tiny" / "first")
+    second = tmp_path / "tiny" / "second"
+    train(tiny_config(checkpoint__checkpoint_dir=shared, rng_seed=1), second)
+    lines = [json.loads(line) for line in (second / "journal.jsonl").read_text().splitlines()]
+    assert lines[0]["resumed_from"] is None
+    assert sum(line["kind"] == "epoch" for line in lines) == 3
+
+
+def test_fresh_does_not_resume(run_dir: Path) -> None:
+    train(tiny_config(), run_dir, stop_at=13)
+    _, growth = train(tiny_config(fresh=True), run_dir)
+    lines = [json.loads(line) for line in (run_dir / "journal.jsonl").read_text().splitlines()]
+    assert [line["resumed_from"] for line in lines if line["kind"] == "run_started"] == [None]
+    assert growth["num_germinated"] == 1
