@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 from esper.configs.schema import setting
 
-__all__ = ["MODEL_NAMES", "ModelConfig"]
+__all__ = ["MODEL_NAMES", "SITE_KINDS", "ModelConfig"]
 
-MODEL_NAMES = ("resnet18", "resnet34", "resnet50", "resnet_small")
+MODEL_NAMES = ("resnet10", "resnet18", "resnet34", "resnet50", "resnet_small")
+SITE_KINDS = ("beside", "after", "parallel", "width")
 
 
 @dataclass(kw_only=True)
@@ -30,6 +31,12 @@ class ModelConfig:
 
     target_layers: list[str] = setting(
         ["layer1", "layer2", "layer3", "layer4"], "layers that may grow: names, or patterns such as layer*.0"
+    )
+    site_kinds: list[str] = setting(
+        ["beside", "after"],
+        "where in a layer modules may grow: beside a block, after it, parallel to a convolution (folded into it at "
+        "export), or in the width of a block's inner channels",
+        choices=SITE_KINDS,
     )
     seeds_per_layer: int = setting(4, "most slots in one target layer", low=1)
     max_kernels_per_seed: int = setting(3, "most modules that may grow in one slot", low=1)

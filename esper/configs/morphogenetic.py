@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 from esper.configs.schema import setting
 
-__all__ = ["BLUEPRINT_CATEGORIES", "POLICY_NAMES", "MorphogeneticConfig"]
+__all__ = ["BLUEPRINT_CATEGORIES", "INCUBATIONS", "POLICY_NAMES", "MorphogeneticConfig"]
 
-POLICY_NAMES = ("never", "schedule", "random", "heuristic", "learned")
+POLICY_NAMES = ("never", "schedule", "random", "heuristic", "learned", "replay")
+INCUBATIONS = ("none", "fit", "shadow")
 BLUEPRINT_CATEGORIES = ("residual", "attention", "normalization")
 
 
@@ -20,14 +21,20 @@ class MorphogeneticConfig:
     policy: str = setting(
         "heuristic",
         "who decides: never (measures, grows nothing), schedule (fixed times, sites in order), random, heuristic "
-        "(the site that stands out), learned (a file, see tamiyo_policy_path)",
+        "(the site that stands out), learned (a file, see tamiyo_policy_path), replay (train a recorded final "
+        "architecture from scratch, see recipe_path)",
         choices=POLICY_NAMES,
     )
     tamiyo_policy_path: str | None = setting(None, "policy=learned: the policy's file")
+    recipe_path: str | None = setting(None, "policy=replay: a recipe.json, or the folder of a finished run")
 
     adaptation_frequency: int = setting(1, "epochs between consultations of Tamiyo", low=1)
     max_adaptations_per_epoch: int = setting(2, "most decisions carried out in one epoch", low=1)
     adaptation_cooldown: int = setting(3, "epochs before a layer is adapted again", low=0)
+    growth_from: float = setting(0.0, "share of training before which nothing is grown", low=0, below=1)
+    plateau_epochs: int | None = setting(
+        None, "grow before growth_from too once the validation loss has not improved for this many epochs", low=1
+    )
     growth_until: float = setting(
         0.6,
         "share of training after which nothing new is grown; must end before the learning rate decays",
@@ -41,8 +48,21 @@ class MorphogeneticConfig:
     health_threshold: float = setting(
         0.3, "a site is a candidate at or below this health: 0.3 means it stands out 3.3-fold", above=0, high=1
     )
+    max_added_macs: float | None = setting(
+        None, "budget: most multiply-accumulates that growing may add, as a share of the host's", above=0
+    )
+    max_added_parameters: float | None = setting(
+        None, "budget: most parameters that growing may add, as a share of the host's", above=0
+    )
+    fork_steps: int = setting(
+        0, "steps of a short fork, its rate decaying to 0, that settles between the two best sites; 0: no forks", low=0
+    )
+
     improvement_threshold: float = setting(
         0.02, "relative drop of the judge loss that the lower confidence bound must exceed to keep a module", low=0
+    )
+    cost_rent: float = setting(
+        0.0, "relative drop of the judge loss asked for on top, per doubling of the host's multiply-accumulates", low=0
     )
     judge_confidence: float = setting(
         0.95, "confidence of the judge over all its verdicts of a run together", above=0.5, below=1
@@ -63,6 +83,18 @@ class MorphogeneticConfig:
         choices=("gain", "identity"),
     )
     insertion_gain: float = setting(0.5, "insertion=gain: output scale at birth", above=0, high=1)
+    insertion_gain_rate: float = setting(1.0, "factor on the learning rate of a newborn's output scale", above=0)
+    incubation: str = setting(
+        "none",
+        "training of a module before it joins the host: none, fit (towards the host's gradient, penalised), or shadow "
+        "(on the loss of the blended network, the host held still)",
+        choices=INCUBATIONS,
+    )
+    incubation_steps: int = setting(200, "steps of incubation", low=1)
+    alpha_search: bool = setting(
+        False, "scale a module on entering to the best alpha in [0, 1] on the controller split"
+    )
     blending_steps: int = setting(0, "steps over which alpha rises from 0 to 1; 0: at once", low=0)
     newborn_warmup_steps: int = setting(100, "steps of learning-rate warm-up of a newborn module", low=0)
+    newborn_weight_decay: bool = setting(True, "decay the weights of newborn modules like the host's")
     holding_epochs: int = setting(2, "epochs at alpha 1 before the judge decides", low=1)

@@ -16,7 +16,8 @@ class HealthSignal:
     Attributes:
         site: name of the site, e.g. `layer2.0:beside`.
         layer: entry of `model.target_layers` it belongs to.
-        kind: `after` a block (y = h + f(h)) or `beside` it (y = m(x) + g(x)); scores compare within one kind.
+        kind: `after` a block (y = h + f(h)), `beside` it (y = m(x) + g(x)), `parallel` to a convolution and its norm,
+            or in the `width` of a block's inner channels; scores compare within one kind.
         epoch: epochs finished when this was measured.
         progress: fraction of training done, in [0, 1].
         in_shape: (C, H, W) of the kernel's input.
@@ -26,10 +27,17 @@ class HealthSignal:
         num_kernels: kernels kept here so far.
         has_room: whether another kernel may grow here (`model.max_kernels_per_seed`).
         last_adaptation_epoch: epoch in which this layer was last adapted; `None` if never.
-        score: squared Frobenius norm of E[g xᵀ], the first-order gain of growing a 1×1 convolution here.
+        score: first-order gain of growing here that the existing module cannot reach; for `parallel` sites, which add no
+            capacity, the plain one. See `esper.kasmina.scores`.
+        score_error: standard error of `score`.
+        plain_score: squared Frobenius norm of E[g xᵀ], the first-order gain of growing a 1×1 convolution here.
         health: min(1, median score of the other sites of its kind / own score); low means capacity is missing.
+        effective_rank: effective rank of the activations at the site's output, in channels.
+        narrowest_width: fewest channels of any layer of the block.
         activation_variance: variance of the site's input over the controller split.
         gradient_norm: norm of the loss's gradient at the site's output, root mean square over examples.
+        macs_left: multiply-accumulates that growing may still add to the network; `None` without a budget.
+        parameters_left: parameters that it may still add; `None` without a budget.
     """
 
     site: str
@@ -48,3 +56,9 @@ class HealthSignal:
     health: float | None
     activation_variance: float | None
     gradient_norm: float | None
+    score_error: float | None = None
+    plain_score: float | None = None
+    effective_rank: float | None = None
+    narrowest_width: int | None = None
+    macs_left: int | None = None
+    parameters_left: int | None = None
