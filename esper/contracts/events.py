@@ -14,6 +14,8 @@ __all__ = [
     "Decided",
     "EpochEnded",
     "Event",
+    "Forked",
+    "Incubated",
     "Judged",
     "Notice",
     "RunEnded",
@@ -118,6 +120,37 @@ class Decided(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Forked(Event):
+    """A short fork of the training with a module at a site; `loss` is that of the controller split at its end."""
+
+    kind: ClassVar[str] = "fork"
+    epoch: int
+    site: str
+    blueprint_id: str
+    num_steps: int
+    loss: float
+    cost_macs: int
+    cost_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Incubated(Event):
+    """A module's incubation ended; `alpha` is what its output scale was multiplied with (1 without a search).
+
+    `losses` are those of the controller split at the alphas tried (keys), empty without a search.
+    """
+
+    kind: ClassVar[str] = "incubation"
+    epoch: int
+    site: str
+    graft_id: int
+    method: str
+    num_steps: int
+    alpha: float
+    losses: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StateChanged(Event):
     """A seed went from one lifecycle state to another; `checks_passed` are those of the gate between."""
 
@@ -165,7 +198,8 @@ class Judged(Event):
     """The judge's verdict on a module, on the judge split.
 
     `gain` is the mean of loss(off) - loss(on) per example, `lower_bound` its one-sided lower confidence bound at
-    `confidence`, `threshold` what the bound had to exceed (`improvement_threshold` times `loss_off`).
+    `confidence`, `threshold` what the bound had to exceed: `improvement_threshold` plus the rent of what it costs,
+    times `loss_off`.
     """
 
     kind: ClassVar[str] = "judgement"
@@ -210,8 +244,11 @@ class Notice(Event):
 class RunEnded(Event):
     """The process ended the run: `status` is finished, failed or interrupted.
 
-    `result` (when finished) holds test_loss, test_accuracy, val_loss, val_accuracy, num_parameters_before,
-    num_parameters, num_macs_before, num_macs, num_grown, num_kept, train_macs, growth_macs, seconds.
+    `result` (when finished) holds test_loss, test_accuracy, val_loss, val_accuracy, epochs, num_parameters_before,
+    num_parameters, peak_parameters, num_macs_before, num_macs, num_grown, num_kept, total_macs (everything that was
+    computed), its parts forward_macs, backward_macs, scoring_macs, forking_macs, incubation_macs and judging_macs,
+    train_macs (forward and backward of the training steps), growth_macs (all others), discarded_macs (the part of
+    train_macs that culled modules took), and seconds.
     """
 
     kind: ClassVar[str] = "run_ended"

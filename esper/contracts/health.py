@@ -27,8 +27,8 @@ class HealthSignal:
         num_kernels: kernels kept here so far.
         has_room: whether another kernel may grow here (`model.max_kernels_per_seed`).
         last_adaptation_epoch: epoch in which this layer was last adapted; `None` if never.
-        score: first-order gain of growing here that the existing module cannot reach; for `parallel` sites, which add no
-            capacity, the plain one. See `esper.kasmina.scores`.
+        score: first-order gain of growing here that the existing module cannot reach; for `parallel` sites, which
+            add no capacity, the plain one. See `esper.kasmina.scores`.
         score_error: standard error of `score`.
         plain_score: squared Frobenius norm of E[g xᵀ], the first-order gain of growing a 1×1 convolution here.
         health: min(1, median score of the other sites of its kind / own score); low means capacity is missing.

@@ -70,6 +70,11 @@ class TrainLoader:
         self._order_epoch: int | None = None
 
     @property
+    def batch_size(self) -> int:
+        """Images in a batch."""
+        return self._config.batch_size
+
+    @property
     def num_batches(self) -> int:
         """Batches in an epoch; images that do not fill one are left out, others in every epoch."""
         return len(self._split) // self._config.batch_size

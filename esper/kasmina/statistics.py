@@ -36,9 +36,10 @@ def reestimate_norms(model: nn.Module, images: Iterable[Tensor]) -> None:
 
 
 @contextmanager
-def preserved_buffers(model: nn.Module) -> Iterator[None]:
-    """Give the model's buffers back bit-identical at the end."""
-    saved = [(buffer, buffer.clone()) for buffer in model.buffers()]
+def preserved_buffers(model: nn.Module, *, but: nn.Module | None = None) -> Iterator[None]:
+    """Give the model's buffers back bit-identical at the end, except those of one part of it."""
+    free = {id(buffer) for buffer in but.buffers()} if but is not None else set()
+    saved = [(buffer, buffer.clone()) for buffer in model.buffers() if id(buffer) not in free]
     try:
         yield
     finally:

@@ -31,7 +31,7 @@ class LocalTamiyo:
 
     def __init__(self, config: MorphogeneticConfig, *, rng_seed: int) -> None:
         self._policy: TamiyoClient
-        if config.policy == "never":
+        if config.policy in ("never", "replay"):
             self._policy = Never()
         elif config.policy == "schedule":
             self._policy = Schedule(config)

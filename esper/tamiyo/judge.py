@@ -33,17 +33,20 @@ class Verdict:
     kept: bool
 
 
-def judge(loss_off: Tensor, loss_on: Tensor, *, improvement_threshold: float, alpha: float) -> Verdict:
+def judge(
+    loss_off: Tensor, loss_on: Tensor, *, improvement_threshold: float, alpha: float, rent: float = 0.0
+) -> Verdict:
     """Compare an example's loss with and without a kernel, over many examples.
 
     The bound is mean - t(1 - alpha, N - 1) * sd / sqrt(N) of the paired differences; the kernel is kept if it exceeds
-    `improvement_threshold * mean(loss_off)`. A loss that is not finite keeps nothing.
+    `(improvement_threshold + rent) * mean(loss_off)`. A loss that is not finite keeps nothing.
 
     Args:
         loss_off: losses without the kernel (N,), N >= 2.
         loss_on: losses with it (N,), in the same order.
         improvement_threshold: relative drop of the loss that must be exceeded.
         alpha: error probability of this verdict, in (0, 0.5).
+        rent: relative drop asked for on top, for what the kernel costs.
     """
     from scipy.stats import t  # slow to import, and needed once a verdict
 
@@ -51,7 +54,7 @@ def judge(loss_off: Tensor, loss_on: Tensor, *, improvement_threshold: float, al
     n = len(difference)
     gain, deviation = float(difference.mean()), float(difference.std())
     lower_bound = gain - float(t.isf(alpha, n - 1)) * deviation / math.sqrt(n)
-    threshold = improvement_threshold * float(loss_off.double().mean())
+    threshold = (improvement_threshold + rent) * float(loss_off.double().mean())
     return Verdict(
         loss_off=float(loss_off.double().mean()),
         loss_on=float(loss_on.double().mean()),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from esper import urza
 from esper.contracts.lifecycle import GateResult, gate
 from esper.urza import Kernel, Shape
 
-__all__ = ["Cost", "count", "forge", "inspect"]
+__all__ = ["Cost", "count", "estimate", "forge", "inspect"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,3 +105,14 @@ def count(module: nn.Module, in_shape: Shape) -> Cost:
         for m, training in modes:
             m.training = training
     return Cost(num_parameters=sum(p.numel() for p in module.parameters()), num_macs=counter.get_total_flops() // 2)
+
+
+@cache
+def estimate(blueprint_id: str, in_shape: Shape, out_shape: Shape) -> Cost:
+    """What a blueprint would add at a site, without building it: shapes only, no memory, no random numbers.
+
+    Raises:
+        ConfigError: there is no such blueprint.
+    """
+    with torch.device("meta"):
+        return count(urza.get(blueprint_id).build(in_shape, out_shape), in_shape)

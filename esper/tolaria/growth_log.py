@@ -9,7 +9,16 @@ from contextlib import contextmanager
 
 from esper import tezzeret
 from esper.contracts.decisions import AdaptationDecision
-from esper.contracts.events import Decided, Judged, Scored, StateChanged, SurgeryEnded, SurgeryIntended
+from esper.contracts.events import (
+    Decided,
+    Forked,
+    Incubated,
+    Judged,
+    Scored,
+    StateChanged,
+    SurgeryEnded,
+    SurgeryIntended,
+)
 from esper.contracts.health import HealthSignal
 from esper.contracts.lifecycle import SeedLifecycleState
 from esper.contracts.recipe import Graft
@@ -56,6 +65,36 @@ class GrowthLog:
                 decision=dataclasses.asdict(decision),
                 applied=applied,
                 outcome=outcome,
+            )
+        )
+
+    def forked(self, graft: Graft, *, num_steps: int, loss: float, cost_macs: int, cost_s: float) -> None:
+        """How a short fork ended."""
+        self._journal.write(
+            Forked(
+                step=self._state.global_step,
+                epoch=self._state.epoch,
+                site=graft.site,
+                blueprint_id=graft.blueprint_id,
+                num_steps=num_steps,
+                loss=loss,
+                cost_macs=cost_macs,
+                cost_s=cost_s,
+            )
+        )
+
+    def incubated(self, graft: Graft, *, method: str, num_steps: int, alpha: float, losses: dict[float, float]) -> None:
+        """How a module's incubation ended."""
+        self._journal.write(
+            Incubated(
+                step=self._state.global_step,
+                epoch=self._state.epoch,
+                site=graft.site,
+                graft_id=graft.graft_id,
+                method=method,
+                num_steps=num_steps,
+                alpha=alpha,
+                losses={f"{tried:g}": loss for tried, loss in losses.items()},
             )
         )
 

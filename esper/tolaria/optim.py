@@ -16,8 +16,17 @@ from torch.optim import SGD, AdamW, Optimizer
 
 from esper.configs import OptimizationConfig
 from esper.errors import CheckpointError, SurgeryError
+from esper.tolaria.schedule import newborn_factor
 
-__all__ = ["adopt", "build_optimizer", "check_membership", "load_state_tensors", "release", "state_tensors"]
+__all__ = [
+    "adopt",
+    "build_optimizer",
+    "check_membership",
+    "load_state_tensors",
+    "release",
+    "set_learning_rates",
+    "state_tensors",
+]
 
 NamedParameters = Iterable[tuple[str, nn.Parameter]]
 
@@ -38,11 +47,37 @@ def build_optimizer(config: OptimizationConfig, parameters: NamedParameters) -> 
     return optimizer
 
 
-def adopt(optimizer: Optimizer, config: OptimizationConfig, parameters: NamedParameters, *, born_step: int) -> None:
-    """Add newborn parameters in groups of their own, with zero state."""
-    for group in _groups(config, list(parameters), born_step=born_step):
-        optimizer.add_param_group(group)
-        _make_state(optimizer, optimizer.param_groups[-1])
+def adopt(
+    optimizer: Optimizer,
+    config: OptimizationConfig,
+    parameters: NamedParameters,
+    *,
+    born_step: int,
+    output_scale: nn.Parameter | None = None,
+    output_scale_rate: float = 1.0,
+    decayed: bool = True,
+) -> None:
+    """Add newborn parameters in groups of their own, with zero state.
+
+    Args:
+        optimizer: what follows.
+        config: the host's weight decay.
+        parameters: the newborn's, by name.
+        born_step: optimizer step before which they were attached.
+        output_scale: the one of them that scales the newborn's output.
+        output_scale_rate: factor on the learning rate of it.
+        decayed: whether its weights decay like the host's.
+    """
+    named = list(parameters)
+    own_rate = output_scale is not None and output_scale_rate != 1.0
+    scales = [item for item in named if own_rate and item[1] is output_scale]
+    rest = [item for item in named if not (own_rate and item[1] is output_scale)]
+    for rate, members in ((1.0, rest), (output_scale_rate, scales)):
+        for group in _groups(config, members, born_step=born_step):
+            if not decayed:
+                group["weight_decay"] = 0.0
+            optimizer.add_param_group(group | {"rate": rate})
+            _make_state(optimizer, optimizer.param_groups[-1])
 
 
 def release(optimizer: Optimizer, parameters: NamedParameters) -> None:
@@ -56,6 +91,13 @@ def release(optimizer: Optimizer, parameters: NamedParameters) -> None:
         group["params"] = [group["params"][i] for i in kept]
         group["names"] = [group["names"][i] for i in kept]
     optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
+
+
+def set_learning_rates(optimizer: Optimizer, rate: float, *, step: int, newborn_warmup_steps: int) -> None:
+    """Give every group its learning rate for a step: the host's, times the group's own factor and warm-up."""
+    for group in optimizer.param_groups:
+        newborn = newborn_factor(step=step, born_step=group["born_step"], warmup_steps=newborn_warmup_steps)
+        group["lr"] = rate * newborn * group["rate"]
 
 
 def check_membership(optimizer: Optimizer, model: nn.Module) -> None:
@@ -113,7 +155,13 @@ def _groups(
         if chosen:
             names, parameters = zip(*chosen, strict=True)
             groups.append(
-                {"params": list(parameters), "names": list(names), "weight_decay": decay, "born_step": born_step}
+                {
+                    "params": list(parameters),
+                    "names": list(names),
+                    "weight_decay": decay,
+                    "born_step": born_step,
+                    "rate": 1.0,
+                }
             )
     return groups
 

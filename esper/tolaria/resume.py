@@ -29,7 +29,7 @@ def snapshot(run: Run) -> checkpoint.Snapshot:
         optimizer=state_tensors(run.optimizer) | extra,
         state={
             "training": dataclasses.asdict(run.state),
-            "growth": run.growth.state_dict(),
+            "growth": run.life.state_dict(),
             "scaler": run.step.scaler.state_dict(),
         },
         recipe=run.model.recipe,
@@ -59,7 +59,7 @@ def restore(run: Run, saved: checkpoint.Snapshot) -> None:
             "model settings it was trained with (config.yaml of its run)"
         )
     run.model.load_state_dict(dict(saved.model))
-    run.growth.load_state_dict(saved.state["growth"])
+    run.life.load_state_dict(saved.state["growth"])
     tensors = dict(saved.optimizer)
     torch.set_rng_state(tensors.pop("rng|cpu"))
     cuda_state = tensors.pop("rng|cuda", None)

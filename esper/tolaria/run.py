@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +19,11 @@ from esper.configs import TolariaConfig
 from esper.configs.identity import checkpoints_folder, outputs_folder, run_name
 from esper.contracts.events import Event, Notice
 from esper.kasmina import MorphableModel
-from esper.tolaria.growth import Growth, GrowthData
+from esper.tolaria.growth import Growth
+from esper.tolaria.lifecycle import GrowthData, Lifecycle
 from esper.tolaria.optim import build_optimizer
 from esper.tolaria.rundir import RunFolder
-from esper.tolaria.schedule import learning_rate, newborn_factor
+from esper.tolaria.schedule import learning_rate
 from esper.tolaria.state import TrainingState
 from esper.tolaria.step import TrainStep
 from esper.tracking import Follower, Journal
@@ -52,6 +54,7 @@ class Run:
     optimizer: Optimizer
     step: TrainStep
     growth: Growth
+    life: Lifecycle
     state: TrainingState
     host_cost: tezzeret.Cost
     last_read: Tensor
@@ -70,16 +73,11 @@ class Run:
 
     def learning_rate(self, step: int) -> float:
         """The host's learning rate at a step."""
-        return learning_rate(
-            self.config.optimization, step=step, total_steps=self.total_steps, steps_per_epoch=self.steps_per_epoch
-        )
+        return self.growth.learning_rate(step)
 
     def set_learning_rates(self) -> None:
         """Give every parameter group its learning rate for the coming step."""
-        step = self.state.global_step
-        rate, warmup = self.learning_rate(step), self.config.morphogenetic.newborn_warmup_steps
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate * newborn_factor(step=step, born_step=group["born_step"], warmup_steps=warmup)
+        self.growth.set_learning_rates(self.state.global_step)
 
     def follow(self) -> None:
         """Report to the tracker that the configuration names, from the journal's beginning on."""
@@ -134,18 +132,29 @@ def open_run(
         optimizer = build_optimizer(config.optimization, model.named_parameters())
         host_cost = tezzeret.count(model.host, built.input_shape)
         step = _step(config, built, optimizer)
-        growth = Growth(
+        life = Lifecycle(
             config=config.morphogenetic,
             optimization=config.optimization,
             model=model,
             optimizer=optimizer,
-            tamiyo=built.tamiyo,
             data=_growth_data(built, state),
+            step=step,
             journal=journal,
             state=state,
             rng_seed=config.rng_seed,
-            total_epochs=config.optimization.max_epochs,
             host_cost=host_cost,
+        )
+        growth = Growth(
+            config=config.morphogenetic,
+            life=life,
+            tamiyo=built.tamiyo,
+            learning_rate=functools.partial(
+                learning_rate,
+                config.optimization,
+                total_steps=built.loader.num_batches * config.optimization.max_epochs,
+                steps_per_epoch=built.loader.num_batches,
+            ),
+            total_epochs=config.optimization.max_epochs,
         )
         run = Run(
             config=config,
@@ -159,6 +168,7 @@ def open_run(
             optimizer=optimizer,
             step=step,
             growth=growth,
+            life=life,
             state=state,
             host_cost=host_cost,
             last_read=step.sums.epoch.clone(),

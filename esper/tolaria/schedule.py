@@ -13,7 +13,7 @@ from esper.configs import OptimizationConfig
 __all__ = ["learning_rate", "newborn_factor"]
 
 
-def learning_rate(config: OptimizationConfig, *, step: int, total_steps: int, steps_per_epoch: int) -> float:
+def learning_rate(config: OptimizationConfig, step: int, *, total_steps: int, steps_per_epoch: int) -> float:
     """Learning rate of one optimizer step.
 
     Args:
@@ -39,8 +39,8 @@ def learning_rate(config: OptimizationConfig, *, step: int, total_steps: int, st
 def newborn_factor(*, step: int, born_step: int | None, warmup_steps: int) -> float:
     """Factor on the learning rate of parameters born in mid-training: a linear warm-up of their own.
 
-    The host's parameters have no `born_step`; their factor is 1.
+    The host's parameters have no `born_step`, and what was there from step 0 on is no newborn: their factor is 1.
     """
-    if born_step is None or warmup_steps == 0:
+    if not born_step or warmup_steps == 0:
         return 1.0
     return min(1.0, (step - born_step + 1) / warmup_steps)

@@ -20,6 +20,8 @@ def measure_signals(
     epoch: int,
     progress: float,
     last_adaptation: Mapping[str, int],
+    macs_left: int | None = None,
+    parameters_left: int | None = None,
 ) -> list[HealthSignal]:
     """Measure every site on the controller split, in forward order.
 
@@ -29,6 +31,8 @@ def measure_signals(
         epoch: epochs finished.
         progress: fraction of training done.
         last_adaptation: epoch of the last adaptation by layer.
+        macs_left: multiply-accumulates that growing may still add; None without a budget.
+        parameters_left: parameters that it may still add; None without a budget.
     """
     scores = score_sites(model, batches)
     slots = model.all_slots()
@@ -51,6 +55,8 @@ def measure_signals(
             health=health_of[slot.site.name],
             activation_variance=scores[slot.site.name].activation_variance,
             gradient_norm=scores[slot.site.name].gradient_norm,
+            macs_left=macs_left,
+            parameters_left=parameters_left,
         )
         for slot in slots
     ]

@@ -25,7 +25,12 @@ class TrainingState:
         epoch_seconds: time spent in the current epoch, over all processes that worked on it.
         total_seconds: time spent in the run before the current epoch.
         train_macs: multiply-accumulates of training steps (a backward pass counts as two forward passes).
-        growth_macs: those of scoring, judging and re-estimating statistics.
+        discarded_macs: the part of `train_macs` that went into modules which were culled.
+        scoring_macs: multiply-accumulates of scoring sites.
+        forking_macs: those of short forks that settle between two sites.
+        incubation_macs: those of training modules before they join the host, and of finding their alpha.
+        judging_macs: those of judging modules, and of re-estimating norm statistics after a cull.
+        peak_parameters: most parameters the network has had.
     """
 
     epoch: int = 0
@@ -40,7 +45,17 @@ class TrainingState:
     epoch_seconds: float = 0.0
     total_seconds: float = 0.0
     train_macs: int = 0
-    growth_macs: int = 0
+    discarded_macs: int = 0
+    scoring_macs: int = 0
+    forking_macs: int = 0
+    incubation_macs: int = 0
+    judging_macs: int = 0
+    peak_parameters: int = 0
+
+    @property
+    def growth_macs(self) -> int:
+        """Multiply-accumulates that only growing needs, beside the training steps."""
+        return self.scoring_macs + self.forking_macs + self.incubation_macs + self.judging_macs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

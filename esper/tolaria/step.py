@@ -84,7 +84,7 @@ class TrainStep:
     def __call__(self, *, epoch: int, index: int, step: int) -> None:
         """Do step number `step`, on batch `index` of an epoch."""
         images, labels = self.loader.batch(epoch, index)
-        with torch.autocast(self.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None):
+        with self.autocast():
             logits = self.model(images)
             loss = F.cross_entropy(logits, labels)
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
@@ -94,6 +94,10 @@ class TrainStep:
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self._add(loss.detach(), logits.detach(), labels, grad_norm, step)
+
+    def autocast(self) -> torch.autocast:
+        """The number format of the forward pass."""
+        return torch.autocast(self.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None)
 
     def _clip(self) -> Tensor:
         parameters = [p for p in self.model.parameters() if p.grad is not None]

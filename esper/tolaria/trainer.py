@@ -159,6 +159,8 @@ class TolariaTrainer:
         run = open_run(self.config, run_dir=self._run_dir, state=self.training_state, listeners=self._listeners)
         try:
             resumed_from = resume(run)
+            if resumed_from is None:
+                run.growth.begin()
             write_atomically(run.run_dir / "config.yaml", to_yaml(self.config))
             write_atomically(run.run_dir / "git.diff", git_diff())
             run.folder.set_status("running")
@@ -207,12 +209,12 @@ class TolariaTrainer:
         started = logged = time.monotonic()
         with self._profiler() as profiled:
             while state.step < run.steps_per_epoch and not self.stop_reason:
-                run.growth.before_step()
                 run.set_learning_rates()
+                run.life.before_step()
                 run.step(epoch=state.epoch, index=state.step, step=state.global_step)
                 state.step += 1
                 state.global_step += 1
-                state.train_macs += 3 * self.config.dataset.batch_size * run.growth.cost.num_macs
+                state.train_macs += 3 * self.config.dataset.batch_size * run.life.running_macs
                 profiled()
                 if self.config.debug_mode:
                     require_finite(run)
@@ -271,13 +273,22 @@ class TolariaTrainer:
             "val_accuracy": val_accuracy,
             "epochs": state.epoch,
             "num_parameters_before": run.host_cost.num_parameters,
-            "num_parameters": run.growth.cost.num_parameters,
+            "num_parameters": run.life.cost.num_parameters,
             "num_macs_before": run.host_cost.num_macs,
-            "num_macs": run.growth.cost.num_macs,
-            "num_grown": run.growth.num_germinated,
+            "num_macs": run.life.cost.num_macs,
+            "num_grown": run.life.num_germinated,
             "num_kept": len(run.model.recipe),
+            "peak_parameters": state.peak_parameters,
+            "total_macs": state.train_macs + state.growth_macs,
+            "forward_macs": state.train_macs // 3,
+            "backward_macs": state.train_macs - state.train_macs // 3,
+            "scoring_macs": state.scoring_macs,
+            "forking_macs": state.forking_macs,
+            "incubation_macs": state.incubation_macs,
+            "judging_macs": state.judging_macs,
             "train_macs": state.train_macs,
             "growth_macs": state.growth_macs,
+            "discarded_macs": state.discarded_macs,
             "seconds": state.total_seconds,
         }
         run.emit(RunEnded, status="finished", reason="", result=self.result)
@@ -289,8 +300,8 @@ class TolariaTrainer:
         lines.append(f"training   {run.total_steps:,} steps of {self.config.dataset.batch_size} on {run.parts.device}")
         sites = [slot.site.name for slot in run.model.all_slots()]
         for index in range(2):
-            run.growth.before_step()
             run.set_learning_rates()
+            run.life.before_step()
             run.step(epoch=0, index=index % run.steps_per_epoch, step=index)
             run.state.global_step += 1
             lines.append(f"step {index + 1}     loss {require_finite(run).loss:.4f}")

@@ -150,7 +150,7 @@ class TestFullSystemIntegration:
         async def nothing(_: TolariaTrainer) -> None:
             raise AssertionError("it initialised")
 
-        with pytest.raises(ValueError, match=r"model.name=nonexistent_model: allowed are resnet18"):
+        with pytest.raises(ValueError, match=r"model.name=nonexistent_model: allowed are resnet10, resnet18"):
             use(tiny_config(model__name="nonexistent_model"), run_dir, nothing)
         assert not run_dir.exists()
         use(tiny_config(optimization__max_epochs=1), run_dir, lambda trainer: trainer.train())

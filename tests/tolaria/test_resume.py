@@ -46,7 +46,7 @@ def train(
         try:
             await trainer.train()
             tensors = {name: value.clone() for name, value in everything(trainer).items()}
-            return tensors, {"recipe": trainer.run.model.recipe, **trainer.run.growth.state_dict()}
+            return tensors, {"recipe": trainer.run.model.recipe, **trainer.run.life.state_dict()}
         finally:
             await trainer.shutdown()
 

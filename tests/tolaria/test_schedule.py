@@ -10,7 +10,7 @@ def rates(scheduler: str, **changes: float) -> list[float]:
     config = OptimizationConfig(
         scheduler=scheduler, learning_rate=1.0, **({"warmup_epochs": 2.0, "decay_fraction": 0.5} | changes)
     )
-    return [learning_rate(config, step=step, total_steps=20, steps_per_epoch=2) for step in range(20)]
+    return [learning_rate(config, step, total_steps=20, steps_per_epoch=2) for step in range(20)]
 
 
 @pytest.mark.parametrize("scheduler", ["constant", "cosine", "linear", "wsd"])

@@ -9,6 +9,7 @@ from esper.configs import MorphogeneticConfig
 from esper.contracts.decisions import AdaptationDecision
 from esper.contracts.health import HealthSignal
 from esper.contracts.lifecycle import LIVE, SeedLifecycleState
+from esper.tezzeret import estimate
 from esper.urza import Blueprint, fitting
 
 __all__ = ["Candidate", "eligible", "germinate", "nothing", "num_born"]
@@ -26,7 +27,7 @@ def eligible(signals: Sequence[HealthSignal], config: MorphogeneticConfig) -> li
     """The sites where a module may be germinated now, in forward order.
 
     A site needs a dormant seed with room, a layer that was not adapted in the last `adaptation_cooldown` epochs, time
-    left before `growth_until`, and a blueprint that fits and is allowed.
+    left before `growth_until`, and a blueprint that fits, is allowed and lies within the budget.
     """
     candidates = []
     for signal in signals:
@@ -44,9 +45,19 @@ def eligible(signals: Sequence[HealthSignal], config: MorphogeneticConfig) -> li
             max_complexity=config.max_blueprint_complexity,
             only=config.blueprint,
         )
-        if blueprints:
-            candidates.append(Candidate(signal=signal, blueprints=tuple(blueprints)))
+        affordable = tuple(blueprint for blueprint in blueprints if _is_affordable(blueprint, signal))
+        if affordable:
+            candidates.append(Candidate(signal=signal, blueprints=affordable))
     return candidates
+
+
+def _is_affordable(blueprint: Blueprint, signal: HealthSignal) -> bool:
+    if signal.macs_left is None and signal.parameters_left is None:
+        return True
+    cost = estimate(blueprint.blueprint_id, signal.in_shape, signal.out_shape)
+    return (signal.macs_left is None or cost.num_macs <= signal.macs_left) and (
+        signal.parameters_left is None or cost.num_parameters <= signal.parameters_left
+    )
 
 
 def num_born(signals: Sequence[HealthSignal]) -> int:
@@ -54,8 +65,15 @@ def num_born(signals: Sequence[HealthSignal]) -> int:
     return sum(signal.state in LIVE and signal.state_epoch == signal.epoch for signal in signals)
 
 
-def germinate(signal: HealthSignal, blueprint: Blueprint, *, confidence: float, reasoning: str) -> AdaptationDecision:
-    """The decision to grow a blueprint at a site."""
+def germinate(
+    signal: HealthSignal,
+    blueprint: Blueprint,
+    *,
+    confidence: float,
+    reasoning: str,
+    alternatives: tuple[str, ...] = (),
+) -> AdaptationDecision:
+    """The decision to grow a blueprint at a site, or after forks at one of the alternatives."""
     return AdaptationDecision(
         should_adapt=True,
         target_layer=signal.layer,
@@ -63,6 +81,7 @@ def germinate(signal: HealthSignal, blueprint: Blueprint, *, confidence: float, 
         blueprint_id=blueprint.blueprint_id,
         confidence=confidence,
         reasoning=reasoning,
+        alternatives=alternatives,
     )
 
 

@@ -18,27 +18,33 @@ class Heuristic:
     """Germinate at the free site with the lowest health, if it is at or below `health_threshold`.
 
     Health compares a site's score with the median of the others of its kind, so scores of different kinds are never
-    compared. Confidence is 1 - health.
+    compared. Confidence is 1 - health. With `fork_steps`, the site of the same kind that comes second is named as an
+    alternative, and short forks settle between the two.
     """
 
     config: MorphogeneticConfig
 
     def decide(self, signals: Sequence[HealthSignal]) -> AdaptationDecision:
         """Choose the site that stands out most; a site that was not measured is no candidate."""
-        measured = [
-            (candidate.signal.health, candidate)
-            for candidate in eligible(signals, self.config)
-            if candidate.signal.health is not None
-        ]
+        measured = sorted(
+            (
+                (candidate.signal.health, candidate)
+                for candidate in eligible(signals, self.config)
+                if candidate.signal.health is not None
+            ),
+            key=lambda pair: pair[0],
+        )
         if not measured:
-            return nothing("no site is free and measured")
-        health, chosen = min(measured, key=lambda pair: pair[0])
+            return nothing("no site is free, measured and within the budget")
+        health, chosen = measured[0]
         threshold, site = self.config.health_threshold, chosen.signal.site
         if health > threshold:
             return nothing(f"no site stands out: the least healthy, {site}, has {health:.2f}, above {threshold:g}")
+        peers = [other.signal.site for _, other in measured[1:] if other.signal.kind == chosen.signal.kind]
         return germinate(
             chosen.signal,
             chosen.blueprints[0],
             confidence=1.0 - health,
             reasoning=f"{site} stands out: health {health:.2f} is at or below {threshold:g}",
+            alternatives=tuple(peers[:1]) if self.config.fork_steps else (),
         )

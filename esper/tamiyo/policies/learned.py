@@ -6,7 +6,6 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from statistics import median
 
@@ -19,7 +18,7 @@ from esper.contracts.decisions import AdaptationDecision
 from esper.contracts.health import HealthSignal
 from esper.errors import ConfigError
 from esper.tamiyo.policies.eligible import eligible, germinate, nothing
-from esper.tezzeret import count
+from esper.tezzeret import estimate
 from esper.urza import Blueprint, Shape
 
 __all__ = ["FEATURES", "SCHEMA", "Learned", "cost", "features", "load_policy"]
@@ -39,12 +38,9 @@ FEATURES = (
 )
 
 
-@cache
 def cost(blueprint: Blueprint, in_shape: Shape, out_shape: Shape) -> int:
     """Multiply-accumulates per example that a kernel adds, and one for each value of its output: never 0."""
-    with torch.device("meta"):  # shapes only: no memory, no random numbers
-        kernel = blueprint.build(in_shape, out_shape)
-    return count(kernel, in_shape).num_macs + math.prod(out_shape)
+    return estimate(blueprint.blueprint_id, in_shape, out_shape).num_macs + math.prod(out_shape)
 
 
 def features(signal: HealthSignal, signals: Sequence[HealthSignal], blueprint: Blueprint) -> list[float]:
@@ -54,11 +50,12 @@ def features(signal: HealthSignal, signals: Sequence[HealthSignal], blueprint: B
     """
     if signal.score is None:
         raise ValueError(f"site {signal.site!r} was not measured")
-    peers = [s.score for s in signals if s.kind == signal.kind and s.score is not None]
+    own = max(0.0, signal.score)  # a cross-fitted score can lie below 0
+    peers = [max(0.0, s.score) for s in signals if s.kind == signal.kind and s.score is not None]
     sites = [s.site for s in signals]
     return [
-        math.log(signal.score + 1e-12),
-        math.log((signal.score + 1e-12) / (median(peers) + 1e-12)),
+        math.log(own + 1e-12),
+        math.log((own + 1e-12) / (median(peers) + 1e-12)),
         sites.index(signal.site) / max(1, len(sites) - 1),
         signal.progress,
         float(signal.num_kernels),

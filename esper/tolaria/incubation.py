@@ -1,0 +1,149 @@
+"""Training a module before it joins the host, and finding how much of it to let in.
+
+The host only lends its activations and gradients: it stays bit-identical, its statistics included. Both ways cost a
+forward and a backward pass of the host a step. A pilot found no incubation better than simply inserting with a gain of
+0.5 and training jointly; they are here to be compared with that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from esper.kasmina import MorphableModel, SeedSlot
+from esper.kasmina.statistics import preserved_buffers
+from esper.tolaria.evaluate import evaluate
+
+__all__ = ["ALPHAS", "incubate", "try_alphas"]
+
+ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
+"""Blend weights tried by `try_alphas`."""
+
+_REACH = 0.1
+"""`fit`: size of the wanted output, relative to the activations it is added to (root mean squares)."""
+
+Join = Callable[[Tensor, Tensor], Tensor]
+
+
+def incubate(
+    model: MorphableModel,
+    slot: SeedSlot,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    method: str,
+    autocast: AbstractContextManager[object],
+) -> None:
+    """Set the gradients of a slot's live kernel from one training batch; nothing else changes but its statistics.
+
+    `fit` minimises <g, f(x)> + |f(x)|² / (2 eta), with g the host's gradient at the site: without the second term the
+    objective has no minimum. That is, up to a constant and a factor, |f(x) + eta g|², and eta is chosen for each batch
+    so that the wanted output has a tenth of the activations' size. `shadow` is the loss of the whole network with the
+    kernel added in full.
+
+    Args:
+        model: the network, in training mode.
+        slot: where the kernel stands.
+        images: training images (N, C, H, W), normalised.
+        labels: their classes (N,).
+        method: fit or shadow.
+        autocast: number format of the forward passes.
+    """
+    kernel = slot.kernel(slot.live_graft)
+    devices = [images.device] if images.is_cuda else []
+    with preserved_buffers(model, but=kernel), torch.random.fork_rng(devices=devices):
+        loss = (_fit if method == "fit" else _shadow)(model, slot, kernel, images, labels, autocast)
+        parameters = list(kernel.parameters())
+        for p, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+            p.grad = gradient
+
+
+def try_alphas(
+    model: MorphableModel, slot: SeedSlot, batches: Callable[[], Iterable[tuple[Tensor, Tensor]]]
+) -> dict[float, float]:
+    """Mean loss of the network with the live kernel added times each of `ALPHAS`, in eval mode."""
+    kernel = slot.kernel(slot.live_graft)
+    losses = {}
+    for alpha in ALPHAS:
+
+        def join(x: Tensor, y: Tensor, alpha: float = alpha) -> Tensor:
+            joined = y + alpha * kernel(x)
+            assert isinstance(joined, Tensor)
+            return joined
+
+        with _joined(model, slot, join):
+            losses[alpha], _ = evaluate(model, batches())
+    return losses
+
+
+def _fit(
+    model: MorphableModel,
+    slot: SeedSlot,
+    kernel: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    autocast: AbstractContextManager[object],
+) -> Tensor:
+    seen: list[Tensor] = []
+
+    def tap(x: Tensor, y: Tensor) -> Tensor:
+        tapped = y.clone()  # a copy each: what follows may write into the tensor that it gets
+        seen[:] = [x.detach(), tapped]
+        return tapped.clone()
+
+    with autocast:
+        with _joined(model, slot, tap):
+            host_loss = F.cross_entropy(model(images), labels)
+        x, y = seen
+        (gradient,) = torch.autograd.grad(host_loss, y)
+        wanted = -_REACH * _rms(y.detach()) / _rms(gradient) * gradient.float()
+        output = kernel(x).float()
+    loss = (output - wanted).square().mean() / wanted.square().mean().clamp(min=1e-12)
+    assert isinstance(loss, Tensor)
+    return loss
+
+
+def _shadow(
+    model: MorphableModel,
+    slot: SeedSlot,
+    kernel: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    autocast: AbstractContextManager[object],
+) -> Tensor:
+    def join(x: Tensor, y: Tensor) -> Tensor:
+        joined = y.detach() + kernel(x.detach())
+        assert isinstance(joined, Tensor)
+        return joined
+
+    with autocast, _joined(model, slot, join):
+        return F.cross_entropy(model(images), labels)
+
+
+def _rms(x: Tensor) -> Tensor:
+    return x.float().square().mean().sqrt().clamp(min=1e-12)
+
+
+@contextmanager
+def _joined(model: MorphableModel, slot: SeedSlot, join: Join) -> Iterator[None]:
+    """Let `join(kernel input, site output)` be the site's output for a while."""
+    site = slot.site
+    inputs: list[Tensor] = []
+
+    def keep(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+        inputs[:] = args[:1]
+
+    def hook(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return join(output if site.kind == "after" else inputs[0], output)
+
+    start = model.host.get_submodule(site.start).register_forward_pre_hook(keep)
+    end = model.host.get_submodule(site.end).register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        start.remove()
+        end.remove()

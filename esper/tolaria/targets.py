@@ -1,0 +1,53 @@
+"""What a decision means for this network: which slot, which blueprint."""
+
+from __future__ import annotations
+
+from esper import urza
+from esper.configs import MorphogeneticConfig
+from esper.contracts.decisions import Action, AdaptationDecision
+from esper.contracts.lifecycle import SeedLifecycleState
+from esper.errors import SurgeryError
+from esper.kasmina import MorphableModel, SeedSlot
+
+__all__ = ["first_blueprint", "resolve"]
+
+
+def resolve(model: MorphableModel, decision: AdaptationDecision) -> SeedSlot:
+    """The slot that a decision asks for: its site, or the first of its layer where the action is possible.
+
+    Raises:
+        SurgeryError: there is no such site or layer, or no seed of it can be acted on now.
+    """
+    if decision.site is not None:
+        return model.slot(decision.site)
+    layer = decision.target_layer
+    slots = [slot for slot in model.all_slots() if layer in (slot.site.layer, slot.site.block)]
+    if not slots:
+        layers = ", ".join(dict.fromkeys(slot.site.layer for slot in model.all_slots()))
+        raise SurgeryError(f"no layer {layer!r}; this network may grow in: {layers or 'none'}")
+    free = [slot for slot in slots if slot.is_live == (decision.action is Action.CULL)]
+    if decision.action is Action.GERMINATE:
+        free = [slot for slot in free if slot.state is SeedLifecycleState.DORMANT and slot.has_room]
+    if not free:
+        raise SurgeryError(f"no seed of layer {layer!r} can {decision.action} now")
+    return free[0]
+
+
+def first_blueprint(slot: SeedSlot, config: MorphogeneticConfig) -> str:
+    """The preferred blueprint among those allowed at a slot's site.
+
+    Raises:
+        SurgeryError: none fits.
+    """
+    site = slot.site
+    fitting = urza.fitting(
+        site.kind,
+        site.in_shape,
+        site.out_shape,
+        categories=config.blueprint_categories,
+        max_complexity=config.max_blueprint_complexity,
+        only=config.blueprint,
+    )
+    if not fitting:
+        raise SurgeryError(f"no allowed blueprint fits site {site.name!r}")
+    return fitting[0].blueprint_id
