@@ -68,6 +68,7 @@ class TrainLoader:
         self._prepare = prepare
         self._order = torch.arange(len(split), device=split.labels.device)
         self._order_epoch: int | None = None
+        self._within = torch.arange(config.batch_size, device=split.labels.device)
 
     @property
     def batch_size(self) -> int:
@@ -79,14 +80,23 @@ class TrainLoader:
         """Batches in an epoch; images that do not fill one are left out, others in every epoch."""
         return len(self._split) // self._config.batch_size
 
-    def batch(self, epoch: int, index: int) -> tuple[Tensor, Tensor]:
-        """Batch number `index` of an epoch: float32 (B, C, H, W) and int64 (B,)."""
+    def set_epoch(self, epoch: int) -> None:
+        """Draw the order of an epoch, where images are shuffled; nothing happens if it is drawn already."""
+        if not self._config.shuffle or epoch == self._order_epoch:
+            return
+        generator = torch.Generator().manual_seed(self._rng_seed * 1_000_003 + epoch)
+        self._order.copy_(torch.randperm(len(self._split), generator=generator))
+        self._order_epoch = epoch
+
+    def batch(self, epoch: int | Tensor, index: int | Tensor) -> tuple[Tensor, Tensor]:
+        """Batch number `index` of an epoch: float32 (B, C, H, W) and int64 (B,).
+
+        Where the numbers are 0-dim int64 tensors nothing is read from the device; `set_epoch` must have been called.
+        """
         config = self._config
-        if config.shuffle and epoch != self._order_epoch:
-            generator = torch.Generator().manual_seed(self._rng_seed * 1_000_003 + epoch)
-            self._order.copy_(torch.randperm(len(self._split), generator=generator))
-            self._order_epoch = epoch
-        chosen = self._order[index * config.batch_size : (index + 1) * config.batch_size]
+        if isinstance(epoch, int):
+            self.set_epoch(epoch)
+        chosen = self._order[self._within + index * config.batch_size]
         images = self._split.images[chosen]
         if config.use_augmentation:
             images = augment(

@@ -59,6 +59,7 @@ class Growth:
         """
         if self.config.policy == "replay":
             from esper.tracking.recipe import read_recipe
+
             self.life.rebuild(read_recipe(Path(self.config.recipe_path or "")))
 
     def set_learning_rates(self, step: int, *, factor: float = 1.0) -> None:

@@ -321,11 +321,13 @@ class Lifecycle:
             output_scale_rate=self.config.insertion_gain_rate,
             decayed=self.config.newborn_weight_decay,
         )
+        self.step.invalidate()
         self.cost += self._kernel_cost(graft)
         self.state.peak_parameters = max(self.state.peak_parameters, self.cost.num_parameters)
 
     def _release(self, graft: Graft, parameters: list[tuple[str, nn.Parameter]]) -> None:
         optim.release(self.optimizer, parameters)
+        self.step.invalidate()
         self.cost -= self._kernel_costs.pop(graft.graft_id, tezzeret.Cost(num_parameters=0, num_macs=0))
 
     def _kernel_cost(self, graft: Graft) -> tezzeret.Cost:
@@ -344,5 +346,6 @@ class Lifecycle:
         reason: str,
         passed: tuple[str, ...] = (),
     ) -> None:
+        self.step.invalidate()
         blueprint_id = graft.blueprint_id if graft else None
         self.log.changed(slot.site.name, blueprint_id, old, new, reason=reason, passed=passed)

@@ -41,7 +41,7 @@ def build_optimizer(config: OptimizationConfig, parameters: NamedParameters) -> 
         nesterov = config.nesterov and config.momentum > 0
         optimizer = SGD(groups, lr=0.0, momentum=config.momentum, nesterov=nesterov, fused=fused)
     else:
-        optimizer = AdamW(groups, lr=0.0, fused=fused)
+        optimizer = AdamW(groups, lr=0.0, fused=fused, capturable=fused)
     for group in optimizer.param_groups:
         _make_state(optimizer, group)
     return optimizer
@@ -97,7 +97,12 @@ def set_learning_rates(optimizer: Optimizer, rate: float, *, step: int, newborn_
     """Give every group its learning rate for a step: the host's, times the group's own factor and warm-up."""
     for group in optimizer.param_groups:
         newborn = newborn_factor(step=step, born_step=group["born_step"], warmup_steps=newborn_warmup_steps)
-        group["lr"] = rate * newborn * group["rate"]
+        value = rate * newborn * group["rate"]
+        if not isinstance(group["lr"], Tensor):
+            group["lr"] = value
+        elif value != group["lr_on_device"]:  # a captured step reads it from the device
+            group["lr"].fill_(value)
+            group["lr_on_device"] = value
 
 
 def check_membership(optimizer: Optimizer, model: nn.Module) -> None:
@@ -172,6 +177,8 @@ def _named(optimizer: Optimizer) -> Iterable[tuple[str, nn.Parameter]]:
 
 
 def _make_state(optimizer: Optimizer, group: dict[str, Any]) -> None:
+    if group["fused"]:
+        group["lr"], group["lr_on_device"] = torch.zeros((), device=group["params"][0].device), 0.0
     for p in group["params"]:
         if isinstance(optimizer, SGD):
             optimizer.state[p] = {"momentum_buffer": torch.zeros_like(p)} if group["momentum"] else {}

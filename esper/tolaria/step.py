@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from esper.data import TrainLoader
+from esper.tolaria.capture import Capture
 
 __all__ = ["StepSums", "TrainStep", "Window"]
 
@@ -53,6 +54,9 @@ class StepSums:
 class TrainStep:
     """The step: batch, forward, backward, clip, update, sums. Nothing in it reads the device, but for fp16's scaler.
 
+    On CUDA the whole of it is captured as one graph and replayed, which saves launching every kernel anew; it is
+    captured again after `invalidate`. The steps before a capture are real ones, run eagerly.
+
     Args:
         model: the network, in training mode.
         optimizer: its optimizer.
@@ -60,6 +64,7 @@ class TrainStep:
         device: where everything is.
         autocast_dtype: number format of the forward pass; None: float32.
         clip_norm: largest norm of the gradient over all parameters; None: no clipping.
+        is_captured: whether to capture on CUDA.
     """
 
     def __init__(
@@ -71,6 +76,7 @@ class TrainStep:
         device: torch.device,
         autocast_dtype: torch.dtype | None,
         clip_norm: float | None,
+        is_captured: bool,
     ) -> None:
         self.model = model
         self.optimizer = optimizer
@@ -80,9 +86,34 @@ class TrainStep:
         self.clip_norm = clip_norm
         self.sums = StepSums(device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=autocast_dtype is torch.float16)
+        # Epoch, index in it, step of the run: on the device, and as the host knows them to stand there.
+        self._position = torch.zeros(3, dtype=torch.int64, device=device)
+        self._advance = torch.tensor([0, 1, 1], device=device)
+        self._known = (0, 0, 0)
+        self._capture = Capture(device) if is_captured and device.type == "cuda" else None
 
     def __call__(self, *, epoch: int, index: int, step: int) -> None:
         """Do step number `step`, on batch `index` of an epoch."""
+        self.loader.set_epoch(epoch)
+        if self._known != (epoch, index, step):
+            self._position.copy_(torch.tensor([epoch, index, step]))
+        if self._capture is None:
+            self._run()
+        else:
+            self._capture.run(self._run)
+        self._known = (epoch, index + 1, step + 1)
+
+    def invalidate(self) -> None:
+        """The network or the optimizer's parameters have changed: a captured step is of no use any more."""
+        if self._capture is not None:
+            self._capture.invalidate()
+
+    def autocast(self) -> torch.autocast:
+        """The number format of the forward pass."""
+        return torch.autocast(self.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None)
+
+    def _run(self) -> None:
+        epoch, index, step = self._position.unbind()
         images, labels = self.loader.batch(epoch, index)
         with self.autocast():
             logits = self.model(images)
@@ -94,10 +125,7 @@ class TrainStep:
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self._add(loss.detach(), logits.detach(), labels, grad_norm, step)
-
-    def autocast(self) -> torch.autocast:
-        """The number format of the forward pass."""
-        return torch.autocast(self.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None)
+        self._position += self._advance
 
     def _clip(self) -> Tensor:
         parameters = [p for p in self.model.parameters() if p.grad is not None]
@@ -107,11 +135,11 @@ class TrainStep:
             nn.utils.clip_grads_with_norm_(parameters, self.clip_norm, norm)
         return norm
 
-    def _add(self, loss: Tensor, logits: Tensor, labels: Tensor, grad_norm: Tensor, step: int) -> None:
+    def _add(self, loss: Tensor, logits: Tensor, labels: Tensor, grad_norm: Tensor, step: Tensor) -> None:
         hits = (logits.argmax(dim=1) == labels).double().mean()
         # An infinite gradient is how fp16 loss scaling finds its scale; only there it is not a fault.
         finite = loss.isfinite() if self.scaler.is_enabled() else loss.isfinite() & grad_norm.isfinite()
         norm = grad_norm.nan_to_num(posinf=0.0) if self.scaler.is_enabled() else grad_norm
         self.sums.epoch += torch.stack([loss.double(), hits, norm.double(), torch.ones_like(hits)])
         first = ~finite & (self.sums.bad_step < 0)
-        self.sums.bad_step.masked_fill_(first, step)
+        self.sums.bad_step.copy_(torch.where(first, step, self.sums.bad_step))

@@ -45,3 +45,11 @@ def test_all_verdicts_of_a_run_together_spend_what_the_confidence_leaves() -> No
     spent = [spend(0.95, k) for k in range(1, 100_000)]
     assert sum(spent) == pytest.approx(0.05, rel=1e-4)
     assert spent[0] > spent[1] > spent[2]
+
+
+def test_a_module_pays_rent_for_what_it_costs() -> None:
+    off, on = torch.full((100,), 1.0), torch.linspace(0.94, 0.96, 100)
+    free = judge(off, on, improvement_threshold=0.02, alpha=0.05)
+    renting = judge(off, on, improvement_threshold=0.02, alpha=0.05, rent=0.04)
+    assert (free.kept, renting.kept) == (True, False)
+    assert renting.threshold == pytest.approx(0.06)

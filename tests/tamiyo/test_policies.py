@@ -206,3 +206,28 @@ class TestLearned:
         kernel = tezzeret.forge("basic_block", in_shape=in_shape, out_shape=out_shape, init_seed=0, gain=0.5)
         expected = tezzeret.count(kernel, in_shape).num_macs + 12 * 4 * 4
         assert cost(blueprint, in_shape, out_shape) == expected
+
+
+def test_a_site_is_eligible_only_for_what_the_budget_still_pays() -> None:
+    config = MorphogeneticConfig(blueprint_categories=["residual"])
+    costs = {name: tezzeret.estimate(name, (8, 4, 4), (8, 4, 4)).num_macs for name in ("basic_block", "conv1x1")}
+    (free,) = eligible([signal()], config)
+    (tight,) = eligible([signal(macs_left=costs["conv1x1"])], config)
+    assert free.blueprints[0].blueprint_id == "basic_block"
+    assert {blueprint.blueprint_id for blueprint in tight.blueprints} == {
+        blueprint.blueprint_id
+        for blueprint in free.blueprints
+        if tezzeret.estimate(blueprint.blueprint_id, (8, 4, 4), (8, 4, 4)).num_macs <= costs["conv1x1"]
+    }
+    assert eligible([signal(parameters_left=1)], config) == []
+
+
+def test_the_heuristic_names_the_second_of_the_same_kind_for_a_fork_only_on_request() -> None:
+    signals = [
+        signal("layer1.0:beside", health=0.1),
+        signal("layer1.0:after", health=0.15),
+        signal("layer2.0:beside", health=0.9),
+    ]
+    assert decide(signals).alternatives == ()
+    asked = decide(signals, fork_steps=10)
+    assert (asked.site, asked.alternatives) == ("layer1.0:beside", ("layer2.0:beside",))

@@ -1,0 +1,91 @@
+"""Many trainings side by side: every variant with every random seed, in processes of their own, resumable."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import multiprocessing
+import platform
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import torch
+
+__all__ = ["arguments", "hardware", "mean_and_error", "train_all"]
+
+Variants = Mapping[str, Sequence[str]]
+"""Name of a variant → what would follow `esper-train`."""
+
+
+def arguments(description: str) -> argparse.ArgumentParser:
+    """The command line that these benchmarks share."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--data", required=True, help="images: DATA/train/CLASS/*, DATA/test/CLASS/*")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the runs and the results")
+    parser.add_argument("--seeds", type=int, default=4, help="random seeds of every variant")
+    parser.add_argument("--epochs", type=int, default=15)
+    parser.add_argument("--jobs", type=int, default=2, help="trainings at once")
+    parser.add_argument("--budget-seconds", type=float, default=float("inf"), help="start nothing new after this time")
+    return parser
+
+
+def train_all(
+    variants: Variants, common: Sequence[str], *, seeds: int, jobs: int, out: Path, budget_seconds: float
+) -> dict[str, dict[int, dict[str, Any]]]:
+    """Train every variant with every seed; returns variant → seed → the run's result.
+
+    A run that is finished already is not repeated; seeds go before variants, so that a cut leaves whole comparisons.
+    """
+    started = time.monotonic()
+    wanted = [(name, seed) for seed in range(seeds) for name in variants]
+    results: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in variants}
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, mp_context=spawn) as pool:
+        waiting = iter(wanted)
+        running = {}
+
+        def start_next() -> None:
+            if time.monotonic() - started < budget_seconds and (job := next(waiting, None)):
+                name, seed = job
+                overrides = (*common, *variants[name], f"rng_seed={seed}")
+                folder = out / "runs" / name.replace(" ", "_").replace(",", "") / f"seed-{seed}"
+                running[pool.submit(_train, overrides, folder)] = job
+
+        for _ in range(jobs):
+            start_next()
+        while running:
+            future = next(as_completed(running))
+            name, seed = running.pop(future)
+            results[name][seed] = future.result()
+            print(f"{time.monotonic() - started:6.0f} s  {name}, seed {seed}: {results[name][seed]['test_accuracy']:.4f}", flush=True)
+            start_next()
+    return results
+
+
+def _train(overrides: Sequence[str], folder: Path) -> dict[str, Any]:
+    from esper import fit
+
+    torch.set_num_threads(1)
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        fit(*overrides, "tracking=none", run_dir=folder)
+    result = json.loads((folder / "status.json").read_text())["result"]
+    assert isinstance(result, dict)
+    return result
+
+
+def mean_and_error(values: Sequence[float]) -> str:
+    """Mean ± standard error, in percent."""
+    error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else float("nan")
+    return f"{100 * statistics.mean(values):.2f} ± {100 * error:.2f}"
+
+
+def hardware() -> dict[str, str]:
+    """What a result was measured on."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    return {"device": device, "torch": torch.__version__, "python": platform.python_version()}
