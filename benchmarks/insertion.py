@@ -69,9 +69,7 @@ def main() -> None:
     """Run all variants, print the table, write `insertion.json`."""
     options = arguments(__doc__.splitlines()[0]).parse_args()
     common = (*_HOST, f"dataset.data_dir={options.data}", f"optimization.max_epochs={options.epochs}")
-    variants = {
-        name: overrides if name == BASELINE else (*_GROWTH, *overrides) for name, overrides in VARIANTS.items()
-    }
+    variants = {name: overrides if name == BASELINE else (*_GROWTH, *overrides) for name, overrides in VARIANTS.items()}
     results = train_all(
         variants,
         common,
@@ -87,7 +85,10 @@ def main() -> None:
 
 def table(results: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> str:
     """Markdown: test accuracy and loss of every variant, paired with the run of the same seed that did not grow."""
-    lines = ["| variant | n | test accuracy, % | gain, points | test loss | MACs | kept |", "|---|---|---|---|---|---|---|"]
+    lines = [
+        "| variant | n | test accuracy, % | gain, points | test loss | MACs | kept |",
+        "|---|---|---|---|---|---|---|",
+    ]
     base = results[BASELINE]
     for name, runs in results.items():
         if not runs:

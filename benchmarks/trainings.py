@@ -63,7 +63,10 @@ def train_all(
             future = next(as_completed(running))
             name, seed = running.pop(future)
             results[name][seed] = future.result()
-            print(f"{time.monotonic() - started:6.0f} s  {name}, seed {seed}: {results[name][seed]['test_accuracy']:.4f}", flush=True)
+            print(
+                f"{time.monotonic() - started:6.0f} s  {name}, seed {seed}: {results[name][seed]['test_accuracy']:.4f}",
+                flush=True,
+            )
             start_next()
     return results
 

@@ -1,0 +1,186 @@
+"""Does the judge's verdict say what a module is worth at the end? Verdicts against forks that finish with LR decay.
+
+From one checkpoint at 40 % of a training, forks go on: one without growing, one with each module at each site. Two epochs
+after its birth the judge measures the module's gain (loss without it minus loss with it); at the end, after the learning
+rate has decayed, the fork with it is compared with the fork that never had it, on the same held-out images.
+
+    python benchmarks/judge.py --data FOLDER --out FOLDER --seeds 3 --jobs 2
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import multiprocessing
+import statistics
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+from torch import Tensor
+
+from benchmarks.trainings import arguments, hardware
+from esper.configs import (
+    CheckpointConfig,
+    DatasetConfig,
+    LoggingConfig,
+    ModelConfig,
+    MorphogeneticConfig,
+    OptimizationConfig,
+    TolariaConfig,
+    TrackingConfig,
+)
+from esper.contracts.decisions import AdaptationDecision
+from esper.tamiyo import judge
+from esper.tolaria import TolariaTrainer
+from esper.tolaria.evaluate import example_losses
+from esper.tolaria.judging import paired_losses
+
+BLUEPRINTS = ("basic_block", "conv1x1", "squeeze_excite")
+FORKED_AT, HOLDING_EPOCHS = 0.4, 2
+_ALPHA = 0.05
+"""Error probability of one verdict here; a run spends less on each."""
+
+
+def main() -> None:
+    """Run all forks, print the table, write `judge.json`."""
+    options = arguments(__doc__.splitlines()[0]).parse_args()
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(options.jobs, mp_context=spawn) as pool:
+        tasks = [pool.submit(_forks, seed, options.data, options.epochs, options.out) for seed in range(options.seeds)]
+        rows = [row for task in tasks for row in task.result()]
+    options.out.mkdir(parents=True, exist_ok=True)
+    record = {"hardware": hardware(), "epochs": options.epochs, "seeds": options.seeds, "forks": rows}
+    (options.out / "judge.json").write_text(json.dumps(record, indent=1))
+    print(summary(rows))
+
+
+def summary(rows: list[dict[str, Any]]) -> str:
+    """Markdown: judged and final gain, relative to the loss, and how often a threshold keeps what helps in the end."""
+    lines = ["| blueprint | forks | judged gain | final gain |", "|---|---|---|---|"]
+    for blueprint in BLUEPRINTS:
+        mine = [row for row in rows if row["blueprint_id"] == blueprint]
+        if mine:
+            judged, final = (statistics.mean(row[key] for row in mine) for key in ("judged", "final"))
+            lines.append(f"| {blueprint} | {len(mine)} | {100 * judged:.1f} % | {100 * final:.1f} % |")
+    rank = _spearman([row["judged"] for row in rows], [row["final"] for row in rows])
+    lines += ["", f"Rank correlation of judged and final gain over {len(rows)} forks: {rank:.2f}.", ""]
+    lines += [
+        "| improvement_threshold | kept | of these helped in the end | mean final gain of the kept, of the culled |"
+    ]
+    lines += ["|---|---|---|---|"]
+    for threshold in (0.0, 0.005, 0.01, 0.02, 0.05, 0.1):
+        kept = [row["final"] for row in rows if row["judged_bound"] > threshold]
+        culled = [row["final"] for row in rows if row["judged_bound"] <= threshold]
+        means = ", ".join(f"{100 * statistics.mean(group):.1f} %" if group else "–" for group in (kept, culled))
+        lines.append(f"| {threshold} | {len(kept)} of {len(rows)} | {sum(gain > 0 for gain in kept)} | {means} |")
+    return "\n".join(lines)
+
+
+def _forks(seed: int, data: str, epochs: int, out: Path) -> list[dict[str, Any]]:
+    torch.set_num_threads(1)
+    folder = out / f"seed-{seed}"
+    checkpoint = asyncio.run(_to_the_fork(_config(seed, data, epochs), folder / "trunk"))
+    plain, _ = asyncio.run(_finish(_config(seed, data, epochs, checkpoint), folder / "plain", None))
+    sites = asyncio.run(_sites(_config(seed, data, epochs), folder / "sites"))
+    rows = []
+    for site in sites:
+        for blueprint in BLUEPRINTS:
+            if blueprint == "squeeze_excite" and site.endswith("beside"):
+                continue
+            wish = AdaptationDecision(should_adapt=True, site=site, blueprint_id=blueprint)
+            run_dir = folder / f"{site.replace(':', '-')}-{blueprint}"
+            with_kernel, pair = asyncio.run(_finish(_config(seed, data, epochs, checkpoint), run_dir, wish))
+            assert pair is not None
+            verdict = judge(*pair, improvement_threshold=0.0, alpha=_ALPHA)
+            rows.append(
+                {
+                    "seed": seed,
+                    "site": site,
+                    "blueprint_id": blueprint,
+                    "judged": verdict.gain / verdict.loss_off,
+                    "judged_bound": verdict.lower_bound / verdict.loss_off,
+                    "final": float((plain - with_kernel).mean() / plain.mean()),
+                }
+            )
+            print(rows[-1], flush=True)
+    return rows
+
+
+def _config(seed: int, data: str, epochs: int, checkpoint: str | None = None) -> TolariaConfig:
+    return TolariaConfig(
+        model=ModelConfig(
+            name="resnet_small", widths=[8, 16, 32], depths=[1, 1, 1], target_layers=["layer1", "layer2", "layer3"]
+        ),
+        dataset=DatasetConfig(name="imagefolder", data_dir=data),
+        optimization=OptimizationConfig(max_epochs=epochs),
+        morphogenetic=MorphogeneticConfig(policy="never", adaptation_frequency=1000, holding_epochs=1000),
+        logging=LoggingConfig(log_interval=1000),
+        checkpoint=CheckpointConfig(save_best=False, resume_from=checkpoint),
+        tracking=TrackingConfig(name="none"),
+        rng_seed=seed,
+    )
+
+
+async def _to_the_fork(config: TolariaConfig, run_dir: Path) -> str:
+    trainer = TolariaTrainer(config, run_dir=run_dir)
+    try:
+        await trainer.initialize()
+        while trainer.training_state.epoch < round(FORKED_AT * config.optimization.max_epochs):
+            await trainer.train_epoch()
+            await trainer.handle_end_of_epoch()
+        return trainer.save_checkpoint(trainer.training_state.epoch)
+    finally:
+        await trainer.shutdown()
+
+
+async def _sites(config: TolariaConfig, run_dir: Path) -> list[str]:
+    trainer = TolariaTrainer(config, run_dir=run_dir)
+    try:
+        await trainer.initialize()
+        return [slot.site.name for slot in trainer.run.model.all_slots()]
+    finally:
+        await trainer.shutdown()
+
+
+async def _finish(
+    config: TolariaConfig, run_dir: Path, wish: AdaptationDecision | None
+) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+    """Train a fork to the end; returns the judge split's losses there, and those off and on at the judge's time."""
+    trainer = TolariaTrainer(config, run_dir=run_dir)
+    try:
+        await trainer.initialize()
+        born, pair = trainer.training_state.epoch, None
+        if wish is not None:
+            assert await trainer.handle_adaptation_signal(wish)
+        while True:
+            await trainer.train_epoch()
+            epoch = trainer.training_state.epoch
+            if epoch == config.optimization.max_epochs:
+                break
+            if wish is not None and epoch == born + HOLDING_EPOCHS:
+                pair = _judged(trainer, str(wish.site))
+            await trainer.handle_end_of_epoch()
+        data = trainer.run.life.data
+        return example_losses(trainer.run.model, data.judge())[0].cpu(), pair
+    finally:
+        await trainer.shutdown()
+
+
+def _judged(trainer: TolariaTrainer, site: str) -> tuple[Tensor, Tensor]:
+    model, data = trainer.run.model, trainer.run.life.data
+    return paired_losses(model, model.slot(site), judge_batches=data.judge, norm_images=data.norm_images)
+
+
+def _spearman(a: list[float], b: list[float]) -> float:
+    from scipy.stats import spearmanr
+
+    return float(spearmanr(a, b).statistic)
+
+
+if __name__ == "__main__":
+    main()
