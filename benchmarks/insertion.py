@@ -60,8 +60,7 @@ _GROWTH = (
     "morphogenetic.max_adaptations_per_epoch=3",
     "morphogenetic.adaptation_cooldown=0",
     "morphogenetic.blueprint=basic_block",
-    "morphogenetic.improvement_threshold=0",
-    "morphogenetic.holding_epochs=1000",  # judged at the very end: all that differs is how a module entered
+    "morphogenetic.judged=false",  # all that differs is how a module entered
 )
 
 

@@ -1,8 +1,8 @@
 """Does the judge's verdict say what a module is worth at the end? Verdicts against forks that finish with LR decay.
 
-From one checkpoint at 40 % of a training, forks go on: one without growing, one with each module at each site. Two epochs
-after its birth the judge measures the module's gain (loss without it minus loss with it); at the end, after the learning
-rate has decayed, the fork with it is compared with the fork that never had it, on the same held-out images.
+From one checkpoint at 40 % of a training, forks go on: one without growing, one with each module at each site. Two
+epochs after its birth the judge measures the module's gain (loss without it minus loss with it); at the end, after the
+learning rate has decayed, the fork with it is compared with the one that never had it, on the same held-out images.
 
     python benchmarks/judge.py --data FOLDER --out FOLDER --seeds 3 --jobs 2
 """
@@ -69,9 +69,7 @@ def summary(rows: list[dict[str, Any]]) -> str:
             lines.append(f"| {blueprint} | {len(mine)} | {100 * judged:.1f} % | {100 * final:.1f} % |")
     rank = _spearman([row["judged"] for row in rows], [row["final"] for row in rows])
     lines += ["", f"Rank correlation of judged and final gain over {len(rows)} forks: {rank:.2f}.", ""]
-    lines += [
-        "| improvement_threshold | kept | of these helped in the end | mean final gain of the kept, of the culled |"
-    ]
+    lines += ["| improvement_threshold | kept | of these helped in the end | mean final gain: kept, culled |"]
     lines += ["|---|---|---|---|"]
     for threshold in (0.0, 0.005, 0.01, 0.02, 0.05, 0.1):
         kept = [row["final"] for row in rows if row["judged_bound"] > threshold]

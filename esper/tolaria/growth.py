@@ -19,6 +19,7 @@ from esper.tolaria.fork import rewound
 from esper.tolaria.lifecycle import Lifecycle
 from esper.tolaria.signals import measure_signals
 from esper.tolaria.targets import first_blueprint, resolve
+from esper.tracking.recipe import read_recipe
 
 __all__ = ["Growth"]
 
@@ -58,8 +59,6 @@ class Growth:
             ConfigError, SurgeryError: the recipe cannot be read, or is not one of this host.
         """
         if self.config.policy == "replay":
-            from esper.tracking.recipe import read_recipe
-
             self.life.rebuild(read_recipe(Path(self.config.recipe_path or "")))
 
     def set_learning_rates(self, step: int, *, factor: float = 1.0) -> None:

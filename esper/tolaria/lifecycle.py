@@ -129,7 +129,7 @@ class Lifecycle:
         for slot in self.model.all_slots():
             held = epoch - slot.state_epoch
             if slot.state is _S.HOLDING and (is_last or held >= self.config.holding_epochs):
-                self._judge(slot)
+                self._judge(slot) if self.config.judged else self._keep(slot, reason="kept without being judged")
             elif slot.is_live and is_last:
                 self.cull(slot, reason="training ended before it reached alpha 1: unmeasured is not healthy")
             elif slot.state is _S.EMBARGOED and held >= self.config.adaptation_cooldown:
@@ -302,10 +302,13 @@ class Lifecycle:
         self.log.judged(graft, verdict, alpha=alpha, added=cost, cost_macs=cost_macs, cost_s=time.monotonic() - started)
         bound = f"lower bound {verdict.lower_bound:.4f}, threshold {verdict.threshold:.4f}"
         if verdict.kept:
-            surgery.fossilize(slot, kept_by_judge=True, epoch=self.state.epoch)
-            self._changed(slot, graft, _S.HOLDING, _S.FOSSILIZED, reason=f"kept: {bound}", passed=("kept_by_judge",))
+            self._keep(slot, reason=f"kept: {bound}")
         else:
             self.cull(slot, reason=f"not shown to help: {bound}")
+
+    def _keep(self, slot: SeedSlot, *, reason: str) -> None:
+        graft = surgery.fossilize(slot, kept_by_judge=True, epoch=self.state.epoch)
+        self._changed(slot, graft, _S.HOLDING, _S.FOSSILIZED, reason=reason)
 
     def _init_seed(self, number: int) -> int:
         return self.rng_seed * 1_000_003 + number

@@ -32,6 +32,7 @@ from esper.tolaria.run import Run, open_run
 from esper.tolaria.state import TrainingMetrics, TrainingState
 from esper.tolaria.step import Window
 from esper.tracking import environment, git_diff, write_atomically
+from esper.tracking.recipe import write_recipe
 
 __all__ = ["TolariaTrainer"]
 
@@ -291,6 +292,7 @@ class TolariaTrainer:
             "discarded_macs": state.discarded_macs,
             "seconds": state.total_seconds,
         }
+        write_recipe(run.run_dir / "recipe.json", run.model.recipe, host=self.config.model.name)
         run.emit(RunEnded, status="finished", reason="", result=self.result)
         run.folder.set_status("finished", result=self.result)
 

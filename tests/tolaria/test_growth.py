@@ -1,0 +1,134 @@
+"""When and where a training grows: budget, forks, times, replay."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from esper.contracts.decisions import AdaptationDecision
+from esper.contracts.recipe import Graft
+from esper.tolaria import TolariaTrainer
+from esper.tolaria.resume import snapshot
+from esper.tracking.recipe import write_recipe
+from tests.conftest import tiny_config, use
+
+
+def journal(run_dir: Path, kind: str) -> list[dict[str, Any]]:
+    lines = (json.loads(line) for line in (run_dir / "journal.jsonl").read_text().splitlines())
+    return [line for line in lines if line["kind"] == kind]
+
+
+async def tensors(trainer: TolariaTrainer) -> dict[str, Tensor]:
+    saved = snapshot(trainer.run)
+    return {name: value.clone() for name, value in {**saved.model, **saved.optimizer}.items()}
+
+
+def test_a_fork_leaves_every_tensor_bit_identical_and_picks_the_lower_loss(run_dir: Path) -> None:
+    async def body(trainer: TolariaTrainer) -> AdaptationDecision:
+        await trainer.train_epoch()
+        before = await tensors(trainer)
+        wish = AdaptationDecision(
+            should_adapt=True, site="layer1.0:after", blueprint_id="conv1x1", alternatives=("layer2.0:beside",)
+        )
+        settled = trainer.run.growth._settle(wish)
+        after = await tensors(trainer)
+        assert before.keys() == after.keys()
+        assert [name for name in before if not torch.equal(before[name], after[name])] == []
+        assert trainer.run.life.cost == trainer.run.host_cost
+        return settled
+
+    settled = use(tiny_config(morphogenetic__fork_steps=8), run_dir, body)
+    forks = journal(run_dir, "fork")
+    assert [fork["site"] for fork in forks] == ["layer1.0:after", "layer2.0:beside"]
+    assert settled.site == min(forks, key=lambda fork: fork["loss"])["site"]
+    assert all(fork["cost_macs"] > 0 for fork in forks)
+
+
+def test_the_budget_bounds_what_grows(run_dir: Path) -> None:
+    config = tiny_config(
+        morphogenetic__schedule_at=[0.3, 0.3],
+        morphogenetic__blueprint_categories=["residual"],
+        morphogenetic__max_added_parameters=0.25,
+    )
+    use(config, run_dir, lambda trainer: trainer.train())
+    sizes = [surgery["num_parameters_after"] for surgery in journal(run_dir, "surgery")]
+    (started,) = journal(run_dir, "run_started")
+    assert sizes
+    assert max(sizes) <= 1.25 * started["num_parameters"]
+    (event,) = journal(run_dir, "signals")
+    assert {signal["parameters_left"] for signal in event["signals"]} == {started["num_parameters"] // 4}
+
+
+def test_nothing_is_measured_before_growth_from_unless_the_loss_has_stopped_falling(
+    run_dir: Path, tmp_path: Path
+) -> None:
+    late = {"optimization__max_epochs": 6, "morphogenetic__growth_from": 0.45, "morphogenetic__policy": "never"}
+    use(tiny_config(**late), run_dir, lambda trainer: trainer.train())
+    assert [event["epoch"] for event in journal(run_dir, "signals")] == [3]
+    stuck = late | {"optimization__min_delta": 100.0, "morphogenetic__plateau_epochs": 1}
+    use(tiny_config(**stuck), tmp_path / "stuck", lambda trainer: trainer.train())
+    assert [event["epoch"] for event in journal(tmp_path / "stuck", "signals")] == [2, 3]
+
+
+def test_a_recorded_network_is_trained_from_scratch_like_a_host(run_dir: Path, tmp_path: Path) -> None:
+    site, recipe = "layer1.0:after", tmp_path / "recipe.json"
+    graft = Graft(graft_id=7, site=site, blueprint_id="conv1x1", init_seed=1, init_gain=0.5, born_step=6)
+    write_recipe(recipe, [graft], host="resnet_small")
+    replayed = tiny_config(morphogenetic__policy="replay", morphogenetic__recipe_path=str(recipe))
+
+    async def replay(trainer: TolariaTrainer) -> None:
+        trainer.run.set_learning_rates()
+        assert len({group["lr"] for group in trainer.run.optimizer.param_groups}) == 1
+        kernel = trainer.run.model.slot(site).kernel(trainer.run.model.recipe[0])
+        assert torch.equal(kernel.output_scale, torch.ones_like(kernel.output_scale))
+        await trainer.train()
+
+    use(replayed, run_dir, replay)
+    (ended,) = journal(run_dir, "run_ended")
+    result = ended["result"]
+    assert result["num_kept"] == 1
+    assert result["num_grown"] == 0
+    assert result["num_parameters"] == result["peak_parameters"] > result["num_parameters_before"]
+    assert result["growth_macs"] == 0
+
+
+def test_what_was_computed_adds_up(run_dir: Path) -> None:
+    use(tiny_config(morphogenetic__improvement_threshold=5.0), run_dir, lambda trainer: trainer.train())
+    (ended,) = journal(run_dir, "run_ended")
+    result = ended["result"]
+    parts = ("forward", "backward", "scoring", "forking", "incubation", "judging")
+    assert result["total_macs"] == sum(result[f"{part}_macs"] for part in parts)
+    assert result["num_kept"] == 0
+    assert 0 < result["discarded_macs"] < result["train_macs"]
+    assert result["peak_parameters"] > result["num_parameters"] == result["num_parameters_before"]
+
+
+@pytest.mark.parametrize(("setting", "value"), [("insertion_gain_rate", 10.0), ("newborn_weight_decay", False)])
+def test_a_newborn_may_have_a_rate_and_a_decay_of_its_own(run_dir: Path, setting: str, value: Any) -> None:
+    async def groups(trainer: TolariaTrainer) -> list[dict[str, Any]]:
+        await trainer.train_epoch()
+        await trainer.handle_end_of_epoch()
+        trainer.run.growth.set_learning_rates(8)
+        return [group for group in trainer.run.optimizer.param_groups if group["born_step"] is not None]
+
+    newborn = use(tiny_config(**{f"morphogenetic__{setting}": value}), run_dir, groups)
+    if setting == "insertion_gain_rate":
+        (fast,) = [group for group in newborn if group["lr"] == pytest.approx(10 * min(g["lr"] for g in newborn))]
+        assert len(fast["params"]) == 1
+        assert fast["names"][0].endswith("norm.weight")
+    else:
+        assert {group["weight_decay"] for group in newborn} == {0.0}
+
+
+def test_without_the_judge_whatever_is_added_in_full_stays(run_dir: Path) -> None:
+    config = tiny_config(morphogenetic__judged=False, morphogenetic__improvement_threshold=5.0)
+    use(config, run_dir, lambda trainer: trainer.train())
+    (ended,) = journal(run_dir, "run_ended")
+    assert ended["result"]["num_kept"] == ended["result"]["num_grown"] == 1
+    assert ended["result"]["judging_macs"] == 0
+    assert journal(run_dir, "judgement") == []
