@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 from torch import Tensor
 
-from benchmarks.trainings import arguments, hardware
+from benchmarks.trainings import EXPERIMENT, arguments, hardware
 from esper.configs import (
     CheckpointConfig,
     DatasetConfig,
@@ -81,17 +81,17 @@ def summary(rows: list[dict[str, Any]]) -> str:
 
 def _forks(seed: int, data: str, epochs: int, out: Path) -> list[dict[str, Any]]:
     torch.set_num_threads(1)
-    folder = out / f"seed-{seed}"
-    checkpoint = asyncio.run(_to_the_fork(_config(seed, data, epochs), folder / "trunk"))
-    plain, _ = asyncio.run(_finish(_config(seed, data, epochs, checkpoint), folder / "plain", None))
-    sites = asyncio.run(_sites(_config(seed, data, epochs), folder / "sites"))
+    folder = out / EXPERIMENT  # the folder above keeps the decoded images for all runs
+    checkpoint = asyncio.run(_to_the_fork(_config(seed, data, epochs), folder / f"judge-{seed}-trunk"))
+    plain, _ = asyncio.run(_finish(_config(seed, data, epochs, checkpoint), folder / f"judge-{seed}-plain", None))
+    sites = asyncio.run(_sites(_config(seed, data, epochs), folder / f"judge-{seed}-sites"))
     rows = []
     for site in sites:
         for blueprint in BLUEPRINTS:
             if blueprint == "squeeze_excite" and site.endswith("beside"):
                 continue
             wish = AdaptationDecision(should_adapt=True, site=site, blueprint_id=blueprint)
-            run_dir = folder / f"{site.replace(':', '-')}-{blueprint}"
+            run_dir = folder / f"judge-{seed}-{site.replace(':', '-')}-{blueprint}"
             with_kernel, pair = asyncio.run(_finish(_config(seed, data, epochs, checkpoint), run_dir, wish))
             assert pair is not None
             verdict = judge(*pair, improvement_threshold=0.0, alpha=_ALPHA)
@@ -120,6 +120,7 @@ def _config(seed: int, data: str, epochs: int, checkpoint: str | None = None) ->
         logging=LoggingConfig(log_interval=1000),
         checkpoint=CheckpointConfig(save_best=False, resume_from=checkpoint),
         tracking=TrackingConfig(name="none"),
+        experiment_name=EXPERIMENT,
         rng_seed=seed,
     )
 

@@ -17,7 +17,10 @@ from typing import Any
 
 import torch
 
-__all__ = ["arguments", "hardware", "mean_and_error", "train_all"]
+__all__ = ["EXPERIMENT", "arguments", "hardware", "mean_and_error", "train_all"]
+
+EXPERIMENT = "benchmark"
+"""Name of the experiment that the trainings belong to."""
 
 Variants = Mapping[str, Sequence[str]]
 """Name of a variant → what would follow `esper-train`."""
@@ -54,7 +57,8 @@ def train_all(
             if time.monotonic() - started < budget_seconds and (job := next(waiting, None)):
                 name, seed = job
                 overrides = (*common, *variants[name], f"rng_seed={seed}")
-                folder = out / "runs" / name.replace(" ", "_").replace(",", "") / f"seed-{seed}"
+                # The folder above the experiment's keeps the decoded images for all runs.
+                folder = out / EXPERIMENT / f"{name.replace(' ', '_').replace(',', '')}-seed-{seed}"
                 running[pool.submit(_train, overrides, folder)] = job
 
         for _ in range(jobs):
@@ -76,7 +80,7 @@ def _train(overrides: Sequence[str], folder: Path) -> dict[str, Any]:
 
     torch.set_num_threads(1)
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        fit(*overrides, "tracking=none", run_dir=folder)
+        fit(*overrides, f"experiment_name={EXPERIMENT}", "tracking=none", run_dir=folder)
     result = json.loads((folder / "status.json").read_text())["result"]
     assert isinstance(result, dict)
     return result

@@ -102,6 +102,7 @@ def _build_model(config: TolariaConfig, splits: DataSplits, device: torch.device
         config.model.seeds_per_layer,
         input_shape=(channels, height, width),
         max_kernels_per_seed=config.model.max_kernels_per_seed,
+        site_kinds=config.model.site_kinds,
     )
     if grows and config.morphogenetic.policy != "never":
         _require_blueprints(config.morphogenetic, model)

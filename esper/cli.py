@@ -45,6 +45,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     simic.set_defaults(run=_simic)
 
+    export = commands.add_parser("export", help="write a run's network for use, what grew folded into its host")
+    export.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="folder of the run")
+    export.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="a folder that is new or empty")
+    export.add_argument("--best", action="store_true", help="the epoch with the lowest validation loss, not the last")
+    export.set_defaults(run=_export)
+
     version = commands.add_parser("version", help="print Esper's version")
     version.set_defaults(run=_version)
     return parser
@@ -67,6 +73,13 @@ def _simic(options: argparse.Namespace) -> int:
     from esper.simic import fit
 
     return fit.main(options.run_dirs, options.out)
+
+
+def _export(options: argparse.Namespace) -> int:
+    from esper.tolaria.export import export
+
+    sys.stdout.write(f"{export(options.run_dir, options.out, best=options.best)}\n")
+    return 0
 
 
 def _version(_: argparse.Namespace) -> int:

@@ -21,7 +21,9 @@ def test_version_is_printed(capsys: pytest.CaptureFixture[str]):
     assert capsys.readouterr().out == f"esper {__version__}\n"
 
 
-@pytest.mark.parametrize("arguments", [["sync"], ["simic", "--out", "policy.safetensors"]])
+@pytest.mark.parametrize(
+    "arguments", [["sync"], ["simic", "--out", "policy.safetensors"], ["export", "--out", "exported"]]
+)
 def test_a_folder_that_is_no_run_is_one_line_and_exit_code_2(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str]
 ):

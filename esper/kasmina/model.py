@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +11,10 @@ from torch.utils.hooks import RemovableHandle
 from esper import tezzeret
 from esper.contracts.recipe import Graft
 from esper.errors import SurgeryError
-from esper.kasmina.sites import Shape, Site, find_sites
+from esper.kasmina.sites import DEFAULT_KINDS, Shape, Site, find_sites
 from esper.kasmina.slot import SeedSlot
 
-__all__ = ["MorphableModel", "unwrap", "wrap"]
+__all__ = ["MorphableModel", "wrap"]
 
 
 class MorphableModel(nn.Module):
@@ -35,7 +33,7 @@ class MorphableModel(nn.Module):
         self.slots = nn.ModuleDict(
             {_key(site.name): SeedSlot(site, max_kernels=max_kernels_per_seed) for site in sites}
         )
-        self._hooks: dict[str, RemovableHandle] = {}
+        self._hooks: dict[str, tuple[RemovableHandle, RemovableHandle]] = {}
 
     def forward(self, x: Tensor) -> Tensor:
         """Run the host; see the class."""
@@ -90,7 +88,8 @@ class MorphableModel(nn.Module):
         slot = self.slot(graft.site)
         slot.detach(graft)
         if not slot.grafts:
-            self._hooks.pop(graft.site).remove()
+            for hook in self._hooks.pop(graft.site):
+                hook.remove()
         return removed
 
     def graft_parameters(self, graft: Graft) -> list[tuple[str, nn.Parameter]]:
@@ -112,23 +111,28 @@ class MorphableModel(nn.Module):
         return torch.contiguous_format
 
     def _hook(self, slot: SeedSlot) -> None:
-        if slot.site.name not in self._hooks:
-            block = self.host.get_submodule(slot.site.block)
+        site = slot.site
+        if site.name in self._hooks:
+            return
+        inputs: list[Tensor] = []
+
+        def keep_input(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+            inputs[:] = args[:1]
+
+        def add_kernels(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            added = slot(inputs.pop(), output)
+            assert isinstance(added, Tensor)
+            return added
+
+        self._hooks[site.name] = (
+            self.host.get_submodule(site.start).register_forward_pre_hook(keep_input),
             # What grows beside a block is part of its output for what grows after it, whichever came first.
-            self._hooks[slot.site.name] = block.register_forward_hook(
-                _hook_for(slot), prepend=slot.site.kind == "beside"
-            )
+            self.host.get_submodule(site.end).register_forward_hook(add_kernels, prepend=site.kind == "beside"),
+        )
 
 
 def _key(site: str) -> str:
     return site.replace(".", "/")
-
-
-def _hook_for(slot: SeedSlot) -> Callable[[nn.Module, tuple[Any, ...], Any], Any]:
-    def add_kernels(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        return slot(args[0], output)
-
-    return add_kernels
 
 
 def wrap(
@@ -138,6 +142,7 @@ def wrap(
     *,
     input_shape: Shape,
     max_kernels_per_seed: int = 3,
+    site_kinds: Sequence[str] = DEFAULT_KINDS,
 ) -> MorphableModel:
     """Make a network morphable; it is used as it is, not copied.
 
@@ -147,44 +152,17 @@ def wrap(
         seeds_per_layer: most slots in one target layer.
         input_shape: (C, H, W) of the host's input.
         max_kernels_per_seed: most kernels in one slot.
+        site_kinds: kinds of site in them: `beside`, `after`, `parallel`, `width`; see `Site`.
 
     Raises:
         ConfigError: a target matches nothing or cannot grow.
     """
-    sites = find_sites(model, target_layers=target_layers, seeds_per_layer=seeds_per_layer, input_shape=input_shape)
+    sites = find_sites(
+        model,
+        target_layers=target_layers,
+        seeds_per_layer=seeds_per_layer,
+        input_shape=input_shape,
+        kinds=site_kinds,
+    )
     wrapped = MorphableModel(model, sites, max_kernels_per_seed=max_kernels_per_seed)
     return wrapped.to(next(model.parameters()).device)
-
-
-class _GrownBlock(nn.Module):
-    """A block of an unwrapped network with the slots that grew at it."""
-
-    def __init__(self, block: nn.Module, slots: Sequence[SeedSlot]) -> None:
-        super().__init__()
-        self.block = block
-        self.slots = nn.ModuleList(slots)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.block(x)
-        for slot in self.slots:
-            y = slot(x, y)
-        assert isinstance(y, Tensor)
-        return y
-
-
-def unwrap(model: MorphableModel) -> nn.Module:
-    """Copy the network out as a plain module without hooks; what grew stands inside its blocks.
-
-    An ungrown network comes out as the host it was, with the host's parameter names.
-    """
-    host, slots = copy.deepcopy(model.host), copy.deepcopy(model.slots)
-    for site, handle in model._hooks.items():
-        host.get_submodule(model.slot(site).site.block)._forward_hooks.pop(handle.id)
-    by_block: dict[str, list[SeedSlot]] = {}
-    for slot in slots.values():  # beside comes before after, as in `find_sites`
-        assert isinstance(slot, SeedSlot)
-        if slot.grafts:
-            by_block.setdefault(slot.site.block, []).append(slot)
-    for block, grown in by_block.items():
-        host.set_submodule(block, _GrownBlock(host.get_submodule(block), grown))
-    return host

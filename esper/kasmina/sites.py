@@ -3,85 +3,137 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import Literal
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from esper.errors import ConfigError
+from esper.kasmina.trace import Trace, trace
 from esper.urza.kernel import Shape, stride_between
 
-__all__ = ["Shape", "Site", "SiteKind", "find_blocks", "find_sites"]
+__all__ = ["DEFAULT_KINDS", "Shape", "Site", "SiteKind", "find_blocks", "find_sites"]
 
-SiteKind = Literal["after", "beside"]
+SiteKind = Literal["beside", "after", "parallel", "width"]
+DEFAULT_KINDS: tuple[SiteKind, ...] = ("beside", "after")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Site:
-    """A place where a module may grow.
+    """A place where a module may grow: it reads the input of one module of the host and adds to another's output.
 
     Attributes:
-        name: `<block>:<kind>`, e.g. `layer2.0:beside`.
+        name: `layer2.0:beside`, `layer2.0:after`, `layer2.0.conv1:parallel`, `layer2.0:width`.
         layer: the entry of `target_layers` that selected it.
-        block: name of the host's module it is attached to.
-        kind: `after` the block (y = h + f(h)) or `beside` it (y = m(x) + g(x)).
+        block: name of the host's module it belongs to.
+        kind: `beside` the block, y = m(x) + f(x); `after` it, y = h + f(h), which reads the block's output;
+            `parallel` to a convolution and its norm, y = norm(conv(x)) + f(x); or in the `width` of the channels
+            between the block's first convolution and its last, y = conv2(relu(norm(conv1(x)))) + f(x).
+        start: name of the module whose input the kernel reads.
+        end: name of the module to whose output it is added; for `after` it reads that output.
         in_shape: (C, H, W) of the kernel's input.
         out_shape: (C, H, W) of the kernel's output.
+        norm: `width` only: name of the batch norm of the block's inner channels.
     """
 
     name: str
     layer: str
     block: str
     kind: SiteKind
+    start: str
+    end: str
     in_shape: Shape
     out_shape: Shape
+    norm: str | None = None
 
 
 def find_sites(
-    host: nn.Module, *, target_layers: Sequence[str], seeds_per_layer: int, input_shape: Shape
+    host: nn.Module,
+    *,
+    target_layers: Sequence[str],
+    seeds_per_layer: int,
+    input_shape: Shape,
+    kinds: Sequence[str] = DEFAULT_KINDS,
 ) -> list[Site]:
-    """List the sites of a network in forward order.
+    """List the sites of a network block by block in forward order.
 
     A target is a module's name or a pattern, matched segment by segment (`layer*.0`). A container
-    (`nn.Sequential`, `nn.ModuleList`) stands for its children, anything else for itself: a block. Each block offers
-    a site beside it, where one stride leads from its input's size to its output's, and one after it.
+    (`nn.Sequential`, `nn.ModuleList`) stands for its children, anything else for itself: a block. Each block offers,
+    in this order: a site beside it, where one stride leads from its input's size to its output's; one after it; one
+    parallel to each of its convolutions that a batch norm follows; and one in its width where two convolutions stand
+    in a chain with a batch norm and a ReLU between them, as in ResNet's basic block. Convolutions count that are
+    ungrouped, padded by half their size and at least 3×3: no branch but a 1×1 convolution would fold into a 1×1 one.
 
     Args:
         host: the network.
         target_layers: names or patterns.
-        seeds_per_layer: most sites for one target.
+        seeds_per_layer: most sites for one target, of all kinds together.
         input_shape: (C, H, W) of the network's input.
+        kinds: kinds of site wanted.
 
     Raises:
         ConfigError: a target matches nothing, or a block does not map one image-like tensor to another.
     """
-    shapes = _block_shapes(host, find_blocks(host, target_layers), input_shape)
+    blocks = find_blocks(host, target_layers)
+    inside = not {"parallel", "width"}.isdisjoint(kinds)
+    seen = trace(host, blocks, input_shape=input_shape, inside=inside)
     counts: dict[str, int] = {}
-    sites = []
-    for block, (layer, in_shape, out_shape) in shapes.items():
-        for kind in _kinds(in_shape, out_shape):
-            if counts.get(layer, 0) == seeds_per_layer:
-                break
-            counts[layer] = counts.get(layer, 0) + 1
-            kernel_in = out_shape if kind == "after" else in_shape
-            sites.append(
-                Site(
-                    name=f"{block}:{kind}",
-                    layer=layer,
-                    block=block,
-                    kind=kind,
-                    in_shape=kernel_in,
-                    out_shape=out_shape,
-                )
+    sites: dict[str, Site] = {}
+    for block in seen.blocks:
+        for site in _offered(seen, block, layer=blocks[block]):
+            if site.kind in kinds and site.name not in sites and counts.get(site.layer, 0) < seeds_per_layer:
+                counts[site.layer] = counts.get(site.layer, 0) + 1
+                sites[site.name] = site
+    return list(sites.values())
+
+
+def _offered(seen: Trace, block: str, *, layer: str) -> Iterator[Site]:
+    in_shape, out_shape = seen.blocks[block]
+
+    def whole(kind: SiteKind, in_shape: Shape) -> Site:
+        return Site(
+            name=f"{block}:{kind}",
+            layer=layer,
+            block=block,
+            kind=kind,
+            start=block,
+            end=block,
+            in_shape=in_shape,
+            out_shape=out_shape,
+        )
+
+    if stride_between(in_shape, out_shape) is not None:
+        yield whole("beside", in_shape)
+    yield whole("after", out_shape)
+    convs = seen.convolutions(block)
+    for conv in convs:
+        if (norm := seen.norm_after(conv)) and norm.within(block):
+            yield Site(
+                name=f"{conv.name}:parallel",
+                layer=layer,
+                block=block,
+                kind="parallel",
+                start=conv.name,
+                end=norm.name,
+                in_shape=conv.in_shape,
+                out_shape=conv.out_shape,
             )
-    return sites
-
-
-def _kinds(in_shape: Shape, out_shape: Shape) -> tuple[SiteKind, ...]:
-    return ("after",) if stride_between(in_shape, out_shape) is None else ("beside", "after")
+    chains = ((conv, *chain) for conv in convs if (chain := seen.chained_after(conv)) and chain[1] in convs)
+    for first, norm, last in itertools.islice(chains, 1):
+        yield Site(
+            name=f"{block}:width",
+            layer=layer,
+            block=block,
+            kind="width",
+            start=first.name,
+            end=last.name,
+            in_shape=first.in_shape,
+            out_shape=last.out_shape,
+            norm=norm.name,
+        )
 
 
 def find_blocks(host: nn.Module, target_layers: Sequence[str]) -> dict[str, str]:
@@ -112,36 +164,3 @@ def find_blocks(host: nn.Module, target_layers: Sequence[str]) -> dict[str, str]
 def _matches(name: str, pattern: str) -> bool:
     parts, patterns = name.split("."), pattern.split(".")
     return len(parts) == len(patterns) and all(map(fnmatchcase, parts, patterns))
-
-
-def _block_shapes(host: nn.Module, blocks: dict[str, str], input_shape: Shape) -> dict[str, tuple[str, Shape, Shape]]:
-    """Measure the blocks' shapes with one forward pass in eval mode; the result is in forward order."""
-    shapes: dict[str, tuple[str, Shape, Shape]] = {}
-
-    def recorder(name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
-        def record(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            if name in shapes:
-                raise ConfigError(f"model.target_layers: {name!r} runs more than once in a forward pass; leave it out")
-            tensors = [*args[:1], output]
-            if len(args) != 1 or not all(isinstance(t, Tensor) and t.dim() == 4 for t in tensors):
-                raise ConfigError(
-                    f"model.target_layers: {name!r} does not map one (N, C, H, W) tensor to another; kernels can only "
-                    "grow at blocks that do"
-                )
-            in_shape, out_shape = (tuple(t.shape[1:]) for t in tensors)
-            shapes[name] = (blocks[name], in_shape, out_shape)
-
-        return record
-
-    hooks = [host.get_submodule(name).register_forward_hook(recorder(name)) for name in blocks]
-    was_training = host.training
-    reference = next(host.parameters())
-    try:
-        host.eval()
-        with torch.no_grad():
-            host(torch.zeros(1, *input_shape, device=reference.device, dtype=reference.dtype))
-    finally:
-        host.train(was_training)
-        for hook in hooks:
-            hook.remove()
-    return shapes

@@ -23,8 +23,8 @@ class SeedSlot(nn.Module):
     """Stand at a site of the host, hold what has grown there, and add it to the host's output.
 
     Kept kernels are added in full, the live one times `alpha`, a 0-dim tensor that is changed in place. Kernels
-    after a block act one after the other, kernels beside it in parallel. A live kernel that is not blending yet is not
-    run at all, so a broken one cannot leak (0 * nan is nan); an empty slot is not part of the forward pass.
+    after a block act one after the other, those of other sites in parallel. A live kernel that is not blending yet is
+    not run at all, so a broken one cannot leak (0 * nan is nan); an empty slot is not part of the forward pass.
 
     Attributes:
         site: where it stands.
@@ -117,22 +117,18 @@ class SeedSlot(nn.Module):
             self._silenced = False
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Add the kernels to a block's output.
+        """Add the kernels to the output of the module at the site's end.
 
         Args:
-            x: the block's input (N, C, H, W).
-            y: the block's output (N, C', H', W'), with what grew there before.
+            x: input of the module at the site's start (N, C, H, W).
+            y: output of the module at its end (N, C', H', W'), with what grew there before.
 
         Returns:
             Tensor shaped like `y`.
         """
+        reads_output = self.site.kind == "after"
         for graft in self.kept_grafts:
-            y = y + self._branch(graft, x, y)
+            y = self.kernel(graft).join(y if reads_output else x, y)
         if self.state in _RUNNING and not self._silenced:
-            y = y + self.alpha * self._branch(self.live_graft, x, y)
+            y = y + self.alpha * self.kernel(self.live_graft)(y if reads_output else x)
         return y
-
-    def _branch(self, graft: Graft, x: Tensor, y: Tensor) -> Tensor:
-        output = self.kernel(graft)(y if self.site.kind == "after" else x)
-        assert isinstance(output, Tensor)
-        return output

@@ -129,12 +129,18 @@ def _require(what: str, **checks: bool) -> tuple[str, ...]:
 
 def _observe(model: MorphableModel, slot: SeedSlot, images: Tensor) -> tuple[Tensor, Tensor]:
     """The network's output and the kernel's input on some images, in eval mode; changes nothing."""
-    seen: list[Tensor] = []
+    site, seen = slot.site, list[Tensor]()
 
-    def record(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        seen.append(output if slot.site.kind == "after" else args[0])
+    def read_input(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+        seen.append(args[0])
 
-    hook = model.host.get_submodule(slot.site.block).register_forward_hook(record)
+    def read_output(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> None:
+        seen.append(output)
+
+    if site.kind == "after":
+        hook = model.host.get_submodule(site.end).register_forward_hook(read_output)
+    else:
+        hook = model.host.get_submodule(site.start).register_forward_pre_hook(read_input)
     was_training = model.training
     try:
         model.eval()

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 import torchvision
 from torch import nn
+from torchvision.models.resnet import BasicBlock, ResNet
 
 from esper.configs import ModelConfig
 from esper.errors import ConfigError
@@ -41,7 +42,12 @@ def build_host(config: ModelConfig, *, in_channels: int, image_size: int, num_cl
         return SmallResNet(widths=config.widths, depths=config.depths, in_channels=in_channels, num_classes=num_classes)
     if config.pretrained and in_channels != 3:
         raise ConfigError(f"model.pretrained=true: the weights take 3 channels, the images have {in_channels}")
-    network = torchvision.models.get_model(config.name, weights=None)
+    if config.name == "resnet10":
+        if config.pretrained:
+            raise ConfigError("model.pretrained=true: resnet10 has no pretrained weights; use model=resnet18")
+        network = ResNet(BasicBlock, [1, 1, 1, 1])
+    else:
+        network = torchvision.models.get_model(config.name, weights=None)
     if config.pretrained:
         _load_pretrained(network, config.name)
     if num_classes != network.fc.out_features:

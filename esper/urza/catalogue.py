@@ -7,13 +7,15 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 from esper.errors import ConfigError
-from esper.urza import attention, normalization, residual
+from esper.urza import attention, foldable, normalization, residual, width
 from esper.urza.kernel import Blueprint, Shape
 
 __all__ = ["CATALOGUE", "fitting", "get"]
 
 _AFTER = frozenset({"after"})
 _ANYWHERE = frozenset({"after", "beside"})
+_PARALLEL = frozenset({"parallel"})
+_WIDTH = frozenset({"width"})
 
 CATALOGUE: Mapping[str, Blueprint] = MappingProxyType(
     {
@@ -27,6 +29,17 @@ CATALOGUE: Mapping[str, Blueprint] = MappingProxyType(
                 build=residual.basic_block,
                 summary="two 3x3 convolutions",
                 source="arXiv:1512.03385",
+            ),
+            Blueprint(
+                blueprint_id="residual_block",
+                category="residual",
+                complexity=5,
+                kinds=_AFTER,
+                keeps_shape=True,
+                foldable=True,
+                build=residual.residual_block,
+                summary="one more basic block of the stage, the identity at birth",
+                source="arXiv:1906.02909",
             ),
             Blueprint(
                 blueprint_id="bottleneck",
@@ -54,6 +67,46 @@ CATALOGUE: Mapping[str, Blueprint] = MappingProxyType(
                 build=residual.conv1x1,
                 summary="one 1x1 convolution",
                 source="arXiv:2101.03697",
+            ),
+            Blueprint(
+                blueprint_id="fold_asymmetric",
+                category="residual",
+                complexity=4,
+                kinds=_PARALLEL,
+                foldable=True,
+                build=foldable.fold_asymmetric,
+                summary="1x3 plus 3x1, folded into the convolution at export",
+                source="arXiv:1908.03930",
+            ),
+            Blueprint(
+                blueprint_id="fold_3x3",
+                category="residual",
+                complexity=3,
+                kinds=_PARALLEL,
+                foldable=True,
+                build=foldable.fold_3x3,
+                summary="one 3x3 convolution, folded into the convolution at export",
+                source="arXiv:1811.10495",
+            ),
+            Blueprint(
+                blueprint_id="fold_1x1",
+                category="residual",
+                complexity=2,
+                kinds=_PARALLEL,
+                foldable=True,
+                build=foldable.fold_1x1,
+                summary="one 1x1 convolution, folded into the convolution at export",
+                source="arXiv:2101.03697",
+            ),
+            Blueprint(
+                blueprint_id="widen",
+                category="residual",
+                complexity=4,
+                kinds=_WIDTH,
+                foldable=True,
+                build=width.widen,
+                summary="inner channels: half as many again, in eights",
+                source="arXiv:1511.05641",
             ),
             Blueprint(
                 blueprint_id="spatial_self_attention",

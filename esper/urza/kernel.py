@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 __all__ = ["Blueprint", "Kernel", "Shape", "stride_between"]
 
@@ -38,6 +38,17 @@ class Kernel(nn.Module):
         """The gain of the last operation, (C',)."""
         raise NotImplementedError
 
+    def join(self, x: Tensor, y: Tensor) -> Tensor:
+        """What a site puts out once the kernel is kept: y + f(x).
+
+        Args:
+            x: the kernel's input (N, C, H, W).
+            y: the site's output without it (N, C', H', W').
+        """
+        joined = y + self(x)
+        assert isinstance(joined, Tensor)
+        return joined
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Blueprint:
@@ -47,10 +58,11 @@ class Blueprint:
         blueprint_id: its name.
         category: residual, attention or normalization.
         complexity: 1 (a few vectors) to 5 (several convolutions).
-        kinds: sites it fits: `after` a block, `beside` one.
+        kinds: sites it fits: `after` a block, `beside` one, `parallel` to a convolution, in the `width` of a block.
         keeps_shape: whether its output must have its input's shape.
         min_positions: fewest positions (H × W) at which all its parameters can learn.
         max_positions: most positions it can take; None: any.
+        foldable: whether a kept one can be written into the host's own layers at export; see `esper.kasmina.fold`.
         build: makes a kernel for an input and an output shape.
         summary: what it is, in a line.
         source: where it comes from.
@@ -63,6 +75,7 @@ class Blueprint:
     keeps_shape: bool = False
     min_positions: int = 1
     max_positions: int | None = None
+    foldable: bool = False
     build: Callable[[Shape, Shape], Kernel]
     summary: str
     source: str

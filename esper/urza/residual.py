@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from esper.urza.kernel import Kernel, Shape, stride_between
 
-__all__ = ["ConvolutionBranch", "basic_block", "bottleneck", "conv1x1", "depthwise"]
+__all__ = [
+    "ConvolutionBranch",
+    "ResidualBlock",
+    "basic_block",
+    "bottleneck",
+    "conv1x1",
+    "convolution",
+    "depthwise",
+    "residual_block",
+    "stride_of",
+]
 
 
 class ConvolutionBranch(Kernel):
@@ -29,14 +40,52 @@ class ConvolutionBranch(Kernel):
         return output
 
 
-def _conv(in_channels: int, out_channels: int, size: int, *, stride: int = 1, groups: int = 1) -> nn.Conv2d:
-    conv = nn.Conv2d(in_channels, out_channels, size, stride=stride, padding=size // 2, groups=groups, bias=False)
+class ResidualBlock(Kernel):
+    """One more basic block of the stage, written as what it adds: f(y) = relu(y + g(y)) - y.
+
+    At output scale 0 it is the identity for y >= 0, as behind a block that ends in a ReLU. Layers are named as in
+    torchvision's `BasicBlock`, which computes the same.
+
+    Shape: (N, C, H, W), kept.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = convolution(channels, channels, 3)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = convolution(channels, channels, 3)
+        self.bn2 = nn.BatchNorm2d(channels)
+
+    @property
+    def output_scale(self) -> nn.Parameter:
+        """Gain of the last norm, (C,)."""
+        return self.bn2.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run the branch; see the class."""
+        return self._block(x) - x
+
+    def join(self, x: Tensor, y: Tensor) -> Tensor:  # noqa: ARG002
+        """relu(y + g(y)), without the rounding of subtracting y and adding it again; x is y."""
+        return self._block(y)
+
+    def _block(self, y: Tensor) -> Tensor:
+        return torch.relu(y + self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(y))))))
+
+
+def convolution(
+    in_channels: int, out_channels: int, size: int | tuple[int, int], *, stride: int = 1, groups: int = 1
+) -> nn.Conv2d:
+    """A convolution without bias, padded by half its size, whose weights start at He's scale."""
+    padding = size // 2 if isinstance(size, int) else (size[0] // 2, size[1] // 2)
+    conv = nn.Conv2d(in_channels, out_channels, size, stride=stride, padding=padding, groups=groups, bias=False)
     # torch's fan_out ignores groups: the weights of a depthwise convolution would start too small.
     nn.init.kaiming_normal_(conv.weight, mode="fan_out" if groups == 1 else "fan_in", nonlinearity="relu")
     return conv
 
 
-def _stride(in_shape: Shape, out_shape: Shape) -> int:
+def stride_of(in_shape: Shape, out_shape: Shape) -> int:
+    """The stride that leads from one shape to the other, where the blueprint fits."""
     stride = stride_between(in_shape, out_shape)
     assert stride is not None, "Blueprint.fits was not asked"
     return stride
@@ -46,12 +95,17 @@ def basic_block(in_shape: Shape, out_shape: Shape) -> Kernel:
     """3×3, norm, ReLU, 3×3, norm. Source: ResNet's basic block, arXiv:1512.03385."""
     width = out_shape[0]
     return ConvolutionBranch(
-        _conv(in_shape[0], width, 3, stride=_stride(in_shape, out_shape)),
+        convolution(in_shape[0], width, 3, stride=stride_of(in_shape, out_shape)),
         nn.BatchNorm2d(width),
         nn.ReLU(),
-        _conv(width, width, 3),
+        convolution(width, width, 3),
         channels=width,
     )
+
+
+def residual_block(in_shape: Shape, out_shape: Shape) -> Kernel:  # noqa: ARG001
+    """A basic block with its shortcut and last ReLU: depth. Source: growing depth, AutoGrow, arXiv:1906.02909."""
+    return ResidualBlock(in_shape[0])
 
 
 def bottleneck(in_shape: Shape, out_shape: Shape) -> Kernel:
@@ -59,20 +113,20 @@ def bottleneck(in_shape: Shape, out_shape: Shape) -> Kernel:
     # At width 1 the norms cancel the size of every weight, so that nothing but signs could be learned.
     width = max(4, out_shape[0] // 4)
     return ConvolutionBranch(
-        _conv(in_shape[0], width, 1),
+        convolution(in_shape[0], width, 1),
         nn.BatchNorm2d(width),
         nn.ReLU(),
-        _conv(width, width, 3, stride=_stride(in_shape, out_shape)),
+        convolution(width, width, 3, stride=stride_of(in_shape, out_shape)),
         nn.BatchNorm2d(width),
         nn.ReLU(),
-        _conv(width, out_shape[0], 1),
+        convolution(width, out_shape[0], 1),
         channels=out_shape[0],
     )
 
 
 def conv1x1(in_shape: Shape, out_shape: Shape) -> Kernel:
     """One linear map per position. Source: RepVGG's 1×1 branch, arXiv:2101.03697."""
-    conv = _conv(in_shape[0], out_shape[0], 1, stride=_stride(in_shape, out_shape))
+    conv = convolution(in_shape[0], out_shape[0], 1, stride=stride_of(in_shape, out_shape))
     return ConvolutionBranch(conv, channels=out_shape[0])
 
 
@@ -80,9 +134,9 @@ def depthwise(in_shape: Shape, out_shape: Shape) -> Kernel:
     """3×3 per channel, norm, ReLU, 1×1 across channels. Source: MobileNet, arXiv:1704.04861."""
     channels = in_shape[0]
     return ConvolutionBranch(
-        _conv(channels, channels, 3, stride=_stride(in_shape, out_shape), groups=channels),
+        convolution(channels, channels, 3, stride=stride_of(in_shape, out_shape), groups=channels),
         nn.BatchNorm2d(channels),
         nn.ReLU(),
-        _conv(channels, out_shape[0], 1),
+        convolution(channels, out_shape[0], 1),
         channels=out_shape[0],
     )

@@ -1,16 +1,28 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from torch import nn
-from torchvision.models import resnet18
+from torchvision.models import resnet18, resnet50
+from torchvision.models.resnet import BasicBlock
 
 from esper.errors import ConfigError
 from esper.kasmina import find_sites
 
 
-def sites_of(host: nn.Module, targets: list[str], *, seeds_per_layer: int = 4, size: int = 32) -> list[str]:
-    found = find_sites(host, target_layers=targets, seeds_per_layer=seeds_per_layer, input_shape=(3, size, size))
+def sites_of(
+    host: nn.Module,
+    targets: list[str],
+    *,
+    seeds_per_layer: int = 4,
+    size: int = 32,
+    kinds: Sequence[str] = ("beside", "after"),
+) -> list[str]:
+    found = find_sites(
+        host, target_layers=targets, seeds_per_layer=seeds_per_layer, input_shape=(3, size, size), kinds=kinds
+    )
     return [site.name for site in found]
 
 
@@ -63,10 +75,76 @@ def test_a_block_that_runs_twice_is_refused() -> None:
 def test_finding_sites_leaves_mode_and_buffers_alone() -> None:
     host = resnet18().train()
     before = {name: value.clone() for name, value in host.state_dict().items()}
-    sites_of(host, ["layer1"])
+    sites_of(host, ["layer1"], kinds=ALL)
     assert host.training
     assert all(torch.equal(value, before[name]) for name, value in host.state_dict().items())
     assert not any(module._forward_hooks for module in host.modules())
+
+
+ALL = ("width", "parallel", "after", "beside")
+
+
+def test_every_convolution_with_a_norm_offers_a_parallel_site_and_a_downsampling_1x1_none() -> None:
+    found = find_sites(
+        resnet18(), target_layers=["layer2"], seeds_per_layer=4, input_shape=(3, 64, 64), kinds=["parallel"]
+    )
+    assert [(site.name, site.start, site.end) for site in found] == [
+        (f"layer2.{i}.conv{j}:parallel", f"layer2.{i}.conv{j}", f"layer2.{i}.bn{j}") for i in (0, 1) for j in (1, 2)
+    ]
+    assert (found[0].in_shape, found[0].out_shape) == ((64, 16, 16), (128, 8, 8))
+    assert sites_of(resnet50(), ["layer1.0"], kinds=["parallel"]) == ["layer1.0.conv2:parallel"]
+
+
+def test_a_basic_block_offers_a_site_in_its_width_and_a_bottleneck_none() -> None:
+    (site,) = find_sites(
+        resnet18(), target_layers=["layer2.0"], seeds_per_layer=4, input_shape=(3, 64, 64), kinds=["width"]
+    )
+    assert (site.name, site.start, site.norm, site.end) == (
+        "layer2.0:width", "layer2.0.conv1", "layer2.0.bn1", "layer2.0.conv2",
+    )  # fmt: skip
+    assert (site.in_shape, site.out_shape) == ((64, 16, 16), (128, 8, 8))
+    assert sites_of(resnet50(), ["layer1"], kinds=["width"]) == []
+
+
+def test_all_kinds_together_come_block_by_block_whatever_their_order_and_share_one_cap() -> None:
+    names = [
+        "layer1.0:beside", "layer1.0:after", "layer1.0.conv1:parallel", "layer1.0.conv2:parallel", "layer1.0:width",
+        "layer1.1:beside",
+    ]  # fmt: skip
+    assert sites_of(resnet18(), ["layer1"], kinds=ALL, seeds_per_layer=6) == names
+    assert sites_of(resnet18(), ["layer1"], kinds=ALL[::-1], seeds_per_layer=6) == names
+
+
+class Odd(BasicBlock):
+    """A block with something about it that folding could not follow."""
+
+    def __init__(self, oddity: str) -> None:
+        super().__init__(3, 3)
+        self.oddity = oddity
+        if oddity == "groups":
+            self.conv1 = nn.Conv2d(3, 3, 3, padding=1, groups=3)
+        elif oddity == "no padding":
+            self.conv1 = nn.Conv2d(3, 3, 3)
+        elif oddity == "no statistics":
+            self.bn1 = nn.BatchNorm2d(3, track_running_stats=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.conv1(x)
+        if self.oddity == "added before the norm":
+            y += 1.0
+        z = self.bn1(y)
+        if self.oddity == "read twice":
+            z = z + y + self.downsampled(y)
+        return self.conv2(self.relu(z))  # type: ignore[no-any-return]
+
+    def downsampled(self, y: torch.Tensor) -> torch.Tensor:
+        return self.bn2(y)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("oddity", ["groups", "no padding", "no statistics", "added before the norm", "read twice"])
+def test_a_convolution_that_could_not_be_folded_offers_no_site(oddity: str) -> None:
+    assert sites_of(nn.Sequential(Odd("")), ["0"], kinds=["parallel", "width"]) == ["0.conv1:parallel", "0:width"]
+    assert sites_of(nn.Sequential(Odd(oddity)), ["0"], kinds=["parallel", "width"]) == []
 
 
 def test_an_odd_size_is_halved_as_a_strided_convolution_does() -> None:

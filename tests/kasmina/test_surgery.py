@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
-from esper import urza
 from esper.contracts.lifecycle import SeedLifecycleState as S
 from esper.contracts.recipe import Graft
 from esper.errors import ConfigError, SurgeryError
@@ -39,7 +40,12 @@ def images() -> Tensor:
 @pytest.fixture
 def model() -> MorphableModel:
     torch.manual_seed(0)
-    return wrap(Host(), ["layer1", "layer2"], input_shape=(3, 8, 8), max_kernels_per_seed=2)
+    return wrapped()
+
+
+def wrapped() -> MorphableModel:
+    kinds = ["beside", "after", "parallel", "width"]
+    return wrap(Host(), ["layer1", "layer2"], 9, input_shape=(3, 8, 8), max_kernels_per_seed=2, site_kinds=kinds)
 
 
 def state(module: nn.Module) -> dict[str, Tensor]:
@@ -67,10 +73,25 @@ def test_wrapping_keeps_the_hosts_parameter_names(model: MorphableModel) -> None
     assert list(unwrap(model).state_dict()) == list(Host().state_dict())
 
 
-@pytest.mark.parametrize("site", ["layer1.0:beside", "layer1.0:after", "layer2.0:beside", "layer2.0:after"])
-def test_germinating_leaves_logits_and_host_bit_identical(model: MorphableModel, images: Tensor, site: str) -> None:
+PLACES = [
+    ("layer1.0:beside", "basic_block"),
+    ("layer1.0:after", "basic_block"),
+    ("layer2.0:beside", "basic_block"),
+    ("layer2.0:after", "basic_block"),
+    ("layer1.0:after", "residual_block"),
+    ("layer2.0.conv1:parallel", "fold_asymmetric"),
+    ("layer2.0.conv2:parallel", "fold_1x1"),
+    ("layer1.0.conv2:parallel", "fold_3x3"),
+    ("layer2.0:width", "widen"),
+]
+
+
+@pytest.mark.parametrize(("site", "blueprint"), PLACES)
+def test_germinating_leaves_logits_and_host_bit_identical(
+    model: MorphableModel, images: Tensor, site: str, blueprint: str
+) -> None:
     host, logits = state(model.host), model.eval()(images)
-    change = surgery.germinate(model, grown(site), images=images, epoch=1)
+    change = surgery.germinate(model, grown(site, blueprint), images=images, epoch=1)
     assert model.slot(site).state is S.TRAINING
     assert torch.equal(model(images), logits)
     assert same(state(model.host), host)
@@ -87,10 +108,13 @@ def test_a_broken_kernel_cannot_leak_before_it_blends(model: MorphableModel, ima
     assert torch.equal(model(images), logits)
 
 
-def test_alpha_zero_changes_nothing_and_alpha_one_does(model: MorphableModel, images: Tensor) -> None:
+@pytest.mark.parametrize(("site", "blueprint"), PLACES)
+def test_alpha_zero_changes_nothing_and_alpha_one_does(
+    model: MorphableModel, images: Tensor, site: str, blueprint: str
+) -> None:
     logits = model.eval()(images)
-    surgery.germinate(model, grown(), images=images, epoch=1)
-    slot = model.slot("layer2.0:beside")
+    surgery.germinate(model, grown(site, blueprint), images=images, epoch=1)
+    slot = model.slot(site)
     surgery.begin_blending(slot, step=10, epoch=1)
     assert torch.equal(model(images), logits)
     assert surgery.set_alpha(slot, step=10, blending_steps=4) == 0.25
@@ -102,28 +126,42 @@ def test_alpha_zero_changes_nothing_and_alpha_one_does(model: MorphableModel, im
     assert slot.state is S.HOLDING
 
 
-def test_blending_trains_the_host_through_the_kernel(model: MorphableModel, images: Tensor) -> None:
-    surgery.germinate(model, grown(), images=images, epoch=1)
-    hold(model, "layer2.0:beside")
+@pytest.mark.parametrize(("site", "blueprint"), PLACES)
+def test_at_gain_zero_a_kernel_that_is_kept_changes_nothing(
+    model: MorphableModel, images: Tensor, site: str, blueprint: str
+) -> None:
+    logits = model.eval()(images)
+    graft = dataclasses.replace(grown(site, blueprint), init_gain=0.0)
+    surgery.germinate(model, graft, images=images, epoch=1)
+    hold(model, site)
+    assert torch.equal(model(images), logits)
+    surgery.fossilize(model.slot(site), kept_by_judge=True, epoch=2)
+    assert torch.equal(model(images), logits)
+
+
+@pytest.mark.parametrize(("site", "blueprint"), PLACES)
+def test_blending_trains_the_host_through_the_kernel(
+    model: MorphableModel, images: Tensor, site: str, blueprint: str
+) -> None:
+    surgery.germinate(model, grown(site, blueprint), images=images, epoch=1)
+    hold(model, site)
     model.train()(images).square().sum().backward()
     missing = [name for name, p in model.named_parameters() if p.grad is None or not bool(p.grad.any())]
     assert missing == []
 
 
-def test_culling_removes_the_branch_and_nothing_else(model: MorphableModel, images: Tensor) -> None:
+@pytest.mark.parametrize(("site", "blueprint"), PLACES)
+def test_culling_removes_the_branch_and_nothing_else(
+    model: MorphableModel, images: Tensor, site: str, blueprint: str
+) -> None:
     before, logits = state(model), model.eval()(images)
-    surgery.germinate(model, grown(), images=images, epoch=1)
-    hold(model, "layer2.0:beside")
-    change = surgery.cull(model, "layer2.0:beside", epoch=2)
-    assert len(change.removed) == len(list(urza_parameters()))
+    change = surgery.germinate(model, grown(site, blueprint), images=images, epoch=1)
+    hold(model, site)
+    assert surgery.cull(model, site, epoch=2).removed == change.added
     assert same(state(model), before)
     assert torch.equal(model(images), logits)
-    assert model.slot("layer2.0:beside").state is S.EMBARGOED
-    assert not any(module._forward_hooks for module in model.modules())
-
-
-def urza_parameters() -> list[nn.Parameter]:
-    return list(urza.get("basic_block").build((4, 8, 8), (6, 4, 4)).parameters())
+    assert model.slot(site).state is S.EMBARGOED
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
 def test_a_kept_kernel_leaves_room_for_another_until_the_slot_is_full(model: MorphableModel, images: Tensor) -> None:
@@ -171,11 +209,17 @@ def test_what_cannot_grow_is_refused(
 
 
 def test_a_recipe_rebuilds_the_grown_network(model: MorphableModel, images: Tensor) -> None:
-    for graft in (grown("layer1.0:after", "squeeze_excite", 1), grown("layer1.0:beside", "conv1x1", 2)):
+    for graft in (
+        grown("layer1.0:after", "squeeze_excite", 1),
+        grown("layer1.0:beside", "conv1x1", 2),
+        grown("layer2.0:width", "widen", 3),
+        grown("layer2.0.conv2:parallel", "fold_3x3", 4),
+        grown("layer1.0:after", "residual_block", 5),
+    ):
         surgery.germinate(model, graft, images=images, epoch=1)
         hold(model, graft.site)
         surgery.fossilize(model.slot(graft.site), kept_by_judge=True, epoch=2)
-    twin = wrap(Host(), ["layer1", "layer2"], input_shape=(3, 8, 8), max_kernels_per_seed=2)
+    twin = wrapped()
     twin.replay(model.recipe)
     twin.load_state_dict(model.state_dict())
     assert torch.equal(twin.eval()(images), model.eval()(images))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import re
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,12 @@ def test_names_are_torchvisions(name: str) -> None:
     from torchvision.models import get_model
 
     assert list(build(name=name, stem="imagenet", num_classes=1000).state_dict()) == list(get_model(name).state_dict())
+
+
+def test_resnet10_is_resnet18_with_one_block_a_stage() -> None:
+    names = list(build(name="resnet10", image_size=32).state_dict())
+    assert names == [name for name in resnet18().state_dict() if not re.match(r"layer\d\.1\.", name)]
+    assert tuple(build(name="resnet10", image_size=32).get_parameter("conv1.weight").shape) == (64, 3, 3, 3)
 
 
 def test_grey_images_and_other_numbers_of_classes_fit() -> None:
@@ -100,6 +107,10 @@ class TestPretrained:
         (hub / Path(ResNet18_Weights.DEFAULT.url).name).write_bytes(b"<html>not found</html>")
         with pytest.raises(ConfigError, match=r"resnet18-f37072fd.pth is damaged .* remove it"):
             build(pretrained=True, image_size=224, num_classes=1000)
+
+    def test_resnet10_has_none(self) -> None:
+        with pytest.raises(ConfigError, match="resnet10 has no pretrained weights; use model=resnet18"):
+            build(name="resnet10", pretrained=True)
 
     def test_images_without_three_channels_are_refused(self) -> None:
         with pytest.raises(ConfigError, match="the weights take 3 channels, the images have 1"):

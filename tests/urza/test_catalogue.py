@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torchvision.models.resnet import BasicBlock
 
 from esper import tezzeret, urza
 from esper.errors import ConfigError
+from esper.urza.foldable import ParallelBranch
 
 PLACES = [
     ("after", (8, 4, 4), (8, 4, 4)),
@@ -14,6 +16,10 @@ PLACES = [
     ("beside", (8, 2, 2), (16, 1, 1)),
     ("after", (4, 2, 2), (4, 2, 2)),
     ("after", (8, 1, 1), (8, 1, 1)),
+    ("parallel", (8, 4, 4), (8, 4, 4)),
+    ("parallel", (6, 7, 7), (12, 4, 4)),
+    ("width", (8, 4, 4), (8, 4, 4)),
+    ("width", (6, 7, 7), (12, 4, 4)),
 ]
 CASES = [
     pytest.param(blueprint.blueprint_id, kind, in_shape, out_shape, id=f"{blueprint.blueprint_id}-{kind}-{in_shape}")
@@ -40,7 +46,8 @@ def test_every_blueprint_reaches_every_parameter_at_every_kind_of_site(
 def test_an_output_scale_of_zero_silences_a_newborn_and_one_half_does_not(
     blueprint_id: str, kind: str, in_shape: urza.Shape, out_shape: urza.Shape
 ) -> None:
-    x = torch.randn(5, *in_shape, generator=torch.Generator().manual_seed(0))
+    # Not below 0, as behind a ReLU: what a residual block needs to be the identity.
+    x = torch.randn(5, *in_shape, generator=torch.Generator().manual_seed(0)).relu()
     build = {"in_shape": in_shape, "out_shape": out_shape, "init_seed": 3}
     assert not tezzeret.forge(blueprint_id, gain=0.0, **build)(x).any()  # type: ignore[arg-type]
     assert tezzeret.forge(blueprint_id, gain=0.5, **build)(x).any()  # type: ignore[arg-type]
@@ -51,7 +58,7 @@ def test_all_categories_are_there_and_each_offers_a_choice_of_complexity() -> No
     for blueprint in urza.CATALOGUE.values():
         by_category[blueprint.category].append(blueprint.complexity)
     assert set(by_category) == {"residual", "attention", "normalization"}
-    assert sorted(by_category["residual"]) == [2, 3, 4, 5]
+    assert sorted(by_category["residual"]) == [2, 2, 3, 3, 4, 4, 4, 5, 5]
     assert sorted(by_category["attention"]) == [1, 2, 4]
 
 
@@ -66,6 +73,45 @@ def test_fitting_obeys_categories_in_order_complexity_and_the_only_one_allowed()
     assert names(max_complexity=1) == ["efficient_channel"]
     assert names(only="conv1x1") == ["conv1x1"]
     assert names(categories=["normalization"], only="conv1x1") == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "first", "foldable"),
+    [("after", "basic_block", ["residual_block"]), ("beside", "basic_block", []), ("width", "widen", ["widen"]),
+     ("parallel", "fold_asymmetric", ["fold_asymmetric", "fold_3x3", "fold_1x1"])],
+)  # fmt: skip
+def test_each_kind_of_site_has_its_first_choice_and_what_is_foldable_there(
+    kind: str, first: str, foldable: list[str]
+) -> None:
+    found = urza.fitting(kind, (8, 4, 4), (8, 4, 4), categories=["residual"], max_complexity=5)
+    assert found[0].blueprint_id == first
+    assert [b.blueprint_id for b in found if b.foldable] == foldable
+
+
+@pytest.mark.parametrize(("channels", "width"), [(4, 8), (16, 8), (32, 16), (64, 32), (80, 40), (512, 256)])
+def test_a_block_gets_half_as_many_new_channels_in_eights(channels: int, width: int) -> None:
+    kernel = urza.get("widen").build((channels, 4, 4), (channels, 4, 4))
+    assert kernel.get_parameter("conv1.weight").shape == (width, channels, 3, 3)
+
+
+def test_a_residual_block_adds_what_a_basic_block_computes() -> None:
+    kernel = tezzeret.forge("residual_block", in_shape=(8, 4, 4), out_shape=(8, 4, 4), init_seed=0, gain=0.5).eval()
+    block = BasicBlock(8, 8).eval()
+    block.load_state_dict(kernel.state_dict())
+    y = torch.randn(3, 8, 4, 4, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(kernel.join(y, y), block(y))
+    assert torch.allclose(y + kernel(y), block(y), atol=1e-6)
+
+
+@pytest.mark.parametrize("blueprint_id", ["fold_1x1", "fold_asymmetric", "fold_3x3"])
+def test_a_parallel_branch_is_one_convolution_in_eval_mode(blueprint_id: str) -> None:
+    kernel = tezzeret.forge(blueprint_id, in_shape=(6, 7, 7), out_shape=(12, 4, 4), init_seed=0, gain=0.5)
+    x = torch.randn(5, 6, 7, 7, generator=torch.Generator().manual_seed(0))
+    kernel(3 * x + 1)  # statistics that are not those at birth
+    assert isinstance(kernel, ParallelBranch)
+    weight, bias = kernel.eval().fused(5, 5)
+    folded = torch.nn.functional.conv2d(x.double(), weight, bias, stride=2, padding=2)
+    assert torch.allclose(folded, kernel.double()(x.double()))
 
 
 def test_self_attention_is_not_offered_where_positions_are_too_many() -> None:

@@ -1,0 +1,134 @@
+"""From a run to a network for use: its checkpoint, with what grew folded into the host.
+
+    model.safetensors     parameters and buffers, by torchvision's names wherever everything could be folded
+    model.json            what they belong to: host, stages, classes, growth recipe, and what could not be folded
+
+Needs neither the data nor a device; the network computes in eval mode what the run's computed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import nn
+from torchvision.models.resnet import BasicBlock, Bottleneck
+
+from esper.configs import ModelConfig
+from esper.configs.identity import checkpoints_folder
+from esper.configs.model import SITE_KINDS
+from esper.contracts.lifecycle import SeedLifecycleState
+from esper.errors import CheckpointError, RunError
+from esper.kasmina import MorphableModel, SeedSlot, find_sites, fold
+from esper.models import build_host
+from esper.tolaria import checkpoint
+
+__all__ = ["export"]
+
+SCHEMA = 1
+
+
+def export(run_dir: Path, out: Path, *, best: bool = False) -> Path:
+    """Write a run's network into a new or empty folder; returns the folder.
+
+    Args:
+        run_dir: folder of the run, finished or not.
+        out: where to write.
+        best: take the checkpoint of the lowest validation loss instead of the newest one.
+
+    Raises:
+        RunError: it is no run, or `out` cannot be used.
+        CheckpointError: there is no checkpoint, or it cannot be used.
+        SurgeryError: a kernel is live in that checkpoint.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise RunError(f"{out} is there already and not an empty folder; choose another with --out, or remove it")
+    config, folder = _settings(run_dir)
+    found = checkpoint.find_checkpoints(folder, prefix="best" if best else "step")
+    if not found:
+        raise CheckpointError(
+            f"{folder} holds no {'best' if best else 'complete'} checkpoint; "
+            f"{'export without --best' if best else 'let the run reach the end of an epoch'}"
+        )
+    saved = checkpoint.load(found[0])
+    network = fold(_rebuilt(config, saved))
+    tensors = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, out / "model.safetensors")
+        (out / "model.json").write_text(json.dumps(_description(config, saved, network), indent=2) + "\n")
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"cannot write in {out}: {error}; choose another folder with --out") from None
+    return out
+
+
+def _settings(run_dir: Path) -> tuple[ModelConfig, Path]:
+    """The run's host, and the folder of its checkpoints."""
+    try:
+        settings = yaml.safe_load((run_dir / "config.yaml").read_text())
+        config = ModelConfig(**settings["model"])
+        return config, checkpoints_folder(run_dir.absolute(), checkpoint_dir=settings["checkpoint"]["checkpoint_dir"])
+    except FileNotFoundError:
+        raise RunError(f"{run_dir} is no run: it has no config.yaml; give a folder that esper-train made") from None
+    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+        raise RunError(f"{run_dir / 'config.yaml'} cannot be used: {error}") from None
+
+
+def _rebuilt(config: ModelConfig, saved: checkpoint.Snapshot) -> MorphableModel:
+    """The grown network of a checkpoint; sizes that followed from the data are read off its tensors."""
+    try:
+        first, last = saved.model["host.conv1.weight"], saved.model["host.fc.weight"]
+        stem = "cifar" if first.shape[2] == 3 else "imagenet"
+        # Any size serves that the host can halve: kernels are built for channels and strides.
+        size = max(32 if stem == "cifar" else 224, 2 ** len(config.widths))
+        plain = dataclasses.replace(config, pretrained=False, stem=stem)
+        host = build_host(plain, in_channels=first.shape[1], image_size=size, num_classes=len(last))
+        sites = find_sites(
+            host,
+            target_layers=config.target_layers,
+            seeds_per_layer=len(saved.model),
+            input_shape=(first.shape[1], size, size),
+            kinds=SITE_KINDS,
+        )
+        states = saved.state["growth"]["slots"]
+        model = MorphableModel(
+            host, [site for site in sites if site.name in states], max_kernels_per_seed=config.max_kernels_per_seed
+        )
+        model.replay(saved.recipe)
+        model.load_state_dict(dict(saved.model))
+        for slot in model.all_slots():
+            slot.state = SeedLifecycleState(states[slot.site.name]["state"])
+    except (KeyError, RuntimeError) as error:
+        message = " ".join(str(error).split())
+        raise CheckpointError(f"the checkpoint does not fit its run's config.yaml: {message}") from None
+    return model
+
+
+def _description(config: ModelConfig, saved: checkpoint.Snapshot, network: nn.Module) -> dict[str, Any]:
+    stages = {name: stage for name, stage in network.named_children() if isinstance(stage, nn.Sequential)}
+    conv, classifier = network.get_parameter("conv1.weight"), network.get_parameter("fc.weight")
+    left = [graft for slot in network.modules() if isinstance(slot, SeedSlot) for graft in slot.grafts]
+    return {
+        "schema": SCHEMA,
+        "host": config.name,
+        "stem": "cifar" if conv.shape[2] == 3 else "imagenet",
+        "in_channels": conv.shape[1],
+        "num_classes": len(classifier),
+        "depths": {name: len(stage) for name, stage in stages.items()},
+        "inner_widths": {name: _inner_widths(stage) for name, stage in stages.items()},
+        "num_parameters": sum(p.numel() for p in network.parameters()),
+        "step": saved.step,
+        "recipe": [dataclasses.asdict(graft) for graft in saved.recipe],
+        "not_folded": [dataclasses.asdict(graft) for graft in sorted(left, key=lambda graft: graft.graft_id)],
+    }
+
+
+def _inner_widths(stage: nn.Module) -> list[int]:
+    """Channels between the convolutions of each block of a stage."""
+    blocks = [block for block in stage.modules() if isinstance(block, BasicBlock | Bottleneck)]
+    return [block.conv1.out_channels for block in blocks]
