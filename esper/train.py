@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import sys
 import traceback
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import hydra
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
@@ -70,7 +73,8 @@ def app(cfg: DictConfig) -> float | None:
     try:
         from esper.launch.run import run
 
-        outcome = run(from_hydra(cfg), Path(settings.runtime.output_dir))
+        run_dir = Path(settings.runtime.output_dir)
+        outcome = run(from_hydra(cfg), run_dir, sibling=_sibling(run_dir, settings.overrides.task, _recompose))
     except Exception as error:
         told = error if isinstance(error, EsperError) else EsperError(line_of(error))
         if _shows_traceback or told is not error or (cfg.debug_mode and told.exit_code != 2):
@@ -100,35 +104,55 @@ def fit(*overrides: str, config: TolariaConfig | None = None, run_dir: Path | st
         EsperError: bad input, or the training failed.
     """
     if config is None:
-        config, composed_dir = _compose(overrides)
-    elif overrides:
+        cfg = _compose(overrides)
+        config = from_hydra(cfg)
+        folder = Path(run_dir or cfg.hydra.run.dir)
+        return _run_anywhere(config, folder, _sibling(folder, overrides, _compose))
+    if overrides:
         raise ConfigError(f"fit: got overrides ({' '.join(overrides)}) and a config; give one of them")
-    else:
-        check(config)
-        composed_dir = Path("outputs") / config.experiment_name / run_name(config, ())
-    return _run_anywhere(config, Path(run_dir) if run_dir is not None else composed_dir)
+    check(config)
+    return _run_anywhere(config, Path(run_dir or Path("outputs") / config.experiment_name / run_name(config, ())), None)
 
 
-def _compose(overrides: tuple[str, ...]) -> tuple[TolariaConfig, Path]:
+def _compose(overrides: Sequence[str]) -> DictConfig:
+    """The configuration that `esper-train` would compose, with Hydra's own."""
     _register()
     try:
         with initialize_config_dir(str(_conf_folder()), version_base="1.3", job_name="esper"):
-            cfg = compose("config", overrides=list(overrides), return_hydra_config=True)
+            return compose("config", overrides=list(overrides), return_hydra_config=True)
     except _BAD_INPUT as error:
         raise explain(error) from None
-    return from_hydra(cfg), Path(cfg.hydra.run.dir)
 
 
-def _run_anywhere(config: TolariaConfig, run_dir: Path) -> Outcome:
+def _recompose(overrides: Sequence[str]) -> DictConfig:
+    """The same inside the command, where Hydra knows what else was given (`--config-dir`)."""
+    cfg: Any = HydraConfig.instance().cfg
+    return GlobalHydra.instance().config_loader().load_sweep_config(cfg, list(overrides))
+
+
+def _sibling(
+    run_dir: Path, overrides: Sequence[str], compose_again: Callable[[Sequence[str]], DictConfig]
+) -> Callable[[str], Path]:
+    """Where the run is that the same overrides make with another arm of the comparison, beside this one."""
+
+    def folder(arm: str) -> Path:
+        asked = [*(one for one in overrides if not one.startswith("arm=")), f"arm={arm}"]
+        return run_dir.absolute().parent / run_name(from_hydra(compose_again(asked)), asked)
+
+    return folder
+
+
+def _run_anywhere(config: TolariaConfig, run_dir: Path, sibling: Callable[[str], Path] | None) -> Outcome:
     from esper.launch.run import run
 
+    go = functools.partial(run, config, run_dir, sibling=sibling)
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        return run(config, run_dir)
+        return go()
     # A running loop cannot be entered again; a thread has its own.
     with ThreadPoolExecutor(max_workers=1) as thread:
-        return thread.submit(run, config, run_dir).result()
+        return thread.submit(go).result()
 
 
 def _register() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 
 from esper import fit
 from esper.configs import TolariaConfig
+from esper.configs.comparison import ARMS
 from esper.errors import ConfigError
 
 NEEDS_NO_CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason="the device that is asked for is there")
@@ -74,6 +76,9 @@ def test_looking_needs_neither_torch_nor_mlflow(tmp_path: Path, arguments: list[
         (["-m", "optimization.max_epochs=3,0"], "allowed is at least 1"),
         (["-m", "model=resnet18,resnet19"], "did you mean resnet18?"),
         (["-m", "dry_run=true,false"], "give one value"),
+        (["arm=finl"], "did you mean final?"),
+        (["experiment=fair_comparison"], "add -m, or give one, such as arm=grown"),
+        (["-m", "experiment=fair_comparison", "rng_seed=0", "optimization.patience=3"], "leave it null"),
     ],
 )
 def test_bad_input_is_one_line_exit_code_2_and_nothing_on_disk(tmp_path: Path, arguments: list[str], line: str):
@@ -107,6 +112,24 @@ def test_a_failed_member_does_not_stop_a_sweep(tmp_path: Path):
     assert "optimization.learning_rate=1e+20" in last
     statuses = [path.read_text() for path in (tmp_path / "outputs" / "debug").glob("*/status.json")]
     assert sorted('"finished"' in status for status in statuses) == [False, True]
+
+
+@pytest.mark.slow
+def test_a_comparison_trains_every_arm_grown_first_and_says_how_to_read_it(tmp_path: Path):
+    thin = ["model=resnet_small", "model.widths=[4,8]", "model.depths=[1,1]", "model.target_layers=[layer1,layer2]"]
+    short = ["dataset=digits", "optimization.max_epochs=2", "optimization.warmup_epochs=0.5", "tracking=none"]
+    command = ["-m", "experiment=fair_comparison", "rng_seed=0", *thin, *short, "morphogenetic.growth_until=0.6"]
+    done = esper_train(*command, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("The comparison: esper report outputs/fair_comparison\n")
+    finished = re.findall(r"^fair_comparison/arm_([a-z_]+)-\S+ finished", done.stdout, flags=re.MULTILINE)
+    assert finished[0] == "grown"
+    assert sorted(finished) == sorted(ARMS)
+    journals = {path: path.read_bytes() for path in tmp_path.glob("outputs/*/*/journal.jsonl")}
+    assert len(journals) == len(ARMS)
+    again = esper_train(*command, cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert {path: path.read_bytes() for path in tmp_path.glob("outputs/*/*/journal.jsonl")} == journals
 
 
 def test_fit_refuses_a_typo_as_the_command_does():

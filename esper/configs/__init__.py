@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from esper.configs.checkpoint import CheckpointConfig
+from esper.configs.comparison import ComparisonConfig
 from esper.configs.dataset import DatasetConfig
 from esper.configs.load import load_config
 from esper.configs.logging import LoggingConfig
@@ -14,6 +15,7 @@ from esper.configs.tracking import TrackingConfig
 
 __all__ = [
     "CheckpointConfig",
+    "ComparisonConfig",
     "DatasetConfig",
     "LoggingConfig",
     "ModelConfig",

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from esper.configs.comparison import ARMS
 from esper.configs.explain import kind, nearest
 from esper.configs.schema import Allowed, allowed
 from esper.configs.tolaria import TolariaConfig
@@ -34,6 +35,7 @@ def check(config: TolariaConfig) -> None:
     _check_model(config)
     _check_dataset(config)
     _check_length(config)
+    _check_arm(config)
     if config.morphogenetic.enable_tamiyo:
         _check_growth(config)
     if config.checkpoint.resume_from is not None and not Path(config.checkpoint.resume_from).is_dir():
@@ -106,6 +108,14 @@ def _check_model(config: TolariaConfig) -> None:
         )
     if config.morphogenetic.enable_tamiyo and not model.target_layers:
         raise ConfigError("model.target_layers=[]: nothing may grow; name layers, or use morphogenetic=off")
+    if config.morphogenetic.enable_tamiyo and not model.site_kinds:
+        raise ConfigError("model.site_kinds=[]: nothing may grow; name kinds of site, or use morphogenetic=off")
+    inside = [kind for kind in model.site_kinds if kind in ("parallel", "width")]
+    if model.gradient_checkpointing and inside:
+        raise ConfigError(
+            f"model.gradient_checkpointing=true: with it blocks run twice, and what grows inside them "
+            f"({', '.join(inside)} in model.site_kinds) would count every batch twice; leave one of both out"
+        )
 
 
 def _check_dataset(config: TolariaConfig) -> None:
@@ -136,9 +146,38 @@ def _check_length(config: TolariaConfig) -> None:
         )
 
 
+def _check_arm(config: TolariaConfig) -> None:
+    arm, growth = config.comparison.arm, config.morphogenetic
+    if arm is None:
+        return
+    if config.optimization.patience is not None:
+        raise ConfigError(
+            f"optimization.patience={config.optimization.patience}: with early stopping the arms of a comparison get "
+            "unequal budgets; leave it null"
+        )
+    policy = ARMS[arm]
+    if policy is None and growth.enable_tamiyo:
+        raise ConfigError(
+            f"morphogenetic.enable_tamiyo=true: comparison.arm={arm} does not grow; leave it to arm={arm}"
+        )
+    if policy is not None and not growth.enable_tamiyo:
+        raise ConfigError(
+            f"morphogenetic.enable_tamiyo=false: comparison.arm={arm} needs growth to compare with; leave out "
+            "morphogenetic=off"
+        )
+    if policy and growth.policy != policy:
+        raise ConfigError(
+            f"morphogenetic.policy={growth.policy}: comparison.arm={arm} is policy={policy}; give no policy, or one "
+            "for arm=grown by morphogenetic=NAME"
+        )
+
+
 def _check_growth(config: TolariaConfig) -> None:
     growth, recipe = config.morphogenetic, config.optimization
     if growth.policy == "never":
+        return
+    if growth.policy == "replay":
+        _check_recipe(config)
         return
     if not growth.blueprint_categories:
         raise ConfigError("morphogenetic.blueprint_categories=[]: nothing may grow; name one, or use policy=never")
@@ -147,6 +186,22 @@ def _check_growth(config: TolariaConfig) -> None:
         raise ConfigError(
             f"morphogenetic.growth_until={growth.growth_until:g}: with optimization.scheduler={recipe.scheduler} "
             f"allowed is at most {latest:g}: what is grown needs the high learning rate"
+        )
+    if growth.growth_from >= growth.growth_until:
+        raise ConfigError(
+            f"morphogenetic.growth_from={growth.growth_from:g}: allowed is below morphogenetic.growth_until="
+            f"{growth.growth_until:g}"
+        )
+    if growth.plateau_epochs is not None and not growth.growth_from:
+        raise ConfigError(
+            f"morphogenetic.plateau_epochs={growth.plateau_epochs}: it lets growth begin before "
+            "morphogenetic.growth_from, which is 0; set that, or leave plateau_epochs null"
+        )
+    # The control arms of a comparison share the grown arm's settings, also those that only its policy reads.
+    if growth.fork_steps and growth.policy != "heuristic" and config.comparison.arm is None:
+        raise ConfigError(
+            f"morphogenetic.fork_steps={growth.fork_steps}: policy={growth.policy} never hesitates between two sites; "
+            "use policy=heuristic, or 0"
         )
     if growth.policy == "schedule":
         late = [at for at in growth.schedule_at if at > growth.growth_until]
@@ -159,4 +214,15 @@ def _check_growth(config: TolariaConfig) -> None:
         raise ConfigError(
             f"morphogenetic.tamiyo_policy_path={growth.tamiyo_policy_path}: policy=learned needs a policy file; make "
             "one with: esper simic RUN_FOLDER... --out policy.safetensors"
+        )
+
+
+def _check_recipe(config: TolariaConfig) -> None:
+    path = config.morphogenetic.recipe_path
+    if config.comparison.arm is not None:  # the recipe is the grown run's, and found at launch
+        return
+    if path is None or not ((Path(path) / "recipe.json").is_file() or Path(path).is_file()):
+        raise ConfigError(
+            f"morphogenetic.recipe_path={path}: policy=replay needs a recipe; give a recipe.json, or the folder of a "
+            "finished run that holds one"
         )

@@ -73,7 +73,7 @@ def _of_omegaconf(error: OmegaConfBaseException) -> str:
 
 def _unknown(key: str) -> str:
     """`key` names nothing: say what was probably meant, else what its group holds."""
-    known = [*dict(_settings(TolariaConfig)), "experiment"]
+    known = [*dict(_settings(TolariaConfig)), "experiment", "arm"]
     group, _, name = key.rpartition(".")
     inside = {_leaf(one): one for one in known if one.rpartition(".")[0] == group}
     anywhere = {_leaf(one): one for one in known}

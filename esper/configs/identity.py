@@ -35,6 +35,7 @@ _APART = frozenset(
         "tracking",
     }
 )
+_PATHS = ("dataset.data_dir", "morphogenetic.recipe_path")
 _MAX_READABLE = 90
 
 
@@ -59,7 +60,7 @@ def run_name(config: TolariaConfig, overrides: Sequence[str]) -> str:
     asked = sorted(
         f"{one.key_or_group.rpartition('.')[2]}={one.get_value_element_as_str()}"
         for one in parsed
-        if not _is_apart(one) and one.key_or_group != "dataset.data_dir"  # a path: long, and told by the digest
+        if not _is_apart(one) and one.key_or_group not in _PATHS  # long, and told by the digest
     )
     words = [re.sub(r"[^A-Za-z0-9.-]+", "_", one).strip("_") for one in asked]
     readable = re.sub(r"\.{2,}", ".", "-".join(words))[:_MAX_READABLE].strip("._-") or "run"

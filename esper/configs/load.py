@@ -24,6 +24,7 @@ _MAX_DEPTH = 20
 _PATHS = (
     ("dataset", "data_dir"),
     ("morphogenetic", "tamiyo_policy_path"),
+    ("morphogenetic", "recipe_path"),
     ("logging", "log_dir"),
     ("checkpoint", "checkpoint_dir"),
     ("checkpoint", "resume_from"),

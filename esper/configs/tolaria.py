@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from esper.configs.checkpoint import CheckpointConfig
+from esper.configs.comparison import ComparisonConfig
 from esper.configs.dataset import DatasetConfig
 from esper.configs.logging import LoggingConfig
 from esper.configs.model import ModelConfig
@@ -27,6 +28,7 @@ class TolariaConfig:
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    comparison: ComparisonConfig = field(default_factory=ComparisonConfig)
 
     experiment_name: str = setting("morphogenetic_training", "name of the experiment; the outputs folder it lies in")
     description: str = setting("", "free text, recorded with the run")

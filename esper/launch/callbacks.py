@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import shutil
+import sys
 import tempfile
 from collections.abc import Sequence
 from typing import Any
@@ -30,6 +31,9 @@ class CheckBeforeRun(Callback):
     Source: Hydra makes the run folder before it calls the app, and only warns when a callback raises.
     """
 
+    def __init__(self) -> None:
+        self._compares = False
+
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         """Check a single run."""
         try:
@@ -39,6 +43,8 @@ class CheckBeforeRun(Callback):
                     f"hydra/launcher={launcher}: launches with -m only; without it the run would be local"
                 )
             member = from_hydra(config)
+            if member.comparison.arm is None and "arm" in (config.hydra.sweeper.get("params") or {}):
+                raise ConfigError("arm=null: a comparison trains several runs; add -m, or give one, such as arm=grown")
             _check_device(member)
             if member.dry_run:
                 _set(config, "hydra.run.dir", _folder_that_goes())
@@ -60,8 +66,14 @@ class CheckBeforeRun(Callback):
                 _set(config, "hydra.sweep.dir", folder)
                 # Members are composed anew, from these.
                 _set(config, "hydra.overrides.hydra", [*config.hydra.overrides.hydra, f"hydra.sweep.dir='{folder}'"])
+            self._compares = True not in dry and any(member.comparison.arm for member in members)
         except EsperError as error:
             exit_with(error)
+
+    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
+        """Say how a comparison is read."""
+        if self._compares:
+            sys.stdout.write(f"\nThe comparison: esper report {config.hydra.sweep.dir}\n")
 
 
 def _members(config: DictConfig) -> list[TolariaConfig]:

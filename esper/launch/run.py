@@ -9,6 +9,7 @@ import shutil
 import signal
 import tempfile
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from rich.console import Console
 
 from esper.configs import TolariaConfig
 from esper.configs.identity import checkpoints_folder, outputs_folder
-from esper.errors import RunError
+from esper.errors import EsperError, RunError
+from esper.launch.arms import rehearsable, settle
 from esper.report import page
 from esper.tolaria import TolariaService, TolariaTrainer
 from esper.tolaria.resume import own_checkpoint_asked
@@ -45,15 +47,25 @@ class Outcome:
     run_dir: Path
 
 
-def run(config: TolariaConfig, run_dir: Path) -> Outcome:
+def run(config: TolariaConfig, run_dir: Path, *, sibling: Callable[[str], Path] | None = None) -> Outcome:
     """Train, or show the result of a run that has finished before.
+
+    Args:
+        config: what to train.
+        run_dir: the run's folder.
+        sibling: the folder of the same command's run with another arm of the comparison; see `arms.settle`.
 
     Raises:
         EsperError: bad input, or the training failed.
     """
     if config.dry_run:
-        return asyncio.run(_rehearse(config))
+        return asyncio.run(_rehearse(rehearsable(config)))
     run_dir = run_dir.absolute()
+    try:
+        config = settle(config, run_dir=run_dir, sibling=sibling)
+    except EsperError:
+        _forget(run_dir)
+        raise
     status = _take_over(run_dir, fresh=config.fresh)
     with contextlib.ExitStack() as stack:
         terminal = stack.enter_context(Terminal(level=config.logging.log_level))

@@ -23,7 +23,16 @@ from esper.configs import TolariaConfig
 from esper.configs.check import check
 from esper.configs.load import to_yaml
 from esper.contracts.decisions import AdaptationDecision
-from esper.contracts.events import CheckpointSaved, EpochEnded, Event, RunEnded, RunStarted, StepLogged, Validated
+from esper.contracts.events import (
+    CheckpointSaved,
+    EpochEnded,
+    Event,
+    Notice,
+    RunEnded,
+    RunStarted,
+    StepLogged,
+    Validated,
+)
 from esper.errors import CheckpointError, SurgeryError
 from esper.tolaria import checkpoint
 from esper.tolaria.evaluate import evaluate
@@ -179,6 +188,9 @@ class TolariaTrainer:
                 environment=environment(),
                 resumed_from=resumed_from,
             )
+            if resumed_from is None and run.model.recipe:
+                num_kernels = len(run.model.recipe)
+                run.emit(Notice, level="INFO", message=f"{num_kernels} recorded modules stand in the network")
             run.follow()
         except BaseException:
             run.close()

@@ -150,3 +150,60 @@ def test_checking_changes_nothing():
     before = dataclasses.asdict(config)
     check(config)
     assert dataclasses.asdict(config) == before
+
+
+def test_growing_without_a_kind_of_site_and_inside_recomputed_blocks_are_refused():
+    assert refusal(model__site_kinds=[]).startswith("model.site_kinds=[]: nothing may grow")
+    inside = ["after", "parallel", "width"]
+    assert "(parallel, width in model.site_kinds)" in refusal(
+        model__gradient_checkpointing=True, model__site_kinds=inside
+    )
+    check(changed(model__gradient_checkpointing=True))
+
+
+@pytest.mark.parametrize("arm", ["grown", "static", "random"])
+def test_a_comparison_refuses_early_stopping(arm):
+    off = {"morphogenetic__enable_tamiyo": False} if arm == "static" else {}
+    policy = {"morphogenetic__policy": "random"} if arm == "random" else {}
+    check(changed(comparison__arm=arm, **off, **policy))
+    told = refusal(comparison__arm=arm, optimization__patience=3, **off, **policy)
+    assert told.startswith("optimization.patience=3: with early stopping the arms")
+
+
+@pytest.mark.parametrize(
+    ("arm", "growth", "told"),
+    [
+        ("static", {}, "enable_tamiyo=true: comparison.arm=static does not grow"),
+        ("grown", {"morphogenetic__enable_tamiyo": False}, "comparison.arm=grown needs growth"),
+        ("random", {}, "policy=heuristic: comparison.arm=random is policy=random"),
+    ],
+)
+def test_an_arm_that_would_train_as_another_is_refused(arm, growth, told):
+    assert told in refusal(comparison__arm=arm, **growth)
+
+
+def test_replay_needs_a_recipe_unless_an_arm_will_find_it(tmp_path):
+    replay = {"morphogenetic__policy": "replay"}
+    assert "recipe_path=None: policy=replay needs a recipe" in refusal(**replay)
+    assert "needs a recipe" in refusal(**replay, morphogenetic__recipe_path=str(tmp_path))
+    check(changed(**replay, comparison__arm="final"))
+    (tmp_path / "recipe.json").touch()
+    check(changed(**replay, morphogenetic__recipe_path=str(tmp_path), morphogenetic__growth_until=1.0))
+    check(changed(**replay, morphogenetic__recipe_path=str(tmp_path / "recipe.json")))
+
+
+def test_growth_begins_before_it_ends():
+    told = refusal(morphogenetic__growth_from=0.6)
+    assert told == "morphogenetic.growth_from=0.6: allowed is below morphogenetic.growth_until=0.6"
+
+
+def test_a_plateau_needs_a_time_to_come_before():
+    assert "plateau_epochs=3: it lets growth begin before" in refusal(morphogenetic__plateau_epochs=3)
+    check(changed(morphogenetic__plateau_epochs=3, morphogenetic__growth_from=0.3))
+
+
+def test_forks_are_for_a_policy_that_hesitates_or_an_arm_that_shares_its_settings():
+    forks = {"morphogenetic__fork_steps": 50}
+    check(changed(**forks))
+    assert "fork_steps=50: policy=random" in refusal(**forks, morphogenetic__policy="random")
+    check(changed(**forks, morphogenetic__policy="random", comparison__arm="random"))

@@ -52,6 +52,10 @@ def test_overrides_that_leave_the_run_the_same_are_not_in_its_name():
     assert run_name(CONFIG, [*apart, "dataset.num_workers=2"]) == f"run-{digest(CONFIG)}"
 
 
+def test_a_path_is_told_by_the_digest_only():
+    assert run_name(CONFIG, ["morphogenetic.recipe_path=outputs/a/b", "arm=final"]) == f"arm_final-{digest(CONFIG)}"
+
+
 def test_a_value_is_named_as_a_sweep_names_it():
     assert run_name(CONFIG, ["model.pretrained=true"]) == run_name(CONFIG, ["model.pretrained=True"])
 

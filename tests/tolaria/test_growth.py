@@ -42,7 +42,7 @@ def test_a_fork_leaves_every_tensor_bit_identical_and_picks_the_lower_loss(run_d
         assert trainer.run.life.cost == trainer.run.host_cost
         return settled
 
-    settled = use(tiny_config(morphogenetic__fork_steps=8), run_dir, body)
+    settled = use(tiny_config(morphogenetic__fork_steps=8, morphogenetic__policy="heuristic"), run_dir, body)
     forks = journal(run_dir, "fork")
     assert [fork["site"] for fork in forks] == ["layer1.0:after", "layer2.0:beside"]
     assert settled.site == min(forks, key=lambda fork: fork["loss"])["site"]

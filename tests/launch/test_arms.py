@@ -1,0 +1,167 @@
+"""The arms of a comparison that wait for the grown run: what they take from it, and what they refuse."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from esper import fit
+from esper.configs import TolariaConfig, load_config
+from esper.configs.comparison import ARMS
+from esper.configs.load import from_hydra
+from esper.errors import ConfigError
+from esper.launch.run import Outcome, run
+from esper.tracking.recipe import read_recipe
+from esper.train import _compose
+from tests.conftest import tiny_config
+
+TINY = (
+    "experiment=fair_comparison",
+    "model=resnet_small",
+    "model.widths=[4,8]",
+    "model.depths=[1,1]",
+    "model.target_layers=[layer1,layer2]",
+    "dataset=synthetic",
+    "dataset.image_size=8",
+    "dataset.num_examples=320",
+    "dataset.batch_size=32",
+    "dataset.val_split=0.4",
+    "optimization.max_epochs=4",
+    "optimization.warmup_epochs=0.5",
+    "morphogenetic=schedule",
+    "morphogenetic.judged=false",
+    "morphogenetic.holding_epochs=1",
+    "morphogenetic.newborn_warmup_steps=2",
+    "tracking=none",
+    "device=cpu",
+)
+
+
+def train(arm: str, *more: str) -> Outcome:
+    return fit(*TINY, f"arm={arm}", *more)
+
+
+@pytest.fixture(scope="module")
+def grown(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished grown run, in a directory of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("comparison"))
+        return train("grown").run_dir
+
+
+@pytest.fixture
+def beside(grown: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(grown.parents[2])
+    return grown
+
+
+def figures(run_dir: Path) -> dict[str, float]:
+    result = json.loads((run_dir / "status.json").read_text())["result"]
+    assert isinstance(result, dict)
+    return result
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_an_arm_differs_from_grown_in_whether_and_how_it_grows_only(arm: str) -> None:
+    grown, other = (dataclasses.asdict(from_hydra(_compose([*TINY, f"arm={name}"]))) for name in ("grown", arm))
+    assert other.pop("comparison") == {"arm": arm, "grown_run": None, "grown_macs": None}
+    grown.pop("comparison")
+    for key in ("enable_tamiyo", "policy"):
+        grown["morphogenetic"].pop(key)
+        other["morphogenetic"].pop(key)
+    assert other == grown
+
+
+@pytest.mark.parametrize(("arm", "macs"), [("static_flops", "num_macs_before"), ("final_flops", "num_macs")])
+def test_equal_compute_is_what_grown_spent_rounded_up_to_an_epoch(beside: Path, arm: str, macs: str) -> None:
+    spent, result = figures(beside), train(arm).result
+    assert result is not None
+    assert spent["growth_macs"] > 0
+    assert spent["num_macs"] > spent["num_macs_before"]
+    assert result["num_macs"] == spent[macs]
+    one_epoch = result["total_macs"] / result["epochs"]
+    assert spent["total_macs"] <= result["total_macs"] < spent["total_macs"] + one_epoch
+
+
+def test_final_is_what_grown_ended_as_for_as_many_epochs(beside: Path) -> None:
+    outcome = train("final")
+    assert outcome.result is not None
+    assert outcome.result["epochs"] == 4
+    assert outcome.result["num_parameters"] == figures(beside)["num_parameters"]
+    mine, recorded = ([(one.site, one.blueprint_id) for one in read_recipe(d)] for d in (outcome.run_dir, beside))
+    assert mine == recorded != []
+    frozen = load_config(outcome.run_dir / "config.yaml")
+    assert frozen.comparison.grown_run == beside.name
+    assert not Path(frozen.morphogenetic.recipe_path or "/").is_absolute()
+
+
+def test_equal_time_is_told_by_the_speed_of_final_flops(beside: Path) -> None:
+    for left in beside.parent.glob("arm_final_*"):
+        left.rename(beside.parents[1] / left.name)
+    with pytest.raises(ConfigError, match="finish the same command with arm=final_flops first"):
+        train("final_seconds")
+    timed, spent = train("final_flops").result, figures(beside)
+    result = train("final_seconds").result
+    assert timed is not None
+    assert result is not None
+    assert result["epochs"] - 1 < spent["seconds"] / (timed["seconds"] / timed["epochs"]) <= result["epochs"]
+
+
+def test_without_the_grown_run_the_error_names_it_and_nothing_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        ConfigError, match=r"needs the run arm_grown-.*, which is not there; .* arm=grown first"
+    ) as told:
+        train("static_flops")
+    assert "\n" not in str(told.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_grown_run_of_another_seed_does_not_do(beside: Path) -> None:
+    with pytest.raises(ConfigError, match="which is not there"):
+        train("final", "rng_seed=1")
+
+
+def test_the_same_command_shows_the_result_until_grown_is_another(beside: Path) -> None:
+    first = train("static_flops", "description=again")
+    journal = (first.run_dir / "journal.jsonl").read_text()
+    assert train("static_flops") == first
+    assert (first.run_dir / "journal.jsonl").read_text() == journal
+    status = beside / "status.json"
+    finished = status.read_text()
+    content = json.loads(finished)
+    content["result"]["total_macs"] *= 2
+    try:
+        status.write_text(json.dumps(content))
+        with pytest.raises(ConfigError, match=r"began with another grown run than there is now; .*fresh=true"):
+            train("static_flops")
+        again = train("static_flops", "fresh=true").result
+    finally:
+        status.write_text(finished)
+    assert first.result is not None
+    assert again is not None
+    assert again["epochs"] > first.result["epochs"]
+    train("static_flops", "fresh=true")
+
+
+def test_a_dry_run_of_an_arm_needs_no_grown_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert train("final_flops", "dry_run=true").exit_code == 0
+    assert "step 2" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_frozen_configuration_keeps_its_figures_and_another_has_none(beside: Path, tmp_path: Path) -> None:
+    frozen = load_config(train("final_flops").run_dir / "config.yaml")
+    assert run(frozen, tmp_path / "copy").result is not None
+    config: TolariaConfig = tiny_config(morphogenetic__policy="replay", comparison__arm="final")
+    with pytest.raises(ConfigError, match=r'use fit\("arm=final", \.\.\.\)'):
+        run(config, tmp_path / "none")
+    assert not (tmp_path / "none").exists()

@@ -1,0 +1,60 @@
+"""A recipe is read as it was written, or refused in one line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from esper.contracts.recipe import Graft
+from esper.errors import ConfigError
+from esper.tracking.recipe import read_recipe, write_recipe
+
+GRAFT = Graft(graft_id=1, site="layer1.0:beside", blueprint_id="conv3x3", init_seed=7, init_gain=0.5, born_step=3)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    write_recipe(tmp_path / "recipe.json", [GRAFT], host="resnet_small")
+    return tmp_path / "recipe.json"
+
+
+def test_a_recipe_is_read_back_from_its_file_and_from_its_folder(file: Path) -> None:
+    assert read_recipe(file) == read_recipe(file.parent) == [GRAFT]
+
+
+def test_a_folder_without_a_recipe_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no recipe at .*; give a recipe\.json"):
+        read_recipe(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"schema": 2}, "no recipe of schema 1"),
+        ({"grafts": None}, "no recipe of schema 1"),
+        ({"grafts": [{"graft_id": 1}]}, "a graft needs exactly graft_id, site"),
+        ({"grafts": [7]}, "a graft needs exactly graft_id, site"),
+    ],
+)
+def test_content_of_another_shape_is_refused(file: Path, changes: dict[str, Any], told: str) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    with pytest.raises(ConfigError, match=told):
+        read_recipe(file)
+
+
+@pytest.mark.parametrize(("field", "value"), [("site", 3), ("graft_id", 1.5), ("graft_id", True), ("init_gain", "0.5")])
+def test_a_field_of_another_type_is_named(file: Path, field: str, value: Any) -> None:
+    content = json.loads(file.read_text())
+    content["grafts"][0][field] = value
+    file.write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match=f"{field}={value!r} must be of type"):
+        read_recipe(file)
+
+
+def test_a_torn_file_is_refused(file: Path) -> None:
+    file.write_text(file.read_text()[:40])
+    with pytest.raises(ConfigError, match="cannot be read as a recipe"):
+        read_recipe(file)
