@@ -6,9 +6,11 @@ from dataclasses import dataclass
 
 from esper.configs.schema import setting
 
-__all__ = ["BLUEPRINT_CATEGORIES", "INCUBATIONS", "POLICY_NAMES", "MorphogeneticConfig"]
+__all__ = ["BLIND_POLICIES", "BLUEPRINT_CATEGORIES", "INCUBATIONS", "POLICY_NAMES", "MorphogeneticConfig"]
 
 POLICY_NAMES = ("never", "schedule", "random", "heuristic", "learned", "replay")
+BLIND_POLICIES = ("schedule", "random")
+"""Policies that do not look at scores."""
 INCUBATIONS = ("none", "fit", "shadow")
 BLUEPRINT_CATEGORIES = ("residual", "attention", "normalization")
 
@@ -31,6 +33,10 @@ class MorphogeneticConfig:
     adaptation_frequency: int = setting(1, "epochs between consultations of Tamiyo", low=1)
     max_adaptations_per_epoch: int = setting(2, "most decisions carried out in one epoch", low=1)
     adaptation_cooldown: int = setting(3, "epochs before a layer is adapted again", low=0)
+    always_score: bool = setting(
+        True,
+        "score the sites also where the policy does not look at scores (schedule, random); esper simic learns from it",
+    )
     growth_from: float = setting(0.0, "share of training before which nothing is grown", low=0, below=1)
     plateau_epochs: int | None = setting(
         None, "grow before growth_from too once the validation loss has not improved for this many epochs", low=1

@@ -52,10 +52,10 @@ class HealthSignal:
     num_kernels: int
     has_room: bool
     last_adaptation_epoch: int | None
-    score: float | None
-    health: float | None
-    activation_variance: float | None
-    gradient_norm: float | None
+    score: float | None = None
+    health: float | None = None
+    activation_variance: float | None = None
+    gradient_norm: float | None = None
     score_error: float | None = None
     plain_score: float | None = None
     effective_rank: float | None = None

@@ -8,10 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from esper.configs import MorphogeneticConfig
+from esper.configs.morphogenetic import BLIND_POLICIES
 from esper.contracts.decisions import Action, AdaptationDecision
 from esper.contracts.health import HealthSignal
 from esper.errors import EsperError, SurgeryError
 from esper.kasmina import SeedSlot, surgery
+from esper.kasmina.scores import scoring_macs
 from esper.tamiyo import TamiyoClient
 from esper.tolaria import optim
 from esper.tolaria.evaluate import evaluate
@@ -116,16 +118,18 @@ class Growth:
     def _measure(self) -> list[HealthSignal]:
         started = time.monotonic()
         macs_left, parameters_left = self._budget_left()
+        scored = self.config.always_score or self.config.policy not in BLIND_POLICIES
         signals = measure_signals(
             self.life.model,
-            self.life.data.controller(),
+            self.life.data.controller() if scored else None,
             epoch=self.life.state.epoch,
             progress=self.life.state.epoch / self.total_epochs,
             last_adaptation=self.life.last_adaptation,
             macs_left=macs_left,
             parameters_left=parameters_left,
         )
-        cost_macs = 3 * self.life.data.num_controller * self.life.running_macs
+        macs = 3 * self.life.running_macs + scoring_macs(self.life.model)
+        cost_macs = self.life.data.num_controller * macs if scored else 0
         self.life.state.scoring_macs += cost_macs
         self.life.log.scored(signals, cost_macs=cost_macs, cost_s=time.monotonic() - started)
         return signals

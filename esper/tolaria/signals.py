@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 
 from torch import Tensor
@@ -15,7 +16,7 @@ __all__ = ["measure_signals"]
 
 def measure_signals(
     model: MorphableModel,
-    batches: Iterable[tuple[Tensor, Tensor]],
+    batches: Iterable[tuple[Tensor, Tensor]] | None,
     *,
     epoch: int,
     progress: float,
@@ -27,16 +28,16 @@ def measure_signals(
 
     Args:
         model: the network; nothing of it changes.
-        batches: normalised images and labels.
+        batches: normalised images and labels; None: nothing is measured, and every score is None.
         epoch: epochs finished.
         progress: fraction of training done.
         last_adaptation: epoch of the last adaptation by layer.
         macs_left: multiply-accumulates that growing may still add; None without a budget.
         parameters_left: parameters that it may still add; None without a budget.
     """
-    scores = score_sites(model, batches)
     slots = model.all_slots()
-    health_of = health([(slot.site, scores[slot.site.name].score) for slot in slots])
+    scores = score_sites(model, batches) if batches is not None else {}
+    health_of = health([(slot.site, scores[slot.site.name]) for slot in slots if slot.site.name in scores])
     return [
         HealthSignal(
             site=slot.site.name,
@@ -51,12 +52,10 @@ def measure_signals(
             num_kernels=len(slot.kept_grafts),
             has_room=slot.has_room,
             last_adaptation_epoch=last_adaptation.get(slot.site.layer),
-            score=scores[slot.site.name].score,
-            health=health_of[slot.site.name],
-            activation_variance=scores[slot.site.name].activation_variance,
-            gradient_norm=scores[slot.site.name].gradient_norm,
+            health=health_of.get(slot.site.name),
             macs_left=macs_left,
             parameters_left=parameters_left,
+            **(dataclasses.asdict(scores[slot.site.name]) if slot.site.name in scores else {}),
         )
         for slot in slots
     ]

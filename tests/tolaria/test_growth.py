@@ -132,3 +132,25 @@ def test_without_the_judge_whatever_is_added_in_full_stays(run_dir: Path) -> Non
     assert ended["result"]["num_kept"] == ended["result"]["num_grown"] == 1
     assert ended["result"]["judging_macs"] == 0
     assert journal(run_dir, "judgement") == []
+
+
+def test_scoring_changes_no_bit_of_a_training(run_dir: Path, tmp_path: Path) -> None:
+    async def host(trainer: TolariaTrainer) -> dict[str, Tensor]:
+        await trainer.train()
+        return {name: value.clone() for name, value in trainer.run.model.host.state_dict().items()}
+
+    measured = use(tiny_config(morphogenetic__policy="never"), run_dir, host)
+    plain = use(tiny_config(morphogenetic__enable_tamiyo=False), tmp_path / "plain", host)
+    scored = journal(run_dir, "signals")
+    assert scored
+    assert all(signal["score"] is not None for event in scored for signal in event["signals"])
+    assert [name for name in plain if not torch.equal(plain[name], measured[name])] == []
+
+
+def test_a_policy_that_does_not_look_at_scores_need_not_pay_for_them(run_dir: Path) -> None:
+    use(tiny_config(morphogenetic__always_score=False), run_dir, lambda trainer: trainer.train())
+    (event,) = journal(run_dir, "signals")
+    assert {signal["score"] for signal in event["signals"]} == {None}
+    (ended,) = journal(run_dir, "run_ended")
+    assert ended["result"]["scoring_macs"] == 0
+    assert ended["result"]["num_grown"] == 1
