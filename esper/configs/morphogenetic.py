@@ -65,7 +65,7 @@ class MorphogeneticConfig:
     )
 
     improvement_threshold: float = setting(
-        0.02, "relative drop of the judge loss that the lower confidence bound must exceed to keep a module", low=0
+        0.01, "relative drop of the judge loss that the lower confidence bound must exceed to keep a module", low=0
     )
     judged: bool = setting(True, "false: keep every module that is added in full, to see what the judge is worth")
     cost_rent: float = setting(

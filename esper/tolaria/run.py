@@ -30,7 +30,7 @@ from esper.tracking import Follower, Journal
 
 __all__ = ["Run", "open_run"]
 
-_NORM_BATCHES = 50
+_NORM_BATCHES = 20
 """Training batches from which batch-norm statistics are estimated anew."""
 
 
