@@ -12,7 +12,7 @@ from esper.report import curves, drawing
 from esper.report.record import RunRecord, read_run
 from esper.tracking import figures, write_atomically
 
-__all__ = ["write"]
+__all__ = ["environment", "write"]
 
 _MAX_NAMED = 3
 """Sites or modules that a sentence names."""
@@ -25,18 +25,23 @@ def write(run_dir: Path) -> Path:
         RunError: there is no journal in the folder, or it cannot be read.
     """
     record = read_run(run_dir)
-    environment = Environment(
+    page = environment().get_template("page.html.j2").render(_content(record), figures=figures)
+    target = run_dir / "report.html"
+    write_atomically(target, page)
+    return target
+
+
+def environment() -> Environment:
+    """What renders the templates of this package: strict, and everything escaped."""
+    made = Environment(
         loader=PackageLoader("esper.report", "."),
         autoescape=select_autoescape(default=True),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {name: getattr(figures, name) for name in figures.__all__}
-    page = environment.get_template("page.html.j2").render(_content(record), figures=figures)
-    target = run_dir / "report.html"
-    write_atomically(target, page)
-    return target
+    made.filters |= {name: getattr(figures, name) for name in figures.__all__}
+    return made
 
 
 def _content(record: RunRecord) -> dict[str, Any]:
@@ -97,18 +102,17 @@ def _requests(record: RunRecord) -> list[dict[str, Any]]:
 
 def _costs(record: RunRecord) -> list[tuple[str, int]]:
     """Where the multiply-accumulates went: name and MACs, as far as the run has got."""
-    result, started = record.result, record.history.started
-    scoring = sum(event["cost_macs"] for event in record.of_kind("signals"))
-    judging = sum(event["cost_macs"] for event in record.of_kind("judgement"))
-    costs = [("scoring sites", scoring), ("judging modules", judging)]
-    if result is None or started is None:
-        return costs
-    batch_size = started["config"]["dataset"]["batch_size"]
-    culled = [fate for fate in record.history.fates if fate.state == "culled"]
-    lost = sum(3 * batch_size * (fate.state_step - fate.step) * fate.added_macs for fate in culled)
-    rest = result["growth_macs"] - scoring - judging
-    training = [("training", result["train_macs"] - lost), ("training modules that were culled", lost)]
-    return [*training, *costs, ("estimating norm statistics after culling", rest)]
+    result = record.result
+    if result is None:
+        kinds = {"scoring sites": "signals", "trying sites in short forks": "fork", "judging modules": "judgement"}
+        return [(name, sum(event["cost_macs"] for event in record.of_kind(kind))) for name, kind in kinds.items()]
+    discarded = result["discarded_macs"]
+    costs = [("training", result["train_macs"] - discarded), ("training modules that were culled", discarded)]
+    costs.append(("scoring sites", result["scoring_macs"]))
+    for name, key in (("trying sites in short forks", "forking"), ("incubating modules", "incubation")):
+        if result[f"{key}_macs"]:
+            costs.append((name, result[f"{key}_macs"]))
+    return [*costs, ("judging modules", result["judging_macs"])]
 
 
 def _size(record: RunRecord) -> dict[str, int]:
