@@ -34,8 +34,13 @@ def _parser() -> argparse.ArgumentParser:
     sync.add_argument("--uri", help="MLflow tracking URI (default: the run's own)")
     sync.set_defaults(run=_sync)
 
-    report = commands.add_parser("report", help="write report.html of a run")
-    report.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="folder of the run")
+    report = commands.add_parser("report", help="write report.html of a run, or compare runs")
+    report.add_argument("paths", nargs="*", type=Path, metavar="PATH", help="folder of a run, or of runs to compare")
+    report.add_argument("--out", type=Path, metavar="FILE", help="page of a comparison (default: comparison.html)")
+    report.add_argument("--baseline", metavar="LABEL", help="arm that the others are compared with")
+    report.add_argument("--target", type=float, metavar="ACCURACY", help="validation accuracy to reach, e.g. 0.9")
+    report.add_argument("--mlflow", metavar="EXPERIMENT", help="compare the runs of an MLflow experiment")
+    report.add_argument("--uri", help="MLflow tracking URI (default: outputs/mlflow.db)")
     report.set_defaults(run=_report)
 
     simic = commands.add_parser("simic", help="learn a Tamiyo policy from recorded runs")
@@ -63,10 +68,10 @@ def _sync(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from esper.report import page
+    from esper.report import command
 
-    sys.stdout.write(f"{page.write(options.run_dir)}\n")
-    return 0
+    given = {name: getattr(options, name) for name in ("out", "baseline", "target", "mlflow", "uri")}
+    return command.main(options.paths, **given)
 
 
 def _simic(options: argparse.Namespace) -> int:

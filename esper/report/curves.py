@@ -2,43 +2,21 @@
 
 from __future__ import annotations
 
-import io
-import re
-from collections.abc import Callable
 from typing import Any
 
-import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
-from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
 from esper.report.record import RunRecord
+from esper.report.svg import INK, svg
 from esper.tracking.history import Fate
 
 __all__ = ["accuracy_curve", "forest", "health_map", "learning_rate_curve", "loss_curve"]
 
-_INK = "#010203"
-"""Stands for the page's text colour; becomes `currentColor`."""
 _TRAIN, _VAL, _KEPT, _CULLED, _BORN = "#8a94a6", "#3b82f6", "#16a34a", "#ea7317", "#a78bfa"
 _MAX_LABELLED = 10
 """Modules above which labels would overlap; the table has them."""
-_STYLE: Any = {
-    "font.size": 9.5,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "esper",
-    "text.color": _INK,
-    "axes.edgecolor": _INK,
-    "axes.labelcolor": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.6,
-    "grid.color": _INK,
-    "grid.alpha": 0.13,
-    "grid.linewidth": 0.6,
-}
 
 
 def loss_curve(record: RunRecord) -> str:
@@ -52,7 +30,7 @@ def loss_curve(record: RunRecord) -> str:
         axes.yaxis.set_minor_formatter(NullFormatter())
         _growth_marks(axes, record.history.fates)
 
-    return _svg(draw, height=3.1)
+    return svg(draw, height=3.1)
 
 
 def accuracy_curve(record: RunRecord) -> str:
@@ -63,7 +41,7 @@ def accuracy_curve(record: RunRecord) -> str:
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         _growth_marks(axes, record.history.fates)
 
-    return _svg(draw, height=3.1)
+    return svg(draw, height=3.1)
 
 
 def learning_rate_curve(record: RunRecord) -> str:
@@ -76,7 +54,7 @@ def learning_rate_curve(record: RunRecord) -> str:
         axes.grid(True)
         _growth_marks(axes, record.history.fates)
 
-    return _svg(draw, height=1.9)
+    return svg(draw, height=1.9)
 
 
 def health_map(record: RunRecord) -> str:
@@ -100,7 +78,7 @@ def health_map(record: RunRecord) -> str:
         axes.set_xlabel("after epoch")
         axes.figure.colorbar(mesh, ax=axes, label="health", pad=0.02)
 
-    return _svg(draw, height=1.0 + 0.24 * len(sites))
+    return svg(draw, height=1.0 + 0.24 * len(sites))
 
 
 def forest(fates: list[Fate]) -> str:
@@ -118,11 +96,11 @@ def forest(fates: list[Fate]) -> str:
             axes.plot([verdict["lower_bound"], verdict["gain"]], [row, row], color=colour, linewidth=2.2)
             axes.plot([verdict["lower_bound"]] * 2, [row - 0.12, row + 0.12], color=colour, linewidth=2.2)
             axes.plot(verdict["gain"], row, "o", color=colour, markersize=6)
-            axes.plot([verdict["threshold"]] * 2, [row - 0.24, row + 0.24], color=_INK, linewidth=1.2)
+            axes.plot([verdict["threshold"]] * 2, [row - 0.24, row + 0.24], color=INK, linewidth=1.2)
             if is_labelled:
                 label = f"{fate.graft_id}  {fate.blueprint_id} at {fate.site}"
                 axes.text(0.0, row - 0.33, label, transform=axes.get_yaxis_transform(), fontsize=9)
-        axes.axvline(0, color=_INK, linewidth=0.6, alpha=0.5)
+        axes.axvline(0, color=INK, linewidth=0.6, alpha=0.5)
         axes.set_ylim(len(judged) - 0.4, -0.85)
         axes.set_yticks(range(len(judged)), [""] * len(judged) if is_labelled else numbers, fontsize=7)
         axes.tick_params(axis="y", length=0)
@@ -131,7 +109,7 @@ def forest(fates: list[Fate]) -> str:
         axes.set_xlabel("gain: loss without the module − loss with it (nats)")
         axes.grid(True, axis="x")
 
-    return _svg(draw, height=0.75 + (0.55 if is_labelled else 0.16) * len(judged))
+    return svg(draw, height=0.75 + (0.55 if is_labelled else 0.16) * len(judged))
 
 
 def _finest(record: RunRecord, of_steps: str, of_epochs: str) -> tuple[list[int], list[float]]:
@@ -164,18 +142,3 @@ def _growth_marks(axes: Axes, fates: list[Fate]) -> None:
     for step, names in labels.items():
         where: Any = axes.get_xaxis_transform()
         axes.text(step, 1.01, " ".join(names), transform=where, ha="center", va="bottom", fontsize=8)
-
-
-def _svg(draw: Callable[[Axes], None], *, height: float) -> str:
-    # A Figure of its own instead of pyplot: nothing global, safe in any thread.
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(5.2, height), layout="constrained")
-        figure.patch.set_alpha(0)
-        axes = figure.add_subplot()
-        axes.patch.set_alpha(0)
-        draw(axes)
-        out = io.StringIO()
-        figure.savefig(out, format="svg", metadata={"Date": None})
-    svg = out.getvalue()
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
-    return svg.replace(_INK, "currentColor")

@@ -1,0 +1,137 @@
+"""The plots of a comparison: a point a run, a colour and a mark an arm."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
+from numpy.typing import NDArray
+
+from esper.report.arms import Arm
+from esper.report.claims import MARGIN, Claim
+from esper.report.runs import Point
+from esper.report.statistics import mean_interval
+from esper.report.svg import INK, svg
+from esper.tracking.figures import number
+
+__all__ = ["MARKS", "accuracy_against", "accuracy_over_flops", "differences", "mark"]
+
+MARKS = (
+    *(("#16a34a", "o", "●"), ("#8a94a6", "s", "■"), ("#3b82f6", "^", "▲"), ("#ea7317", "D", "◆")),
+    *(("#c026d3", "v", "▼"), ("#0d9488", "P", "✚"), ("#a78bfa", "X", "✖"), ("#ca8a04", "*", "★")),
+)
+"""Colour, marker in the plots, and the same in text; the arms take them in turn."""
+_VERDICT = {"yes": "#16a34a", "no": "#ea7317", "not shown": "#8a94a6"}
+_LOGARITHMIC_FROM = 4
+"""Ratio of largest to smallest value from which an axis is logarithmic."""
+_DECADES_FROM = 30
+"""Ratio from which a logarithmic axis has no labels between powers of ten."""
+
+
+def mark(index: int) -> tuple[str, str, str]:
+    """Colour, marker and sign of the arm at a place in the order."""
+    return MARKS[index % len(MARKS)]
+
+
+def accuracy_against(arms: Sequence[Arm], figure: str, label: str) -> str:
+    """Test accuracy against a figure of the result: every run, and each arm's mean with its 95 % t interval."""
+
+    def draw(axes: Axes) -> None:
+        for index, arm in enumerate(arms):
+            colour, marker, _ = mark(index)
+            across = np.array([_spent(run.figure(figure), figure) for run in arm.runs.values()])
+            up = np.array([run.accuracy for run in arm.runs.values()])
+            axes.plot(across, up, marker, color=colour, alpha=0.35, markersize=4, markeredgewidth=0)
+            mean, half = mean_interval(up)
+            error = None if np.isnan(half) else half
+            axes.errorbar(across.mean(), mean, error, fmt=marker, color=colour, markersize=7, linewidth=1.4, capsize=3)
+        values = [_spent(run.figure(figure), figure) for arm in arms for run in arm.runs.values()]
+        _scale(axes, values)
+        _percent(axes)
+        axes.set_xlabel(label)
+        axes.set_ylabel("test accuracy")
+
+    return svg(draw, height=3.1)
+
+
+def accuracy_over_flops(arms: Sequence[Arm], *, target: float) -> str:
+    """Validation accuracy against the FLOPs spent until then, the mean of each arm's runs; `target` is dotted."""
+
+    def draw(axes: Axes) -> None:
+        for index, arm in enumerate(arms):
+            if not any(run.curve for run in arm.runs.values()):
+                continue
+            # Runs of an arm spend different amounts: they are averaged where each has done the same share of its work.
+            spent, reached = np.mean([_along(run.curve) for run in arm.runs.values() if run.curve], axis=0)
+            colour, marker, _ = mark(index)
+            axes.plot(spent, reached, color=colour, linewidth=1.5)
+            axes.plot(spent[-1:], reached[-1:], marker, color=colour, markersize=5)
+        axes.axhline(target, color=INK, linewidth=0.8, linestyle=(0, (1.5, 2)))
+        axes.xaxis.set_major_locator(MaxNLocator(6))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
+        _percent(axes)
+        axes.set_xlabel("FLOPs spent")
+        axes.set_ylabel("validation accuracy")
+
+    return svg(draw, height=3.1)
+
+
+def differences(claims: Sequence[Claim]) -> str:
+    """Paired differences of each claim: every pair, the mean, its t interval (thick) and bootstrap interval (thin)."""
+
+    def draw(axes: Axes) -> None:
+        for row, claim in enumerate(claims):
+            colour = _VERDICT[claim.verdict]
+            axes.plot(100 * claim.differences, [row] * len(claim.seeds), "|", color=colour, alpha=0.6, markersize=7)
+            for low, high, below, width in (
+                (float(claim.test.low), float(claim.test.high), 0.0, 2.4),
+                (*claim.bootstrap, 0.16, 1.0),
+            ):
+                axes.plot([100 * low, 100 * high], [row + below] * 2, color=colour, linewidth=width)
+            axes.plot(100 * claim.test.mean, row, "o", color=colour, markersize=6)
+            label = f"{claim.ours} against {claim.other}: {claim.verdict}"
+            axes.text(0.0, row - 0.33, label, transform=axes.get_yaxis_transform(), fontsize=9)
+        axes.axvline(0, color=INK, linewidth=0.6, alpha=0.5)
+        axes.axvline(-100 * MARGIN, color=INK, linewidth=0.8, linestyle=(0, (1.5, 2)))
+        axes.set_ylim(len(claims) - 0.4, -0.85)
+        axes.set_yticks([])
+        axes.spines["left"].set_visible(False)
+        axes.margins(x=0.08)
+        axes.set_xlabel("difference in test accuracy (points)")
+        axes.grid(True, axis="x")
+
+    return svg(draw, height=0.75 + 0.55 * len(claims))
+
+
+def _along(curve: Sequence[Point]) -> NDArray[np.float64]:
+    """FLOPs and accuracy (2, 200) at equal shares of what a run spent between its first validation and its last."""
+    spent = np.array([2 * point.macs for point in curve])
+    grid = np.linspace(spent[0], spent[-1], 200)
+    return np.stack([grid, np.interp(grid, spent, [point.accuracy for point in curve])])
+
+
+def _spent(value: float, figure: str) -> float:
+    """MACs that were spent as FLOPs; every other figure as it is."""
+    return 2 * value if figure == "total_macs" else value
+
+
+def _scale(axes: Axes, values: Sequence[float]) -> None:
+    def show(value: float, _: int) -> str:
+        return number(value) if value >= 10 else f"{value:g}"
+
+    if min(values) > 0 and max(values) / min(values) > _LOGARITHMIC_FROM:
+        axes.set_xscale("log")
+        is_short = max(values) / min(values) < _DECADES_FROM
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if is_short else (1.0,), numticks=7))
+        axes.xaxis.set_minor_locator(NullLocator())
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(6))
+    axes.xaxis.set_major_formatter(FuncFormatter(show))
+    axes.margins(x=0.08)
+
+
+def _percent(axes: Axes) -> None:
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.grid(True)

@@ -1,0 +1,114 @@
+"""Statistics of paired runs: plain functions on arrays, over the last axis where one is named."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+__all__ = ["PairedT", "bootstrap_interval", "holm", "mean_interval", "paired_t", "wilcoxon_p"]
+
+Floats = NDArray[np.float64]
+
+_CONFIDENCE = 0.95
+_NUM_RESAMPLES = 9999
+_SAME = 1e-12
+"""Differences of accuracy that vary by less than this do not vary: what is left is rounding."""
+
+
+class PairedT(NamedTuple):
+    """A paired t test; every field has the shape of the leading axes, nan with fewer than two pairs.
+
+    `p` is two-sided against no difference, `low` and `high` the 95 % interval of the mean, `p_not_worse` one-sided
+    against a mean of `-margin` or less, and `lower_bound` the one-sided 95 % bound that goes with it.
+    """
+
+    mean: Any
+    low: Any
+    high: Any
+    p: Any
+    lower_bound: Any
+    p_not_worse: Any
+
+
+def mean_interval(values: Floats) -> tuple[float, float]:
+    """Mean of (n,) values and half the width of its 95 % t interval; that is nan for n < 2."""
+    if len(values) < 2:
+        return float(np.mean(values)) if len(values) else float("nan"), float("nan")
+    half = stats.t.ppf((1 + _CONFIDENCE) / 2, len(values) - 1) * stats.sem(values)
+    return float(np.mean(values)), float(half)
+
+
+def paired_t(differences: Floats, *, margin: float = 0.0) -> PairedT:
+    """Paired t test of differences (..., n) between the two runs of each pair.
+
+    Differences that are all the same leave no doubt: p is 0 or 1.
+    """
+    n = differences.shape[-1]
+    mean = differences.mean(axis=-1) if n else np.full(differences.shape[:-1], np.nan)
+    if n < 2:
+        unknown = np.full_like(mean, np.nan)
+        return PairedT(mean, unknown, unknown, unknown, unknown, unknown)
+    spread = np.ptp(differences, axis=-1)
+    error = np.where(spread > _SAME, differences.std(axis=-1, ddof=1) / np.sqrt(n), 0.0)
+    exact = np.where(np.abs(mean) > _SAME, mean, 0.0)
+
+    def score(above: Floats) -> Floats:
+        certain = np.where(above == 0, 0.0, np.copysign(np.inf, above))
+        return np.where(error > 0, above / np.where(error > 0, error, 1.0), certain)
+
+    student = stats.t(n - 1)
+    half = student.ppf((1 + _CONFIDENCE) / 2) * error
+    return PairedT(
+        mean=mean,
+        low=mean - half,
+        high=mean + half,
+        p=2 * student.sf(np.abs(score(exact))),
+        lower_bound=mean - student.ppf(_CONFIDENCE) * error,
+        p_not_worse=student.sf(score(exact + margin)),
+    )
+
+
+def bootstrap_interval(differences: Floats) -> tuple[float, float]:
+    """95 % BCa bootstrap interval of the mean of (n,) differences, always from the same random numbers.
+
+    Source: Efron (1987), Better bootstrap confidence intervals; nan for n < 2.
+    """
+    if len(differences) < 2:
+        return float("nan"), float("nan")
+    if np.ptp(differences) <= _SAME:
+        return float(differences[0]), float(differences[0])
+    found = stats.bootstrap(
+        (differences,),
+        np.mean,
+        confidence_level=_CONFIDENCE,
+        n_resamples=_NUM_RESAMPLES,
+        random_state=np.random.default_rng(0),
+    ).confidence_interval
+    return float(found.low), float(found.high)
+
+
+def wilcoxon_p(differences: Floats) -> float:
+    """Two-sided p of Wilcoxon's signed-rank test on (n,) differences: a check on the t test that needs no normality."""
+    if len(differences) < 2:
+        return float("nan")
+    if np.all(np.abs(differences) <= _SAME):
+        return 1.0
+    # Differences of accuracies that are equal on paper differ in the last bit; ranks must not.
+    return float(stats.wilcoxon(np.round(differences, 12)).pvalue)
+
+
+def holm(p: Floats) -> Floats:
+    """Holm's adjusted p values of families (..., k); nan counts as a test that showed nothing.
+
+    Source: Holm (1979), A simple sequentially rejective multiple test procedure.
+    """
+    known = np.where(np.isnan(p), 1.0, p)
+    order = np.argsort(known, axis=-1, kind="stable")
+    steps = p.shape[-1] - np.arange(p.shape[-1])
+    ranked = np.maximum.accumulate(np.take_along_axis(known, order, axis=-1) * steps, axis=-1)
+    adjusted = np.empty_like(known)
+    np.put_along_axis(adjusted, order, np.minimum(ranked, 1.0), axis=-1)
+    return np.where(np.isnan(p), np.nan, adjusted)

@@ -1,0 +1,49 @@
+"""A plot as SVG that takes its text colour from the page around it."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+__all__ = ["INK", "svg"]
+
+INK = "#010203"
+"""Stands for the page's text colour; becomes `currentColor`."""
+_STYLE: Any = {
+    "font.size": 9.5,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "esper",
+    "text.color": INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "grid.color": INK,
+    "grid.alpha": 0.13,
+    "grid.linewidth": 0.6,
+}
+
+
+def svg(draw: Callable[[Axes], None], *, height: float) -> str:
+    """What `draw` draws, as an SVG element; `height` is in inches, as the 5.2 of its width."""
+    # A Figure of its own instead of pyplot: nothing global, safe in any thread.
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(5.2, height), layout="constrained")
+        figure.patch.set_alpha(0)
+        axes = figure.add_subplot()
+        axes.patch.set_alpha(0)
+        draw(axes)
+        out = io.StringIO()
+        figure.savefig(out, format="svg", metadata={"Date": None})
+    text = out.getvalue()
+    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    return text.replace(INK, "currentColor")

@@ -1,0 +1,278 @@
+"""Comparisons of runs that are written through the real journal with simulated figures, and of real tiny runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+import json
+import re
+from collections.abc import Mapping
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from esper.cli import main
+from esper.configs import ComparisonConfig, OptimizationConfig
+from esper.contracts.events import RunEnded, RunStarted, Validated
+from esper.errors import RunError
+from esper.report.comparison import Report, compare
+from esper.report.runs import from_folders, from_mlflow
+from esper.tolaria import TolariaTrainer
+from esper.tracking import Journal, sync
+from tests.conftest import tiny_config, use
+
+_MACS = 1_000_000
+
+
+def write_run(
+    folder: Path, *, accuracy: float = 0.9, macs: int = _MACS, status: str = "finished", **changes: Any
+) -> None:
+    """A run as the journal would have it; `macs` is all that it spent, a tenth of it on scoring."""
+    config = tiny_config(**changes)
+    journal = Journal(folder / "journal.jsonl")
+    journal.write(
+        RunStarted(
+            step=0, run_name=folder.name, experiment_name="tiny", total_steps=18, total_epochs=3, num_parameters=100,
+            num_macs=10, num_sites=2, device="cpu", config=dataclasses.asdict(config), environment={"cpu": "a"},
+            resumed_from=None,
+        )
+    )  # fmt: skip
+    for epoch in (1, 2, 3):
+        journal.write(Validated(step=6 * epoch, epoch=epoch, val_loss=1.0, val_accuracy=accuracy * epoch / 3))
+    parts = {"forward": 3, "backward": 6, "scoring": 1, "forking": 0, "incubation": 0, "judging": 0, "discarded": 0}
+    result = {f"{part}_macs": macs * share // 10 for part, share in parts.items()}
+    result |= {"train_macs": macs * 9 // 10, "growth_macs": macs // 10, "total_macs": macs, "test_accuracy": accuracy}
+    result |= {"test_loss": 0.5, "num_parameters": 120, "peak_parameters": 130, "num_macs": 12, "seconds": 4.0}
+    is_finished = status == "finished"
+    reason = "" if is_finished else "the loss is <nan>"
+    journal.write(RunEnded(step=18, status=status, reason=reason, result=result if is_finished else None))
+    journal.close()
+
+
+def write_arms(folder: Path, arms: Mapping[str, tuple[float, int]], *, num_seeds: int = 12) -> None:
+    """Runs of a fair comparison: mean accuracy and MACs by arm, with noise that belongs to the run."""
+    random = np.random.default_rng(0)
+    for arm, (accuracy, macs) in arms.items():
+        for seed, noise in enumerate(random.normal(0, 0.002, num_seeds)):
+            write_run(
+                folder / f"{arm}-{seed}",
+                accuracy=accuracy + noise,
+                macs=macs,
+                rng_seed=seed,
+                comparison=ComparisonConfig(arm=arm),
+            )
+
+
+def compared(folder: Path, **options: Any) -> Report:
+    return compare(from_folders([folder]), **options)
+
+
+def verdicts(report: Report) -> dict[str, str]:
+    return {claim.other: claim.verdict for claim in report.claims}
+
+
+def run_cli(*arguments: str | Path) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main(["report", *map(str, arguments)])
+    assert isinstance(ended.value.code, int)
+    return ended.value.code
+
+
+@pytest.mark.parametrize(
+    ("static_flops", "final_flops", "answer"),
+    [(0.85, 0.85, "Yes"), (0.85, 0.95, "No"), (0.95, 0.85, "No"), (0.85, 0.9, "Not shown")],
+)
+def test_growing_paid_only_if_it_beats_both_arms_of_equal_compute(
+    tmp_path: Path, static_flops: float, final_flops: float, answer: str
+) -> None:
+    arms = {"grown": (0.9, _MACS), "static_flops": (static_flops, _MACS), "final_flops": (final_flops, _MACS)}
+    write_arms(tmp_path, arms)
+    assert compared(tmp_path).headline.startswith(f"Did growing pay? {answer}:")
+
+
+def test_without_an_arm_of_equal_compute_it_is_not_shown_that_growing_paid(tmp_path: Path) -> None:
+    write_arms(tmp_path, {"grown": (0.9, _MACS), "static": (0.8, _MACS), "static_flops": (0.8, _MACS)})
+    assert compared(tmp_path).headline.startswith("Did growing pay? Not shown:")
+    assert "final_flops is missing" in compared(tmp_path).headline
+
+
+def test_a_higher_accuracy_at_more_compute_is_not_a_yes_and_says_the_price(tmp_path: Path) -> None:
+    write_arms(tmp_path, {"grown": (0.9, 2 * _MACS), "static": (0.8, _MACS)})
+    claim = compared(tmp_path).claims[0]
+    assert claim.verdict == "not shown"
+    assert "cost 100.0 % more compute; compare with an arm of equal compute" in claim.reason
+
+
+def test_no_gain_at_more_compute_is_a_no(tmp_path: Path) -> None:
+    write_arms(tmp_path, {"grown": (0.9, 2 * _MACS), "static": (0.9, _MACS)})
+    claim = compared(tmp_path).claims[0]
+    assert claim.verdict == "no"
+    assert "it cost 100.0 % more compute and no gain was shown" in claim.reason
+
+
+@pytest.mark.parametrize(("accuracy", "verdict"), [(0.903, "yes"), (0.898, "not shown"), (0.89, "no")])
+def test_less_compute_is_a_yes_only_if_the_accuracy_is_not_worse(tmp_path: Path, accuracy: float, verdict: str) -> None:
+    write_arms(tmp_path, {"grown": (accuracy, _MACS // 2), "static": (0.9, _MACS)})
+    assert verdicts(compared(tmp_path)) == {"static": verdict}
+
+
+@pytest.mark.parametrize(("num_seeds", "verdict"), [(11, "not shown"), (12, "yes")])
+def test_fewer_than_twelve_pairs_show_nothing(tmp_path: Path, num_seeds: int, verdict: str) -> None:
+    write_arms(tmp_path, {"grown": (0.9, _MACS), "static_flops": (0.7, _MACS)}, num_seeds=num_seeds)
+    assert verdicts(compared(tmp_path)) == {"static_flops": verdict}
+
+
+def test_early_stopping_is_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(tmp_path / "a", comparison__arm="grown")
+    write_run(tmp_path / "b", optimization=OptimizationConfig(max_epochs=3, patience=4), comparison__arm="static")
+    assert run_cli(tmp_path) == 2
+    told = capsys.readouterr().err
+    assert "optimization.patience=4" in told
+    assert told.count("\n") == 1
+    assert not (tmp_path / "comparison.html").exists()
+
+
+def test_two_runs_of_one_arm_and_seed_are_refused(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_run(tmp_path / name, comparison__arm="grown")
+    with pytest.raises(RunError, match="b and a are both grown, seed"):
+        compared(tmp_path)
+
+
+def test_without_arms_the_runs_are_told_apart_by_their_settings_and_the_static_one_is_the_baseline(
+    tmp_path: Path,
+) -> None:
+    for seed in range(2):
+        write_run(tmp_path / f"grows-{seed}", rng_seed=seed)
+        write_run(tmp_path / f"static-{seed}", rng_seed=seed, morphogenetic__enable_tamiyo=False)
+    report = compared(tmp_path)
+    (claim,) = report.claims
+    assert claim.ours == "morphogenetic.enable_tamiyo=true"
+    assert claim.other == "morphogenetic.enable_tamiyo=false"
+    assert not report.comparison.warnings
+
+
+def test_a_baseline_can_be_named_and_one_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    write_arms(tmp_path, {"grown": (0.9, _MACS), "static": (0.8, _MACS), "random": (0.9, _MACS)}, num_seeds=2)
+    claims = compared(tmp_path, baseline="random").claims
+    assert [(claim.ours, claim.other) for claim in claims] == [("grown", "random"), ("static", "random")]
+    with pytest.raises(RunError, match="--baseline 'none': the arms with finished runs are grown, static, random"):
+        compared(tmp_path, baseline="none")
+
+
+def test_another_recipe_is_warned_about_but_the_epochs_of_a_budget_are_not(tmp_path: Path) -> None:
+    write_run(tmp_path / "grown", comparison__arm="grown")
+    write_run(tmp_path / "static_flops", comparison__arm="static_flops", optimization__max_epochs=7)
+    assert compared(tmp_path).comparison.warnings == []
+    write_run(tmp_path / "random", comparison__arm="random", dataset__batch_size=16)
+    (warning,) = compared(tmp_path).comparison.warnings
+    assert "dataset.batch_size is 16 (random); 32 (grown, static_flops)" in warning
+
+
+def test_a_run_that_never_reaches_the_target_counts_as_not_reached(tmp_path: Path) -> None:
+    for seed, accuracy in enumerate((0.9, 0.6, 0.6)):
+        write_run(tmp_path / str(seed), accuracy=accuracy, rng_seed=seed, comparison__arm="grown")
+    reached = compared(tmp_path, target=0.6).arms["grown"]["reached"]
+    assert reached["num_runs"] == 3
+    assert reached["flops"] == pytest.approx(2 * _MACS)  # the median run reaches it last
+    assert compared(tmp_path, target=0.8).arms["grown"]["reached"] == {"num_runs": 1, "flops": None, "seconds": None}
+
+
+class Tags(HTMLParser):
+    """Checks that every tag is closed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        if tag not in ("meta", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_the_command_writes_a_page_that_stands_alone_and_strict_json(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_arms(tmp_path / "runs", {"grown": (0.9, _MACS), "static_flops": (0.91, _MACS)}, num_seeds=12)
+    write_run(tmp_path / "runs" / "failed", status="failed", rng_seed=12, comparison__arm="static_flops")
+    write_run(tmp_path / "runs" / "alone", rng_seed=12, comparison__arm="grown")
+    assert run_cli(tmp_path / "runs") == 0
+    text = (tmp_path / "runs" / "comparison.html").read_text()
+    outside = re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?(?!#)([^"')\s>]+)""", text)
+    assert [address for address in outside if not address.startswith("data:")] == []
+    assert "<script" not in text
+    parser = Tags()
+    parser.feed(text)
+    assert parser.open == []
+    assert "failed: the loss is &lt;nan&gt;" in text
+    assert "unpaired seeds: 12" in text
+    content = json.loads((tmp_path / "runs" / "comparison.json").read_text(), parse_constant=pytest.fail)
+    assert content["headline"].startswith("Did growing pay? No: against static_flops no")
+    assert content["headline"] in html.unescape(text)
+    assert content["left_out"][0]["why"] == "failed: the loss is <nan>"
+    printed = " ".join(capsys.readouterr().out.split())
+    assert content["headline"] in printed
+    assert "unpaired, grown against static_flops: seeds 12" in printed
+    assert "left out: failed: failed: the loss is <nan>" in printed
+
+
+def test_several_paths_are_compared_and_their_page_goes_to_the_file_that_is_named(tmp_path: Path) -> None:
+    for name, grows in (("a", True), ("b", False)):
+        write_run(tmp_path / name, morphogenetic__enable_tamiyo=grows)
+    assert run_cli(tmp_path / "a", tmp_path / "b", "--out", tmp_path / "new" / "page.html") == 0
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["page.html", "page.json"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["empty"], "holds no run folder"),
+        ([], "give folders of runs, or --mlflow"),
+        (["empty", "--target", "90"], "for 90 % say 0.9"),
+        (["empty", "--out", "page.json"], "is an .html file"),
+        (["--mlflow", "x", "--uri", "sqlite:///absent.db"], "no such database"),
+    ],
+)
+def test_what_cannot_be_reported_is_one_line_and_exit_code_2(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str], told: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("empty").mkdir()
+    assert run_cli(*arguments) == 2
+    error = capsys.readouterr().err
+    assert told in error
+    assert error.count("\n") == 1
+
+
+def test_a_run_that_has_not_begun_is_listed(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", comparison__arm="grown")
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "journal.jsonl").touch()
+    (gone,) = compared(tmp_path).comparison.left_out
+    assert (gone.run.name, gone.why) == ("b", "not begun")
+
+
+def test_real_runs_are_compared_and_mlflow_tells_the_same_of_them(tmp_path: Path) -> None:
+    folder, uri = tmp_path / "tiny", f"sqlite:///{tmp_path / 'mlflow.db'}"
+    for name, grows in (("grows", True), ("static", False)):
+        config = tiny_config(morphogenetic__enable_tamiyo=grows)
+        use(config, folder / name, TolariaTrainer.train)
+    assert run_cli(folder) == 0
+    runs = from_folders([folder])
+    for run in runs:
+        assert run.curve[-1].macs <= run.figure("total_macs")
+        assert run.curve[-1].macs == pytest.approx(run.figure("total_macs"), rel=0.25)
+        assert [point.macs for point in run.curve] == sorted(point.macs for point in run.curve)
+    sync.main([folder / "grows", folder / "static"], uri)
+    told = from_mlflow("tiny", uri=uri)
+    assert [(run.name, run.accuracy, run.flops) for run in told] == [
+        (run.name, run.accuracy, run.flops) for run in runs
+    ]
+    assert [len(run.curve) for run in told] == [len(run.curve) for run in runs]
+    assert compare(told).claims[0].sentence == compare(runs).claims[0].sentence

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from esper.report import statistics
+from esper.report.claims import MARGIN, decide
+from esper.report.statistics import PairedT, bootstrap_interval, holm, mean_interval, paired_t, wilcoxon_p
+
+# Student's sleep data (1908): extra hours of sleep of ten patients under two drugs.
+FIRST = np.array([0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0])
+SECOND = np.array([1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4])
+
+
+def test_the_paired_t_test_agrees_with_scipy_and_with_the_published_p() -> None:
+    ours, theirs = paired_t(SECOND - FIRST), stats.ttest_rel(SECOND, FIRST)
+    assert ours.p == pytest.approx(theirs.pvalue)
+    assert ours.p == pytest.approx(0.00283, abs=1e-5)
+    assert (ours.low, ours.high) == pytest.approx(tuple(theirs.confidence_interval(0.95)))
+
+
+def test_being_not_worse_is_the_one_sided_test_against_the_margin() -> None:
+    ours = paired_t(FIRST, margin=0.5)
+    theirs = stats.ttest_1samp(FIRST, -0.5, alternative="greater")
+    assert ours.p_not_worse == pytest.approx(theirs.pvalue)
+    assert ours.lower_bound == pytest.approx(theirs.confidence_interval(0.95).low)
+
+
+def test_one_pair_gives_a_mean_and_no_interval() -> None:
+    test = paired_t(np.array([0.25]))
+    assert test.mean == 0.25
+    assert np.isnan([test.low, test.high, test.p, test.lower_bound, test.p_not_worse]).all()
+    assert np.isnan(mean_interval(np.array([0.25]))[1])
+    assert np.isnan(bootstrap_interval(np.array([0.25]))).all()
+
+
+@pytest.mark.parametrize(("difference", "p"), [(0.0, 1.0), (0.1, 0.0)])
+def test_differences_that_are_all_the_same_leave_no_doubt(difference: float, p: float) -> None:
+    same = np.full(12, difference + 0.3) - 0.3  # with rounding
+    test = paired_t(same, margin=MARGIN)
+    assert test.p == pytest.approx(p)
+    assert test.low == test.high == pytest.approx(difference)
+    assert bootstrap_interval(same) == pytest.approx((difference, difference))
+
+
+def test_the_bootstrap_interval_is_that_of_scipy_and_the_same_every_time() -> None:
+    low, high = bootstrap_interval(SECOND - FIRST)
+    assert bootstrap_interval(SECOND - FIRST) == (low, high)
+    theirs = stats.bootstrap((SECOND - FIRST,), np.mean, n_resamples=20_000, random_state=1).confidence_interval
+    assert (low, high) == pytest.approx(tuple(theirs), abs=0.06)
+
+
+def test_the_bootstrap_interval_covers_the_mean_about_as_often_as_it_says() -> None:
+    draws = np.random.default_rng(3).normal(0.5, 1.0, (60, 25))
+    covered = [low <= 0.5 <= high for low, high in map(bootstrap_interval, draws)]
+    assert np.mean(covered) > 0.83  # 95 %, less what 60 draws and 25 pairs may lack
+
+
+def test_wilcoxon_takes_equal_differences_as_ties_though_their_last_bits_differ() -> None:
+    differences = np.array([0.3 - 0.2, 0.1, 0.2 - 0.1, 0.4 - 0.3, -0.2, 0.5])
+    assert wilcoxon_p(differences) == stats.wilcoxon([0.1, 0.1, 0.1, 0.1, -0.2, 0.5]).pvalue
+    assert wilcoxon_p(np.zeros(5)) == 1.0
+
+
+def test_holm_gives_the_worked_example_and_passes_over_what_is_not_known() -> None:
+    assert holm(np.array([0.01, 0.04, 0.03, 0.005])) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    adjusted = holm(np.array([0.01, np.nan]))
+    assert adjusted[0] == pytest.approx(0.02)
+    assert np.isnan(adjusted[1])
+
+
+def family_verdicts(differences: np.ndarray, cost: float) -> np.ndarray:
+    """Verdicts (simulations, claims) on differences (simulations, claims, n)."""
+    tests = paired_t(differences, margin=MARGIN)
+    p, p_not_worse = holm(tests.p), holm(tests.p_not_worse)
+    return np.array(
+        [
+            [
+                decide(
+                    PairedT(*(field[i, j] for field in tests)),
+                    num_pairs=differences.shape[-1],
+                    p=p[i, j],
+                    p_not_worse=p_not_worse[i, j],
+                    cost=cost,
+                )[0]
+                for j in range(differences.shape[1])
+            ]
+            for i in range(len(differences))
+        ]
+    )
+
+
+@pytest.mark.parametrize(("true", "cost"), [(0.0, 0.0), (-MARGIN, -0.2)], ids=["no gain", "worse by the margin"])
+def test_at_most_one_family_of_claims_in_twenty_holds_a_false_yes(true: float, cost: float) -> None:
+    num_families, num_claims, n = 1500, 7, 12
+    random = np.random.default_rng(7)
+    # The grown arm is in every claim, so that the claims of a family are correlated.
+    grown = random.normal(true, 0.004, (num_families, 1, n))
+    differences = grown - random.normal(0, 0.004, (num_families, num_claims, n))
+    false = (family_verdicts(differences, cost) == "yes").any(axis=1).mean()
+    assert 0 < false <= 0.05 + 1.645 * np.sqrt(0.05 * 0.95 / num_families)
+
+
+def test_the_t_test_on_nulls_is_wrong_as_often_as_it_says() -> None:
+    p = statistics.paired_t(np.random.default_rng(1).normal(0, 1, (20_000, 12))).p
+    assert np.mean(p < 0.05) == pytest.approx(0.05, abs=0.005)
