@@ -1,0 +1,259 @@
+"""Planted bottlenecks: is capacity looked for where it is missing, is a sound network left alone, does growing repair?
+
+A small ResNet is harmed at one known place and trained to half-time. There every site is scored; then the training goes
+on in forks, to the end of a decaying learning rate: without growing, with one module at each site, and with other
+amounts of growth at the harmed one. Controls have no harmful plant: the right answer is not to grow.
+
+    python benchmarks/bottleneck.py --data FOLDER --out FOLDER --jobs 2 --seeds 3
+    python benchmarks/bottleneck.py --data FOLDER --out FOLDER --quick       # one seed, four plants, fewer forks
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import multiprocessing
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from benchmarks.bottleneck_report import report
+from benchmarks.plants import PLANTS, Plant, planted_host
+from benchmarks.trainings import hardware
+from esper.configs import DatasetConfig, OptimizationConfig
+from esper.contracts.recipe import Graft
+from esper.data import DataSplits, ImageSet, Preparation, TrainLoader, load_splits
+from esper.kasmina import MorphableModel, surgery, wrap
+from esper.kasmina.scores import health, score_sites
+from esper.tolaria import optim
+from esper.tolaria.evaluate import example_losses
+from esper.tolaria.schedule import learning_rate
+from esper.tolaria.step import TrainStep
+
+EPOCHS, NUM_TRAIN, NUM_CONTROLLER = 12, 10_000, 2_000
+QUICK = ("clean", "squeeze 3", "squeeze 4, decoy", "width 5")
+_RECIPE = OptimizationConfig(max_epochs=EPOCHS, warmup_epochs=1, decay_fraction=0.5)
+_WARMUP_STEPS = 50
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Growth:
+    """What grows at a site: `num_kernels` modules of a blueprint."""
+
+    site: str
+    blueprint_id: str = "basic_block"
+    gain: float = 0.5
+    num_kernels: int = 1
+    rate: float = 1.0
+
+
+class Trunk:
+    """The data of a job, and trainings on it."""
+
+    def __init__(self, data: str, cache: Path, rng_seed: int) -> None:
+        self.device = torch.device("cpu")
+        if torch.cuda.is_available():
+            self.device = torch.device("cuda", rng_seed % torch.cuda.device_count())
+            torch.cuda.set_device(self.device)
+        config, splits = _load(data, cache)
+        splits = splits.to(self.device)
+        self.prepare = Preparation(
+            mean=splits.mean,
+            std=splits.std,
+            normalize=True,
+            channels_last=self.device.type == "cuda",
+            device=self.device,
+        )
+        chosen = torch.randperm(len(splits.train), generator=torch.Generator().manual_seed(rng_seed))[:NUM_TRAIN]
+        self.loader = TrainLoader(splits.train[chosen.to(self.device)], config, rng_seed=rng_seed, prepare=self.prepare)
+        self.controller = splits.controller[
+            torch.arange(min(NUM_CONTROLLER, len(splits.controller)), device=self.device)
+        ]
+        self.outcome = splits.judge
+        self.total_steps = EPOCHS * self.loader.num_batches
+
+    def batches(self, images: ImageSet) -> Iterator[tuple[Tensor, Tensor]]:
+        """A pass over some images, without augmentation."""
+        return self.prepare.batches(images, 512)
+
+    def train(self, model: MorphableModel, optimizer: Optimizer, first: int, last: int) -> None:
+        """Do the steps from `first` to before `last`."""
+        step = TrainStep(
+            model=model.train(),
+            optimizer=optimizer,
+            loader=self.loader,
+            device=self.device,
+            autocast_dtype=None,
+            clip_norm=None,
+            is_captured=True,
+        )
+        for number in range(first, last):
+            epoch, index = divmod(number, self.loader.num_batches)
+            rate = learning_rate(_RECIPE, number, total_steps=self.total_steps, steps_per_epoch=self.loader.num_batches)
+            optim.set_learning_rates(optimizer, rate, step=number, newborn_warmup_steps=_WARMUP_STEPS)
+            step(epoch=epoch, index=index, step=number)
+
+    def measure(self, model: MorphableModel) -> dict[str, float]:
+        """Loss and accuracy on images that neither training nor scoring has seen."""
+        losses, hits = example_losses(model, self.batches(self.outcome))
+        return {"loss": float(losses.double().mean()), "accuracy": float(hits.double().mean())}
+
+    def fork(self, model: MorphableModel, optimizer: Optimizer, first: int, growth: Growth | None) -> dict[str, Any]:
+        """Finish a copy of a training, with something grown at `first`; the original stays where it is."""
+        kinds = ["width"] if growth is not None and growth.site.endswith(":width") else ["beside"]
+        grown = _wrapped(copy.deepcopy(model.host), kinds)
+        follows = optim.build_optimizer(_RECIPE, grown.named_parameters())
+        optim.load_state_tensors(follows, {name: t.clone() for name, t in optim.state_tensors(optimizer).items()})
+        before = sum(p.numel() for p in grown.parameters())
+        for number in range(growth.num_kernels if growth is not None else 0):
+            assert growth is not None
+            _grow(grown, follows, growth, number + 1, born_step=first, images=self.loader.batch(0, 0)[0][:16])
+        self.train(grown, follows, first, self.total_steps)
+        return self.measure(grown) | {"added_parameters": sum(p.numel() for p in grown.parameters()) - before}
+
+
+def _load(data: str, cache: Path) -> tuple[DatasetConfig, DataSplits]:
+    config = DatasetConfig(name="imagefolder", data_dir=data, image_size=16, val_split=0.4, crop_padding=2)
+    return config, load_splits(config, rng_seed=0, cache_dir=cache)
+
+
+def _wrapped(host: torch.nn.Module, kinds: list[str]) -> MorphableModel:
+    layers = ["layer1", "layer2", "layer3"]
+    return wrap(host, layers, input_shape=(3, 16, 16), site_kinds=kinds, max_kernels_per_seed=4)
+
+
+def _grow(
+    model: MorphableModel, optimizer: Optimizer, growth: Growth, number: int, *, born_step: int, images: Tensor
+) -> None:
+    graft = Graft(
+        graft_id=number,
+        site=growth.site,
+        blueprint_id=growth.blueprint_id,
+        init_seed=number,
+        init_gain=growth.gain,
+        born_step=born_step,
+    )
+    change = surgery.germinate(model, graft, images=images, epoch=0)
+    optim.adopt(optimizer, _RECIPE, change.added, born_step=born_step)
+    for group in optimizer.param_groups:
+        if group["born_step"] == born_step:
+            group["rate"] = growth.rate
+    slot = model.slot(growth.site)
+    surgery.begin_blending(slot, step=0, epoch=0)
+    surgery.set_alpha(slot, step=0, blending_steps=0)
+    surgery.hold(slot, epoch=0)
+    surgery.fossilize(slot, kept_by_judge=True, epoch=0)
+
+
+def variants(plant: Plant) -> dict[str, Growth]:
+    """Other amounts of growth at the harmed site."""
+    if not plant.harmed:
+        return {}
+    site = plant.harmed[0]
+    found = {
+        "gain 1": Growth(site=site, gain=1.0),
+        "three modules": Growth(site=site, num_kernels=3),
+        "rate 3x": Growth(site=site, rate=3.0),
+        "early": Growth(site=site),
+        "early, three modules, gain 1": Growth(site=site, num_kernels=3, gain=1.0),
+    }
+    if plant.kind == "width":
+        found["widen"] = Growth(site=site.replace(":beside", ":width"), blueprint_id="widen")
+    return found
+
+
+def run_job(plant: Plant, rng_seed: int, data: str, cache: Path, *, quick: bool) -> dict[str, Any]:
+    """Train one harmed network to half-time, score its sites, and finish the forks."""
+    torch.set_num_threads(1)
+    started = time.monotonic()
+    trunk = Trunk(data, cache, rng_seed)
+    host = planted_host(plant, rng_seed=rng_seed).to(trunk.device)
+    if trunk.device.type == "cuda":
+        host = host.to(memory_format=torch.channels_last)
+    model = _wrapped(host, ["beside"])
+    optimizer = optim.build_optimizer(_RECIPE, model.named_parameters())
+    quarter, half = trunk.total_steps // 4, trunk.total_steps // 2
+    trunk.train(model, optimizer, 0, quarter)
+    asked = {} if quick else variants(plant)
+    tried = {
+        name: trunk.fork(model, optimizer, quarter, growth)
+        for name, growth in asked.items()
+        if name.startswith("early")
+    }
+    trunk.train(model, optimizer, quarter, half)
+    scores = score_sites(model, trunk.batches(trunk.controller))
+    health_of = health([(slot.site, scores[slot.site.name]) for slot in model.all_slots()])
+    forks = {site: trunk.fork(model, optimizer, half, Growth(site=site)) for site in scores}
+    tried |= {
+        name: trunk.fork(model, optimizer, half, growth)
+        for name, growth in asked.items()
+        if not name.startswith("early")
+    }
+    return {
+        "plant": plant.name,
+        "kind": plant.kind,
+        "harmed": plant.harmed,
+        "rng_seed": rng_seed,
+        "scores": {site: asdict(score) | {"health": health_of[site]} for site, score in scores.items()},
+        "no growth": trunk.fork(model, optimizer, half, None),
+        "forks": forks,
+        "variants": tried,
+        "seconds": time.monotonic() - started,
+    }
+
+
+def main() -> None:
+    """Run all jobs that are not done, print the report, write `bottleneck.jsonl` and `bottleneck.md`."""
+    options = _arguments()
+    options.out.mkdir(parents=True, exist_ok=True)
+    journal = options.out / "bottleneck.jsonl"
+    rows = [json.loads(line) for line in journal.read_text().splitlines()] if journal.exists() else []
+    done = {(row["plant"], row["rng_seed"]) for row in rows}
+    plants = [plant for plant in PLANTS if not options.quick or plant.name in QUICK]
+    jobs = [(plant, seed) for seed in range(1 if options.quick else options.seeds) for plant in plants]
+    waiting = [job for job in jobs if (job[0].name, job[1]) not in done]
+    _load(options.data, options.out / "cache")  # decoded once, not by every job
+    started, running = time.monotonic(), set()
+    with ProcessPoolExecutor(options.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        while waiting or running:
+            while waiting and len(running) < options.jobs and time.monotonic() - started < options.budget_seconds:
+                plant, seed = waiting.pop(0)
+                running.add(pool.submit(run_job, plant, seed, options.data, options.out / "cache", quick=options.quick))
+            if not running:
+                break
+            finished, running = wait(running, return_when=FIRST_COMPLETED)
+            for future in finished:
+                row = future.result()
+                rows.append(row)
+                with journal.open("a") as file:
+                    file.write(json.dumps(row) + "\n")
+                print(f"{row['plant']}, seed {row['rng_seed']}: {row['seconds']:.0f} s", flush=True)
+    told = f"{json.dumps(hardware())}\n\n{report(rows)}"
+    print(told)
+    (options.out / "bottleneck.md").write_text(told + "\n")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="images: DATA/train/CLASS/*, DATA/test/CLASS/*")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the results; what is there is not repeated")
+    parser.add_argument("--seeds", type=int, default=3, help="host seeds of every plant")
+    parser.add_argument("--jobs", type=int, default=2, help="networks at once")
+    parser.add_argument("--budget-seconds", type=float, default=float("inf"), help="start nothing new after this time")
+    parser.add_argument("--quick", action="store_true", help="one seed, few plants, no variants")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
