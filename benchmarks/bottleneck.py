@@ -173,7 +173,7 @@ def variants(plant: Plant) -> dict[str, Growth]:
     return found
 
 
-def run_job(plant: Plant, rng_seed: int, data: str, cache: Path, *, quick: bool) -> dict[str, Any]:
+def run_job(plant: Plant, rng_seed: int, data: str, cache: Path, *, tries_variants: bool) -> dict[str, Any]:
     """Train one harmed network to half-time, score its sites, and finish the forks."""
     torch.set_num_threads(1)
     started = time.monotonic()
@@ -185,7 +185,7 @@ def run_job(plant: Plant, rng_seed: int, data: str, cache: Path, *, quick: bool)
     optimizer = optim.build_optimizer(_RECIPE, model.named_parameters())
     quarter, half = trunk.total_steps // 4, trunk.total_steps // 2
     trunk.train(model, optimizer, 0, quarter)
-    asked = {} if quick else variants(plant)
+    asked = variants(plant) if tries_variants else {}
     tried = {
         name: trunk.fork(model, optimizer, quarter, growth)
         for name, growth in asked.items()
@@ -224,12 +224,17 @@ def main() -> None:
     jobs = [(plant, seed) for seed in range(1 if options.quick else options.seeds) for plant in plants]
     waiting = [job for job in jobs if (job[0].name, job[1]) not in done]
     _load(options.data, options.out / "cache")  # decoded once, not by every job
+    tries_variants = not (options.quick or options.no_variants)
     started, running = time.monotonic(), set()
     with ProcessPoolExecutor(options.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
         while waiting or running:
             while waiting and len(running) < options.jobs and time.monotonic() - started < options.budget_seconds:
                 plant, seed = waiting.pop(0)
-                running.add(pool.submit(run_job, plant, seed, options.data, options.out / "cache", quick=options.quick))
+                running.add(
+                    pool.submit(
+                        run_job, plant, seed, options.data, options.out / "cache", tries_variants=tries_variants
+                    )
+                )
             if not running:
                 break
             finished, running = wait(running, return_when=FIRST_COMPLETED)
@@ -251,6 +256,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=3, help="host seeds of every plant")
     parser.add_argument("--jobs", type=int, default=2, help="networks at once")
     parser.add_argument("--budget-seconds", type=float, default=float("inf"), help="start nothing new after this time")
+    parser.add_argument(
+        "--no-variants", action="store_true", help="one module at each site, no other amounts of growth"
+    )
     parser.add_argument("--quick", action="store_true", help="one seed, few plants, no variants")
     return parser.parse_args()
 

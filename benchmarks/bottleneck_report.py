@@ -8,6 +8,8 @@ from typing import Any
 
 from scipy.stats import binomtest, spearmanr
 
+from esper.configs import MorphogeneticConfig
+
 __all__ = ["READERS", "gate", "recovery", "report", "top"]
 
 Row = Mapping[str, Any]
@@ -107,6 +109,12 @@ def _gates(plants: Sequence[Row], controls: Sequence[Row]) -> str:
             f"With the gate set on the controls of the other seeds: {sum(still)} of {len(still)} controls are left "
             f"alone, {sum(grows)} of {len(grows)} harmed networks grow."
         )
+    default = MorphogeneticConfig().health_threshold
+    left, grown = sum(_least(row) > default for row in controls), sum(_least(row) <= default for row in plants)
+    lines.append(
+        f"With the default health_threshold of {default}: {left} of {len(controls)} controls are left alone, {grown} "
+        f"of {len(plants)} harmed networks grow."
+    )
     return "\n\n".join(lines)
 
 

@@ -5,7 +5,8 @@ Differences are paired by seed, in test accuracy at the last step; compute is al
 - **yes**: the accuracy is higher (paired t test, Holm-adjusted p < 0.05, 95 % interval above 0) at no more than 2 %
   more compute than the other arm; or it is not worse by more than 0.2 points (one-sided, Holm-adjusted p < 0.05, so
   that the 95 % bound lies above -0.2 points) at 5 % less compute or less still.
-- **no**: the accuracy is lower (Holm-adjusted p < 0.05); or no gain was shown although it cost over 2 % more.
+- **no**: the accuracy is lower (Holm-adjusted p < 0.05); or the 95 % interval leaves no room for a gain of 0.2 points
+  (a "no" claims nothing for growth, so nothing is adjusted); or no gain was shown although it cost over 2 % more.
 - **not shown**: everything else, and whatever has fewer than 12 pairs. A higher accuracy that cost more compute is
   not shown either: an arm of equal compute has to say whether the compute alone would have done it.
 """
@@ -130,6 +131,8 @@ def decide(test: statistics.PairedT, *, num_pairs: int, p: float, p_not_worse: f
         return "yes", f"not worse, {bound}, at {_compute(cost)}"
     if p < _LEVEL and mean < 0:
         return "no", found
+    if test.high < MARGIN and cost > -LESS:
+        return "no", f"a gain of {100 * MARGIN:.1f} points is ruled out: {found}"
     if is_higher:
         better = f"it is {100 * mean:.2f} points better and cost {100 * cost:.1f} % more compute"
         return "not shown", f"{better}; compare with an arm of equal compute"

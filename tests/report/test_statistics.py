@@ -105,3 +105,12 @@ def test_at_most_one_family_of_claims_in_twenty_holds_a_false_yes(true: float, c
 def test_the_t_test_on_nulls_is_wrong_as_often_as_it_says() -> None:
     p = statistics.paired_t(np.random.default_rng(1).normal(0, 1, (20_000, 12))).p
     assert np.mean(p < 0.05) == pytest.approx(0.05, abs=0.005)
+
+
+@pytest.mark.parametrize(("mean", "verdict"), [(-0.006, "no"), (-0.002, "not shown"), (0.001, "not shown")])
+def test_a_gain_that_the_interval_rules_out_is_a_no_however_many_claims_there_are(mean: float, verdict: str) -> None:
+    spread = np.linspace(-1, 1, 12)
+    test = paired_t(mean + 0.012 * spread, margin=MARGIN)
+    found, reason = decide(test, num_pairs=12, p=0.5, p_not_worse=1.0, cost=0.0)
+    assert found == verdict
+    assert ("ruled out" in reason) == (float(test.high) < MARGIN)
