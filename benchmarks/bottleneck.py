@@ -5,7 +5,7 @@ on in forks, to the end of a decaying learning rate: without growing, with one m
 amounts of growth at the harmed one. Controls have no harmful plant: the right answer is not to grow.
 
     python benchmarks/bottleneck.py --data FOLDER --out FOLDER --jobs 2 --seeds 3
-    python benchmarks/bottleneck.py --data FOLDER --out FOLDER --quick       # one seed, four plants, fewer forks
+    python benchmarks/bottleneck.py --data FOLDER --out FOLDER --seeds 1 --no-variants --plants clean "squeeze 3"
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from benchmarks.bottleneck_report import report
-from benchmarks.plants import PLANTS, Plant, planted_host
+from benchmarks.plants import PLANTS, UNITS, Plant, planted_host
 from benchmarks.trainings import hardware
 from esper.configs import DatasetConfig, OptimizationConfig
 from esper.contracts.recipe import Graft
@@ -42,7 +42,6 @@ from esper.tolaria.schedule import learning_rate
 from esper.tolaria.step import TrainStep
 
 EPOCHS, NUM_TRAIN, NUM_CONTROLLER = 12, 10_000, 2_000
-QUICK = ("clean", "squeeze 3", "squeeze 4, decoy", "width 5")
 _RECIPE = OptimizationConfig(max_epochs=EPOCHS, warmup_epochs=1, decay_fraction=0.5)
 _WARMUP_STEPS = 50
 
@@ -153,14 +152,12 @@ def _grow(
     surgery.begin_blending(slot, step=0, epoch=0)
     surgery.set_alpha(slot, step=0, blending_steps=0)
     surgery.hold(slot, epoch=0)
-    surgery.fossilize(slot, kept_by_judge=True, epoch=0)
+    surgery.fossilize(slot, epoch=0)
 
 
 def variants(plant: Plant) -> dict[str, Growth]:
-    """Other amounts of growth at the harmed site."""
-    if not plant.harmed:
-        return {}
-    site = plant.harmed[0]
+    """Other amounts of growth at the harmed site; on a control, which shows what they do anyway, in the middle."""
+    site = plant.harmed[0] if plant.harmed else f"{UNITS[2]}:beside"
     found = {
         "gain 1": Growth(site=site, gain=1.0),
         "three modules": Growth(site=site, num_kernels=3),
@@ -209,6 +206,7 @@ def run_job(plant: Plant, rng_seed: int, data: str, cache: Path, *, tries_varian
         "no growth": trunk.fork(model, optimizer, half, None),
         "forks": forks,
         "variants": tried,
+        "device": hardware()["device"],
         "seconds": time.monotonic() - started,
     }
 
@@ -220,11 +218,10 @@ def main() -> None:
     journal = options.out / "bottleneck.jsonl"
     rows = [json.loads(line) for line in journal.read_text().splitlines()] if journal.exists() else []
     done = {(row["plant"], row["rng_seed"]) for row in rows}
-    plants = [plant for plant in PLANTS if not options.quick or plant.name in QUICK]
-    jobs = [(plant, seed) for seed in range(1 if options.quick else options.seeds) for plant in plants]
+    asked = options.plants or [plant.name for plant in PLANTS]
+    jobs = [(plant, seed) for seed in range(options.seeds) for plant in PLANTS if plant.name in asked]
     waiting = [job for job in jobs if (job[0].name, job[1]) not in done]
     _load(options.data, options.out / "cache")  # decoded once, not by every job
-    tries_variants = not (options.quick or options.no_variants)
     started, running = time.monotonic(), set()
     with ProcessPoolExecutor(options.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
         while waiting or running:
@@ -232,19 +229,27 @@ def main() -> None:
                 plant, seed = waiting.pop(0)
                 running.add(
                     pool.submit(
-                        run_job, plant, seed, options.data, options.out / "cache", tries_variants=tries_variants
+                        run_job,
+                        plant,
+                        seed,
+                        options.data,
+                        options.out / "cache",
+                        tries_variants=not options.no_variants,
                     )
                 )
             if not running:
                 break
             finished, running = wait(running, return_when=FIRST_COMPLETED)
             for future in finished:
+                if (error := future.exception()) is not None:
+                    print(f"a job failed: {error!r}", flush=True)
+                    continue
                 row = future.result()
                 rows.append(row)
                 with journal.open("a") as file:
                     file.write(json.dumps(row) + "\n")
                 print(f"{row['plant']}, seed {row['rng_seed']}: {row['seconds']:.0f} s", flush=True)
-    told = f"{json.dumps(hardware())}\n\n{report(rows)}"
+    told = report(rows)
     print(told)
     (options.out / "bottleneck.md").write_text(told + "\n")
 
@@ -259,7 +264,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--no-variants", action="store_true", help="one module at each site, no other amounts of growth"
     )
-    parser.add_argument("--quick", action="store_true", help="one seed, few plants, no variants")
+    names = [plant.name for plant in PLANTS]
+    parser.add_argument(
+        "--plants", nargs="+", choices=names, metavar="PLANT", help=f"only these of: {', '.join(names)}"
+    )
     return parser.parse_args()
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import mean, median, stdev
 from typing import Any
 
+import torch
 from scipy.stats import binomtest, spearmanr
 
 from esper.configs import MorphogeneticConfig
@@ -23,6 +24,7 @@ READERS: Mapping[str, Callable[[Mapping[str, Any]], float]] = {
     "gradient norm": lambda site: site["gradient_norm"],
     "- narrowest width": lambda site: -site["narrowest_width"],
 }
+_ONE = "one module, gain 0.5"
 _CHANNELS = {"layer1": 16, "layer2": 32, "layer3": 64}
 
 
@@ -32,7 +34,9 @@ def report(rows: Sequence[Row]) -> str:
     controls = [row for row in rows if not row["harmed"]]
     if not plants:
         return "No harmed network has been trained yet."
-    return "\n\n".join([_readers(plants), _gates(plants, controls), _recoveries(plants, controls), _variants(rows)])
+    devices = ", ".join(f"{sum(row['device'] == name for row in rows)} networks on {name}" for name in _devices(rows))
+    tables = [_readers(plants), _gates(plants, controls), _recoveries(plants, controls), _variants(rows)]
+    return "\n\n".join([f"{devices}; torch {torch.__version__}.", *tables])
 
 
 def top(row: Row, reader: str) -> str:
@@ -50,6 +54,10 @@ def gate(controls: Sequence[Row], rng_seed: int) -> float | None:
     """Health below which nothing grew on the controls of all other seeds; None without such controls."""
     others = [_least(row) for row in controls if row["rng_seed"] != rng_seed]
     return min(others) if others else None
+
+
+def _devices(rows: Sequence[Row]) -> list[str]:
+    return sorted({row["device"] for row in rows})
 
 
 def _read(row: Row, reader: str, site: str) -> float:
@@ -80,9 +88,9 @@ def _readers(plants: Sequence[Row]) -> str:
             for row in plants
             if len({_read(row, reader, site) for site in row["forks"]}) > 1
         ]
-        rank = mean(float(found.statistic) for found in ranks)
+        rank = f"{mean(float(found.statistic) for found in ranks):.2f}" if ranks else "–"
         share = f"{hits} of {len(plants)} ({100 * hits / len(plants):.0f} %)"
-        lines.append(f"| {reader} | {share} | {100 * interval.low:.0f} to {100 * interval.high:.0f} % | {rank:.2f} |")
+        lines.append(f"| {reader} | {share} | {100 * interval.low:.0f} to {100 * interval.high:.0f} % | {rank} |")
     best = sum(max(row["forks"], key=lambda site, row=row: _gain(row, site)) in row["harmed"] for row in plants)
     lines += ["", f"By chance 17 %. Growing there had the largest gain of all sites in {best} of {len(plants)}."]
     by_kind = ", ".join(
@@ -128,7 +136,7 @@ def _recoveries(plants: Sequence[Row], controls: Sequence[Row]) -> str:
     lines = [
         "### How much of the lost accuracy does one module at half-time give back?",
         "",
-        "| plant | n | points lost | oracle | score | random site | narrowest | effective rank |",
+        "| plant | n | points lost | harmed site | score | random site | narrowest | effective rank |",
         "|---|---|---|---|---|---|---|---|",
     ]
     rows = [row for row in plants if row["rng_seed"] in unharmed]
@@ -150,28 +158,47 @@ def _recoveries(plants: Sequence[Row], controls: Sequence[Row]) -> str:
             share(_at(lambda row: top(row, "- effective rank / channels"))),
         ]
         lines.append(f"| {name} | {len(some)} | {100 * mean(lost):.1f} | " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", "Oracle: the harmed site. Shares are of sums over networks."])
+    return "\n".join([*lines, "", "Shares are of sums over networks."])
 
 
 def _variants(rows: Sequence[Row]) -> str:
     unharmed = {row["rng_seed"]: row["no growth"]["accuracy"] for row in rows if row["plant"] == "clean"}
     some = [row for row in rows if row["harmed"] and row["variants"] and row["rng_seed"] in unharmed]
+    controls = [row for row in rows if not row["harmed"] and row["variants"]]
     lines = [
-        "### More growth at the harmed site",
+        f"### More growth at the harmed site; the same in the middle of {len(controls)} controls",
         "",
-        "| variant | n | given back | points over one module |",
-        "|---|---|---|---|",
+        "| variant | n | given back | points over one module | points over no growth | the same in controls |",
+        "|---|---|---|---|---|---|",
     ]
-    names = ["one module, gain 0.5", *dict.fromkeys(name for row in some for name in row["variants"])]
-    for name in names:
-        with_it = [(row, row["variants"].get(name, row["forks"][row["harmed"][0]])) for row in some]
-        if name not in names[:1]:
-            with_it = [(row, found) for row, found in with_it if name in row["variants"]]
-        if not with_it:
-            continue
-        lost = sum(unharmed[row["rng_seed"]] - row["no growth"]["accuracy"] for row, _ in with_it)
-        given = sum(found["accuracy"] - row["no growth"]["accuracy"] for row, found in with_it)
-        over = [100 * (found["accuracy"] - row["forks"][row["harmed"][0]]["accuracy"]) for row, found in with_it]
-        error = stdev(over) / len(over) ** 0.5 if len(over) > 1 else float("nan")
-        lines.append(f"| {name} | {len(with_it)} | {100 * given / lost:.0f} % | {mean(over):+.2f} ± {error:.2f} |")
+    for name in [_ONE, *dict.fromkeys(name for row in some for name in row["variants"])]:
+        tried = [(row, found) for row in some if (found := _outcome(row, name)) is not None]
+        lost = sum(unharmed[row["rng_seed"]] - row["no growth"]["accuracy"] for row, _ in tried)
+        gains = [found - row["no growth"]["accuracy"] for row, found in tried]
+        over = [found - _required(row) for row, found in tried]
+        control = [
+            found - row["no growth"]["accuracy"] for row in controls if (found := _outcome(row, name)) is not None
+        ]
+        cells = (name, len(tried), f"{100 * sum(gains) / lost:.0f} %", _points(over), _points(gains), _points(control))
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines)
+
+
+def _outcome(row: Row, variant: str) -> float | None:
+    """Accuracy with a variant, at the harmed site or in the middle of a control."""
+    if variant == _ONE:
+        return _required(row)
+    found = row["variants"].get(variant)
+    return None if found is None else float(found["accuracy"])
+
+
+def _required(row: Row) -> float:
+    site = row["harmed"][0] if row["harmed"] else list(row["forks"])[2]
+    return float(row["forks"][site]["accuracy"])
+
+
+def _points(values: Sequence[float]) -> str:
+    if not values:
+        return "–"
+    error = f" ± {100 * stdev(values) / len(values) ** 0.5:.2f}" if len(values) > 1 else ""
+    return f"{100 * mean(values):+.2f}{error}"

@@ -21,6 +21,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
+from scipy.stats import spearmanr
 from torch import Tensor
 
 from benchmarks.trainings import EXPERIMENT, arguments, hardware
@@ -67,7 +68,7 @@ def summary(rows: list[dict[str, Any]]) -> str:
         if mine:
             judged, final = (statistics.mean(row[key] for row in mine) for key in ("judged", "final"))
             lines.append(f"| {blueprint} | {len(mine)} | {100 * judged:.1f} % | {100 * final:.1f} % |")
-    rank = _spearman([row["judged"] for row in rows], [row["final"] for row in rows])
+    rank = spearmanr([row["judged"] for row in rows], [row["final"] for row in rows]).statistic
     lines += ["", f"Rank correlation of judged and final gain over {len(rows)} forks: {rank:.2f}.", ""]
     lines += ["| improvement_threshold | kept | of these helped in the end | mean final gain: kept, culled |"]
     lines += ["|---|---|---|---|"]
@@ -118,7 +119,7 @@ def _config(seed: int, data: str, epochs: int, checkpoint: str | None = None) ->
         optimization=OptimizationConfig(max_epochs=epochs),
         morphogenetic=MorphogeneticConfig(policy="never", adaptation_frequency=1000, holding_epochs=1000),
         logging=LoggingConfig(log_interval=1000),
-        checkpoint=CheckpointConfig(save_best=False, resume_from=checkpoint),
+        checkpoint=CheckpointConfig(save_best=False, save_interval=10**6, auto_resume=False, resume_from=checkpoint),
         tracking=TrackingConfig(name="none"),
         experiment_name=EXPERIMENT,
         rng_seed=seed,
@@ -173,12 +174,6 @@ async def _finish(
 def _judged(trainer: TolariaTrainer, site: str) -> tuple[Tensor, Tensor]:
     model, data = trainer.run.model, trainer.run.life.data
     return paired_losses(model, model.slot(site), judge_batches=data.judge, norm_images=data.norm_images)
-
-
-def _spearman(a: list[float], b: list[float]) -> float:
-    from scipy.stats import spearmanr
-
-    return float(spearmanr(a, b).statistic)
 
 
 if __name__ == "__main__":

@@ -7,18 +7,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from esper import urza
 from esper.configs import MorphogeneticConfig, TolariaConfig
+from esper.configs.model import SITE_KINDS
 from esper.data import DataSplits, ImageSet, Preparation, TrainLoader, load_splits
 from esper.errors import ConfigError
 from esper.kasmina import MorphableModel, find_blocks, wrap
 from esper.models import build_host, checkpoint_blocks
 from esper.tamiyo import LocalTamiyo, TamiyoClient
+from esper.tracking.recipe import read_recipe
 
 __all__ = ["EVALUATION_BATCH", "Parts", "parts", "select_device"]
 
+_NO_LIMIT = 10**6
 EVALUATION_BATCH = 512
 """Images in a batch of evaluating, scoring and judging."""
 
@@ -96,6 +99,8 @@ def _build_model(config: TolariaConfig, splits: DataSplits, device: torch.device
     host = host.to(device)
     host = host.to(memory_format=torch.channels_last if config.channels_last else torch.contiguous_format)
     grows = config.morphogenetic.enable_tamiyo
+    if grows and config.morphogenetic.policy == "replay":
+        return _wrap_for_replay(config, host, input_shape=(channels, height, width))
     model = wrap(
         host,
         config.model.target_layers if grows else [],
@@ -108,6 +113,27 @@ def _build_model(config: TolariaConfig, splits: DataSplits, device: torch.device
         _require_blueprints(config.morphogenetic, model)
     if config.model.gradient_checkpointing:
         checkpoint_blocks([host.get_submodule(name) for name in find_blocks(host, config.model.target_layers)])
+    return model
+
+
+def _wrap_for_replay(config: TolariaConfig, host: nn.Module, *, input_shape: tuple[int, int, int]) -> MorphableModel:
+    """Sites of every kind, without limits: the recipe says what stands where, and it must fit."""
+    path = Path(config.morphogenetic.recipe_path or "")
+    recipe = read_recipe(path.expanduser())
+    model = wrap(
+        host,
+        config.model.target_layers,
+        _NO_LIMIT,
+        input_shape=input_shape,
+        max_kernels_per_seed=_NO_LIMIT,
+        site_kinds=SITE_KINDS,
+    )
+    sites = {slot.site.name for slot in model.all_slots()}
+    if missing := [graft.site for graft in recipe if graft.site not in sites]:
+        raise ConfigError(
+            f"morphogenetic.recipe_path={path}: it grew at {missing[0]}, which this network does not have; use the "
+            "model settings of the recorded run"
+        )
     return model
 
 
@@ -129,6 +155,6 @@ def _require_blueprints(config: MorphogeneticConfig, model: MorphableModel) -> N
         ):
             return
     raise ConfigError(
-        "morphogenetic: no allowed blueprint fits any site; widen blueprint, blueprint_categories or "
-        "max_blueprint_complexity"
+        "morphogenetic: no allowed blueprint fits any site; allow more by blueprint, blueprint_categories, "
+        "max_blueprint_complexity or model.site_kinds"
     )

@@ -192,6 +192,16 @@ def _check_growth(config: TolariaConfig) -> None:
             f"morphogenetic.growth_from={growth.growth_from:g}: allowed is below morphogenetic.growth_until="
             f"{growth.growth_until:g}"
         )
+    if growth.incubation != "none" and config.autocast_dtype == "float16":
+        raise ConfigError(
+            f"morphogenetic.incubation={growth.incubation}: its gradients vanish in autocast_dtype=float16; use "
+            "bfloat16, or incubation=none"
+        )
+    if growth.alpha_search and growth.incubation == "none":
+        raise ConfigError(
+            "morphogenetic.alpha_search=true: there is nothing to search for before a module has been trained; set "
+            "morphogenetic.incubation=fit or shadow"
+        )
     if growth.plateau_epochs is not None and not growth.growth_from:
         raise ConfigError(
             f"morphogenetic.plateau_epochs={growth.plateau_epochs}: it lets growth begin before "

@@ -89,7 +89,7 @@ class MorphogeneticConfig:
         "change at first)",
         choices=("gain", "identity"),
     )
-    insertion_gain: float = setting(0.5, "insertion=gain: output scale at birth", above=0, high=1)
+    insertion_gain: float = setting(1.0, "insertion=gain: output scale at birth", above=0, high=1)
     insertion_gain_rate: float = setting(1.0, "factor on the learning rate of a newborn's output scale", above=0)
     incubation: str = setting(
         "none",

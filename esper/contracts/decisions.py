@@ -27,7 +27,8 @@ class AdaptationDecision:
         confidence: how sure the policy is, in [0, 1].
         reasoning: one sentence for the journal.
         site: exact site; `None` means the first free one in `target_layer`.
-        alternatives: other sites that are nearly as good; short forks settle between `site` and them.
+        alternatives: other sites that are nearly as good, each with what would grow there; short forks settle between
+            them and `site`.
         action: defaults to germinate when `should_adapt`, else none.
     """
 
@@ -38,7 +39,7 @@ class AdaptationDecision:
     reasoning: str = ""
     site: str | None = None
     action: Action | None = None
-    alternatives: tuple[str, ...] = ()
+    alternatives: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         if self.action is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -46,6 +46,7 @@ class SeedSlot(nn.Module):
         self.blend_start: int | None = None
         self.grafts: list[Graft] = []
         self._silenced = False
+        self._join: Callable[[Tensor, Tensor], Tensor] | None = None
         # Not part of the state dict's contract of weights, but saved with it: blending survives a resume.
         self.register_buffer("alpha", torch.zeros(()))
 
@@ -116,6 +117,15 @@ class SeedSlot(nn.Module):
         finally:
             self._silenced = False
 
+    @contextmanager
+    def joined(self, join: Callable[[Tensor, Tensor], Tensor]) -> Iterator[None]:
+        """Let `join(kernel input, output so far)` stand for the live kernel in the forward pass for a while."""
+        self._join = join
+        try:
+            yield
+        finally:
+            self._join = None
+
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Add the kernels to the output of the module at the site's end.
 
@@ -129,6 +139,8 @@ class SeedSlot(nn.Module):
         reads_output = self.site.kind == "after"
         for graft in self.kept_grafts:
             y = self.kernel(graft).join(y if reads_output else x, y)
+        if self._join is not None:
+            return self._join(y if reads_output else x, y)
         if self.state in _RUNNING and not self._silenced:
             y = y + self.alpha * self.kernel(self.live_graft)(y if reads_output else x)
         return y

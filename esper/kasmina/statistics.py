@@ -16,10 +16,11 @@ def reestimate_norms(model: nn.Module, images: Iterable[Tensor]) -> None:
     """Replace running means and variances of all batch norms by plain averages over some batches.
 
     After a branch is removed, statistics gathered with it are wrong for what remains. Parameters are not touched;
-    the model's mode is restored.
+    the model's mode is restored, and norms that are not run (those of a kernel that incubates) keep what they have.
     """
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     momenta = [norm.momentum for norm in norms]
+    saved = [{name: buffer.clone() for name, buffer in norm.named_buffers()} for norm in norms]
     was_training = model.training
     try:
         for norm in norms:
@@ -30,8 +31,10 @@ def reestimate_norms(model: nn.Module, images: Iterable[Tensor]) -> None:
             for batch in images:
                 model(batch)
     finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
+        for norm, momentum, before in zip(norms, momenta, saved, strict=True):
             norm.momentum = momentum
+            if norm.num_batches_tracked is not None and int(norm.num_batches_tracked) == 0:
+                norm.load_state_dict(before, strict=False)
         model.train(was_training)
 
 

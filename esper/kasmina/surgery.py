@@ -98,10 +98,9 @@ def hold(slot: SeedSlot, *, epoch: int) -> tuple[str, ...]:
     return passed
 
 
-def fossilize(slot: SeedSlot, *, kept_by_judge: bool, epoch: int) -> Graft:
+def fossilize(slot: SeedSlot, *, epoch: int) -> Graft:
     """HOLDING → FOSSILIZED: the kernel is part of the host from now on."""
     graft = slot.live_graft
-    _require(f"site {slot.site.name!r} cannot fossilize", kept_by_judge=kept_by_judge)
     slot.enter(_S.FOSSILIZED, epoch=epoch)
     return graft
 

@@ -77,13 +77,14 @@ def group(runs: Sequence[Run], *, baseline: str | None = None) -> Comparison:
         RunError: a run was allowed to stop early, two runs are the same arm and seed, or there is no such baseline.
     """
     for run in runs:
-        if run.settings.get("optimization.patience", "null") != "null":
+        if run.status != "set aside" and run.settings.get("optimization.patience", "null") != "null":
             raise RunError(
                 f"{run.name}: optimization.patience={run.settings['optimization.patience']} stopped it when its "
                 "validation said so, which no comparison survives; train again with optimization.patience=null"
             )
     is_fair = any(_arm(run) for run in runs)
-    labels = [_arm(run) or "" for run in runs] if is_fair else _labels(runs)
+    compared = () if is_fair else _told_apart_by(runs)
+    labels = [_arm(run) or "" for run in runs] if is_fair else _labels(runs, compared)
     arms: dict[str, dict[int, Run]] = {}
     left_out = []
     for run, label in zip(runs, labels, strict=True):
@@ -96,7 +97,7 @@ def group(runs: Sequence[Run], *, baseline: str | None = None) -> Comparison:
         seeds[run.seed] = run
     order = [arm for arm in ARMS if arm in arms] if is_fair else sorted(arms)
     found = [Arm(label=label, runs=arms[label], enables_growth=_grows(arms[label])) for label in order]
-    warnings = [*_recipe_differences(found, is_fair=is_fair), *_machine_differences(found)]
+    warnings = [*_recipe_differences(found, is_fair=is_fair, compared=compared), *_machine_differences(found)]
     base = "grown" if is_fair and "grown" in arms else None
     if baseline is not None:
         if baseline not in arms:
@@ -139,8 +140,8 @@ def _differing(runs: Sequence[Run]) -> list[str]:
     return sorted(found, key=lambda name: (not name.startswith("morphogenetic.enable"), not name.startswith("morph")))
 
 
-def _labels(runs: Sequence[Run]) -> list[str]:
-    """A label for each run from as few settings as tell the arms apart."""
+def _told_apart_by(runs: Sequence[Run]) -> Sequence[str]:
+    """As few settings as tell the arms apart; what else differs goes along with these."""
     chosen: list[str] = []
     num_told = 1
     for name in _differing(runs):
@@ -148,6 +149,10 @@ def _labels(runs: Sequence[Run]) -> list[str]:
         told = {tuple(run.settings.get(key) for key in tried) for run in runs if run.settings}
         if len(told) > num_told:
             chosen, num_told = tried, len(told)
+    return chosen
+
+
+def _labels(runs: Sequence[Run], chosen: Sequence[str]) -> list[str]:
     full = [", ".join(f"{name}={run.settings.get(name)}" for name in chosen) for run in runs]
     if max(map(len, full)) > _MAX_LABEL:
         short = [(name, name.rpartition(".")[2]) for name in chosen]
@@ -155,10 +160,10 @@ def _labels(runs: Sequence[Run]) -> list[str]:
     return [label or "all runs" for label in full]
 
 
-def _recipe_differences(arms: Sequence[Arm], *, is_fair: bool) -> Iterator[str]:
+def _recipe_differences(arms: Sequence[Arm], *, is_fair: bool, compared: Sequence[str]) -> Iterator[str]:
     runs = [run for arm in arms for run in arm.runs.values()]
     for name in _differing(runs):
-        if name.startswith(("morphogenetic.", "comparison.")):
+        if name.startswith(("morphogenetic.", "comparison.")) or name in compared:
             continue
         is_epochs = is_fair and name == "optimization.max_epochs"
         values: dict[str, list[str]] = {}
@@ -168,7 +173,7 @@ def _recipe_differences(arms: Sequence[Arm], *, is_fair: bool) -> Iterator[str]:
                     values.setdefault(value, []).append(arm.label)
         if len(values) > 1:
             told = "; ".join(f"{value} ({', '.join(labels)})" for value, labels in sorted(values.items()))
-            yield f"The recipes differ in more than growth: {name} is {told}."
+            yield f"The recipes differ in more than what is compared: {name} is {told}."
 
 
 def _machine_differences(arms: Collection[Arm]) -> Iterator[str]:

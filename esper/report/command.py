@@ -24,7 +24,7 @@ def main(
     mlflow: str | None = None,
     uri: str | None = None,
 ) -> int:
-    """Write `report.html` for the folder of one run; for anything else compare, and print the table.
+    """Write `report.html` for the folder of one run alone; for anything else compare, and print the table.
 
     Args:
         paths: folders of runs, or folders with runs somewhere below them.
@@ -39,11 +39,14 @@ def main(
     """
     if bool(paths) == (mlflow is not None):
         raise RunError("esper report: give folders of runs, or --mlflow EXPERIMENT; one of the two")
+    if uri is not None and mlflow is None:
+        raise RunError(f"--uri {uri}: goes with --mlflow EXPERIMENT, folders need none; give that or leave it out")
     if target is not None and not 0 < target <= 1:
         raise RunError(f"--target {target:g}: an accuracy lies above 0 and is at most 1; for 90 % say 0.9")
     if out is not None and out.suffix != ".html":
         raise RunError(f"--out {out}: the page is an .html file, and the figures go beside it as .json; name one")
-    if len(paths) == 1 and (paths[0] / "journal.jsonl").is_file() and out is None:
+    is_compared = any(option is not None for option in (out, baseline, target))
+    if len(paths) == 1 and (paths[0] / "journal.jsonl").is_file() and not is_compared:
         sys.stdout.write(f"{page.write(paths[0])}\n")
         return 0
     found = runs.from_folders(paths) if mlflow is None else runs.from_mlflow(mlflow, uri=uri)

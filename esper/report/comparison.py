@@ -86,7 +86,12 @@ def write(report: Report, target: Path) -> None:
         plots=_plots(report),
         forest=Markup(plots.differences(report.claims)) if report.claims else None,
         parts=_PARTS,
-        rules={"equal": f"{EQUAL:.0%}", "less": f"{LESS:.0%}", "margin": f"{100 * MARGIN:g}", "pairs": MIN_PAIRS},
+        rules={
+            "equal": f"{100 * EQUAL:g} %",
+            "less": f"{100 * LESS:g} %",
+            "margin": f"{100 * MARGIN:g}",
+            "pairs": MIN_PAIRS,
+        },
     )
     target.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(target, page)
@@ -112,6 +117,8 @@ def printed(report: Report) -> Iterator[RenderableType]:
     for claim in report.claims:
         yield Text(claim.sentence, style=style.get(claim.verdict, ""))
     for claim in report.claims:
+        if claim.warning:
+            yield Text(claim.warning, style="yellow")
         if claim.unpaired:
             seeds = ", ".join(map(str, claim.unpaired))
             yield Text(f"unpaired, {claim.ours} against {claim.other}: seeds {seeds}", style="yellow")
@@ -133,7 +140,7 @@ def _figures(arm: Arm, *, target: float) -> dict[str, Any]:
         for name in ("num_parameters", "num_macs", "total_macs", "seconds")
     }
     peaks = [float(run.result["peak_parameters"]) for run in runs if run.result and "peak_parameters" in run.result]
-    charged = {part: _mean([2 * float((run.result or {}).get(f"{part}_macs", 0)) for run in runs]) for part in _PARTS}
+    charged = {part: _charged(runs, part) for part in _PARTS}
     growth = _mean([run.figure("growth_macs") / run.figure("total_macs") for run in runs])
     return {
         "n": len(runs),
@@ -147,6 +154,12 @@ def _figures(arm: Arm, *, target: float) -> dict[str, Any]:
         "charged_flops": charged,
         "reached": _reached(runs, target=target),
     }
+
+
+def _charged(runs: Sequence[Run], part: str) -> float | None:
+    """Mean FLOPs that went into a part of the work; None if a run does not tell, as the first ones do not."""
+    found = [run.result[f"{part}_macs"] for run in runs if run.result and f"{part}_macs" in run.result]
+    return 2 * _mean(found) if len(found) == len(runs) else None
 
 
 def _reached(runs: Sequence[Run], *, target: float) -> dict[str, Any]:
@@ -189,7 +202,9 @@ def _content(report: Report) -> dict[str, Any]:
                 **{field.name: getattr(claim, field.name) for field in dataclasses.fields(claim)},
                 "differences": claim.differences.tolist(),
                 "test": {name: float(value) for name, value in claim.test._asdict().items()},
+                "spent": claim.spent._asdict(),
                 "sentence": claim.sentence,
+                "warning": claim.warning,
             }
             for claim in report.claims
         ],

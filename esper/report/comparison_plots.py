@@ -80,6 +80,7 @@ def accuracy_over_flops(arms: Sequence[Arm], *, target: float) -> str:
 
 def differences(claims: Sequence[Claim]) -> str:
     """Paired differences of each claim: every pair, the mean, its t interval (thick) and bootstrap interval (thin)."""
+    names_ours = len({claim.other for claim in claims}) == 1  # then the other is the same in all, else ours is
 
     def draw(axes: Axes) -> None:
         for row, claim in enumerate(claims):
@@ -91,8 +92,9 @@ def differences(claims: Sequence[Claim]) -> str:
             ):
                 axes.plot([100 * low, 100 * high], [row + below] * 2, color=colour, linewidth=width)
             axes.plot(100 * claim.test.mean, row, "o", color=colour, markersize=6)
-            label = f"{claim.ours} against {claim.other}: {claim.verdict}"
-            axes.text(0.0, row - 0.33, label, transform=axes.get_yaxis_transform(), fontsize=9)
+            label = f"{claim.ours if names_ours else f'against {claim.other}'}: {claim.verdict}"
+            text = axes.text(0.0, row - 0.33, label, transform=axes.get_yaxis_transform(), fontsize=9, parse_math=False)
+            text.set_in_layout(False)  # a long one must not take the axes' place
         axes.axvline(0, color=INK, linewidth=0.6, alpha=0.5)
         axes.axvline(-100 * MARGIN, color=INK, linewidth=0.8, linestyle=(0, (1.5, 2)))
         axes.set_ylim(len(claims) - 0.4, -0.85)

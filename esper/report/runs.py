@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from esper.configs import TrackingConfig
 from esper.errors import RunError
 from esper.report.record import read_run
 from esper.tracking import tracking_uri
-from esper.tracking.mlflow import _connect
+from esper.tracking.mlflow import connect
 from esper.tracking.records import parameters
 
 __all__ = ["Point", "Run", "from_folders", "from_mlflow"]
@@ -35,7 +36,7 @@ class Run:
     Attributes:
         name: of its folder.
         settings: its configuration by dotted name, each as text, as a tracker is told.
-        status: not begun, running, finished, failed or interrupted.
+        status: not begun, running, finished, failed, interrupted, or set aside (`fresh=true` put another in its place).
         reason: why it failed or was interrupted.
         machine: what it ran on.
         result: the figures of a finished run, see `contracts.events.RunEnded`.
@@ -101,7 +102,7 @@ def from_mlflow(experiment: str, *, uri: str | None) -> list[Run]:
     file = make_url(uri).database if uri.startswith("sqlite") else None
     if file is not None and not Path(file).exists():
         raise RunError(f"--uri {uri}: there is no such database; name the one that the runs reported to")
-    client = _connect(uri)
+    client = connect(uri)
     known = client.get_experiment_by_name(experiment)
     if known is None:
         raise RunError(f"--mlflow {experiment}: there is no such experiment at {uri}; see MLflow for the names")
@@ -126,7 +127,7 @@ def _from_folder(folder: Path) -> Run:
     return Run(
         name=folder.name,
         settings=parameters(config),
-        status=record.status if started else "not begun",
+        status="set aside" if _is_set_aside(folder) else record.status if started else "not begun",
         reason=record.reason,
         machine=_machine(started["device"], started["environment"]) if started else "",
         result=result,
@@ -134,12 +135,18 @@ def _from_folder(folder: Path) -> Run:
     )
 
 
+def _is_set_aside(folder: Path) -> bool:
+    """Whether another run took the folder's place, see `tolaria.rundir`."""
+    name = re.sub(r"\.old\d+$", "", folder.name)
+    return name != folder.name and (folder.with_name(name) / "journal.jsonl").is_file()
+
+
 def _from_mlflow(client: Any, run: Any) -> Run:
     metrics, tags = run.data.metrics, run.data.tags
     found = {name.removeprefix("result/"): value for name, value in metrics.items() if name.startswith("result/")}
     found |= {name.replace("/", "_"): metrics[name] for name in ("test/accuracy", "test/loss") if name in metrics}
     is_finished = run.info.status == "FINISHED"
-    result = _result(found) if is_finished else None
+    result = _result(found) if is_finished and found else None
     # The same events as the journal's, as far as MLflow was told of them.
     told = [("validation", "val_accuracy", "val/accuracy"), ("surgery", "num_macs_after", "growth/num_macs")]
     begun = run.info.start_time / 1000

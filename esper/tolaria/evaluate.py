@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["evaluate", "example_losses"]
+__all__ = ["evaluate", "example_losses", "lowest"]
+
+T = TypeVar("T")
 
 
 def example_losses(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
@@ -38,3 +42,8 @@ def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> tupl
     """Mean cross-entropy in nats and accuracy in [0, 1]; see `example_losses`."""
     losses, hits = example_losses(model, batches)
     return float(losses.double().mean()), float(hits.double().mean())
+
+
+def lowest(losses: Mapping[T, float]) -> T:
+    """What has the lowest loss; one that is not finite is worse than any other."""
+    return min(losses, key=lambda tried: (not math.isfinite(losses[tried]), losses[tried]))

@@ -23,7 +23,7 @@ from esper.configs import ModelConfig
 from esper.configs.identity import checkpoints_folder
 from esper.configs.model import SITE_KINDS
 from esper.contracts.lifecycle import SeedLifecycleState
-from esper.errors import CheckpointError, RunError
+from esper.errors import CheckpointError, RunError, SurgeryError
 from esper.kasmina import MorphableModel, SeedSlot, find_sites, fold
 from esper.models import build_host
 from esper.tolaria import checkpoint
@@ -43,8 +43,7 @@ def export(run_dir: Path, out: Path, *, best: bool = False) -> Path:
 
     Raises:
         RunError: it is no run, or `out` cannot be used.
-        CheckpointError: there is no checkpoint, or it cannot be used.
-        SurgeryError: a kernel is live in that checkpoint.
+        CheckpointError: there is no checkpoint, or it cannot be used, or the fate of a module in it is open.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RunError(f"{out} is there already and not an empty folder; choose another with --out, or remove it")
@@ -56,7 +55,10 @@ def export(run_dir: Path, out: Path, *, best: bool = False) -> Path:
             f"{'export without --best' if best else 'let the run reach the end of an epoch'}"
         )
     saved = checkpoint.load(found[0])
-    network = fold(_rebuilt(config, saved))
+    try:
+        network = fold(_rebuilt(config, saved))
+    except SurgeryError as error:
+        raise CheckpointError(f"{found[0]}: the run has not finished; give its command again ({error})") from None
     tensors = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
     try:
         out.mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +18,7 @@ from esper.kasmina import SeedSlot, surgery
 from esper.kasmina.scores import scoring_macs
 from esper.tamiyo import TamiyoClient
 from esper.tolaria import optim
-from esper.tolaria.evaluate import evaluate
+from esper.tolaria.evaluate import evaluate, lowest
 from esper.tolaria.fork import rewound
 from esper.tolaria.lifecycle import Lifecycle
 from esper.tolaria.signals import measure_signals
@@ -51,6 +53,17 @@ class Growth:
         self.tamiyo = tamiyo
         self.learning_rate = learning_rate
         self.total_epochs = total_epochs
+
+    @property
+    def times_too_late(self) -> list[float]:
+        """Those of `schedule_at` that no consultation before `growth_until` can serve."""
+
+        def served(at: float) -> float:
+            every = self.config.adaptation_frequency
+            return max(1, math.ceil(at * self.total_epochs / every - 1e-9)) * every / self.total_epochs
+
+        scheduled = self.config.schedule_at if self.config.policy == "schedule" else []
+        return [at for at in scheduled if served(at) >= self.config.growth_until]
 
     # --- called by the trainer ------------------------------------------------------------------------------------
 
@@ -161,20 +174,28 @@ class Growth:
         )
 
     def _settle(self, decision: AdaptationDecision) -> AdaptationDecision:
-        """Choose between a decision's sites by short forks: where the controller split's loss ends lowest."""
-        assert decision.site is not None
+        """Choose between a decision's sites by short forks: where the controller split's loss ends lowest.
+
+        A site that refuses its module is out; if all do, the decision stays as it was, and is refused as usual.
+        """
+        slot = resolve(self.life.model, decision)
+        wanted = {
+            slot.site.name: decision.blueprint_id or first_blueprint(slot, self.config),
+            **dict(decision.alternatives),
+        }
         losses: dict[str, float] = {}
-        for site in (decision.site, *decision.alternatives):
-            slot = self.life.model.slot(site)
-            blueprint_id = decision.blueprint_id if site == decision.site else None
-            losses[site] = self._fork(slot, blueprint_id or first_blueprint(slot, self.config))
-        best = min(losses, key=losses.__getitem__)
+        for site, blueprint_id in wanted.items():
+            with contextlib.suppress(EsperError):
+                losses[site] = self._fork(self.life.model.slot(site), blueprint_id)
+        if not losses:
+            return dataclasses.replace(decision, alternatives=())
+        best = lowest(losses)
         told = ", ".join(f"{site} {loss:.4f}" for site, loss in losses.items())
         return dataclasses.replace(
             decision,
             site=best,
             target_layer=self.life.model.slot(best).site.layer,
-            blueprint_id=decision.blueprint_id if best == decision.site else None,
+            blueprint_id=wanted[best],
             alternatives=(),
             reasoning=f"{decision.reasoning}; forks of {self.config.fork_steps} steps ended at loss {told}",
         )

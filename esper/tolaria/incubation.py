@@ -7,12 +7,12 @@ forward and a backward pass of the host a step. A pilot found no incubation bett
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from esper.kasmina import MorphableModel, SeedSlot
 from esper.kasmina.statistics import preserved_buffers
@@ -25,8 +25,6 @@ ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 _REACH = 0.1
 """`fit`: size of the wanted output, relative to the activations it is added to (root mean squares)."""
-
-Join = Callable[[Tensor, Tensor], Tensor]
 
 
 def incubate(
@@ -56,7 +54,7 @@ def incubate(
     kernel = slot.kernel(slot.live_graft)
     devices = [images.device] if images.is_cuda else []
     with preserved_buffers(model, but=kernel), torch.random.fork_rng(devices=devices):
-        loss = (_fit if method == "fit" else _shadow)(model, slot, kernel, images, labels, autocast)
+        loss = (_fit if method == "fit" else _shadow)(model, slot, images, labels, autocast)
         parameters = list(kernel.parameters())
         for p, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
             p.grad = gradient
@@ -65,25 +63,23 @@ def incubate(
 def try_alphas(
     model: MorphableModel, slot: SeedSlot, batches: Callable[[], Iterable[tuple[Tensor, Tensor]]]
 ) -> dict[float, float]:
-    """Mean loss of the network with the live kernel added times each of `ALPHAS`, in eval mode."""
+    """Mean loss of the network with the live kernel's output scaled by each of `ALPHAS`, in eval mode."""
     kernel = slot.kernel(slot.live_graft)
+    saved = [p.detach().clone() for p in kernel.parameters()]
     losses = {}
     for alpha in ALPHAS:
-
-        def join(x: Tensor, y: Tensor, alpha: float = alpha) -> Tensor:
-            joined = y + alpha * kernel(x)
-            assert isinstance(joined, Tensor)
-            return joined
-
-        with _joined(model, slot, join):
+        kernel.scale_output(alpha)
+        with slot.joined(kernel.join):
             losses[alpha], _ = evaluate(model, batches())
+        with torch.no_grad():
+            for p, value in zip(kernel.parameters(), saved, strict=True):
+                p.copy_(value)
     return losses
 
 
 def _fit(
     model: MorphableModel,
     slot: SeedSlot,
-    kernel: nn.Module,
     images: Tensor,
     labels: Tensor,
     autocast: AbstractContextManager[object],
@@ -96,13 +92,13 @@ def _fit(
         return tapped.clone()
 
     with autocast:
-        with _joined(model, slot, tap):
+        with slot.joined(tap):
             host_loss = F.cross_entropy(model(images), labels)
         x, y = seen
         (gradient,) = torch.autograd.grad(host_loss, y)
         size = _rms(y.detach())
         wanted = -_REACH * size / _rms(gradient) * gradient.float()
-        output = kernel(x).float()
+        output = slot.kernel(slot.live_graft)(x).float()
     loss = ((output - wanted) / size).square().mean()
     assert isinstance(loss, Tensor)
     return loss
@@ -111,40 +107,13 @@ def _fit(
 def _shadow(
     model: MorphableModel,
     slot: SeedSlot,
-    kernel: nn.Module,
     images: Tensor,
     labels: Tensor,
     autocast: AbstractContextManager[object],
 ) -> Tensor:
-    def join(x: Tensor, y: Tensor) -> Tensor:
-        joined = y.detach() + kernel(x.detach())
-        assert isinstance(joined, Tensor)
-        return joined
-
-    with autocast, _joined(model, slot, join):
+    with autocast, slot.joined(slot.kernel(slot.live_graft).join):
         return F.cross_entropy(model(images), labels)
 
 
 def _rms(x: Tensor) -> Tensor:
     return x.float().square().mean().sqrt().clamp(min=1e-12)
-
-
-@contextmanager
-def _joined(model: MorphableModel, slot: SeedSlot, join: Join) -> Iterator[None]:
-    """Let `join(kernel input, site output)` be the site's output for a while."""
-    site = slot.site
-    inputs: list[Tensor] = []
-
-    def keep(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-        inputs[:] = args[:1]
-
-    def hook(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        return join(output if site.kind == "after" else inputs[0], output)
-
-    start = model.host.get_submodule(site.start).register_forward_pre_hook(keep)
-    end = model.host.get_submodule(site.end).register_forward_hook(hook)
-    try:
-        yield
-    finally:
-        start.remove()
-        end.remove()

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -20,6 +19,7 @@ from esper.kasmina import MorphableModel, SeedSlot, surgery
 from esper.kasmina.statistics import reestimate_norms
 from esper.tamiyo import judge, spend
 from esper.tolaria import optim
+from esper.tolaria.evaluate import lowest
 from esper.tolaria.growth_log import GrowthLog
 from esper.tolaria.incubation import ALPHAS, incubate, try_alphas
 from esper.tolaria.judging import paired_losses
@@ -238,9 +238,8 @@ class Lifecycle:
         alpha, losses = 1.0, dict[float, float]()
         if config.alpha_search:
             losses = try_alphas(self.model, slot, self.data.controller)
-            alpha = min(losses, key=losses.__getitem__)
-            with torch.no_grad():
-                kernel.output_scale.mul_(alpha)
+            alpha = lowest(losses)
+            kernel.scale_output(alpha)
             num_images = len(ALPHAS) * self.data.num_controller
             self.state.incubation_macs += num_images * (self.running_macs + self._kernel_cost(graft).num_macs)
         self.log.incubated(
@@ -307,7 +306,7 @@ class Lifecycle:
             self.cull(slot, reason=f"not shown to help: {bound}")
 
     def _keep(self, slot: SeedSlot, *, reason: str) -> None:
-        graft = surgery.fossilize(slot, kept_by_judge=True, epoch=self.state.epoch)
+        graft = surgery.fossilize(slot, epoch=self.state.epoch)
         self._changed(slot, graft, _S.HOLDING, _S.FOSSILIZED, reason=reason)
 
     def _init_seed(self, number: int) -> int:
@@ -315,14 +314,15 @@ class Lifecycle:
 
     def adopt(self, graft: Graft) -> None:
         """Let optimizer and cost follow a kernel that was attached."""
+        is_old = graft.born_step == 0  # rebuilt: it is trained like the host
         optim.adopt(
             self.optimizer,
             self.optimization,
             self.model.graft_parameters(graft),
             born_step=graft.born_step,
             output_scale=self.model.slot(graft.site).kernel(graft).output_scale,
-            output_scale_rate=self.config.insertion_gain_rate,
-            decayed=self.config.newborn_weight_decay,
+            output_scale_rate=1.0 if is_old else self.config.insertion_gain_rate,
+            decayed=is_old or self.config.newborn_weight_decay,
         )
         self.step.invalidate()
         self.cost += self._kernel_cost(graft)

@@ -9,6 +9,7 @@ import torch
 
 from esper.configs import CheckpointConfig
 from esper.configs.identity import digest
+from esper.contracts.lifecycle import SeedLifecycleState
 from esper.errors import CheckpointError, DivergenceError
 from esper.tolaria import checkpoint
 from esper.tolaria.optim import load_state_tensors, state_tensors
@@ -126,7 +127,14 @@ def require_finite(run: Run, *, since: torch.Tensor | None = None) -> Window:
         DivergenceError: a loss or gradient of the run, or a weight, is not finite.
     """
     window = run.step.sums.read(since)
-    norms = torch.stack(torch._foreach_norm([p.detach() for p in run.model.parameters()]))
+    # What incubates is not part of the network yet; if it breaks, it is culled when its incubation ends.
+    apart = {
+        id(p)
+        for slot in run.model.all_slots()
+        if slot.state is SeedLifecycleState.TRAINING
+        for p in slot.kernel(slot.live_graft).parameters()
+    }
+    norms = torch.stack(torch._foreach_norm([p.detach() for p in run.model.parameters() if id(p) not in apart]))
     if window.first_bad_step is None and bool(norms.isfinite().all()):
         return window
     step = run.state.global_step - 1 if window.first_bad_step is None else window.first_bad_step

@@ -190,7 +190,9 @@ class TolariaTrainer:
             )
             if resumed_from is None and run.model.recipe:
                 num_kernels = len(run.model.recipe)
-                run.emit(Notice, level="INFO", message=f"{num_kernels} recorded modules stand in the network")
+                run.emit(Notice, level="INFO", message=f"recorded modules in the network: {num_kernels}")
+            if late := run.growth.times_too_late:
+                run.warn(f"schedule_at={late} falls to the end of an epoch past growth_until: nothing will grow then")
             run.follow()
         except BaseException:
             run.close()

@@ -90,6 +90,8 @@ class History:
     @property
     def summary(self) -> str:
         """What growing came to, in a few words."""
+        if (self.started or {}).get("config", {}).get("morphogenetic", {}).get("policy") == "replay":
+            return "trained a recorded network"
         num_grown, num_kept = len(self.fates), sum(fate.is_kept for fate in self.fates)
         if not num_grown:
             return "nothing grew"

@@ -21,7 +21,7 @@ from esper.tracking.files import write_atomically
 from esper.tracking.history import History
 from esper.tracking.records import Point, parameters, points, tags
 
-__all__ = ["MlflowRun", "tracking_uri"]
+__all__ = ["MlflowRun", "connect", "tracking_uri"]
 
 _STATUS = {"finished": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
 _FILES = ("config.yaml", "git.diff", "journal.jsonl", "report.html")
@@ -123,7 +123,7 @@ class MlflowRun:
         except Timeout:
             raise RunError(f"{self._run_dir} is being reported by another process; wait for it") from None
         uri = tracking_uri(self._config, outputs_dir=self._outputs_dir)
-        client = _connect(uri)
+        client = connect(uri)
         run = self._find_run(client, uri, started)
         # From MLflow and not from a file: a kill between logging and noting it would count wrongly.
         for key in run.data.metrics:
@@ -226,7 +226,8 @@ class MlflowRun:
         return checkpoints_folder(self._run_dir, checkpoint_dir=settings["checkpoint_dir"])
 
 
-def _connect(uri: str) -> Any:
+def connect(uri: str) -> Any:
+    """A client of a tracking server, or of a database file, which is made if it is not there."""
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient

@@ -35,8 +35,10 @@ def read_recipe(path: Path) -> list[Graft]:
         content = json.loads(file.read_text())
     except FileNotFoundError:
         raise ConfigError(f"no recipe at {path}; give a recipe.json, or the folder of a finished run") from None
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{file} cannot be read as a recipe ({error})") from None
+    except (OSError, ValueError):
+        raise ConfigError(
+            f"{file} is no recipe; morphogenetic.recipe_path takes a recipe.json, or the folder of a finished run"
+        ) from None
     if not isinstance(content, dict) or content.get("schema") != _SCHEMA or not isinstance(content.get("grafts"), list):
         raise ConfigError(f"{file} is no recipe of schema {_SCHEMA}; write it anew with this version of Esper")
     return [_graft(entry, file) for entry in content["grafts"]]

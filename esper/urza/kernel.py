@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 __all__ = ["Blueprint", "Kernel", "Shape", "stride_between"]
@@ -37,6 +38,14 @@ class Kernel(nn.Module):
     def output_scale(self) -> nn.Parameter:
         """The gain of the last operation, (C',)."""
         raise NotImplementedError
+
+    @torch.no_grad()
+    def scale_output(self, factor: float) -> None:
+        """Multiply what the kernel's last operation puts out: its gain, and the bias that may stand behind it."""
+        for module in self.modules():
+            if getattr(module, "weight", None) is self.output_scale and isinstance(module.bias, Tensor):
+                module.bias.mul_(factor)
+        self.output_scale.mul_(factor)
 
     def join(self, x: Tensor, y: Tensor) -> Tensor:
         """What a site puts out once the kernel is kept: y + f(x).

@@ -45,7 +45,7 @@ def grow(model: MorphableModel, *grafts: tuple[str, str], kept: bool = True) -> 
         surgery.set_alpha(slot, step=0, blending_steps=0)
         surgery.hold(slot, epoch=0)
         if kept:
-            surgery.fossilize(slot, kept_by_judge=True, epoch=0)
+            surgery.fossilize(slot, epoch=0)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     labels = torch.arange(24) % 5
     for _ in range(6):
@@ -196,7 +196,7 @@ def test_a_residual_block_is_the_identity_at_gain_zero_and_exact_once_kept() -> 
     surgery.set_alpha(slot, step=0, blending_steps=0)
     assert torch.equal(model(images()), logits)
     surgery.hold(slot, epoch=0)
-    surgery.fossilize(slot, kept_by_judge=True, epoch=0)
+    surgery.fossilize(slot, epoch=0)
     assert torch.equal(model(images()), logits)
 
 

@@ -135,7 +135,7 @@ def test_at_gain_zero_a_kernel_that_is_kept_changes_nothing(
     surgery.germinate(model, graft, images=images, epoch=1)
     hold(model, site)
     assert torch.equal(model(images), logits)
-    surgery.fossilize(model.slot(site), kept_by_judge=True, epoch=2)
+    surgery.fossilize(model.slot(site), epoch=2)
     assert torch.equal(model(images), logits)
 
 
@@ -170,18 +170,11 @@ def test_a_kept_kernel_leaves_room_for_another_until_the_slot_is_full(model: Mor
         surgery.germinate(model, grown(slot.site.name, "conv1x1", graft_id), images=images, epoch=1)
         hold(model, slot.site.name)
         logits = model.eval()(images)
-        surgery.fossilize(slot, kept_by_judge=True, epoch=2)
+        surgery.fossilize(slot, epoch=2)
         assert torch.equal(model(images), logits)
     assert slot.state is S.FOSSILIZED
     with pytest.raises(SurgeryError, match=r"failed dormant, room"):
         surgery.germinate(model, grown(slot.site.name, "conv1x1", 3), images=images, epoch=3)
-
-
-def test_a_kernel_the_judge_did_not_keep_cannot_fossilize(model: MorphableModel, images: Tensor) -> None:
-    surgery.germinate(model, grown(), images=images, epoch=1)
-    hold(model, "layer2.0:beside")
-    with pytest.raises(SurgeryError, match="kept_by_judge"):
-        surgery.fossilize(model.slot("layer2.0:beside"), kept_by_judge=False, epoch=2)
 
 
 def test_a_failed_check_leaves_the_model_as_it_was(model: MorphableModel, images: Tensor) -> None:
@@ -218,7 +211,7 @@ def test_a_recipe_rebuilds_the_grown_network(model: MorphableModel, images: Tens
     ):
         surgery.germinate(model, graft, images=images, epoch=1)
         hold(model, graft.site)
-        surgery.fossilize(model.slot(graft.site), kept_by_judge=True, epoch=2)
+        surgery.fossilize(model.slot(graft.site), epoch=2)
     twin = wrapped()
     twin.replay(model.recipe)
     twin.load_state_dict(model.state_dict())

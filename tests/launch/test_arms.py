@@ -69,7 +69,7 @@ def test_an_arm_differs_from_grown_in_whether_and_how_it_grows_only(arm: str) ->
     grown, other = (dataclasses.asdict(from_hydra(_compose([*TINY, f"arm={name}"]))) for name in ("grown", arm))
     assert other.pop("comparison") == {"arm": arm, "grown_run": None, "grown_macs": None}
     grown.pop("comparison")
-    for key in ("enable_tamiyo", "policy"):
+    for key in ("enable_tamiyo", "policy", "always_score"):
         grown["morphogenetic"].pop(key)
         other["morphogenetic"].pop(key)
     assert other == grown

@@ -28,7 +28,13 @@ _MACS = 1_000_000
 
 
 def write_run(
-    folder: Path, *, accuracy: float = 0.9, macs: int = _MACS, status: str = "finished", **changes: Any
+    folder: Path,
+    *,
+    accuracy: float = 0.9,
+    macs: int = _MACS,
+    seconds: float = 4.0,
+    status: str = "finished",
+    **changes: Any,
 ) -> None:
     """A run as the journal would have it; `macs` is all that it spent, a tenth of it on scoring."""
     config = tiny_config(**changes)
@@ -45,14 +51,14 @@ def write_run(
     parts = {"forward": 3, "backward": 6, "scoring": 1, "forking": 0, "incubation": 0, "judging": 0, "discarded": 0}
     result = {f"{part}_macs": macs * share // 10 for part, share in parts.items()}
     result |= {"train_macs": macs * 9 // 10, "growth_macs": macs // 10, "total_macs": macs, "test_accuracy": accuracy}
-    result |= {"test_loss": 0.5, "num_parameters": 120, "peak_parameters": 130, "num_macs": 12, "seconds": 4.0}
+    result |= {"test_loss": 0.5, "num_parameters": 120, "peak_parameters": 130, "num_macs": 12, "seconds": seconds}
     is_finished = status == "finished"
     reason = "" if is_finished else "the loss is <nan>"
     journal.write(RunEnded(step=18, status=status, reason=reason, result=result if is_finished else None))
     journal.close()
 
 
-def write_arms(folder: Path, arms: Mapping[str, tuple[float, int]], *, num_seeds: int = 12) -> None:
+def write_arms(folder: Path, arms: Mapping[str, tuple[float, float]], *, num_seeds: int = 12, **run: Any) -> None:
     """Runs of a fair comparison: mean accuracy and MACs by arm, with noise that belongs to the run."""
     random = np.random.default_rng(0)
     for arm, (accuracy, macs) in arms.items():
@@ -60,9 +66,10 @@ def write_arms(folder: Path, arms: Mapping[str, tuple[float, int]], *, num_seeds
             write_run(
                 folder / f"{arm}-{seed}",
                 accuracy=accuracy + noise,
-                macs=macs,
+                macs=round(macs),
                 rng_seed=seed,
                 comparison=ComparisonConfig(arm=arm),
+                **run,
             )
 
 
@@ -99,11 +106,50 @@ def test_without_an_arm_of_equal_compute_it_is_not_shown_that_growing_paid(tmp_p
     assert "final_flops is missing" in compared(tmp_path).headline
 
 
+def test_growing_did_not_pay_if_the_host_does_as_well_for_less_though_a_longer_training_does_worse(
+    tmp_path: Path,
+) -> None:
+    bars = {"static_flops": (0.85, _MACS), "final_flops": (0.85, _MACS)}
+    write_arms(tmp_path, {"grown": (0.9, _MACS), "static": (0.9, 0.6 * _MACS), **bars})
+    headline = compared(tmp_path).headline
+    assert headline == "Did growing pay? No: against static no; against static_flops yes; against final_flops yes."
+
+
+def test_losing_to_the_final_network_at_its_full_budget_alone_is_not_a_no(tmp_path: Path) -> None:
+    bars = {"static_flops": (0.85, _MACS), "final_flops": (0.85, _MACS)}
+    write_arms(tmp_path, {"grown": (0.9, _MACS), "final": (0.92, 1.5 * _MACS), **bars})
+    report = compared(tmp_path)
+    assert verdicts(report)["final"] == "no"
+    assert report.headline.startswith("Did growing pay? Yes:")
+
+
+@pytest.mark.parametrize(
+    ("other", "more", "verdict", "warns"),
+    [("final_flops", 1.01, "not shown", False), ("final_flops", 1.2, "not shown", True), ("final", 1.2, "yes", False)],
+)
+def test_being_not_worse_is_a_yes_only_against_an_arm_that_was_free_to_spend_more(
+    tmp_path: Path, other: str, more: float, verdict: str, warns: bool
+) -> None:
+    write_arms(tmp_path, {"grown": (0.9007, _MACS), other: (0.9, more * _MACS)})
+    (claim,) = compared(tmp_path).claims
+    assert claim.verdict == verdict
+    assert ("should have had the same budget: grown took 83.3 % of the compute" in claim.warning) == warns
+
+
+def test_the_arm_of_equal_time_is_judged_by_wall_time(tmp_path: Path) -> None:
+    write_arms(tmp_path, {"grown": (0.91, 2 * _MACS)}, seconds=4.04)
+    write_arms(tmp_path, {"final_seconds": (0.9, _MACS), "static": (0.9, _MACS)})
+    time, compute = sorted(compared(tmp_path).claims, key=lambda claim: claim.other)
+    assert (time.verdict, time.warning) == ("yes", "")
+    assert "at 101.0 % of the wall time" in time.reason
+    assert compute.verdict == "not shown"
+
+
 def test_a_higher_accuracy_at_more_compute_is_not_a_yes_and_says_the_price(tmp_path: Path) -> None:
     write_arms(tmp_path, {"grown": (0.9, 2 * _MACS), "static": (0.8, _MACS)})
     claim = compared(tmp_path).claims[0]
     assert claim.verdict == "not shown"
-    assert "cost 100.0 % more compute; compare with an arm of equal compute" in claim.reason
+    assert claim.reason.startswith("it cost 100.0 % more compute for its +")
 
 
 def test_no_gain_at_more_compute_is_a_no(tmp_path: Path) -> None:
@@ -142,6 +188,14 @@ def test_two_runs_of_one_arm_and_seed_are_refused(tmp_path: Path) -> None:
         compared(tmp_path)
 
 
+def test_what_a_fresh_run_set_aside_is_listed_and_not_taken_for_a_second_run_of_its_seed(tmp_path: Path) -> None:
+    for name in ("a", "a.old1"):
+        write_run(tmp_path / name, comparison__arm="grown")
+    report = compared(tmp_path)
+    assert report.arms["grown"]["n"] == 1
+    assert [(gone.run.name, gone.why) for gone in report.comparison.left_out] == [("a.old1", "set aside")]
+
+
 def test_without_arms_the_runs_are_told_apart_by_their_settings_and_the_static_one_is_the_baseline(
     tmp_path: Path,
 ) -> None:
@@ -170,6 +224,14 @@ def test_another_recipe_is_warned_about_but_the_epochs_of_a_budget_are_not(tmp_p
     write_run(tmp_path / "random", comparison__arm="random", dataset__batch_size=16)
     (warning,) = compared(tmp_path).comparison.warnings
     assert "dataset.batch_size is 16 (random); 32 (grown, static_flops)" in warning
+
+
+def test_what_tells_the_arms_apart_is_compared_and_not_warned_about(tmp_path: Path) -> None:
+    for size in (16, 32):
+        write_run(tmp_path / str(size), dataset__batch_size=size)
+    comparison = compared(tmp_path, baseline="dataset.batch_size=16").comparison
+    assert [arm.label for arm in comparison.arms] == ["dataset.batch_size=16", "dataset.batch_size=32"]
+    assert comparison.warnings == []
 
 
 def test_a_run_that_never_reaches_the_target_counts_as_not_reached(tmp_path: Path) -> None:
@@ -237,6 +299,7 @@ def test_several_paths_are_compared_and_their_page_goes_to_the_file_that_is_name
         (["empty", "--target", "90"], "for 90 % say 0.9"),
         (["empty", "--out", "page.json"], "is an .html file"),
         (["--mlflow", "x", "--uri", "sqlite:///absent.db"], "no such database"),
+        (["empty", "--uri", "sqlite:///absent.db"], "goes with --mlflow"),
     ],
 )
 def test_what_cannot_be_reported_is_one_line_and_exit_code_2(

@@ -230,4 +230,4 @@ def test_the_heuristic_names_the_second_of_the_same_kind_for_a_fork_only_on_requ
     ]
     assert decide(signals).alternatives == ()
     asked = decide(signals, fork_steps=10)
-    assert (asked.site, asked.alternatives) == ("layer1.0:beside", ("layer2.0:beside",))
+    assert (asked.site, asked.alternatives) == ("layer1.0:beside", (("layer2.0:beside", "basic_block"),))

@@ -12,7 +12,9 @@ from torch import Tensor
 
 from esper.contracts.decisions import AdaptationDecision
 from esper.contracts.recipe import Graft
+from esper.errors import ConfigError
 from esper.tolaria import TolariaTrainer
+from esper.tolaria.evaluate import lowest
 from esper.tolaria.resume import snapshot
 from esper.tracking.recipe import write_recipe
 from tests.conftest import tiny_config, use
@@ -33,7 +35,10 @@ def test_a_fork_leaves_every_tensor_bit_identical_and_picks_the_lower_loss(run_d
         await trainer.train_epoch()
         before = await tensors(trainer)
         wish = AdaptationDecision(
-            should_adapt=True, site="layer1.0:after", blueprint_id="conv1x1", alternatives=("layer2.0:beside",)
+            should_adapt=True,
+            site="layer1.0:after",
+            blueprint_id="conv1x1",
+            alternatives=(("layer2.0:beside", "bottleneck"),),
         )
         settled = trainer.run.growth._settle(wish)
         after = await tensors(trainer)
@@ -46,7 +51,30 @@ def test_a_fork_leaves_every_tensor_bit_identical_and_picks_the_lower_loss(run_d
     forks = journal(run_dir, "fork")
     assert [fork["site"] for fork in forks] == ["layer1.0:after", "layer2.0:beside"]
     assert settled.site == min(forks, key=lambda fork: fork["loss"])["site"]
+    assert [fork["blueprint_id"] for fork in forks] == ["conv1x1", "bottleneck"]
+    assert settled.blueprint_id == ("conv1x1" if settled.site == "layer1.0:after" else "bottleneck")
     assert all(fork["cost_macs"] > 0 for fork in forks)
+
+
+def test_a_fork_that_cannot_be_made_is_left_out_and_the_decision_refused_if_none_can(run_dir: Path) -> None:
+    def wish(first: str, second: str) -> AdaptationDecision:
+        alternatives = (("layer2.0:beside", second),)
+        return AdaptationDecision(
+            should_adapt=True, site="layer1.0:after", blueprint_id=first, alternatives=alternatives
+        )
+
+    async def body(trainer: TolariaTrainer) -> tuple[AdaptationDecision, AdaptationDecision]:
+        await trainer.train_epoch()
+        settle = trainer.run.growth._settle
+        return settle(wish("fold_1x1", "conv1x1")), settle(wish("fold_1x1", "squeeze_excite"))
+
+    one, none = use(tiny_config(morphogenetic__fork_steps=2, morphogenetic__policy="heuristic"), run_dir, body)
+    assert (one.site, one.blueprint_id) == ("layer2.0:beside", "conv1x1")
+    assert (none.site, none.alternatives) == ("layer1.0:after", ())
+
+
+def test_a_loss_that_is_not_finite_is_never_the_lowest() -> None:
+    assert lowest({"diverged": float("nan"), "sound": 5.0, "endless": float("inf")}) == "sound"
 
 
 def test_the_budget_bounds_what_grows(run_dir: Path) -> None:
@@ -79,11 +107,18 @@ def test_a_recorded_network_is_trained_from_scratch_like_a_host(run_dir: Path, t
     site, recipe = "layer1.0:after", tmp_path / "recipe.json"
     graft = Graft(graft_id=7, site=site, blueprint_id="conv1x1", init_seed=1, init_gain=0.5, born_step=6)
     write_recipe(recipe, [graft], host="resnet_small")
-    replayed = tiny_config(morphogenetic__policy="replay", morphogenetic__recipe_path=str(recipe))
+    replayed = tiny_config(
+        morphogenetic__policy="replay",
+        morphogenetic__recipe_path=str(recipe),
+        morphogenetic__newborn_weight_decay=False,
+        morphogenetic__insertion_gain_rate=10.0,
+    )
 
     async def replay(trainer: TolariaTrainer) -> None:
         trainer.run.set_learning_rates()
         assert len({group["lr"] for group in trainer.run.optimizer.param_groups}) == 1
+        decays = [group["weight_decay"] for group in trainer.run.optimizer.param_groups]
+        assert decays[2:] == decays[:2]  # weights and vectors, of what was rebuilt as of the host
         kernel = trainer.run.model.slot(site).kernel(trainer.run.model.recipe[0])
         assert torch.equal(kernel.output_scale, torch.ones_like(kernel.output_scale))
         await trainer.train()
@@ -154,3 +189,31 @@ def test_a_policy_that_does_not_look_at_scores_need_not_pay_for_them(run_dir: Pa
     (ended,) = journal(run_dir, "run_ended")
     assert ended["result"]["scoring_macs"] == 0
     assert ended["result"]["num_grown"] == 1
+
+
+def test_a_time_that_comes_too_late_in_a_short_run_is_warned_about(run_dir: Path) -> None:
+    use(tiny_config(morphogenetic__schedule_at=[0.3, 0.4]), run_dir, lambda trainer: trainer.train())
+    (notice,) = journal(run_dir, "notice")
+    assert notice["message"].startswith("schedule_at=[0.4] falls to the end of an epoch past growth_until")
+
+
+@pytest.mark.parametrize("site", ["layer1.0:width", "layer1.0.conv1:parallel"])
+def test_a_recipe_is_replayed_at_any_kind_of_site_without_asking_for_it(
+    run_dir: Path, tmp_path: Path, site: str
+) -> None:
+    recipe, blueprint = tmp_path / "recipe.json", "widen" if site.endswith("width") else "fold_3x3"
+    graft = Graft(graft_id=1, site=site, blueprint_id=blueprint, init_seed=1, init_gain=0.5, born_step=6)
+    write_recipe(recipe, [graft], host="resnet_small")
+    config = tiny_config(morphogenetic__policy="replay", morphogenetic__recipe_path=str(recipe))
+    use(config, run_dir, lambda trainer: trainer.train())
+    (ended,) = journal(run_dir, "run_ended")
+    assert ended["result"]["num_kept"] == 1
+
+
+def test_a_recipe_of_another_host_is_bad_input(run_dir: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.json"
+    graft = Graft(graft_id=1, site="layer9.0:after", blueprint_id="conv1x1", init_seed=1, init_gain=0.5, born_step=6)
+    write_recipe(recipe, [graft], host="resnet_small")
+    config = tiny_config(morphogenetic__policy="replay", morphogenetic__recipe_path=str(recipe))
+    with pytest.raises(ConfigError, match=r"recipe_path=.*: it grew at layer9\.0:after, which this network"):
+        use(config, run_dir, lambda trainer: trainer.train())

@@ -64,6 +64,32 @@ def test_incubating_lowers_the_loss_of_the_blended_network(method: str) -> None:
     assert min(losses[alpha] for alpha in ALPHAS[1:]) < losses[0.0]
 
 
+def test_what_enters_after_the_search_is_what_was_tried_also_behind_what_grew_after_the_block() -> None:
+    site = "layer1.0:beside"
+    model = incubating(site)
+    after = Graft(graft_id=2, site="layer1.0:after", blueprint_id="conv1x1", init_seed=2, init_gain=1.0, born_step=0)
+    model.graft(after)
+    slot = model.slot(site)
+    kernel = slot.kernel(slot.live_graft)
+    torch.nn.init.normal_(kernel.get_parameter("norm.bias"))  # as if trained: it must be scaled too
+    losses = try_alphas(model, slot, lambda: [(IMAGES, LABELS)])
+    kernel.scale_output(0.25)
+    surgery.begin_blending(slot, step=0, epoch=0)
+    surgery.set_alpha(slot, step=0, blending_steps=0)
+    assert evaluate(model, [(IMAGES, LABELS)])[0] == pytest.approx(losses[0.25], rel=1e-6)
+
+
+def test_a_cull_elsewhere_leaves_the_statistics_of_what_incubates() -> None:
+    site = "layer1.0:beside"
+    model = incubating(site)
+    do(model, site, "shadow")
+    kernel = model.slot(site).kernel(model.slot(site).live_graft)
+    before = {name: buffer.clone() for name, buffer in kernel.named_buffers()}
+    reestimate_norms(model, [IMAGES])
+    assert all(torch.equal(buffer, before[name]) for name, buffer in kernel.named_buffers())
+    assert float(kernel.get_buffer("norm.running_var").std()) > 0
+
+
 def test_a_run_with_incubation_enters_at_the_best_alpha_and_says_so(run_dir: Path, tmp_path: Path) -> None:
     async def host_weights(trainer: TolariaTrainer) -> dict[str, Tensor]:
         await trainer.train_epoch()

@@ -56,5 +56,5 @@ def test_a_field_of_another_type_is_named(file: Path, field: str, value: Any) ->
 
 def test_a_torn_file_is_refused(file: Path) -> None:
     file.write_text(file.read_text()[:40])
-    with pytest.raises(ConfigError, match="cannot be read as a recipe"):
+    with pytest.raises(ConfigError, match=r"is no recipe; morphogenetic\.recipe_path"):
         read_recipe(file)

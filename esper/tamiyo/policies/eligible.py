@@ -71,7 +71,7 @@ def germinate(
     *,
     confidence: float,
     reasoning: str,
-    alternatives: tuple[str, ...] = (),
+    alternatives: tuple[tuple[str, str], ...] = (),
 ) -> AdaptationDecision:
     """The decision to grow a blueprint at a site, or after forks at one of the alternatives."""
     return AdaptationDecision(

@@ -40,7 +40,11 @@ class Heuristic:
         threshold, site = self.config.health_threshold, chosen.signal.site
         if health > threshold:
             return nothing(f"no site stands out: the least healthy, {site}, has {health:.2f}, above {threshold:g}")
-        peers = [other.signal.site for _, other in measured[1:] if other.signal.kind == chosen.signal.kind]
+        peers = [
+            (other.signal.site, other.blueprints[0].blueprint_id)
+            for _, other in measured[1:]
+            if other.signal.kind == chosen.signal.kind
+        ]
         return germinate(
             chosen.signal,
             chosen.blueprints[0],
