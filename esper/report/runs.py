@@ -185,17 +185,16 @@ def _curve(events: Iterable[Mapping[str, Any]], result: Mapping[str, Any] | None
     """Accuracy over what was spent until then.
 
     The journal tells the network's size at every step and what scoring, forks and judging cost; what it does not tell
-    (incubation) is spread over the run, so that the last point is the total of the result. Steps that were done again
-    after a resume count once.
+    (incubation) is spread over the run, so that the last point is the total of the result.
     """
     points: list[tuple[int, Point]] = []
     step, macs, num_macs, seconds, last = 0, 0.0, 0.0, 0.0, 0.0
     for event in events:
         if event["kind"] == "run_started":
-            points = [(at, point) for at, point in points if at <= event["step"]]
+            # The journal before it ends where the run goes on from; only steps after its last event are not told of.
+            num_macs = num_macs or event["num_macs"]
+            macs += 3 * batch_size * num_macs * max(0, event["step"] - step) if step else 0
             step, last = event["step"], event["time_unix_s"]
-            num_macs = num_macs if points else event["num_macs"]
-            macs, seconds = points[-1][1][:2] if points else (0.0, 0.0)
             continue
         # A training step is three forward passes.
         macs += 3 * batch_size * num_macs * max(0, event["step"] - step) + event.get("cost_macs", 0)
