@@ -51,6 +51,12 @@ class MorphogeneticConfig:
         [0.4], "policy=schedule: shares of training at which to grow, one module each", above=0, below=1
     )
 
+    score_per: str = setting(
+        "site",
+        "what a site's score is divided by before sites are compared: site (nothing), macs or parameters (what the "
+        "preferred blueprint would add)",
+        choices=("site", "macs", "parameters"),
+    )
     health_threshold: float = setting(
         0.3, "a site is a candidate at or below this health: 0.3 means it stands out 3.3-fold", above=0, high=1
     )

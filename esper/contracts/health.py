@@ -31,11 +31,14 @@ class HealthSignal:
             add no capacity, the plain one. See `esper.kasmina.scores`.
         score_error: standard error of `score`.
         plain_score: squared Frobenius norm of E[g xᵀ], the first-order gain of growing a 1×1 convolution here.
-        health: min(1, median score of the other sites of its kind / own score); low means capacity is missing.
+        health: min(1, median score of the other sites of its kind / own score), per cost if `score_per` says so; low
+            means capacity is missing.
         effective_rank: effective rank of the activations at the site's output, in channels.
         narrowest_width: fewest channels of any layer of the block.
         activation_variance: variance of the site's input over the controller split.
         gradient_norm: norm of the loss's gradient at the site's output, root mean square over examples.
+        added_macs: multiply-accumulates that the preferred blueprint would add here; `None` if none is allowed.
+        added_parameters: parameters that it would add.
         macs_left: multiply-accumulates that growing may still add to the network; `None` without a budget.
         parameters_left: parameters that it may still add; `None` without a budget.
     """
@@ -60,5 +63,7 @@ class HealthSignal:
     plain_score: float | None = None
     effective_rank: float | None = None
     narrowest_width: int | None = None
+    added_macs: int | None = None
+    added_parameters: int | None = None
     macs_left: int | None = None
     parameters_left: int | None = None

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from esper import tezzeret
 from esper.configs import MorphogeneticConfig
 from esper.configs.morphogenetic import BLIND_POLICIES
 from esper.contracts.decisions import Action, AdaptationDecision
@@ -138,6 +139,8 @@ class Growth:
             epoch=self.life.state.epoch,
             progress=self.life.state.epoch / self.total_epochs,
             last_adaptation=self.life.last_adaptation,
+            added=self._added(),
+            score_per=self.config.score_per,
             macs_left=macs_left,
             parameters_left=parameters_left,
         )
@@ -146,6 +149,15 @@ class Growth:
         self.life.state.scoring_macs += cost_macs
         self.life.log.scored(signals, cost_macs=cost_macs, cost_s=time.monotonic() - started)
         return signals
+
+    def _added(self) -> dict[str, tezzeret.Cost]:
+        """What the preferred blueprint would add at each site where one is allowed."""
+        added = {}
+        for slot in self.life.model.all_slots():
+            with contextlib.suppress(SurgeryError):
+                blueprint_id = first_blueprint(slot, self.config)
+                added[slot.site.name] = tezzeret.estimate(blueprint_id, slot.site.in_shape, slot.site.out_shape)
+        return added
 
     def _refreshed(self, signal: HealthSignal) -> HealthSignal:
         slot = self.life.model.slot(signal.site)

@@ -217,3 +217,19 @@ def test_a_recipe_of_another_host_is_bad_input(run_dir: Path, tmp_path: Path) ->
     config = tiny_config(morphogenetic__policy="replay", morphogenetic__recipe_path=str(recipe))
     with pytest.raises(ConfigError, match=r"recipe_path=.*: it grew at layer9\.0:after, which this network"):
         use(config, run_dir, lambda trainer: trainer.train())
+
+
+@pytest.mark.parametrize("per", ["site", "macs", "parameters"])
+def test_sites_are_compared_by_score_for_each_unit_of_what_would_grow_there(run_dir: Path, per: str) -> None:
+    config = tiny_config(morphogenetic__policy="never", morphogenetic__score_per=per, model__site_kinds=["beside"])
+    use(config, run_dir, lambda trainer: trainer.train())
+    (event, *_) = journal(run_dir, "signals")
+    signals = event["signals"]
+    assert all(signal["added_macs"] > 0 and signal["added_parameters"] > 0 for signal in signals)
+    costs = [1 if per == "site" else signal[f"added_{per}"] for signal in signals]
+    scores = [signal["score"] / cost for signal, cost in zip(signals, costs, strict=True)]
+    errors = [signal["score_error"] / cost for signal, cost in zip(signals, costs, strict=True)]
+    for own, other in ((0, 1), (1, 0)):  # two sites: the median of the others is the other
+        usual = max(scores[other], errors[other])
+        expected = 1.0 if scores[own] <= 0 else min(1.0, usual / scores[own])
+        assert signals[own]["health"] == pytest.approx(expected)
