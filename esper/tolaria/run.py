@@ -188,8 +188,10 @@ def _step(config: TolariaConfig, built: Parts, optimizer: Optimizer) -> TrainSte
         device=built.device,
         autocast_dtype=getattr(torch, config.autocast_dtype) if mixed else None,
         clip_norm=config.optimization.gradient_clip_norm,
-        # Anomaly detection and recomputing read random states from the device.
-        is_captured=not config.debug_mode and not config.model.gradient_checkpointing,
+        # Anomaly detection and recomputing read random states from the device; the loss scaler has not been tried.
+        is_captured=not config.debug_mode
+        and not config.model.gradient_checkpointing
+        and not (mixed and config.autocast_dtype == "float16"),
     )
 
 
