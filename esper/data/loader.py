@@ -80,8 +80,8 @@ class TrainLoader:
         """Batches in an epoch; images that do not fill one are left out, others in every epoch."""
         return len(self._split) // self._config.batch_size
 
-    def set_epoch(self, epoch: int) -> None:
-        """Draw the order of an epoch, where images are shuffled; nothing happens if it is drawn already."""
+    def seek(self, epoch: int, index: int) -> None:  # noqa: ARG002  (a stream needs it)
+        """Make ready on the host what batch number `index` of an epoch needs: here, the epoch's order."""
         if not self._config.shuffle or epoch == self._order_epoch:
             return
         generator = torch.Generator().manual_seed(self._rng_seed * 1_000_003 + epoch)
@@ -91,11 +91,11 @@ class TrainLoader:
     def batch(self, epoch: int | Tensor, index: int | Tensor) -> tuple[Tensor, Tensor]:
         """Batch number `index` of an epoch: float32 (B, C, H, W) and int64 (B,).
 
-        Where the numbers are 0-dim int64 tensors nothing is read from the device; `set_epoch` must have been called.
+        Where the numbers are 0-dim int64 tensors nothing is read from the device; `seek` must have been called.
         """
         config = self._config
-        if isinstance(epoch, int):
-            self.set_epoch(epoch)
+        if isinstance(epoch, int) and isinstance(index, int):
+            self.seek(epoch, index)
         chosen = self._order[self._within + index * config.batch_size]
         images = self._split.images[chosen]
         if config.use_augmentation:

@@ -94,7 +94,7 @@ class TrainStep:
 
     def __call__(self, *, epoch: int, index: int, step: int) -> None:
         """Do step number `step`, on batch `index` of an epoch."""
-        self.loader.set_epoch(epoch)
+        self.loader.seek(epoch, index)
         if self._known != (epoch, index, step):
             self._position.copy_(torch.tensor([epoch, index, step]))
         if self._capture is None:
