@@ -33,6 +33,14 @@ class OptimizationConfig:
         None, "clip the gradient's norm, over all parameters, to this; null: never", above=0
     )
 
+    ema_decay: float | None = setting(
+        None,
+        "keep an exponential moving average of the weights with this decay (such as 0.999); it is what is validated, "
+        "tested and exported, while growth goes by the weights themselves; null: no average",
+        above=0,
+        below=1,
+    )
+
     patience: int | None = setting(
         None,
         "stop when the validation loss has not improved for this many epochs; restarts after growth; null: never",

@@ -42,6 +42,13 @@ class TolariaConfig:
     autocast_dtype: str = setting("bfloat16", "number format of mixed precision", choices=("bfloat16", "float16"))
     channels_last: bool = setting(True, "memory format NHWC, which convolutions on tensor cores want")
 
+    compile_model: bool = setting(
+        False, "compile blocks and what grows with torch.compile; faster steps after some 20 s, and seconds per growth"
+    )
+    deterministic: bool = setting(
+        False, "CUDA: always take the same algorithms; otherwise cuDNN tries which are fastest, some 3 % of speed"
+    )
+
     debug_mode: bool = setting(False, "check every step for values that are not finite, name the operation; slow")
     profile_training: bool = setting(False, "write a torch.profiler trace of a few steps into the run folder")
     dry_run: bool = setting(False, "validate, build, run two steps with one forced growth, leave nothing behind")

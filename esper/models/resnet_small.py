@@ -35,11 +35,16 @@ class SmallResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Run the network; see the class."""
         x = self.relu(self.bn1(self.conv1(x)))
-        for name in self._stages:
-            x = self.get_submodule(name)(x)
+        x = self._run_stages(x)
         logits = self.fc(torch.flatten(self.avgpool(x), 1))
         assert isinstance(logits, Tensor)
         return logits
+
+    def _run_stages(self, x: Tensor) -> Tensor:
+        # Apart from `forward`: a function that loops over blocks compiled each for itself cannot be compiled.
+        for name in self._stages:
+            x = self.get_submodule(name)(x)
+        return x
 
 
 def _stage(in_channels: int, channels: int, *, depth: int, stride: int) -> nn.Sequential:

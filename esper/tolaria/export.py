@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from esper.configs import ModelConfig
@@ -27,6 +27,7 @@ from esper.errors import CheckpointError, RunError, SurgeryError
 from esper.kasmina import MorphableModel, SeedSlot, find_sites, fold
 from esper.models import build_host
 from esper.tolaria import checkpoint
+from esper.tolaria.average import corrected
 
 __all__ = ["export"]
 
@@ -47,7 +48,7 @@ def export(run_dir: Path, out: Path, *, best: bool = False) -> Path:
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RunError(f"{out} is there already and not an empty folder; choose another with --out, or remove it")
-    config, folder = _settings(run_dir)
+    config, ema_decay, folder = _settings(run_dir)
     found = checkpoint.find_checkpoints(folder, prefix="best" if best else "step")
     if not found:
         raise CheckpointError(
@@ -56,7 +57,7 @@ def export(run_dir: Path, out: Path, *, best: bool = False) -> Path:
         )
     saved = checkpoint.load(found[0])
     try:
-        network = fold(_rebuilt(config, saved))
+        network = fold(_rebuilt(config, saved, ema_decay=ema_decay))
     except SurgeryError as error:
         raise CheckpointError(f"{found[0]}: the run has not finished; give its command again ({error})") from None
     tensors = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
@@ -69,19 +70,20 @@ def export(run_dir: Path, out: Path, *, best: bool = False) -> Path:
     return out
 
 
-def _settings(run_dir: Path) -> tuple[ModelConfig, Path]:
-    """The run's host, and the folder of its checkpoints."""
+def _settings(run_dir: Path) -> tuple[ModelConfig, float | None, Path]:
+    """The run's host, the decay of its weight average, and the folder of its checkpoints."""
     try:
         settings = yaml.safe_load((run_dir / "config.yaml").read_text())
         config = ModelConfig(**settings["model"])
-        return config, checkpoints_folder(run_dir.absolute(), checkpoint_dir=settings["checkpoint"]["checkpoint_dir"])
+        folder = checkpoints_folder(run_dir.absolute(), checkpoint_dir=settings["checkpoint"]["checkpoint_dir"])
+        return config, settings.get("optimization", {}).get("ema_decay"), folder
     except FileNotFoundError:
         raise RunError(f"{run_dir} is no run: it has no config.yaml; give a folder that esper-train made") from None
     except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
         raise RunError(f"{run_dir / 'config.yaml'} cannot be used: {error}") from None
 
 
-def _rebuilt(config: ModelConfig, saved: checkpoint.Snapshot) -> MorphableModel:
+def _rebuilt(config: ModelConfig, saved: checkpoint.Snapshot, *, ema_decay: float | None) -> MorphableModel:
     """The grown network of a checkpoint; sizes that followed from the data are read off its tensors."""
     try:
         first, last = saved.model["host.conv1.weight"], saved.model["host.fc.weight"]
@@ -102,13 +104,22 @@ def _rebuilt(config: ModelConfig, saved: checkpoint.Snapshot) -> MorphableModel:
             host, [site for site in sites if site.name in states], max_kernels_per_seed=config.max_kernels_per_seed
         )
         model.replay(saved.recipe)
-        model.load_state_dict(dict(saved.model))
+        model.load_state_dict(dict(saved.model) | _averaged(saved, ema_decay))
         for slot in model.all_slots():
             slot.state = SeedLifecycleState(states[slot.site.name]["state"])
     except (KeyError, RuntimeError) as error:
         message = " ".join(str(error).split())
         raise CheckpointError(f"the checkpoint does not fit its run's config.yaml: {message}") from None
     return model
+
+
+def _averaged(saved: checkpoint.Snapshot, ema_decay: float | None) -> dict[str, Tensor]:
+    """The averaged weights of a run that kept an average."""
+    born = saved.state.get("average", {})
+    if ema_decay is None:
+        return {}
+    sums = {name: saved.optimizer[f"average|{name}"] for name in born}
+    return corrected(sums, born, decay=ema_decay, step=saved.step)
 
 
 def _description(config: ModelConfig, saved: checkpoint.Snapshot, network: nn.Module) -> dict[str, Any]:

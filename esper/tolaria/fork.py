@@ -16,14 +16,15 @@ __all__ = ["rewound"]
 
 @contextmanager
 def rewound(model: nn.Module, optimizer: Optimizer, step: TrainStep) -> Iterator[None]:
-    """Give weights, buffers, optimizer state, sums, loss scale and random numbers back bit-identical at the end.
+    """Give weights, buffers, optimizer state, averages, sums, loss scale and random numbers back, bit-identical.
 
     What was added to the model or the optimizer meanwhile must be taken out again before the end.
     """
     states = [
         value for state in optimizer.state.values() for value in state.values() if isinstance(value, torch.Tensor)
     ]
-    tensors = [*model.parameters(), *model.buffers(), *states, step.sums.epoch, step.sums.bad_step]
+    averages = step.average.sums.values() if step.average is not None else ()
+    tensors = [*model.parameters(), *model.buffers(), *states, *averages, step.sums.epoch, step.sums.bad_step]
     saved = [tensor.detach().clone() for tensor in tensors]
     scale = step.scaler.state_dict()
     devices = [step.device] if step.device.type == "cuda" else []

@@ -195,8 +195,9 @@ class Lifecycle:
 
     def undo(self, graft: Graft) -> None:
         """Take a live kernel out as if it had never been attached."""
-        self._release(graft, self.model.graft_parameters(graft))
+        parameters = self.model.graft_parameters(graft)
         surgery.abort(self.model, graft)
+        self._release(graft, parameters)
 
     def germinate(self, slot: SeedSlot, blueprint_id: str, *, reason: str) -> None:
         """Grow a kernel in a slot, and begin what comes first: incubation, or blending.
@@ -279,6 +280,7 @@ class Lifecycle:
         # The statistics of the host's norms were gathered with the branch.
         reestimate_norms(self.model, self.data.norm_images())
         self.state.judging_macs += self.data.num_norm * self.cost.num_macs
+        self.step.restart_average(step=self.state.global_step)
 
     def _judge(self, slot: SeedSlot) -> None:
         started = time.monotonic()
@@ -324,13 +326,13 @@ class Lifecycle:
             output_scale_rate=1.0 if is_old else self.config.insertion_gain_rate,
             decayed=is_old or self.config.newborn_weight_decay,
         )
-        self.step.invalidate()
+        self.step.adopt(self.model.slot(graft.site).kernel(graft), step=self.state.global_step)
         self.cost += self._kernel_cost(graft)
         self.state.peak_parameters = max(self.state.peak_parameters, self.cost.num_parameters)
 
     def _release(self, graft: Graft, parameters: list[tuple[str, nn.Parameter]]) -> None:
         optim.release(self.optimizer, parameters)
-        self.step.invalidate()
+        self.step.follow(step=self.state.global_step)
         self.cost -= self._kernel_costs.pop(graft.graft_id, tezzeret.Cost(num_parameters=0, num_macs=0))
 
     def _kernel_cost(self, graft: Graft) -> tezzeret.Cost:

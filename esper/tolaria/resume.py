@@ -9,14 +9,12 @@ import torch
 
 from esper.configs import CheckpointConfig
 from esper.configs.identity import digest
-from esper.contracts.lifecycle import SeedLifecycleState
-from esper.errors import CheckpointError, DivergenceError
+from esper.errors import CheckpointError
 from esper.tolaria import checkpoint
 from esper.tolaria.optim import load_state_tensors, state_tensors
 from esper.tolaria.run import Run
-from esper.tolaria.step import Window
 
-__all__ = ["own_checkpoint_asked", "require_finite", "restore", "resume", "snapshot"]
+__all__ = ["own_checkpoint_asked", "restore", "resume", "snapshot"]
 
 
 def snapshot(run: Run) -> checkpoint.Snapshot:
@@ -24,6 +22,9 @@ def snapshot(run: Run) -> checkpoint.Snapshot:
     extra = {"rng|cpu": torch.get_rng_state(), "sums|epoch": run.step.sums.epoch, "sums|read": run.last_read}
     if run.parts.device.type == "cuda":
         extra["rng|cuda"] = torch.cuda.get_rng_state(run.parts.device)
+    average = run.step.average
+    if average is not None:
+        extra |= {f"average|{name}": tensor for name, tensor in average.sums.items()}
     return checkpoint.Snapshot(
         step=run.state.global_step,
         model=run.model.state_dict(),
@@ -32,6 +33,7 @@ def snapshot(run: Run) -> checkpoint.Snapshot:
             "training": dataclasses.asdict(run.state),
             "growth": run.life.state_dict(),
             "scaler": run.step.scaler.state_dict(),
+            "average": average.born if average is not None else {},
         },
         recipe=run.model.recipe,
         journal_offset=run.journal.sync(),
@@ -68,6 +70,10 @@ def restore(run: Run, saved: checkpoint.Snapshot) -> None:
         torch.cuda.set_rng_state(cuda_state, run.parts.device)
     run.step.sums.epoch.copy_(tensors.pop("sums|epoch"))
     run.last_read.copy_(tensors.pop("sums|read"))
+    born = saved.state.get("average", {})
+    sums = {name: tensors.pop(f"average|{name}") for name in born}
+    if run.step.average is not None:
+        run.step.average.load(sums, born, step=saved.step)
     load_state_tensors(run.optimizer, tensors)
     run.step.scaler.load_state_dict(saved.state["scaler"])
     for name, value in saved.state["training"].items():
@@ -118,35 +124,3 @@ def _newest_sound(candidates: list[Path], damaged: list[str]) -> tuple[Path, che
         except CheckpointError as error:
             damaged.append(str(error))
     return None
-
-
-def require_finite(run: Run, *, since: torch.Tensor | None = None) -> Window:
-    """Read the sums of the steps (since an earlier value of them); this synchronises with the device.
-
-    Raises:
-        DivergenceError: a loss or gradient of the run, or a weight, is not finite.
-    """
-    window = run.step.sums.read(since)
-    # What incubates is not part of the network yet; if it breaks, it is culled when its incubation ends.
-    apart = {
-        id(p)
-        for slot in run.model.all_slots()
-        if slot.state is SeedLifecycleState.TRAINING
-        for p in slot.kernel(slot.live_graft).parameters()
-    }
-    norms = torch.stack(torch._foreach_norm([p.detach() for p in run.model.parameters() if id(p) not in apart]))
-    if window.first_bad_step is None and bool(norms.isfinite().all()):
-        return window
-    step = run.state.global_step - 1 if window.first_bad_step is None else window.first_bad_step
-    recipe = run.model.recipe
-    grown = (
-        f"last growth: {recipe[-1].blueprint_id} at {recipe[-1].site}, step {recipe[-1].born_step}; " if recipe else ""
-    )
-    saved = checkpoint.find_checkpoints(run.checkpoint_dir)
-    last = saved[0] if saved else run.config.checkpoint.resume_from
-    good = f"the last good checkpoint is {last}" if last else "there is no checkpoint yet"
-    raise DivergenceError(
-        f"loss, gradient or weights at step {step} are not finite; {grown}{good}; try a lower "
-        f"optimization.learning_rate (now {run.config.optimization.learning_rate:g}) or set "
-        "optimization.gradient_clip_norm"
-    )

@@ -18,17 +18,20 @@ from esper.build import Parts, parts
 from esper.configs import TolariaConfig
 from esper.configs.identity import checkpoints_folder, outputs_folder, run_name
 from esper.contracts.events import Event, Notice
-from esper.kasmina import MorphableModel
+from esper.kasmina import MorphableModel, find_blocks
+from esper.tolaria.average import WeightAverage
 from esper.tolaria.growth import Growth
 from esper.tolaria.lifecycle import GrowthData, Lifecycle
 from esper.tolaria.optim import build_optimizer
+from esper.tolaria.regions import Regions
 from esper.tolaria.rundir import RunFolder
+from esper.tolaria.saving import Saver
 from esper.tolaria.schedule import learning_rate
 from esper.tolaria.state import TrainingState
 from esper.tolaria.step import TrainStep
 from esper.tracking import Follower, Journal
 
-__all__ = ["Run", "open_run"]
+__all__ = ["Run", "capture_obstacle", "open_run"]
 
 _NORM_BATCHES = 20
 """Training batches from which batch-norm statistics are estimated anew."""
@@ -53,6 +56,7 @@ class Run:
     model: MorphableModel
     optimizer: Optimizer
     step: TrainStep
+    saver: Saver
     growth: Growth
     life: Lifecycle
     state: TrainingState
@@ -90,6 +94,11 @@ class Run:
             warn=self.warn,
         )
         self.closing.callback(follower.close)
+
+    def stop_saving(self) -> None:
+        """Finish the checkpoints that are being written."""
+        if problem := self.saver.close():
+            self.warn(problem)
 
     def close(self) -> None:
         """Finish the tracker, close the journal, let others write in the folder; safe to call twice."""
@@ -156,17 +165,22 @@ def open_run(
             ),
             total_epochs=config.optimization.max_epochs,
         )
+        saver = Saver(
+            checkpoints_folder(run_dir, checkpoint_dir=config.checkpoint.checkpoint_dir),
+            keep=config.checkpoint.max_checkpoints,
+        )
         run = Run(
             config=config,
             run_dir=run_dir,
             log_dir=log_dir,
-            checkpoint_dir=checkpoints_folder(run_dir, checkpoint_dir=config.checkpoint.checkpoint_dir),
+            checkpoint_dir=saver.folder,
             folder=folder,
             journal=journal,
             parts=built,
             model=model,
             optimizer=optimizer,
             step=step,
+            saver=saver,
             growth=growth,
             life=life,
             state=state,
@@ -175,12 +189,25 @@ def open_run(
             outputs_dir=outputs,
             closing=stack,
         )
+        stack.callback(run.stop_saving)
         run.closing = stack.pop_all()
         return run
 
 
+def capture_obstacle(config: TolariaConfig) -> str | None:
+    """Why the training step cannot be captured as a CUDA graph with these settings; None: it can."""
+    if config.debug_mode:
+        return "debug_mode=true looks at every step"
+    if config.model.gradient_checkpointing:
+        return "model.gradient_checkpointing=true reads random states from the device"
+    return None
+
+
 def _step(config: TolariaConfig, built: Parts, optimizer: Optimizer) -> TrainStep:
     mixed = built.device.type == "cuda" if config.mixed_precision is None else config.mixed_precision
+    torch.backends.cudnn.benchmark = not config.deterministic
+    torch.backends.cudnn.deterministic = config.deterministic
+    decay = config.optimization.ema_decay
     return TrainStep(
         model=built.model,
         optimizer=optimizer,
@@ -188,11 +215,16 @@ def _step(config: TolariaConfig, built: Parts, optimizer: Optimizer) -> TrainSte
         device=built.device,
         autocast_dtype=getattr(torch, config.autocast_dtype) if mixed else None,
         clip_norm=config.optimization.gradient_clip_norm,
-        # Anomaly detection and recomputing read random states from the device; the loss scaler has not been tried.
-        is_captured=not config.debug_mode
-        and not config.model.gradient_checkpointing
-        and not (mixed and config.autocast_dtype == "float16"),
+        is_captured=capture_obstacle(config) is None,
+        average=WeightAverage(built.model, decay=decay) if decay is not None else None,
+        regions=_regions(config, built.model) if config.compile_model else None,
     )
+
+
+def _regions(config: TolariaConfig, model: MorphableModel) -> Regions:
+    regions = Regions()
+    regions.add_host(model.host, list(find_blocks(model.host, config.model.target_layers)))
+    return regions
 
 
 def _growth_data(built: Parts, state: TrainingState) -> GrowthData:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -10,49 +10,16 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from esper.data import TrainLoader
+from esper.tolaria.average import WeightAverage
 from esper.tolaria.capture import Capture
+from esper.tolaria.regions import Regions
+from esper.tolaria.sums import StepSums
 
-__all__ = ["StepSums", "TrainStep", "Window"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Window:
-    """Means over some steps; `first_bad_step` is the first step whose loss or gradient was not finite."""
-
-    loss: float
-    accuracy: float
-    grad_norm: float
-    num_steps: int
-    first_bad_step: int | None
-
-
-class StepSums:
-    """Sums over steps, on the device; reading them is the only synchronisation of a training step.
-
-    `epoch` holds (loss, hits / batch, gradient norm, steps) since the epoch began, `bad_step` the first bad step
-    of the run or -1.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self.epoch = torch.zeros(4, dtype=torch.float64, device=device)
-        self.bad_step = torch.full((), -1, dtype=torch.int64, device=device)
-
-    def read(self, since: Tensor | None = None) -> Window:
-        """Means since the epoch began, or since an earlier value of `epoch`. Synchronises."""
-        loss, accuracy, grad_norm, steps = (self.epoch - since if since is not None else self.epoch).tolist()
-        bad_step = int(self.bad_step)
-        count = max(steps, 1.0)
-        return Window(
-            loss=loss / count,
-            accuracy=accuracy / count,
-            grad_norm=grad_norm / count,
-            num_steps=int(steps),
-            first_bad_step=bad_step if bad_step >= 0 else None,
-        )
+__all__ = ["TrainStep"]
 
 
 class TrainStep:
-    """The step: batch, forward, backward, clip, update, sums. Nothing in it reads the device, but for fp16's scaler.
+    """The step: batch, forward, backward, clip, update, average, sums. Nothing in it reads the device.
 
     On CUDA the whole of it is captured as one graph and replayed, which saves launching every kernel anew; it is
     captured again after `invalidate`. The steps before a capture are real ones, run eagerly.
@@ -65,6 +32,8 @@ class TrainStep:
         autocast_dtype: number format of the forward pass; None: float32.
         clip_norm: largest norm of the gradient over all parameters; None: no clipping.
         is_captured: whether to capture on CUDA.
+        average: average of the weights to keep up; None: none.
+        regions: compiled parts of the network, to which this adds its own; None: nothing is compiled.
     """
 
     def __init__(
@@ -77,6 +46,8 @@ class TrainStep:
         autocast_dtype: torch.dtype | None,
         clip_norm: float | None,
         is_captured: bool,
+        average: WeightAverage | None = None,
+        regions: Regions | None = None,
     ) -> None:
         self.model = model
         self.optimizer = optimizer
@@ -84,6 +55,8 @@ class TrainStep:
         self.device = device
         self.autocast_dtype = autocast_dtype
         self.clip_norm = clip_norm
+        self.average = average
+        self.regions = regions
         self.sums = StepSums(device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=autocast_dtype is torch.float16)
         # Epoch, index in it, step of the run: on the device, and as the host knows them to stand there.
@@ -91,6 +64,7 @@ class TrainStep:
         self._advance = torch.tensor([0, 1, 1], device=device)
         self._known = (0, 0, 0)
         self._capture = Capture(device) if is_captured and device.type == "cuda" else None
+        self._batch = regions.compiled(loader.batch) if regions else loader.batch
 
     def __call__(self, *, epoch: int, index: int, step: int) -> None:
         """Do step number `step`, on batch `index` of an epoch."""
@@ -108,13 +82,38 @@ class TrainStep:
         if self._capture is not None:
             self._capture.invalidate()
 
+    def adopt(self, kernel: nn.Module, *, step: int) -> None:
+        """A module has joined the network before step `step`: let compiling and averaging follow."""
+        if self.regions is not None:
+            self.regions.add(kernel)
+        self.follow(step=step)
+
+    def follow(self, *, step: int) -> None:
+        """The network's parameters have changed before step `step`."""
+        if self.average is not None:
+            self.average.follow(step=step)
+        self.invalidate()
+
+    def restart_average(self, *, step: int) -> None:
+        """What was averaged before step `step` was another network: begin anew."""
+        if self.average is not None:
+            self.average.restart(step=step)
+
+    def averaged(self, *, step: int) -> AbstractContextManager[None]:
+        """While this lasts, before step `step`, the network has its averaged weights, where an average is kept."""
+        return self.average.applied(step=step) if self.average is not None else nullcontext()
+
     def autocast(self) -> torch.autocast:
         """The number format of the forward pass."""
         return torch.autocast(self.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None)
 
     def _run(self) -> None:
+        with self.regions.active() if self.regions else nullcontext():
+            self._step()
+
+    def _step(self) -> None:
         epoch, index, step = self._position.unbind()
-        images, labels = self.loader.batch(epoch, index)
+        images, labels = self._batch(epoch, index)
         with self.autocast():
             logits = self.model(images)
             loss = F.cross_entropy(logits, labels)
@@ -124,6 +123,8 @@ class TrainStep:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self.average.update()
         self._add(loss.detach(), logits.detach(), labels, grad_norm, step)
         self._position += self._advance
 

@@ -16,7 +16,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
-import psutil
 import torch
 
 from esper.configs import TolariaConfig
@@ -30,16 +29,18 @@ from esper.contracts.events import (
     Notice,
     RunEnded,
     RunStarted,
-    StepLogged,
     Validated,
 )
 from esper.errors import CheckpointError, SurgeryError
 from esper.tolaria import checkpoint
 from esper.tolaria.evaluate import evaluate
-from esper.tolaria.resume import require_finite, restore, resume, snapshot
-from esper.tolaria.run import Run, open_run
+from esper.tolaria.finite import require_finite
+from esper.tolaria.result import result
+from esper.tolaria.resume import restore, resume, snapshot
+from esper.tolaria.run import Run, capture_obstacle, open_run
 from esper.tolaria.state import TrainingMetrics, TrainingState
-from esper.tolaria.step import Window
+from esper.tolaria.steplog import StepLog
+from esper.tolaria.sums import Window
 from esper.tracking import environment, git_diff, write_atomically
 from esper.tracking.recipe import write_recipe
 
@@ -124,15 +125,10 @@ class TolariaTrainer:
             CheckpointError: it cannot be written, or `epoch` is not where the training stands.
             DivergenceError: a loss, gradient or weight is not finite; nothing is written.
         """
-        run = self.run
-        if epoch != run.state.epoch:
-            raise CheckpointError(f"epoch={epoch}: the training stands at epoch {run.state.epoch}")
-        require_finite(run)
-        path = checkpoint.save(run.checkpoint_dir, snapshot(run), prefix="best" if is_best else "step")
-        checkpoint.prune(run.checkpoint_dir, keep=self.config.checkpoint.max_checkpoints)
-        shown = path.relative_to(run.run_dir) if path.is_relative_to(run.run_dir) else path
-        run.emit(CheckpointSaved, epoch=epoch, path=str(shown), is_best=is_best)
-        return str(path)
+        if epoch != self.run.state.epoch:
+            raise CheckpointError(f"epoch={epoch}: the training stands at epoch {self.run.state.epoch}")
+        self._start_saving(is_best=is_best)
+        return str(self._finish_saving()[-1])
 
     def load_checkpoint(self, checkpoint_path: str) -> bool:
         """Take up the training that a checkpoint holds; the trainer must be fresh from `initialize`.
@@ -191,6 +187,8 @@ class TolariaTrainer:
             if resumed_from is None and run.model.recipe:
                 num_kernels = len(run.model.recipe)
                 run.emit(Notice, level="INFO", message=f"recorded modules in the network: {num_kernels}")
+            if run.parts.device.type == "cuda" and (obstacle := capture_obstacle(self.config)):
+                run.emit(Notice, level="INFO", message=f"the step is not captured as a CUDA graph: {obstacle}")
             if late := run.growth.times_too_late:
                 run.warn(f"schedule_at={late} falls to the end of an epoch past growth_until: nothing will grow then")
             run.follow()
@@ -211,7 +209,8 @@ class TolariaTrainer:
             self._finish()
         else:
             if self.config.checkpoint.save_last:
-                self.save_checkpoint(self.run.state.epoch)
+                self._start_saving()
+            self._finish_saving()
             self.end("interrupted", self.stop_reason or "")
         return history
 
@@ -221,7 +220,8 @@ class TolariaTrainer:
         if state.step == 0:
             run.step.sums.epoch.zero_()
             run.last_read.zero_()
-        started = logged = time.monotonic()
+        started = time.monotonic()
+        log = StepLog(run)
         with self._profiler() as profiled:
             while state.step < run.steps_per_epoch and not self.stop_reason:
                 run.set_learning_rates()
@@ -234,10 +234,11 @@ class TolariaTrainer:
                 if self.config.debug_mode:
                     require_finite(run)
                 if state.global_step % self.config.logging.log_interval == 0:
-                    self._log_window(time.monotonic() - logged)
-                    logged = time.monotonic()
+                    log.begin()
                 if self._is_validation_due():
+                    log.flush()
                     self._validate()
+            log.flush()
         state.epoch_seconds += time.monotonic() - started
         window = require_finite(run)
         if state.step == run.steps_per_epoch:
@@ -249,11 +250,12 @@ class TolariaTrainer:
     def _end_epoch(self) -> TrainingMetrics:
         run, state, saving = self.run, self.run.state, self.config.checkpoint
         started = time.monotonic()
-        train = self._trained or run.step.sums.read()
+        self._finish_saving()  # of the last epoch
+        train = self._trained or require_finite(run)
         val_loss, val_accuracy = self._validated or self._validate()
         rate = run.learning_rate(state.global_step - 1)
         if self._note_best(val_loss, val_accuracy) and saving.save_best:
-            self.save_checkpoint(state.epoch, is_best=True)  # before growth: the network that was validated
+            self._start_saving(is_best=True)  # before growth: the network that was validated
         metrics = TrainingMetrics(
             epoch=state.epoch,
             train_loss=train.loss,
@@ -265,6 +267,8 @@ class TolariaTrainer:
             epoch_time=state.epoch_seconds + time.monotonic() - started,
         )
         run.emit(EpochEnded, **dataclasses.asdict(metrics))
+        if run.step.regions is not None and (news := run.step.regions.news()):
+            run.emit(Notice, level=news[0], message=news[1])
         is_last = self._is_over()
         run.growth.end_of_epoch(is_last=is_last)
         if state.adaptations_this_epoch:
@@ -273,39 +277,17 @@ class TolariaTrainer:
         state.epoch_seconds = 0.0
         self._trained = self._validated = None
         if state.epoch % saving.save_interval == 0 or (is_last and saving.save_last):
-            self.save_checkpoint(state.epoch)
+            self._start_saving()
         return metrics
 
     def _finish(self) -> None:
-        run, state, splits = self.run, self.run.state, self.run.parts.splits
-        val_loss, val_accuracy = evaluate(run.model, run.parts.evaluation_batches(splits.controller))
-        # The only reading of the test split in a run.
-        test_loss, test_accuracy = evaluate(run.model, run.parts.evaluation_batches(splits.test))
-        self.result = {
-            "test_loss": test_loss,
-            "test_accuracy": test_accuracy,
-            "val_loss": val_loss,
-            "val_accuracy": val_accuracy,
-            "epochs": state.epoch,
-            "num_parameters_before": run.host_cost.num_parameters,
-            "num_parameters": run.life.cost.num_parameters,
-            "num_macs_before": run.host_cost.num_macs,
-            "num_macs": run.life.cost.num_macs,
-            "num_grown": run.life.num_germinated,
-            "num_kept": len(run.model.recipe),
-            "peak_parameters": state.peak_parameters,
-            "total_macs": state.train_macs + state.growth_macs,
-            "forward_macs": state.train_macs // 3,
-            "backward_macs": state.train_macs - state.train_macs // 3,
-            "scoring_macs": state.scoring_macs,
-            "forking_macs": state.forking_macs,
-            "incubation_macs": state.incubation_macs,
-            "judging_macs": state.judging_macs,
-            "train_macs": state.train_macs,
-            "growth_macs": state.growth_macs,
-            "discarded_macs": state.discarded_macs,
-            "seconds": state.total_seconds,
-        }
+        run, splits = self.run, self.run.parts.splits
+        with run.step.averaged(step=run.state.global_step):
+            validation = evaluate(run.model, run.parts.evaluation_batches(splits.controller))
+            # The only reading of the test split in a run.
+            test = evaluate(run.model, run.parts.evaluation_batches(splits.test))
+        self.result = result(run, validation=validation, test=test)
+        self._finish_saving()
         write_recipe(run.run_dir / "recipe.json", run.model.recipe, host=self.config.model.name)
         run.emit(RunEnded, status="finished", reason="", result=self.result)
         run.folder.set_status("finished", result=self.result)
@@ -344,7 +326,8 @@ class TolariaTrainer:
 
     def _validate(self) -> tuple[float, float]:
         run = self.run
-        loss, accuracy = evaluate(run.model, run.parts.evaluation_batches(run.parts.splits.controller))
+        with run.step.averaged(step=run.state.global_step):
+            loss, accuracy = evaluate(run.model, run.parts.evaluation_batches(run.parts.splits.controller))
         run.emit(Validated, epoch=run.state.epoch, val_loss=loss, val_accuracy=accuracy)
         self._validated = (loss, accuracy)
         return self._validated
@@ -358,21 +341,19 @@ class TolariaTrainer:
         state.best_loss, state.best_accuracy = val_loss, val_accuracy
         return True
 
-    def _log_window(self, seconds: float) -> None:
+    def _start_saving(self, *, is_best: bool = False) -> None:
+        """Save where the training stands while it goes on."""
+        require_finite(self.run)
+        self.run.saver.start(snapshot(self.run), epoch=self.run.state.epoch, is_best=is_best)
+
+    def _finish_saving(self) -> list[Path]:
+        """Wait for the checkpoints that are being written; returns their paths."""
         run = self.run
-        window = require_finite(run, since=run.last_read)
-        run.last_read.copy_(run.step.sums.epoch)
-        on_cuda = run.parts.device.type == "cuda"
-        run.emit(
-            StepLogged,
-            epoch=run.state.epoch,
-            loss=window.loss,
-            accuracy=window.accuracy,
-            learning_rate=run.learning_rate(run.state.global_step - 1),
-            grad_norm=window.grad_norm,
-            images_per_s=window.num_steps * self.config.dataset.batch_size / seconds,
-            memory_bytes=torch.cuda.max_memory_allocated() if on_cuda else psutil.Process().memory_info().rss,
-        )
+        saved = run.saver.wait()
+        for one in saved:
+            shown = one.path.relative_to(run.run_dir) if one.path.is_relative_to(run.run_dir) else one.path
+            run.emit(CheckpointSaved, epoch=one.epoch, path=str(shown), is_best=one.is_best)
+        return [one.path for one in saved]
 
     @contextlib.contextmanager
     def _profiler(self) -> Iterator[Callable[[], None]]:

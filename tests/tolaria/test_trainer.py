@@ -11,7 +11,8 @@ from esper.contracts.decisions import Action, AdaptationDecision
 from esper.errors import DivergenceError
 from esper.tolaria import TolariaTrainer
 from esper.tolaria.checkpoint import find_checkpoints
-from esper.tolaria.step import Window
+from esper.tolaria.finite import require_finite
+from esper.tolaria.sums import Window
 from tests.conftest import tiny_config, use
 
 
@@ -162,7 +163,7 @@ def test_mixed_precision_trains(run_dir: Path, dtype: str) -> None:
     async def body(trainer: TolariaTrainer) -> Window:
         await trainer.train_epoch()
         assert trainer.run.step.autocast_dtype is getattr(torch, dtype)
-        return trainer.run.step.sums.read()
+        return require_finite(trainer.run)
 
     assert use(config, run_dir, body).first_bad_step is None
 

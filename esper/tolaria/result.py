@@ -1,0 +1,45 @@
+"""The figures of a finished run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from esper.tolaria.run import Run
+
+__all__ = ["result"]
+
+
+def result(run: Run, *, validation: tuple[float, float], test: tuple[float, float]) -> dict[str, Any]:
+    """What a finished run came to; `RunEnded` says what the figures are.
+
+    Args:
+        run: the run, after its last step.
+        validation: loss and accuracy of the controller split.
+        test: loss and accuracy of the test split.
+    """
+    state, life = run.state, run.life
+    return {
+        "test_loss": test[0],
+        "test_accuracy": test[1],
+        "val_loss": validation[0],
+        "val_accuracy": validation[1],
+        "epochs": state.epoch,
+        "num_parameters_before": run.host_cost.num_parameters,
+        "num_parameters": life.cost.num_parameters,
+        "num_macs_before": run.host_cost.num_macs,
+        "num_macs": life.cost.num_macs,
+        "num_grown": life.num_germinated,
+        "num_kept": len(run.model.recipe),
+        "peak_parameters": state.peak_parameters,
+        "total_macs": state.train_macs + state.growth_macs,
+        "forward_macs": state.train_macs // 3,
+        "backward_macs": state.train_macs - state.train_macs // 3,
+        "scoring_macs": state.scoring_macs,
+        "forking_macs": state.forking_macs,
+        "incubation_macs": state.incubation_macs,
+        "judging_macs": state.judging_macs,
+        "train_macs": state.train_macs,
+        "growth_macs": state.growth_macs,
+        "discarded_macs": state.discarded_macs,
+        "seconds": state.total_seconds,
+    }

@@ -1,0 +1,87 @@
+"""Writing checkpoints while training goes on."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from esper.errors import CheckpointError
+from esper.tolaria import checkpoint
+
+__all__ = ["Saved", "Saver"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Saved:
+    """A checkpoint that is complete on disk."""
+
+    epoch: int
+    path: Path
+    is_best: bool
+
+
+class Saver:
+    """Save checkpoints in a thread of its own, one after the other; only the copying to the host delays training.
+
+    Args:
+        folder: where they go.
+        keep: most of them that stay, besides the best.
+    """
+
+    def __init__(self, folder: Path, *, keep: int) -> None:
+        self.folder = folder
+        self._keep = keep
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="esper-saver")
+        self._pending: list[Future[Saved]] = []
+
+    def start(self, snapshot: checkpoint.Snapshot, *, epoch: int, is_best: bool) -> None:
+        """Begin to save; the tensors may be changed when this returns."""
+        model, model_ready = _on_host(snapshot.model)
+        optimizer, optimizer_ready = _on_host(snapshot.optimizer)
+        copied = dataclasses.replace(snapshot, model=model, optimizer=optimizer)
+
+        def write() -> Saved:
+            model_ready()
+            optimizer_ready()
+            path = checkpoint.save(self.folder, copied, prefix="best" if is_best else "step")
+            checkpoint.prune(self.folder, keep=self._keep)
+            return Saved(epoch=epoch, path=path, is_best=is_best)
+
+        self._pending.append(self._thread.submit(write))
+
+    def wait(self) -> list[Saved]:
+        """Wait for what was begun; returns what became complete since the last call.
+
+        Raises:
+            CheckpointError: one cannot be written.
+        """
+        pending, self._pending = self._pending, []
+        return [future.result() for future in pending]
+
+    def close(self) -> str | None:
+        """Finish what was begun, and the thread; returns what went wrong."""
+        self._thread.shutdown()
+        try:
+            self.wait()
+        except CheckpointError as error:
+            return str(error)
+        return None
+
+
+def _on_host(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Callable[[], object]]:
+    """Copies on the host, contiguous as safetensors wants them, and what waits until they are filled."""
+    copies = {}
+    for name, tensor in tensors.items():
+        copies[name] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+        copies[name].copy_(tensor.detach(), non_blocking=True)
+    if not any(tensor.is_cuda for tensor in tensors.values()):
+        return copies, lambda: None
+    filled = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    filled.record()
+    return copies, filled.synchronize

@@ -1,0 +1,194 @@
+"""The captured step on a real GPU. CI has none: `benchmarks/gpu.sh` runs these and keeps what they say."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from esper.configs import TolariaConfig
+from esper.contracts.decisions import Action, AdaptationDecision
+from esper.tolaria import TolariaTrainer
+from tests.conftest import tiny_config, use
+from tests.tolaria.test_resume import assert_same, train
+
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
+    pytest.mark.filterwarnings("ignore:.*TensorFloat32.*"),
+]
+
+GROW = AdaptationDecision(should_adapt=True, site="layer1.0:after", blueprint_id="basic_block")
+CULL = AdaptationDecision(should_adapt=True, site="layer1.0:after", action=Action.CULL)
+
+
+@pytest.fixture(autouse=True)
+def _synchronising_is_allowed_again() -> Iterator[None]:
+    yield
+    torch.cuda.set_sync_debug_mode("default")
+
+
+def on_cuda(**changes: Any) -> TolariaConfig:
+    settings = {"device": "cuda", "deterministic": True, "morphogenetic__policy": "never", "logging__log_interval": 50}
+    return tiny_config(**(settings | changes))
+
+
+def do_steps(trainer: TolariaTrainer, num_steps: int) -> list[float]:
+    """Do steps as the trainer does them; returns the running sum of their losses after each."""
+    run, sums = trainer.run, []
+    for _ in range(num_steps):
+        epoch, index = divmod(run.state.global_step, run.steps_per_epoch)
+        run.set_learning_rates()
+        run.life.before_step()
+        run.step(epoch=epoch, index=index, step=run.state.global_step)
+        run.state.global_step += 1
+        sums.append(run.step.sums.epoch[0].clone())
+    return [float(value) for value in sums]
+
+
+def growing(num_steps: int = 8, *, captured: bool) -> Callable[[TolariaTrainer], Any]:
+    async def body(trainer: TolariaTrainer) -> tuple[list[float], dict[str, Tensor]]:
+        if not captured:
+            trainer.run.step._capture = None
+        losses = do_steps(trainer, num_steps)
+        assert trainer.run.growth.apply(GROW)
+        losses += do_steps(trainer, num_steps)
+        assert trainer.run.growth.apply(CULL)
+        losses += do_steps(trainer, num_steps)
+        return losses, {name: value.clone() for name, value in trainer.run.model.state_dict().items()}
+
+    return body
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"mixed_precision": False},
+        {"optimization__gradient_clip_norm": 0.5},
+        {"autocast_dtype": "float16"},
+        {"optimization__ema_decay": 0.9},
+        {"optimization__optimizer": "adamw", "optimization__learning_rate": 0.001},
+    ],
+    ids=["float32", "bfloat16-clipped", "float16", "average", "adamw"],
+)
+def test_eager_and_captured_steps_are_bit_identical_through_growth_and_culling(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    eager, weights = use(on_cuda(**settings), tmp_path / "eager", growing(captured=False))
+    captured, same = use(on_cuda(**settings), tmp_path / "captured", growing(captured=True))
+    assert captured == eager
+    assert_same(weights, same)
+
+
+def test_the_compiled_step_gives_the_plain_ones_losses(tmp_path: Path) -> None:
+    settings = {"mixed_precision": False}
+    plain, _ = use(on_cuda(**settings), tmp_path / "plain", growing(captured=True))
+    compiled, _ = use(on_cuda(compile_model=True, **settings), tmp_path / "compiled", growing(captured=True))
+    assert compiled == pytest.approx(plain, rel=2e-2)
+
+
+@pytest.mark.parametrize("captured", [False, True], ids=["eager", "captured"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_steps_never_wait_for_the_device(captured: bool, dtype: str, run_dir: Path) -> None:
+    async def body(trainer: TolariaTrainer) -> None:
+        run = trainer.run
+        if not captured:
+            run.step._capture = None
+        do_steps(trainer, run.steps_per_epoch + 1)  # an epoch begins with a copy of its order
+        torch.cuda.set_sync_debug_mode("error")
+        for index in range(1, run.steps_per_epoch):
+            run.set_learning_rates()
+            run.life.before_step()
+            run.step(epoch=1, index=index, step=run.state.global_step)
+            run.state.global_step += 1
+
+    use(on_cuda(autocast_dtype=dtype, optimization__ema_decay=0.9), run_dir, body)
+
+
+def test_growing_and_culling_again_and_again_keeps_no_memory(run_dir: Path) -> None:
+    async def body(trainer: TolariaTrainer) -> list[tuple[int, int]]:
+        memory = []
+        for _ in range(50):
+            do_steps(trainer, 4)
+            assert trainer.run.growth.apply(GROW)
+            do_steps(trainer, 4)
+            assert trainer.run.growth.apply(CULL)
+            trainer.run.life.end_of_epoch(is_last=False)
+            trainer.run.state.epoch += 1  # the embargo ends
+            torch.cuda.synchronize()
+            memory.append((torch.cuda.memory_allocated(), torch.cuda.memory_reserved()))
+        return memory
+
+    memory = use(on_cuda(morphogenetic__adaptation_cooldown=0, optimization__max_epochs=200), run_dir, body)
+    assert memory[9] == memory[-1]
+
+
+def test_a_run_that_stops_and_goes_on_is_bit_identical(tmp_path: Path) -> None:
+    config = on_cuda(morphogenetic__policy="schedule", optimization__ema_decay=0.9)
+    whole, _ = train(config, tmp_path / "whole")
+    train(config, tmp_path / "parts", stop_at=9)
+    resumed, _ = train(config, tmp_path / "parts")
+    assert_same(whole, resumed)
+
+
+def test_forks_leave_no_trace_but_in_the_decision(tmp_path: Path) -> None:
+    settings = {"morphogenetic__policy": "heuristic", "morphogenetic__fork_steps": 5, "optimization__max_epochs": 6}
+    config = on_cuda(morphogenetic__growth_until=0.7, **settings)
+    one, _ = train(config, tmp_path / "one")
+    two, _ = train(config, tmp_path / "two")
+    assert_same(one, two)
+
+
+def test_a_recorded_network_is_rebuilt_and_trained(tmp_path: Path) -> None:
+    config = on_cuda(morphogenetic__policy="schedule", morphogenetic__judged=False)
+    train(config, tmp_path / "grown")
+    replay = on_cuda(morphogenetic__policy="replay", morphogenetic__recipe_path=str(tmp_path / "grown"))
+    tensors, counters = train(replay, tmp_path / "replayed")
+    assert len(counters["recipe"]) == 1
+    assert any(name.startswith("slots.") and "conv" in name for name in tensors)
+
+
+def test_log_lines_tell_the_steps_they_are_about(run_dir: Path) -> None:
+    use(on_cuda(logging__log_interval=2), run_dir, lambda trainer: trainer.train())
+    told = [json.loads(line) for line in (run_dir / "journal.jsonl").read_text().splitlines()]
+    lines = [entry for entry in told if entry["kind"] == "step"]
+    assert [entry["step"] for entry in lines] == list(range(2, 19, 2))
+    assert all(entry["loss"] > 0 and entry["images_per_s"] > 0 for entry in lines)
+
+
+def test_a_step_that_cannot_be_captured_says_why(run_dir: Path) -> None:
+    config = on_cuda(model__gradient_checkpointing=True, optimization__max_epochs=1)
+    use(config, run_dir, lambda trainer: trainer.train())
+    assert "not captured as a CUDA graph: model.gradient_checkpointing=true" in (run_dir / "journal.jsonl").read_text()
+
+
+class _Dropped(torch.nn.Module):
+    def __init__(self, host: torch.nn.Module) -> None:
+        super().__init__()
+        self.host = host
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.nn.functional.dropout(self.host(x), 0.5, self.training)
+
+
+def test_random_numbers_are_new_in_every_replay_and_resume_where_they_stood(tmp_path: Path) -> None:
+    def draw(*, captured: bool) -> Callable[[TolariaTrainer], Any]:
+        async def body(trainer: TolariaTrainer) -> tuple[list[float], Tensor]:
+            step = trainer.run.step
+            step.model = _Dropped(trainer.run.model).train()
+            if not captured:
+                step._capture = None
+            torch.cuda.manual_seed(7)
+            return do_steps(trainer, 10), torch.cuda.get_rng_state()
+
+        return body
+
+    eager, state = use(on_cuda(), tmp_path / "eager", draw(captured=False))
+    captured, same = use(on_cuda(), tmp_path / "captured", draw(captured=True))
+    assert captured == eager
+    assert torch.equal(state, same)
