@@ -45,8 +45,9 @@ class TolariaConfig:
     compile_model: bool = setting(
         False, "compile blocks and what grows with torch.compile; faster steps after some 20 s, and seconds per growth"
     )
-    deterministic: bool = setting(
-        False, "CUDA: always take the same algorithms; otherwise cuDNN tries which are fastest, some 3 % of speed"
+    cudnn_benchmark: bool = setting(
+        False,
+        "let cuDNN try out its algorithms: some 3 % faster after some 10 s; a run is then not repeatable bit by bit",
     )
 
     debug_mode: bool = setting(False, "check every step for values that are not finite, name the operation; slow")

@@ -205,8 +205,7 @@ def capture_obstacle(config: TolariaConfig) -> str | None:
 
 def _step(config: TolariaConfig, built: Parts, optimizer: Optimizer) -> TrainStep:
     mixed = built.device.type == "cuda" if config.mixed_precision is None else config.mixed_precision
-    torch.backends.cudnn.benchmark = not config.deterministic
-    torch.backends.cudnn.deterministic = config.deterministic
+    torch.backends.cudnn.benchmark = config.cudnn_benchmark
     decay = config.optimization.ema_decay
     return TrainStep(
         model=built.model,

@@ -65,6 +65,7 @@ class TrainStep:
         self._known = (0, 0, 0)
         self._capture = Capture(device) if is_captured and device.type == "cuda" else None
         self._batch = regions.compiled(loader.batch) if regions else loader.batch
+        self._add = regions.compiled(self._add_to_sums) if regions else self._add_to_sums
 
     def __call__(self, *, epoch: int, index: int, step: int) -> None:
         """Do step number `step`, on batch `index` of an epoch."""
@@ -136,7 +137,7 @@ class TrainStep:
             nn.utils.clip_grads_with_norm_(parameters, self.clip_norm, norm)
         return norm
 
-    def _add(self, loss: Tensor, logits: Tensor, labels: Tensor, grad_norm: Tensor, step: Tensor) -> None:
+    def _add_to_sums(self, loss: Tensor, logits: Tensor, labels: Tensor, grad_norm: Tensor, step: Tensor) -> None:
         hits = (logits.argmax(dim=1) == labels).double().mean()
         # An infinite gradient is how fp16 loss scaling finds its scale; only there it is not a fault.
         finite = loss.isfinite() if self.scaler.is_enabled() else loss.isfinite() & grad_norm.isfinite()

@@ -21,6 +21,8 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
     pytest.mark.filterwarnings("ignore:.*TensorFloat32.*"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:torch"),
+    pytest.mark.filterwarnings("ignore:Synchronization debug mode"),
 ]
 
 GROW = AdaptationDecision(should_adapt=True, site="layer1.0:after", blueprint_id="basic_block")
@@ -34,7 +36,7 @@ def _synchronising_is_allowed_again() -> Iterator[None]:
 
 
 def on_cuda(**changes: Any) -> TolariaConfig:
-    settings = {"device": "cuda", "deterministic": True, "morphogenetic__policy": "never", "logging__log_interval": 50}
+    settings = {"device": "cuda", "morphogenetic__policy": "never", "logging__log_interval": 50}
     return tiny_config(**(settings | changes))
 
 
