@@ -20,7 +20,9 @@ class Capture:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        current = torch.cuda.current_stream(device)
+        is_default = current == torch.cuda.default_stream(device)  # which cannot be captured
+        self._stream = torch.cuda.Stream(device) if is_default else current  # type: ignore[no-untyped-call]
         self._pool = torch.cuda.graph_pool_handle()  # kept: the next graph uses the memory of the last
         self._graph: torch.cuda.CUDAGraph | None = None
         self._num_eager = 0

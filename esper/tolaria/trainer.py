@@ -162,6 +162,9 @@ class TolariaTrainer:
 
     def _initialize(self) -> None:
         check(self.config)
+        if self.config.device != "cpu" and torch.cuda.is_available():
+            # One stream for everything this thread does, that can be captured: a second one costs memory of its own.
+            torch.cuda.set_stream(torch.cuda.Stream())  # type: ignore[no-untyped-call]
         run = open_run(self.config, run_dir=self._run_dir, state=self.training_state, listeners=self._listeners)
         try:
             resumed_from = resume(run)
