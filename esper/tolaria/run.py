@@ -206,6 +206,7 @@ def capture_obstacle(config: TolariaConfig) -> str | None:
 def _step(config: TolariaConfig, built: Parts, optimizer: Optimizer) -> TrainStep:
     mixed = built.device.type == "cuda" if config.mixed_precision is None else config.mixed_precision
     torch.backends.cudnn.benchmark = config.cudnn_benchmark
+    torch.backends.cudnn.deterministic = not config.cudnn_benchmark
     decay = config.optimization.ema_decay
     return TrainStep(
         model=built.model,

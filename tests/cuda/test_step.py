@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -126,8 +127,10 @@ def test_growing_and_culling_again_and_again_keeps_no_memory(run_dir: Path) -> N
             memory.append((torch.cuda.memory_allocated(), torch.cuda.memory_reserved()))
         return memory
 
+    gc.collect()  # what earlier tests left
     memory = use(on_cuda(morphogenetic__adaptation_cooldown=0, optimization__max_epochs=200), run_dir, body)
-    assert memory[9] == memory[-1]
+    assert memory[-1][0] <= memory[9][0]
+    assert memory[-1][1] <= memory[9][1]
 
 
 def test_a_run_that_stops_and_goes_on_is_bit_identical(tmp_path: Path) -> None:

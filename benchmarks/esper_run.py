@@ -1,0 +1,157 @@
+"""A training by Esper's own trainer, driven piece by piece so that others can be measured in between."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import importlib.util
+import itertools
+import statistics
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from rich.console import Console
+
+from benchmarks.peers import Stopwatch
+from esper.configs import (
+    DatasetConfig,
+    ModelConfig,
+    MorphogeneticConfig,
+    OptimizationConfig,
+    TolariaConfig,
+    TrackingConfig,
+)
+from esper.contracts.events import Event, StepLogged
+from esper.tolaria import TolariaTrainer
+from esper.tolaria.terminal import Terminal
+
+__all__ = ["EXPERIMENT", "EsperRun", "Rates", "configuration", "tracker"]
+
+EXPERIMENT = "throughput"
+_NEVER = 1e-9
+"""Health that no site falls to: the policy is asked and never grows."""
+
+
+class Rates(NamedTuple):
+    """Training images per second: of all the time that went by, and as the journal has it, of the steps alone."""
+
+    images_per_s: float
+    training_images_per_s: float | None = None
+
+
+def tracker(options: argparse.Namespace) -> str:
+    """The tracker that was asked for, else MLflow where it is installed."""
+    return options.tracking or ("mlflow" if importlib.util.find_spec("mlflow") else "none")
+
+
+def configuration(options: argparse.Namespace, *, batch_size: int, is_compiled: bool, grows: bool) -> TolariaConfig:
+    """The settings of `esper-train`, but for a length that does not end and a threshold that no site reaches."""
+    num_layers = 3 if options.model == "resnet_small" else 4
+    return TolariaConfig(
+        model=ModelConfig(name=options.model, target_layers=[f"layer{1 + index}" for index in range(num_layers)]),
+        dataset=DatasetConfig(
+            name="imagefolder" if options.data else "synthetic",
+            data_dir=options.data or "",
+            image_size=None if options.data else options.image_size,
+            num_examples=None if options.data else options.images,
+            batch_size=batch_size,
+        ),
+        optimization=OptimizationConfig(max_epochs=10_000),
+        morphogenetic=MorphogeneticConfig(enable_tamiyo=grows, health_threshold=_NEVER),
+        tracking=TrackingConfig(name=tracker(options)),
+        experiment_name=EXPERIMENT,
+        device=options.device,
+        compile_model=is_compiled,
+    )
+
+
+class EsperRun:
+    """Owner of a trainer.
+
+    Args:
+        config: what it trains.
+        run_dir: its run folder.
+    """
+
+    def __init__(self, config: TolariaConfig, *, run_dir: Path) -> None:
+        self._config = config
+        self._run_dir = run_dir
+        self._closing = contextlib.ExitStack()
+        self._trainer: TolariaTrainer | None = None
+        self._windows: list[float] = []
+
+    def open(self) -> None:
+        """Build everything and train one epoch, if that was not done; on an error nothing stays open."""
+        if self._trainer is not None:
+            return
+        try:
+            self._trainer = self._build()
+            self.epochs(0.0)
+        except BaseException:
+            self.close()
+            raise
+
+    def epochs(self, seconds: float) -> Rates:
+        """Train whole epochs for at least so long, with all that happens at their ends.
+
+        Raises:
+            RuntimeError: something has grown, so that this is no measurement of dormant seeds.
+        """
+        trainer = self._opened()
+        self._windows.clear()
+        started, num_epochs, elapsed = time.perf_counter(), 0, 0.0
+        while not num_epochs or elapsed < seconds:
+            self._loop.run(self._epoch(trainer))
+            num_epochs += 1
+            if trainer.run.parts.device.type == "cuda":
+                torch.cuda.synchronize()
+            elapsed = time.perf_counter() - started
+        if trainer.run.model.recipe:
+            raise RuntimeError(f"grown at {trainer.run.model.recipe[0].site}: the seeds are not dormant")
+        num_images = num_epochs * trainer.run.steps_per_epoch * self._config.dataset.batch_size
+        return Rates(num_images / elapsed, statistics.median(self._windows) if self._windows else None)
+
+    def steps(self, seconds: float) -> Rates:
+        """Run the trainer's own step over its images for so long, and nothing else.
+
+        This is another thread than the trainer's, and another stream: `open`, `epochs` and this wait for the device.
+        """
+        run = self._opened().run
+        watch = Stopwatch(run.parts.device, batch_size=self._config.dataset.batch_size, seconds=seconds)
+        for number in itertools.count():
+            ahead, index = divmod(number, run.steps_per_epoch)
+            run.step(epoch=run.state.epoch + ahead, index=index, step=run.state.global_step + number)
+            if watch.tick():
+                break
+        return Rates(watch.images_per_s)
+
+    def close(self) -> None:
+        """Shut the trainer down; safe to call twice, or when it was not opened."""
+        self._trainer = None
+        self._closing.close()
+
+    def _build(self) -> TolariaTrainer:
+        self._run_dir.mkdir(parents=True, exist_ok=True)
+        file = self._closing.enter_context((self._run_dir / "train.log").open("w", encoding="utf-8"))
+        log = self._closing.enter_context(Terminal(level="INFO", console=Console(file=file, width=120)))
+        self._loop = self._closing.enter_context(asyncio.Runner())
+        trainer = TolariaTrainer(self._config, run_dir=self._run_dir, listeners=[log.show, self._listen])
+        self._closing.callback(lambda: self._loop.run(trainer.shutdown()))
+        self._loop.run(trainer.initialize())
+        return trainer
+
+    def _opened(self) -> TolariaTrainer:
+        assert self._trainer is not None, "open first"
+        return self._trainer
+
+    @staticmethod
+    async def _epoch(trainer: TolariaTrainer) -> None:
+        await trainer.train_epoch()
+        await trainer.handle_end_of_epoch()
+
+    def _listen(self, event: Event) -> None:
+        if isinstance(event, StepLogged):
+            self._windows.append(event.images_per_s)

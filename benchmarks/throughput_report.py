@@ -1,0 +1,165 @@
+"""What `throughput.py` has measured: rows, ratios within rounds, tables, and the JSON file."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from benchmarks.esper_run import Rates, tracker
+from benchmarks.trainings import hardware
+
+__all__ = ["BARE", "DEFAULT", "OFF", "Record", "Row", "ratios"]
+
+OFF, DEFAULT, BARE = "Esper, off", "Esper, default", "Esper's bare step"
+_PACKAGES = ("torch", "torchvision", "lightning", "timm", "accelerate")
+
+
+@dataclass(kw_only=True)
+class Row:
+    """One contender. Rates are by round; round 0 is the one in which the fastest peers are found.
+
+    Attributes:
+        ready_s: seconds to build it and to warm it up; Esper's hold the data's loading and a first whole epoch, the
+            bare step's nothing where the training it belongs to is open already.
+        failed: why it has no rates, or no more of them.
+    """
+
+    name: str
+    part: str
+    batch_size: int
+    is_compiled: bool
+    ready_s: float | None = None
+    images_per_s: dict[int, float] = field(default_factory=dict)
+    training_images_per_s: dict[int, float] = field(default_factory=dict)
+    failed: str | None = None
+
+    def add(self, round_number: int, rates: Rates) -> None:
+        """Note a measurement."""
+        self.images_per_s[round_number] = rates.images_per_s
+        if rates.training_images_per_s is not None:
+            self.training_images_per_s[round_number] = rates.training_images_per_s
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ratio:
+    """A row's rate over another's, one value a round; `goal` is what issue 4 asks of the median."""
+
+    name: str
+    batch_size: int
+    is_compiled: bool
+    values: tuple[float, ...]
+    goal: float | None = None
+
+
+class Record:
+    """All rows of a run of the benchmark, and the file that they are kept in."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.rows: list[Row] = []
+        self._path = options.out
+        self._head: dict[str, Any] = {
+            "hardware": {**hardware(), "cores": str(os.cpu_count())},
+            "versions": {name: _version(name) for name in _PACKAGES},
+            "tracker": tracker(options),
+            "data": Path(options.data).name if options.data else "made up",
+            "settings": {key: value for key, value in vars(options).items() if key not in ("out", "data")},
+        }
+
+    def write(self) -> None:
+        """Write the file anew, whole."""
+        content = self._head | {
+            "rows": [dataclasses.asdict(row) for row in self.rows],
+            "ratios": [dataclasses.asdict(ratio) for ratio in ratios(self.rows)],
+        }
+        aside = self._path.with_suffix(".part")
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        aside.write_text(json.dumps(content, indent=1))
+        aside.replace(self._path)
+
+    def report(self) -> str:
+        """Markdown: what it ran on, the rates, the ratios."""
+        told = {**self._head["hardware"], **self._head["versions"], "tracker": self._head["tracker"]}
+        lines = [", ".join(f"{name} {value or 'absent'}" for name, value in told.items()), ""]
+        lines += [
+            "| | batch | compiled | images/s, median (range) | steps alone, by the journal | n | ready after, s |"
+        ]
+        lines += ["|---|---|---|---|---|---|---|", *map(_told, self.rows), ""]
+        lines += ["| ratio | batch | compiled | median (range) | n | goal |", "|---|---|---|---|---|---|"]
+        for one in ratios(self.rows):
+            goal = "" if one.goal is None else f"{one.goal:g}: {'yes' if _median(one.values) >= one.goal else 'NO'}"
+            cells = [one.name, str(one.batch_size), _yes(one.is_compiled), _spread(one.values, "{:.3f}")]
+            lines.append("| " + " | ".join([*cells, str(len(one.values)), goal]) + " |")
+        return "\n".join(lines)
+
+
+def ratios(rows: Sequence[Row]) -> list[Ratio]:
+    """What can be compared: Esper growing or not, with its bare step, and with the fastest peer of each round.
+
+    Where the batch size is not the first, the peers' rounds come after Esper's.
+    """
+    found = {(row.name, row.batch_size, row.is_compiled): row for row in rows}
+    made = []
+    for batch_size, is_compiled in sorted({(row.batch_size, row.is_compiled) for row in rows}):
+        none = Row(name="", part="", batch_size=batch_size, is_compiled=is_compiled)
+        off, default, bare = (found.get((name, batch_size, is_compiled), none) for name in (OFF, DEFAULT, BARE))
+        peers = _fastest(row for row in rows if row.part == "peers" and row.batch_size == batch_size)
+        for name, above, below, goal in (
+            ("default / off, end to end", default.images_per_s, off.images_per_s, 0.99),
+            ("default / off, steps alone", default.training_images_per_s, off.training_images_per_s, None),
+            ("off, end to end / bare step", off.images_per_s, bare.images_per_s, 0.95),
+            ("off, steps alone / bare step", off.training_images_per_s, bare.images_per_s, None),
+            ("off, end to end / fastest peer", off.images_per_s, peers, 3.0 if batch_size == 128 else None),
+            ("default, end to end / fastest peer", default.images_per_s, peers, 3.0 if batch_size == 128 else None),
+        ):
+            values = tuple(above[number] / below[number] for number in sorted(above.keys() & below.keys()))
+            if values:
+                made.append(Ratio(name=name, batch_size=batch_size, is_compiled=is_compiled, values=values, goal=goal))
+    return made
+
+
+def _fastest(rows: Iterable[Row]) -> dict[int, float]:
+    """By round."""
+    rates: dict[int, float] = {}
+    for row in rows:
+        for number, rate in row.images_per_s.items():
+            rates[number] = max(rate, rates.get(number, 0.0))
+    return rates
+
+
+def _told(row: Row) -> str:
+    steps = list(row.training_images_per_s.values())
+    rates = list(row.images_per_s.values())
+    cells = [row.name, str(row.batch_size), _yes(row.is_compiled), _spread(rates, "{:,.0f}") if rates else ""]
+    cells += [_spread(steps, "{:,.0f}") if steps else "", str(len(rates))]
+    cells += ["" if row.ready_s is None else f"{row.ready_s:.1f}"]
+    if row.failed:
+        cells[3] = f"{cells[3]} {row.failed}".strip()
+    return "| " + " | ".join(cells) + " |"
+
+
+def _spread(values: Sequence[float], form: str) -> str:
+    median, low, high = (form.format(value) for value in (_median(values), min(values), max(values)))
+    return f"{median} ({low}–{high})"
+
+
+def _median(values: Sequence[float]) -> float:
+    return statistics.median(values)
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
