@@ -57,7 +57,10 @@ class RunStarted(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepLogged(Event):
-    """Means over the last `logging.log_interval` steps; `memory_bytes` is the peak of the device (or process)."""
+    """Means over the last `logging.log_interval` steps; `memory_bytes` is the peak of the device (or process).
+
+    On CUDA it is written up to one interval later, after events of later steps: nothing waits for its figures.
+    """
 
     kind: ClassVar[str] = "step"
     epoch: int

@@ -20,7 +20,6 @@ from esper.configs import TolariaConfig
 from esper.configs.identity import checkpoints_folder, outputs_folder
 from esper.errors import EsperError, RunError
 from esper.launch.arms import rehearsable, settle
-from esper.report import page
 from esper.tolaria import TolariaService, TolariaTrainer
 from esper.tolaria.resume import own_checkpoint_asked
 from esper.tolaria.rundir import RunFolder
@@ -105,6 +104,8 @@ async def _train(config: TolariaConfig, run_dir: Path, terminals: list[Terminal]
             await service.run_training()
         finally:
             if (run_dir / "journal.jsonl").exists():
+                from esper.report import page  # Matplotlib is only needed now
+
                 page.write(run_dir)  # before the tracker closes: it takes the page along
             else:
                 _forget(run_dir)

@@ -22,7 +22,7 @@ __all__ = ["Regions"]
 P = ParamSpec("P")
 R = TypeVar("R")
 
-LIMIT = 64
+LIMIT = 128
 """Graphs of one run. A healthy run needs one for each different block and one for each module that grows."""
 
 

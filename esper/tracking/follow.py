@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,13 +16,15 @@ __all__ = ["Follower", "reason"]
 
 _MAX_DELAY_S = 300.0
 _MAX_REASON = 160
+_POLL_S = 0.1
 
 
 class Follower:
     """Owner of a daemon thread that reads a run's journal and reports it, once every `flush_interval_s`.
 
-    Make it when the journal has been rewound to where the run goes on from. After an error it tries again, ever more
-    rarely, from the journal's first line on (`MlflowRun` logs nothing twice).
+    Make it when the journal has been rewound to where the run goes on from. It begins when the run has journalled
+    something more, or after an interval: importing MLflow would hold up the first step by seconds. After an error it
+    tries again, ever more rarely, from the journal's first line on (`MlflowRun` logs nothing twice).
 
     Args:
         config: where to report, how often.
@@ -40,6 +43,7 @@ class Follower:
         self._warned = threading.Lock()  # taken for good by the first that warns
         self._run: MlflowRun | None = None
         self._offset = 0
+        self._size = (run_dir / "journal.jsonl").stat().st_size
         self._closing = threading.Event()
         # A daemon: a tracker that hangs must not keep the process.
         self._thread = threading.Thread(target=self._follow, name="esper-mlflow", daemon=True)
@@ -56,6 +60,7 @@ class Follower:
             self._warn_once(f"not done within {timeout_s:g} s")
 
     def _follow(self) -> None:
+        self._wait_for_training()
         num_failures = 0
         while True:
             closing = self._closing.is_set()  # asked first: what was written before closing is in the file by now
@@ -71,6 +76,12 @@ class Follower:
                 self._drop_run()
                 return
             self._closing.wait(min(self._config.flush_interval_s * 2**num_failures, _MAX_DELAY_S))
+
+    def _wait_for_training(self) -> None:
+        latest = time.monotonic() + self._config.flush_interval_s
+        journal = self._run_dir / "journal.jsonl"
+        while journal.stat().st_size == self._size and time.monotonic() < latest and not self._closing.wait(_POLL_S):
+            pass
 
     def _report(self, *, is_last: bool) -> None:
         if self._run is None:

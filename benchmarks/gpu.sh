@@ -1,0 +1,67 @@
+#!/usr/bin/env bash
+# All benchmarks of speed and cost, and the tests that need CUDA, on a bare GPU machine, in under nine minutes:
+#
+#     bash benchmarks/gpu.sh OUT [DATA]
+#
+# from the repository's root, with Esper's dependencies importable. Results go into the folder OUT: one JSON file a
+# program, summary.txt with what was printed, logs.tar.gz. DATA is an image folder (DATA/train/CLASS/*,
+# DATA/test/CLASS/*); without one images are made up. A program that fails does not stop the others; the exit code is
+# then 1.
+set -u -o pipefail
+
+if [[ $# -lt 1 || $# -gt 2 || ! -d esper || ! -d benchmarks ]]; then
+    echo "usage, in the repository's root: bash benchmarks/gpu.sh OUT [DATA]" >&2
+    exit 2
+fi
+mkdir -p "$1" || exit 2
+out=$(cd "$1" && pwd)
+data=(${2:+--data "$2"})
+logs=$(mktemp -d)
+caches=$(mktemp -d)  # what was compiled in an earlier run is compiled again
+python=${PYTHON:-python3}
+export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 PYTHONWARNINGS=ignore
+export TORCHINDUCTOR_CACHE_DIR="$caches/inductor" TRITON_CACHE_DIR="$caches/triton"
+end=$((SECONDS + ${GPU_SH_SECONDS:-535}))
+failed=0
+verdicts=()
+
+finish() {
+    tar -czf "$out/logs.tar.gz" -C "$logs" .
+    rm -rf "$logs" "$caches"
+}
+trap finish EXIT
+
+# run NAME SECONDS COMMAND...: what it prints is shown and kept, its chatter (stderr) is kept in the logs alone.
+run() {
+    local name=$1 limit=$2 started=$SECONDS status=0
+    shift 2
+    (( limit > end - SECONDS )) && limit=$((end - SECONDS))
+    if (( limit < 5 )); then
+        status=124
+    else
+        timeout --kill-after=5 "$limit" "$@" >"$logs/$name.out" 2>"$logs/$name.err" || status=$?
+    fi
+    {
+        echo "== $name"
+        cat "$logs/$name.out" 2>/dev/null
+        (( status == 0 )) || tail -n 5 "$logs/$name.err" 2>/dev/null
+    } | tee -a "$out/summary.txt"
+    local told="ok"
+    (( status == 0 )) || { told="FAILED ($status)"; failed=1; }
+    (( status != 124 && status != 137 )) || told="FAILED (its time was over)"
+    verdicts+=("$name: $told, $((SECONDS - started)) s")
+}
+
+: >"$out/summary.txt"
+run throughput 205 "$python" benchmarks/throughput.py --out "$out/throughput.json" --budget-seconds 165 "${data[@]}"
+run overhead 60 "$python" benchmarks/overhead.py --out "$out/overhead.json" --parts seeds --pairs 20
+run growth_latency 85 "$python" benchmarks/growth_latency.py --out "$out/growth_latency.json" \
+    --compiled-growths 3 --budget-seconds 55
+run memory 80 "$python" benchmarks/memory.py --out "$out/memory.json"
+run startup 65 "$python" benchmarks/startup.py --out "$out/startup.json" --repetitions 3 --budget-seconds 45 "${data[@]}"
+# A configuration of its own: the project's asks for plug-ins that a bare machine may lack.
+run cuda_tests 120 "$python" -m pytest -c /dev/null --rootdir "$PWD" --import-mode=importlib -p no:cacheprovider \
+    -q tests/cuda
+
+printf '%s\n' "== summary" "${verdicts[@]}" | tee -a "$out/summary.txt"
+exit $failed

@@ -1,0 +1,212 @@
+"""How long does growing hold up a training?
+
+A run is grown at one site after the other, with one blueprint after the other. The clock starts when a decision is
+carried out and the device idle, and every step after it is waited for. Told are: until the first step of the grown
+network is done; until its step has been captured and replayed (without a capture: the first step again); what the
+pause cost altogether, compared with as many steps at the speed that follows. Every module is then judged, and the sites
+scored, as at the end of an epoch; the journal has what that took.
+
+    python benchmarks/growth_latency.py --out growth_latency.json [--compiled-growths 0]
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import statistics
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+
+from benchmarks.measuring import environment, median_and_range, table, verdict, write_json
+from benchmarks.stepping import configuration, opened, own_stream, timed_steps, wait
+from esper import urza
+from esper.configs import MorphogeneticConfig
+from esper.contracts.decisions import AdaptationDecision
+from esper.contracts.events import Event, Judged, Scored
+from esper.tolaria.run import Run
+
+GOAL_S = 1.0
+_WARMUP_STEPS = 20
+_WATCHED_STEPS = 12
+"""Steps that are timed one by one after a growth; the last four of them give the speed that follows."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pause:
+    """One growth; all times in seconds from the decision.
+
+    Attributes:
+        applied_s: until the decision was carried out.
+        first_step_s: until the first step of the grown network was done.
+        replayed_s: until a step was done that took no more than 1.5 of the steps that follow.
+        lost_s: time of all that was watched, less that of as many steps at the speed that follows.
+        step_s: a step of the grown network.
+    """
+
+    site: str
+    blueprint_id: str
+    applied_s: float
+    first_step_s: float
+    replayed_s: float
+    lost_s: float
+    step_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Series:
+    """The growths of one run, and the seconds of what is done around them at the ends of epochs."""
+
+    compiled: bool
+    planned: int
+    pauses: list[Pause]
+    scoring_s: list[float]
+    judging_s: list[float]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Grow, print the tables, write the JSON file."""
+    options = _options().parse_args(arguments)
+    deadline = time.monotonic() + options.budget_seconds
+    own_stream()
+    found: list[Series] = []
+    with tempfile.TemporaryDirectory(prefix="growth-latency-") as folder:
+        for compiled, num_growths in ((False, options.growths), (True, options.compiled_growths)):
+            if num_growths:
+                found.append(_grow(options, compiled=compiled, num_growths=num_growths, deadline=deadline, in_=folder))
+                write_json(options.out, {"series": found})
+                print(table([_growth(found[-1], pause) for pause in found[-1].pauses]) + "\n")
+                print(table([_summary(found[-1])]) + "\n")
+    print(environment())
+    plain = [pause.replayed_s for one in found if not one.compiled for pause in one.pauses]
+    print(verdict(f"median <= {GOAL_S:g} s, uncompiled", statistics.median(plain) <= GOAL_S if plain else None))
+
+
+def _options() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True, help="JSON file for the results")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cuda", "cpu"))
+    parser.add_argument("--model", default="resnet18")
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--images", type=int, default=50_000)
+    parser.add_argument("--growths", type=int, default=12, help="growths, uncompiled")
+    parser.add_argument("--compiled-growths", type=int, default=6, help="growths with compile_model=true")
+    parser.add_argument("--budget-seconds", type=float, default=300.0, help="grow nothing new after this time")
+    return parser
+
+
+def _grow(options: argparse.Namespace, *, compiled: bool, num_growths: int, deadline: float, in_: str) -> Series:
+    config = configuration(
+        model=options.model,
+        batch_size=options.batch_size,
+        num_examples=options.images,
+        image_size=32,
+        device=options.device,
+        morphogenetic=MorphogeneticConfig(policy="never", holding_epochs=1, adaptation_cooldown=0),
+        compile_model=compiled,
+    )
+    series = Series(compiled=compiled, planned=num_growths, pauses=[], scoring_s=[], judging_s=[])
+
+    def listen(event: Event) -> None:
+        if isinstance(event, Scored):
+            series.scoring_s.append(event.cost_s)
+        elif isinstance(event, Judged):
+            series.judging_s.append(event.cost_s)
+
+    with opened(config, Path(in_) / f"compiled-{compiled}", listeners=[listen]) as run:
+        timed_steps(run, _WARMUP_STEPS)
+        for decision in itertools.islice(_decisions(run), num_growths):
+            if time.monotonic() > deadline:
+                break
+            series.pauses.append(_pause(run, decision))
+            run.state.epoch += 1
+            run.state.step = 0
+            run.growth.end_of_epoch(is_last=False)
+            timed_steps(run, _WARMUP_STEPS)
+    return series
+
+
+def _decisions(run: Run) -> Iterator[AdaptationDecision]:
+    """Every site once; each kind of site goes through the blueprints that fit it."""
+    fitting: dict[str, deque[str]] = {}
+    for slot in run.model.all_slots():
+        site, config = slot.site, run.config.morphogenetic
+        blueprints = urza.fitting(
+            site.kind,
+            site.in_shape,
+            site.out_shape,
+            categories=config.blueprint_categories,
+            max_complexity=config.max_blueprint_complexity,
+        )
+        allowed = {blueprint.blueprint_id for blueprint in blueprints}
+        turn = fitting.setdefault(site.kind, deque(blueprint.blueprint_id for blueprint in blueprints))
+        turn.extend(sorted(allowed - set(turn)))
+        for _ in range(len(turn)):
+            turn.rotate(-1)
+            if turn[-1] in allowed:
+                yield AdaptationDecision(should_adapt=True, site=site.name, blueprint_id=turn[-1])
+                break
+
+
+def _pause(run: Run, decision: AdaptationDecision) -> Pause:
+    """Carry a decision out and watch the steps that follow."""
+    wait(run)
+    started = time.perf_counter()
+    if not run.growth.apply(decision):
+        raise RuntimeError(f"{decision.blueprint_id} at {decision.site} was refused: see the journal")
+    applied_s = time.perf_counter() - started
+    ends, steps = [], []
+    for _ in range(_WATCHED_STEPS):
+        steps.append(timed_steps(run, 1))
+        ends.append(time.perf_counter() - started)
+    step_s = statistics.median(steps[-4:])
+    assert decision.site is not None
+    assert decision.blueprint_id is not None
+    return Pause(
+        site=decision.site,
+        blueprint_id=decision.blueprint_id,
+        applied_s=applied_s,
+        first_step_s=ends[0],
+        replayed_s=next(end for end, step in zip(ends, steps, strict=True) if step <= 1.5 * step_s),
+        lost_s=ends[-1] - _WATCHED_STEPS * step_s,
+        step_s=step_s,
+    )
+
+
+def _growth(series: Series, pause: Pause) -> dict[str, object]:
+    return {
+        "site": pause.site,
+        "blueprint": pause.blueprint_id,
+        "compiled": "yes" if series.compiled else "no",
+        "carried out, s": f"{pause.applied_s:.3f}",
+        "first step done, s": f"{pause.first_step_s:.3f}",
+        "replayed, s": f"{pause.replayed_s:.3f}",
+        "time lost, s": f"{pause.lost_s:.3f}",
+    }
+
+
+def _summary(series: Series) -> dict[str, object]:
+    pauses = series.pauses
+    return {
+        "median (range), s": "compiled" if series.compiled else "uncompiled",
+        "n": f"{len(pauses)} of {series.planned}",
+        "first step done": median_and_range([pause.first_step_s for pause in pauses]),
+        "replayed": median_and_range([pause.replayed_s for pause in pauses]),
+        "time lost": median_and_range([pause.lost_s for pause in pauses]),
+        "scoring": median_and_range(series.scoring_s),
+        "judging": median_and_range(series.judging_s),
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,201 @@
+"""What do dormant seeds cost, and what does a tracker? Ratios of speeds, each with its 95 % confidence interval.
+
+Seeds: two open runs in one process, `morphogenetic=default` and `morphogenetic=off`, that take turns in blocks of
+steps; of every pair of blocks the other run begins. Nothing has germinated. Scores and validation are not in a block:
+`throughput.py` has them, by whole epochs. The interval is of these two runs: where their memory happens to lie, which
+is worth a percent on a CPU, is in it only once.
+
+Tracker: whole trainings by `esper-train` in processes of their own, with MLflow, with an MLflow server that accepts
+connections and never answers, and without a tracker, in turns. Compared are the time of the whole training that the
+run itself records, in which MLflow is imported and a database made once, and the epochs of its second half, after that;
+what the process takes beyond the training is told beside it.
+
+    python benchmarks/overhead.py --out overhead.json [--parts seeds] [--devices cuda]
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib.util
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+
+from benchmarks.measuring import Ratio, environment, paired_ratio, table, verdict, write_json
+from benchmarks.stepping import configuration, opened, own_stream, timed_steps
+from esper.configs import MorphogeneticConfig
+from esper.contracts.events import EpochEnded
+from esper.tracking import read
+
+GOAL = 0.99
+_ROOT = Path(__file__).resolve().parent.parent
+_WARMUP_STEPS = 20
+_SEEDS = {
+    "off": MorphogeneticConfig(enable_tamiyo=False),
+    "default": MorphogeneticConfig(),
+}
+_TRACKERS = ("none", "mlflow", "hung")
+_DEVICE_SETTINGS: dict[str, dict[str, Any]] = {
+    "cuda": {"model": "resnet18", "num_examples": 20_000, "image_size": 32},
+    "cpu": {"model": "resnet_small", "num_examples": 2_048, "image_size": 32},
+}
+
+
+class _Training(NamedTuple):
+    whole_s: float
+    second_half_s: float
+    beyond_s: float
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure what was asked for, print the tables, write the JSON file."""
+    options = _options().parse_args(arguments)
+    own_stream()
+    rows: list[dict[str, Any]] = []
+    notes: list[str] = []
+    with tempfile.TemporaryDirectory(prefix="overhead-") as folder:
+        if "seeds" in options.parts:
+            rows += [
+                _seeds(options, device=device, batch_size=batch_size, folder=Path(folder))
+                for device in options.devices
+                for batch_size in options.batch_sizes[device]
+            ]
+        if "tracker" in options.parts:
+            if importlib.util.find_spec("mlflow"):
+                rows += _tracker(options, Path(folder))
+            else:
+                notes.append("tracker: not run, MLflow is not installed here")
+    write_json(options.out, {"rows": rows, "notes": notes})
+    print(environment())
+    print(table([_told(row) for row in rows]))
+    print("\n".join([*notes, *(_goal(row) for row in rows)]))
+
+
+def _options() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    there = ["cuda", "cpu"] if torch.cuda.is_available() else ["cpu"]
+    parser.add_argument("--out", type=Path, required=True, help="JSON file for the results")
+    parser.add_argument("--parts", nargs="+", choices=("seeds", "tracker"), default=["seeds", "tracker"])
+    parser.add_argument("--devices", nargs="+", choices=("cuda", "cpu"), default=there, help="of the part `seeds`")
+    parser.add_argument("--pairs", type=int, default=30, help="pairs of blocks")
+    parser.add_argument("--block-seconds", type=float, default=0.3, help="length of a block, in whole steps")
+    parser.add_argument("--tracked-runs", type=int, default=6, help="trainings with each tracker")
+    parser.add_argument("--tracked-epochs", type=int, default=200, help="epochs of each")
+    parser.set_defaults(batch_sizes={"cuda": (128, 512), "cpu": (32,)})
+    return parser
+
+
+def _seeds(options: argparse.Namespace, *, device: str, batch_size: int, folder: Path) -> dict[str, Any]:
+    """Blocks of both runs in turns: ABBA."""
+    with contextlib.ExitStack() as stack:
+        runs = {}
+        for name, morphogenetic in _SEEDS.items():
+            config = configuration(
+                **_DEVICE_SETTINGS[device], device=device, batch_size=batch_size, morphogenetic=morphogenetic
+            )
+            runs[name] = stack.enter_context(opened(config, folder / f"{device}-{batch_size}-{name}"))
+            timed_steps(runs[name], _WARMUP_STEPS)
+        assert not runs["off"].model.slots
+        assert runs["default"].model.slots
+        step_s = timed_steps(runs["off"], _WARMUP_STEPS) / _WARMUP_STEPS
+        num_steps = max(1, round(options.block_seconds / step_s))
+        seconds: dict[str, list[float]] = {name: [] for name in runs}
+        for pair in range(options.pairs):
+            for name in sorted(runs, reverse=pair % 2 == 0):
+                seconds[name].append(timed_steps(runs[name], num_steps))
+        assert not runs["default"].model.recipe, "something has grown: these are no dormant seeds"
+    return {
+        "what": "dormant seeds / off, steps",
+        "where": f"{device}, batch {batch_size}",
+        "seconds": seconds,
+        "steps_per_block": num_steps,
+        "speed": paired_ratio(seconds["off"], seconds["default"]),
+    }
+
+
+def _tracker(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
+    """Whole trainings with every tracker in turns, forwards and backwards."""
+    found: dict[str, list[_Training]] = {name: [] for name in _TRACKERS}
+    with socket.create_server(("127.0.0.1", 0)) as server:  # accepts, and never answers
+        uris = {"none": None, "mlflow": None, "hung": f"http://127.0.0.1:{server.getsockname()[1]}"}
+        for number in range(options.tracked_runs):
+            for name in _TRACKERS if number % 2 == 0 else _TRACKERS[::-1]:
+                run_dir = folder / "tracker" / f"{name}-{number}"
+                found[name].append(_train(run_dir, name, uri=uris[name], epochs=options.tracked_epochs))
+    rows = []
+    for name in _TRACKERS[1:]:
+        for index, what in enumerate(("whole training", "epochs of the second half")):
+            seconds = {arm: [training[index] for training in found[arm]] for arm in (name, "none")}
+            rows.append(
+                {
+                    "what": f"tracker {name} / none, {what}",
+                    "where": "cpu",
+                    "seconds": seconds,
+                    "beyond_training_s": {arm: [one.beyond_s for one in found[arm]] for arm in (name, "none")},
+                    "speed": paired_ratio(seconds["none"], seconds[name]),
+                }
+            )
+    return rows
+
+
+def _train(run_dir: Path, tracker: str, *, uri: str | None, epochs: int) -> _Training:
+    """A training in a process of its own."""
+    tracking = "tracking=none" if tracker == "none" else "tracking=mlflow"
+    overrides = [
+        *("model=resnet_small", "dataset=digits", "morphogenetic=off", "device=cpu", tracking),
+        *(f"optimization.max_epochs={epochs}", "optimization.learning_rate=0.01", "logging.log_level=ERROR"),
+        *(f"hydra.run.dir={run_dir}", *([f"tracking.uri={uri}"] if uri else [])),
+    ]
+    started = time.perf_counter()
+    subprocess.run(
+        [sys.executable, "-c", "from esper.train import main; main()", *overrides],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(_ROOT), os.environ.get("PYTHONPATH", "")])},
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
+    took_s = time.perf_counter() - started
+    epoch_s = [event["epoch_time"] for event in read(run_dir / "journal.jsonl") if event["kind"] == EpochEnded.kind]
+    trained_s = float(json.loads((run_dir / "status.json").read_text())["result"]["seconds"])
+    return _Training(trained_s, sum(epoch_s[epochs // 2 :]), took_s - trained_s)
+
+
+def _told(row: dict[str, Any]) -> dict[str, object]:
+    """A row of the table; the JSON file holds every block."""
+    speed: Ratio = row["speed"]
+    told: dict[str, object] = {"ratio of speeds": row["what"], "where": row["where"], "n": speed.n}
+    told["mean (95 % interval)"] = str(speed)
+    told["median seconds"] = ", ".join(
+        f"{name} {statistics.median(values):.3f}" for name, values in row["seconds"].items()
+    )
+    told["process beyond training, median s"] = ", ".join(
+        f"{name} {statistics.median(values):.1f}" for name, values in row.get("beyond_training_s", {}).items()
+    )
+    return told
+
+
+def _goal(row: dict[str, Any]) -> str:
+    """Met, or missed, where the whole interval says so."""
+    speed: Ratio = row["speed"]
+    told = f"{row['what']}, {row['where']}: "
+    if speed.low is None or speed.high is None or speed.low < GOAL <= speed.high:
+        return f"{told}goal >= {GOAL}: undecided by {speed.n} pairs, mean {speed.mean:.4f}"
+    return told + verdict(f">= {GOAL}", speed.low >= GOAL)
+
+
+if __name__ == "__main__":
+    main()

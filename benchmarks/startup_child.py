@@ -1,0 +1,83 @@
+"""`esper-train`, which ends after its first step and writes down when it got where; `startup.py` runs it.
+
+    python benchmarks/startup_child.py MARKS_FILE [OVERRIDE ...]
+
+The wrappers are put around functions when their modules have been imported anyway, so that nothing is imported earlier.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+marks: dict[str, Any] = {}
+
+
+def main() -> None:
+    """Run the command."""
+    file = Path(sys.argv.pop(1))
+    sys.argv[0] = "esper-train"
+    from esper import train
+
+    app = train.app
+
+    @functools.wraps(app)
+    def watched(cfg: Any) -> float | None:
+        marks["composed"] = time.time()
+        import esper.launch.run  # noqa: F401  (the first thing that the command itself does)
+
+        marks["imported"] = time.time()
+        _watch(file)
+        return app(cfg)
+
+    train.app = watched
+    marks["main"] = time.time()
+    train.main()
+
+
+def _watch(file: Path) -> None:
+    from esper import build
+    from esper.tolaria import trainer
+    from esper.tolaria.step import TrainStep
+
+    build.load_splits = _timed("data", build.load_splits)  # type: ignore[attr-defined]
+    build._build_model = _timed("network", build._build_model)
+    initialize, step = trainer.TolariaTrainer._initialize, TrainStep.__call__
+
+    def initialized(self: trainer.TolariaTrainer) -> None:
+        initialize(self)
+        marks["opened"] = time.time()
+
+    def stepped(self: TrainStep, **position: int) -> None:
+        step(self, **position)
+        if self.device.type == "cuda":
+            import torch
+
+            torch.cuda.synchronize(self.device)
+        marks["stepped"] = time.time()
+        marks["modules"] = sorted(sys.modules)
+        file.write_text(json.dumps(marks))
+        os._exit(0)  # the rest of the training is not what is measured
+
+    trainer.TolariaTrainer._initialize = initialized  # type: ignore[method-assign]
+    TrainStep.__call__ = stepped  # type: ignore[method-assign]
+
+
+def _timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    def timed(*args: Any, **kwargs: Any) -> Any:
+        started = time.time()
+        result = function(*args, **kwargs)
+        marks[name] = (started, time.time())
+        return result
+
+    return timed
+
+
+if __name__ == "__main__":
+    main()

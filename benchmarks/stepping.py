@@ -1,0 +1,92 @@
+"""A run of Esper that a benchmark steps by hand, exactly as the trainer does."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from esper.configs import DatasetConfig, ModelConfig, MorphogeneticConfig, OptimizationConfig, TolariaConfig
+from esper.configs.tracking import TrackingConfig
+from esper.contracts.events import Event
+from esper.tolaria.run import Run, open_run
+from esper.tolaria.state import TrainingState
+
+__all__ = ["configuration", "opened", "own_stream", "timed_steps", "train_steps", "wait"]
+
+_EPOCHS = 10_000  # more than any benchmark gets to
+
+
+def configuration(
+    *,
+    model: str,
+    batch_size: int,
+    num_examples: int,
+    image_size: int,
+    device: str,
+    morphogenetic: MorphogeneticConfig,
+    compile_model: bool = False,
+) -> TolariaConfig:
+    """The default recipe on made-up images, without a tracker; the rate is small, so that nothing diverges."""
+    layers = ["layer1", "layer2", "layer3"] + ([] if model == "resnet_small" else ["layer4"])
+    return TolariaConfig(
+        model=ModelConfig(name=model, target_layers=layers),
+        dataset=DatasetConfig(
+            name="synthetic", image_size=image_size, num_examples=num_examples, batch_size=batch_size
+        ),
+        optimization=OptimizationConfig(max_epochs=_EPOCHS, learning_rate=0.01),
+        morphogenetic=morphogenetic,
+        tracking=TrackingConfig(name="none"),
+        experiment_name="benchmark",
+        device=device,
+        compile_model=compile_model,
+    )
+
+
+def own_stream() -> None:
+    """Give this thread a stream that can be captured, as the trainer does with its own; nothing without CUDA."""
+    if torch.cuda.is_available():
+        torch.cuda.set_stream(torch.cuda.Stream())  # type: ignore[no-untyped-call]
+
+
+@contextlib.contextmanager
+def opened(config: TolariaConfig, run_dir: Path, *, listeners: Sequence[Callable[[Event], None]] = ()) -> Iterator[Run]:
+    """A run with everything that trains, closed at the end; `own_stream` comes first."""
+    run = open_run(config, run_dir=run_dir, state=TrainingState(), listeners=listeners)
+    try:
+        yield run
+    finally:
+        run.close()
+
+
+def train_steps(run: Run, num_steps: int) -> None:
+    """The inside of the trainer's epochs; at the end of one nothing happens but that the next begins."""
+    state = run.state
+    for _ in range(num_steps):
+        run.set_learning_rates()
+        run.life.before_step()
+        run.step(epoch=state.epoch, index=state.step, step=state.global_step)
+        state.step += 1
+        state.global_step += 1
+        state.train_macs += 3 * run.config.dataset.batch_size * run.life.running_macs
+        if state.step == run.steps_per_epoch:
+            state.epoch += 1
+            state.step = 0
+
+
+def timed_steps(run: Run, num_steps: int) -> float:
+    """Seconds that so many steps take until the device is done with them."""
+    wait(run)
+    started = time.perf_counter()
+    train_steps(run, num_steps)
+    wait(run)
+    return time.perf_counter() - started
+
+
+def wait(run: Run) -> None:
+    """Wait for the device."""
+    if run.parts.device.type == "cuda":
+        torch.cuda.synchronize(run.parts.device)

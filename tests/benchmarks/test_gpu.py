@@ -1,0 +1,39 @@
+"""The one command for a GPU machine, with a stand-in for Python: nothing that fails stops the rest."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+STAND_IN = """#!/bin/bash
+echo "table of $1"
+echo "chatter of $1" >&2
+[[ $1 == *memory.py ]] && exit 3
+[[ $1 == *startup.py ]] && exec sleep 60
+exit 0
+"""
+
+
+def test_all_programs_run_though_one_fails_and_one_takes_too_long(tmp_path: Path) -> None:
+    python, out = tmp_path / "python", tmp_path / "out"
+    python.write_text(STAND_IN)
+    python.chmod(0o755)
+    done = subprocess.run(
+        ["bash", "benchmarks/gpu.sh", str(out)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHON": str(python), "GPU_SH_SECONDS": "7"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    told = dict(line.split(": ") for line in done.stdout.partition("== summary\n")[2].splitlines())
+    assert told["memory"].startswith("FAILED (3)")
+    assert told["startup"].startswith("FAILED (its time was over)")
+    assert all(told[name].startswith("ok") for name in ("throughput", "overhead", "growth_latency"))
+    assert "table of benchmarks/overhead.py" in done.stdout
+    assert "chatter of benchmarks/overhead.py" not in done.stdout
+    assert "chatter of benchmarks/memory.py" in done.stdout  # why it failed
+    assert {path.name for path in out.iterdir()} == {"summary.txt", "logs.tar.gz"}

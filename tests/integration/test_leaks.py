@@ -1,0 +1,43 @@
+"""Growing and culling again and again leaves nothing behind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from benchmarks.memory_arms import census
+from benchmarks.stepping import train_steps
+from esper.contracts.decisions import Action, AdaptationDecision
+from esper.tolaria import TolariaTrainer
+from tests.conftest import tiny_config, use
+
+NUM_CYCLES = 50
+OF_THE_PROCESS = "rss_bytes"
+
+
+def test_fifty_modules_that_are_grown_and_culled_leave_nothing_behind(run_dir: Path) -> None:
+    async def body(trainer: TolariaTrainer) -> None:
+        run = trainer.run
+        site = "layer1.0:after"
+        seen = []
+        for number in range(NUM_CYCLES):
+            train_steps(run, 1)
+            assert run.growth.apply(AdaptationDecision(should_adapt=True, site=site))
+            train_steps(run, 1)
+            if number == 0:
+                grown = census(run)
+            assert run.growth.apply(AdaptationDecision(should_adapt=True, site=site, action=Action.CULL))
+            run.life.end_of_epoch(is_last=False)  # the embargo ends
+            if number in (0, 1, NUM_CYCLES - 1):
+                train_steps(run, 1)
+                seen.append(census(run))
+        for one in (grown, *seen):
+            one.pop(OF_THE_PROCESS)
+        assert run.life.num_germinated == NUM_CYCLES
+        assert seen[-1] == seen[-2] == seen[0]
+        for counted in ("tensors", "tensor_bytes", "parameters", "modules", "optimizer_entries", "esper_objects"):
+            assert grown[counted] > seen[0][counted], f"a module more must show in {counted}"
+
+    config = tiny_config(
+        morphogenetic__adaptation_cooldown=0, morphogenetic__policy="never", optimization__max_epochs=200
+    )
+    use(config, run_dir, body)
