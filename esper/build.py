@@ -12,7 +12,18 @@ from torch import Tensor, nn
 from esper import urza
 from esper.configs import MorphogeneticConfig, TolariaConfig
 from esper.configs.model import SITE_KINDS
-from esper.data import DataSplits, ImageSet, Preparation, TrainLoader, load_splits
+from esper.data import (
+    DataSplits,
+    DecodePool,
+    FileSet,
+    ImageSet,
+    Loader,
+    Preparation,
+    StreamLoader,
+    TrainLoader,
+    load_splits,
+    stream_batches,
+)
 from esper.errors import ConfigError
 from esper.kasmina import MorphableModel, find_blocks, wrap
 from esper.models import build_host, checkpoint_blocks
@@ -28,12 +39,13 @@ EVALUATION_BATCH = 512
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
-    """What a training needs; everything lies on `device`."""
+    """What a training needs; everything but image files lies on `device`. `close` ends the processes that decode."""
 
     device: torch.device
     splits: DataSplits
     prepare: Preparation
-    loader: TrainLoader
+    pool: DecodePool
+    loader: Loader
     model: MorphableModel
     tamiyo: TamiyoClient
     config: TolariaConfig
@@ -41,12 +53,17 @@ class Parts:
     @property
     def input_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of the images."""
-        _, channels, height, width = self.splits.train.images.shape
-        return channels, height, width
+        return self.splits.train.shape
 
-    def evaluation_batches(self, split: ImageSet) -> Iterator[tuple[Tensor, Tensor]]:
+    def evaluation_batches(self, split: ImageSet | FileSet) -> Iterator[tuple[Tensor, Tensor]]:
         """A new pass over a split, without augmentation."""
-        return self.prepare.batches(split, EVALUATION_BATCH)
+        if isinstance(split, ImageSet):
+            return self.prepare.batches(split, EVALUATION_BATCH)
+        return stream_batches(split, EVALUATION_BATCH, prepare=self.prepare, pool=self.pool, device=self.device)
+
+    def close(self) -> None:
+        """End the processes that decode, if there are any; safe to call twice."""
+        self.pool.close()
 
 
 def parts(config: TolariaConfig, *, cache_dir: Path) -> Parts:
@@ -69,10 +86,24 @@ def parts(config: TolariaConfig, *, cache_dir: Path) -> Parts:
         channels_last=config.channels_last,
         device=device,
     )
-    loader = TrainLoader(splits.train, config.dataset, rng_seed=config.rng_seed, prepare=prepare)
+    pool = DecodePool(config.dataset.num_workers)  # no process starts before a batch is wanted
+    loader: Loader
+    if isinstance(splits.train, ImageSet):
+        loader = TrainLoader(splits.train, config.dataset, rng_seed=config.rng_seed, prepare=prepare)
+    else:
+        loader = StreamLoader(
+            splits.train, config.dataset, rng_seed=config.rng_seed, prepare=prepare, pool=pool, device=device
+        )
     tamiyo = LocalTamiyo(config.morphogenetic, rng_seed=config.rng_seed)
     return Parts(
-        device=device, splits=splits, prepare=prepare, loader=loader, model=model, tamiyo=tamiyo, config=config
+        device=device,
+        splits=splits,
+        prepare=prepare,
+        pool=pool,
+        loader=loader,
+        model=model,
+        tamiyo=tamiyo,
+        config=config,
     )
 
 
@@ -90,7 +121,7 @@ def select_device(name: str) -> torch.device:
 
 
 def _build_model(config: TolariaConfig, splits: DataSplits, device: torch.device) -> MorphableModel:
-    _, channels, height, width = splits.train.images.shape
+    channels, height, width = splits.train.shape
     found = len(splits.class_names)
     num_classes = config.model.num_classes or found
     if num_classes < found:

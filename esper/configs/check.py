@@ -13,14 +13,17 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from esper.configs.comparison import ARMS
+from esper.configs.dataset import DatasetConfig
 from esper.configs.explain import kind, nearest
+from esper.configs.model import MODEL_NAMES, ModelConfig
 from esper.configs.schema import Allowed, allowed
 from esper.configs.tolaria import TolariaConfig
 from esper.errors import ConfigError
 
-__all__ = ["check"]
+__all__ = ["IMAGE_SIZES", "check"]
 
-_IMAGE_SIZES = {"cifar10": 32, "cifar100": 32, "digits": 8}
+IMAGE_SIZES = {"cifar10": 32, "cifar100": 32, "digits": 8}
+"""Side of the images of datasets that have one size, in pixels."""
 
 
 def check(config: TolariaConfig) -> None:
@@ -95,17 +98,7 @@ def _check_names(config: TolariaConfig) -> None:
 
 def _check_model(config: TolariaConfig) -> None:
     model = config.model
-    if model.name == "resnet_small":
-        if not model.widths or len(model.widths) != len(model.depths):
-            raise ConfigError(
-                f"model.depths={model.depths}: needs one entry for each of model.widths={model.widths}, at least one"
-            )
-        if model.pretrained:
-            raise ConfigError("model.pretrained=true: resnet_small has no pretrained weights; use model=resnet18")
-    if model.pretrained and model.stem == "cifar":
-        raise ConfigError(
-            "model.stem=cifar: the pretrained weights have an imagenet stem; use model.stem=auto or pretrained=false"
-        )
+    _check_architecture(model)
     if config.morphogenetic.enable_tamiyo and not model.target_layers:
         raise ConfigError("model.target_layers=[]: nothing may grow; name layers, or use morphogenetic=off")
     if config.morphogenetic.enable_tamiyo and not model.site_kinds:
@@ -118,9 +111,33 @@ def _check_model(config: TolariaConfig) -> None:
         )
 
 
+def _check_architecture(model: ModelConfig) -> None:
+    if model.source == "timm":
+        if not model.name:
+            raise ConfigError("model=timm: which network? Add model.name=NAME, such as model.name=convnext_atto")
+        if model.stem != "auto":
+            raise ConfigError(f"model.stem={model.stem}: timm's networks keep their own stem; leave it auto")
+        return
+    if model.name not in MODEL_NAMES:
+        raise ConfigError(
+            f"model.name={model.name}: allowed are {Allowed(choices=MODEL_NAMES)}{nearest(model.name, MODEL_NAMES)}"
+        )
+    if model.name == "resnet_small":
+        if not model.widths or len(model.widths) != len(model.depths):
+            raise ConfigError(
+                f"model.depths={model.depths}: needs one entry for each of model.widths={model.widths}, at least one"
+            )
+        if model.pretrained:
+            raise ConfigError("model.pretrained=true: resnet_small has no pretrained weights; use model=resnet18")
+    if model.pretrained and model.stem == "cifar":
+        raise ConfigError(
+            "model.stem=cifar: the pretrained weights have an imagenet stem; use model.stem=auto or pretrained=false"
+        )
+
+
 def _check_dataset(config: TolariaConfig) -> None:
     dataset = config.dataset
-    fixed = _IMAGE_SIZES.get(dataset.name)
+    fixed = IMAGE_SIZES.get(dataset.name)
     if fixed is not None and dataset.image_size is not None:
         raise ConfigError(
             f"dataset.image_size={dataset.image_size}: images of {dataset.name} have {fixed} pixels; leave it null"
@@ -128,13 +145,32 @@ def _check_dataset(config: TolariaConfig) -> None:
     size = fixed or dataset.image_size or (16 if dataset.name == "synthetic" else None)
     if dataset.use_augmentation and size is not None and dataset.crop_padding >= size:
         raise ConfigError(f"dataset.crop_padding={dataset.crop_padding}: allowed is below the images' side, {size}")
-    if dataset.name == "imagefolder":
-        folder = Path(dataset.data_dir)
-        if not (folder / "train").is_dir() or not ((folder / "val").is_dir() or (folder / "test").is_dir()):
+    if dataset.name in ("imagefolder", "imagenet"):
+        _check_folder(dataset)
+    elif dataset.storage == "stream":
+        raise ConfigError(
+            f"dataset.storage=stream: {dataset.name} has no image files and stays in memory; use auto, or "
+            "dataset=imagefolder"
+        )
+
+
+def _check_folder(dataset: DatasetConfig) -> None:
+    folder = Path(dataset.data_dir).expanduser()
+    if not (folder / "train").is_dir() or not ((folder / "val").is_dir() or (folder / "test").is_dir()):
+        raise ConfigError(
+            f"dataset.data_dir={dataset.data_dir}: needs a folder train/ and a folder val/ or test/, each with one "
+            "folder of images a class"
+        )
+    if dataset.image_size is None:
+        if dataset.storage == "stream" or dataset.name == "imagenet":
             raise ConfigError(
-                f"dataset.data_dir={dataset.data_dir}: needs a folder train/ and a folder val/ or test/, each with one "
-                "folder of images a class"
+                "dataset.image_size=null: images that are streamed, or ImageNet's, need one size; set it, such as 224"
             )
+    elif dataset.canvas_size is not None and dataset.canvas_size < dataset.image_size:
+        raise ConfigError(
+            f"dataset.canvas_size={dataset.canvas_size}: allowed is at least dataset.image_size={dataset.image_size}, "
+            "or null"
+        )
 
 
 def _check_length(config: TolariaConfig) -> None:

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from esper.configs.schema import setting
 
-__all__ = ["MODEL_NAMES", "SITE_KINDS", "ModelConfig"]
+__all__ = ["MODEL_NAMES", "MODEL_SOURCES", "SITE_KINDS", "ModelConfig"]
 
+MODEL_SOURCES = ("torchvision", "timm")
 MODEL_NAMES = ("resnet10", "resnet18", "resnet34", "resnet50", "resnet_small")
 SITE_KINDS = ("beside", "after", "parallel", "width")
 
@@ -16,13 +17,18 @@ SITE_KINDS = ("beside", "after", "parallel", "width")
 class ModelConfig:
     """Group `model`."""
 
-    name: str = setting("resnet18", "architecture of the host", choices=MODEL_NAMES)
+    source: str = setting(
+        "torchvision",
+        "where the architecture comes from: torchvision (or Esper, for resnet10 and resnet_small), or timm",
+        choices=MODEL_SOURCES,
+    )
+    name: str = setting("resnet18", "architecture of the host: one of MODEL_NAMES, or any name that timm knows")
     num_classes: int | None = setting(None, "outputs of the classifier; null: as many as the dataset has", low=2)
-    pretrained: bool = setting(False, "start from torchvision's ImageNet weights (not resnet_small)")
+    pretrained: bool = setting(False, "start from the source's pretrained weights (not resnet10, resnet_small)")
     stem: str = setting(
         "auto",
         "first layers: cifar (3x3, stride 1, no pooling), imagenet (7x7, stride 2, max-pool); "
-        "auto: cifar for images up to 64 pixels, unless pretrained",
+        "auto: cifar for images up to 64 pixels, unless pretrained; timm's networks keep their own",
         choices=("auto", "cifar", "imagenet"),
     )
     widths: list[int] = setting([16, 32, 64], "resnet_small: channels of each stage", low=1)
@@ -30,7 +36,9 @@ class ModelConfig:
     gradient_checkpointing: bool = setting(False, "recompute each block in the backward pass to save memory")
 
     target_layers: list[str] = setting(
-        ["layer1", "layer2", "layer3", "layer4"], "layers that may grow: names, or patterns such as layer*.0"
+        ["layer1", "layer2", "layer3", "layer4"],
+        "layers that may grow: names, or patterns such as layer*.0; "
+        "auto, alone: the blocks of the layouts that ResNet, ConvNeXt, EfficientNet, RegNet ... have",
     )
     site_kinds: list[str] = setting(
         ["beside", "after"],

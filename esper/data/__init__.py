@@ -3,7 +3,22 @@
 from __future__ import annotations
 
 from esper.data.augment import augment
-from esper.data.loader import Preparation, TrainLoader
+from esper.data.files import FileSet
+from esper.data.loader import Loader, Preparation, TrainLoader
+from esper.data.pool import DecodePool
 from esper.data.splits import DataSplits, ImageSet, load_splits
+from esper.data.stream import StreamLoader, stream_batches
 
-__all__ = ["DataSplits", "ImageSet", "Preparation", "TrainLoader", "augment", "load_splits"]
+__all__ = [
+    "DataSplits",
+    "DecodePool",
+    "FileSet",
+    "ImageSet",
+    "Loader",
+    "Preparation",
+    "StreamLoader",
+    "TrainLoader",
+    "augment",
+    "load_splits",
+    "stream_batches",
+]

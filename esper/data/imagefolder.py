@@ -1,4 +1,4 @@
-"""A folder of images, one subfolder a class, decoded once and kept.
+"""A folder of images, one subfolder a class: decoded once and kept, or streamed.
 
     data_dir/train/<class>/*.jpg        and  data_dir/test/<class>/…  or  data_dir/val/<class>/…
 
@@ -12,38 +12,75 @@ import hashlib
 import json
 import logging
 import os
+import re
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from esper.configs import DatasetConfig
+from esper.data.decode import decode_whole, unreadable
+from esper.data.files import FileSet, classes_in, find_images
 from esper.data.splits import ImageSet, Source
 from esper.errors import DataError
 
-__all__ = ["load_imagefolder"]
+__all__ = ["is_streamed", "load_imagefolder"]
+
+MAX_MEMORY_BYTES = 8 * 2**30
+"""Training images that take more than this, decoded, are streamed unless the setting says otherwise."""
 
 logger = logging.getLogger(__name__)
 
 
-def load_imagefolder(data_dir: Path, *, image_size: int | None, num_workers: int, cache_dir: Path | None) -> Source:
-    """Load an image folder as RGB images.
+def load_imagefolder(config: DatasetConfig, cache_dir: Path | None) -> Source:
+    """Find an image folder's images, and load them where they are to be kept in memory.
 
     Args:
-        data_dir: the folder.
-        image_size: shorter side is resized to this, then the centre is cropped; None: all images have one size.
-        num_workers: threads that decode.
+        config: the folder, the size of its images and where they are kept; `num_workers` threads decode.
         cache_dir: where decoded images are kept, under a name that changes with the files; None: nowhere.
 
     Raises:
         DataError: a folder is missing, a class has no images or is not in every split, or an image cannot be used.
     """
-    classes = _classes(data_dir / "train")
+    data_dir = Path(config.data_dir).expanduser()
+    names, classes = _layout(data_dir)
+    if config.name == "imagenet" and (odd := [name for name in classes if not re.fullmatch(r"n\d{8}", name)]):
+        raise DataError(
+            f"dataset.data_dir={data_dir}: train/{odd[0]} is no ImageNet class (n and eight digits); rename the "
+            "folders, or use dataset=imagefolder"
+        )
+    found = {name: list(find_images(data_dir / name, classes)) for name in names}
+    sets: Mapping[str, ImageSet | FileSet]
+    if is_streamed(config, num_images=sum(map(len, found["train"]))):
+        sets = {name: _files(data_dir / name, files, config) for name, files in found.items()}
+    else:
+        sets = {name: _load_split(data_dir / name, files, config, cache_dir) for name, files in found.items()}
+    shapes = {name: images.shape for name, images in sets.items()}
+    if len(set(shapes.values())) > 1:
+        raise DataError(f"dataset.data_dir={data_dir}: splits differ in image size ({shapes}); set dataset.image_size")
+    return Source(
+        train=sets["train"],
+        test=sets["test" if "test" in sets else "val"],
+        class_names=tuple(classes),
+        held_out=sets.get("val") if "test" in sets else None,
+    )
+
+
+def is_streamed(config: DatasetConfig, *, num_images: int) -> bool:
+    """Whether images are decoded anew whenever they are needed, instead of kept on the device."""
+    if config.storage != "auto" or config.image_size is None:
+        return config.storage == "stream"
+    return config.name == "imagenet" or 3 * config.image_size**2 * num_images > MAX_MEMORY_BYTES
+
+
+def _layout(data_dir: Path) -> tuple[list[str], list[str]]:
+    """The folders of splits that there are, and the classes, which all of them have."""
+    classes = classes_in(data_dir / "train")
     if not classes:
         raise DataError(
             f"dataset.data_dir={data_dir}: there is no folder train/ in it, with a subfolder for each class"
@@ -52,76 +89,65 @@ def load_imagefolder(data_dir: Path, *, image_size: int | None, num_workers: int
     if len(names) == 1:
         raise DataError(f"dataset.data_dir={data_dir}: beside train/ it needs a folder test/ or val/")
     for name in names[1:]:
-        if lone := sorted({*classes} ^ {*_classes(data_dir / name)}):
+        if lone := sorted({*classes} ^ {*classes_in(data_dir / name)}):
             raise DataError(
                 f"dataset.data_dir={data_dir}: train/ and {name}/ have different classes ({lone[0]} is in one of them "
                 "only); add or remove that folder"
             )
-    sets = {name: _load_split(data_dir / name, classes, image_size, num_workers, cache_dir) for name in names}
-    shapes = {name: tuple(images.images.shape[1:]) for name, images in sets.items()}
-    if len(set(shapes.values())) > 1:
-        raise DataError(f"dataset.data_dir={data_dir}: splits differ in image size ({shapes}); set dataset.image_size")
-    test = sets.get("test", sets.get("val"))
-    assert test is not None
-    return Source(
-        train=sets["train"],
-        test=test,
-        class_names=tuple(classes),
-        held_out=sets.get("val") if "test" in sets else None,
+    return names, classes
+
+
+def _files(folder: Path, found: list[list[os.DirEntry[str]]], config: DatasetConfig) -> FileSet:
+    assert config.image_size is not None  # checked with the configuration
+    begin = len(os.path.join(folder, ""))  # noqa: PTH118
+    return FileSet(
+        folder=folder,
+        names=np.array([os.fsencode(entry.path[begin:]) for files in found for entry in files]),
+        labels=_labels(found),
+        image_size=config.image_size,
+        canvas_size=config.canvas_size or round(config.image_size * 8 / 7),
     )
 
 
-def _classes(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir()) if folder.is_dir() else []
+def _labels(found: list[list[os.DirEntry[str]]]) -> Tensor:
+    return torch.arange(len(found)).repeat_interleave(torch.tensor([len(files) for files in found]))
 
 
 def _load_split(
-    folder: Path, classes: list[str], image_size: int | None, num_workers: int, cache_dir: Path | None
+    folder: Path, found: list[list[os.DirEntry[str]]], config: DatasetConfig, cache_dir: Path | None
 ) -> ImageSet:
-    files = [
-        (path, label)
-        for label, name in enumerate(classes)
-        for path in sorted((folder / name).rglob("*"))
-        if path.suffix.lower() in IMG_EXTENSIONS
-    ]
-    labels = torch.tensor([label for _, label in files], dtype=torch.int64)
-    for name, count in zip(classes, torch.bincount(labels, minlength=len(classes)).tolist(), strict=True):
-        if count == 0:
-            raise DataError(
-                f"{folder / name}: no images in it ({', '.join(IMG_EXTENSIONS)}); add some, or remove the folder from "
-                "every split"
-            )
-    cached = cache_dir / f"{_digest(folder, files, image_size)}.safetensors" if cache_dir else None
+    files = [entry for files in found for entry in files]
+    cached = cache_dir / f"{_digest(folder, files, config.image_size)}.safetensors" if cache_dir else None
     images = _read_cache(cached) if cached else None
     if images is None:
-        images = _decode([path for path, _ in files], image_size, num_workers)
+        images = _decode([entry.path for entry in files], config.image_size, config.num_workers)
         if cached:
             _write_cache(cached, images)
-    return ImageSet(images, labels)
+    return ImageSet(images, _labels(found))
 
 
-def _digest(folder: Path, files: list[tuple[Path, int]], image_size: int | None) -> str:
+def _digest(folder: Path, files: list[os.DirEntry[str]], image_size: int | None) -> str:
     """Name the decoded images by the files they come from: any file added, removed or changed gives another name."""
-    entries = []
-    for path, _ in files:
+    entries, begin = [], len(os.path.join(folder, ""))  # noqa: PTH118
+    for entry in files:
         try:
-            stat = path.stat()
+            stat = entry.stat()
         except OSError as error:  # a dangling link, say
-            raise _unreadable(path, error) from None
-        entries.append((str(path.relative_to(folder)), stat.st_size, stat.st_mtime_ns))
+            raise unreadable(entry.path, error) from None
+        entries.append((entry.path[begin:], stat.st_size, stat.st_mtime_ns))
     content = json.dumps([str(folder.resolve()), image_size, entries])
     return hashlib.sha256(content.encode()).hexdigest()[:24]
 
 
-def _decode(paths: list[Path], image_size: int | None, num_workers: int) -> Tensor:
-    first = _decode_one(paths[0], image_size)
+def _decode(paths: list[str], image_size: int | None, num_workers: int) -> Tensor:
+    first = decode_whole(paths[0], image_size)
     images = torch.empty((len(paths), *first.shape), dtype=torch.uint8)
 
     def fill(index: int) -> None:
-        image = _decode_one(paths[index], image_size)
+        image = decode_whole(paths[index], image_size)
         if image.shape != first.shape:
             raise DataError(
-                f"{paths[index]}: {image.shape[2]}x{image.shape[1]} pixels, but {paths[0].name} has "
+                f"{paths[index]}: {image.shape[2]}x{image.shape[1]} pixels, but {Path(paths[0]).name} has "
                 f"{first.shape[2]}x{first.shape[1]}; set dataset.image_size to resize all images"
             )
         images[index] = image
@@ -130,25 +156,6 @@ def _decode(paths: list[Path], image_size: int | None, num_workers: int) -> Tens
         for _ in pool.map(fill, range(len(paths)), chunksize=256):
             pass
     return images
-
-
-def _decode_one(path: Path, image_size: int | None) -> Tensor:
-    try:
-        with Image.open(path) as file:
-            image = file.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # SyntaxError: Pillow, of PNGs
-        raise _unreadable(path, error) from None
-    if image_size is not None:
-        scale = image_size / min(image.size)
-        width, height = (max(image_size, round(side * scale)) for side in image.size)
-        left, top = (width - image_size) // 2, (height - image_size) // 2
-        image = image.resize((width, height), Image.Resampling.BILINEAR)
-        image = image.crop((left, top, left + image_size, top + image_size))
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
-
-
-def _unreadable(path: Path, error: Exception) -> DataError:
-    return DataError(f"{path}: not a readable image ({error}); mend or remove it")
 
 
 def _read_cache(path: Path) -> Tensor | None:

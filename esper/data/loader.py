@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -11,7 +12,37 @@ from esper.configs import DatasetConfig
 from esper.data.augment import augment
 from esper.data.splits import ImageSet
 
-__all__ = ["Preparation", "TrainLoader"]
+__all__ = ["Loader", "Preparation", "TrainLoader", "epoch_order"]
+
+
+class Loader(Protocol):
+    """Training batches by number: any batch of any epoch, the same every time."""
+
+    @property
+    def batch_size(self) -> int:
+        """Images in a batch."""
+
+    @property
+    def num_batches(self) -> int:
+        """Batches in an epoch; images that do not fill one are left out, others in every epoch."""
+
+    def seek(self, epoch: int, index: int) -> None:
+        """Make ready on the host, and send to the device, what batch number `index` of an epoch needs."""
+
+    def batch(self, epoch: int | Tensor, index: int | Tensor) -> tuple[Tensor, Tensor]:
+        """Batch number `index` of an epoch: float32 (B, C, H, W) and int64 (B,).
+
+        Where the numbers are 0-dim int64 tensors nothing is read from the device; `seek` must have been called.
+        """
+
+    def first_batches(self, epoch: int, num: int) -> Iterator[Tensor]:
+        """The images of an epoch's first batches, float32 (B, C, H, W); the batch that was sought stays ready."""
+
+
+def epoch_order(num_images: int, *, epoch: int, rng_seed: int) -> Tensor:
+    """The order of the training images in an epoch: int64 (N,), in the host's memory."""
+    generator = torch.Generator().manual_seed(rng_seed * 1_000_003 + epoch)
+    return torch.randperm(num_images, generator=generator)
 
 
 class Preparation:
@@ -52,7 +83,7 @@ class Preparation:
 
 
 class TrainLoader:
-    """Training batches by number: any batch of any epoch, without having drawn those before it.
+    """Training batches of images that lie on the device; see `Loader`.
 
     Args:
         split: the training images, on the device.
@@ -81,11 +112,10 @@ class TrainLoader:
         return len(self._split) // self._config.batch_size
 
     def seek(self, epoch: int, index: int) -> None:  # noqa: ARG002  (a stream needs it)
-        """Make ready on the host what batch number `index` of an epoch needs: here, the epoch's order."""
+        """Send the epoch's order to the device."""
         if not self._config.shuffle or epoch == self._order_epoch:
             return
-        generator = torch.Generator().manual_seed(self._rng_seed * 1_000_003 + epoch)
-        self._order.copy_(torch.randperm(len(self._split), generator=generator))
+        self._order.copy_(epoch_order(len(self._split), epoch=epoch, rng_seed=self._rng_seed))
         self._order_epoch = epoch
 
     def batch(self, epoch: int | Tensor, index: int | Tensor) -> tuple[Tensor, Tensor]:
@@ -108,3 +138,8 @@ class TrainLoader:
                 horizontal_flip=config.horizontal_flip,
             )
         return self._prepare(images), self._split.labels[chosen]
+
+    def first_batches(self, epoch: int, num: int) -> Iterator[Tensor]:
+        """The images of an epoch's first batches."""
+        for index in range(num):
+            yield self.batch(epoch, index)[0]

@@ -1,4 +1,4 @@
-"""Images in memory, and how they are split."""
+"""Images, in memory or in files, and how they are split."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from esper.configs import DatasetConfig
+from esper.data.files import FileSet
 from esper.errors import DataError
 
 __all__ = ["DataSplits", "ImageSet", "Source", "load_splits", "stratified"]
@@ -24,6 +25,12 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of an image."""
+        _, channels, height, width = self.images.shape
+        return channels, height, width
+
     def __getitem__(self, index: Tensor) -> ImageSet:
         return ImageSet(self.images[index], self.labels[index])
 
@@ -36,10 +43,10 @@ class ImageSet:
 class Source:
     """A dataset as it comes: training and test images, and held-out ones where it brings its own."""
 
-    train: ImageSet
-    test: ImageSet
+    train: ImageSet | FileSet
+    test: ImageSet | FileSet
     class_names: tuple[str, ...]
-    held_out: ImageSet | None = None
+    held_out: ImageSet | FileSet | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,19 +59,19 @@ class DataSplits:
         judge: for verdicts on modules, and nothing else.
         test: read once, at the end.
         class_names: names by label.
-        mean, std: of each channel of the training split, in units of [0, 1].
+        mean, std: of each channel of the training split (of files: of 1024 of its images), in units of [0, 1].
     """
 
-    train: ImageSet
-    controller: ImageSet
-    judge: ImageSet
-    test: ImageSet
+    train: ImageSet | FileSet
+    controller: ImageSet | FileSet
+    judge: ImageSet | FileSet
+    test: ImageSet | FileSet
     class_names: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
     def to(self, device: torch.device) -> DataSplits:
-        """The same splits on a device."""
+        """The same splits, with images that are in memory on a device."""
         return DataSplits(
             train=self.train.to(device),
             controller=self.controller.to(device),
@@ -115,7 +122,7 @@ def load_splits(config: DatasetConfig, *, rng_seed: int, cache_dir: Path | None 
             f"dataset.batch_size={config.batch_size}: the training split of {config.name} has {len(train)} images; set "
             "it to at most that"
         )
-    mean, std = _moments(train.images)
+    mean, std = _moments(train.images if isinstance(train, ImageSet) else train.sample(config.num_workers))
     return DataSplits(**splits, class_names=source.class_names, mean=mean, std=std)
 
 
@@ -158,15 +165,10 @@ def _load(config: DatasetConfig, cache_dir: Path | None) -> Source:
         from esper.data.synthetic import make_synthetic
 
         return make_synthetic(image_size=config.image_size or 16, num_examples=config.num_examples or 2048)
-    if config.name == "imagefolder":
+    if config.name in ("imagefolder", "imagenet"):
         from esper.data.imagefolder import load_imagefolder
 
-        return load_imagefolder(
-            Path(config.data_dir).expanduser(),
-            image_size=config.image_size,
-            num_workers=config.num_workers,
-            cache_dir=cache_dir,
-        )
+        return load_imagefolder(config, cache_dir)
     from esper.data.cifar import load_cifar
 
     return load_cifar(config.name, Path(config.data_dir).expanduser())

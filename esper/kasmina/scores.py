@@ -183,8 +183,8 @@ def _convolutions(host: nn.Module, block: str) -> list[tuple[str, nn.Conv2d]]:
 
 def _last_linear(host: nn.Module, site: Site) -> str | None:
     """Name of the last convolution of the module that a kernel would stand beside or after."""
-    found = _convolutions(host, site.block)
-    return found[-1][0] if found and site.kind != "parallel" else None
+    found = [name for name, _ in _convolutions(host, site.block) if name in site.convs]
+    return found[-1] if found and site.kind != "parallel" else None
 
 
 def _at(x: Tensor, y: Tensor) -> Tensor:

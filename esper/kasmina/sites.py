@@ -15,10 +15,26 @@ from esper.errors import ConfigError
 from esper.kasmina.trace import Trace, trace
 from esper.urza.kernel import Shape, stride_between
 
-__all__ = ["DEFAULT_KINDS", "Shape", "Site", "SiteKind", "find_blocks", "find_sites"]
+__all__ = ["AUTO", "DEFAULT_KINDS", "Shape", "Site", "SiteKind", "find_blocks", "find_sites"]
 
 SiteKind = Literal["beside", "after", "parallel", "width"]
 DEFAULT_KINDS: tuple[SiteKind, ...] = ("beside", "after")
+AUTO = "auto"
+"""The one entry of `target_layers` that stands for the blocks of a known layout."""
+
+_LAYOUTS = (
+    "layer[0-9].[0-9]*",  # ResNet and its kin, of torchvision and timm
+    "s[0-9].b[0-9]*",  # RegNet
+    "stages.[0-9]*.blocks.[0-9]*",  # ConvNeXt, ResNetV2, MetaFormer, FastViT, HGNet, MaxViT
+    "stages.[0-9]*.[0-9]*",  # NFNet, GENet, RepVGG, MobileViT
+    "blocks.[0-9]*.[0-9]*",  # EfficientNet, MobileNet, MixNet, GhostNet
+    "layers.[0-9]*.blocks.[0-9]*",  # FocalNet, Swin
+    "body.layer[0-9].[0-9]*",  # TResNet
+    "stage[0-9].[0-9]*",  # Visformer
+    "blocks.[0-9]*",  # ConvMixer, Xception, ViT
+    "features.[0-9]*",  # ReXNet, SelecSLS, Inception-v4
+)
+"""How networks name their blocks; a network has the first layout of which it has a block that is made of layers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +53,9 @@ class Site:
         in_shape: (C, H, W) of the kernel's input.
         out_shape: (C, H, W) of the kernel's output.
         norm: `width` only: name of the batch norm of the block's inner channels.
+        convs: names of the block's convolutions whose input lies over the block's output, position by position or
+            at a stride; the gate of a squeeze-and-excitation, which reads means, is none of them.
+        is_rectified: whether nothing in the block's output was negative, as behind a ReLU.
     """
 
     name: str
@@ -48,6 +67,8 @@ class Site:
     in_shape: Shape
     out_shape: Shape
     norm: str | None = None
+    convs: frozenset[str] = frozenset()
+    is_rectified: bool = True
 
 
 def find_sites(
@@ -61,11 +82,13 @@ def find_sites(
     """List the sites of a network block by block in forward order.
 
     A target is a module's name or a pattern, matched segment by segment (`layer*.0`). A container
-    (`nn.Sequential`, `nn.ModuleList`) stands for its children, anything else for itself: a block. Each block offers,
-    in this order: a site beside it, where one stride leads from its input's size to its output's; one after it; one
-    parallel to each of its convolutions that a batch norm follows; and one in its width where two convolutions stand
-    in a chain with a batch norm and a ReLU between them, as in ResNet's basic block. Convolutions count that are
-    ungrouped, padded by half their size and at least 3×3: no branch but a 1×1 convolution would fold into a 1×1 one.
+    (`nn.Sequential`, `nn.ModuleList`) stands for its children, anything else for itself: a block. `["auto"]` stands
+    for the blocks of any network that names them in one of the usual ways, without those at which nothing can grow.
+    Each block offers, in this order: a site beside it, where one stride leads from its input's size to its output's;
+    one after it; one parallel to each of its convolutions that a batch norm follows; and one in its width where two
+    convolutions stand in a chain with a batch norm and a ReLU between them, as in ResNet's basic block. Convolutions
+    count that are ungrouped, padded by half their size and at least 3×3: no branch but a 1×1 convolution would fold
+    into a 1×1 one.
 
     Args:
         host: the network.
@@ -75,11 +98,18 @@ def find_sites(
         kinds: kinds of site wanted.
 
     Raises:
-        ConfigError: a target matches nothing, or a block does not map one image-like tensor to another.
+        ConfigError: a target matches nothing; or a block, with `auto` every block, does not map one image-like tensor
+            to another or runs more than once.
     """
     blocks = find_blocks(host, target_layers)
     inside = not {"parallel", "width"}.isdisjoint(kinds)
     seen = trace(host, blocks, input_shape=input_shape, inside=inside)
+    if seen.refused and not (_is_auto(target_layers) and seen.blocks):
+        name, reason = next(iter(seen.refused.items()))
+        raise ConfigError(
+            f"model.target_layers: {name!r} {reason}; nothing can grow there: name other layers, or train the network "
+            "as it is with morphogenetic=off"
+        )
     counts: dict[str, int] = {}
     sites: dict[str, Site] = {}
     for block in seen.blocks:
@@ -92,6 +122,11 @@ def find_sites(
 
 def _offered(seen: Trace, block: str, *, layer: str) -> Iterator[Site]:
     in_shape, out_shape = seen.blocks[block]
+    over = frozenset(
+        name
+        for name, shape in seen.convs.items()
+        if f"{name}.".startswith(f"{block}.") and stride_between(shape, out_shape) is not None
+    )
 
     def whole(kind: SiteKind, in_shape: Shape) -> Site:
         return Site(
@@ -103,6 +138,8 @@ def _offered(seen: Trace, block: str, *, layer: str) -> Iterator[Site]:
             end=block,
             in_shape=in_shape,
             out_shape=out_shape,
+            convs=over,
+            is_rectified=block in seen.rectified,
         )
 
     if stride_between(in_shape, out_shape) is not None:
@@ -120,6 +157,7 @@ def _offered(seen: Trace, block: str, *, layer: str) -> Iterator[Site]:
                 end=norm.name,
                 in_shape=conv.in_shape,
                 out_shape=conv.out_shape,
+                convs=over,
             )
     chains = ((conv, *chain) for conv in convs if (chain := seen.chained_after(conv)) and chain[1] in convs)
     for first, norm, last in itertools.islice(chains, 1):
@@ -133,17 +171,20 @@ def _offered(seen: Trace, block: str, *, layer: str) -> Iterator[Site]:
             in_shape=first.in_shape,
             out_shape=last.out_shape,
             norm=norm.name,
+            convs=over,
         )
 
 
 def find_blocks(host: nn.Module, target_layers: Sequence[str]) -> dict[str, str]:
     """Map the name of each block of the target layers to the target that selected it first; see `find_sites`."""
     modules = dict(host.named_modules())
+    top = [name for name in modules if name and "." not in name]
+    if _is_auto(target_layers):
+        return _blocks_of_layout(modules, top)
     blocks: dict[str, str] = {}
     for target in target_layers:
         matches = [name for name in modules if name and _matches(name, target)]
         if not matches:
-            top = [name for name in modules if name and "." not in name]
             near = difflib.get_close_matches(target, top, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ConfigError(
@@ -159,6 +200,27 @@ def find_blocks(host: nn.Module, target_layers: Sequence[str]) -> dict[str, str]
             for member in members:
                 blocks.setdefault(member, target)
     return blocks
+
+
+def _is_auto(target_layers: Sequence[str]) -> bool:
+    return list(target_layers) == [AUTO]
+
+
+def _blocks_of_layout(modules: dict[str, nn.Module], top: list[str]) -> dict[str, str]:
+    """The blocks of the first of `_LAYOUTS` that a network has, each with the stage that it stands in."""
+    for layout in _LAYOUTS:
+        blocks = [name for name, module in modules.items() if _matches(name, layout) and _has_layers(module)]
+        if blocks:
+            return {name: name.rpartition(".")[0] for name in blocks}
+    raise ConfigError(
+        f"model.target_layers=[{AUTO}]: this network names its blocks in no way that is known here; name the layers "
+        f"that may grow (it has {', '.join(top)}, and the layers inside them), or train it as it is with "
+        "morphogenetic=off"
+    )
+
+
+def _has_layers(module: nn.Module) -> bool:
+    return any(True for _ in module.children()) and any(True for _ in module.parameters())
 
 
 def _matches(name: str, pattern: str) -> bool:

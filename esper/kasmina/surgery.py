@@ -17,6 +17,7 @@ from esper.contracts.recipe import Graft
 from esper.errors import SurgeryError
 from esper.kasmina.model import MorphableModel
 from esper.kasmina.slot import SeedSlot
+from esper.urza.residual import ResidualBlock
 
 __all__ = ["Change", "abort", "begin_blending", "cull", "fossilize", "germinate", "hold", "set_alpha"]
 
@@ -58,6 +59,11 @@ def germinate(model: MorphableModel, graft: Graft, *, images: Tensor, epoch: int
     before, kernel_input = _observe(model, slot, images)
     added = model.graft(graft)
     try:
+        if isinstance(slot.kernel(graft), ResidualBlock) and not slot.site.is_rectified:
+            raise SurgeryError(
+                f"{graft.blueprint_id!r} at {graft.site!r} would cut off what is negative in the block's output, which "
+                "does not come from a ReLU; choose another blueprint"
+            )
         found = tezzeret.inspect(slot.kernel(graft), kernel_input, slot.site.out_shape)
         if not found.is_open:
             raise SurgeryError(f"{graft.blueprint_id!r} at {graft.site!r} fails its check: {', '.join(found.failed)}")

@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from esper.models.host import build_host
 from esper.models.recompute import checkpoint_blocks
+from esper.models.timm_host import timm_sizes
 
-__all__ = ["build_host", "checkpoint_blocks"]
+__all__ = ["build_host", "checkpoint_blocks", "timm_sizes"]

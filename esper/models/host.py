@@ -14,6 +14,7 @@ from torchvision.models.resnet import BasicBlock, ResNet
 from esper.configs import ModelConfig
 from esper.errors import ConfigError
 from esper.models.resnet_small import SmallResNet
+from esper.models.timm_host import build_timm
 
 __all__ = ["build_host"]
 
@@ -31,8 +32,17 @@ def build_host(config: ModelConfig, *, in_channels: int, image_size: int, num_cl
         num_classes: outputs.
 
     Raises:
-        ConfigError: the images are too small, or the pretrained weights do not fit or are not there.
+        ConfigError: the images are too small, or the pretrained weights do not fit or are not there; for timm's see
+            `build_timm`.
     """
+    if config.source == "timm":
+        return build_timm(
+            config.name,
+            pretrained=config.pretrained,
+            in_channels=in_channels,
+            image_size=image_size,
+            num_classes=num_classes,
+        )
     if config.name == "resnet_small":
         if image_size < 2 ** (len(config.widths) - 1):
             raise ConfigError(

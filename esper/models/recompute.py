@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
@@ -24,13 +24,10 @@ def checkpoint_blocks(blocks: Iterable[nn.Module]) -> None:
         block.forward = partial(_recomputed, block, block.forward)
 
 
-def _recomputed(block: nn.Module, forward: Any, x: Tensor) -> Tensor:
+def _recomputed(block: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     if not torch.is_grad_enabled():
-        output = forward(x)
-    else:
-        output = checkpoint(forward, x, use_reentrant=False, context_fn=lambda: _contexts(block))
-    assert isinstance(output, Tensor)
-    return output
+        return forward(*args, **kwargs)
+    return checkpoint(forward, *args, use_reentrant=False, context_fn=lambda: _contexts(block), **kwargs)
 
 
 def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:

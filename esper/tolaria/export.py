@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,13 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from esper.configs import ModelConfig
+from esper.configs.check import IMAGE_SIZES
 from esper.configs.identity import checkpoints_folder
 from esper.configs.model import SITE_KINDS
 from esper.contracts.lifecycle import SeedLifecycleState
 from esper.errors import CheckpointError, RunError, SurgeryError
 from esper.kasmina import MorphableModel, SeedSlot, find_sites, fold
-from esper.models import build_host
+from esper.models import build_host, timm_sizes
 from esper.tolaria import checkpoint
 from esper.tolaria.average import corrected
 
@@ -48,7 +50,7 @@ def export(run_dir: Path, out: Path, *, best: bool = False) -> Path:
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RunError(f"{out} is there already and not an empty folder; choose another with --out, or remove it")
-    config, ema_decay, folder = _settings(run_dir)
+    config, image_size, ema_decay, folder = _settings(run_dir)
     found = checkpoint.find_checkpoints(folder, prefix="best" if best else "step")
     if not found:
         raise CheckpointError(
@@ -57,7 +59,7 @@ def export(run_dir: Path, out: Path, *, best: bool = False) -> Path:
         )
     saved = checkpoint.load(found[0])
     try:
-        network = fold(_rebuilt(config, saved, ema_decay=ema_decay))
+        network = fold(_rebuilt(config, saved, image_size=image_size, ema_decay=ema_decay))
     except SurgeryError as error:
         raise CheckpointError(f"{found[0]}: the run has not finished; give its command again ({error})") from None
     tensors = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
@@ -70,36 +72,36 @@ def export(run_dir: Path, out: Path, *, best: bool = False) -> Path:
     return out
 
 
-def _settings(run_dir: Path) -> tuple[ModelConfig, float | None, Path]:
-    """The run's host, the decay of its weight average, and the folder of its checkpoints."""
+def _settings(run_dir: Path) -> tuple[ModelConfig, int | None, float | None, Path]:
+    """The run's host, its images' side where known, its weight average's decay, and its checkpoints' folder."""
     try:
         settings = yaml.safe_load((run_dir / "config.yaml").read_text())
         config = ModelConfig(**settings["model"])
         folder = checkpoints_folder(run_dir.absolute(), checkpoint_dir=settings["checkpoint"]["checkpoint_dir"])
-        return config, settings.get("optimization", {}).get("ema_decay"), folder
+        dataset = settings.get("dataset", {})
+        image_size = dataset.get("image_size") or {"synthetic": 16, **IMAGE_SIZES}.get(dataset.get("name"))
+        return config, image_size, settings.get("optimization", {}).get("ema_decay"), folder
     except FileNotFoundError:
         raise RunError(f"{run_dir} is no run: it has no config.yaml; give a folder that esper-train made") from None
     except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
         raise RunError(f"{run_dir / 'config.yaml'} cannot be used: {error}") from None
 
 
-def _rebuilt(config: ModelConfig, saved: checkpoint.Snapshot, *, ema_decay: float | None) -> MorphableModel:
+def _rebuilt(
+    config: ModelConfig, saved: checkpoint.Snapshot, *, image_size: int | None, ema_decay: float | None
+) -> MorphableModel:
     """The grown network of a checkpoint; sizes that followed from the data are read off its tensors."""
     try:
-        first, last = saved.model["host.conv1.weight"], saved.model["host.fc.weight"]
-        stem = "cifar" if first.shape[2] == 3 else "imagenet"
-        # Any size serves that the host can halve: kernels are built for channels and strides.
-        size = max(32 if stem == "cifar" else 224, 2 ** len(config.widths))
-        plain = dataclasses.replace(config, pretrained=False, stem=stem)
-        host = build_host(plain, in_channels=first.shape[1], image_size=size, num_classes=len(last))
+        plain, (in_channels, num_classes, size) = _host(config, saved.model, image_size=image_size)
+        host = build_host(plain, in_channels=in_channels, image_size=size, num_classes=num_classes)
+        states = saved.state["growth"]["slots"]
         sites = find_sites(
             host,
-            target_layers=config.target_layers,
+            target_layers=config.target_layers if states else [],
             seeds_per_layer=len(saved.model),
-            input_shape=(first.shape[1], size, size),
+            input_shape=(in_channels, size, size),
             kinds=SITE_KINDS,
         )
-        states = saved.state["growth"]["slots"]
         model = MorphableModel(
             host, [site for site in sites if site.name in states], max_kernels_per_seed=config.max_kernels_per_seed
         )
@@ -113,6 +115,21 @@ def _rebuilt(config: ModelConfig, saved: checkpoint.Snapshot, *, ema_decay: floa
     return model
 
 
+def _host(
+    config: ModelConfig, tensors: Mapping[str, Tensor], *, image_size: int | None
+) -> tuple[ModelConfig, tuple[int, int, int]]:
+    """How to build the host without its pretrained weights: settings; channels, classes and side of the images."""
+    if config.source == "timm":
+        weights = {name.removeprefix("host."): tensor for name, tensor in tensors.items()}
+        in_channels, num_classes, made_for = timm_sizes(config.name, weights)
+        return dataclasses.replace(config, pretrained=False), (in_channels, num_classes, image_size or made_for)
+    first, last = tensors["host.conv1.weight"], tensors["host.fc.weight"]
+    stem = "cifar" if first.shape[2] == 3 else "imagenet"
+    # Any size serves that the host can halve: kernels are built for channels and strides.
+    size = max(32 if stem == "cifar" else 224, 2 ** len(config.widths))
+    return dataclasses.replace(config, pretrained=False, stem=stem), (first.shape[1], len(last), size)
+
+
 def _averaged(saved: checkpoint.Snapshot, ema_decay: float | None) -> dict[str, Tensor]:
     """The averaged weights of a run that kept an average."""
     born = saved.state.get("average", {})
@@ -123,21 +140,31 @@ def _averaged(saved: checkpoint.Snapshot, ema_decay: float | None) -> dict[str, 
 
 
 def _description(config: ModelConfig, saved: checkpoint.Snapshot, network: nn.Module) -> dict[str, Any]:
-    stages = {name: stage for name, stage in network.named_children() if isinstance(stage, nn.Sequential)}
-    conv, classifier = network.get_parameter("conv1.weight"), network.get_parameter("fc.weight")
     left = [graft for slot in network.modules() if isinstance(slot, SeedSlot) for graft in slot.grafts]
     return {
         "schema": SCHEMA,
+        "source": config.source,
         "host": config.name,
+        **_sizes(config, network),
+        "num_parameters": sum(p.numel() for p in network.parameters()),
+        "step": saved.step,
+        "recipe": [dataclasses.asdict(graft) for graft in saved.recipe],
+        "not_folded": [dataclasses.asdict(graft) for graft in sorted(left, key=lambda graft: graft.graft_id)],
+    }
+
+
+def _sizes(config: ModelConfig, network: nn.Module) -> dict[str, Any]:
+    if config.source == "timm":
+        in_channels, num_classes, _ = timm_sizes(config.name, network.state_dict())
+        return {"in_channels": in_channels, "num_classes": num_classes}
+    stages = {name: stage for name, stage in network.named_children() if isinstance(stage, nn.Sequential)}
+    conv, classifier = network.get_parameter("conv1.weight"), network.get_parameter("fc.weight")
+    return {
         "stem": "cifar" if conv.shape[2] == 3 else "imagenet",
         "in_channels": conv.shape[1],
         "num_classes": len(classifier),
         "depths": {name: len(stage) for name, stage in stages.items()},
         "inner_widths": {name: _inner_widths(stage) for name, stage in stages.items()},
-        "num_parameters": sum(p.numel() for p in network.parameters()),
-        "step": saved.step,
-        "recipe": [dataclasses.asdict(graft) for graft in saved.recipe],
-        "not_folded": [dataclasses.asdict(graft) for graft in sorted(left, key=lambda graft: graft.graft_id)],
     }
 
 

@@ -65,15 +65,14 @@ class Regions:
         return "INFO", f"compile_model: {self.num_graphs} graphs compiled so far"
 
     def add_host(self, host: nn.Module, blocks: Sequence[str]) -> None:
-        """Compile a network: the blocks of these names each for itself, and what lies before and after them."""
+        """Compile a network: the blocks of these names each for itself, and what lies around them, or all of it."""
         for name in blocks:
             self.add(host.get_submodule(name))
         for child in dict.fromkeys(name.partition(".")[0] for name in blocks):
             layer = host.get_submodule(child)
             if child not in blocks:  # a graph of its own is what its blocks have
                 layer.forward = torch.compiler.disable(layer.forward)  # type: ignore[no-untyped-call]
-        if blocks:
-            self.add(host)
+        self.add(host)
 
     def add(self, module: nn.Module) -> None:
         """Compile a module's forward function; hooks on the module itself stay outside."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ from esper.build import Parts, parts
 from esper.configs import TolariaConfig
 from esper.configs.identity import checkpoints_folder, outputs_folder, run_name
 from esper.contracts.events import Event, Notice
+from esper.data import FileSet
+from esper.errors import ConfigError
 from esper.kasmina import MorphableModel, find_blocks
 from esper.tolaria.average import WeightAverage
 from esper.tolaria.growth import Growth
@@ -35,6 +37,8 @@ __all__ = ["Run", "capture_obstacle", "open_run"]
 
 _NORM_BATCHES = 20
 """Training batches from which batch-norm statistics are estimated anew."""
+_NORM_IMAGES = 2048
+"""Roughly how many images they hold at most where images are streamed."""
 
 
 @dataclass(kw_only=True)
@@ -133,6 +137,7 @@ def open_run(
         folder.acquire()
         stack.callback(folder.release)
         built = parts(config, cache_dir=outputs / "cache")
+        stack.callback(built.close)
         journal = Journal(run_dir / "journal.jsonl")
         stack.callback(journal.close)
         for listener in listeners:
@@ -223,23 +228,27 @@ def _step(config: TolariaConfig, built: Parts, optimizer: Optimizer) -> TrainSte
 
 def _regions(config: TolariaConfig, model: MorphableModel) -> Regions:
     regions = Regions()
-    regions.add_host(model.host, list(find_blocks(model.host, config.model.target_layers)))
+    try:
+        blocks = list(find_blocks(model.host, config.model.target_layers))
+    except ConfigError:
+        if config.morphogenetic.enable_tamiyo:
+            raise
+        blocks = []  # nothing needs to be grown, so nothing needs a name
+    regions.add_host(model.host, blocks)
     return regions
 
 
 def _growth_data(built: Parts, state: TrainingState) -> GrowthData:
+    batch_size = built.loader.batch_size
     num_batches = min(_NORM_BATCHES, built.loader.num_batches)
-
-    def norm_images() -> Iterator[Tensor]:
-        for index in range(num_batches):
-            yield built.loader.batch(state.epoch, index)[0]
-
+    if isinstance(built.splits.train, FileSet):  # they are decoded while growing waits
+        num_batches = min(num_batches, max(2, _NORM_IMAGES // batch_size))
     return GrowthData(
         controller=lambda: built.evaluation_batches(built.splits.controller),
         judge=lambda: built.evaluation_batches(built.splits.judge),
-        norm_images=norm_images,
-        sample=lambda: built.loader.batch(state.epoch, 0)[0][:16],
+        norm_images=lambda: built.loader.first_batches(state.epoch, num_batches),
+        sample=lambda: next(built.loader.first_batches(state.epoch, 1))[:16],
         num_controller=len(built.splits.controller),
         num_judge=len(built.splits.judge),
-        num_norm=num_batches * built.config.dataset.batch_size,
+        num_norm=num_batches * batch_size,
     )

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from esper.data import TrainLoader
+from esper.data import Loader
 from esper.tolaria.average import WeightAverage
 from esper.tolaria.capture import Capture
 from esper.tolaria.regions import Regions
@@ -41,7 +41,7 @@ class TrainStep:
         *,
         model: nn.Module,
         optimizer: Optimizer,
-        loader: TrainLoader,
+        loader: Loader,
         device: torch.device,
         autocast_dtype: torch.dtype | None,
         clip_norm: float | None,

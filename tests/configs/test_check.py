@@ -128,6 +128,18 @@ def test_an_image_folder_needs_train_and_val_or_test(tmp_path: Path):
     check(changed(**folder))
 
 
+def test_what_is_streamed_has_image_files_and_one_size(tmp_path):
+    assert "dataset.storage=stream: cifar10 has no image files" in refusal(dataset__storage="stream")
+    for name in ("train", "val"):
+        (tmp_path / name).mkdir()
+    folder = {"dataset__name": "imagefolder", "dataset__data_dir": str(tmp_path), "dataset__storage": "stream"}
+    assert "dataset.image_size=null" in refusal(**folder)
+    assert "dataset.image_size=null" in refusal(**folder | {"dataset__name": "imagenet", "dataset__storage": "auto"})
+    sized = folder | {"dataset__image_size": 64}
+    assert "canvas_size=60: allowed is at least dataset.image_size=64" in refusal(**sized, dataset__canvas_size=60)
+    check(changed(**sized, dataset__canvas_size=64, dataset__num_workers=0))
+
+
 def test_padding_is_smaller_than_the_image():
     digits = {"dataset__name": "digits", "dataset__crop_padding": 8}
     assert "below the images' side, 8" in refusal(**digits)

@@ -12,10 +12,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from esper.configs import TolariaConfig
+from esper.configs import DatasetConfig, TolariaConfig
 from esper.contracts.decisions import Action, AdaptationDecision
 from esper.tolaria import TolariaTrainer
 from tests.conftest import tiny_config, use
+from tests.data.photos import write_photos
 from tests.tolaria.test_resume import assert_same, train
 
 pytestmark = [
@@ -197,3 +198,27 @@ def test_random_numbers_are_new_in_every_replay_and_resume_where_they_stood(tmp_
     captured, same = use(on_cuda(), tmp_path / "captured", draw(captured=True))
     assert captured == eager
     assert torch.equal(state, same)
+
+
+def test_a_streamed_training_is_captured_too_and_never_waits(tmp_path: Path) -> None:
+    photos = write_photos(tmp_path / "photos", num_train=60, num_val=6)
+    images = DatasetConfig(
+        name="imagefolder", storage="stream", data_dir=str(photos), image_size=8, batch_size=16, num_workers=2
+    )
+
+    def steps(*, captured: bool) -> Callable[[TolariaTrainer], Any]:
+        async def body(trainer: TolariaTrainer) -> list[float]:
+            if not captured:
+                trainer.run.step._capture = None
+            losses = do_steps(trainer, 8)
+            torch.cuda.set_sync_debug_mode("error")
+            for index in range(8, 12):  # within an epoch
+                epoch, within = divmod(index, trainer.run.steps_per_epoch)
+                trainer.run.step(epoch=epoch, index=within, step=index)
+            torch.cuda.set_sync_debug_mode("default")
+            return [*losses, float(trainer.run.step.sums.epoch[0])]
+
+        return body
+
+    eager = use(on_cuda(dataset=images), tmp_path / "eager", steps(captured=False))
+    assert use(on_cuda(dataset=images), tmp_path / "captured", steps(captured=True)) == eager
