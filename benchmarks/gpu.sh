@@ -53,14 +53,15 @@ run() {
 }
 
 : >"$out/summary.txt"
-run throughput 205 "$python" benchmarks/throughput.py --out "$out/throughput.json" --budget-seconds 165 "${data[@]}"
-run overhead 60 "$python" benchmarks/overhead.py --out "$out/overhead.json" --parts seeds --pairs 20
-run growth_latency 85 "$python" benchmarks/growth_latency.py --out "$out/growth_latency.json" \
-    --compiled-growths 3 --budget-seconds 55
-run memory 80 "$python" benchmarks/memory.py --out "$out/memory.json"
-run startup 65 "$python" benchmarks/startup.py --out "$out/startup.json" --repetitions 3 --budget-seconds 45 "${data[@]}"
+run throughput 195 "$python" benchmarks/throughput.py --out "$out/throughput.json" --rounds 3 --batch-sizes 128,512 \
+    --budget-seconds 160 "${data[@]}"
+run overhead 45 "$python" benchmarks/overhead.py --out "$out/overhead.json" --parts seeds --devices cuda --pairs 14
+run growth_latency 75 "$python" benchmarks/growth_latency.py --out "$out/growth_latency.json" \
+    --compiled-growths 3 --budget-seconds 50
+run memory 100 "$python" benchmarks/memory.py --out "$out/memory.json"
+run startup 50 "$python" benchmarks/startup.py --out "$out/startup.json" --repetitions 2 --budget-seconds 32 "${data[@]}"
 # A configuration of its own: the project's asks for plug-ins that a bare machine may lack.
-run cuda_tests 120 "$python" -m pytest -c /dev/null --rootdir "$PWD" --import-mode=importlib -p no:cacheprovider \
+run cuda_tests 75 "$python" -m pytest -c /dev/null --rootdir "$PWD" --import-mode=importlib -p no:cacheprovider \
     -q tests/cuda
 
 printf '%s\n' "== summary" "${verdicts[@]}" | tee -a "$out/summary.txt"

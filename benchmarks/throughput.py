@@ -183,12 +183,9 @@ def _open_peer(loop: Callable[[Task], Measure], task: Task) -> Callable[[float],
     measure = loop(task)
 
     def tuned(seconds: float) -> Rates:
-        before = torch.backends.cudnn.benchmark
-        torch.backends.cudnn.benchmark = True
-        try:
+        # Esper's settings are others: they are the process's.
+        with torch.backends.cudnn.flags(enabled=True, benchmark=True, deterministic=False, allow_tf32=True):
             return Rates(measure(seconds))
-        finally:
-            torch.backends.cudnn.benchmark = before
 
     tuned(0.0)  # compiles
     return tuned
