@@ -17,47 +17,15 @@ the mean of tr(M⊥ᵢ A⁻¹ M⊥ⱼᵀ) over pairs of different groups: 0 on a
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["NUM_GROUPS", "Moments", "Products", "cross_fitted", "unreachable", "whitened"]
+__all__ = ["NUM_GROUPS", "Moments", "cross_fitted", "unreachable", "whitened"]
 
 NUM_GROUPS = 8
 """Groups that images are dealt to, in turn."""
 
 _RIDGE = 1e-3
 """What is added to the diagonal of a covariance before it is inverted, relative to its mean diagonal entry."""
-
-
-class Products:
-    """Second moments of pairs of tensors from one batch of images, for each group; every pair is multiplied once.
-
-    Args:
-        dealt: images that came before.
-    """
-
-    def __init__(self, *, dealt: int) -> None:
-        self._dealt = dealt
-        self._grouped: dict[int, tuple[Tensor, Tensor]] = {}  # with the tensor, so that its id stays its own
-        self._products: dict[tuple[int, int], Tensor] = {}
-
-    def __call__(self, a: Tensor, b: Tensor) -> Tensor:
-        """Sum over images and positions of a bᵀ, float32 (NUM_GROUPS, A, B), of (N, A, H, W) and (N, B, H, W)."""
-        pair = id(a), id(b)
-        if pair not in self._products:
-            self._products[pair] = torch.bmm(self._by_group(a).mT, self._by_group(b))
-        return self._products[pair]
-
-    def _by_group(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) to float32 (NUM_GROUPS, N' · H · W, C), with images of zeros where groups are short of one."""
-        if id(x) not in self._grouped:
-            before = self._dealt % NUM_GROUPS
-            after = -(before + len(x)) % NUM_GROUPS
-            flat = x.detach().float().permute(0, 2, 3, 1).flatten(1, 2)  # no copy of what is channels-last
-            padded = F.pad(flat, (0, 0, 0, 0, before, after)) if before or after else flat
-            grouped = padded.reshape(-1, NUM_GROUPS, *padded.shape[1:]).transpose(0, 1).flatten(1, 2)
-            self._grouped[id(x)] = (x, grouped)
-        return self._grouped[id(x)][1]
 
 
 class Moments:
@@ -74,6 +42,7 @@ class Moments:
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(*shape, dtype=torch.float64, device=device)
 
+        self.num_images = zeros(NUM_GROUPS)
         self.gx = zeros(NUM_GROUPS, num_out, num_in)
         self.gh = zeros(NUM_GROUPS, num_out, num_features)
         self.xx, self.hh, self.hx = (
@@ -84,34 +53,33 @@ class Moments:
         self.gg = torch.zeros((), dtype=torch.float64, device=device)
         self._dealt = 0
 
-    def add(self, g: Tensor, x: Tensor, h: Tensor | None, products: Products | None = None) -> None:
+    def add(self, g: Tensor, x: Tensor, h: Tensor | None) -> None:
         """Take in some images.
 
         Args:
             g: gradient of each image's own loss, (N, C', H, W).
             x: the kernel's input at the same positions, (N, C, H, W).
             h: what feeds the present module's last linear map there, (N, D, H, W); None: there is none.
-            products: of this batch, shared with the moments of other sites that read some of the same tensors.
         """
-        products = products or Products(dealt=self._dealt)
-        self.gx += products(g, x)
-        self.xx += products(x, x).sum(0)
-        if h is not None:
-            self.gh += products(g, h)
-            self.hh += products(h, h).sum(0)
-            self.hx += products(h, x).sum(0)
-        self.gg += g.detach().float().square().sum()
+        g, x = _by_image(g), _by_image(x)
+        h = _by_image(h) if h is not None else x[..., :0]
+        for k in range(NUM_GROUPS):
+            mine = slice((k - self._dealt) % NUM_GROUPS, None, NUM_GROUPS)
+            gradient = g[mine].flatten(0, 1).T
+            self.num_images[k] += len(g[mine])
+            self.gx[k] += gradient @ x[mine].flatten(0, 1)
+            self.gh[k] += gradient @ h[mine].flatten(0, 1)
+        x, h = x.flatten(0, 1), h.flatten(0, 1)
+        self.xx += x.T @ x
+        self.hh += h.T @ h
+        self.hx += h.T @ x
+        self.gg += g.square().sum()
         self._dealt += len(g)
 
     @property
-    def total_images(self) -> int:
-        """Images taken in."""
-        return self._dealt
-
-    @property
-    def num_images(self) -> list[int]:
-        """Images of each group."""
-        return [len(range(k, self._dealt, NUM_GROUPS)) for k in range(NUM_GROUPS)]
+    def total_images(self) -> Tensor:
+        """Images taken in, 0-dim."""
+        return self.num_images.sum()
 
     def plain(self) -> float:
         """‖M‖²_F: the first-order drop of the mean loss per squared step of a 1×1 convolution."""
@@ -123,8 +91,9 @@ class Moments:
 
     def score(self) -> tuple[float, float]:
         """The score s and its standard error; see the module. Needs an image in at least three groups."""
-        images = self.gx.new_tensor([num for num in self.num_images if num])[:, None, None]
-        gx, gh = self.gx[: len(images)] / images, self.gh[: len(images)] / images
+        counted = self.num_images > 0
+        images = self.num_images[counted, None, None]
+        gx, gh = self.gx[counted] / images, self.gh[counted] / images
         total = self.total_images
         beyond = unreachable(gx, gh, self.hh / total, self.hx / total)
         return cross_fitted(whitened(beyond, self.xx / total))
@@ -181,5 +150,10 @@ def cross_fitted(parts: Tensor) -> tuple[float, float]:
 def _root(covariance: Tensor) -> Tensor:
     """Cholesky factor, with a ridge that keeps dead channels from dividing by 0."""
     ridge = _RIDGE * covariance.diagonal().mean() + torch.finfo(covariance.dtype).tiny ** 0.5
-    root: Tensor = torch.linalg.cholesky(covariance + torch.diag(ridge.expand(len(covariance))))
+    root: Tensor = torch.linalg.cholesky(covariance + ridge * torch.eye(len(covariance)).to(covariance))
     return root
+
+
+def _by_image(x: Tensor) -> Tensor:
+    """(N, C, H, W) to float32 (N, H·W, C)."""
+    return x.detach().float().flatten(2).mT

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from esper.kasmina.model import MorphableModel
-from esper.kasmina.moments import Moments, Products
+from esper.kasmina.moments import Moments
 from esper.kasmina.sites import Site
 
 __all__ = ["SiteScore", "health", "score_sites", "scoring_macs"]
@@ -45,28 +45,6 @@ class SiteScore:
     gradient_norm: float
 
 
-class _Output:
-    """Sums over what one module puts out; the sites that end there share them."""
-
-    def __init__(self, channels: int, device: torch.device) -> None:
-        # float64: sums over a whole split, read back once.
-        self.sum = torch.zeros(channels, dtype=torch.float64, device=device)
-        self.products = torch.zeros(channels, channels, dtype=torch.float64, device=device)
-        self.num_positions = 0
-
-    def add(self, y: Tensor, products: Products) -> None:
-        self.sum += y.float().sum((0, 2, 3))
-        self.products += products(y, y).sum(0)
-        self.num_positions += y.numel() // y.shape[1]
-
-    def effective_rank(self) -> float:
-        mean = self.sum / self.num_positions
-        covariance = self.products / self.num_positions - torch.outer(mean, mean)
-        eigenvalues = torch.linalg.eigvalsh(covariance).clamp(min=0.0)
-        shares = eigenvalues / eigenvalues.sum().clamp(min=torch.finfo(torch.float64).tiny)
-        return float(torch.special.entr(shares).sum().exp())
-
-
 class _Measurement:
     """One site while images pass: which modules it looks at, and its sums."""
 
@@ -78,33 +56,44 @@ class _Measurement:
         device = next(host.parameters()).device
         self.moments = Moments(site.out_shape[0], site.in_shape[0], num_features, device=device)
         self.narrowest = min((conv.out_channels for _, conv in _convolutions(host, site.block)), default=None)
-        # float64, read back once. Of the input: sum, sum of squares.
-        self.input = torch.zeros(2, dtype=torch.float64, device=device)
-        self.num_inputs = 0
+        # float64: sums over a whole split, read back once. Of the input: count, sum, sum of squares.
+        self.input = torch.zeros(3, dtype=torch.float64, device=device)
+        channels = site.out_shape[0]
+        self.output_sum = torch.zeros(channels, dtype=torch.float64, device=device)
+        self.output_products = torch.zeros(channels, channels, dtype=torch.float64, device=device)
+        self.num_positions = 0
 
-    def add(self, taps: _Taps, gradients: dict[str, Tensor], products: Products) -> None:
-        y = taps.output(self.site.end)
+    def add(self, taps: _Taps, gradients: dict[str, Tensor]) -> None:
+        y = taps.outputs[self.site.end].detach()
         x = y if self.site.kind == "after" else taps.inputs[self.site.start]
-        h = taps.input_over(self.feature, y) if self.feature is not None else None
-        over = y if self.site.kind == "after" else taps.input_over(self.site.start, y)
-        self.moments.add(gradients[self.site.end], over, h, products)
-        x = x.float()
-        self.input += torch.stack([x.sum(), x.square().sum()])
-        self.num_inputs += x.numel()
+        h = taps.inputs[self.feature] if self.feature is not None else None
+        self.moments.add(gradients[self.site.end], _at(x, y), _at(h, y) if h is not None else None)
+        x, flat = x.float(), y.float().transpose(0, 1).flatten(1)
+        self.input += torch.stack([x.new_tensor(float(x.numel())), x.sum(), x.square().sum()])
+        self.output_sum += flat.sum(1)
+        self.output_products += flat @ flat.T
+        self.num_positions += flat.shape[1]
 
-    def result(self, effective_rank: float) -> SiteScore:
+    def result(self) -> SiteScore:
         plain = self.moments.plain()
         score, error = (plain, None) if self.site.kind == "parallel" else self.moments.score()
-        total, squares = self.input.tolist()
+        count, total, squares = self.input.tolist()
         return SiteScore(
             score=score,
             score_error=error,
             plain_score=plain,
-            effective_rank=effective_rank,
+            effective_rank=self._effective_rank(),
             narrowest_width=self.narrowest,
-            activation_variance=max(0.0, squares / self.num_inputs - (total / self.num_inputs) ** 2),
+            activation_variance=max(0.0, squares / count - (total / count) ** 2),
             gradient_norm=self.moments.gradient_norm(),
         )
+
+    def _effective_rank(self) -> float:
+        mean = self.output_sum / self.num_positions
+        covariance = self.output_products / self.num_positions - torch.outer(mean, mean)
+        eigenvalues = torch.linalg.eigvalsh(covariance).clamp(min=0.0)
+        shares = eigenvalues / eigenvalues.sum().clamp(min=torch.finfo(torch.float64).tiny)
+        return float(torch.special.entr(shares).sum().exp())
 
 
 def score_sites(model: MorphableModel, batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, SiteScore]:
@@ -115,10 +104,7 @@ def score_sites(model: MorphableModel, batches: Iterable[tuple[Tensor, Tensor]])
         batches: images (N, C, H, W), normalised, and labels (N,); at least three images in all.
     """
     measurements = [_Measurement(slot.site, model.host) for slot in model.all_slots()]
-    sites = {measurement.site.end: measurement.site for measurement in measurements}
-    device = next(model.parameters()).device
-    outputs = {end: _Output(site.out_shape[0], device) for end, site in sites.items()}
-    was_training, num_images = model.training, 0
+    was_training = model.training
     with _Taps(model.host, measurements) as taps:
         try:
             model.eval()
@@ -128,16 +114,11 @@ def score_sites(model: MorphableModel, batches: Iterable[tuple[Tensor, Tensor]])
                     loss = F.cross_entropy(model(images), labels, reduction="sum")
                     ends = list(taps.outputs)
                     gradients = torch.autograd.grad(loss, [taps.outputs[end] for end in ends])
-                products = Products(dealt=num_images)
                 for measurement in measurements:
-                    measurement.add(taps, dict(zip(ends, gradients, strict=True)), products)
-                for end, output in outputs.items():
-                    output.add(taps.output(end), products)
-                num_images += len(images)
+                    measurement.add(taps, dict(zip(ends, gradients, strict=True)))
         finally:
             model.train(was_training)
-    ranks = {end: output.effective_rank() for end, output in outputs.items()}
-    return {measurement.site.name: measurement.result(ranks[measurement.site.end]) for measurement in measurements}
+    return {measurement.site.name: measurement.result() for measurement in measurements}
 
 
 def scoring_macs(model: MorphableModel) -> int:
@@ -158,7 +139,6 @@ class _Taps:
         self.inputs: dict[str, Tensor] = {}
         self.outputs: dict[str, Tensor] = {}
         self._host = host
-        self._made: dict[tuple[str | int, ...], tuple[Tensor, Tensor]] = {}
         sites = [measurement.site for measurement in measurements]
         features = [measurement.feature for measurement in measurements if measurement.feature is not None]
         self._read = dict.fromkeys([*(site.start for site in sites if site.kind != "after"), *features])
@@ -171,19 +151,6 @@ class _Taps:
             *(self._host.get_submodule(name).register_forward_hook(self._output(name)) for name in self._ends),
         ]
         return self
-
-    def output(self, name: str) -> Tensor:
-        """What a module put out, without its history; the same tensor at every call for a batch."""
-        return self._once((name,), self.outputs[name], lambda y: y.detach())
-
-    def input_over(self, name: str, y: Tensor) -> Tensor:
-        """Those positions of a module's input that the positions of y lie over; the same tensor likewise."""
-        return self._once((name, *y.shape[2:]), self.inputs[name], lambda x: _at(x, y))
-
-    def _once(self, key: tuple[str | int, ...], of: Tensor, make: Callable[[Tensor], Tensor]) -> Tensor:
-        if key not in self._made or self._made[key][0] is not of:
-            self._made[key] = of, make(of)
-        return self._made[key][1]
 
     def __exit__(self, *_: object) -> None:
         for hook in self._hooks:
