@@ -173,6 +173,7 @@ def open_run(
         saver = Saver(
             checkpoints_folder(run_dir, checkpoint_dir=config.checkpoint.checkpoint_dir),
             keep=config.checkpoint.max_checkpoints,
+            sync=journal.sync,
         )
         run = Run(
             config=config,

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from esper.errors import CheckpointError
+from esper.errors import EsperError
 from esper.tolaria import checkpoint
 
 __all__ = ["Saved", "Saver"]
@@ -32,11 +32,13 @@ class Saver:
     Args:
         folder: where they go.
         keep: most of them that stay, besides the best.
+        sync: forces to disk what a checkpoint refers to; called before one is complete.
     """
 
-    def __init__(self, folder: Path, *, keep: int) -> None:
+    def __init__(self, folder: Path, *, keep: int, sync: Callable[[], object]) -> None:
         self.folder = folder
         self._keep = keep
+        self._sync = sync
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="esper-saver")
         self._pending: list[Future[Saved]] = []
 
@@ -49,6 +51,7 @@ class Saver:
         def write() -> Saved:
             model_ready()
             optimizer_ready()
+            self._sync()
             path = checkpoint.save(self.folder, copied, prefix="best" if is_best else "step")
             checkpoint.prune(self.folder, keep=self._keep)
             return Saved(epoch=epoch, path=path, is_best=is_best)
@@ -60,6 +63,7 @@ class Saver:
 
         Raises:
             CheckpointError: one cannot be written.
+            RunError: the journal cannot be.
         """
         pending, self._pending = self._pending, []
         return [future.result() for future in pending]
@@ -69,7 +73,7 @@ class Saver:
         self._thread.shutdown()
         try:
             self.wait()
-        except CheckpointError as error:
+        except EsperError as error:
             return str(error)
         return None
 

@@ -67,13 +67,18 @@ class Journal:
                     self._listeners.remove(listener)
 
     def sync(self) -> int:
-        """Force everything to disk; returns the size in bytes, to which `rewind` goes back."""
-        with self._lock:
-            try:
-                os.fsync(self._file.fileno())
-            except OSError as error:
-                raise _cannot_write(self.path, error) from None
-            return self._size
+        """Force what was written to disk, while others may write; returns the size, to which `rewind` goes back."""
+        size = self._size
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise _cannot_write(self.path, error) from None
+        return size
+
+    @property
+    def size(self) -> int:
+        """Bytes written, on disk or not."""
+        return self._size
 
     def rewind(self, offset: int) -> None:
         """Go back to an earlier size, and to the line it lies in the end of.

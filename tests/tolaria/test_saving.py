@@ -22,7 +22,7 @@ def snapshot(weight: torch.Tensor, *, step: int) -> checkpoint.Snapshot:
 
 def test_a_checkpoint_holds_the_weights_of_the_moment_it_was_begun(tmp_path: Path) -> None:
     weight = torch.zeros(256, 1024)
-    saver = Saver(tmp_path, keep=9)
+    saver = Saver(tmp_path, keep=9, sync=lambda: None)
     for step in range(1, 5):
         weight.fill_(step)
         saver.start(snapshot(weight, step=step), epoch=step, is_best=False)
@@ -35,7 +35,7 @@ def test_a_checkpoint_holds_the_weights_of_the_moment_it_was_begun(tmp_path: Pat
 
 def test_a_checkpoint_that_cannot_be_written_is_reported_at_the_next_call(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").write_text("a file where the folder should be")
-    saver = Saver(tmp_path / "checkpoints", keep=2)
+    saver = Saver(tmp_path / "checkpoints", keep=2, sync=lambda: None)
     saver.start(snapshot(torch.zeros(3), step=1), epoch=1, is_best=False)
     with pytest.raises(CheckpointError, match="cannot save"):
         saver.wait()
@@ -59,3 +59,13 @@ def test_what_is_being_saved_is_complete_after_shutdown(run_dir: Path) -> None:
 
     use(tiny_config(morphogenetic__policy="never"), run_dir, body)
     assert [path.name for path in checkpoint.find_checkpoints(run_dir / "checkpoints")] == ["step-00000006"]
+
+
+def test_no_checkpoint_is_there_before_the_journal_it_refers_to_is_on_disk(tmp_path: Path) -> None:
+    seen: list[list[Path]] = []
+    saver = Saver(tmp_path, keep=9, sync=lambda: seen.append(checkpoint.find_checkpoints(tmp_path)))
+    saver.start(snapshot(torch.zeros(3), step=1), epoch=1, is_best=False)
+    saver.wait()
+    saver.close()
+    assert seen == [[]]
+    assert len(checkpoint.find_checkpoints(tmp_path)) == 1
