@@ -140,6 +140,10 @@ def test_what_is_streamed_has_image_files_and_one_size(tmp_path):
     check(changed(**sized, dataset__canvas_size=64, dataset__num_workers=0))
 
 
+def test_blocks_that_run_twice_are_not_compiled():
+    assert "leave one of both out" in refusal(model__gradient_checkpointing=True, compile_model=True)
+
+
 def test_padding_is_smaller_than_the_image():
     digits = {"dataset__name": "digits", "dataset__crop_padding": 8}
     assert "below the images' side, 8" in refusal(**digits)
