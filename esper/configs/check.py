@@ -105,8 +105,8 @@ def _check_model(config: TolariaConfig) -> None:
         raise ConfigError("model.site_kinds=[]: nothing may grow; name kinds of site, or use morphogenetic=off")
     if model.gradient_checkpointing and config.compile_model:
         raise ConfigError(
-            "model.gradient_checkpointing=true: blocks that run twice cannot be compiled (compile_model=true); leave one "
-            "of both out"
+            "model.gradient_checkpointing=true: blocks that run twice cannot be compiled (compile_model=true); leave "
+            "one of both out"
         )
     inside = [kind for kind in model.site_kinds if kind in ("parallel", "width")]
     if model.gradient_checkpointing and inside:
