@@ -16,117 +16,203 @@ the mean of tr(M⊥ᵢ A⁻¹ M⊥ⱼᵀ) over pairs of different groups: 0 on a
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 from torch import Tensor
 
-__all__ = ["NUM_GROUPS", "Moments", "cross_fitted", "unreachable", "whitened"]
+__all__ = [
+    "NUM_GROUPS",
+    "Dealt",
+    "Moments",
+    "Term",
+    "cross_fitted",
+    "deal",
+    "root_of",
+    "terms",
+    "unreachable",
+    "whitened",
+]
 
 NUM_GROUPS = 8
 """Groups that images are dealt to, in turn."""
 
+Term = tuple[Any, ...]
+"""What is summed over images and positions, of tensors by name: `("each", a, b)` a bᵀ in each group, `("all", a, b)`
+a bᵀ, `("sum", a)` a, `("squares", a)` ‖a‖²."""
+
 _RIDGE = 1e-3
 """What is added to the diagonal of a covariance before it is inverted, relative to its mean diagonal entry."""
 
+_POSITIONS = 1024
+"""Positions that one matrix product goes over, or twice as many as it has channels, where a group has so many: fewer
+would write more than they read, and many more would leave a GPU idle where channels are few."""
 
-class Moments:
-    """Running sums of one site, on the device.
 
-    Args:
-        num_out: channels of the site's output.
-        num_in: channels of the kernel's input.
-        num_features: channels of what feeds the present module's last linear map; 0: there is none.
-        device: where to sum.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dealt:
+    """The images of a batch in the order of their groups, as many to each: where one lacks an image, another stands in.
+
+    Attributes:
+        index: which image of the batch stands there, (N',), N' a multiple of `NUM_GROUPS`.
+        is_real: whether it does so as itself and not as a stand-in, which must not count, (N',).
+        num_images: images in the batch.
     """
 
-    def __init__(self, num_out: int, num_in: int, num_features: int, *, device: torch.device) -> None:
-        def zeros(*shape: int) -> Tensor:
-            return torch.zeros(*shape, dtype=torch.float64, device=device)
+    index: Tensor
+    is_real: Tensor
+    num_images: int
 
-        self.num_images = zeros(NUM_GROUPS)
-        self.gx = zeros(NUM_GROUPS, num_out, num_in)
-        self.gh = zeros(NUM_GROUPS, num_out, num_features)
-        self.xx, self.hh, self.hx = (
-            zeros(num_in, num_in),
-            zeros(num_features, num_features),
-            zeros(num_features, num_in),
-        )
-        self.gg = torch.zeros((), dtype=torch.float64, device=device)
-        self._dealt = 0
+    @property
+    def is_full(self) -> bool:
+        """Whether there are no stand-ins."""
+        return len(self.index) == self.num_images
 
-    def add(self, g: Tensor, x: Tensor, h: Tensor | None) -> None:
+
+def deal(num_images: int, *, first: int, device: torch.device) -> Dealt:
+    """Deal the images of a batch to groups.
+
+    Args:
+        num_images: images in the batch, one or more.
+        first: images dealt before.
+        device: where the images are.
+    """
+    first %= NUM_GROUPS
+    per_group = -(-(first + num_images) // NUM_GROUPS)
+    places = torch.arange(per_group * NUM_GROUPS, device=device).view(per_group, NUM_GROUPS).T.flatten() - first
+    index = places.clamp(0, num_images - 1)
+    return Dealt(index=index, is_real=index == places, num_images=num_images)
+
+
+def terms(*, g: Hashable, x: Hashable, h: Hashable | None) -> list[Term]:
+    """What `Moments.score` needs; the names are those of the module, and h is None where there is none."""
+    needed: list[Term] = [("each", g, x), ("all", x, x)]
+    return needed if h is None else [*needed, ("each", g, h), ("all", h, h), ("all", h, x)]
+
+
+class Moments:
+    """Running sums of all sites, on the device: what several of them read has one name and is summed once.
+
+    Attributes:
+        num_images: images taken in.
+        num_positions: positions of each tensor taken in, over all images.
+    """
+
+    def __init__(self) -> None:
+        self.num_images = 0
+        self.num_positions: dict[Hashable, int] = {}
+        self._sums: dict[Term, Tensor] = {}
+        self._roots: dict[Hashable, Tensor] = {}
+
+    @torch.no_grad()
+    def add(self, tensors: Mapping[Hashable, Tensor], wanted: Iterable[Term], dealt: Dealt) -> None:
         """Take in some images.
 
         Args:
-            g: gradient of each image's own loss, (N, C', H, W).
-            x: the kernel's input at the same positions, (N, C, H, W).
-            h: what feeds the present module's last linear map there, (N, D, H, W); None: there is none.
+            tensors: by name, (N', C, H, W), their images in the order of `dealt`; two that are multiplied have the same
+                H and W. Free of copies where memory is channels-last.
+            wanted: what to sum of them, without repetition; the same for every batch.
+            dealt: that order, `first` being the images taken in so far.
         """
-        g, x = _by_image(g), _by_image(x)
-        h = _by_image(h) if h is not None else x[..., :0]
-        for k in range(NUM_GROUPS):
-            mine = slice((k - self._dealt) % NUM_GROUPS, None, NUM_GROUPS)
-            gradient = g[mine].flatten(0, 1).T
-            self.num_images[k] += len(g[mine])
-            self.gx[k] += gradient @ x[mine].flatten(0, 1)
-            self.gh[k] += gradient @ h[mine].flatten(0, 1)
-        x, h = x.flatten(0, 1), h.flatten(0, 1)
-        self.xx += x.T @ x
-        self.hh += h.T @ h
-        self.hx += h.T @ x
-        self.gg += g.square().sum()
-        self._dealt += len(g)
+        flat = {name: tensor.float().permute(0, 2, 3, 1).flatten(1, 2) for name, tensor in tensors.items()}
+        if not dealt.is_full:
+            flat = {name: x.where(dealt.is_real[:, None, None], 0.0) for name, x in flat.items()}
+        for name, x in flat.items():
+            self.num_positions[name] = self.num_positions.get(name, 0) + dealt.num_images * x.shape[1]
+        for term in wanted:
+            value = _summed(term, flat)
+            if term in self._sums:
+                self._sums[term] += value
+            else:
+                self._sums[term] = value.double()  # sums over a whole split
+        self.num_images += dealt.num_images
 
-    @property
-    def total_images(self) -> Tensor:
-        """Images taken in, 0-dim."""
-        return self.num_images.sum()
+    def total(self, term: Term) -> Tensor:
+        """Sum over all images, float64: (K, A, B) for `each`, K groups having images; (A, B) for `all`; (A,); ()."""
+        return self._sums[term]
 
-    def plain(self) -> float:
-        """‖M‖²_F: the first-order drop of the mean loss per squared step of a 1×1 convolution."""
-        return float((self.gx.sum(0) / self.total_images).square().sum())
+    def plain(self, *, g: Hashable, x: Hashable) -> Tensor:
+        """‖M‖²_F: the first-order drop of the mean loss per squared step of a 1×1 convolution, 0-dim."""
+        return (self._sums["each", g, x].sum(0) / self.num_images).square().sum()
 
-    def gradient_norm(self) -> float:
-        """Norm of one image's gradient at the site's output, root mean square over images."""
-        return float((self.gg / self.total_images).sqrt())
+    def gradient_norm(self, g: Hashable) -> Tensor:
+        """Norm of one image's gradient at a site's output, root mean square over images, 0-dim."""
+        return (self._sums["squares", g] / self.num_images).sqrt()
 
-    def score(self) -> tuple[float, float]:
-        """The score s and its standard error; see the module. Needs an image in at least three groups."""
-        counted = self.num_images > 0
-        images = self.num_images[counted, None, None]
-        gx, gh = self.gx[counted] / images, self.gh[counted] / images
-        total = self.total_images
-        beyond = unreachable(gx, gh, self.hh / total, self.hx / total)
-        return cross_fitted(whitened(beyond, self.xx / total))
+    def score(self, *, g: Hashable, x: Hashable, h: Hashable | None) -> Tensor:
+        """The score s and its standard error, (2,); see the module. Needs an image in at least three groups."""
+        beyond = self._in_each_group(g, x)
+        if h is not None:
+            hx = self._sums["all", h, x] / self.num_images
+            beyond = unreachable(beyond, self._in_each_group(g, h), hx, root=self._root(h))
+        return cross_fitted(whitened(beyond, root=self._root(x)))
+
+    def _in_each_group(self, a: Hashable, b: Hashable) -> Tensor:
+        """E[a bᵀ] of each group that has images."""
+        sums = self._sums["each", a, b][: self.num_images]
+        last = torch.arange(NUM_GROUPS, device=sums.device)[: self.num_images] - (NUM_GROUPS - 1)
+        return sums / ((self.num_images - last) // NUM_GROUPS)[:, None, None]
+
+    def _root(self, x: Hashable) -> Tensor:
+        if x not in self._roots:
+            self._roots[x] = root_of(self._sums["all", x, x] / self.num_images)
+        return self._roots[x]
 
 
-def unreachable(gx: Tensor, gh: Tensor, hh: Tensor, hx: Tensor) -> Tensor:
+def _summed(term: Term, flat: Mapping[Hashable, Tensor]) -> Tensor:
+    """A term over the images of a batch, float32, of tensors (N', H·W, C)."""
+    match term:
+        case "each", a, b:
+            products = _products(flat[a], flat[b])
+            return products.view(NUM_GROUPS, -1, *products.shape[1:]).sum(1)
+        case "all", a, b:
+            return _products(flat[a], flat[b]).sum(0)
+        case "sum", a:
+            return flat[a].sum((0, 1))
+        case "squares", a:
+            norms: Tensor = torch.linalg.vector_norm(flat[a], dim=(1, 2))
+            return norms.square().sum()
+        case _:
+            raise AssertionError(term)
+
+
+def _products(a: Tensor, b: Tensor) -> Tensor:
+    """aᵀ b over parts of a group, (NUM_GROUPS · parts, A, B), of a (N', P, A) and b (N', P, B)."""
+    per_group, positions = len(a) // NUM_GROUPS, a.shape[1]
+    enough = max(_POSITIONS, 2 * max(a.shape[2], b.shape[2]))
+    images = next((n for n in range(1, per_group) if per_group % n == 0 and n * positions >= enough), per_group)
+    a, b = (x.reshape(len(x) // images, images * positions, x.shape[2]) for x in (a, b))
+    return a.mT @ b
+
+
+def unreachable(gx: Tensor, gh: Tensor, hx: Tensor, *, root: Tensor) -> Tensor:
     """M⊥ = E[g xᵀ] - E[g hᵀ] E[h hᵀ]⁻¹ E[h xᵀ].
 
     Args:
         gx: E[g xᵀ], (…, C', C).
         gh: E[g hᵀ], (…, C', D).
-        hh: E[h hᵀ], (D, D).
         hx: E[h xᵀ], (D, C).
+        root: Cholesky factor of E[h hᵀ], (D, D).
     """
-    if not len(hh):
-        return gx
-    beyond = gx - gh @ torch.cholesky_solve(hx, _root(hh))
+    beyond = gx - gh @ torch.cholesky_solve(hx, root)
     assert isinstance(beyond, Tensor)
     return beyond
 
 
-def whitened(m: Tensor, a: Tensor) -> Tensor:
-    """M L⁻ᵀ with A = L Lᵀ, so that its squared norm is tr(M A⁻¹ Mᵀ).
+def whitened(m: Tensor, *, root: Tensor) -> Tensor:
+    """M L⁻ᵀ, so that its squared norm is tr(M A⁻¹ Mᵀ).
 
     Args:
         m: (…, C', C).
-        a: covariance of the input, (C, C).
+        root: Cholesky factor L of the input's covariance A = L Lᵀ, (C, C).
     """
-    solved: Tensor = torch.linalg.solve_triangular(_root(a), m.mT, upper=False)
-    return solved.mT
+    solved: Tensor = torch.linalg.solve_triangular(root, m.flatten(0, -2).mT, upper=False)
+    return solved.mT.reshape(m.shape)
 
 
-def cross_fitted(parts: Tensor) -> tuple[float, float]:
+def cross_fitted(parts: Tensor) -> Tensor:
     """Squared norm of what independent estimates have in common, without the bias of their noise.
 
     Args:
@@ -134,7 +220,7 @@ def cross_fitted(parts: Tensor) -> tuple[float, float]:
 
     Returns:
         Mean of <partᵢ, partⱼ> over i ≠ j, and its standard error by the jackknife over groups, which where they have
-        nothing in common is √2 too large.
+        nothing in common is √2 too large; (2,).
     """
     k = len(parts)
     products = parts.flatten(1) @ parts.flatten(1).T
@@ -143,17 +229,11 @@ def cross_fitted(parts: Tensor) -> tuple[float, float]:
     score = total / (k * (k - 1))
     without = (total - 2 * off.sum(1)) / ((k - 1) * (k - 2))
     error = ((without - without.mean()).square().sum() * (k - 1) / k).sqrt()
-    score_and_error = torch.stack([score, error]).tolist()
-    return score_and_error[0], score_and_error[1]
+    return torch.stack([score, error])
 
 
-def _root(covariance: Tensor) -> Tensor:
+def root_of(covariance: Tensor) -> Tensor:
     """Cholesky factor, with a ridge that keeps dead channels from dividing by 0."""
     ridge = _RIDGE * covariance.diagonal().mean() + torch.finfo(covariance.dtype).tiny ** 0.5
-    root: Tensor = torch.linalg.cholesky(covariance + ridge * torch.eye(len(covariance)).to(covariance))
-    return root
-
-
-def _by_image(x: Tensor) -> Tensor:
-    """(N, C, H, W) to float32 (N, H·W, C)."""
-    return x.detach().float().flatten(2).mT
+    factor: Tensor = torch.linalg.cholesky(covariance + ridge.expand(len(covariance)).diag())
+    return factor

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from esper.kasmina.model import MorphableModel
-from esper.kasmina.moments import Moments
+from esper.kasmina.moments import Dealt, Moments, Term, deal, terms
 from esper.kasmina.sites import Site
 
 __all__ = ["SiteScore", "health", "score_sites", "scoring_macs"]
@@ -45,55 +45,29 @@ class SiteScore:
     gradient_norm: float
 
 
-class _Measurement:
-    """One site while images pass: which modules it looks at, and its sums."""
+class _Tap(NamedTuple):
+    """Name of a tensor: what a module of the host reads or gives, every so many positions, or the gradient there."""
 
-    def __init__(self, site: Site, host: nn.Module) -> None:
-        self.site = site
-        self.feature = _last_linear(host, site)
-        feature = host.get_submodule(self.feature) if self.feature is not None else None
-        num_features = feature.in_channels if isinstance(feature, nn.Conv2d) else 0
-        device = next(host.parameters()).device
-        self.moments = Moments(site.out_shape[0], site.in_shape[0], num_features, device=device)
-        self.narrowest = min((conv.out_channels for _, conv in _convolutions(host, site.block)), default=None)
-        # float64: sums over a whole split, read back once. Of the input: count, sum, sum of squares.
-        self.input = torch.zeros(3, dtype=torch.float64, device=device)
-        channels = site.out_shape[0]
-        self.output_sum = torch.zeros(channels, dtype=torch.float64, device=device)
-        self.output_products = torch.zeros(channels, channels, dtype=torch.float64, device=device)
-        self.num_positions = 0
+    what: Literal["input", "output", "gradient"]
+    module: str
+    strides: tuple[int, ...] = (1, 1)
 
-    def add(self, taps: _Taps, gradients: dict[str, Tensor]) -> None:
-        y = taps.outputs[self.site.end].detach()
-        x = y if self.site.kind == "after" else taps.inputs[self.site.start]
-        h = taps.inputs[self.feature] if self.feature is not None else None
-        self.moments.add(gradients[self.site.end], _at(x, y), _at(h, y) if h is not None else None)
-        x, flat = x.float(), y.float().transpose(0, 1).flatten(1)
-        self.input += torch.stack([x.new_tensor(float(x.numel())), x.sum(), x.square().sum()])
-        self.output_sum += flat.sum(1)
-        self.output_products += flat @ flat.T
-        self.num_positions += flat.shape[1]
 
-    def result(self) -> SiteScore:
-        plain = self.moments.plain()
-        score, error = (plain, None) if self.site.kind == "parallel" else self.moments.score()
-        count, total, squares = self.input.tolist()
-        return SiteScore(
-            score=score,
-            score_error=error,
-            plain_score=plain,
-            effective_rank=self._effective_rank(),
-            narrowest_width=self.narrowest,
-            activation_variance=max(0.0, squares / count - (total / count) ** 2),
-            gradient_norm=self.moments.gradient_norm(),
-        )
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Measured:
+    """What is measured at a site: g, x and h of `esper.kasmina.moments`, the whole input of a kernel and the output."""
 
-    def _effective_rank(self) -> float:
-        mean = self.output_sum / self.num_positions
-        covariance = self.output_products / self.num_positions - torch.outer(mean, mean)
-        eigenvalues = torch.linalg.eigvalsh(covariance).clamp(min=0.0)
-        shares = eigenvalues / eigenvalues.sum().clamp(min=torch.finfo(torch.float64).tiny)
-        return float(torch.special.entr(shares).sum().exp())
+    g: _Tap
+    x: _Tap
+    h: _Tap | None
+    whole: _Tap
+    y: _Tap
+    is_plain: bool
+
+    def terms(self) -> list[Term]:
+        needed = [("each", self.g, self.x)] if self.is_plain else terms(g=self.g, x=self.x, h=self.h)
+        shared = [("sum", self.whole), ("squares", self.whole), ("squares", self.g), ("sum", self.y)]
+        return [*needed, *shared, ("all", self.y, self.y)]
 
 
 def score_sites(model: MorphableModel, batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, SiteScore]:
@@ -103,31 +77,85 @@ def score_sites(model: MorphableModel, batches: Iterable[tuple[Tensor, Tensor]])
         model: the network, grown or not.
         batches: images (N, C, H, W), normalised, and labels (N,); at least three images in all.
     """
-    measurements = [_Measurement(slot.site, model.host) for slot in model.all_slots()]
+    sites = [slot.site for slot in model.all_slots()]
+    moments = Moments()
+    measured: list[_Measured] = []
     was_training = model.training
-    with _Taps(model.host, measurements) as taps:
+    with _Taps(model.host, sites) as taps:
         try:
             model.eval()
             for images, labels in batches:
-                with torch.enable_grad():
-                    # Summed, so that each image's gradient is that of its own loss.
-                    loss = F.cross_entropy(model(images), labels, reduction="sum")
-                    ends = list(taps.outputs)
-                    gradients = torch.autograd.grad(loss, [taps.outputs[end] for end in ends])
-                for measurement in measurements:
-                    measurement.add(taps, dict(zip(ends, gradients, strict=True)))
+                dealt = deal(len(images), first=moments.num_images, device=images.device)
+                taps.run(model, images, labels, dealt)
+                read = [taps.measured(site) for site in sites]
+                assert read == (measured or read), "modules pass on the same tensors in every batch"
+                measured = read
+                wanted = dict.fromkeys(term for site in measured for term in site.terms())
+                names = dict.fromkeys(name for _, *operands in wanted for name in operands)
+                moments.add({name: taps.tensor(name) for name in names}, wanted, dealt)
         finally:
             model.train(was_training)
-    return {measurement.site.name: measurement.result() for measurement in measurements}
+    return _results(model.host, sites, measured, moments)
+
+
+def _results(
+    host: nn.Module, sites: Sequence[Site], measured: Sequence[_Measured], moments: Moments
+) -> dict[str, SiteScore]:
+    ranks = _effective_ranks(moments, dict.fromkeys(of.y for of in measured))
+    rows = []
+    for of in measured:
+        plain = moments.plain(g=of.g, x=of.x)
+        score = torch.stack([plain, plain]) if of.is_plain else moments.score(g=of.g, x=of.x, h=of.h)
+        rest = [plain, ranks[of.y], _variance(moments, of.whole), moments.gradient_norm(of.g)]
+        rows.append(torch.cat([score, torch.stack(rest)]))
+    values = torch.stack(rows).tolist()  # all that is measured is read here, at once
+    return {
+        site.name: SiteScore(
+            score=score,
+            score_error=None if of.is_plain else error,
+            plain_score=plain,
+            effective_rank=rank,
+            narrowest_width=min((conv.out_channels for _, conv in _convolutions(host, site.block)), default=None),
+            activation_variance=variance,
+            gradient_norm=norm,
+        )
+        for site, of, (score, error, plain, rank, variance, norm) in zip(sites, measured, values, strict=True)
+    }
+
+
+def _variance(moments: Moments, x: _Tap) -> Tensor:
+    """Variance over images, channels and positions, 0-dim."""
+    sums = moments.total(("sum", x))
+    count = moments.num_positions[x] * len(sums)
+    return (moments.total(("squares", x)) / count - (sums.sum() / count).square()).clamp(min=0.0)
+
+
+def _effective_ranks(moments: Moments, outputs: Iterable[_Tap]) -> dict[_Tap, Tensor]:
+    """Effective rank of each output, 0-dim; the eigenvalues of all with as many channels come from one call."""
+    alike: dict[int, dict[_Tap, Tensor]] = {}
+    for y in outputs:
+        mean = moments.total(("sum", y)) / moments.num_positions[y]
+        covariance = moments.total(("all", y, y)) / moments.num_positions[y] - torch.outer(mean, mean)
+        alike.setdefault(len(mean), {})[y] = covariance
+    ranks: dict[_Tap, Tensor] = {}
+    for covariances in alike.values():
+        eigenvalues = torch.linalg.eigvalsh(torch.stack(list(covariances.values()))).clamp(min=0.0)
+        shares = eigenvalues / eigenvalues.sum(1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
+        ranks |= zip(covariances, torch.special.entr(shares).sum(1).exp(), strict=True)
+    return ranks
 
 
 def scoring_macs(model: MorphableModel) -> int:
-    """Multiply-accumulates of the moments of all sites for one image, beside the forward and backward pass."""
+    """Multiply-accumulates of the moments of all sites for one image, beside the forward and backward pass.
+
+    Each site is counted for itself: what sites have in common is computed once, and costs less.
+    """
     total = 0
     for slot in model.all_slots():
-        measurement = _Measurement(slot.site, model.host)
-        (out, into, features) = (*measurement.moments.gx.shape[1:], measurement.moments.gh.shape[2])
-        _, height, width = slot.site.out_shape
+        (out, height, width), into = slot.site.out_shape, slot.site.in_shape[0]
+        feature = _last_linear(model.host, slot.site)
+        conv = model.host.get_submodule(feature) if feature is not None else None
+        features = conv.in_channels if isinstance(conv, nn.Conv2d) else 0
         total += height * width * (out * into + out * features + into**2 + features**2 + features * into + out**2)
     return total
 
@@ -135,14 +163,16 @@ def scoring_macs(model: MorphableModel) -> int:
 class _Taps:
     """The tensors that pass through a host's modules; the hooks are there between enter and exit."""
 
-    def __init__(self, host: nn.Module, measurements: Sequence[_Measurement]) -> None:
-        self.inputs: dict[str, Tensor] = {}
-        self.outputs: dict[str, Tensor] = {}
+    def __init__(self, host: nn.Module, sites: Sequence[Site]) -> None:
         self._host = host
-        sites = [measurement.site for measurement in measurements]
-        features = [measurement.feature for measurement in measurements if measurement.feature is not None]
-        self._read = dict.fromkeys([*(site.start for site in sites if site.kind != "after"), *features])
+        self._features = {site.name: _last_linear(host, site) for site in sites}
+        starts = [site.start for site in sites if site.kind != "after"]
+        self._read = dict.fromkeys([*starts, *(name for name in self._features.values() if name is not None)])
         self._ends = dict.fromkeys(site.end for site in sites)
+        self._inputs: dict[str, Tensor] = {}
+        self._outputs: dict[str, Tensor] = {}
+        self._passed_on: dict[str, Tensor] = {}
+        self._gradients: dict[str, Tensor] = {}
 
     def __enter__(self) -> _Taps:
         # Registered last, so they see a module's output with all that has grown there.
@@ -156,17 +186,58 @@ class _Taps:
         for hook in self._hooks:
             hook.remove()
 
+    def run(self, model: MorphableModel, images: Tensor, labels: Tensor, dealt: Dealt) -> None:
+        """Send the images of a batch through the network and back, in the order in which they are dealt."""
+        with torch.enable_grad():
+            losses = F.cross_entropy(model(images[dealt.index]), labels[dealt.index], reduction="none")
+            # Summed, so that each image's gradient is that of its own loss.
+            loss = losses.where(dealt.is_real, 0.0).sum()
+            gradients = torch.autograd.grad(loss, list(self._outputs.values()))
+        self._gradients = dict(zip(self._outputs, gradients, strict=True))
+
+    def measured(self, site: Site) -> _Measured:
+        """The names of what is measured at a site, which are those of the last batch run."""
+        y = _Tap("output", site.end)
+        whole = y if site.kind == "after" else self._input_of(site.start)
+        feature = self._features[site.name]
+        return _Measured(
+            g=_Tap("gradient", site.end),
+            x=self._over(whole, y),
+            h=self._over(self._input_of(feature), y) if feature is not None else None,
+            whole=whole,
+            y=y,
+            is_plain=site.kind == "parallel",
+        )
+
+    def tensor(self, name: _Tap) -> Tensor:
+        """A tensor of the last batch run, (N, C, H, W)."""
+        tensors = {"input": self._inputs, "output": self._outputs, "gradient": self._gradients}[name.what]
+        return tensors[name.module][..., :: name.strides[0], :: name.strides[1]]
+
+    def _input_of(self, module: str) -> _Tap:
+        """What a module reads: under the name of the end that passed it on or of the first that read it, if any."""
+        x = self._inputs[module]
+        for end, passed_on in self._passed_on.items():
+            if passed_on is x and x._version == 0:  # nobody wrote into it
+                return _Tap("output", end)
+        return _Tap("input", next(name for name, tensor in self._inputs.items() if tensor is x))
+
+    def _over(self, x: _Tap, y: _Tap) -> _Tap:
+        """Those positions of x that the positions of y lie over."""
+        sizes = zip(self.tensor(x).shape[2:], self.tensor(y).shape[2:], strict=True)
+        return x._replace(strides=tuple(-(-size // wanted) for size, wanted in sizes))
+
     def _input(self, name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def record(_: nn.Module, args: tuple[Any, ...]) -> None:
-            self.inputs[name] = args[0].detach()
+            self._inputs[name] = args[0]
 
         return record
 
     def _output(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], Tensor]:
-        def record(_: nn.Module, __: tuple[Any, ...], output: Any) -> Tensor:
-            self.outputs[name] = output
-            passed_on = output.clone()  # an in-place ReLU that follows must not write into what is differentiated
-            assert isinstance(passed_on, Tensor)
+        def record(_: nn.Module, __: tuple[Any, ...], output: Tensor) -> Tensor:
+            self._outputs[name] = output
+            # An in-place ReLU that follows must not write into what is differentiated and measured.
+            passed_on = self._passed_on[name] = output.clone()
             return passed_on
 
         return record
@@ -185,12 +256,6 @@ def _last_linear(host: nn.Module, site: Site) -> str | None:
     """Name of the last convolution of the module that a kernel would stand beside or after."""
     found = [name for name, _ in _convolutions(host, site.block) if name in site.convs]
     return found[-1] if found and site.kind != "parallel" else None
-
-
-def _at(x: Tensor, y: Tensor) -> Tensor:
-    """Those positions of x that the positions of y lie over."""
-    strides = [-(-size // wanted) for size, wanted in zip(x.shape[2:], y.shape[2:], strict=True)]
-    return x[..., :: strides[0], :: strides[1]]
 
 
 def health(scores: Sequence[tuple[Site, SiteScore]]) -> dict[str, float | None]:

@@ -7,7 +7,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from esper.kasmina.moments import NUM_GROUPS, Moments, cross_fitted, unreachable, whitened
+from esper.kasmina.moments import (
+    NUM_GROUPS,
+    Moments,
+    Term,
+    cross_fitted,
+    deal,
+    root_of,
+    terms,
+    unreachable,
+    whitened,
+)
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # what gromo imports warns of itself
@@ -16,17 +26,31 @@ with warnings.catch_warnings():
 
 
 def measured(g: Tensor, x: Tensor, h: Tensor | None) -> Moments:
-    moments = Moments(g.shape[1], x.shape[1], 0 if h is None else h.shape[1], device=g.device)
+    moments, tensors = Moments(), {"g": g, "x": x} | ({} if h is None else {"h": h})
     for start in range(0, len(g), 11):  # batches that no number of groups divides
-        part = slice(start, start + 11)
-        moments.add(g[part], x[part], None if h is None else h[part])
+        part = {name: tensor[start : start + 11] for name, tensor in tensors.items()}
+        dealt = deal(len(part["g"]), first=start, device=g.device)
+        moments.add({name: tensor[dealt.index] for name, tensor in part.items()}, named(h), dealt)
     return moments
 
 
+def named(h: Tensor | None) -> list[Term]:
+    return terms(g="g", x="x", h=None if h is None else "h")
+
+
+def scored(g: Tensor, x: Tensor, h: Tensor) -> tuple[float, float]:
+    score, error = measured(g, x, h).score(g="g", x="x", h="h").tolist()
+    return score, error
+
+
 def pooled(moments: Moments) -> float:
-    n = moments.total_images
-    beyond = unreachable(moments.gx.sum(0) / n, moments.gh.sum(0) / n, moments.hh / n, moments.hx / n)
-    return float(whitened(beyond, moments.xx / n).square().sum())
+    gx, gh, xx, hh, hx = (
+        moments.total(term).sum(0) / moments.num_images
+        if term[0] == "each"
+        else moments.total(term) / moments.num_images
+        for term in (("each", "g", "x"), ("each", "g", "h"), ("all", "x", "x"), ("all", "h", "h"), ("all", "h", "x"))
+    )
+    return float(whitened(unreachable(gx, gh, hx, root=root_of(hh)), root=root_of(xx)).square().sum())
 
 
 @pytest.mark.parametrize(("channels", "positions", "num_images"), [(4, 1, 64), (16, 16, 64), (32, 4, 400)])
@@ -39,7 +63,7 @@ def test_without_a_signal_the_score_is_0_within_its_error_and_the_error_is_right
     for _ in range(60):
         x, h, g = (torch.randn(num_images, channels, positions, 1, generator=generator) for _ in range(3))
         x = torch.einsum("ij,njpq->nipq", mixing, x)
-        score, error = measured(g, x, h).score()
+        score, error = scored(g, x, h)
         scores.append(score)
         z.append(score / error)
     assert abs(statistics.mean(scores)) < 3 * statistics.stdev(scores) / len(scores) ** 0.5
@@ -53,8 +77,8 @@ def test_a_signal_is_found_in_full_only_where_the_present_module_cannot_reach_it
     x = torch.randn(4000, 6, 1, 1, generator=generator)
     seen, unseen = x[:, :3], x[:, 3:]
     noise = torch.randn(4000, 3, 1, 1, generator=generator)
-    reachable, _ = measured(seen + noise, x, seen).score()
-    beyond, error = measured(2.0 * unseen + noise, x, seen).score()
+    reachable, _ = scored(seen + noise, x, seen)
+    beyond, error = scored(2.0 * unseen + noise, x, seen)
     assert abs(reachable) < 0.05
     assert beyond == pytest.approx(3 * 2.0**2, abs=4 * error)
     assert error < 1.0
@@ -63,20 +87,20 @@ def test_a_signal_is_found_in_full_only_where_the_present_module_cannot_reach_it
 def test_the_score_does_not_depend_on_the_scale_of_the_input_and_follows_that_of_the_gradient() -> None:
     generator = torch.Generator().manual_seed(0)
     x, h, g = (torch.randn(40, 3, 2, 2, generator=generator) for _ in range(3))
-    score, error = measured(g, x, h).score()
-    assert measured(g, 100.0 * x, 0.01 * h).score() == pytest.approx((score, error), rel=1e-3)
-    assert measured(3.0 * g, x, h).score() == pytest.approx((9 * score, 9 * error), rel=1e-6)
+    score, error = scored(g, x, h)
+    assert scored(g, 100.0 * x, 0.01 * h) == pytest.approx((score, error), rel=1e-3)
+    assert scored(3.0 * g, x, h) == pytest.approx((9 * score, 9 * error), rel=1e-6)
 
 
 def test_images_are_dealt_to_groups_in_turn_across_batches() -> None:
     moments = measured(torch.ones(30, 1, 1, 1), torch.ones(30, 1, 1, 1), None)
-    assert moments.num_images.tolist() == [4.0] * 6 + [3.0] * (NUM_GROUPS - 6)
-    assert moments.gx.flatten().tolist() == moments.num_images.tolist()
+    assert moments.num_images == moments.num_positions["x"] == 30
+    assert moments.total(("each", "g", "x")).flatten().tolist() == [4.0] * 6 + [3.0] * (NUM_GROUPS - 6)
 
 
 def test_the_jackknife_error_is_that_of_leaving_out_one_group_at_a_time() -> None:
     parts = torch.randn(5, 2, 3, generator=torch.Generator().manual_seed(0)).double()
-    score, error = cross_fitted(parts)
+    score, error = cross_fitted(parts).tolist()
 
     def plain(chosen: list[int]) -> float:
         return statistics.mean(float((parts[i] * parts[j]).sum()) for i in chosen for j in chosen if i != j)
@@ -121,5 +145,5 @@ def test_the_pooled_score_is_that_of_gromo(kind: str) -> None:
     g, h = (output - target).detach(), first(x).detach()
     as_images = (t if t.dim() == 4 else t[:, :, None, None] for t in (g, x, h))
     moments = measured(*as_images)
-    assert moments.plain() == pytest.approx(theirs["gradmax"], rel=1e-5)
+    assert float(moments.plain(g="g", x="x")) == pytest.approx(theirs["gradmax"], rel=1e-5)
     assert pooled(moments) == pytest.approx(theirs["tiny"], rel=1e-2)  # our ridge

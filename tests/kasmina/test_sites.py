@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from torch import nn
 from torchvision.models import resnet18, resnet50
 from torchvision.models.resnet import BasicBlock
+from torchvision.ops import SqueezeExcitation
 
 from esper.errors import ConfigError
 from esper.kasmina import find_sites
@@ -141,6 +143,19 @@ class Odd(BasicBlock):
         return self.bn2(y)  # type: ignore[no-any-return]
 
 
+class NormAndAct(nn.BatchNorm2d):
+    """A norm with the activation inside, as timm's are."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x).relu()
+
+
+def test_a_norm_with_its_activation_inside_offers_no_site_to_fold_into() -> None:
+    block = BasicBlock(3, 3)
+    block.bn1 = NormAndAct(3)
+    assert sites_of(nn.Sequential(block), ["0"], kinds=["parallel", "width"]) == ["0.conv2:parallel"]
+
+
 @pytest.mark.parametrize("oddity", ["groups", "no padding", "no statistics", "added before the norm", "read twice"])
 def test_a_convolution_that_could_not_be_folded_offers_no_site(oddity: str) -> None:
     assert sites_of(nn.Sequential(Odd("")), ["0"], kinds=["parallel", "width"]) == ["0.conv1:parallel", "0:width"]
@@ -150,3 +165,62 @@ def test_a_convolution_that_could_not_be_folded_offers_no_site(oddity: str) -> N
 def test_an_odd_size_is_halved_as_a_strided_convolution_does() -> None:
     beside, _ = find_sites(resnet18(), target_layers=["layer3.0"], seeds_per_layer=4, input_shape=(3, 200, 200))
     assert (beside.in_shape, beside.out_shape) == ((128, 25, 25), (256, 13, 13))
+
+
+class Staged(nn.Module):
+    """A network whose blocks `stages.0.blocks.N` are given."""
+
+    def __init__(self, *blocks: nn.Module) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 1)
+        self.stages = nn.Sequential(nn.Sequential(OrderedDict(blocks=nn.Sequential(*blocks))))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.stages(self.stem(x))  # type: ignore[no-any-return]
+
+
+class Turned(nn.Module):
+    """A block that puts the channels last."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(channels, channels)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(x.permute(0, 2, 3, 1))  # type: ignore[no-any-return]
+
+
+def test_auto_finds_the_blocks_of_a_known_layout_stage_by_stage_as_naming_the_stages_does() -> None:
+    assert sites_of(resnet18(), ["auto"], kinds=ALL) == sites_of(
+        resnet18(), [f"layer{i}" for i in (1, 2, 3, 4)], kinds=ALL
+    )
+    site, *_ = find_sites(Staged(BasicBlock(4, 4)), target_layers=["auto"], seeds_per_layer=4, input_shape=(3, 8, 8))
+    assert (site.name, site.layer) == ("stages.0.blocks.0:beside", "stages.0.blocks")
+
+
+def test_auto_leaves_out_blocks_at_which_nothing_can_grow_unless_all_are_such() -> None:
+    assert sites_of(Staged(BasicBlock(4, 4), Turned(4)), ["auto"], seeds_per_layer=9) == [
+        "stages.0.blocks.0:beside", "stages.0.blocks.0:after",
+    ]  # fmt: skip
+    with pytest.raises(ConfigError, match=r"'stages.0.blocks.0' .*channels last.* morphogenetic=off"):
+        sites_of(Staged(Turned(4)), ["auto"])
+    with pytest.raises(ConfigError, match=r"'stages.0.blocks.1' .*channels last"):
+        sites_of(Staged(BasicBlock(4, 4), Turned(4)), ["stages.0.blocks"])
+
+
+def test_auto_without_a_known_layout_names_the_layers_there_are() -> None:
+    with pytest.raises(ConfigError, match=r"target_layers=\[auto\].*it has 0, and the layers inside them"):
+        sites_of(nn.Sequential(nn.Conv2d(3, 3, 1)), ["auto"])
+
+
+def test_the_gate_of_squeeze_and_excitation_is_no_convolution_that_lies_over_the_output() -> None:
+    block = nn.Sequential(OrderedDict(conv=nn.Conv2d(4, 4, 3, padding=1), se=SqueezeExcitation(4, 2)))
+    site, *_ = find_sites(Staged(block), target_layers=["auto"], seeds_per_layer=1, input_shape=(3, 8, 8))
+    assert site.convs == {"stages.0.blocks.0.conv"}
+
+
+@pytest.mark.parametrize("rectified", [True, False])
+def test_it_is_seen_whether_a_block_puts_out_negative_values(rectified: bool) -> None:
+    block = nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU() if rectified else nn.BatchNorm2d(4))
+    sites = find_sites(Staged(block), target_layers=["auto"], seeds_per_layer=2, input_shape=(3, 8, 8))
+    assert [site.is_rectified for site in sites] == [rectified, rectified]

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import re
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from esper import tezzeret
 from esper.configs import ModelConfig
+from esper.configs.check import check
 from esper.contracts.decisions import AdaptationDecision
-from esper.errors import ConfigError
-from esper.kasmina import find_sites, wrap
-from esper.models import build_host
+from esper.contracts.recipe import Graft
+from esper.errors import ConfigError, SurgeryError
+from esper.kasmina import find_blocks, find_sites, surgery, wrap
+from esper.models import build_host, checkpoint_blocks
 from esper.tolaria import TolariaTrainer
+from esper.tolaria.export import export
 from tests.conftest import tiny_config, use
 from tests.tolaria.test_resume import assert_same, train
 
@@ -87,6 +94,21 @@ def test_germinating_in_a_network_of_timm_leaves_its_logits(run_dir: Path) -> No
     use(config, run_dir, body)
 
 
+def test_a_block_that_ends_in_no_relu_takes_no_residual_block() -> None:
+    host = build_host(model("convnext_atto"), in_channels=3, image_size=32, num_classes=5)
+    network = wrap(host, ["auto"], 4, input_shape=(3, 32, 32))
+    site = "stages.1.blocks.0:after"
+    graft = Graft(graft_id=1, site=site, blueprint_id="residual_block", init_seed=0, init_gain=0.0, born_step=0)
+    with pytest.raises(SurgeryError, match="would cut off what is negative"):
+        surgery.germinate(network, graft, images=torch.randn(2, 3, 32, 32), epoch=0)
+    assert not network.recipe
+
+
+def test_the_network_must_be_named() -> None:
+    with pytest.raises(ConfigError, match=r"^model=timm: which network\? Add model.name=NAME"):
+        check(tiny_config(model=model("")))
+
+
 def test_an_unknown_name_is_told_with_what_is_near() -> None:
     with pytest.raises(ConfigError, match=r"^model.name=convnext_ato: .*did you mean convnext_atto.*$"):
         build_host(model("convnext_ato"), in_channels=3, image_size=32, num_classes=5)
@@ -95,6 +117,48 @@ def test_an_unknown_name_is_told_with_what_is_near() -> None:
 def test_a_network_that_cannot_take_such_images_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"^model.name=inception_v4: it cannot take images of 16 pixels"):
         build_host(model("inception_v4"), in_channels=3, image_size=16, num_classes=5)
+
+
+def test_weights_that_cannot_be_downloaded_are_named_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(ConfigError, match=r"^model.pretrained=true: timm cannot load weights for resnet10t .*$"):
+        build_host(model("resnet10t", pretrained=True), in_channels=3, image_size=32, num_classes=5)
+
+
+@pytest.mark.parametrize("name", ["mobilenetv3_small_050", "vit_tiny_patch16_224"])
+def test_recomputed_blocks_give_the_same_gradients(name: str) -> None:
+    plain = build_host(model(name), in_channels=3, image_size=32, num_classes=5)
+    saving = copy.deepcopy(plain)
+    checkpoint_blocks([saving.get_submodule(block) for block in find_blocks(saving, ["auto"])])
+    images = torch.randn(4, 3, 32, 32)
+    for network in (plain, saving):
+        network(images).logsumexp(1).sum().backward()
+    assert all(torch.equal(p.grad, q.grad) for p, q in zip(plain.parameters(), saving.parameters(), strict=True))
+    assert all(map(torch.equal, plain.buffers(), saving.buffers()))
+
+
+def test_attention_counts_among_the_macs() -> None:
+    host = build_host(model("vit_tiny_patch16_224"), in_channels=3, image_size=64, num_classes=5)
+    tokens, width, depth = 4 * 4 + 1, 192, 12
+    projections = depth * tokens * 12 * width**2
+    attention = depth * 2 * tokens**2 * width
+    ends = 16 * (3 * 16**2) * width + width * 5
+    assert tezzeret.count(host, (3, 64, 64)).num_macs == projections + attention + ends
+
+
+def test_a_grown_network_is_exported_to_what_timm_loads(run_dir: Path, tmp_path: Path) -> None:
+    config = tiny_config(
+        model=model("resnet10t", site_kinds=["parallel"]), dataset__image_size=32, morphogenetic__judged=False
+    )
+    _, growth = train(config, run_dir)
+    assert growth["num_germinated"] == 1
+    out = export(run_dir, tmp_path / "out")
+    told = json.loads((out / "model.json").read_text())
+    assert (told["host"], told["num_classes"], told["not_folded"]) == ("resnet10t", 10, [])
+    timm.create_model("resnet10t", num_classes=10).load_state_dict(load_file(out / "model.safetensors"))
 
 
 def test_without_timm_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
