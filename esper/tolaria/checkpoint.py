@@ -141,9 +141,16 @@ def set_aside(folder: Path, *, after_step: int) -> None:
 
 
 def prune(folder: Path, *, keep: int) -> None:
-    """Remove all but the `keep` newest checkpoints and the newest best one, and what broken saves left."""
+    """Remove all but the `keep` newest checkpoints and the newest best one, and what broken saves left.
+
+    Raises:
+        CheckpointError: one cannot be removed.
+    """
     for path in find_checkpoints(folder)[keep:] + find_checkpoints(folder, prefix="best")[1:]:
-        shutil.rmtree(path)
+        try:
+            shutil.rmtree(path)
+        except OSError as error:
+            raise CheckpointError(f"cannot remove {path}: {error}; newer checkpoints are intact") from None
     for remains in folder.glob(".*-*"):
         shutil.rmtree(remains, ignore_errors=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -40,13 +41,16 @@ class Saver:
         self._keep = keep
         self._sync = sync
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="esper-saver")
-        self._pending: list[Future[Saved]] = []
+        # With the copies: pinned memory must not be given back by another thread while this one captures a graph, since
+        # that puts an event on the captured stream.
+        self._pending: list[tuple[Future[Saved], checkpoint.Snapshot]] = []
 
     def start(self, snapshot: checkpoint.Snapshot, *, epoch: int, is_best: bool) -> None:
-        """Begin to save; the tensors may be changed when this returns."""
+        """Begin to save; the snapshot may be changed when this returns."""
         model, model_ready = _on_host(snapshot.model)
         optimizer, optimizer_ready = _on_host(snapshot.optimizer)
-        copied = dataclasses.replace(snapshot, model=model, optimizer=optimizer)
+        state = copy.deepcopy(dict(snapshot.state))
+        copied = dataclasses.replace(snapshot, model=model, optimizer=optimizer, state=state)
 
         def write() -> Saved:
             model_ready()
@@ -56,7 +60,7 @@ class Saver:
             checkpoint.prune(self.folder, keep=self._keep)
             return Saved(epoch=epoch, path=path, is_best=is_best)
 
-        self._pending.append(self._thread.submit(write))
+        self._pending.append((self._thread.submit(write), copied))
 
     def wait(self) -> list[Saved]:
         """Wait for what was begun; returns what became complete since the last call.
@@ -66,7 +70,7 @@ class Saver:
             RunError: the journal cannot be.
         """
         pending, self._pending = self._pending, []
-        return [future.result() for future in pending]
+        return [future.result() for future, _ in pending]
 
     def close(self) -> str | None:
         """Finish what was begun, and the thread; returns what went wrong."""

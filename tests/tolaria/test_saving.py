@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import threading
 from pathlib import Path
 
 import pytest
@@ -31,6 +33,18 @@ def test_a_checkpoint_holds_the_weights_of_the_moment_it_was_begun(tmp_path: Pat
     saver.close()
     assert [one.epoch for one in saved] == [1, 2, 3, 4]
     assert [float(checkpoint.load(one.path).model["weight"].mean()) for one in saved] == [1, 2, 3, 4]
+
+
+def test_a_checkpoint_holds_the_counters_of_the_moment_it_was_begun(tmp_path: Path) -> None:
+    released = threading.Event()
+    saver = Saver(tmp_path, keep=9, sync=released.wait)
+    live = {"growth": {"last_adaptation": {"layer1": 1}}}
+    saver.start(dataclasses.replace(snapshot(torch.zeros(3), step=1), state=live), epoch=1, is_best=False)
+    live["growth"]["last_adaptation"]["layer2"] = 2
+    released.set()
+    (saved,) = saver.wait()
+    saver.close()
+    assert checkpoint.load(saved.path).state == {"growth": {"last_adaptation": {"layer1": 1}}}
 
 
 def test_a_checkpoint_that_cannot_be_written_is_reported_at_the_next_call(tmp_path: Path) -> None:
