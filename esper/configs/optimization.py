@@ -36,7 +36,8 @@ class OptimizationConfig:
     ema_decay: float | None = setting(
         None,
         "keep an exponential moving average of the weights with this decay (such as 0.999); it is what is validated, "
-        "tested and exported, while growth goes by the weights themselves; null: no average",
+        "tested and exported, while growth goes by the weights themselves; it begins anew when a module is removed; "
+        "null: no average",
         above=0,
         below=1,
     )

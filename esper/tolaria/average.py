@@ -54,6 +54,10 @@ class WeightAverage:
         torch._foreach_zero_(self._averages)
         self.born = dict.fromkeys(self.born, step)
 
+    def is_empty(self, *, step: int) -> bool:
+        """Whether nothing has been averaged yet before step `step`: the network's own weights stand in."""
+        return all(born >= step for born in self.born.values())
+
     def load(self, sums: Mapping[str, Tensor], born: Mapping[str, int], *, step: int) -> None:
         """Take up saved averages before step `step`; of what was not averaged then, they begin there."""
         self.born = {name: born.get(name, step) for name in self.sums}

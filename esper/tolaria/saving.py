@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable, Mapping
+from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,7 @@ class Saver:
         # With the copies: pinned memory must not be given back by another thread while this one captures a graph, since
         # that puts an event on the captured stream.
         self._pending: list[tuple[Future[Saved], checkpoint.Snapshot]] = []
+        self._complete: list[Saved] = []
 
     def start(self, snapshot: checkpoint.Snapshot, *, epoch: int, is_best: bool) -> None:
         """Begin to save; the snapshot may be changed when this returns."""
@@ -62,15 +64,28 @@ class Saver:
 
         self._pending.append((self._thread.submit(write), copied))
 
+    def settle(self) -> None:
+        """Wait for what was begun, whatever became of it; the next `wait` tells."""
+        futures.wait([future for future, _ in self._pending])
+
     def wait(self) -> list[Saved]:
-        """Wait for what was begun; returns what became complete since the last call.
+        """Wait for what was begun; returns what became complete and was not returned before.
 
         Raises:
-            CheckpointError: one cannot be written.
+            CheckpointError: one cannot be written; the next call returns those that could.
             RunError: the journal cannot be.
         """
         pending, self._pending = self._pending, []
-        return [future.result() for future, _ in pending]
+        failures = []
+        for future, _ in pending:
+            if (failure := future.exception()) is not None:
+                failures.append(failure)
+            else:
+                self._complete.append(future.result())
+        if failures:
+            raise failures[0]
+        complete, self._complete = self._complete, []
+        return complete
 
     def close(self) -> str | None:
         """Finish what was begun, and the thread; returns what went wrong."""

@@ -127,8 +127,12 @@ class TolariaTrainer:
         """
         if epoch != self.run.state.epoch:
             raise CheckpointError(f"epoch={epoch}: the training stands at epoch {self.run.state.epoch}")
-        self._start_saving(is_best=is_best)
-        return str(self._finish_saving()[-1])
+
+        def save() -> str:
+            self._start_saving(is_best=is_best)
+            return str(self._finish_saving()[-1])
+
+        return self._worker.submit(save).result()
 
     def load_checkpoint(self, checkpoint_path: str) -> bool:
         """Take up the training that a checkpoint holds; the trainer must be fresh from `initialize`.
@@ -136,7 +140,7 @@ class TolariaTrainer:
         Raises:
             CheckpointError: it is damaged, or its network is not this one.
         """
-        restore(self.run, checkpoint.load(Path(checkpoint_path)))
+        self._worker.submit(lambda: restore(self.run, checkpoint.load(Path(checkpoint_path)))).result()
         return True
 
     async def rehearse(self) -> list[str]:
@@ -285,6 +289,8 @@ class TolariaTrainer:
 
     def _finish(self) -> None:
         run, splits = self.run, self.run.parts.splits
+        if run.step.average is not None and run.step.average.is_empty(step=run.state.global_step):
+            run.warn("a module was removed after the last step: the result is of the weights, not of their average")
         with run.step.averaged(step=run.state.global_step):
             validation = evaluate(run.model, run.parts.evaluation_batches(splits.controller))
             # The only reading of the test split in a run.

@@ -87,6 +87,14 @@ def test_what_is_culled_leaves_the_average_and_begins_it_anew(run_dir: Path) -> 
     use(config, run_dir, body)
 
 
+def test_an_average_is_empty_until_a_step_was_taken_in() -> None:
+    average = WeightAverage(nn.Linear(3, 2), decay=DECAY)
+    average.update()
+    assert not average.is_empty(step=1)
+    average.restart(step=1)
+    assert average.is_empty(step=1)
+
+
 def test_an_average_changes_what_is_validated_and_nothing_that_is_trained(tmp_path: Path) -> None:
     def validated(path: Path) -> list[float]:
         lines = [json.loads(line) for line in (path / "journal.jsonl").read_text().splitlines()]

@@ -57,6 +57,20 @@ def test_a_checkpoint_that_cannot_be_written_is_reported_at_the_next_call(tmp_pa
     assert "cannot save" in (saver.close() or "")
 
 
+def test_a_checkpoint_that_cannot_be_written_does_not_hide_those_that_were(tmp_path: Path) -> None:
+    saver = Saver(tmp_path, keep=9, sync=lambda: None)
+    saver.start(snapshot(torch.zeros(3), step=1), epoch=1, is_best=False)
+    saver.settle()
+    blocked = tmp_path / "step-00000002"
+    blocked.write_text("a file where a checkpoint should be")
+    saver.start(snapshot(torch.zeros(3), step=2), epoch=2, is_best=False)
+    saver.settle()
+    with pytest.raises(CheckpointError):
+        saver.wait()
+    assert [one.epoch for one in saver.wait()] == [1]
+    saver.close()
+
+
 def test_every_checkpoint_is_journalled_once_it_is_complete(run_dir: Path) -> None:
     config = tiny_config(optimization__max_epochs=2, morphogenetic__policy="never", checkpoint__max_checkpoints=9)
     use(config, run_dir, lambda trainer: trainer.train())
