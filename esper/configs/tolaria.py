@@ -37,7 +37,9 @@ class TolariaConfig:
     rng_seed: int = setting(0, "random seed of splits, initial weights, order and augmentation", low=0)
     device: str = setting("auto", "auto: cuda where there is one", choices=("auto", "cpu", "cuda"))
     mixed_precision: bool | None = setting(
-        None, "autocast the forward pass to autocast_dtype; null: on CUDA only (few CPUs have units for it)"
+        None,
+        "autocast the forward pass of training and validation to autocast_dtype; judging and the result are in float32; "
+        "null: on CUDA only (few CPUs have units for it)",
     )
     autocast_dtype: str = setting("bfloat16", "number format of mixed precision", choices=("bfloat16", "float16"))
     channels_last: bool = setting(True, "memory format NHWC, which convolutions on tensor cores want")

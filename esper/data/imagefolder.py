@@ -33,6 +33,10 @@ __all__ = ["is_streamed", "load_imagefolder"]
 
 MAX_MEMORY_BYTES = 8 * 2**30
 """Training images that take more than this, decoded, are streamed unless the setting says otherwise."""
+_SMALL_FILE_BYTES = 8192
+"""To decode a smaller file hardly leaves Python, where threads stand in each other's way."""
+_CHUNK = 64
+"""Images that a thread decodes at a time."""
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +45,7 @@ def load_imagefolder(config: DatasetConfig, cache_dir: Path | None) -> Source:
     """Find an image folder's images, and load them where they are to be kept in memory.
 
     Args:
-        config: the folder, the size of its images and where they are kept; `num_workers` threads decode.
+        config: the folder, the size of its images and where they are kept; `num_workers` threads decode large files.
         cache_dir: where decoded images are kept, under a name that changes with the files; None: nowhere.
 
     Raises:
@@ -143,17 +147,19 @@ def _decode(paths: list[str], image_size: int | None, num_workers: int) -> Tenso
     first = decode_whole(paths[0], image_size)
     images = torch.empty((len(paths), *first.shape), dtype=torch.uint8)
 
-    def fill(index: int) -> None:
-        image = decode_whole(paths[index], image_size)
-        if image.shape != first.shape:
-            raise DataError(
-                f"{paths[index]}: {image.shape[2]}x{image.shape[1]} pixels, but {Path(paths[0]).name} has "
-                f"{first.shape[2]}x{first.shape[1]}; set dataset.image_size to resize all images"
-            )
-        images[index] = image
+    def fill(chunk: range) -> None:
+        for index in chunk:
+            image = decode_whole(paths[index], image_size)
+            if image.shape != first.shape:
+                raise DataError(
+                    f"{paths[index]}: {image.shape[2]}x{image.shape[1]} pixels, but {Path(paths[0]).name} has "
+                    f"{first.shape[2]}x{first.shape[1]}; set dataset.image_size to resize all images"
+                )
+            images[index] = image
 
-    with ThreadPoolExecutor(max_workers=max(1, num_workers)) as pool:
-        for _ in pool.map(fill, range(len(paths)), chunksize=256):
+    num_threads = max(1, num_workers) if Path(paths[0]).stat().st_size > _SMALL_FILE_BYTES else 1
+    with ThreadPoolExecutor(max_workers=num_threads) as pool:
+        for _ in pool.map(fill, (range(len(paths))[start : start + _CHUNK] for start in range(0, len(paths), _CHUNK))):
             pass
     return images
 

@@ -18,8 +18,8 @@ T = TypeVar("T")
 def example_losses(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """Cross-entropy of every example, and whether it was classified correctly, in eval mode.
 
-    Parameters, buffers and the model's mode stay as they are. The forward pass is in float32: a judgement should not
-    depend on autocast.
+    Parameters, buffers and the model's mode stay as they are. The forward pass is in float32, as judgements and results
+    want it, unless the caller is in autocast.
 
     Returns:
         Losses (N,) float32 and hits (N,) bool, on the model's device.

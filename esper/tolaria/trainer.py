@@ -106,7 +106,10 @@ class TolariaTrainer:
         return {"loss": window.loss, "accuracy": window.accuracy}
 
     async def validate_epoch(self) -> dict[str, float]:
-        """Measure the controller split; returns `loss` and `accuracy` and changes no training state."""
+        """Measure the controller split, in the training's number format; returns `loss` and `accuracy`.
+
+        It changes no training state.
+        """
         loss, accuracy = await self._work(self._validate)
         return {"loss": loss, "accuracy": accuracy}
 
@@ -335,7 +338,7 @@ class TolariaTrainer:
 
     def _validate(self) -> tuple[float, float]:
         run = self.run
-        with run.step.averaged(step=run.state.global_step):
+        with run.step.averaged(step=run.state.global_step), run.step.autocast():
             loss, accuracy = evaluate(run.model, run.parts.evaluation_batches(run.parts.splits.controller))
         run.emit(Validated, epoch=run.state.epoch, val_loss=loss, val_accuracy=accuracy)
         self._validated = (loss, accuracy)

@@ -11,6 +11,7 @@ from esper.contracts.decisions import Action, AdaptationDecision
 from esper.errors import DivergenceError
 from esper.tolaria import TolariaTrainer
 from esper.tolaria.checkpoint import find_checkpoints
+from esper.tolaria.evaluate import evaluate
 from esper.tolaria.finite import require_finite
 from esper.tolaria.sums import Window
 from tests.conftest import tiny_config, use
@@ -166,6 +167,20 @@ def test_mixed_precision_trains(run_dir: Path, dtype: str) -> None:
         return require_finite(trainer.run)
 
     assert use(config, run_dir, body).first_bad_step is None
+
+
+def test_validation_is_in_the_number_format_of_training_and_the_result_in_float32(run_dir: Path) -> None:
+    async def body(trainer: TolariaTrainer) -> tuple[float, float, float]:
+        await trainer.train()
+        run = trainer.run
+        plain, _ = evaluate(run.model, run.parts.evaluation_batches(run.parts.splits.controller))
+        assert trainer.result is not None
+        return plain, trainer.result["val_loss"], (await trainer.validate_epoch())["loss"]
+
+    plain, told, validated = use(tiny_config(mixed_precision=True, optimization__max_epochs=1), run_dir, body)
+    assert plain == told
+    assert plain != validated
+    assert plain == pytest.approx(validated, rel=0.05)
 
 
 def test_profiling_writes_a_trace(run_dir: Path) -> None:
