@@ -183,6 +183,7 @@ def _require_blueprints(config: MorphogeneticConfig, model: MorphableModel) -> N
             categories=config.blueprint_categories,
             max_complexity=config.max_blueprint_complexity,
             only=config.blueprint,
+            library=config.library,
         ):
             return
     raise ConfigError(

@@ -21,8 +21,10 @@ from esper.contracts.events import Event, Notice
 from esper.data import FileSet
 from esper.errors import ConfigError
 from esper.kasmina import MorphableModel, find_blocks
+from esper.tezzeret.compile_cache import keep_compiled
 from esper.tolaria.average import WeightAverage
 from esper.tolaria.growth import Growth
+from esper.tolaria.library import with_library
 from esper.tolaria.lifecycle import GrowthData, Lifecycle
 from esper.tolaria.optim import build_optimizer
 from esper.tolaria.regions import Regions
@@ -127,7 +129,8 @@ def open_run(
     """Take the run folder and build everything; on an error nothing stays open.
 
     Raises:
-        ConfigError, DataError, RunError: the configuration, the data or the folder cannot be used.
+        ConfigError, DataError, RunError, StoreError: the configuration, the data, the folder or the blueprint library
+            cannot be used.
     """
     run_dir = (run_dir or Path("outputs", config.experiment_name, run_name(config, []))).absolute()
     log_dir = Path(config.logging.log_dir or run_dir).absolute()
@@ -136,6 +139,7 @@ def open_run(
         folder = RunFolder(run_dir)
         folder.acquire()
         stack.callback(folder.release)
+        config = with_library(config, run_dir=run_dir, outputs_dir=outputs)
         built = parts(config, cache_dir=outputs / "cache")
         stack.callback(built.close)
         journal = Journal(run_dir / "journal.jsonl")
@@ -228,6 +232,7 @@ def _step(config: TolariaConfig, built: Parts, optimizer: Optimizer) -> TrainSte
 
 
 def _regions(config: TolariaConfig, model: MorphableModel) -> Regions:
+    keep_compiled(config.storage)
     regions = Regions()
     try:
         blocks = list(find_blocks(model.host, config.model.target_layers))

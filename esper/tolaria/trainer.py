@@ -35,6 +35,7 @@ from esper.errors import CheckpointError, SurgeryError
 from esper.tolaria import checkpoint
 from esper.tolaria.evaluate import evaluate
 from esper.tolaria.finite import require_finite
+from esper.tolaria.library import record_outcomes, write_declared
 from esper.tolaria.result import result
 from esper.tolaria.resume import restore, resume, snapshot
 from esper.tolaria.run import Run, capture_obstacle, open_run
@@ -179,6 +180,7 @@ class TolariaTrainer:
                 run.growth.begin()
             write_atomically(run.run_dir / "config.yaml", to_yaml(self.config))
             write_atomically(run.run_dir / "git.diff", git_diff())
+            write_declared(run.run_dir, run.config.morphogenetic.library)
             run.folder.set_status("running")
             run.emit(
                 RunStarted,
@@ -301,6 +303,11 @@ class TolariaTrainer:
         self.result = result(run, validation=validation, test=test)
         self._finish_saving()
         write_recipe(run.run_dir / "recipe.json", run.model.recipe, host=self.config.model.name)
+        database = self.config.database
+        if database.record_outcomes and (
+            problem := record_outcomes(database, run_dir=run.run_dir, outputs_dir=run.outputs_dir)
+        ):
+            run.warn(problem)
         run.emit(RunEnded, status="finished", reason="", result=self.result)
         run.folder.set_status("finished", result=self.result)
 
