@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Table, insert, select
+from sqlalchemy import Connection, Table, delete, insert, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
@@ -123,6 +123,11 @@ class Store:
         """The characterised kernels, of one blueprint or all."""
         rows = self._select(tables.kernels, blueprint_id, order="kernel_id")
         return [KernelRecord(**row) for row in rows]
+
+    def forget_kernels(self, blueprint_id: str) -> None:
+        """Forget all kernels of a blueprint, and with them that it is quarantined."""
+        with self._begin(writes=True) as connection:
+            connection.execute(delete(tables.kernels).where(tables.kernels.c.blueprint_id == blueprint_id))
 
     def quarantined(self, blueprint_id: str) -> str | None:
         """Why a blueprint is quarantined; None: it is not."""
