@@ -32,8 +32,7 @@ def with_library(config: TolariaConfig, *, run_dir: Path, outputs_dir: Path) -> 
     Those that the run folder holds already stay what they were, whatever the library says now.
 
     Raises:
-        ConfigError: the library has no such blueprint, or it is quarantined.
-        StoreError: the library cannot be used.
+        ConfigError: the library cannot be used, has no such blueprint, or it is quarantined.
     """
     growth = config.morphogenetic
     if not growth.enable_tamiyo or growth.policy == "replay":  # a recipe holds its definitions
@@ -55,18 +54,19 @@ def _look_up(names: Sequence[str], config: DatabaseConfig, *, outputs_dir: Path)
     try:
         with contextlib.closing(Store(config, outputs_dir=outputs_dir)) as store:
             found = {name: store.get(name) for name in names}
-            for name, blueprint in found.items():
-                if reason := store.quarantined(blueprint.blueprint_id):
-                    raise ConfigError(
-                        f"morphogenetic: blueprint {name!r} is quarantined: {reason}; leave it out, or try again with: "
-                        f"esper urza characterise {name} --again"
-                    )
-    except StoreError as error:
+            reasons = {name: store.quarantined(blueprint.blueprint_id) for name, blueprint in found.items()}
+    except (ConfigError, StoreError) as error:
         near = difflib.get_close_matches(names[0], urza.CATALOGUE, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(urza.CATALOGUE)}"
         raise ConfigError(
             f"morphogenetic: {names[0]!r} is not built in ({hint}), and of the library: {error}"
         ) from None
+    for name, reason in reasons.items():
+        if reason is not None:
+            raise ConfigError(
+                f"morphogenetic: blueprint {name!r} is quarantined: {reason}; leave it out, or try again with: "
+                f"esper urza characterise {name} --again"
+            )
     return found
 
 

@@ -129,8 +129,7 @@ def open_run(
     """Take the run folder and build everything; on an error nothing stays open.
 
     Raises:
-        ConfigError, DataError, RunError, StoreError: the configuration, the data, the folder or the blueprint library
-            cannot be used.
+        ConfigError, DataError, RunError: the configuration, the data or the folder cannot be used.
     """
     run_dir = (run_dir or Path("outputs", config.experiment_name, run_name(config, []))).absolute()
     log_dir = Path(config.logging.log_dir or run_dir).absolute()

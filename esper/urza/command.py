@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from esper.configs import DatabaseConfig
-from esper.errors import RunError, StoreError
+from esper.errors import ConfigError, RunError
 from esper.tracking import write_atomically
 from esper.urza import catalogue
 from esper.urza.definition import MAX_BYTES
@@ -103,18 +103,18 @@ def export(name: str, url: str | None, out: Path | None) -> int:
     """Write a declared blueprint's definition to a file, or print it; returns the exit code.
 
     Raises:
-        StoreError: it is built in.
+        ConfigError: it is built in, or the file is there already.
     """
     with maybe_library(url) as store:
         blueprint = find(name, store)
     if blueprint.definition is None:
-        raise StoreError(f"{name!r} is built in, written in Python; only declared blueprints are exported")
+        raise ConfigError(f"{name!r} is built in, written in Python; only declared blueprints are exported")
     content = json.dumps(json.loads(blueprint.definition), indent=1)
     if out is None:
         _say(content)
         return 0
     if out.exists():
-        raise StoreError(f"{out} is there already; choose another file with --out, or remove it")
+        raise ConfigError(f"{out} is there already; choose another file with --out, or remove it")
     write_atomically(out, content + "\n")
     return 0
 
@@ -131,7 +131,7 @@ def add(files: Sequence[Path], url: str | None) -> int:
                 with file.open("rb") as opened:
                     content = opened.read(MAX_BYTES + 1)
             except OSError as error:
-                raise StoreError(f"{file}: cannot be read ({error.strerror}); give a definition in JSON") from None
+                raise ConfigError(f"{file}: cannot be read ({error.strerror}); give a definition in JSON") from None
             _say(store.add(content, where=str(file)).blueprint_id)
     return 0
 

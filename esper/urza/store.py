@@ -12,7 +12,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from esper.configs import DatabaseConfig
-from esper.errors import StoreError
+from esper.errors import ConfigError, StoreError
 from esper.urza import catalogue, tables
 from esper.urza.database import database_url, open_engine
 from esper.urza.definition import parse
@@ -66,8 +66,7 @@ class Store:
         """Keep a declared blueprint; one that is there already changes nothing.
 
         Raises:
-            ConfigError: it cannot be used.
-            StoreError: another one has its name.
+            ConfigError: it cannot be used, or another one has its name.
         """
         definition = parse(text, where=where)
         found = catalogue.declare(text, where=where)
@@ -83,7 +82,7 @@ class Store:
             if known is None:
                 connection.execute(insert(tables.blueprints).values(values))
             elif known != definition.blueprint_id:
-                raise StoreError(
+                raise ConfigError(
                     f"{where}: {self.where} holds another blueprint {definition.name!r} ({known}) and runs rely on it; "
                     "rename this one"
                 )
@@ -99,7 +98,7 @@ class Store:
         """A declared blueprint by its name or id.
 
         Raises:
-            StoreError: there is none.
+            ConfigError: there is none.
         """
         columns = tables.blueprints.c
         wanted = columns.blueprint_id == name if "@" in name else columns.name == name
@@ -107,7 +106,7 @@ class Store:
             row = connection.execute(select(tables.blueprints).where(wanted)).one_or_none()
             names = connection.execute(select(columns.name).order_by(columns.name)).scalars().all()
         if row is None:
-            raise StoreError(
+            raise ConfigError(
                 f"no blueprint {name!r} in {self.where} (there are {', '.join(names) or 'none'}); bring it there with: "
                 "esper urza import FILE"
             )

@@ -1,4 +1,4 @@
-"""The forge's worker, with blueprints in the catalogue that crash, hang, hoard memory, or hold a dead weight."""
+"""The forge's worker, in which blueprints of some names crash, hang, hoard memory, or hold a dead weight."""
 
 from __future__ import annotations
 
@@ -6,55 +6,62 @@ import os
 import sys
 import time
 from types import MappingProxyType
+from typing import Any, Never
 
 import torch
 from torch import nn
 
 from esper.tezzeret import worker
+from esper.tezzeret.measure import Job
 from esper.urza import Blueprint, Kernel, Shape, catalogue
 
 _hoard: list[bytearray] = []
 
 
-def crash(_: Shape, __: Shape) -> Kernel:
+def crash() -> Never:
     sys.stderr.write("about to end\n")
     sys.stderr.flush()
     os._exit(3)
 
 
-def kill(_: Shape, __: Shape) -> Kernel:
+def kill() -> Never:
     os.abort()
 
 
-def hang(_: Shape, __: Shape) -> Kernel:
+def hang() -> Never:
     while True:
         time.sleep(60)
 
 
-def hoard(_: Shape, __: Shape) -> Kernel:
+def hoard() -> Never:
     while True:
         _hoard.append(bytearray(b"x" * 2**24))
 
 
 def idle(in_shape: Shape, out_shape: Shape) -> Kernel:
-    kernel = catalogue.CATALOGUE["conv1x1"].build(in_shape, out_shape)
+    kernel = catalogue.get("conv1x1").build(in_shape, out_shape)
     kernel.unused = nn.Parameter(torch.ones(1))
     return kernel
 
 
-BAD = {
-    build.__name__: Blueprint(
-        blueprint_id=build.__name__,
+def misbehave(job: Job, **options: Any) -> dict[str, Any]:
+    options["begin"]("building")
+    bad = {"crash": crash, "kill": kill, "hang": hang, "hoard": hoard}.get(job.blueprint_id.partition("@")[0])
+    if bad is not None:
+        bad()
+    return _measure(job, **options)
+
+
+if __name__ == "__main__":
+    blueprint = Blueprint(
+        blueprint_id="idle",
         category="residual",
         complexity=1,
         kinds=frozenset({"after"}),
-        build=build,
+        build=idle,
         summary="",
         source="",
     )
-    for build in (crash, kill, hang, hoard, idle)
-}
-catalogue.CATALOGUE = MappingProxyType({**catalogue.CATALOGUE, **BAD})  # type: ignore[misc]
-
-if __name__ == "__main__":
+    catalogue.CATALOGUE = MappingProxyType({**catalogue.CATALOGUE, "idle": blueprint})  # type: ignore[misc]
+    _measure, worker.measure = worker.measure, misbehave
     worker.main(sys.argv[1], int(sys.argv[2]))

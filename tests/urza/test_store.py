@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import text as sql
 
 from esper.configs import DatabaseConfig
-from esper.errors import StoreError
+from esper.errors import ConfigError, StoreError
 from esper.urza.database import database_url, open_engine
 from esper.urza.records import KernelRecord, Outcome
 from esper.urza.store import Store
@@ -83,7 +83,7 @@ def test_a_name_means_one_blueprint_for_good(database: DatabaseConfig):
     with opened(database) as store:
         store.add(text())
         store.add(text(summary="told otherwise"))
-        with pytest.raises(StoreError, match=r"^FILE: .*holds another blueprint 'wide_depthwise'.*rename this one$"):
+        with pytest.raises(ConfigError, match=r"^FILE: .*holds another blueprint 'wide_depthwise'.*rename this one$"):
             store.add(text(kinds=["after"]), where="FILE")
         assert len(store.blueprints()) == 1
 
@@ -144,7 +144,7 @@ def test_a_definition_that_was_tampered_with_is_refused(tmp_path: Path):
 def test_a_name_that_is_not_there_is_told_with_those_that_are(tmp_path: Path):
     with opened(DatabaseConfig(url=f"sqlite:///{tmp_path}/library.db")) as store:
         store.add(text())
-        with pytest.raises(StoreError, match=r"no blueprint 'x' in .*\(there are wide_depthwise\)"):
+        with pytest.raises(ConfigError, match=r"no blueprint 'x' in .*\(there are wide_depthwise\)"):
             store.get("x")
 
 
