@@ -56,7 +56,7 @@ def serve(
 ) -> None:
     """Characterise what is submitted until a stop is asked for; a job under way is then given up, and comes again.
 
-    A submission that cannot be used is logged and dealt with. Where the library cannot be reached, or the worker does not
+    One that cannot be used is logged and dealt with. Where the library cannot be reached, or the worker does not
     start, it is tried again.
 
     Args:

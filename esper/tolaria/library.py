@@ -42,13 +42,14 @@ def with_library(config: TolariaConfig, *, run_dir: Path, outputs_dir: Path) -> 
     recorded = {alias: one for one in declare_recorded(run_dir) for alias in _aliases(one)}
     found = {name: recorded[name] for name in asked if name in recorded}
     if missing := [name for name in asked if name not in found]:
-        found |= _look_up(missing, config.database, outputs_dir=outputs_dir)
+        key = "blueprint" if missing == [own] else "library"
+        found |= _look_up(missing, config.database, key=key, outputs_dir=outputs_dir)
     ids = sorted({blueprint.blueprint_id for blueprint in found.values()})
     only = found[own].blueprint_id if own else growth.blueprint
     return dataclasses.replace(config, morphogenetic=dataclasses.replace(growth, library=ids, blueprint=only))
 
 
-def _look_up(names: Sequence[str], config: DatabaseConfig, *, outputs_dir: Path) -> dict[str, Blueprint]:
+def _look_up(names: Sequence[str], config: DatabaseConfig, *, key: str, outputs_dir: Path) -> dict[str, Blueprint]:
     if built_in := [name for name in names if name in urza.CATALOGUE]:
         raise ConfigError(f"morphogenetic.library: {built_in[0]!r} is built in and may grow anyway; leave it out")
     try:
@@ -59,12 +60,12 @@ def _look_up(names: Sequence[str], config: DatabaseConfig, *, outputs_dir: Path)
         near = difflib.get_close_matches(names[0], urza.CATALOGUE, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(urza.CATALOGUE)}"
         raise ConfigError(
-            f"morphogenetic: {names[0]!r} is not built in ({hint}), and of the library: {error}"
+            f"morphogenetic.{key}: {names[0]!r} is not built in ({hint}), and of the library: {error}"
         ) from None
     for name, reason in reasons.items():
         if reason is not None:
             raise ConfigError(
-                f"morphogenetic: blueprint {name!r} is quarantined: {reason}; leave it out, or try again with: "
+                f"morphogenetic.{key}: {name!r} is quarantined: {reason}; leave it out, or try again with: "
                 f"esper urza characterise {name} --again"
             )
     return found
