@@ -4,11 +4,14 @@ set -uo pipefail
 STATE=${ESPER_SLURM_STATE:-/var/tmp/esper-slurm}
 MARK="# Written by Esper's slurm_up.sh"
 
-stop() { # pid file, command that must be the process's
+runs() { # pid file, command that must be the process's
+  [ -s "$1" ] && [ "$(cat "/proc/$(cat "$1")/comm" 2>/dev/null)" = "$2" ]
+}
+
+stop() {
   local pid
-  [ -s "$1" ] || return 0
-  pid=$(cat "$1")
-  if [ "$(cat "/proc/$pid/comm" 2>/dev/null)" = "$2" ]; then
+  if runs "$1" "$2"; then
+    pid=$(cat "$1")
     kill "$pid"
     for _ in $(seq 1 100); do [ -d "/proc/$pid" ] || break; sleep 0.1; done
     [ ! -d "/proc/$pid" ] || kill -9 "$pid"
@@ -16,7 +19,7 @@ stop() { # pid file, command that must be the process's
   rm -f "$1"
 }
 
-if grep -qs "^$MARK" /etc/slurm/slurm.conf && [ -s "$STATE/run/slurmctld.pid" ]; then
+if grep -qs "^$MARK" /etc/slurm/slurm.conf && runs "$STATE/run/slurmctld.pid" slurmctld; then
   scancel --user="$(id -un)" 2>/dev/null
   for _ in $(seq 1 100); do [ -n "$(squeue -h 2>/dev/null)" ] || break; sleep 0.1; done
 fi

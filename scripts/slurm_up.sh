@@ -104,7 +104,7 @@ slurm_conf() {
   local host last memory accounting="AccountingStorageType=accounting_storage/none"
   host=$(hostname -s) last=$((NODES - 1))
   memory=$(($(awk '/^MemTotal/{print int($2 / 1024)}' /proc/meminfo) / NODES - 256))
-  [ "$ACCOUNTING" = 0 ] || accounting=$'AccountingStorageType=accounting_storage/slurmdbd\nAccountingStorageHost=localhost\nAccountingStoragePort=16819'
+  [ "$ACCOUNTING" = 0 ] || accounting=$'AccountingStorageType=accounting_storage/slurmdbd\nAccountingStorageHost=localhost\nAccountingStoragePort=16819'$'\nAccountingStoragePass='$STATE/munge/socket
   cat <<CONF
 $MARK
 ClusterName=esper
