@@ -14,13 +14,14 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
 
 from esper.configs import TolariaConfig
 from esper.configs.explain import explain
 from esper.configs.load import from_hydra
 from esper.errors import ConfigError, EsperError
 from esper.launch.exits import exit_with
+from esper.launch.members import compose_member
+from esper.launch.sweep import queue_of
 
 __all__ = ["CheckBeforeRun"]
 
@@ -54,11 +55,15 @@ class CheckBeforeRun(Callback):
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Check every member of a sweep."""
         try:
+            launcher = config.hydra.runtime.choices["hydra/launcher"]
+            queue = queue_of(launcher, _options(config)) if launcher in ("slurm", "local") else None
             members = _members(config)
             dry = {member.dry_run for member in members}
             if len(dry) > 1:
                 raise ConfigError("dry_run=true,false: a sweep is dry or it is not; give one value")
-            if config.hydra.runtime.choices["hydra/launcher"] == "basic":
+            if queue is not None and True not in dry:
+                queue.require()
+            if launcher in ("basic", "local"):
                 for member in members:
                     _check_device(member)
             if True in dry:
@@ -76,19 +81,16 @@ class CheckBeforeRun(Callback):
             sys.stdout.write(f"\nThe comparison: esper report {config.hydra.sweep.dir}\n")
 
 
+def _options(config: DictConfig) -> dict[str, Any]:
+    """The launcher's options."""
+    return {key: value for key, value in config.hydra.launcher.items() if key != "_target_"}
+
+
 def _members(config: DictConfig) -> list[TolariaConfig]:
     """The configuration of every member, composed as the launcher will; none when only the sweeper knows them."""
     if config.hydra.runtime.choices["hydra/sweeper"] != "basic":
         return []
-    loader = GlobalHydra.instance().config_loader()
-    members = []
-    for overrides in _expand(config):
-        try:
-            member = loader.load_sweep_config(config, list(overrides))
-        except (HydraException, OmegaConfBaseException) as error:
-            raise explain(error) from None
-        members.append(from_hydra(member))
-    return members
+    return [compose_member(config, overrides) for overrides in _expand(config)]
 
 
 def _expand(config: DictConfig) -> Sequence[Sequence[str]]:
