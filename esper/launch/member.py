@@ -66,7 +66,7 @@ class MemberJob:
                 member.end("interrupted", reason=line_of(error))
                 raise SystemExit(outcome.exit_code) from None
         if number == signal.SIGTERM and _is_preempted():
-            subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=True, timeout=60)
+            subprocess.run(["scontrol", "requeue", str(_job_id())], check=True, timeout=60)
         else:
             member.end("interrupted", reason=signal.Signals(number).name)
         raise SystemExit(outcome.exit_code)
@@ -91,10 +91,19 @@ def _going_on(config: TolariaConfig, run_dir: Path) -> TolariaConfig:
 
 def _name_job(member: Member) -> None:
     """Have squeue and sacct say which member the job is; an array has one name for all."""
-    if job_id := os.environ.get("SLURM_JOB_ID"):
+    if job_id := _job_id():
         # A name is not worth failing for.
         update = ["scontrol", "update", f"JobId={job_id}", f"JobName={member.name}"]
         subprocess.run(update, check=False, timeout=60, capture_output=True)
+
+
+def _job_id() -> str | None:
+    """SLURM's id of this job; None outside of SLURM.
+
+    With the array's index: the last element has the same number as the array, which would then be meant as a whole.
+    """
+    array, index = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{index}" if array else os.environ.get("SLURM_JOB_ID")
 
 
 def _is_preempted() -> bool:
@@ -103,7 +112,7 @@ def _is_preempted() -> bool:
     Within the grace time of a preemption the job is RUNNING and has a PreemptTime: if it just ended, SLURM would take
     it for done. A job without grace, or one that is cancelled, is COMPLETING by now, and SLURM knows what follows.
     """
-    job_id = os.environ.get("SLURM_JOB_ID")
+    job_id = _job_id()
     if job_id is None:
         return False
     shown = subprocess.run(

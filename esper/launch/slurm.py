@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import shutil
 import subprocess
@@ -93,7 +95,8 @@ class SlurmQueue:
         executor = submitit.SlurmExecutor(folder, max_num_timeout=self.options.max_num_timeout)
         executor.update_parameters(**self._parameters(members[0].sweep_dir.name, after=after))
         try:
-            jobs = executor.submit_array([MemberJob(member.folder) for member in members])
+            with contextlib.redirect_stderr(io.StringIO()):  # submitit repeats what sbatch says
+                jobs = executor.submit_array([MemberJob(member.folder) for member in members])
         except FailedJobError as error:
             lines = [line for line in str(error).splitlines() if "error" in line] or [str(error)]
             told = " ".join(lines[0].split()).removeprefix("sbatch: error: ")
