@@ -138,7 +138,7 @@ def test_editing_the_configuration_changes_nothing_in_jobs_that_wait_though_the_
         "sbatch", "--parsable", "--nodes=2", "--partition=urgent", "--output=/dev/null", "--wrap=sleep 90"
     )
     wait_until(lambda: command("squeue", "--noheader", f"--jobs={blocker}", "--format=%T") == "RUNNING")
-    asked = ["--config-dir", str(mine.parents[1]), "experiment=mine", "rng_seed=0,1"]
+    asked = ["experiment=mine", "rng_seed=0,1", "--config-dir", str(mine.parents[1])]
     left = sweep.start(*asked)
     wait_until(lambda: len(list(sweep.folder.glob(".sweep/*/job.json"))) == 2)
     left.send_signal(signal.SIGINT)  # no terminal to ask at: the jobs are left alone
