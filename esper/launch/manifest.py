@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,13 +140,18 @@ def members_of(sweep_dir: Path) -> list[Member]:
     Raises:
         RunError: no sweep was submitted from there.
     """
-    found = sorted(path.parent for path in (sweep_dir.absolute() / ".sweep").glob("*/member.json"))
+    found = sorted((path.parent for path in (sweep_dir.absolute() / ".sweep").glob("*/member.json")), key=_in_order)
     if not found:
         raise RunError(
             f"{sweep_dir}: no sweep was launched there with hydra/launcher=local or slurm; give the folder that holds "
             "its runs, outputs/EXPERIMENT as a rule"
         )
     return [Member.read(folder) for folder in found]
+
+
+def _in_order(folder: Path) -> list[tuple[int, str]]:
+    """A key that puts `seed_2` before `seed_10`."""
+    return [(int(part or 0), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", folder.name)]
 
 
 def write_launcher(sweep_dir: Path, *, queue: str, options: Mapping[str, Any]) -> None:

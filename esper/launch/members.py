@@ -19,9 +19,10 @@ from esper.configs.identity import run_name
 from esper.configs.load import from_hydra
 from esper.launch import exits
 from esper.launch.manifest import Member
-from esper.launch.sweep import launch, queue_of, rehearse
+from esper.launch.rehearse import rehearse_sweep
+from esper.launch.sweep import launch, queue_of
 
-__all__ = ["compose_member", "launch_members"]
+__all__ = ["compose_member", "launch_members", "member_of"]
 
 
 def compose_member(sweep: DictConfig, overrides: Sequence[str]) -> TolariaConfig:
@@ -40,9 +41,9 @@ def launch_members(
     sweep: DictConfig, job_overrides: Sequence[Sequence[str]], *, queue: str, options: Mapping[str, Any]
 ) -> list[float | None]:
     """Launch members and follow them; returns the validation accuracy of each, None where there is none."""
-    members = [_member(sweep, overrides) for overrides in job_overrides]
-    if members[0][1].dry_run:
-        rehearse(members, queue_of(queue, options))
+    members = [member_of(sweep, overrides) for overrides in job_overrides]
+    if members[0][1].dry_run:  # a sweeper that searches asks for its members one by one
+        rehearse_sweep(members, queue_of(queue, options))
         return [None] * len(members)
     ended = launch(members, queue_of(queue, options))
     for member, _ in members:
@@ -52,7 +53,12 @@ def launch_members(
     return [ended[member.name].metric for member, _ in members]
 
 
-def _member(sweep: DictConfig, overrides: Sequence[str]) -> tuple[Member, TolariaConfig]:
+def member_of(sweep: DictConfig, overrides: Sequence[str]) -> tuple[Member, TolariaConfig]:
+    """A member and its configuration.
+
+    Raises:
+        ConfigError: the configuration cannot be used.
+    """
     config = compose_member(sweep, overrides)
     return (
         Member(

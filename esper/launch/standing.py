@@ -10,7 +10,7 @@ from esper.launch import slurm
 from esper.launch.local import is_alive
 from esper.launch.manifest import Job, Member
 
-__all__ = ["OVER", "Standing", "standings"]
+__all__ = ["OVER", "Standing", "log_of", "standings"]
 
 # The states in which a member's job is no longer there.
 OVER = frozenset({"finished", "failed", "interrupted", "lost"})

@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rich.console import Console
+from rich.console import Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from esper.launch.manifest import Member, members_of
-from esper.launch.standing import Standing, standings
+from esper.launch.standing import Standing, log_of, standings
+from esper.launch.words import duration, labels, table_console
 
 __all__ = ["Progress", "main"]
 
@@ -27,6 +28,7 @@ _STYLES = {
     "interrupted": "yellow",
     "unknown": "yellow",
 }
+_INTEREST = {"running": 1, "waiting": 2, "finished": 3}
 _KINDS = (b'{"kind": "run_started"', b'{"kind": "epoch"')
 _LAST_EPOCHS = 5
 
@@ -91,54 +93,62 @@ def main(sweep_dir: Path, *, watch: bool, interval_s: float = 5.0) -> int:
     """
     members = members_of(sweep_dir)
     progress = {member.name: Progress(journal=member.run_dir / "journal.jsonl") for member in members}
-    console = Console()
-    now, table = _look(members, progress)
+    console = table_console()
+    now = _look(members, progress)
     if watch and console.is_terminal:
-        with Live(table, console=console, auto_refresh=False) as live:
+        with Live(_watched(members, now, progress), console=console, auto_refresh=False) as live:
             while not _are_over(now):
                 time.sleep(interval_s)
-                now, table = _look(members, progress)
-                live.update(table, refresh=True)
+                now = _look(members, progress)
+                live.update(_watched(members, now, progress), refresh=True)
     else:
-        console.print(table)
+        console.print(_told(members, now, progress))
         while watch and not _are_over(now):
             time.sleep(interval_s)
-            now, table = _look(members, progress)
+            now = _look(members, progress)
             console.print(_summary(now))
     return 1 if any(one.state in ("failed", "lost") for one in now.values()) else 0
 
 
-def _look(members: Sequence[Member], progress: dict[str, Progress]) -> tuple[dict[str, Standing], Table]:
-    now = standings(members)
+def _look(members: Sequence[Member], progress: dict[str, Progress]) -> dict[str, Standing]:
     for one in progress.values():
         one.update()
-    table = Table(box=None, pad_edge=False, caption=_summary(now), caption_justify="left")
-    for heading in ("run", "state", "epoch", "accuracy", "time left", "job", "why"):
+    return standings(members)
+
+
+def _watched(members: Sequence[Member], now: dict[str, Standing], progress: dict[str, Progress]) -> Group:
+    """What may not fit the terminal's height, with the least interesting last."""
+    return _told(sorted(members, key=lambda member: _INTEREST.get(now[member.name].state, 0)), now, progress)
+
+
+def _told(members: Sequence[Member], now: dict[str, Standing], progress: dict[str, Progress]) -> Group:
+    """Counts, a table, and a line for each member that needs one."""
+    short = labels(members)
+    table = Table(box=None, pad_edge=False)
+    for heading in ("run", "state", "epoch", "accuracy", "time left", "job"):
         numeric = heading in ("epoch", "accuracy", "time left")
         table.add_column(heading, justify="right" if numeric else "left", overflow="fold")
+    reasons = []
     for member in members:
-        job = member.job()
-        table.add_row(
-            *_row(member.name, now[member.name], progress[member.name]), job.id if job else "", now[member.name].reason
-        )
-    return now, table
+        standing, job = now[member.name], member.job()
+        state = Text(standing.state, style=_STYLES.get(standing.state, ""))
+        job_id = job.id.partition("@")[0] if job else ""
+        table.add_row(short[member.name], state, *_figures(standing, progress[member.name]), job_id)
+        if standing.reason:
+            reasons.append(Text.assemble(state, f" {member.name}: {standing.reason}"))
+        if standing.state in ("failed", "lost"):
+            reasons.append(Text(f"  what its job wrote: {log_of(member)}"))
+    return Group(Text(_summary(now)), table, *reasons)
 
 
-def _row(name: str, standing: Standing, progress: Progress) -> tuple[str, Text, str, str, str]:
+def _figures(standing: Standing, progress: Progress) -> tuple[str, str, str]:
     accuracy = standing.metric if standing.metric is not None else progress.accuracy
     left = progress.eta_s() if standing.state == "running" else None
     return (
-        name,
-        Text(standing.state, style=_STYLES.get(standing.state, "")),
         f"{progress.epoch}/{progress.total_epochs}" if progress.total_epochs else "",
         f"{accuracy:.2%}" if accuracy is not None else "",
-        _duration(left) if left is not None else "",
+        duration(left) if left is not None else "",
     )
-
-
-def _duration(seconds: float) -> str:
-    minutes, hours = int(seconds) // 60, int(seconds) // 3600
-    return f"{hours} h {minutes % 60:02} min" if hours else f"{minutes} min" if minutes else f"{int(seconds)} s"
 
 
 def _summary(now: dict[str, Standing]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -21,7 +21,7 @@ from esper.launch.manifest import Job, Member, freeze, launcher_of, members_of, 
 from esper.launch.slurm import SlurmOptions, SlurmQueue
 from esper.launch.standing import Standing, standings
 
-__all__ = ["Queue", "launch", "queue_of", "rehearse", "resume"]
+__all__ = ["Queue", "launch", "plan", "queue_of", "resume", "told_plan"]
 
 Queue = SlurmQueue | LocalQueue
 
@@ -46,11 +46,27 @@ def queue_of(name: str, options: Mapping[str, Any]) -> Queue:
     return SlurmQueue(checked) if isinstance(checked, SlurmOptions) else LocalQueue(checked)
 
 
-def rehearse(members: Sequence[tuple[Member, TolariaConfig]], queue: Queue) -> None:
-    """Say what would be submitted."""
-    for member, config in members:
-        _say(f"  {member.name}   {config.optimization.max_epochs} epochs   {' '.join(member.overrides)}")
-    _say(f"{len(members)} runs on {queue.describe()}; nothing was submitted")
+def plan(
+    members: Sequence[tuple[Member, TolariaConfig]],
+) -> tuple[dict[str, Standing], list[tuple[Member, TolariaConfig]]]:
+    """What launching would do: the members that are on their way already, by name, and those to submit.
+
+    Those that have finished are in neither.
+    """
+    asked = {member.name: (member, config) for member, config in members}
+    now = standings([member for member, _ in asked.values()])
+    kept = {name: standing for name, standing in now.items() if not standing.is_over}
+    return kept, [one for name, one in asked.items() if name not in kept and not _is_finished(*one)]
+
+
+def told_plan(num_members: int, *, kept: Sized, todo: Sized, verb: str) -> str:
+    """A plan in a line; `verb` says what happens to those to submit."""
+    parts = [f"{len(todo)} {verb}"]
+    if kept:
+        parts.append(f"{len(kept)} on their way already")
+    if num_finished := num_members - len(kept) - len(todo):
+        parts.append(f"{num_finished} finished before")
+    return f"{num_members} runs: {', '.join(parts)}"
 
 
 def launch(members: Sequence[tuple[Member, TolariaConfig]], queue: Queue) -> dict[str, Standing]:
@@ -63,12 +79,9 @@ def launch(members: Sequence[tuple[Member, TolariaConfig]], queue: Queue) -> dic
         SystemExit: Ctrl-C; 130.
     """
     queue.require()
-    asked = {member.name: (member, config) for member, config in members}
-    everyone = [member for member, _ in asked.values()]
-    kept = {name: standing for name, standing in standings(everyone).items() if not standing.is_over}
+    everyone = list({member.name: member for member, _ in members}.values())
+    kept, todo = plan(members)
     _refuse_unknown(kept)
-    todo = [(member, config) for name, (member, config) in asked.items() if name not in kept]
-    todo = [(member, config) for member, config in todo if not _is_finished(member, config)]
     for member, config in todo:
         freeze(member, config)
     try:
@@ -76,7 +89,9 @@ def launch(members: Sequence[tuple[Member, TolariaConfig]], queue: Queue) -> dic
             write_launcher(everyone[0].sweep_dir, queue=queue.name, options=dataclasses.asdict(queue.options))
             waves, after = _in_waves(todo, [member for member in everyone if member.name in kept])
             queue.submit(waves, after=after)
-        _tell_submitted(everyone, kept, [member for member, _ in todo], queue)
+        _say(f"{told_plan(len(everyone), kept=kept, todo=todo, verb='submitted')}; {queue.describe()}")
+        if ids := _ids([*(member for member, _ in todo), *(one for one in everyone if one.name in kept)]):
+            _say(f"jobs {ids}; how they stand: esper sweep status {_shown(everyone[0].sweep_dir)}")
         return _follow(everyone, queue)
     except KeyboardInterrupt:
         _interrupted(everyone, queue)
@@ -117,20 +132,6 @@ def _is_finished(member: Member, config: TolariaConfig) -> bool:
 def _refuse_unknown(kept: Mapping[str, Standing]) -> None:
     if any(standing.state == "unknown" for standing in kept.values()):
         raise RunError("squeue does not answer, so what runs already cannot be told; try again when it does")
-
-
-def _tell_submitted(
-    asked: Sequence[Member], kept: Mapping[str, Standing], todo: Sequence[Member], queue: Queue
-) -> None:
-    num_finished = len(asked) - len(kept) - len(todo)
-    parts = [f"{len(todo)} submitted"]
-    if kept:
-        parts.append(f"{len(kept)} on their way already")
-    if num_finished:
-        parts.append(f"{num_finished} finished before")
-    _say(f"{len(asked)} runs: {', '.join(parts)}; {queue.describe()}")
-    if ids := _ids(asked):
-        _say(f"jobs {ids}; how they stand: esper sweep status {_shown(asked[0].sweep_dir)}")
 
 
 def _follow(members: Sequence[Member], queue: Queue) -> dict[str, Standing]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import pty
+import re
 import signal
 import subprocess
 import sys
@@ -27,12 +29,12 @@ TINY = ["-m", "experiment=debug", "debug_mode=false", "morphogenetic=off", "hydr
 FAST = "hydra.launcher.poll_s=0.2"
 
 
-def start(*arguments: str, cwd: Path, script: str = TRAIN) -> subprocess.Popen[str]:
+def start(*arguments: str, cwd: Path, script: str = TRAIN, stdin: int = subprocess.DEVNULL) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-c", script, *arguments],
         cwd=cwd,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        stdin=subprocess.DEVNULL,
+        stdin=stdin,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -62,11 +64,17 @@ def test_members_run_two_at_a_time_and_a_failed_one_is_told_at_the_end(tmp_path:
     code, out, err = finish(start(*asked, cwd=tmp_path))
     assert code == 1
     assert "3 runs: 1 submitted, 2 finished before" in out
+    code, out, _ = finish(start("sweep", "status", "outputs/debug", cwd=tmp_path, script=ESPER))
+    assert code == 1
+    assert out.startswith("3 runs: 2 finished, 1 failed\n")
+    assert re.search(r"^learning_rate=0.05 +finished +2/2 +[0-9.]+% ", out, flags=re.MULTILINE)
+    assert re.search(r"^failed .*1e_20.*: loss, gradient or weights at step 1 are not finite", out, flags=re.MULTILINE)
+    assert "DivergenceError" in Path(out.split("what its job wrote: ")[1].strip()).read_text()
 
 
 @pytest.mark.slow
 def test_ctrl_c_cancels_what_runs_after_it_saved_and_resume_goes_on(tmp_path: Path):
-    asked = [*TINY, FAST, "rng_seed=0,1", "optimization.max_epochs=150", "hydra.launcher.on_interrupt=cancel"]
+    asked = [*TINY, FAST, "rng_seed=0,1", "optimization.max_epochs=60", "hydra.launcher.on_interrupt=cancel"]
     launcher = start(*asked, cwd=tmp_path)
     sweep_dir = tmp_path / "outputs" / "debug"
     until = time.monotonic() + 60
@@ -87,12 +95,44 @@ def test_ctrl_c_cancels_what_runs_after_it_saved_and_resume_goes_on(tmp_path: Pa
     assert [one["resumed_from"] is None for one in began if one["kind"] == "run_started"] == [True, False]
 
 
-def test_a_dry_run_of_a_launched_sweep_lists_it_and_leaves_nothing(tmp_path: Path):
+@pytest.mark.slow
+def test_ctrl_c_at_a_terminal_asks_and_leaves_what_is_not_cancelled(tmp_path: Path):
+    master, terminal = pty.openpty()
+    asked = [*TINY, FAST, "rng_seed=0", "optimization.max_epochs=60"]
+    launcher = start(*asked, cwd=tmp_path, stdin=terminal)
+    os.close(terminal)
+    assert launcher.stdout is not None
+    told = iter(launcher.stdout.readline, "")
+    assert any("running" in line for line in told)
+    launcher.send_signal(signal.SIGINT)
+    os.write(master, b"n\n")
+    code, out, _ = finish(launcher)
+    os.close(master)
+    assert code == 130
+    (one,) = members_of(tmp_path / "outputs" / "debug")
+    pid = one.job().id.partition("@")[0]
+    assert f"1 runs are waiting or running as jobs {pid}. Cancel them? [y/N] left to local: jobs {pid};" in out
+    assert not standings([one])[one.name].is_over
+    code, out, err = finish(start(*asked, cwd=tmp_path))
+    assert (code, err) == (0, "")
+    assert "1 runs: 0 submitted, 1 on their way already" in out
+    assert one.result() is not None
+
+
+def test_a_dry_run_lists_what_there_is_and_what_would_be_submitted_and_leaves_nothing(tmp_path: Path):
     code, out, err = finish(start(*TINY, "rng_seed=0,1", "dry_run=true", cwd=tmp_path))
     assert (code, err) == (0, "")
-    assert "2 runs on this machine, 1 at a time; nothing was submitted" in out
-    assert "rng_seed=1" in out
+    rows = [line.split() for line in out.splitlines()]
+    assert rows[1:3] == [[f"rng_seed={seed}", "to", "submit", "2", "1,454", "1", "s"] for seed in (0, 1)]
+    assert "2 runs: 2 to submit; this machine, 1 at a time\n" in out
     assert not list(tmp_path.iterdir())
+
+
+def test_a_dry_run_says_which_member_cannot_train(tmp_path: Path):
+    code, _, err = finish(start(*TINY, "optimization.learning_rate=0.05,1e20", "dry_run=true", cwd=tmp_path))
+    assert code == 1
+    assert re.match(r"error: .*learning_rate=1e\+20.*: loss, gradient or weights at step 1 are not finite", err)
+    assert err.count("\n") == 1
 
 
 def test_a_frozen_member_reads_back_and_is_private(tmp_path: Path):
