@@ -23,11 +23,13 @@ if grep -qs "^$MARK" /etc/slurm/slurm.conf && runs "$STATE/run/slurmctld.pid" sl
   scancel --user="$(id -un)" 2>/dev/null
   for _ in $(seq 1 100); do [ -n "$(squeue -h 2>/dev/null)" ] || break; sleep 0.1; done
 fi
-for file in "$STATE"/run/slurmd-*.pid; do stop "$file" slurmd; done
-stop "$STATE/run/slurmctld.pid" slurmctld
+for file in "$STATE"/run/slurmd-*.pid; do stop "$file" slurmd & done
+stop "$STATE/run/slurmctld.pid" slurmctld &
+wait # each takes seconds
 stop "$STATE/run/slurmdbd.pid" slurmdbd
-stop "$STATE/mariadb/pid" mariadbd
-stop "$STATE/run/munged.pid" munged
+stop "$STATE/mariadb/pid" mariadbd &
+stop "$STATE/run/munged.pid" munged &
+wait
 if [ "${1:-}" = --purge ]; then
   rm -rf "$STATE"
   for file in slurm slurmdbd cgroup; do
