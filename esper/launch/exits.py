@@ -7,7 +7,11 @@ from typing import NoReturn
 
 from esper.errors import EsperError
 
-__all__ = ["exit_with", "line_of"]
+__all__ = ["exit_with", "failures", "line_of"]
+
+# Failures of a sweep's members, in the process that runs `esper-train`: told in one line each when it ends. None
+# anywhere else (a job of another launcher): there a failure has to be raised, so that the launcher hears of it.
+failures: list[str] | None = None
 
 
 def line_of(error: BaseException) -> str:

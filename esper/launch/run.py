@@ -20,13 +20,15 @@ from esper.configs import TolariaConfig
 from esper.configs.identity import checkpoints_folder, outputs_folder
 from esper.errors import EsperError, RunError
 from esper.launch.arms import rehearsable, settle
+from esper.launch.words import duration
 from esper.tolaria import TolariaService, TolariaTrainer
+from esper.tolaria.rehearsal import Rehearsal
 from esper.tolaria.resume import own_checkpoint_asked
 from esper.tolaria.rundir import RunFolder
 from esper.tolaria.terminal import Terminal
 from esper.tracking import read, tracking_uri
 
-__all__ = ["Outcome", "run"]
+__all__ = ["Outcome", "rehearse", "run"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +60,12 @@ def run(config: TolariaConfig, run_dir: Path, *, sibling: Callable[[str], Path] 
         EsperError: bad input, or the training failed.
     """
     if config.dry_run:
-        return asyncio.run(_rehearse(rehearsable(config)))
+        found = rehearse(config)
+        time = (
+            f"time       about {duration(found.seconds)}: steps of {1000 * found.step_seconds:.3g} ms, without the rest"
+        )
+        print("\n".join([*found.lines, time]))  # noqa: T201
+        return Outcome(exit_code=0, metric=None, result=None, run_dir=run_dir)
     run_dir = run_dir.absolute()
     try:
         config = settle(config, run_dir=run_dir, sibling=sibling)
@@ -78,6 +85,15 @@ def run(config: TolariaConfig, run_dir: Path, *, sibling: Callable[[str], Path] 
         file = stack.enter_context((log_dir / "train.log").open("a", encoding="utf-8"))
         log = stack.enter_context(Terminal(level=config.logging.log_level, console=Console(file=file, width=120)))
         return asyncio.run(_train(config, run_dir, [terminal, log]))
+
+
+def rehearse(config: TolariaConfig) -> Rehearsal:
+    """Build everything, do a few steps, grow by force; leave nothing behind.
+
+    Raises:
+        EsperError: bad input, or it failed.
+    """
+    return asyncio.run(_rehearse(rehearsable(config)))
 
 
 def _take_over(run_dir: Path, *, fresh: bool) -> dict[str, Any]:
@@ -150,8 +166,7 @@ def _files(config: TolariaConfig, run_dir: Path) -> dict[str, str]:
     return files
 
 
-async def _rehearse(config: TolariaConfig) -> Outcome:
-    """Build everything, do a step, grow by force, do another step; leave nothing behind."""
+async def _rehearse(config: TolariaConfig) -> Rehearsal:
     with tempfile.TemporaryDirectory(prefix="esper-dry-run-") as folder:
         rehearsal = dataclasses.replace(
             config,
@@ -162,9 +177,6 @@ async def _rehearse(config: TolariaConfig) -> Outcome:
         trainer = TolariaTrainer(rehearsal, run_dir=Path(folder))
         try:
             await trainer.initialize()
-            lines = await trainer.rehearse()
+            return await trainer.rehearse()
         finally:
             await trainer.shutdown()
-    for line in lines:
-        print(line)  # noqa: T201
-    return Outcome(exit_code=0, metric=None, result=None, run_dir=Path(folder))

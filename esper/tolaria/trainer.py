@@ -31,10 +31,11 @@ from esper.contracts.events import (
     RunStarted,
     Validated,
 )
-from esper.errors import CheckpointError, SurgeryError
+from esper.errors import CheckpointError
 from esper.tolaria import checkpoint
 from esper.tolaria.evaluate import evaluate
 from esper.tolaria.finite import require_finite
+from esper.tolaria.rehearsal import Rehearsal, rehearse
 from esper.tolaria.result import result
 from esper.tolaria.resume import restore, resume, snapshot
 from esper.tolaria.run import Run, capture_obstacle, open_run
@@ -146,9 +147,9 @@ class TolariaTrainer:
         self._worker.submit(lambda: restore(self.run, checkpoint.load(Path(checkpoint_path)))).result()
         return True
 
-    async def rehearse(self) -> list[str]:
-        """Do a step, grow a module by force at the first site that takes one, do another step; returns what to show."""
-        return await self._work(self._rehearse)
+    async def rehearse(self) -> Rehearsal:
+        """Do a few steps, grow a module by force after the first; the training is of no use afterwards."""
+        return await self._work(functools.partial(rehearse, self.run))
 
     def request_stop(self, reason: str) -> None:
         """Ask the training to save and stop at the next step boundary; safe from any thread."""
@@ -303,27 +304,6 @@ class TolariaTrainer:
         write_recipe(run.run_dir / "recipe.json", run.model.recipe, host=self.config.model.name)
         run.emit(RunEnded, status="finished", reason="", result=self.result)
         run.folder.set_status("finished", result=self.result)
-
-    def _rehearse(self) -> list[str]:
-        run, host = self.run, self.run.host_cost
-        lines = [f"network    {host.num_parameters:,} parameters, {host.num_macs:,} MACs, {len(run.model.slots)} sites"]
-        lines.append(f"training   {run.total_steps:,} steps of {self.config.dataset.batch_size} on {run.parts.device}")
-        sites = [slot.site.name for slot in run.model.all_slots()]
-        for index in range(2):
-            run.set_learning_rates()
-            run.life.before_step()
-            run.step(epoch=0, index=index % run.steps_per_epoch, step=index)
-            run.state.global_step += 1
-            lines.append(f"step {index + 1}     loss {require_finite(run).loss:.4f}")
-            if index == 0 and sites:
-                lines.append(f"growth     {self._grow_somewhere(sites)}")
-        return lines
-
-    def _grow_somewhere(self, sites: list[str]) -> str:
-        for site in sites:
-            if self.run.growth.apply(AdaptationDecision(should_adapt=True, site=site, reasoning="rehearsal")):
-                return f"{self.run.model.recipe[0].blueprint_id} at {site}"
-        raise SurgeryError("dry_run: nothing could be grown at any site; morphogenetic.blueprint* allow too little")
 
     # --- pieces ---------------------------------------------------------------------------------------------------
 
