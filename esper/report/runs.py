@@ -15,7 +15,7 @@ from esper.configs import TrackingConfig
 from esper.errors import RunError
 from esper.report.record import read_run
 from esper.tracking import tracking_uri
-from esper.tracking.mlflow import connect
+from esper.tracking.mlflow_store import connect
 from esper.tracking.records import parameters
 
 __all__ = ["Point", "Run", "from_folders", "from_mlflow"]
