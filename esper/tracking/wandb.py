@@ -22,7 +22,7 @@ __all__ = ["WandbRun"]
 
 # Set where the user has not. W&B on its own would print into the live display, ask for a key there, and send its errors.
 _VARIABLES = {"WANDB_SILENT": "true", "WANDB_ERROR_REPORTING": "false"}
-_INIT_S, _FINISH_S = 15, 12
+_INIT_S, _FINISH_S = 10, 10
 """For how long a server may take to answer, and to take what is left."""
 _NEVER = -1
 
@@ -55,7 +55,7 @@ class WandbRun:
         self._run_dir = run_dir
         self._lock = FileLock(run_dir / ".wandb.lock")
         self._run: Any = None
-        self._told = _NEVER  # the last step whose row W&B has
+        self._told: int | None = None  # the last step whose row W&B has, as far as is known
         self._rows: dict[int, dict[str, float]] = {}  # by step, those that W&B may not have
 
     def ingest(self, events: Iterable[dict[str, Any]]) -> None:
@@ -69,10 +69,12 @@ class WandbRun:
             for point in points(event):
                 row = self._rows.setdefault(event["step"], {})
                 row[point.key] = point.value
+                row["_timestamp"] = point.time_ms / 1000  # when it was measured, not when it is told
                 if point.key.startswith("epoch/"):
                     row["epoch"] = point.step
-        if any(step < self.history.step for step in self._rows):
-            self._send(before=self.history.step)
+        if self._told is None:
+            self._told = self._settled()
+        self._send(before=self.history.step)
 
     def finish(self) -> None:
         """Report the last row if the run has finished, the end, and what the run folder holds."""
@@ -80,14 +82,11 @@ class WandbRun:
             return
         ended = self.history.ended or {"status": "killed", "reason": ""}
         is_finished = ended["status"] == "finished"
-        last = self.history.step + is_finished
-        known = self._known()
-        is_known = known["status"] == ended["status"] and known["step"] + 1 >= max(
-            (step + 1 for step in self._rows if step < last), default=0
-        )
-        if self._run is None and is_known and known["is_offline"] <= self._is_offline():
-            return
-        self._send(before=last)
+        self._send(before=self.history.step + is_finished)
+        if self._run is None:
+            if self._known()["status"] == ended["status"]:
+                return
+            self._attach(self.history.started)
         self._run.summary.update({"status": ended["status"], "reason": ended["reason"]})
         for path in (self._run_dir / name for name in FILES):
             if path.is_file():
@@ -107,17 +106,20 @@ class WandbRun:
 
     def _send(self, *, before: int) -> None:
         """Tell W&B the rows of earlier steps that it does not have."""
-        assert self.history.started is not None
+        assert self._told is not None
+        if all(step >= before or step <= self._told for step in self._rows):
+            return
         if self._run is None:
+            assert self.history.started is not None
             self._attach(self.history.started)
         rows = {step: self._rows.pop(step) for step in list(self._rows) if step < before}
-        new = {step: row for step, row in rows.items() if step > self._told}
+        new = {step: row for step, row in rows.items() if step > self._told}  # a server may have more than was noted
         if new:
             self._told = max(new)
             self._note(status="running")
         for step, row in new.items():
-            self._run.log(row, step=step)
-            self.num_logged += len(row) - ("epoch" in row)
+            self._run.log(row, step=step, commit=True)
+            self.num_logged += len(row.keys() - {"epoch", "_timestamp"})
         self._run.summary.update(stories(self.history))
 
     def _attach(self, started: Mapping[str, Any]) -> None:
@@ -126,10 +128,20 @@ class WandbRun:
         except Timeout:
             raise RunError(f"{self._run_dir} is being reported by another process; wait for it") from None
         known = self._known()
-        config = started["config"]
         wandb = _wandb()
-        self._run = wandb.init(
-            id=known["run_id"],
+        try:
+            self._run = self._init(wandb, started, run_id=known["run_id"])
+        except Exception:
+            # W&B's service would hold on to the run that it could not make, and refuse to make it later.
+            wandb.teardown()
+            raise
+        self._run.define_metric("epoch/*", step_metric="epoch")
+        self._told = known["step"] if self._run.offline else self._run.starting_step - 1
+
+    def _init(self, wandb: Any, started: Mapping[str, Any], *, run_id: str) -> Any:
+        config = started["config"]
+        return wandb.init(
+            id=run_id,
             project=self._config.wandb_project,
             entity=self._config.wandb_entity,
             group=started["experiment_name"],
@@ -152,8 +164,6 @@ class WandbRun:
                 x_save_requirements=False,
             ),
         )
-        self._run.define_metric("epoch/*", step_metric="epoch")
-        self._told = known["step"] if self._run.offline else self._run.starting_step - 1
 
     # --- what is known between two processes ----------------------------------------------------------------------
 
@@ -164,6 +174,12 @@ class WandbRun:
             write_atomically(file, json.dumps(new, indent=2))
         known: dict[str, Any] = json.loads(file.read_text())
         return known
+
+    def _settled(self) -> int:
+        """The last step whose row W&B has for certain: it was told the end, and not offline if it is asked now."""
+        known = self._known()
+        is_settled = known["status"] not in ("", "running") and (self._is_offline() or not known["is_offline"])
+        return int(known["step"]) if is_settled else _NEVER
 
     def _note(self, *, status: str) -> None:
         known = {**self._known(), "step": self._told, "status": status, "is_offline": self._is_offline()}
