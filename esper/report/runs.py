@@ -15,6 +15,7 @@ from esper.configs import TrackingConfig
 from esper.errors import RunError
 from esper.report.record import read_run
 from esper.tracking import tracking_uri
+from esper.tracking.members import read_members
 from esper.tracking.mlflow_store import connect
 from esper.tracking.records import parameters
 
@@ -41,6 +42,7 @@ class Run:
         machine: what it ran on.
         result: the figures of a finished run, see `contracts.events.RunEnded`.
         curve: its validations, in order.
+        overrides: what was asked of it, by setting or group, as a member of a sweep; None if it was none.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Run:
     machine: str
     result: Mapping[str, Any] | None
     curve: Sequence[Point]
+    overrides: Mapping[str, str] | None = None
 
     @property
     def seed(self) -> int:
@@ -84,7 +87,8 @@ def from_folders(paths: Sequence[Path]) -> list[Run]:
         if not found:
             raise RunError(f"{path} holds no run folder: there is no journal.jsonl at or below it; name another path")
         folders |= found
-    return [_from_folder(folder) for folder in sorted(folders)]
+    asked = {parent: read_members(parent) for parent in {folder.parent for folder in folders}}
+    return [_from_folder(folder, asked[folder.parent].get(folder.name)) for folder in sorted(folders)]
 
 
 def from_mlflow(experiment: str, *, uri: str | None) -> list[Run]:
@@ -118,7 +122,7 @@ def from_mlflow(experiment: str, *, uri: str | None) -> list[Run]:
     return sorted(runs, key=lambda run: run.name)
 
 
-def _from_folder(folder: Path) -> Run:
+def _from_folder(folder: Path, overrides: Sequence[str] | None) -> Run:
     record = read_run(folder)
     started = record.history.started
     config = started["config"] if started else yaml.safe_load(record.config_yaml) or {}
@@ -132,7 +136,14 @@ def _from_folder(folder: Path) -> Run:
         machine=_machine(started["device"], started["environment"]) if started else "",
         result=result,
         curve=_curve(events, result, batch_size=config["dataset"]["batch_size"]) if started else [],
+        overrides=None if overrides is None else dict(_setting(one) for one in overrides),
     )
+
+
+def _setting(override: str) -> tuple[str, str]:
+    """Name and value of an override; `+` and `~` are left to the name."""
+    name, _, value = override.partition("=")
+    return name, value
 
 
 def _is_set_aside(folder: Path) -> bool:

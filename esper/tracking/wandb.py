@@ -20,7 +20,7 @@ from esper.tracking.records import FILES, points, stories
 
 __all__ = ["WandbRun"]
 
-# Set where the user has not. W&B on its own would print into the live display, ask for a key there, and send its errors.
+# Set where the user has not. W&B on its own would print into the live display, ask for a key there, and report errors.
 _VARIABLES = {"WANDB_SILENT": "true", "WANDB_ERROR_REPORTING": "false"}
 _INIT_S, _FINISH_S = 10, 10
 """For how long a server may take to answer, and to take what is left."""
