@@ -28,18 +28,18 @@ def gather(sweep_dir: Path, members: Mapping[str, TrackingConfig]) -> None:
         members: where each was to be reported, by the run's name.
     """
     begun = {name: sweep_dir / name for name in members if (sweep_dir / name / "journal.jsonl").is_file()}
+    reported = [run_dir for name, run_dir in begun.items() if members[name].name in ("mlflow", "both")]
+    for run_dir in reported:
+        if not (run_dir / "mlflow.json").is_file():  # where it ran, there was only the journal
+            sync(run_dir)
     if len(begun) < 2:
         return
     try:
         _compare(sweep_dir, list(begun.values()))
     except EsperError as error:
         sys.stdout.write(f"\nno comparison: {line_of(error)}\n")
-    reported = [name for name in begun if members[name].name in ("mlflow", "both")]
-    for name in reported:
-        if not (begun[name] / "mlflow.json").is_file():  # where it ran, there was only the journal
-            sync(begun[name])
     try:
-        report_sweep(sweep_dir, [begun[name] for name in reported])
+        report_sweep(sweep_dir, reported)
     except Exception as error:  # whatever MLflow, and what lies under it, may raise
         sys.stdout.write(f"no parent in MLflow ({reason(error)}); esper sync {sweep_dir} catches up\n")
 

@@ -91,6 +91,10 @@ class Run:
         """Report to the trackers that the configuration names, from the journal's beginning on."""
         tracking = self.config.tracking
         for tracker in trackers(tracking, run_dir=self.run_dir, outputs_dir=self.outputs_dir):
+            if tracker.is_left_to_sync:
+                message = f"a SLURM job leaves {tracker.place} to `esper sync {self.run_dir}`, which a sweep's end does"
+                self.emit(Notice, level="INFO", message=message)
+                continue
             interval_s = tracking.flush_interval_s
             follower = Follower(tracker, interval_s=interval_s, run_dir=self.run_dir, warn=self.warn)
             self.closing.callback(follower.close)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,11 +45,13 @@ class Tracker:
         name: as its users call it.
         place: what it is in there: a URI or a project, without credentials.
         open: makes the run's picture there; nothing is imported or sent before the first event.
+        is_left_to_sync: whether a run only writes its journal, and `esper sync` does the rest.
     """
 
     name: str
     place: str
     open: Callable[[], TrackedRun]
+    is_left_to_sync: bool = False
 
 
 def trackers(config: TrackingConfig, *, run_dir: Path, outputs_dir: Path) -> list[Tracker]:
@@ -63,6 +66,8 @@ def trackers(config: TrackingConfig, *, run_dir: Path, outputs_dir: Path) -> lis
         name="MLflow",
         place=without_credentials(tracking_uri(config, outputs_dir=outputs_dir)),
         open=lambda: MlflowRun(config, run_dir=run_dir, outputs_dir=outputs_dir),
+        # Jobs on several machines would write one file of a shared file system, where SQLite's locks need not hold.
+        is_left_to_sync=config.uri is None and "SLURM_JOB_ID" in os.environ,
     )
     project = "/".join(part for part in (config.wandb_entity, config.wandb_project) if part)
     wandb = Tracker(name="W&B", place=project, open=lambda: WandbRun(config, run_dir=run_dir))

@@ -51,3 +51,13 @@ def test_members_that_failed_are_left_out_of_the_page_and_a_dry_sweep_writes_non
     done = esper_train("-m", *THIN, "rng_seed=0,1", "dry_run=true", cwd=tmp_path / "dry")
     assert done.returncode == 0, done.stderr
     assert not list((tmp_path / "dry").iterdir())
+
+
+@pytest.mark.slow
+def test_jobs_of_a_cluster_write_journals_only_and_the_end_of_the_sweep_reports_them(tmp_path: Path) -> None:
+    done = esper_train("-m", *THIN, "rng_seed=0,1", "tracking=mlflow", cwd=tmp_path, SLURM_JOB_ID="7")
+    assert done.returncode == 0, done.stderr
+    notices = [line for line in done.stdout.splitlines() if "a SLURM job leaves sqlite:///" in line]
+    assert len(notices) == 2
+    assert len([line for line in done.stdout.splitlines() if ": MLflow: finished, " in line]) == 2
+    assert (tmp_path / "outputs" / "rates" / "mlflow.json").is_file()
