@@ -18,6 +18,7 @@ _NO_MATTER = (
 """Settings that leave the numbers alone, and the seed."""
 _BUDGETED = ("static_flops", "final_flops", "final_seconds")
 """Arms whose epochs follow from what the grown run spent."""
+_OUTSIDE = ("set aside", "not of the sweep")
 _MAX_LABEL = 48
 
 
@@ -78,7 +79,7 @@ def group(runs: Sequence[Run], *, baseline: str | None = None) -> Comparison:
         RunError: a run was allowed to stop early, two runs are the same arm and seed, or there is no such baseline.
     """
     for run in runs:
-        if run.status != "set aside" and run.settings.get("optimization.patience", "null") != "null":
+        if run.status not in _OUTSIDE and run.settings.get("optimization.patience", "null") != "null":
             raise RunError(
                 f"{run.name}: optimization.patience={run.settings['optimization.patience']} stopped it when its "
                 "validation said so, which no comparison survives; train again with optimization.patience=null"
@@ -159,11 +160,12 @@ def _told_apart_by(runs: Sequence[Run]) -> Sequence[str]:
 
 def _swept(runs: Sequence[Run]) -> Sequence[str] | None:
     """What sweeps asked differently of their members, besides the seed; None if a run is no member of one."""
-    if any(run.overrides is None for run in runs):
+    asked = [run.overrides for run in runs if run.status not in _OUTSIDE]
+    if not asked or None in asked:
         return None
-    asked = [run.overrides or {} for run in runs]
-    names = dict.fromkeys(name for one in asked for name in one if not f"{name}.".startswith(_NO_MATTER))
-    return [name for name in names if len({one.get(name) for one in asked}) > 1]
+    given = [one for one in asked if one is not None]
+    names = dict.fromkeys(name for one in given for name in one if not f"{name}.".startswith(_NO_MATTER))
+    return [name for name in names if len({one.get(name) for one in given}) > 1]
 
 
 def _labels(asked: Sequence[Mapping[str, str]], chosen: Sequence[str]) -> list[str]:

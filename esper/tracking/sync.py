@@ -16,6 +16,7 @@ from esper.configs.identity import outputs_folder
 from esper.errors import RunError
 from esper.tracking.follow import reason
 from esper.tracking.journal import read
+from esper.tracking.members import read_members
 from esper.tracking.sweep import report_sweep
 from esper.tracking.trackers import Tracker, trackers
 
@@ -25,7 +26,7 @@ __all__ = ["main", "sync"]
 def main(paths: Sequence[Path], uri: str | None) -> int:
     """Bring trackers up to date about runs, one line each; doing so again adds nothing. Returns the exit code.
 
-    The runs that lie in one of the folders are taken for a sweep, and get a parent in MLflow.
+    A sweep gets a parent in MLflow; where none was launched, the runs that lie in the folder are taken for one.
 
     Args:
         paths: folders of runs, or folders that hold some at any depth.
@@ -39,7 +40,9 @@ def main(paths: Sequence[Path], uri: str | None) -> int:
     for path, run_dirs in found:
         for run_dir in run_dirs:
             exit_code |= sync(run_dir, uri=uri)
-        members = [run_dir for run_dir in run_dirs if run_dir.absolute().parent == path]
+        inside = [run_dir for run_dir in run_dirs if run_dir.absolute().parent == path]
+        asked = read_members(path)
+        members = [run_dir for run_dir in inside if not asked or run_dir.name in asked]
         try:
             num_children = report_sweep(path, members, uri=uri)
         except Exception as error:  # as above: of MLflow's

@@ -276,6 +276,17 @@ def test_arms_that_were_swept_with_something_else_are_told_apart_by_both(tmp_pat
     assert list(compared(tmp_path).arms) == labels
 
 
+def test_a_run_that_only_lies_in_the_folder_of_a_sweep_is_left_out_unless_it_is_named(tmp_path: Path) -> None:
+    for name in ("a", "b", "other"):
+        write_run(tmp_path / name, dataset__batch_size=16 if name == "a" else 32, rng_seed=int(name == "other"))
+    note_members(tmp_path, {"a": ["dataset.batch_size=16"], "b": ["dataset.batch_size=32"]})
+    report = compared(tmp_path)
+    assert [arm["n"] for arm in report.arms.values()] == [1, 1]
+    assert [(gone.run.name, gone.why) for gone in report.comparison.left_out] == [("other", "not of the sweep")]
+    named = compare(from_folders([tmp_path / name for name in ("a", "b", "other")]))
+    assert [arm["n"] for arm in named.arms.values()] == [1, 2]
+
+
 def test_without_a_baseline_the_arm_to_choose_is_the_one_with_the_best_validation(tmp_path: Path) -> None:
     for rate, accuracy in ((0.1, 0.7), (0.2, 0.8)):
         name = f"lr-{rate}"
