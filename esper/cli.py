@@ -29,9 +29,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="esper", description="Work with runs of esper-train.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
-    sync = commands.add_parser("sync", help="report runs to MLflow from their journals")
-    sync.add_argument("run_dirs", nargs="+", type=Path, metavar="RUN_DIR", help="folder of a run")
-    sync.add_argument("--uri", help="MLflow tracking URI (default: the run's own)")
+    sync = commands.add_parser("sync", help="report runs to their trackers from their journals")
+    sync.add_argument("run_dirs", nargs="+", type=Path, metavar="DIR", help="folder of a run, or of a sweep's runs")
+    sync.add_argument("--uri", help="MLflow tracking URI (default: the run's own trackers)")
     sync.set_defaults(run=_sync)
 
     report = commands.add_parser("report", help="write report.html of a run, or compare runs")

@@ -124,13 +124,14 @@ def test_a_failed_member_does_not_stop_a_sweep(tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_a_comparison_trains_every_arm_grown_first_and_says_how_to_read_it(tmp_path: Path):
+def test_a_comparison_trains_every_arm_grown_first_and_shows_the_answer(tmp_path: Path):
     thin = ["model=resnet_small", "model.widths=[4,8]", "model.depths=[1,1]", "model.target_layers=[layer1,layer2]"]
     short = ["dataset=digits", "optimization.max_epochs=2", "optimization.warmup_epochs=0.5", "tracking=none"]
     command = ["-m", "experiment=fair_comparison", "rng_seed=0", *thin, *short, "morphogenetic.growth_until=0.6"]
     done = esper_train(*command, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.endswith("The comparison: esper report outputs/fair_comparison\n")
+    assert "Did growing pay? Not shown:" in done.stdout
+    assert done.stdout.endswith("\noutputs/fair_comparison/comparison.html\n")
     finished = re.findall(r"^fair_comparison/arm_([a-z_]+)-\S+ finished", done.stdout, flags=re.MULTILINE)
     assert finished[0] == "grown"
     assert sorted(finished) == sorted(ARMS)

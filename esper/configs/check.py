@@ -8,6 +8,7 @@ import re
 import types
 import typing
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -106,6 +107,11 @@ def _check_names(config: TolariaConfig) -> None:
         raise ConfigError(
             "tracking.uri holds a password, which would be written into the run folder; take it out and set "
             "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (or the database's own variable)"
+        )
+    if config.tracking.name in ("wandb", "both") and find_spec("wandb") is None:
+        raise ConfigError(
+            f"tracking={config.tracking.name}: needs the package wandb, which is not installed; "
+            "pip install 'esper-train[wandb]', or use tracking=mlflow"
         )
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import atexit
 import shutil
-import sys
 import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from hydra.core.global_hydra import GlobalHydra
@@ -15,8 +15,9 @@ from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from esper.configs import TolariaConfig
+from esper.configs import TolariaConfig, TrackingConfig
 from esper.configs.explain import explain
+from esper.configs.identity import run_name
 from esper.configs.load import from_hydra
 from esper.errors import ConfigError, EsperError
 from esper.launch.exits import exit_with, line_of
@@ -24,6 +25,7 @@ from esper.launch.manifest import Member
 from esper.launch.members import compose_member, member_of
 from esper.launch.rehearse import rehearse_sweep
 from esper.launch.sweep import Queue, queue_of
+from esper.tracking.members import note_members
 
 __all__ = ["CheckBeforeRun"]
 
@@ -35,7 +37,7 @@ class CheckBeforeRun(Callback):
     """
 
     def __init__(self) -> None:
-        self._compares = False
+        self._members: dict[str, TrackingConfig] = {}
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         """Check a single run."""
@@ -76,14 +78,19 @@ class CheckBeforeRun(Callback):
                 _set(config, "hydra.sweep.dir", folder)
                 # Members are composed anew, from these.
                 _set(config, "hydra.overrides.hydra", [*config.hydra.overrides.hydra, f"hydra.sweep.dir='{folder}'"])
-            self._compares = True not in dry and any(member.comparison.arm for member in members)
+            elif members:
+                named = {run_name(member, one): list(one) for member, one in zip(members, asked, strict=True)}
+                self._members = dict(zip(named, (member.tracking for member in members), strict=True))
+                note_members(Path(config.hydra.sweep.dir), named)
         except EsperError as error:
             exit_with(error)
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
-        """Say how a comparison is read."""
-        if self._compares:
-            sys.stdout.write(f"\nThe comparison: esper report {config.hydra.sweep.dir}\n")
+        """Bring the runs together."""
+        if self._members:
+            from esper.launch.gather import gather  # what it takes is only needed after a sweep
+
+            gather(Path(config.hydra.sweep.dir), self._members)
 
 
 def _options(config: DictConfig) -> dict[str, Any]:

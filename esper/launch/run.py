@@ -160,9 +160,11 @@ def _files(config: TolariaConfig, run_dir: Path) -> dict[str, str]:
         "report": str(run_dir / "report.html"),
         "checkpoints": str(checkpoints_folder(run_dir, checkpoint_dir=config.checkpoint.checkpoint_dir)),
     }
-    if config.tracking.name == "mlflow":
+    if config.tracking.name in ("mlflow", "both"):
         outputs = outputs_folder(run_dir, experiment_name=config.experiment_name)
         files["mlflow"] = f"mlflow ui --backend-store-uri {tracking_uri(config.tracking, outputs_dir=outputs)}"
+    if config.tracking.name in ("wandb", "both"):
+        files["wandb"] = f"project {config.tracking.wandb_project}, group {config.experiment_name}"
     return files
 
 

@@ -103,9 +103,12 @@ def resume(sweep_dir: Path) -> int:
     Raises:
         RunError: no sweep was launched there, or the queue refused.
     """
-    members = members_of(sweep_dir)
+    from esper.launch.gather import gather  # what it takes is only needed after a sweep
+
+    members = [(member, member.config()) for member in members_of(sweep_dir)]
     queue = queue_of(*launcher_of(sweep_dir))
-    ended = launch([(member, member.config()) for member in members], queue)
+    ended = launch(members, queue)
+    gather(sweep_dir, {member.name: config.tracking for member, config in members})
     failed = [f"{name}: {one.reason or one.state}" for name, one in ended.items() if one.state != "finished"]
     for line in failed:
         sys.stderr.write(f"error: {line}\n")

@@ -31,7 +31,7 @@ from esper.tolaria.saving import Saver
 from esper.tolaria.schedule import learning_rate
 from esper.tolaria.state import TrainingState
 from esper.tolaria.step import TrainStep
-from esper.tracking import Follower, Journal
+from esper.tracking import Follower, Journal, trackers
 
 __all__ = ["Run", "capture_obstacle", "open_run"]
 
@@ -88,16 +88,16 @@ class Run:
         self.growth.set_learning_rates(self.state.global_step)
 
     def follow(self) -> None:
-        """Report to the tracker that the configuration names, from the journal's beginning on."""
-        if self.config.tracking.name == "none":
-            return
-        follower = Follower(
-            self.config.tracking,
-            run_dir=self.run_dir,
-            outputs_dir=self.outputs_dir,
-            warn=self.warn,
-        )
-        self.closing.callback(follower.close)
+        """Report to the trackers that the configuration names, from the journal's beginning on."""
+        tracking = self.config.tracking
+        for tracker in trackers(tracking, run_dir=self.run_dir, outputs_dir=self.outputs_dir):
+            if tracker.is_left_to_sync:
+                message = f"a SLURM job leaves {tracker.place} to `esper sync {self.run_dir}`, which a sweep's end does"
+                self.emit(Notice, level="INFO", message=message)
+                continue
+            interval_s = tracking.flush_interval_s
+            follower = Follower(tracker, interval_s=interval_s, run_dir=self.run_dir, warn=self.warn)
+            self.closing.callback(follower.close)
 
     def stop_saving(self) -> None:
         """Finish the checkpoints that are being written."""

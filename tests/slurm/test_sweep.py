@@ -198,6 +198,8 @@ def _epochs_in_mlflow(cwd: Path) -> dict[str, int]:
     ids = [one.experiment_id for one in client.search_experiments()]
     found = {}
     for run in client.search_runs(ids):
+        if not run.data.metrics:  # the parent of the sweep's runs
+            continue
         name = next(one for one in run.data.metrics if one.endswith("val_accuracy"))
         steps = [point.step for point in client.get_metric_history(run.info.run_id, name)]
         assert len(steps) == len(set(steps))
