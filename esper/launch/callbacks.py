@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from esper.configs import TolariaConfig
 from esper.configs.explain import explain
 from esper.configs.load import from_hydra
+from esper.configs.place import place
 from esper.errors import ConfigError, EsperError
 from esper.launch.exits import exit_with
 
@@ -107,7 +108,7 @@ def _expand(config: DictConfig) -> Sequence[Sequence[str]]:
 
 def _check_device(config: TolariaConfig) -> None:
     """Ask torch for a device that was named; jobs elsewhere find other devices, so only runs of this process."""
-    if config.device == "cuda":
+    if config.device == "cuda" and place().size == 1:  # several processes tell each other
         from esper.build import select_device
 
         select_device(config.device)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from typing import NoReturn
 
-from esper.errors import EsperError
+from esper.configs.place import place
+from esper.errors import EsperError, RankError
 
 __all__ = ["exit_with", "line_of"]
 
@@ -17,6 +18,10 @@ def line_of(error: BaseException) -> str:
 
 
 def exit_with(error: EsperError) -> NoReturn:
-    """Print the one line and leave; as `SystemExit`, because Hydra swallows ordinary exceptions in callbacks."""
-    sys.stderr.write(f"error: {line_of(error)}\n")
+    """Print the one line and leave; as `SystemExit`, because Hydra swallows ordinary exceptions in callbacks.
+
+    Where several processes train one network, all of them refuse bad input, and the first one says so.
+    """
+    if place().rank == 0 or isinstance(error, RankError):
+        sys.stderr.write(f"error: {line_of(error)}\n")
     raise SystemExit(error.exit_code)

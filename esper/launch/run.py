@@ -18,9 +18,11 @@ from rich.console import Console
 
 from esper.configs import TolariaConfig
 from esper.configs.identity import checkpoints_folder, outputs_folder
-from esper.errors import EsperError, RunError
+from esper.errors import EsperError, RankError, RunError
 from esper.launch.arms import rehearsable, settle
+from esper.launch.exits import line_of
 from esper.tolaria import TolariaService, TolariaTrainer
+from esper.tolaria.ranks import Ranks, joined
 from esper.tolaria.resume import own_checkpoint_asked
 from esper.tolaria.rundir import RunFolder
 from esper.tolaria.terminal import Terminal
@@ -57,20 +59,36 @@ def run(config: TolariaConfig, run_dir: Path, *, sibling: Callable[[str], Path] 
     Raises:
         EsperError: bad input, or the training failed.
     """
-    if config.dry_run:
-        return asyncio.run(_rehearse(rehearsable(config)))
-    run_dir = run_dir.absolute()
+    ranks = joined()
     try:
-        config = settle(config, run_dir=run_dir, sibling=sibling)
+        return _run(config, run_dir.absolute(), ranks, sibling=sibling)
+    except Exception as error:
+        line = line_of(error)
+        if not ranks.is_first_to_fail(line):  # another process has told
+            raise SystemExit(error.exit_code if isinstance(error, EsperError) else 1) from None
+        if ranks.is_first:
+            raise
+        raise RankError(f"process {ranks.rank} of {ranks.size}: {line}") from error
+
+
+def _run(config: TolariaConfig, run_dir: Path, ranks: Ranks, *, sibling: Callable[[str], Path] | None) -> Outcome:
+    if config.dry_run:
+        return asyncio.run(_rehearse(rehearsable(config), ranks))
+    try:
+        config = ranks.first(lambda: settle(config, run_dir=run_dir, sibling=sibling))
     except EsperError:
-        _forget(run_dir)
+        if ranks.is_first:
+            _forget(run_dir)
         raise
-    status = _take_over(run_dir, fresh=config.fresh)
+    status = ranks.first(lambda: _take_over(run_dir, fresh=config.fresh))
+    checkpoints = checkpoints_folder(run_dir, checkpoint_dir=config.checkpoint.checkpoint_dir)
+    is_done = status.get("status") == "finished" and not own_checkpoint_asked(config.checkpoint, checkpoints)
+    if not ranks.is_first:
+        return _outcome(0, status["result"], run_dir) if is_done else asyncio.run(_train(config, run_dir, []))
     with contextlib.ExitStack() as stack:
         terminal = stack.enter_context(Terminal(level=config.logging.log_level))
         terminal.files(_files(config, run_dir))
-        checkpoints = checkpoints_folder(run_dir, checkpoint_dir=config.checkpoint.checkpoint_dir)
-        if status.get("status") == "finished" and not own_checkpoint_asked(config.checkpoint, checkpoints):
+        if is_done:
             terminal.replay(read(run_dir / "journal.jsonl"))
             return _outcome(0, status["result"], run_dir)
         log_dir = Path(config.logging.log_dir or run_dir)
@@ -103,7 +121,9 @@ async def _train(config: TolariaConfig, run_dir: Path, terminals: list[Terminal]
                 terminal.replay(read(run_dir / "journal.jsonl"))
             await service.run_training()
         finally:
-            if (run_dir / "journal.jsonl").exists():
+            if not joined().is_first:
+                pass
+            elif (run_dir / "journal.jsonl").exists():
                 from esper.report import page  # Matplotlib is only needed now
 
                 page.write(run_dir)  # before the tracker closes: it takes the page along
@@ -150,7 +170,7 @@ def _files(config: TolariaConfig, run_dir: Path) -> dict[str, str]:
     return files
 
 
-async def _rehearse(config: TolariaConfig) -> Outcome:
+async def _rehearse(config: TolariaConfig, ranks: Ranks) -> Outcome:
     """Build everything, do a step, grow by force, do another step; leave nothing behind."""
     with tempfile.TemporaryDirectory(prefix="esper-dry-run-") as folder:
         rehearsal = dataclasses.replace(
@@ -165,6 +185,6 @@ async def _rehearse(config: TolariaConfig) -> Outcome:
             lines = await trainer.rehearse()
         finally:
             await trainer.shutdown()
-    for line in lines:
+    for line in lines if ranks.is_first else ():
         print(line)  # noqa: T201
     return Outcome(exit_code=0, metric=None, result=None, run_dir=Path(folder))
