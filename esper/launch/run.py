@@ -17,7 +17,7 @@ from typing import Any
 from rich.console import Console
 
 from esper.configs import TolariaConfig
-from esper.configs.identity import checkpoints_folder, outputs_folder
+from esper.configs.identity import checkpoints_folder, digest, outputs_folder
 from esper.errors import EsperError, RankError, RunError
 from esper.launch.arms import rehearsable, settle
 from esper.launch.exits import line_of
@@ -63,18 +63,21 @@ def run(config: TolariaConfig, run_dir: Path, *, sibling: Callable[[str], Path] 
     try:
         return _run(config, run_dir.absolute(), ranks, sibling=sibling)
     except Exception as error:
-        line = line_of(error)
+        line, code = line_of(error), error.exit_code if isinstance(error, EsperError) else 1
         if not ranks.is_first_to_fail(line):  # another process has told
-            raise SystemExit(error.exit_code if isinstance(error, EsperError) else 1) from None
+            raise SystemExit(code) from None
         if ranks.is_first:
             raise
-        raise RankError(f"process {ranks.rank} of {ranks.size}: {line}") from error
+        told = RankError(f"process {ranks.rank} of {ranks.size}: {line}")
+        told.exit_code = code
+        raise told from error
 
 
 def _run(config: TolariaConfig, run_dir: Path, ranks: Ranks, *, sibling: Callable[[str], Path] | None) -> Outcome:
     if config.dry_run:
         return asyncio.run(_rehearse(rehearsable(config), ranks))
     try:
+        ranks.require_same("the run", {"configuration": digest(config), "folder": run_dir.name})
         config = ranks.first(lambda: settle(config, run_dir=run_dir, sibling=sibling))
     except EsperError:
         if ranks.is_first:

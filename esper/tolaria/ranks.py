@@ -11,6 +11,7 @@ import contextlib
 import datetime
 import functools
 import os
+import re
 import sys
 import threading
 import time
@@ -265,4 +266,5 @@ def _lost(error: Exception) -> RankError:
 
 
 def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+    """What a backend says, without its source file and its advice."""
+    return re.sub(r"^\[[^\]]*\.\w+:\d+\] ", "", " ".join(str(error).split())).partition(". ")[0][:200]

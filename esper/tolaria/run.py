@@ -168,13 +168,14 @@ def open_run(
     run_dir: Path | None,
     state: TrainingState,
     listeners: Sequence[Callable[[Event], None]],
-    ranks: Ranks,
+    ranks: Ranks | None = None,
 ) -> Run:
     """Take the run folder and build everything; on an error nothing stays open.
 
     Raises:
         ConfigError, DataError, RunError: the configuration, the data or the folder cannot be used.
     """
+    ranks = ranks or Ranks()
     run_dir = (run_dir or Path("outputs", config.experiment_name, run_name(config, []))).absolute()
     checkpoints = checkpoints_folder(run_dir, checkpoint_dir=config.checkpoint.checkpoint_dir)
     outputs = outputs_folder(run_dir, experiment_name=config.experiment_name)
