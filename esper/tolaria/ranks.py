@@ -7,6 +7,7 @@ of this.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import datetime
 import functools
@@ -61,7 +62,9 @@ def joined() -> Ranks:
             f"({_line(error)}); see that all are started and that MASTER_ADDR can be reached from every machine"
         ) from None
     assert isinstance(watch, dist.ProcessGroup)
-    return Ranks(here, store=store, watch=watch)
+    ranks = Ranks(here, store=store, watch=watch)
+    atexit.register(ranks.leave)
+    return ranks
 
 
 class Ranks:
@@ -84,6 +87,7 @@ class Ranks:
         self.rank, self.size, self._local_rank = here.rank, here.size, here.local_rank
         self._store = store
         self._watch_group = watch
+        self._is_broken = False
 
     @property
     def is_first(self) -> bool:
@@ -203,11 +207,20 @@ class Ranks:
         """Whether no other process has failed before this one; a failure is told once."""
         if self._store is None:
             return True
+        self._is_broken = True
         try:
             told: bytes = self._store.compare_set("esper/failed", "", f"{self.rank}: {line}")
         except RuntimeError:  # process 0 kept the store, and has died
             return self.rank == 1
         return told.decode() == f"{self.rank}: {line}"
+
+    def leave(self) -> None:
+        """Part from the others at the end; a failed process ends without a word to them, since it might wait for ever.
+
+        Graphs that hold communication have to be gone: NCCL waits for them.
+        """
+        if self.size > 1 and not self._is_broken and dist.is_initialized():
+            dist.destroy_process_group()
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:

@@ -247,6 +247,7 @@ def open_run(
             closing=stack,
         )
         stack.callback(run.stop_saving)
+        stack.callback(step.invalidate)  # a graph goes before the connection that it talks through
         run.closing = stack.pop_all()
         return run
 
