@@ -5,8 +5,7 @@ from __future__ import annotations
 import sys
 from typing import NoReturn
 
-from esper.configs.place import place
-from esper.errors import EsperError, RankError
+from esper.errors import ConfigError, EsperError, RankError
 
 __all__ = ["exit_with", "line_of"]
 
@@ -22,6 +21,16 @@ def exit_with(error: EsperError) -> NoReturn:
 
     Where several processes train one network, all of them refuse bad input, and the first one says so.
     """
-    if place().rank == 0 or isinstance(error, RankError):
+    if not _is_told_elsewhere(error):
         sys.stderr.write(f"error: {line_of(error)}\n")
     raise SystemExit(error.exit_code)
+
+
+def _is_told_elsewhere(error: EsperError) -> bool:
+    # Here, because that package imports Hydra, which `esper --help` does without.
+    from esper.configs.place import place
+
+    try:
+        return place().rank > 0 and not isinstance(error, RankError)
+    except ConfigError:  # nobody knows who this is
+        return False
