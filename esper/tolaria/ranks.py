@@ -35,6 +35,7 @@ __all__ = ["Ranks", "joined"]
 
 T = TypeVar("T")
 
+_MEETING_TIMEOUT = datetime.timedelta(minutes=10)
 _TIMEOUT = datetime.timedelta(minutes=30)  # process 0 may score, judge and save meanwhile
 _WATCH_S = 2.0
 _GRACE_S = 20.0
@@ -53,7 +54,9 @@ def joined() -> Ranks:
         return Ranks(here)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     try:
-        store, _, _ = next(rendezvous(f"tcp://{here.address}:{here.port}", here.rank, here.size, timeout=_TIMEOUT))
+        store, _, _ = next(
+            rendezvous(f"tcp://{here.address}:{here.port}", here.rank, here.size, timeout=_MEETING_TIMEOUT)
+        )
         dist.init_process_group(backend, store=store, rank=here.rank, world_size=here.size, timeout=_TIMEOUT)
         watch = dist.new_group(backend="gloo", timeout=_TIMEOUT)
     except (RuntimeError, ValueError) as error:  # torch's own errors of distribution are RuntimeErrors
