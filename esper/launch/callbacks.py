@@ -19,6 +19,7 @@ from esper.configs import TolariaConfig, TrackingConfig
 from esper.configs.explain import explain
 from esper.configs.identity import run_name
 from esper.configs.load import from_hydra
+from esper.configs.place import place
 from esper.errors import ConfigError, EsperError
 from esper.launch.exits import exit_with, line_of
 from esper.launch.manifest import Member
@@ -127,7 +128,7 @@ def _expand(config: DictConfig) -> Sequence[Sequence[str]]:
 
 def _check_device(config: TolariaConfig) -> None:
     """Ask torch for a device that was named; jobs elsewhere find other devices, so only runs of this process."""
-    if config.device == "cuda":
+    if config.device == "cuda" and place().size == 1:  # several processes tell each other
         from esper.build import select_device
 
         select_device(config.device)

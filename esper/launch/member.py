@@ -42,19 +42,19 @@ class MemberJob:
         requeue = signal.getsignal(signal.SIGUSR2)  # submitit's, which counts the timeouts; the run puts its own there
         member = Member.read(self.folder)
         os.chdir(member.cwd)
-        _name_job(member)
         from esper.launch.run import run
+        from esper.tolaria.ranks import joined
 
         try:
-            config = member.config()
-            if member.began:
-                config = _going_on(config, member.run_dir)
-            member.begin()
+            ranks = joined()
+            config = ranks.first(lambda: _begin(member))
             outcome = run(config, member.run_dir, sibling=lambda arm: member.sweep_dir / member.siblings[arm])
-        except Exception as error:
+        except Exception as error:  # of several processes, in the one that fails first
             traceback.print_exc()
             member.end("failed", reason=line_of(error))
             raise SystemExit(error.exit_code if isinstance(error, EsperError) else 1) from None
+        if not ranks.is_first:
+            return  # a step of which one process fails is ended, and the first one has more to do
         if outcome.exit_code == 0:
             member.end("finished", metric=outcome.metric)
             return
@@ -76,6 +76,16 @@ class MemberJob:
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
+
+
+def _begin(member: Member) -> TolariaConfig:
+    """Write down that the job begins; returns what it is to run."""
+    _name_job(member)
+    config = member.config()
+    if member.began:
+        config = _going_on(config, member.run_dir)
+    member.begin()
+    return config
 
 
 def _going_on(config: TolariaConfig, run_dir: Path) -> TolariaConfig:

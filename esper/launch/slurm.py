@@ -20,7 +20,10 @@ __all__ = ["SlurmOptions", "SlurmQueue", "states"]
 
 _TIMEOUT_S = 60
 # Passed on to sbatch as they are.
-_RESOURCES = ("partition", "account", "qos", "constraint", "cpus_per_task", "gpus_per_node", "mem")
+_RESOURCES = (
+    *("partition", "account", "qos", "constraint"),
+    *("nodes", "ntasks_per_node", "cpus_per_task", "gpus_per_node", "mem"),
+)
 
 
 @dataclass(kw_only=True)
@@ -34,9 +37,11 @@ class SlurmOptions:
     timeout_min: int = setting(240, "minutes until SLURM takes the machine back", low=1)
     signal_delay_s: int = setting(120, "seconds before that at which the run saves and requeues itself", low=1)
     max_num_timeout: int = setting(20, "how often a run that ran out of time goes on in a new job", low=0)
-    cpus_per_task: int | None = setting(4, "CPUs of a run", low=1)
-    gpus_per_node: int | None = setting(1, "GPUs of a run", low=1)
-    mem: str | None = setting(None, "memory of a run, such as 16G")
+    nodes: int = setting(1, "machines of a run", low=1)
+    ntasks_per_node: int = setting(1, "processes of a run on each machine: one for each GPU, as a rule", low=1)
+    cpus_per_task: int | None = setting(4, "CPUs of a process", low=1)
+    gpus_per_node: int | None = setting(1, "GPUs of a run on each machine", low=1)
+    mem: str | None = setting(None, "memory of a run on each machine, such as 16G")
     max_running: int = setting(256, "how many runs of an array SLURM may run at once", low=1)
     setup: list[str] = setting([], "shell commands before the run, such as module load")
     additional_parameters: dict[str, Any] = setting({}, "further options of sbatch, by name")
@@ -114,6 +119,8 @@ class SlurmQueue:
             "array_parallelism": options.max_running,
             "additional_parameters": {"requeue": True, **options.additional_parameters},
         }
+        if options.nodes * options.ntasks_per_node > 1:
+            parameters["srun_args"] = ["--kill-on-bad-exit=1"]  # who waits for a process that has died waits long
         if options.setup:
             parameters["setup"] = options.setup
         if after:

@@ -54,7 +54,8 @@ def rehearse(run: Run) -> Rehearsal:
     sites = [slot.site.name for slot in run.model.all_slots()]
     seconds: list[float] = []
     # The learning rate is defined for the training's steps only.
-    while len(seconds) < 2 or (len(seconds) < min(_MAX_STEPS, run.total_steps) and sum(seconds) < _MAX_SECONDS):
+    num_steps = min(_MAX_STEPS, run.total_steps)
+    while len(seconds) < 2 or run.ranks.first(lambda: len(seconds) < num_steps and sum(seconds) < _MAX_SECONDS):
         index, started = len(seconds), time.perf_counter()
         run.set_learning_rates()
         run.life.before_step()

@@ -58,6 +58,19 @@ def test_usr2_saves_requeues_and_resumes(sweep: Sweep):
     assert epochs(run_dir) == list(range(1, 151))
 
 
+def test_a_run_of_two_processes_saves_requeues_and_resumes(sweep: Sweep):
+    two = ["hydra.launcher.nodes=2", "hydra.launcher.setup=['export MASTER_ADDR=localhost']"]  # both are this machine
+    launcher = sweep.start("optimization.max_epochs=150", "rng_seed=0", "device=cpu", *two)
+    run_dir = sweep.wait_for_epoch("rng_seed_0", 10)
+    command("scancel", "--signal=USR2", sweep.job_id("rng_seed_0"))
+    code, out, err = ended(launcher)
+    assert (code, err) == (0, "")
+    assert "waiting     " in out  # in between
+    assert resumed(run_dir) == [False, True]
+    assert epochs(run_dir) == list(range(1, 151))
+    assert "2 processes share each batch" in (run_dir / "journal.jsonl").read_text()
+
+
 def test_a_preempted_job_resumes_in_the_same_run_and_the_same_mlflow_run(sweep: Sweep):
     launcher = sweep.start("optimization.max_epochs=200", "rng_seed=0,1", "tracking=mlflow", "logging.log_interval=100")
     for seed in ("rng_seed_0", "rng_seed_1"):
