@@ -23,7 +23,9 @@ test: setup
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest -n 2 --cov
+	$(BIN)/pytest -n 2 --cov --ignore=tests/slurm
+	@# One cluster, which the tests share; they skip, and say why, where there can be none.
+	$(BIN)/pytest -rs tests/slurm
 
 clean:
 	rm -rf build dist *.egg-info .coverage .coverage.* htmlcov .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -2,4 +2,8 @@
 
 from setuptools import find_packages, setup
 
-setup(packages=[*find_packages(include=["esper*"]), "esper.conf"], package_dir={"esper.conf": "conf"})
+setup(
+    # Hydra finds launchers in the namespace package hydra_plugins, which is nobody's.
+    packages=[*find_packages(include=["esper*"]), "esper.conf", "hydra_plugins.esper"],
+    package_dir={"esper.conf": "conf"},
+)

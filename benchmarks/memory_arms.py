@@ -15,6 +15,7 @@ import psutil
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses import FakeTensor
 
 from benchmarks.stepping import configuration, opened, own_stream, train_steps, wait
 from esper.build import parts
@@ -118,7 +119,9 @@ def census(run: Run) -> dict[str, int]:
     wait(run)
     gc.collect()
     # By type: `isinstance` asks proxies such as MLflow's or Hydra's for their class, and some then import.
-    alive = [(type(one), one) for one in gc.get_objects()]
+    alive = [
+        (type(one), one) for one in gc.get_objects() if type(one) is not FakeTensor
+    ]  # a compiler's, without memory
     on_cuda = run.parts.device.type == "cuda"
     storages = {one.untyped_storage().data_ptr(): one for kind, one in alive if issubclass(kind, Tensor)}
     modules = [one for kind, one in alive if issubclass(kind, nn.Module)]

@@ -12,6 +12,7 @@ import torch
 from esper.configs import DatasetConfig, ModelConfig, MorphogeneticConfig, OptimizationConfig, TolariaConfig
 from esper.configs.tracking import TrackingConfig
 from esper.contracts.events import Event
+from esper.tolaria.ranks import Ranks
 from esper.tolaria.run import Run, open_run
 from esper.tolaria.state import TrainingState
 
@@ -53,9 +54,15 @@ def own_stream() -> None:
 
 
 @contextlib.contextmanager
-def opened(config: TolariaConfig, run_dir: Path, *, listeners: Sequence[Callable[[Event], None]] = ()) -> Iterator[Run]:
+def opened(
+    config: TolariaConfig,
+    run_dir: Path,
+    *,
+    listeners: Sequence[Callable[[Event], None]] = (),
+    ranks: Ranks | None = None,
+) -> Iterator[Run]:
     """A run with everything that trains, closed at the end; `own_stream` comes first."""
-    run = open_run(config, run_dir=run_dir, state=TrainingState(), listeners=listeners)
+    run = open_run(config, run_dir=run_dir, state=TrainingState(), listeners=listeners, ranks=ranks)
     try:
         yield run
     finally:

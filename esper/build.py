@@ -66,16 +66,24 @@ class Parts:
         self.pool.close()
 
 
-def parts(config: TolariaConfig, *, cache_dir: Path) -> Parts:
+def parts(
+    config: TolariaConfig, *, cache_dir: Path, device: torch.device | None = None, rows: slice = slice(None)
+) -> Parts:
     """Load the data, build the host and make it morphable.
 
     Initial weights, splits, order and augmentation follow from `rng_seed` alone.
+
+    Args:
+        config: what to build.
+        cache_dir: where decoded image folders are kept.
+        device: where everything goes; None: the one that the configuration names.
+        rows: which rows of a batch this process trains on.
 
     Raises:
         ConfigError: the device or a layer does not exist.
         DataError: the data cannot be used.
     """
-    device = select_device(config.device)
+    device = device or select_device(config.device)
     splits = load_splits(config.dataset, rng_seed=config.rng_seed, cache_dir=cache_dir).to(device)
     torch.manual_seed(config.rng_seed)
     model = _build_model(config, splits, device)
@@ -89,10 +97,10 @@ def parts(config: TolariaConfig, *, cache_dir: Path) -> Parts:
     pool = DecodePool(config.dataset.num_workers)  # no process starts before a batch is wanted
     loader: Loader
     if isinstance(splits.train, ImageSet):
-        loader = TrainLoader(splits.train, config.dataset, rng_seed=config.rng_seed, prepare=prepare)
+        loader = TrainLoader(splits.train, config.dataset, rng_seed=config.rng_seed, prepare=prepare, rows=rows)
     else:
         loader = StreamLoader(
-            splits.train, config.dataset, rng_seed=config.rng_seed, prepare=prepare, pool=pool, device=device
+            splits.train, config.dataset, rng_seed=config.rng_seed, prepare=prepare, pool=pool, device=device, rows=rows
         )
     tamiyo = LocalTamiyo(config.morphogenetic, rng_seed=config.rng_seed)
     return Parts(

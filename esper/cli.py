@@ -29,9 +29,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="esper", description="Work with runs of esper-train.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
-    sync = commands.add_parser("sync", help="report runs to MLflow from their journals")
-    sync.add_argument("run_dirs", nargs="+", type=Path, metavar="RUN_DIR", help="folder of a run")
-    sync.add_argument("--uri", help="MLflow tracking URI (default: the run's own)")
+    sync = commands.add_parser("sync", help="report runs to their trackers from their journals")
+    sync.add_argument("run_dirs", nargs="+", type=Path, metavar="DIR", help="folder of a run, or of a sweep's runs")
+    sync.add_argument("--uri", help="MLflow tracking URI (default: the run's own trackers)")
     sync.set_defaults(run=_sync)
 
     report = commands.add_parser("report", help="write report.html of a run, or compare runs")
@@ -42,6 +42,16 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--mlflow", metavar="EXPERIMENT", help="compare the runs of an MLflow experiment")
     report.add_argument("--uri", help="MLflow tracking URI (default: outputs/mlflow.db)")
     report.set_defaults(run=_report)
+
+    sweep = commands.add_parser("sweep", help="see how a launched sweep stands, or resume it")
+    actions = sweep.add_subparsers(metavar="ACTION", required=True)
+    status = actions.add_parser("status", help="state, epoch, accuracy and time left of every run")
+    status.add_argument("sweep_dir", type=Path, metavar="DIR", help="folder of the sweep, e.g. outputs/my_experiment")
+    status.add_argument("--watch", action="store_true", help="until every job has gone")
+    status.set_defaults(run=_sweep_status)
+    resume = actions.add_parser("resume", help="submit again what is missing, failed or was interrupted")
+    resume.add_argument("sweep_dir", type=Path, metavar="DIR", help="folder of the sweep")
+    resume.set_defaults(run=_sweep_resume)
 
     simic = commands.add_parser("simic", help="learn a Tamiyo policy from recorded runs")
     simic.add_argument("run_dirs", nargs="+", type=Path, metavar="RUN_DIR", help="folder of a run")
@@ -116,6 +126,18 @@ def _report(options: argparse.Namespace) -> int:
 
     given = {name: getattr(options, name) for name in ("out", "baseline", "target", "mlflow", "uri")}
     return command.main(options.paths, **given)
+
+
+def _sweep_status(options: argparse.Namespace) -> int:
+    from esper.launch import status
+
+    return status.main(options.sweep_dir, watch=options.watch)
+
+
+def _sweep_resume(options: argparse.Namespace) -> int:
+    from esper.launch import sweep
+
+    return sweep.resume(options.sweep_dir)
 
 
 def _simic(options: argparse.Namespace) -> int:

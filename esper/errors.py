@@ -7,7 +7,8 @@ EsperError                  anything a user can act on; `exit_code` is the proce
 ├── RunError                a run folder that is locked, foreign or unreadable; exit 2
 ├── CheckpointError         a checkpoint that is damaged or does not fit; exit 1
 ├── SurgeryError            a growth operation that is not allowed or failed its checks; exit 1
-└── DivergenceError         the loss or a weight is no longer finite; exit 1
+├── DivergenceError         the loss or a weight is no longer finite; exit 1
+└── RankError               another process of the run has ended, or differs; exit 1
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ __all__ = [
     "DataError",
     "DivergenceError",
     "EsperError",
+    "RankError",
     "RunError",
     "StoreError",
     "SurgeryError",
@@ -64,3 +66,7 @@ class SurgeryError(EsperError):
 
 class DivergenceError(EsperError):
     """Training produced a value that is not finite."""
+
+
+class RankError(EsperError):
+    """Several processes train one network, and another one has ended, failed or differs."""

@@ -29,6 +29,7 @@ from esper.configs.explain import explain
 from esper.configs.identity import run_name
 from esper.configs.load import from_hydra
 from esper.errors import ConfigError, EsperError
+from esper.launch import exits
 from esper.launch.exits import exit_with, line_of
 
 if TYPE_CHECKING:
@@ -38,17 +39,13 @@ __all__ = ["fit", "main"]
 
 _BAD_INPUT = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError)
 
-# Failures of a sweep's members, in the process that runs `main`. None anywhere else (a SLURM job): there a failure
-# has to be raised, so that the launcher hears of it.
-_failed: list[str] | None = None
-
 _shows_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
 
 
 def main() -> None:
     """Run the command; ends with `SystemExit`, 0 finished, 1 failed, 2 bad input, 130 Ctrl-C, 143 SIGTERM."""
-    global _failed
-    _failed = []
+    failures: list[str] = []
+    exits.failures = failures
     _register()
     # Hydra then raises its errors instead of printing them with a traceback; they are told in one line here.
     os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -62,9 +59,9 @@ def main() -> None:
         if isinstance(error, EsperError):
             exit_with(error)
         exit_with(explain(error) if isinstance(error, _BAD_INPUT) else EsperError(line_of(error)))
-    for line in _failed:
+    for line in failures:
         sys.stderr.write(f"error: {line}\n")
-    raise SystemExit(1 if _failed else 0)
+    raise SystemExit(1 if failures else 0)
 
 
 def app(cfg: DictConfig) -> float | None:
@@ -81,9 +78,9 @@ def app(cfg: DictConfig) -> float | None:
             traceback.print_exc()
         if settings.mode is RunMode.RUN:
             exit_with(told)
-        if _failed is None:
+        if exits.failures is None:
             raise
-        _failed.append(f"{' '.join(settings.overrides.task)}: {line_of(error)}")
+        exits.failures.append(f"{' '.join(settings.overrides.task)}: {line_of(error)}")
         return None
     if outcome.exit_code:
         raise SystemExit(outcome.exit_code)

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 def test_a_built_wheel_runs_from_another_directory(tmp_path: Path):
     source, elsewhere = tmp_path / "source", tmp_path / "elsewhere"
     elsewhere.mkdir()
-    for folder in ("esper", "conf"):
+    for folder in ("esper", "conf", "hydra_plugins"):
         shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "setup.py", "README.md"):
         shutil.copy(ROOT / name, source)
@@ -43,7 +43,8 @@ def test_a_built_wheel_runs_from_another_directory(tmp_path: Path):
     where = [str(python), "-c", "import esper.train as t; print(t._conf_folder())"]
     found = subprocess.run(where, cwd=elsewhere, check=True, capture_output=True, text=True)
     assert Path(found.stdout.strip()) == site / "esper" / "conf"
-    for folder, installed in ((source / "esper", site / "esper"), (source / "conf", site / "esper" / "conf")):
+    places = {"esper": site / "esper", "conf": site / "esper" / "conf", "hydra_plugins": site / "hydra_plugins"}
+    for folder, installed in ((source / name, place) for name, place in places.items()):
         files = [file.relative_to(folder) for file in folder.rglob("*") if file.is_file()]
         assert not [str(file) for file in files if not (installed / file).exists()]
 

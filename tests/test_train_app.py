@@ -70,6 +70,15 @@ def test_looking_needs_neither_torch_nor_mlflow(tmp_path: Path, arguments: list[
         (["model=resnet19"], "did you mean resnet18?"),
         (["rng_seed=0,1"], "add -m"),
         (["hydra/launcher=submitit_slurm"], "launches with -m only"),
+        (["hydra/launcher=slurm"], "launches with -m only"),
+        (["-m", "rng_seed=0,1", "hydra/launcher=slurm", "hydra.launcher.timeout_min=1h"], "must be a whole number"),
+        (
+            ["-m", "rng_seed=0,1", "hydra/launcher=slurm", "hydra.launcher.timeout_min=1"],
+            "below hydra.launcher.timeout",
+        ),
+        (["-m", "rng_seed=0,1", "hydra/launcher=slurm", "hydra.launcher.partion=gpu"], "hydra.launcher.partion"),
+        (["-m", "rng_seed=0,1", "hydra/launcher=local", "+hydra.launcher.job=2"], "did you mean jobs?"),
+        (["-m", "optimization.max_epochs=3,0", "hydra/launcher=local"], "allowed is at least 1"),
         pytest.param(["experiment=debug", "device=cuda"], "no usable CUDA", marks=NEEDS_NO_CUDA),
         (["experiment=debug", "model.target_layers=[layr1]"], "did you mean 'layer1'?"),
         (["experiment=debug", "dataset.batch_size=5000"], "the training split of synthetic has"),
@@ -115,13 +124,14 @@ def test_a_failed_member_does_not_stop_a_sweep(tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_a_comparison_trains_every_arm_grown_first_and_says_how_to_read_it(tmp_path: Path):
+def test_a_comparison_trains_every_arm_grown_first_and_shows_the_answer(tmp_path: Path):
     thin = ["model=resnet_small", "model.widths=[4,8]", "model.depths=[1,1]", "model.target_layers=[layer1,layer2]"]
     short = ["dataset=digits", "optimization.max_epochs=2", "optimization.warmup_epochs=0.5", "tracking=none"]
     command = ["-m", "experiment=fair_comparison", "rng_seed=0", *thin, *short, "morphogenetic.growth_until=0.6"]
     done = esper_train(*command, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.endswith("The comparison: esper report outputs/fair_comparison\n")
+    assert "Did growing pay? Not shown:" in done.stdout
+    assert done.stdout.endswith("\noutputs/fair_comparison/comparison.html\n")
     finished = re.findall(r"^fair_comparison/arm_([a-z_]+)-\S+ finished", done.stdout, flags=re.MULTILINE)
     assert finished[0] == "grown"
     assert sorted(finished) == sorted(ARMS)

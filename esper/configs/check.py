@@ -8,6 +8,7 @@ import re
 import types
 import typing
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -20,7 +21,7 @@ from esper.configs.schema import Allowed, allowed
 from esper.configs.tolaria import TolariaConfig
 from esper.errors import ConfigError
 
-__all__ = ["IMAGE_SIZES", "check"]
+__all__ = ["IMAGE_SIZES", "check", "check_group"]
 
 IMAGE_SIZES = {"cifar10": 32, "cifar100": 32, "digits": 8}
 """Side of the images of datasets that have one size, in pixels."""
@@ -32,8 +33,7 @@ def check(config: TolariaConfig) -> None:
     Raises:
         ConfigError: the first problem: key, value, what is allowed or what to do.
     """
-    for key, value, hint, limits in _settings(config):
-        _check_setting(key, value, hint, limits)
+    check_group(config)
     _check_names(config)
     _check_model(config)
     _check_dataset(config)
@@ -46,6 +46,16 @@ def check(config: TolariaConfig) -> None:
             f"checkpoint.resume_from={config.checkpoint.resume_from}: no such folder; give a checkpoint, such as "
             "outputs/EXPERIMENT/RUN/checkpoints/step-N"
         )
+
+
+def check_group(group: Any, prefix: str = "") -> None:
+    """Refuse a value that its declaration does not allow, in a dataclass of settings whose names follow `prefix`.
+
+    Raises:
+        ConfigError: the first problem.
+    """
+    for key, value, hint, limits in _settings(group, prefix):
+        _check_setting(key, value, hint, limits)
 
 
 def _settings(group: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any, Allowed]]:
@@ -71,6 +81,10 @@ def _check_setting(key: str, value: Any, hint: Any, limits: Allowed) -> None:
             raise ConfigError(f"{key}={value!r}: must be {kind(hint)}")
         for index, item in enumerate(value):
             _check_setting(f"{key}[{index}]", item, typing.get_args(hint)[0], limits)
+        return
+    if typing.get_origin(hint) is dict:
+        if not isinstance(value, dict):
+            raise ConfigError(f"{key}={value!r}: must be {kind(hint)}")
         return
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not (number if hint is float else number and isinstance(value, int) if hint is int else isinstance(value, hint)):
@@ -101,6 +115,11 @@ def _check_names(config: TolariaConfig) -> None:
             raise ConfigError(
                 f"{key} holds a password, which would be written into the run folder; take it out and set {variables}"
             )
+    if config.tracking.name in ("wandb", "both") and find_spec("wandb") is None:
+        raise ConfigError(
+            f"tracking={config.tracking.name}: needs the package wandb, which is not installed; "
+            "pip install 'esper-train[wandb]', or use tracking=mlflow"
+        )
 
 
 def _check_model(config: TolariaConfig) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from esper.configs.schema import setting
 
-__all__ = ["ARMS", "ComparisonConfig"]
+__all__ = ["ARMS", "ComparisonConfig", "wave"]
 
 # What the policy of each arm has to be: "" whatever grown has, None no growth at all.
 ARMS: dict[str, str | None] = {
@@ -19,6 +19,9 @@ ARMS: dict[str, str | None] = {
     "scheduled": "schedule",
     "random": "random",
 }
+
+# What an arm is measured against has to have finished before it can begin.
+_WAVES = {"static_flops": 1, "final": 1, "final_flops": 1, "final_seconds": 2}
 
 
 @dataclass(kw_only=True)
@@ -33,3 +36,8 @@ class ComparisonConfig:
     )
     grown_run: str | None = setting(None, "name of the grown run that this one is measured against; set at launch")
     grown_macs: int | None = setting(None, "multiply-accumulates that the grown run spent in all; set at launch", low=1)
+
+
+def wave(arm: str | None) -> int:
+    """In which wave of a sweep an arm's runs can begin; 0 at once, 1 after the grown runs, 2 after those of wave 1."""
+    return _WAVES.get(arm or "", 0)

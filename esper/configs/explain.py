@@ -33,6 +33,8 @@ def kind(hint: Any) -> str:
         return f"{kind(next(one for one in typing.get_args(hint) if one is not type(None)))}, or null"
     if typing.get_origin(hint) is list:
         return f"a list, each {kind(typing.get_args(hint)[0])}"
+    if typing.get_origin(hint) is dict:
+        return "a group {NAME: VALUE, ...}"
     return _KINDS.get(hint, "a group of settings")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -51,7 +52,7 @@ def setting(
     """Declare a dataclass field.
 
     Args:
-        default: its default; lists are copied per instance.
+        default: its default; lists and dicts are copied per instance.
         help: what it does, for the documents.
         low, above, high, below: bounds of a number (of each number in a list).
         choices: values of a string (of each string in a list).
@@ -60,8 +61,8 @@ def setting(
         "help": help,
         "allowed": Allowed(low=low, above=above, high=high, below=below, choices=tuple(choices) if choices else None),
     }
-    if isinstance(default, list):
-        return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
+    if isinstance(default, list | dict):
+        return dataclasses.field(default_factory=lambda: copy.copy(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
 
 

@@ -42,8 +42,8 @@ class TolariaConfig:
     device: str = setting("auto", "auto: cuda where there is one", choices=("auto", "cpu", "cuda"))
     mixed_precision: bool | None = setting(
         None,
-        "autocast the forward pass of training and validation to autocast_dtype; judging and the result are in float32"
-        "; null: on CUDA only (few CPUs have units for it)",
+        "autocast training and validation to autocast_dtype (judging and the result are always in float32); "
+        "null: on CUDA only (few CPUs have units for it)",
     )
     autocast_dtype: str = setting("bfloat16", "number format of mixed precision", choices=("bfloat16", "float16"))
     channels_last: bool = setting(True, "memory format NHWC, which convolutions on tensor cores want")

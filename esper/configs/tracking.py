@@ -13,7 +13,9 @@ __all__ = ["TrackingConfig"]
 class TrackingConfig:
     """Group `tracking`."""
 
-    name: str = setting("mlflow", "tracker", choices=("mlflow", "none"))
+    name: str = setting("mlflow", "trackers", choices=("mlflow", "wandb", "both", "none"))
     uri: str | None = setting(None, "MLflow tracking URI; null: mlflow.db (SQLite) in the outputs folder")
     experiment: str | None = setting(None, "MLflow experiment; null: experiment_name")
+    wandb_project: str = setting("esper-morphogenetic", "W&B project")
+    wandb_entity: str | None = setting(None, "W&B user or team; null: your default there")
     flush_interval_s: float = setting(5.0, "seconds between uploads to the tracker", above=0)

@@ -16,11 +16,14 @@ __all__ = ["Loader", "Preparation", "TrainLoader", "epoch_order"]
 
 
 class Loader(Protocol):
-    """Training batches by number: any batch of any epoch, the same every time."""
+    """Training batches by number: any batch of any epoch, the same every time.
+
+    Where several processes train one network, each gets its rows of every batch.
+    """
 
     @property
     def batch_size(self) -> int:
-        """Images in a batch."""
+        """Images in a batch, those of other processes too."""
 
     @property
     def num_batches(self) -> int:
@@ -30,13 +33,13 @@ class Loader(Protocol):
         """Make ready on the host, and send to the device, what batch number `index` of an epoch needs."""
 
     def batch(self, epoch: int | Tensor, index: int | Tensor) -> tuple[Tensor, Tensor]:
-        """Batch number `index` of an epoch: float32 (B, C, H, W) and int64 (B,).
+        """Batch number `index` of an epoch, or the rows of it: float32 (B, C, H, W) and int64 (B,).
 
         Where the numbers are 0-dim int64 tensors nothing is read from the device; `seek` must have been called.
         """
 
     def first_batches(self, epoch: int, num: int) -> Iterator[Tensor]:
-        """The images of an epoch's first batches, float32 (B, C, H, W); the batch that was sought stays ready."""
+        """The images of an epoch's first whole batches, float32 (B, C, H, W); the batch that was sought stays ready."""
 
 
 def epoch_order(num_images: int, *, epoch: int, rng_seed: int) -> Tensor:
@@ -90,9 +93,18 @@ class TrainLoader:
         config: batch size, order, augmentation.
         rng_seed: random seed of order and augmentation.
         prepare: makes network input of images.
+        rows: which rows of a batch this process trains on.
     """
 
-    def __init__(self, split: ImageSet, config: DatasetConfig, *, rng_seed: int, prepare: Preparation) -> None:
+    def __init__(
+        self,
+        split: ImageSet,
+        config: DatasetConfig,
+        *,
+        rng_seed: int,
+        prepare: Preparation,
+        rows: slice = slice(None),
+    ) -> None:
         self._split = split
         self._config = config
         self._rng_seed = rng_seed
@@ -100,6 +112,7 @@ class TrainLoader:
         self._order = torch.arange(len(split), device=split.labels.device)
         self._order_epoch: int | None = None
         self._within = torch.arange(config.batch_size, device=split.labels.device)
+        self._rows = self._within[rows]
 
     @property
     def batch_size(self) -> int:
@@ -119,14 +132,23 @@ class TrainLoader:
         self._order_epoch = epoch
 
     def batch(self, epoch: int | Tensor, index: int | Tensor) -> tuple[Tensor, Tensor]:
-        """Batch number `index` of an epoch: float32 (B, C, H, W) and int64 (B,).
+        """Batch number `index` of an epoch, or the rows of it: float32 (B, C, H, W) and int64 (B,).
 
         Where the numbers are 0-dim int64 tensors nothing is read from the device; `seek` must have been called.
         """
-        config = self._config
         if isinstance(epoch, int) and isinstance(index, int):
             self.seek(epoch, index)
-        chosen = self._order[self._within + index * config.batch_size]
+        return self._at(self._rows, epoch, index)
+
+    def first_batches(self, epoch: int, num: int) -> Iterator[Tensor]:
+        """The images of an epoch's first whole batches."""
+        for index in range(num):
+            self.seek(epoch, index)
+            yield self._at(self._within, epoch, index)[0]
+
+    def _at(self, rows: Tensor, epoch: int | Tensor, index: int | Tensor) -> tuple[Tensor, Tensor]:
+        config = self._config
+        chosen = self._order[rows + index * config.batch_size]
         images = self._split.images[chosen]
         if config.use_augmentation:
             images = augment(
@@ -138,8 +160,3 @@ class TrainLoader:
                 horizontal_flip=config.horizontal_flip,
             )
         return self._prepare(images), self._split.labels[chosen]
-
-    def first_batches(self, epoch: int, num: int) -> Iterator[Tensor]:
-        """The images of an epoch's first batches."""
-        for index in range(num):
-            yield self.batch(epoch, index)[0]

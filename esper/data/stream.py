@@ -35,6 +35,7 @@ class StreamLoader:
         prepare: makes network input of images.
         pool: decodes.
         device: where batches go.
+        rows: which rows of a batch this process trains on.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class StreamLoader:
         prepare: Preparation,
         pool: DecodePool,
         device: torch.device,
+        rows: slice = slice(None),
     ) -> None:
         self._split = split
         self._config = config
@@ -54,8 +56,9 @@ class StreamLoader:
         self._pool = pool
         self._device = device
         self._form = split.squashed if config.use_augmentation else split.centre
-        self._transfer = _Transfer(config.batch_size, self._form.side, device)
-        self._images, self._facts = _buffers(config.batch_size, self._form.side, device)
+        self._rows = range(config.batch_size)[rows]
+        self._transfer = _Transfer(len(self._rows), self._form.side, device)
+        self._images, self._facts = _buffers(len(self._rows), self._form.side, device)
         self._at: tuple[int, int] | None = None  # what lies there
         self._next: tuple[int, int] | None = None  # what is read next
         self._reading: Generator[Decoding, None, None] | None = None
@@ -79,7 +82,7 @@ class StreamLoader:
         if self._reading is None or self._next != (epoch, index):
             if self._reading is not None:
                 self._reading.close()
-            self._reading = self._pool.read(self._split, self._indices(epoch, index), self._form)
+            self._reading = self._pool.read(self._split, self._indices(epoch, index, self._rows), self._form)
         self._at = self._next = None  # should what follows fail
         self._first.clear()
         self._transfer.send(next(self._reading), (self._images, self._facts))
@@ -93,10 +96,11 @@ class StreamLoader:
         return self._prepared(self._images, self._facts, epoch), self._facts[:, 1].contiguous()
 
     def first_batches(self, epoch: int, num: int) -> Iterator[Tensor]:
-        """The images of an epoch's first batches; until the next `seek` they are decoded once."""
+        """The images of an epoch's first whole batches; until the next `seek` they are decoded once."""
         if epoch != self._first_epoch:
             self._first_epoch, self._first = epoch, []
-        wanted = itertools.islice(self._indices(epoch, len(self._first)), max(0, num - len(self._first)))
+        whole = self._indices(epoch, len(self._first), range(self.batch_size))
+        wanted = itertools.islice(whole, max(0, num - len(self._first)))
         with closing(self._pool.read(self._split, wanted, self._form)) as reading:
             for i in range(num):
                 if i == len(self._first):
@@ -106,15 +110,15 @@ class StreamLoader:
                 images, facts = self._first[i]
                 yield self._prepared(images.to(self._device), facts.to(self._device), epoch)
 
-    def _indices(self, epoch: int, index: int) -> Iterator[Tensor]:
-        """Which images the batches from this one on hold, epoch after epoch."""
+    def _indices(self, epoch: int, index: int, rows: range) -> Iterator[Tensor]:
+        """Which images those rows of the batches from this one on hold, epoch after epoch."""
         size = self.batch_size
         while True:
             order = torch.arange(len(self._split))
             if self._config.shuffle:
                 order = epoch_order(len(self._split), epoch=epoch, rng_seed=self._rng_seed)
             for number in range(index, self.num_batches):
-                yield order[number * size : (number + 1) * size]
+                yield order[number * size + rows.start : number * size + rows.stop]
             epoch, index = epoch + 1, 0
 
     def _prepared(self, images: Tensor, facts: Tensor, epoch: int | Tensor) -> Tensor:

@@ -12,14 +12,12 @@ from typing import Any
 import yaml
 
 from esper.configs import TolariaConfig
+from esper.configs.comparison import wave
 from esper.errors import ConfigError
 from esper.tolaria.rundir import RunFolder
 from esper.tracking import read
 
 __all__ = ["rehearsable", "settle"]
-
-# The arms that cannot begin before the grown run has finished.
-_AFTER_GROWN = ("static_flops", "final", "final_flops", "final_seconds")
 
 
 def settle(config: TolariaConfig, *, run_dir: Path, sibling: Callable[[str], Path] | None) -> TolariaConfig:
@@ -38,7 +36,7 @@ def settle(config: TolariaConfig, *, run_dir: Path, sibling: Callable[[str], Pat
         ConfigError: a run that has to go before is not finished, or this one began with another grown run.
     """
     arm = config.comparison.arm
-    if arm not in _AFTER_GROWN:
+    if arm is None or wave(arm) == 0:
         return config
     if sibling is None:
         if config.comparison.grown_run is None:
@@ -69,7 +67,7 @@ def settle(config: TolariaConfig, *, run_dir: Path, sibling: Callable[[str], Pat
 
 def rehearsable(config: TolariaConfig) -> TolariaConfig:
     """The configuration for a dry run, which has no grown run to look at: the host stands in for what it will be."""
-    if config.comparison.arm not in _AFTER_GROWN or not config.morphogenetic.enable_tamiyo:
+    if wave(config.comparison.arm) == 0 or not config.morphogenetic.enable_tamiyo:
         return config
     return dataclasses.replace(
         config,

@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import atexit
 import shutil
-import sys
 import tempfile
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
 
-from esper.configs import TolariaConfig
+from esper.configs import TolariaConfig, TrackingConfig
 from esper.configs.explain import explain
+from esper.configs.identity import run_name
 from esper.configs.load import from_hydra
+from esper.configs.place import place
 from esper.errors import ConfigError, EsperError
-from esper.launch.exits import exit_with
+from esper.launch.exits import exit_with, line_of
+from esper.launch.manifest import Member
+from esper.launch.members import compose_member, member_of
+from esper.launch.rehearse import rehearse_sweep
+from esper.launch.sweep import Queue, queue_of
+from esper.tracking.members import note_members
 
 __all__ = ["CheckBeforeRun"]
 
@@ -32,7 +38,7 @@ class CheckBeforeRun(Callback):
     """
 
     def __init__(self) -> None:
-        self._compares = False
+        self._members: dict[str, TrackingConfig] = {}
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         """Check a single run."""
@@ -54,45 +60,60 @@ class CheckBeforeRun(Callback):
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Check every member of a sweep."""
         try:
-            members = _members(config)
+            launcher = config.hydra.runtime.choices["hydra/launcher"]
+            queue = queue_of(launcher, _options(config)) if launcher in ("slurm", "local") else None
+            asked = _expand(config)
+            members = [compose_member(config, overrides) for overrides in asked]
             dry = {member.dry_run for member in members}
             if len(dry) > 1:
                 raise ConfigError("dry_run=true,false: a sweep is dry or it is not; give one value")
-            if config.hydra.runtime.choices["hydra/launcher"] == "basic":
+            if queue is not None and True not in dry:
+                queue.require()
+            if launcher in ("basic", "local"):
                 for member in members:
                     _check_device(member)
+            if queue is not None and True in dry:
+                _rehearse([member_of(config, overrides) for overrides in asked], queue)
             if True in dry:
                 folder = _folder_that_goes()
                 _set(config, "hydra.sweep.dir", folder)
                 # Members are composed anew, from these.
                 _set(config, "hydra.overrides.hydra", [*config.hydra.overrides.hydra, f"hydra.sweep.dir='{folder}'"])
-            self._compares = True not in dry and any(member.comparison.arm for member in members)
+            elif members:
+                named = {run_name(member, one): list(one) for member, one in zip(members, asked, strict=True)}
+                self._members = dict(zip(named, (member.tracking for member in members), strict=True))
+                note_members(Path(config.hydra.sweep.dir), named)
         except EsperError as error:
             exit_with(error)
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
-        """Say how a comparison is read."""
-        if self._compares:
-            sys.stdout.write(f"\nThe comparison: esper report {config.hydra.sweep.dir}\n")
+        """Bring the runs together."""
+        if self._members:
+            from esper.launch.gather import gather  # what it takes is only needed after a sweep
+
+            gather(Path(config.hydra.sweep.dir), self._members)
 
 
-def _members(config: DictConfig) -> list[TolariaConfig]:
-    """The configuration of every member, composed as the launcher will; none when only the sweeper knows them."""
-    if config.hydra.runtime.choices["hydra/sweeper"] != "basic":
-        return []
-    loader = GlobalHydra.instance().config_loader()
-    members = []
-    for overrides in _expand(config):
-        try:
-            member = loader.load_sweep_config(config, list(overrides))
-        except (HydraException, OmegaConfBaseException) as error:
-            raise explain(error) from None
-        members.append(from_hydra(member))
-    return members
+def _options(config: DictConfig) -> dict[str, Any]:
+    """The launcher's options."""
+    return {key: value for key, value in config.hydra.launcher.items() if key != "_target_"}
+
+
+def _rehearse(members: Sequence[tuple[Member, TolariaConfig]], queue: Queue) -> NoReturn:
+    """Rehearse a sweep of jobs and leave: from here on Hydra would write into its folder."""
+    try:
+        rehearse_sweep(members, queue)
+    except EsperError:
+        raise
+    except Exception as error:  # Hydra would only warn, and go on
+        raise EsperError(line_of(error)) from error
+    raise SystemExit(0)
 
 
 def _expand(config: DictConfig) -> Sequence[Sequence[str]]:
-    """The overrides of each member, as Hydra's basic sweeper makes them."""
+    """The overrides of each member, as Hydra's basic sweeper makes them; none when only another sweeper knows them."""
+    if config.hydra.runtime.choices["hydra/sweeper"] != "basic":
+        return []
     # It imports half of Hydra's plug-ins; only sweeps need it.
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
@@ -107,7 +128,7 @@ def _expand(config: DictConfig) -> Sequence[Sequence[str]]:
 
 def _check_device(config: TolariaConfig) -> None:
     """Ask torch for a device that was named; jobs elsewhere find other devices, so only runs of this process."""
-    if config.device == "cuda":
+    if config.device == "cuda" and place().size == 1:  # several processes tell each other
         from esper.build import select_device
 
         select_device(config.device)

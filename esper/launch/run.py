@@ -17,16 +17,20 @@ from typing import Any
 from rich.console import Console
 
 from esper.configs import TolariaConfig
-from esper.configs.identity import checkpoints_folder, outputs_folder
-from esper.errors import EsperError, RunError
+from esper.configs.identity import checkpoints_folder, digest, outputs_folder
+from esper.errors import EsperError, RankError, RunError
 from esper.launch.arms import rehearsable, settle
+from esper.launch.exits import line_of
+from esper.launch.words import duration
 from esper.tolaria import TolariaService, TolariaTrainer
+from esper.tolaria.ranks import Ranks, joined
+from esper.tolaria.rehearsal import Rehearsal
 from esper.tolaria.resume import own_checkpoint_asked
 from esper.tolaria.rundir import RunFolder
 from esper.tolaria.terminal import Terminal
 from esper.tracking import read, tracking_uri
 
-__all__ = ["Outcome", "run"]
+__all__ = ["Outcome", "rehearse", "run"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,20 +61,45 @@ def run(config: TolariaConfig, run_dir: Path, *, sibling: Callable[[str], Path] 
     Raises:
         EsperError: bad input, or the training failed.
     """
-    if config.dry_run:
-        return asyncio.run(_rehearse(rehearsable(config)))
-    run_dir = run_dir.absolute()
+    ranks = joined()
     try:
-        config = settle(config, run_dir=run_dir, sibling=sibling)
+        return _run(config, run_dir.absolute(), ranks, sibling=sibling)
+    except Exception as error:
+        line, code = line_of(error), error.exit_code if isinstance(error, EsperError) else 1
+        if not ranks.is_first_to_fail(line):  # another process has told
+            raise SystemExit(code) from None
+        if ranks.is_first:
+            raise
+        told = RankError(f"process {ranks.rank} of {ranks.size}: {line}")
+        told.exit_code = code
+        raise told from error
+
+
+def _run(config: TolariaConfig, run_dir: Path, ranks: Ranks, *, sibling: Callable[[str], Path] | None) -> Outcome:
+    if config.dry_run:
+        found = rehearse(config, run_dir)
+        time = (
+            f"time       about {duration(found.seconds)}: steps of {1000 * found.step_seconds:.3g} ms, without the rest"
+        )
+        if ranks.is_first:
+            print("\n".join([*found.lines, time]))  # noqa: T201
+        return Outcome(exit_code=0, metric=None, result=None, run_dir=run_dir)
+    try:
+        ranks.require_same("the run", {"configuration": digest(config), "folder": run_dir.name})
+        config = ranks.first(lambda: settle(config, run_dir=run_dir, sibling=sibling))
     except EsperError:
-        _forget(run_dir)
+        if ranks.is_first:
+            _forget(run_dir)
         raise
-    status = _take_over(run_dir, fresh=config.fresh)
+    status = ranks.first(lambda: _take_over(run_dir, fresh=config.fresh))
+    checkpoints = checkpoints_folder(run_dir, checkpoint_dir=config.checkpoint.checkpoint_dir)
+    is_done = status.get("status") == "finished" and not own_checkpoint_asked(config.checkpoint, checkpoints)
+    if not ranks.is_first:
+        return _outcome(0, status["result"], run_dir) if is_done else asyncio.run(_train(config, run_dir, []))
     with contextlib.ExitStack() as stack:
         terminal = stack.enter_context(Terminal(level=config.logging.log_level))
         terminal.files(_files(config, run_dir))
-        checkpoints = checkpoints_folder(run_dir, checkpoint_dir=config.checkpoint.checkpoint_dir)
-        if status.get("status") == "finished" and not own_checkpoint_asked(config.checkpoint, checkpoints):
+        if is_done:
             terminal.replay(read(run_dir / "journal.jsonl"))
             return _outcome(0, status["result"], run_dir)
         log_dir = Path(config.logging.log_dir or run_dir)
@@ -78,6 +107,22 @@ def run(config: TolariaConfig, run_dir: Path, *, sibling: Callable[[str], Path] 
         file = stack.enter_context((log_dir / "train.log").open("a", encoding="utf-8"))
         log = stack.enter_context(Terminal(level=config.logging.log_level, console=Console(file=file, width=120)))
         return asyncio.run(_train(config, run_dir, [terminal, log]))
+
+
+def rehearse(config: TolariaConfig, run_dir: Path) -> Rehearsal:
+    """Build everything, do a few steps, grow by force; leave nothing behind.
+
+    Args:
+        config: what would be trained.
+        run_dir: where; from there the blueprint library is found.
+
+    Raises:
+        EsperError: bad input, or it failed.
+    """
+    outputs = outputs_folder(run_dir.absolute(), experiment_name=config.experiment_name)
+    database = config.database.url or f"sqlite:///{outputs / 'urza.db'}"
+    found = dataclasses.replace(config, database=dataclasses.replace(config.database, url=database))
+    return asyncio.run(_rehearse(rehearsable(found)))
 
 
 def _take_over(run_dir: Path, *, fresh: bool) -> dict[str, Any]:
@@ -103,7 +148,9 @@ async def _train(config: TolariaConfig, run_dir: Path, terminals: list[Terminal]
                 terminal.replay(read(run_dir / "journal.jsonl"))
             await service.run_training()
         finally:
-            if (run_dir / "journal.jsonl").exists():
+            if not joined().is_first:
+                pass
+            elif (run_dir / "journal.jsonl").exists():
                 from esper.report import page  # Matplotlib is only needed now
 
                 page.write(run_dir)  # before the tracker closes: it takes the page along
@@ -144,14 +191,15 @@ def _files(config: TolariaConfig, run_dir: Path) -> dict[str, str]:
         "report": str(run_dir / "report.html"),
         "checkpoints": str(checkpoints_folder(run_dir, checkpoint_dir=config.checkpoint.checkpoint_dir)),
     }
-    if config.tracking.name == "mlflow":
+    if config.tracking.name in ("mlflow", "both"):
         outputs = outputs_folder(run_dir, experiment_name=config.experiment_name)
         files["mlflow"] = f"mlflow ui --backend-store-uri {tracking_uri(config.tracking, outputs_dir=outputs)}"
+    if config.tracking.name in ("wandb", "both"):
+        files["wandb"] = f"project {config.tracking.wandb_project}, group {config.experiment_name}"
     return files
 
 
-async def _rehearse(config: TolariaConfig) -> Outcome:
-    """Build everything, do a step, grow by force, do another step; leave nothing behind."""
+async def _rehearse(config: TolariaConfig) -> Rehearsal:
     with tempfile.TemporaryDirectory(prefix="esper-dry-run-") as folder:
         rehearsal = dataclasses.replace(
             config,
@@ -162,9 +210,6 @@ async def _rehearse(config: TolariaConfig) -> Outcome:
         trainer = TolariaTrainer(rehearsal, run_dir=Path(folder))
         try:
             await trainer.initialize()
-            lines = await trainer.rehearse()
+            return await trainer.rehearse()
         finally:
             await trainer.shutdown()
-    for line in lines:
-        print(line)  # noqa: T201
-    return Outcome(exit_code=0, metric=None, result=None, run_dir=Path(folder))

@@ -18,6 +18,7 @@ _NO_MATTER = (
 """Settings that leave the numbers alone, and the seed."""
 _BUDGETED = ("static_flops", "final_flops", "final_seconds")
 """Arms whose epochs follow from what the grown run spent."""
+_OUTSIDE = ("set aside", "not of the sweep")
 _MAX_LABEL = 48
 
 
@@ -67,7 +68,8 @@ class Comparison:
 
 
 def group(runs: Sequence[Run], *, baseline: str | None = None) -> Comparison:
-    """Group runs into arms: by `comparison.arm`, or by the settings in which they differ besides the seed.
+    """Group runs into arms: by `comparison.arm` if nothing else was swept, else by what was, or without a sweep by the
+    settings in which they differ besides the seed.
 
     Args:
         runs: all of them, finished or not.
@@ -77,14 +79,16 @@ def group(runs: Sequence[Run], *, baseline: str | None = None) -> Comparison:
         RunError: a run was allowed to stop early, two runs are the same arm and seed, or there is no such baseline.
     """
     for run in runs:
-        if run.status != "set aside" and run.settings.get("optimization.patience", "null") != "null":
+        if run.status not in _OUTSIDE and run.settings.get("optimization.patience", "null") != "null":
             raise RunError(
                 f"{run.name}: optimization.patience={run.settings['optimization.patience']} stopped it when its "
                 "validation said so, which no comparison survives; train again with optimization.patience=null"
             )
-    is_fair = any(_arm(run) for run in runs)
-    compared = () if is_fair else _told_apart_by(runs)
-    labels = [_arm(run) or "" for run in runs] if is_fair else _labels(runs, compared)
+    swept = _swept(runs)
+    is_fair = any(_arm(run) for run in runs) and set(swept or ()) <= {"arm"}
+    compared = _told_apart_by(runs) if swept is None else swept
+    asked = [run.settings if swept is None else run.overrides or {} for run in runs]
+    labels = [_arm(run) or "" for run in runs] if is_fair else _labels(asked, compared)
     arms: dict[str, dict[int, Run]] = {}
     left_out = []
     for run, label in zip(runs, labels, strict=True):
@@ -97,7 +101,9 @@ def group(runs: Sequence[Run], *, baseline: str | None = None) -> Comparison:
         seeds[run.seed] = run
     order = [arm for arm in ARMS if arm in arms] if is_fair else sorted(arms)
     found = [Arm(label=label, runs=arms[label], enables_growth=_grows(arms[label])) for label in order]
-    warnings = [*_recipe_differences(found, is_fair=is_fair, compared=compared), *_machine_differences(found)]
+    warnings = [*_machine_differences(found)]
+    if is_fair or swept is None:  # what was swept is meant to differ, with all that comes of it
+        warnings = [*_recipe_differences(found, is_fair=is_fair, compared=compared), *warnings]
     base = "grown" if is_fair and "grown" in arms else None
     if baseline is not None:
         if baseline not in arms:
@@ -107,7 +113,7 @@ def group(runs: Sequence[Run], *, baseline: str | None = None) -> Comparison:
         static = [arm.label for arm in found if not arm.enables_growth]
         base = static[0] if len(static) == 1 else None
     if base is None and len(found) > 1:
-        missing = "no finished run of arm grown" if is_fair else "not one arm that has enable_tamiyo=false"
+        missing = "no finished run of arm grown" if is_fair else "no single arm without growth to be the baseline"
         warnings.append(f"Nothing is claimed: there is {missing}. With --baseline LABEL every other arm is.")
     return Comparison(arms=found, baseline=base, is_fair=is_fair, left_out=left_out, warnings=warnings)
 
@@ -152,11 +158,21 @@ def _told_apart_by(runs: Sequence[Run]) -> Sequence[str]:
     return chosen
 
 
-def _labels(runs: Sequence[Run], chosen: Sequence[str]) -> list[str]:
-    full = [", ".join(f"{name}={run.settings.get(name)}" for name in chosen) for run in runs]
+def _swept(runs: Sequence[Run]) -> Sequence[str] | None:
+    """What sweeps asked differently of their members, besides the seed; None if a run is no member of one."""
+    asked = [run.overrides for run in runs if run.status not in _OUTSIDE]
+    if not asked or None in asked:
+        return None
+    given = [one for one in asked if one is not None]
+    names = dict.fromkeys(name for one in given for name in one if not f"{name}.".startswith(_NO_MATTER))
+    return [name for name in names if len({one.get(name) for one in given}) > 1]
+
+
+def _labels(asked: Sequence[Mapping[str, str]], chosen: Sequence[str]) -> list[str]:
+    full = [", ".join(f"{name}={one.get(name, '–')}" for name in chosen) for one in asked]
     if max(map(len, full)) > _MAX_LABEL:
         short = [(name, name.rpartition(".")[2]) for name in chosen]
-        full = [", ".join(f"{last}={run.settings.get(name)}" for name, last in short) for run in runs]
+        full = [", ".join(f"{last}={one.get(name, '–')}" for name, last in short) for one in asked]
     return [label or "all runs" for label in full]
 
 

@@ -66,13 +66,9 @@ def compare(runs: Sequence[Run], *, baseline: str | None = None, target: float |
     if target is None:
         finals = [_mean([run.curve[-1].accuracy for run in _runs(arm) if run.curve]) for arm in comparison.arms]
         target = min((final for final in finals if not math.isnan(final)), default=float("nan"))
-    return Report(
-        comparison=comparison,
-        claims=made,
-        headline=headline(comparison, made),
-        target=target,
-        arms={arm.label: _figures(arm, target=target) for arm in comparison.arms},
-    )
+    arms = {arm.label: _figures(arm, target=target) for arm in comparison.arms}
+    said = headline(comparison, made) if made or len(arms) < 2 else _best(arms)
+    return Report(comparison=comparison, claims=made, headline=said, target=target, arms=arms)
 
 
 def write(report: Report, target: Path) -> None:
@@ -128,6 +124,15 @@ def printed(report: Report) -> Iterator[RenderableType]:
         yield Text(warning, style="yellow")
 
 
+def _best(arms: Mapping[str, Mapping[str, Any]]) -> str:
+    """Which arm to choose where none is the baseline; by validation, as the test set must not choose."""
+    known = {label: arm["val_accuracy"] for label, arm in arms.items() if not math.isnan(arm["val_accuracy"][0])}
+    if not known:
+        return "Nothing is claimed about these runs."
+    label = max(known, key=lambda one: known[one][0])
+    return f"Highest validation accuracy: {label}, {_accuracy(known[label])}."
+
+
 def _runs(arm: Arm) -> list[Run]:
     return list(arm.runs.values())
 
@@ -145,6 +150,7 @@ def _figures(arm: Arm, *, target: float) -> dict[str, Any]:
     return {
         "n": len(runs),
         "seeds": sorted(arm.runs),
+        "val_accuracy": mean_interval(np.array([_val_accuracy(run) for run in runs])),
         "test_accuracy": mean_interval(np.array([run.accuracy for run in runs])),
         "test_loss": mean_interval(np.array([run.figure("test_loss") for run in runs])),
         "flops": _mean([run.flops for run in runs]),
@@ -154,6 +160,12 @@ def _figures(arm: Arm, *, target: float) -> dict[str, Any]:
         "charged_flops": charged,
         "reached": _reached(runs, target=target),
     }
+
+
+def _val_accuracy(run: Run) -> float:
+    """Validation accuracy of its last step; nan if a run does not tell, as the first ones do not."""
+    value = (run.result or {}).get("val_accuracy")
+    return float("nan") if value is None else float(value)
 
 
 def _charged(runs: Sequence[Run], part: str) -> float | None:
@@ -230,6 +242,8 @@ def _mean(values: Sequence[float]) -> float:
 def _accuracy(value: tuple[float, float]) -> str:
     """Mean and half its interval: `93.21 ± 0.40 %`."""
     mean, half = value
+    if math.isnan(mean):
+        return "–"
     return f"{100 * mean:.2f} %" if math.isnan(half) else f"{100 * mean:.2f} ± {100 * half:.2f} %"
 
 

@@ -15,7 +15,8 @@ from esper.configs import TrackingConfig
 from esper.errors import RunError
 from esper.report.record import read_run
 from esper.tracking import tracking_uri
-from esper.tracking.mlflow import connect
+from esper.tracking.members import read_members
+from esper.tracking.mlflow_store import connect
 from esper.tracking.records import parameters
 
 __all__ = ["Point", "Run", "from_folders", "from_mlflow"]
@@ -36,11 +37,13 @@ class Run:
     Attributes:
         name: of its folder.
         settings: its configuration by dotted name, each as text, as a tracker is told.
-        status: not begun, running, finished, failed, interrupted, or set aside (`fresh=true` put another in its place).
+        status: not begun, running, finished, failed, interrupted, set aside (`fresh=true` put another in its place), or
+            not of the sweep (it only lies in its folder).
         reason: why it failed or was interrupted.
         machine: what it ran on.
         result: the figures of a finished run, see `contracts.events.RunEnded`.
         curve: its validations, in order.
+        overrides: what was asked of it, by setting or group, as a member of a sweep; None if it was none.
     """
 
     name: str
@@ -50,6 +53,7 @@ class Run:
     machine: str
     result: Mapping[str, Any] | None
     curve: Sequence[Point]
+    overrides: Mapping[str, str] | None = None
 
     @property
     def seed(self) -> int:
@@ -75,16 +79,24 @@ class Run:
 def from_folders(paths: Sequence[Path]) -> list[Run]:
     """Every run folder at or below the paths, each once, in the order of their names.
 
+    In the folder of a sweep only its members count, unless other runs are named themselves.
+
     Raises:
         RunError: a path holds no run, or a journal cannot be read.
     """
     folders: set[Path] = set()
     for path in paths:
-        found = {journal.parent.resolve() for journal in path.rglob("journal.jsonl")}
-        if not found:
+        below = {journal.parent.resolve() for journal in path.rglob("journal.jsonl")}
+        if not below:
             raise RunError(f"{path} holds no run folder: there is no journal.jsonl at or below it; name another path")
-        folders |= found
-    return [_from_folder(folder) for folder in sorted(folders)]
+        folders |= below
+    named = {path.resolve() for path in paths}
+    found = []
+    for folder in sorted(folders):
+        members = read_members(folder.parent)
+        is_stranger = bool(members) and folder.name not in members and folder not in named
+        found.append(_from_folder(folder, overrides=members.get(folder.name), is_stranger=is_stranger))
+    return found
 
 
 def from_mlflow(experiment: str, *, uri: str | None) -> list[Run]:
@@ -118,21 +130,33 @@ def from_mlflow(experiment: str, *, uri: str | None) -> list[Run]:
     return sorted(runs, key=lambda run: run.name)
 
 
-def _from_folder(folder: Path) -> Run:
+def _from_folder(folder: Path, *, overrides: Sequence[str] | None, is_stranger: bool) -> Run:
     record = read_run(folder)
     started = record.history.started
     config = started["config"] if started else yaml.safe_load(record.config_yaml) or {}
     events = sorted((event for kind in record.events.values() for event in kind), key=lambda e: e["time_unix_s"])
     result = _result(record.result)
+    status = record.status if started else "not begun"
+    if _is_set_aside(folder):
+        status = "set aside"
+    elif is_stranger:
+        status = "not of the sweep"
     return Run(
         name=folder.name,
         settings=parameters(config),
-        status="set aside" if _is_set_aside(folder) else record.status if started else "not begun",
+        status=status,
         reason=record.reason,
         machine=_machine(started["device"], started["environment"]) if started else "",
         result=result,
         curve=_curve(events, result, batch_size=config["dataset"]["batch_size"]) if started else [],
+        overrides=None if overrides is None else dict(_setting(one) for one in overrides),
     )
+
+
+def _setting(override: str) -> tuple[str, str]:
+    """Name and value of an override; `+` and `~` are left to the name."""
+    name, _, value = override.partition("=")
+    return name, value
 
 
 def _is_set_aside(folder: Path) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Callable
@@ -14,12 +15,13 @@ from esper.configs import MorphogeneticConfig
 from esper.configs.morphogenetic import BLIND_POLICIES
 from esper.contracts.decisions import Action, AdaptationDecision
 from esper.contracts.health import HealthSignal
-from esper.errors import EsperError, SurgeryError
+from esper.errors import EsperError, RankError, SurgeryError
 from esper.kasmina import SeedSlot, surgery
 from esper.kasmina.scores import scoring_macs
 from esper.tamiyo import TamiyoClient
 from esper.tolaria import optim
 from esper.tolaria.evaluate import evaluate, lowest
+from esper.tolaria.fingerprint import fingerprint
 from esper.tolaria.fork import rewound
 from esper.tolaria.lifecycle import Lifecycle
 from esper.tolaria.signals import measure_signals
@@ -92,19 +94,30 @@ class Growth:
         self.life.end_of_epoch(is_last=is_last)
         if not is_last and self._is_time():
             self._consult()
+        self._agree()
 
     def apply(self, decision: AdaptationDecision) -> bool:
         """Carry out a decision; one that cannot be is refused, journalled, and changes nothing."""
         try:
             outcome = self._operate(decision)
+        except RankError:
+            raise
         except EsperError as error:
+            self._agree()
             self.life.log.decided(decision, applied=False, outcome=str(error))
             return False
+        self._agree()
         self.life.state.adaptations_this_epoch += 1
         self.life.state.total_adaptations += 1
         self.life.state.last_adaptation_epoch = self.life.state.epoch
         self.life.log.decided(decision, applied=True, outcome=outcome)
         return True
+
+    def _agree(self) -> None:
+        """Make sure that all processes have the same network."""
+        ranks = self.life.step.ranks
+        if ranks.size > 1:
+            ranks.require_same("the network", fingerprint(self.life.model))
 
     # --- deciding -------------------------------------------------------------------------------------------------
 
@@ -117,9 +130,10 @@ class Growth:
         return progress < config.growth_until and (plateau or progress >= config.growth_from)
 
     def _consult(self) -> None:
-        signals = self._measure()
+        ranks = self.life.step.ranks
+        signals = ranks.first(self._measure)
         for _ in range(self.config.max_adaptations_per_epoch):
-            decision = self.tamiyo.decide(signals)
+            decision = ranks.first(functools.partial(self.tamiyo.decide, signals))
             if not decision.should_adapt:
                 self.life.log.decided(decision, applied=False, outcome="nothing was asked for")
                 return
@@ -226,7 +240,7 @@ class Growth:
                     self.set_learning_rates(born + i, factor=1.0 - i / num_steps)
                     ahead, index = divmod(i, self.life.step.loader.num_batches)
                     self.life.step(epoch=epoch + ahead, index=index, step=born + i)
-                loss, _ = evaluate(self.life.model, self.life.data.controller())
+                loss, _ = self.life.step.ranks.first(lambda: evaluate(self.life.model, self.life.data.controller()))
                 macs = self.life.running_macs
             finally:
                 self.life.undo(graft)

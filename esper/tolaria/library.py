@@ -12,6 +12,7 @@ import difflib
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from esper import urza
 from esper.configs import DatabaseConfig, TolariaConfig
@@ -19,15 +20,17 @@ from esper.errors import ConfigError, EsperError, RunError, StoreError
 from esper.tracking import write_atomically
 from esper.urza import Blueprint
 from esper.urza.outcomes import read_outcomes
-from esper.urza.store import Store
+
+if TYPE_CHECKING:
+    from esper.tolaria.run import Run
 
 __all__ = ["declare_recorded", "record_outcomes", "with_library", "write_declared"]
 
 _FILE = "blueprints.json"
 
 
-def with_library(config: TolariaConfig, *, run_dir: Path, outputs_dir: Path) -> TolariaConfig:
-    """The configuration with the library's blueprints by their ids, made known in this process.
+def with_library(config: TolariaConfig, *, run_dir: Path, outputs_dir: Path) -> tuple[TolariaConfig, list[str]]:
+    """The configuration with the library's blueprints by their ids, and their definitions.
 
     Those that the run folder holds already stay what they were, whatever the library says now.
 
@@ -36,7 +39,7 @@ def with_library(config: TolariaConfig, *, run_dir: Path, outputs_dir: Path) -> 
     """
     growth = config.morphogenetic
     if not growth.enable_tamiyo or growth.policy == "replay":  # a recipe holds its definitions
-        return dataclasses.replace(config, morphogenetic=dataclasses.replace(growth, library=[]))
+        return dataclasses.replace(config, morphogenetic=dataclasses.replace(growth, library=[])), []
     own = growth.blueprint if growth.blueprint not in (None, *urza.CATALOGUE) else None
     asked = list(dict.fromkeys([*growth.library, *([own] if own else [])]))
     recorded = {alias: one for one in declare_recorded(run_dir) for alias in _aliases(one)}
@@ -44,14 +47,17 @@ def with_library(config: TolariaConfig, *, run_dir: Path, outputs_dir: Path) -> 
     if missing := [name for name in asked if name not in found]:
         key = "blueprint" if missing == [own] else "library"
         found |= _look_up(missing, config.database, key=key, outputs_dir=outputs_dir)
-    ids = sorted({blueprint.blueprint_id for blueprint in found.values()})
+    definitions = {blueprint.blueprint_id: blueprint.definition or "" for blueprint in found.values()}
     only = found[own].blueprint_id if own else growth.blueprint
-    return dataclasses.replace(config, morphogenetic=dataclasses.replace(growth, library=ids, blueprint=only))
+    growth = dataclasses.replace(growth, library=sorted(definitions), blueprint=only)
+    return dataclasses.replace(config, morphogenetic=growth), [definitions[one] for one in growth.library]
 
 
 def _look_up(names: Sequence[str], config: DatabaseConfig, *, key: str, outputs_dir: Path) -> dict[str, Blueprint]:
     if built_in := [name for name in names if name in urza.CATALOGUE]:
         raise ConfigError(f"morphogenetic.library: {built_in[0]!r} is built in and may grow anyway; leave it out")
+    from esper.urza.store import Store  # SQLAlchemy is only needed by who has a library
+
     try:
         with contextlib.closing(Store(config, outputs_dir=outputs_dir)) as store:
             found = {name: store.get(name) for name in names}
@@ -98,11 +104,16 @@ def write_declared(run_dir: Path, blueprint_ids: Sequence[str]) -> None:
         write_atomically(run_dir / _FILE, json.dumps(definitions, indent=1) + "\n")
 
 
-def record_outcomes(config: DatabaseConfig, *, run_dir: Path, outputs_dir: Path) -> str | None:
-    """Tell the library what the modules of a run gained; returns what went wrong, which ends no run."""
+def record_outcomes(run: Run) -> str | None:
+    """Tell the library what the modules of a run gained, if asked to; returns what went wrong, which ends no run."""
+    database = run.config.database
+    if not database.record_outcomes or not run.ranks.is_first:
+        return None
+    from esper.urza.store import Store
+
     try:
-        with contextlib.closing(Store(config, outputs_dir=outputs_dir, create=True)) as store:
-            store.record(read_outcomes(run_dir))
+        with contextlib.closing(Store(database, outputs_dir=run.outputs_dir, create=True)) as store:
+            store.record(read_outcomes(run.run_dir))
     except EsperError as error:
-        return f"outcomes were not recorded: {error}; later: esper urza record {run_dir}"
+        return f"outcomes were not recorded: {error}; later: esper urza record {run.run_dir}"
     return None

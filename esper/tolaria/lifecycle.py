@@ -17,7 +17,7 @@ from esper.contracts.lifecycle import SeedLifecycleState
 from esper.contracts.recipe import Graft
 from esper.kasmina import MorphableModel, SeedSlot, surgery
 from esper.kasmina.statistics import reestimate_norms
-from esper.tamiyo import judge, spend
+from esper.tamiyo import Verdict, judge, spend
 from esper.tolaria import optim
 from esper.tolaria.evaluate import lowest
 from esper.tolaria.growth_log import GrowthLog
@@ -228,19 +228,23 @@ class Lifecycle:
             return
         images, labels = self.step.loader.batch(state.epoch, state.step)
         incubate(self.model, slot, images, labels, method=config.incubation, autocast=self.step.autocast())
+        self.step.average_gradients(num_images=len(labels))
         self.optimizer.step()  # only the kernel's parameters have gradients
         self.optimizer.zero_grad(set_to_none=True)
-        state.incubation_macs += 3 * len(labels) * (self.running_macs + self._kernel_cost(graft).num_macs)
+        macs = self.running_macs + self._kernel_cost(graft).num_macs
+        state.incubation_macs += 3 * self.step.loader.batch_size * macs
 
     def _end_incubation(self, slot: SeedSlot) -> None:
         graft, config = slot.live_graft, self.config
         kernel = slot.kernel(graft)
+        ranks = self.step.ranks
+        ranks.copy_first(kernel.buffers())  # a norm's statistics are those of each process's images
         if not all(bool(p.isfinite().all()) for p in kernel.parameters()):
             self.cull(slot, reason="its weights are not finite after incubation")
             return
         alpha, losses = 1.0, dict[float, float]()
         if config.alpha_search:
-            losses = try_alphas(self.model, slot, self.data.controller)
+            losses = ranks.first(lambda: try_alphas(self.model, slot, self.data.controller))
             alpha = lowest(losses)
             kernel.scale_output(alpha)
             num_images = len(ALPHAS) * self.data.num_controller
@@ -290,16 +294,7 @@ class Lifecycle:
         cost = self._kernel_cost(graft)
         self.num_verdicts += 1
         alpha = spend(self.config.judge_confidence, self.num_verdicts)
-        without, with_kernel = paired_losses(
-            self.model, slot, judge_batches=self.data.judge, norm_images=self.data.norm_images
-        )
-        verdict = judge(
-            without,
-            with_kernel,
-            improvement_threshold=self.config.improvement_threshold,
-            alpha=alpha,
-            rent=self.config.cost_rent * cost.num_macs / self.host_cost.num_macs,
-        )
+        verdict = self.step.ranks.first(lambda: self._verdict(slot, cost, alpha=alpha))
         cost_macs = 2 * (self.data.num_judge + self.data.num_norm) * self.cost.num_macs
         self.state.judging_macs += cost_macs
         self.log.judged(graft, verdict, alpha=alpha, added=cost, cost_macs=cost_macs, cost_s=time.monotonic() - started)
@@ -308,6 +303,18 @@ class Lifecycle:
             self._keep(slot, reason=f"kept: {bound}")
         else:
             self.cull(slot, reason=f"not shown to help: {bound}")
+
+    def _verdict(self, slot: SeedSlot, cost: tezzeret.Cost, *, alpha: float) -> Verdict:
+        without, with_kernel = paired_losses(
+            self.model, slot, judge_batches=self.data.judge, norm_images=self.data.norm_images
+        )
+        return judge(
+            without,
+            with_kernel,
+            improvement_threshold=self.config.improvement_threshold,
+            alpha=alpha,
+            rent=self.config.cost_rent * cost.num_macs / self.host_cost.num_macs,
+        )
 
     def _keep(self, slot: SeedSlot, *, reason: str) -> None:
         graft = surgery.fossilize(slot, epoch=self.state.epoch)
@@ -319,16 +326,19 @@ class Lifecycle:
     def adopt(self, graft: Graft) -> None:
         """Let optimizer and cost follow a kernel that was attached."""
         is_old = graft.born_step == 0  # rebuilt: it is trained like the host
+        kernel = self.model.slot(graft.site).kernel(graft)
+        # Drawn from the same seed everywhere; processors may still differ in the last bit.
+        self.step.ranks.copy_first([*kernel.parameters(), *kernel.buffers()])
         optim.adopt(
             self.optimizer,
             self.optimization,
             self.model.graft_parameters(graft),
             born_step=graft.born_step,
-            output_scale=self.model.slot(graft.site).kernel(graft).output_scale,
+            output_scale=kernel.output_scale,
             output_scale_rate=1.0 if is_old else self.config.insertion_gain_rate,
             decayed=is_old or self.config.newborn_weight_decay,
         )
-        self.step.adopt(self.model.slot(graft.site).kernel(graft), step=self.state.global_step)
+        self.step.adopt(kernel, step=self.state.global_step)
         self.cost += self._kernel_cost(graft)
         self.state.peak_parameters = max(self.state.peak_parameters, self.cost.num_parameters)
 

@@ -90,6 +90,16 @@ def resume(run: Run) -> str | None:
     Raises:
         CheckpointError: the checkpoint asked for cannot be used.
     """
+    begin, damaged = run.ranks.first(lambda: _beginning(run))
+    if begin is not None:
+        restore(run, begin[1])
+    for message in damaged:
+        run.warn(message)
+    return str(begin[0]) if begin else None
+
+
+def _beginning(run: Run) -> tuple[tuple[Path, checkpoint.Snapshot] | None, list[str]]:
+    """Where the run begins, and what is to be told; the run's folder and journal go back there."""
     config = run.config.checkpoint
     damaged: list[str] = []
     if own := own_checkpoint_asked(config, run.checkpoint_dir):
@@ -103,11 +113,7 @@ def resume(run: Run) -> str | None:
         begin = (other, checkpoint.load(other))
     checkpoint.set_aside(run.checkpoint_dir, after_step=start[1].step if start else -1)
     run.journal.rewind(start[1].journal_offset if start else 0)
-    if begin is not None:
-        restore(run, begin[1])
-    for message in damaged:
-        run.warn(f"{message}; {f'went back to {start[0].name}' if start else 'began anew'}")
-    return str(begin[0]) if begin else None
+    return begin, [f"{message}; {f'went back to {start[0].name}' if start else 'began anew'}" for message in damaged]
 
 
 def own_checkpoint_asked(config: CheckpointConfig, checkpoint_dir: Path) -> Path | None:

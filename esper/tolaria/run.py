@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,27 +14,29 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from esper import tezzeret
+from esper import tezzeret, urza
 from esper.build import Parts, parts
 from esper.configs import TolariaConfig
-from esper.configs.identity import checkpoints_folder, outputs_folder, run_name
+from esper.configs.identity import checkpoints_folder, digest, outputs_folder, run_name
 from esper.contracts.events import Event, Notice
-from esper.data import FileSet
+from esper.data import FileSet, ImageSet
 from esper.errors import ConfigError
 from esper.kasmina import MorphableModel, find_blocks
 from esper.tezzeret.compile_cache import keep_compiled
 from esper.tolaria.average import WeightAverage
+from esper.tolaria.evaluate import evaluate, example_losses
 from esper.tolaria.growth import Growth
 from esper.tolaria.library import with_library
 from esper.tolaria.lifecycle import GrowthData, Lifecycle
 from esper.tolaria.optim import build_optimizer
+from esper.tolaria.ranks import Ranks
 from esper.tolaria.regions import Regions
 from esper.tolaria.rundir import RunFolder
 from esper.tolaria.saving import Saver
 from esper.tolaria.schedule import learning_rate
 from esper.tolaria.state import TrainingState
 from esper.tolaria.step import TrainStep
-from esper.tracking import Follower, Journal
+from esper.tracking import Follower, Journal, trackers
 
 __all__ = ["Run", "capture_obstacle", "open_run"]
 
@@ -50,6 +53,8 @@ class Run:
     Attributes:
         host_cost: parameters and MACs of the host before it grew.
         last_read: epoch sums at the last log line, on the device.
+        ranks: the processes that train it. Only the first one writes in the run folder, keeps checkpoints and reports
+            to a tracker; the others have a folder of their own, which goes with them.
     """
 
     config: TolariaConfig
@@ -69,6 +74,7 @@ class Run:
     host_cost: tezzeret.Cost
     last_read: Tensor
     outputs_dir: Path
+    ranks: Ranks
     closing: contextlib.ExitStack
 
     @property
@@ -89,17 +95,58 @@ class Run:
         """Give every parameter group its learning rate for the coming step."""
         self.growth.set_learning_rates(self.state.global_step)
 
-    def follow(self) -> None:
-        """Report to the tracker that the configuration names, from the journal's beginning on."""
-        if self.config.tracking.name == "none":
+    def begin_together(self) -> None:
+        """Let all processes begin with the first one's weights, each with random numbers of its own.
+
+        Raises:
+            RankError: they have different settings, data or networks.
+        """
+        ranks, config = self.ranks, self.config
+        if ranks.size == 1:
             return
-        follower = Follower(
-            self.config.tracking,
-            run_dir=self.run_dir,
-            outputs_dir=self.outputs_dir,
-            warn=self.warn,
-        )
-        self.closing.callback(follower.close)
+        splits = self.parts.splits
+        found = {
+            "configuration": digest(config),
+            "epoch": self.state.epoch,
+            "images": [len(split) for split in (splits.train, splits.controller, splits.judge, splits.test)],
+            "parameters": [(name, tuple(p.shape)) for name, p in self.model.named_parameters()],
+        }
+        ranks.require_same("the run", found)
+        ranks.copy_first([*self.model.parameters(), *self.model.buffers()])
+        if not ranks.is_first:
+            torch.manual_seed(config.rng_seed + 1_000_003 * (ranks.rank + ranks.size * self.state.global_step))
+
+    def measure(self, split: ImageSet | FileSet) -> tuple[float, float]:
+        """Mean loss in nats and accuracy in [0, 1] of a split; each process takes a part of it.
+
+        All do so with the first one's batch-norm statistics.
+        """
+        ranks = self.ranks
+        if ranks.size == 1:
+            return evaluate(self.model, self.parts.evaluation_batches(split))
+        ranks.copy_first(self.model.buffers())
+        mine = split[torch.arange(len(split))[ranks.part(len(split))]]
+        sums = torch.zeros(2, dtype=torch.float64, device=self.parts.device)
+        if len(mine):
+            losses, hits = example_losses(self.model, self.parts.evaluation_batches(mine))
+            sums += torch.stack([losses.double().sum(), hits.double().sum()])
+        ranks.add_up([sums])
+        loss, accuracy = (sums / len(split)).tolist()
+        return loss, accuracy
+
+    def follow(self) -> None:
+        """Report to the trackers that the configuration names, from the journal's beginning on."""
+        if not self.ranks.is_first:
+            return
+        tracking = self.config.tracking
+        for tracker in trackers(tracking, run_dir=self.run_dir, outputs_dir=self.outputs_dir):
+            if tracker.is_left_to_sync:
+                message = f"a SLURM job leaves {tracker.place} to `esper sync {self.run_dir}`, which a sweep's end does"
+                self.emit(Notice, level="INFO", message=message)
+                continue
+            interval_s = tracking.flush_interval_s
+            follower = Follower(tracker, interval_s=interval_s, run_dir=self.run_dir, warn=self.warn)
+            self.closing.callback(follower.close)
 
     def stop_saving(self) -> None:
         """Finish the checkpoints that are being written."""
@@ -125,21 +172,26 @@ def open_run(
     run_dir: Path | None,
     state: TrainingState,
     listeners: Sequence[Callable[[Event], None]],
+    ranks: Ranks | None = None,
 ) -> Run:
     """Take the run folder and build everything; on an error nothing stays open.
 
     Raises:
         ConfigError, DataError, RunError: the configuration, the data or the folder cannot be used.
     """
+    ranks = ranks or Ranks()
     run_dir = (run_dir or Path("outputs", config.experiment_name, run_name(config, []))).absolute()
-    log_dir = Path(config.logging.log_dir or run_dir).absolute()
+    checkpoints = checkpoints_folder(run_dir, checkpoint_dir=config.checkpoint.checkpoint_dir)
     outputs = outputs_folder(run_dir, experiment_name=config.experiment_name)
     with contextlib.ExitStack() as stack:
+        if not ranks.is_first:
+            run_dir = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=f"esper-process-{ranks.rank}-")))
+        log_dir = Path((ranks.is_first and config.logging.log_dir) or run_dir).absolute()
         folder = RunFolder(run_dir)
         folder.acquire()
         stack.callback(folder.release)
-        config = with_library(config, run_dir=run_dir, outputs_dir=outputs)
-        built = parts(config, cache_dir=outputs / "cache")
+        config = _with_library(config, run_dir=run_dir, outputs_dir=outputs, ranks=ranks)
+        built = _parts(config, cache_dir=outputs / "cache", ranks=ranks)
         stack.callback(built.close)
         journal = Journal(run_dir / "journal.jsonl")
         stack.callback(journal.close)
@@ -148,7 +200,7 @@ def open_run(
         model = built.model.train()
         optimizer = build_optimizer(config.optimization, model.named_parameters())
         host_cost = tezzeret.count(model.host, built.input_shape)
-        step = _step(config, built, optimizer)
+        step = _step(config, built, optimizer, ranks)
         life = Lifecycle(
             config=config.morphogenetic,
             optimization=config.optimization,
@@ -174,7 +226,7 @@ def open_run(
             total_epochs=config.optimization.max_epochs,
         )
         saver = Saver(
-            checkpoints_folder(run_dir, checkpoint_dir=config.checkpoint.checkpoint_dir),
+            checkpoints,
             keep=config.checkpoint.max_checkpoints,
             sync=journal.sync,
         )
@@ -196,9 +248,11 @@ def open_run(
             host_cost=host_cost,
             last_read=step.sums.epoch.clone(),
             outputs_dir=outputs,
+            ranks=ranks,
             closing=stack,
         )
         stack.callback(run.stop_saving)
+        stack.callback(step.invalidate)  # a graph goes before the connection that it talks through
         run.closing = stack.pop_all()
         return run
 
@@ -212,7 +266,31 @@ def capture_obstacle(config: TolariaConfig) -> str | None:
     return None
 
 
-def _step(config: TolariaConfig, built: Parts, optimizer: Optimizer) -> TrainStep:
+def _with_library(config: TolariaConfig, *, run_dir: Path, outputs_dir: Path, ranks: Ranks) -> TolariaConfig:
+    """See `with_library`; the first process asks the library and tells the others."""
+    config, definitions = ranks.first(functools.partial(with_library, config, run_dir=run_dir, outputs_dir=outputs_dir))
+    for definition in definitions:
+        urza.declare(definition)
+    return config
+
+
+def _parts(config: TolariaConfig, *, cache_dir: Path, ranks: Ranks) -> Parts:
+    """What a training needs, with this process's part of the batches; the first one decodes what all of them read."""
+    if config.dataset.batch_size < ranks.size:
+        raise ConfigError(
+            f"dataset.batch_size={config.dataset.batch_size}: {ranks.size} processes share each batch; start fewer, "
+            "or use a larger batch"
+        )
+    device, rows = ranks.device(config.device), ranks.part(config.dataset.batch_size)
+    if not ranks.is_first:
+        ranks.wait()
+    built = parts(config, cache_dir=cache_dir, device=device, rows=rows)
+    if ranks.is_first:
+        ranks.wait()
+    return built
+
+
+def _step(config: TolariaConfig, built: Parts, optimizer: Optimizer, ranks: Ranks) -> TrainStep:
     mixed = built.device.type == "cuda" if config.mixed_precision is None else config.mixed_precision
     torch.backends.cudnn.benchmark = config.cudnn_benchmark
     torch.backends.cudnn.deterministic = not config.cudnn_benchmark
@@ -227,6 +305,7 @@ def _step(config: TolariaConfig, built: Parts, optimizer: Optimizer) -> TrainSte
         is_captured=capture_obstacle(config) is None,
         average=WeightAverage(built.model, decay=decay) if decay is not None else None,
         regions=_regions(config, built.model) if config.compile_model else None,
+        ranks=ranks,
     )
 
 

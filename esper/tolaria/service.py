@@ -86,9 +86,12 @@ class TolariaService:
         self.running = False
 
     def setup_signal_handlers(self) -> None:
-        """Stop gracefully on SIGINT and SIGTERM; a second SIGINT interrupts at once, as Python does by default."""
+        """Stop gracefully on SIGINT, SIGTERM and SIGUSR2, with which SLURM says that a job's time is up.
+
+        A second SIGINT interrupts at once, as Python does by default.
+        """
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
             loop.add_signal_handler(number, self._on_signal, number)
             self._signals.append(number)
 

@@ -31,11 +31,12 @@ from esper.contracts.events import (
     RunStarted,
     Validated,
 )
-from esper.errors import CheckpointError, SurgeryError
+from esper.errors import CheckpointError
 from esper.tolaria import checkpoint
-from esper.tolaria.evaluate import evaluate
 from esper.tolaria.finite import require_finite
 from esper.tolaria.library import record_outcomes, write_declared
+from esper.tolaria.ranks import joined
+from esper.tolaria.rehearsal import Rehearsal, rehearse
 from esper.tolaria.result import result
 from esper.tolaria.resume import restore, resume, snapshot
 from esper.tolaria.run import Run, capture_obstacle, open_run
@@ -48,6 +49,9 @@ from esper.tracking.recipe import write_recipe
 __all__ = ["TolariaTrainer"]
 
 T = TypeVar("T")
+
+_AGREE_STEPS = 10
+"""Several processes ask each other that often whether one was told to stop."""
 
 
 class TolariaTrainer:
@@ -134,7 +138,7 @@ class TolariaTrainer:
 
         def save() -> str:
             self._start_saving(is_best=is_best)
-            return str(self._finish_saving()[-1])
+            return self.run.ranks.first(lambda: str(self._finish_saving()[-1]))
 
         return self._worker.submit(save).result()
 
@@ -147,9 +151,9 @@ class TolariaTrainer:
         self._worker.submit(lambda: restore(self.run, checkpoint.load(Path(checkpoint_path)))).result()
         return True
 
-    async def rehearse(self) -> list[str]:
-        """Do a step, grow a module by force at the first site that takes one, do another step; returns what to show."""
-        return await self._work(self._rehearse)
+    async def rehearse(self) -> Rehearsal:
+        """Do a few steps, grow a module by force after the first; the training is of no use afterwards."""
+        return await self._work(functools.partial(rehearse, self.run))
 
     def request_stop(self, reason: str) -> None:
         """Ask the training to save and stop at the next step boundary; safe from any thread."""
@@ -170,14 +174,19 @@ class TolariaTrainer:
 
     def _initialize(self) -> None:
         check(self.config)
+        ranks = joined()
+        ranks.device(self.config.device)  # before a stream is made there
         if self.config.device != "cpu" and torch.cuda.is_available():
             # One stream for everything this thread does, that can be captured: a second one costs memory of its own.
             torch.cuda.set_stream(torch.cuda.Stream())  # type: ignore[no-untyped-call]
-        run = open_run(self.config, run_dir=self._run_dir, state=self.training_state, listeners=self._listeners)
+        run = open_run(
+            self.config, run_dir=self._run_dir, state=self.training_state, listeners=self._listeners, ranks=ranks
+        )
         try:
             resumed_from = resume(run)
             if resumed_from is None:
                 run.growth.begin()
+            run.begin_together()
             write_atomically(run.run_dir / "config.yaml", to_yaml(self.config))
             write_atomically(run.run_dir / "git.diff", git_diff())
             write_declared(run.run_dir, run.config.morphogenetic.library)
@@ -201,6 +210,9 @@ class TolariaTrainer:
                 run.emit(Notice, level="INFO", message=f"recorded modules in the network: {num_kernels}")
             if run.parts.device.type == "cuda" and (obstacle := capture_obstacle(self.config)):
                 run.emit(Notice, level="INFO", message=f"the step is not captured as a CUDA graph: {obstacle}")
+            if ranks.size > 1:
+                message = f"{ranks.size} processes share each batch of {self.config.dataset.batch_size} images"
+                run.emit(Notice, level="INFO", message=message)
             if late := run.growth.times_too_late:
                 run.warn(f"schedule_at={late} falls to the end of an epoch past growth_until: nothing will grow then")
             run.follow()
@@ -211,19 +223,19 @@ class TolariaTrainer:
 
     def _train(self) -> list[TrainingMetrics]:
         history: list[TrainingMetrics] = []
-        with torch.autograd.set_detect_anomaly(self.config.debug_mode):
+        with self.run.ranks.watched(), torch.autograd.set_detect_anomaly(self.config.debug_mode):
             while not self._is_over():
                 self._train_epoch()
                 if self._trained is None:  # asked to stop on the way
                     break
                 history.append(self._end_epoch())
-        if self._is_over():
-            self._finish()
-        else:
-            if self.config.checkpoint.save_last:
-                self._start_saving()
-            self._finish_saving()
-            self.end("interrupted", self.stop_reason or "")
+            if self._is_over():
+                self._finish()
+            else:
+                if self.config.checkpoint.save_last:
+                    self._start_saving()
+                self._finish_saving()
+                self.end("interrupted", self.stop_reason or "")
         return history
 
     def _train_epoch(self) -> Window:
@@ -235,7 +247,7 @@ class TolariaTrainer:
         started = time.monotonic()
         log = StepLog(run)
         with self._profiler() as profiled:
-            while state.step < run.steps_per_epoch and not self.stop_reason:
+            while state.step < run.steps_per_epoch and not self._is_to_stop():
                 run.set_learning_rates()
                 run.life.before_step()
                 run.step(epoch=state.epoch, index=state.step, step=state.global_step)
@@ -297,40 +309,16 @@ class TolariaTrainer:
         if run.step.average is not None and run.step.average.is_empty(step=run.state.global_step):
             run.warn("a module was removed after the last step: the result is of the weights, not of their average")
         with run.step.averaged(step=run.state.global_step):
-            validation = evaluate(run.model, run.parts.evaluation_batches(splits.controller))
+            validation = run.measure(splits.controller)
             # The only reading of the test split in a run.
-            test = evaluate(run.model, run.parts.evaluation_batches(splits.test))
+            test = run.measure(splits.test)
         self.result = result(run, validation=validation, test=test)
         self._finish_saving()
         write_recipe(run.run_dir / "recipe.json", run.model.recipe, host=self.config.model.name)
-        database = self.config.database
-        if database.record_outcomes and (
-            problem := record_outcomes(database, run_dir=run.run_dir, outputs_dir=run.outputs_dir)
-        ):
+        if problem := record_outcomes(run):
             run.warn(problem)
         run.emit(RunEnded, status="finished", reason="", result=self.result)
         run.folder.set_status("finished", result=self.result)
-
-    def _rehearse(self) -> list[str]:
-        run, host = self.run, self.run.host_cost
-        lines = [f"network    {host.num_parameters:,} parameters, {host.num_macs:,} MACs, {len(run.model.slots)} sites"]
-        lines.append(f"training   {run.total_steps:,} steps of {self.config.dataset.batch_size} on {run.parts.device}")
-        sites = [slot.site.name for slot in run.model.all_slots()]
-        for index in range(2):
-            run.set_learning_rates()
-            run.life.before_step()
-            run.step(epoch=0, index=index % run.steps_per_epoch, step=index)
-            run.state.global_step += 1
-            lines.append(f"step {index + 1}     loss {require_finite(run).loss:.4f}")
-            if index == 0 and sites:
-                lines.append(f"growth     {self._grow_somewhere(sites)}")
-        return lines
-
-    def _grow_somewhere(self, sites: list[str]) -> str:
-        for site in sites:
-            if self.run.growth.apply(AdaptationDecision(should_adapt=True, site=site, reasoning="rehearsal")):
-                return f"{self.run.model.recipe[0].blueprint_id} at {site}"
-        raise SurgeryError("dry_run: nothing could be grown at any site; morphogenetic.blueprint* allow too little")
 
     # --- pieces ---------------------------------------------------------------------------------------------------
 
@@ -339,6 +327,16 @@ class TolariaTrainer:
         impatient = patience is not None and state.epochs_since_best >= patience
         return impatient or state.epoch >= self.config.optimization.max_epochs
 
+    def _is_to_stop(self) -> bool:
+        """Whether to stop before the coming step; several processes agree every few steps."""
+        ranks, asked = self.run.ranks, self.stop_reason
+        if ranks.size == 1:
+            return asked is not None
+        if self.training_state.global_step % _AGREE_STEPS:
+            return False
+        self.stop_reason = ranks.any_of(asked)
+        return self.stop_reason is not None
+
     def _is_validation_due(self) -> bool:
         interval, state = self.config.logging.eval_interval, self.training_state
         return interval is not None and state.global_step % interval == 0 and state.step < self.run.steps_per_epoch
@@ -346,7 +344,7 @@ class TolariaTrainer:
     def _validate(self) -> tuple[float, float]:
         run = self.run
         with run.step.averaged(step=run.state.global_step), run.step.autocast():
-            loss, accuracy = evaluate(run.model, run.parts.evaluation_batches(run.parts.splits.controller))
+            loss, accuracy = run.measure(run.parts.splits.controller)
         run.emit(Validated, epoch=run.state.epoch, val_loss=loss, val_accuracy=accuracy)
         self._validated = (loss, accuracy)
         return self._validated
@@ -363,7 +361,8 @@ class TolariaTrainer:
     def _start_saving(self, *, is_best: bool = False) -> None:
         """Save where the training stands while it goes on."""
         require_finite(self.run)
-        self.run.saver.start(snapshot(self.run), epoch=self.run.state.epoch, is_best=is_best)
+        if self.run.ranks.is_first:
+            self.run.saver.start(snapshot(self.run), epoch=self.run.state.epoch, is_best=is_best)
 
     def _finish_saving(self) -> list[Path]:
         """Wait for the checkpoints that are being written; returns their paths."""

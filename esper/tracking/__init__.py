@@ -7,5 +7,18 @@ from esper.tracking.files import write_atomically
 from esper.tracking.follow import Follower
 from esper.tracking.journal import Journal, read
 from esper.tracking.mlflow import MlflowRun, tracking_uri
+from esper.tracking.trackers import trackers
+from esper.tracking.wandb import WandbRun
 
-__all__ = ["Follower", "Journal", "MlflowRun", "environment", "git_diff", "read", "tracking_uri", "write_atomically"]
+__all__ = [
+    "Follower",
+    "Journal",
+    "MlflowRun",
+    "WandbRun",
+    "environment",
+    "git_diff",
+    "read",
+    "trackers",
+    "tracking_uri",
+    "write_atomically",
+]

@@ -1,16 +1,16 @@
-"""The thread that brings MLflow up to date while a run trains; whatever happens to MLflow, the run goes on."""
+"""The thread that brings a tracker up to date while a run trains; whatever happens to it, the run goes on."""
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from esper.configs import TrackingConfig
 from esper.tracking.environment import without_credentials
 from esper.tracking.journal import tail
-from esper.tracking.mlflow import MlflowRun, tracking_uri
+from esper.tracking.trackers import TrackedRun, Tracker
 
 __all__ = ["Follower", "reason"]
 
@@ -20,33 +20,31 @@ _POLL_S = 0.1
 
 
 class Follower:
-    """Owner of a daemon thread that reads a run's journal and reports it, once every `flush_interval_s`.
+    """Owner of a daemon thread that reads a run's journal and reports it, once every `interval_s`.
 
     Make it when the journal has been rewound to where the run goes on from. It begins when the run has journalled
-    something more, or after an interval: importing MLflow would hold up the first step by seconds. After an error it
-    tries again, ever more rarely, from the journal's first line on (`MlflowRun` logs nothing twice).
+    something more, or after an interval: importing a tracker would hold up the first step by seconds. After an error it
+    tries again, ever more rarely, from the journal's first line on (trackers log nothing twice).
 
     Args:
-        config: where to report, how often.
+        tracker: where to report.
+        interval_s: how often.
         run_dir: folder of the run, with its journal.
-        outputs_dir: folder of the default database.
         warn: told once, from this thread or from `close`, if reporting fails twice in a row or at the end.
     """
 
-    def __init__(
-        self, config: TrackingConfig, *, run_dir: Path, outputs_dir: Path, warn: Callable[[str], None]
-    ) -> None:
-        self._config = config
+    def __init__(self, tracker: Tracker, *, interval_s: float, run_dir: Path, warn: Callable[[str], None]) -> None:
+        self._tracker = tracker
+        self._interval_s = interval_s
         self._run_dir = run_dir
-        self._outputs_dir = outputs_dir
         self._warn = warn
         self._warned = threading.Lock()  # taken for good by the first that warns
-        self._run: MlflowRun | None = None
+        self._run: TrackedRun | None = None
         self._offset = 0
         self._size = (run_dir / "journal.jsonl").stat().st_size
         self._closing = threading.Event()
         # A daemon: a tracker that hangs must not keep the process.
-        self._thread = threading.Thread(target=self._follow, name="esper-mlflow", daemon=True)
+        self._thread = threading.Thread(target=self._follow, name=f"esper-{tracker.name}", daemon=True)
         self._thread.start()
 
     def close(self, timeout_s: float = 15.0) -> None:
@@ -67,7 +65,7 @@ class Follower:
             try:
                 self._report(is_last=closing)
                 num_failures = 0
-            except Exception as error:  # whatever MLflow, and what lies under it, may raise
+            except Exception as error:  # whatever the tracker, and what lies under it, may raise
                 self._drop_run()
                 num_failures += 1
                 if num_failures > 1:
@@ -75,17 +73,17 @@ class Follower:
             if closing and num_failures != 1:
                 self._drop_run()
                 return
-            self._closing.wait(min(self._config.flush_interval_s * 2**num_failures, _MAX_DELAY_S))
+            self._closing.wait(min(self._interval_s * 2**num_failures, _MAX_DELAY_S))
 
     def _wait_for_training(self) -> None:
-        latest = time.monotonic() + self._config.flush_interval_s
+        latest = time.monotonic() + self._interval_s
         journal = self._run_dir / "journal.jsonl"
         while journal.stat().st_size == self._size and time.monotonic() < latest and not self._closing.wait(_POLL_S):
             pass
 
     def _report(self, *, is_last: bool) -> None:
         if self._run is None:
-            self._run = MlflowRun(self._config, run_dir=self._run_dir, outputs_dir=self._outputs_dir)
+            self._run = self._tracker.open()
             self._offset = 0
         events, self._offset = tail(self._run_dir / "journal.jsonl", self._offset)
         if events:
@@ -94,16 +92,17 @@ class Follower:
             self._run.finish()
 
     def _drop_run(self) -> None:
-        if self._run is not None:
-            self._run.close()
-            self._run = None
+        run, self._run = self._run, None
+        if run is not None:
+            # What is wrong with the tracker has been told, or shows in the next report.
+            with contextlib.suppress(Exception):
+                run.close()
 
     def _warn_once(self, why: str) -> None:
         if self._warned.acquire(blocking=False):
-            uri = without_credentials(tracking_uri(self._config, outputs_dir=self._outputs_dir))
             self._warn(
-                f"MLflow at {uri} is behind ({why}); the run goes on regardless, and `esper sync {self._run_dir}` "
-                "catches up"
+                f"{self._tracker.name} at {self._tracker.place} is behind ({why}); the run goes on regardless, and "
+                f"`esper sync {self._run_dir}` catches up"
             )
 
 

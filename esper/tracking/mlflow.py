@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import uuid
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,28 +15,17 @@ from esper.configs import TrackingConfig
 from esper.configs.identity import checkpoints_folder
 from esper.errors import RunError
 from esper.tracking.environment import without_credentials
-from esper.tracking.files import write_atomically
 from esper.tracking.history import History
-from esper.tracking.records import Point, parameters, points, tags
+from esper.tracking.mlflow_store import connect, experiment_of, find_run
+from esper.tracking.records import FILES, Point, parameters, points, tags
 
-__all__ = ["MlflowRun", "connect", "tracking_uri"]
+__all__ = ["MlflowRun", "tracking_uri"]
 
 _STATUS = {"finished": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
-_FILES = ("config.yaml", "git.diff", "journal.jsonl", "report.html")
 _CHECKPOINT_FILES = ("manifest.json", "model.safetensors")
-_UID_TAG = "esper.run_uid"
 
 # MLflow takes 1000 items a batch, of which 100 parameters and 100 tags.
 _MAX_METRICS, _MAX_PARAMETERS, _MAX_TAGS = 800, 100, 100
-
-# Set where the user has not. MLflow on its own would retry for a quarter of an hour, send usage data, and print.
-_SETTINGS = {
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_LOGGING_LEVEL": "ERROR",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # it would tear the live display
-}
 
 
 def tracking_uri(config: TrackingConfig, *, outputs_dir: Path) -> str:
@@ -104,7 +91,7 @@ class MlflowRun:
         if self.history.fates:
             grown = [dataclasses.asdict(fate) for fate in self.history.fates]
             self._client.log_text(self._run_id, json.dumps(grown, indent=2), "growth.json")
-        for path in (self._run_dir / name for name in _FILES):
+        for path in (self._run_dir / name for name in FILES):
             if path.is_file():
                 self._client.log_artifact(self._run_id, str(path))
         if newest := _newest_checkpoint(self._checkpoint_dir()):
@@ -124,54 +111,20 @@ class MlflowRun:
             raise RunError(f"{self._run_dir} is being reported by another process; wait for it") from None
         uri = tracking_uri(self._config, outputs_dir=self._outputs_dir)
         client = connect(uri)
-        run = self._find_run(client, uri, started)
+        experiment = self._config.experiment or started["experiment_name"]
+        run = find_run(
+            client,
+            self._run_dir / "mlflow.json",
+            where=without_credentials(uri),
+            experiment_id=experiment_of(client, experiment, uri=uri, outputs_dir=self._outputs_dir),
+            name=started["run_name"],
+            start_time_s=started["time_unix_s"],
+        )
         # From MLflow and not from a file: a kill between logging and noting it would count wrongly.
         for key in run.data.metrics:
             self._held.update((key, metric.step) for metric in client.get_metric_history(run.info.run_id, key))
         self._params, self._tags = dict(run.data.params), dict(run.data.tags)
         self._client, self._run_id, self._status = client, run.info.run_id, run.info.status
-
-    def _find_run(self, client: Any, uri: str, started: dict[str, Any]) -> Any:
-        """The run of this folder at this tracker, made if there is none or if it was deleted there."""
-        from mlflow.exceptions import MlflowException
-
-        file = self._run_dir / "mlflow.json"
-        known: dict[str, Any] = (
-            json.loads(file.read_text()) if file.exists() else {"uid": uuid.uuid4().hex, "run_ids": {}}
-        )
-        where = without_credentials(uri)
-        if run_id := known["run_ids"].get(where):
-            try:
-                run = client.get_run(run_id)
-            except MlflowException as error:
-                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                    raise
-            else:
-                if run.info.lifecycle_stage == "active":
-                    return run
-        # Noted before the run is made, so that a run is found again if we never hear that it was.
-        write_atomically(file, json.dumps(known, indent=2))
-        experiment_id = self._experiment(client, self._config.experiment or started["experiment_name"])
-        found = client.search_runs([experiment_id], f"tags.`{_UID_TAG}` = '{known['uid']}'", max_results=1)
-        run = found[0] if found else _create_run(client, experiment_id, started, uid=known["uid"])
-        known["run_ids"][where] = run.info.run_id
-        write_atomically(file, json.dumps(known, indent=2))
-        return run
-
-    def _experiment(self, client: Any, name: str) -> str:
-        from mlflow.exceptions import MlflowException
-
-        if found := client.get_experiment_by_name(name):
-            return str(found.experiment_id)
-        # A server knows where its artifacts go; a database says ./mlruns, wherever the process happens to run.
-        has_server = tracking_uri(self._config, outputs_dir=self._outputs_dir).startswith(("http", "databricks"))
-        artifacts = None if has_server else (self._outputs_dir.absolute() / "mlartifacts").as_uri()
-        try:
-            return str(client.create_experiment(name, artifact_location=artifacts))
-        except MlflowException:  # another process was faster
-            if found := client.get_experiment_by_name(name):
-                return str(found.experiment_id)
-            raise
 
     # --- sending --------------------------------------------------------------------------------------------------
 
@@ -224,31 +177,6 @@ class MlflowRun:
         assert self.history.started is not None
         settings = self.history.started["config"]["checkpoint"]
         return checkpoints_folder(self._run_dir, checkpoint_dir=settings["checkpoint_dir"])
-
-
-def connect(uri: str) -> Any:
-    """A client of a tracking server, or of a database file, which is made if it is not there."""
-    for name, value in _SETTINGS.items():
-        os.environ.setdefault(name, value)
-    from mlflow import MlflowClient
-    from sqlalchemy import make_url
-
-    file = make_url(uri).database if uri.startswith("sqlite") else None
-    if file is None:
-        return MlflowClient(tracking_uri=uri)
-    Path(file).parent.mkdir(parents=True, exist_ok=True)
-    # Processes that make the tables at once kill each other (measured: 1 of 8 survives).
-    with FileLock(f"{file}.lock", timeout=60):
-        return MlflowClient(tracking_uri=uri)
-
-
-def _create_run(client: Any, experiment_id: str, started: dict[str, Any], *, uid: str) -> Any:
-    return client.create_run(
-        experiment_id,
-        start_time=round(1000 * started["time_unix_s"]),
-        tags={_UID_TAG: uid},
-        run_name=started["run_name"],
-    )
 
 
 def _newest_checkpoint(folder: Path) -> Path | None:

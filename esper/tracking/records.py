@@ -10,7 +10,10 @@ from esper.tracking import figures
 from esper.tracking.environment import without_credentials
 from esper.tracking.history import Fate, History
 
-__all__ = ["Point", "parameters", "points", "tags"]
+__all__ = ["FILES", "Point", "parameters", "points", "stories", "tags"]
+
+FILES = ("config.yaml", "git.diff", "journal.jsonl", "report.html")
+"""What a tracker is given of a run folder, as far as it is there."""
 
 _MAX_PARAMETER = 6000  # characters that MLflow takes
 _MAX_TAG = 5000
@@ -88,9 +91,14 @@ def tags(history: History) -> dict[str, str]:
         "esper.device": started["device"],
         "esper.reason": ended.get("reason", ""),
         **{f"environment.{name}": value for name, value in environment.items()},
-        **{f"growth.{fate.graft_id}": _story(fate) for fate in history.fates},
+        **stories(history),
     }
     return {key: without_credentials(value)[:_MAX_TAG] for key, value in found.items() if value is not None}
+
+
+def stories(history: History) -> dict[str, str]:
+    """What became of every module that grew, a sentence each."""
+    return {f"growth.{fate.graft_id}": _story(fate) for fate in history.fates}
 
 
 def _story(fate: Fate) -> str:

@@ -1,11 +1,13 @@
-"""`esper sync`: report runs to MLflow from their journals, whether they were reported before or not."""
+"""`esper sync`: report runs to their trackers from their journals, whether they were reported before or not."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -14,29 +16,63 @@ from esper.configs.identity import outputs_folder
 from esper.errors import RunError
 from esper.tracking.follow import reason
 from esper.tracking.journal import read
-from esper.tracking.mlflow import MlflowRun
+from esper.tracking.members import read_members
+from esper.tracking.sweep import report_sweep
+from esper.tracking.trackers import Tracker, trackers
 
-__all__ = ["main"]
+__all__ = ["main", "sync"]
 
 
 def main(paths: Sequence[Path], uri: str | None) -> int:
-    """Bring MLflow up to date about runs, one line each; doing so again adds nothing. Returns the exit code.
+    """Bring trackers up to date about runs, one line each; doing so again adds nothing. Returns the exit code.
+
+    A sweep gets a parent in MLflow; where none was launched, the runs that lie in the folder are taken for one.
 
     Args:
         paths: folders of runs, or folders that hold some at any depth.
-        uri: MLflow tracking URI; None is each run's own.
+        uri: MLflow tracking URI, and no other tracker; None is each run's own trackers, MLflow if it has none.
 
     Raises:
         RunError: a folder holds no run.
     """
-    runs = [run_dir for path in paths for run_dir in _find_runs(path)]
+    found = [(path.absolute(), _find_runs(path)) for path in paths]
     exit_code = 0
-    for run_dir in runs:
+    for path, run_dirs in found:
+        for run_dir in run_dirs:
+            exit_code |= sync(run_dir, uri=uri)
+        inside = [run_dir for run_dir in run_dirs if run_dir.absolute().parent == path]
+        asked = read_members(path)
+        members = [run_dir for run_dir in inside if not asked or run_dir.name in asked]
         try:
-            outcome = _sync(run_dir, uri)
-        except Exception as error:  # one run that fails, for whatever reason of MLflow's, must not keep the others back
+            num_children = report_sweep(path, members, uri=uri)
+        except Exception as error:  # as above: of MLflow's
+            sys.stdout.write(f"{path}: no parent in MLflow: {reason(error)}\n")
+            exit_code = 1
+        else:
+            if num_children:
+                sys.stdout.write(f"{path}: the parent of {num_children} runs in MLflow\n")
+    return exit_code
+
+
+def sync(run_dir: Path, *, uri: str | None = None) -> int:
+    """Bring a run's trackers up to date, a line for each; returns 1 if one could not be, else 0."""
+    exit_code = 0
+    run_dir = run_dir.absolute()
+    try:
+        is_alive = _is_alive(run_dir)  # asked first: a run that ends meanwhile is synced again, not taken for dead
+        events = list(read(run_dir / "journal.jsonl"))
+        targets = _targets(events, run_dir, uri)
+    except RunError as error:  # a damaged journal must not keep the others back
+        sys.stdout.write(f"{run_dir}: failed: {reason(error)}\n")
+        return 1
+    if not targets:
+        sys.stdout.write(f"{run_dir}: nothing to report: it never started\n")
+    for tracker in targets:
+        try:
+            outcome = _report(tracker, events, is_alive=is_alive)
+        except Exception as error:  # whatever it is of the tracker's, it must not keep the others back
             outcome, exit_code = f"failed: {reason(error)}", 1
-        sys.stdout.write(f"{run_dir}: {outcome}\n")
+        sys.stdout.write(f"{run_dir}: {tracker.name}: {outcome}\n")
     return exit_code
 
 
@@ -50,16 +86,20 @@ def _find_runs(path: Path) -> list[Path]:
     )
 
 
-def _sync(run_dir: Path, uri: str | None) -> str:
-    run_dir = run_dir.absolute()
-    is_alive = _is_alive(run_dir)  # asked first: a run that ends meanwhile is synced again, not taken for dead
-    events = list(read(run_dir / "journal.jsonl"))
+def _targets(events: Sequence[dict[str, Any]], run_dir: Path, uri: str | None) -> list[Tracker]:
+    """The trackers to tell; none if the run never started."""
     started = next((event for event in reversed(events) if event["kind"] == "run_started"), None)
     if started is None:
-        return "nothing to report: it never started"
-    config = TrackingConfig(**{**started["config"]["tracking"], **({"uri": uri} if uri else {})})
+        return []
+    config = TrackingConfig(**started["config"]["tracking"])
+    if uri is not None or config.name == "none":
+        config = dataclasses.replace(config, name="mlflow", uri=uri or config.uri)
     outputs_dir = outputs_folder(run_dir, experiment_name=started["experiment_name"])
-    with contextlib.closing(MlflowRun(config, run_dir=run_dir, outputs_dir=outputs_dir)) as run:
+    return trackers(config, run_dir=run_dir, outputs_dir=outputs_dir)
+
+
+def _report(tracker: Tracker, events: Sequence[dict[str, Any]], *, is_alive: bool) -> str:
+    with contextlib.closing(tracker.open()) as run:
         run.ingest(events)
         if is_alive:
             return f"still running, {run.num_logged} new points"

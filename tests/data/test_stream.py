@@ -46,11 +46,11 @@ def using(splits: DataSplits, pool: DecodePool) -> dict[str, Any]:
     return {"prepare": preparation(splits), "pool": pool, "device": CPU}
 
 
-def loader(photos: Path, pool: DecodePool, **changes: Any) -> StreamLoader:
+def loader(photos: Path, pool: DecodePool, rows: slice = slice(None), **changes: Any) -> StreamLoader:
     config = settings(photos, **changes)
     splits = load_splits(config, rng_seed=0)
     assert isinstance(splits.train, FileSet)
-    return StreamLoader(splits.train, config, rng_seed=0, prepare=preparation(splits), pool=pool, device=CPU)
+    return StreamLoader(splits.train, config, rng_seed=0, rows=rows, **using(splits, pool))
 
 
 def test_splits_of_files_are_disjoint_stratified_and_named_by_class(photos: Path) -> None:
@@ -96,6 +96,14 @@ def test_an_epoch_has_every_image_once_and_the_next_has_them_cropped_and_ordered
         assert torch.cat([labels for _, labels in found]).bincount().tolist() == [16, 16]
     assert epochs[0].flatten(1).unique(dim=0).shape[0] == 32
     assert not torch.allclose(epochs[0].mean(dim=(1, 2, 3)).sort().values, epochs[1].mean(dim=(1, 2, 3)).sort().values)
+
+
+def test_processes_that_share_a_batch_see_the_images_that_one_would_see(photos: Path) -> None:
+    whole, first, rest = (loader(photos, DecodePool(0), rows) for rows in (slice(None), slice(0, 1), slice(1, 4)))
+    for number in [(0, 0), (0, 1), (1, 3)]:
+        for one, other, both in zip(*(part.batch(*number) for part in (first, rest, whole)), strict=True):
+            assert torch.equal(torch.cat([one, other]), both)
+    assert torch.equal(next(rest.first_batches(0, 1)), next(whole.first_batches(0, 1)))
 
 
 def test_without_mirroring_images_are_only_cropped(photos: Path) -> None:

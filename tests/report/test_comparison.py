@@ -34,6 +34,7 @@ def write_run(
     macs: int = _MACS,
     seconds: float = 4.0,
     status: str = "finished",
+    val_accuracy: float | None = None,
     **changes: Any,
 ) -> None:
     """A run as the journal would have it; `macs` is all that it spent, a tenth of it on scoring."""
@@ -51,7 +52,14 @@ def write_run(
     parts = {"forward": 3, "backward": 6, "scoring": 1, "forking": 0, "incubation": 0, "judging": 0, "discarded": 0}
     result = {f"{part}_macs": macs * share // 10 for part, share in parts.items()}
     result |= {"train_macs": macs * 9 // 10, "growth_macs": macs // 10, "total_macs": macs, "test_accuracy": accuracy}
-    result |= {"test_loss": 0.5, "num_parameters": 120, "peak_parameters": 130, "num_macs": 12, "seconds": seconds}
+    result |= {
+        "test_loss": 0.5,
+        "val_accuracy": val_accuracy,
+        "num_parameters": 120,
+        "peak_parameters": 130,
+        "num_macs": 12,
+        "seconds": seconds,
+    }
     is_finished = status == "finished"
     reason = "" if is_finished else "the loss is <nan>"
     journal.write(RunEnded(step=18, status=status, reason=reason, result=result if is_finished else None))

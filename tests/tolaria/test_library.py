@@ -10,6 +10,7 @@ import pytest
 
 from esper.configs import DatabaseConfig, TolariaConfig
 from esper.errors import ConfigError, RunError
+from esper.launch.run import rehearse
 from esper.simic.fit import outcomes
 from esper.tolaria import TolariaTrainer, checkpoint
 from esper.tolaria.export import export
@@ -158,3 +159,10 @@ def test_a_library_that_fails_at_the_end_costs_a_warning_and_not_the_run(run_dir
     *_, warning, end = read(run_dir / "journal.jsonl")
     assert warning["message"].startswith("outcomes were not recorded: ")
     assert end["status"] == "finished"
+
+
+def test_a_dry_run_takes_from_the_library_of_the_run_s_outputs(run_dir: Path, tmp_path: Path):
+    with contextlib.closing(Store(DatabaseConfig(), outputs_dir=tmp_path, create=True)) as store:
+        store.add(text())
+    found = rehearse(tiny_config(morphogenetic__blueprint="wide_depthwise"), run_dir)
+    assert any("wide_depthwise@" in line for line in found.lines)

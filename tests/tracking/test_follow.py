@@ -11,16 +11,16 @@ from typing import Any
 import pytest
 
 from esper.configs import TrackingConfig
-from esper.tracking import Follower, Journal, sync
+from esper.tracking import Follower, Journal, sync, trackers
 from tests.tracking.conftest import ended, started, trained
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
 
 
 def follow(journal: Journal, warnings: list[str], **tracking: Any) -> Follower:
-    config = TrackingConfig(flush_interval_s=0.05, **tracking)
     run_dir = journal.path.parent
-    return Follower(config, run_dir=run_dir, outputs_dir=run_dir.parents[1], warn=warnings.append)
+    (tracker,) = trackers(TrackingConfig(**tracking), run_dir=run_dir, outputs_dir=run_dir.parents[1])
+    return Follower(tracker, interval_s=0.05, run_dir=run_dir, warn=warnings.append)
 
 
 def wait_for(path: Path) -> None:

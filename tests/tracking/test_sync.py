@@ -71,9 +71,10 @@ def test_a_folder_of_runs_is_one_line_a_run(outputs: Path, capsys: pytest.Captur
     assert sync.main([outputs / "many"], f"sqlite:///{outputs / 'mlflow.db'}") == 0
     told = [line.removeprefix(str(outputs / "many")) for line in capsys.readouterr().out.splitlines()]
     assert told == [
-        "/a: finished, 71 new points",
-        "/b: finished, 71 new points",
+        "/a: MLflow: finished, 71 new points",
+        "/b: MLflow: finished, 71 new points",
         "/c: nothing to report: it never started",
+        ": the parent of 2 runs in MLflow",
     ]
     assert [run_of(outputs, run)[0].info.status for run in runs] == ["FINISHED", "FINISHED"]
 
@@ -88,14 +89,14 @@ def test_one_run_that_cannot_be_reported_does_not_keep_the_others_back(
     bad, good = capsys.readouterr().out.splitlines()
     assert "bad: failed: " in bad
     assert "line 1: not an event" in bad
-    assert good.endswith("good: finished, 71 new points")
+    assert good.endswith("good: MLflow: finished, 71 new points")
 
 
 def test_a_run_whose_process_holds_the_lock_stays_running(outputs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run_dir = write_run(outputs / "tiny" / "alive", is_ended=False)
     with FileLock(run_dir / ".lock"):
         sync.main([run_dir], None)
-    assert capsys.readouterr().out == f"{run_dir}: still running, 68 new points\n"
+    assert capsys.readouterr().out == f"{run_dir}: MLflow: still running, 68 new points\n"
     assert run_of(outputs, run_dir)[0].info.status == "RUNNING"
     sync.main([run_dir], None)
     assert run_of(outputs, run_dir)[0].info.status == "KILLED"

@@ -1,0 +1,88 @@
+"""Which of a run's processes this is: from torchrun's environment, or from that of a SLURM job step."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from esper.errors import ConfigError
+
+__all__ = ["Place", "place"]
+
+_FIRST_PORT = 20_000
+_NUM_PORTS = 10_000  # below what Linux deals out by itself
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """One process among those that train one network.
+
+    Attributes:
+        rank: its number, from 0.
+        size: how many there are.
+        local_rank: its number among those of its machine.
+        address: host name or IP address of the machine of process 0.
+        port: where process 0 listens.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    address: str = "localhost"
+    port: int = 0
+
+
+def place(environment: Mapping[str, str] = os.environ) -> Place:
+    """Read it from the environment; without anything there, a process is alone.
+
+    Raises:
+        ConfigError: the environment is incomplete or contradicts itself.
+    """
+    if "RANK" in environment and "WORLD_SIZE" in environment:
+        return _checked(environment, rank="RANK", size="WORLD_SIZE", local_rank="LOCAL_RANK")
+    # Not SLURM_NTASKS, which a batch script has too, and there is one process of that.
+    if int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+        named = {
+            "MASTER_ADDR": _first_host(environment.get("SLURM_STEP_NODELIST", "")),
+            "MASTER_PORT": _port(environment),
+        }
+        return _checked(
+            named | dict(environment), rank="SLURM_PROCID", size="SLURM_STEP_NUM_TASKS", local_rank="SLURM_LOCALID"
+        )
+    return Place()
+
+
+def _checked(environment: Mapping[str, str], *, rank: str, size: str, local_rank: str) -> Place:
+    try:
+        found = Place(
+            rank=int(environment[rank]),
+            size=int(environment[size]),
+            local_rank=int(environment[local_rank]),
+            address=environment["MASTER_ADDR"],
+            port=int(environment["MASTER_PORT"]),
+        )
+    except KeyError as error:
+        raise ConfigError(
+            f"{size}={environment.get(size)}: the environment lacks {error.args[0]}; start with torchrun or srun, or "
+            f"unset {size} to train with one process"
+        ) from None
+    except ValueError as error:
+        raise ConfigError(f"{size}={environment[size]}: {error}; start with torchrun or srun") from None
+    if not 0 <= found.rank < found.size:
+        raise ConfigError(f"{rank}={found.rank}: {size} is {found.size}, so it must be 0 to {found.size - 1}")
+    return found
+
+
+def _first_host(nodes: str) -> str:
+    """The first of SLURM's `node[003-010,12],other`: where its process 0 is."""
+    first = re.match(r"(?:[^,\[]|\[[^\]]*\])*", nodes)
+    assert first is not None
+    return re.sub(r"\[(\d+)[^\]]*\]", r"\1", first.group()) or "localhost"
+
+
+def _port(environment: Mapping[str, str]) -> str:
+    """The same in all processes of a step, another one in the next step and in other jobs."""
+    job, step = (int(environment.get(name, "0")) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
+    return str(_FIRST_PORT + (job + 97 * step) % _NUM_PORTS)

@@ -1,0 +1,38 @@
+"""Two GPUs that train one network, through NCCL, with a captured step."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from esper import fit
+from tests.tolaria.processes import GROWS, LONG, await_checkpoint, ends, events, start_step, torchrun
+
+pytestmark = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+
+CUDA = ("device=cuda", "mixed_precision=false")
+
+
+def test_two_gpus_train_and_grow_as_one_does_on_the_same_batches(tmp_path: Path) -> None:
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    fit(*GROWS, *CUDA, run_dir=alone)
+    torchrun(2, *GROWS, *CUDA, f"hydra.run.dir={together}")
+    for kind, figure in [("step", "loss"), ("validation", "val_loss")]:
+        one, two = ([line[figure] for line in events(run_dir, kind)] for run_dir in (alone, together))
+        assert two == pytest.approx(one, abs=1e-3)  # TF32 rounds more, and a device sums in another order
+    assert [line["outcome"] for line in events(together, "decision")] == [
+        line["outcome"] for line in events(alone, "decision")
+    ]
+
+
+def test_a_gpu_that_waits_for_a_process_that_died_does_not_wait_for_ever(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    processes = start_step(*[(*LONG, *CUDA, "optimization.max_epochs=100000", f"hydra.run.dir={run_dir}")] * 2)
+    await_checkpoint(run_dir)
+    processes[1].kill()
+    codes, told = ends(processes)
+    assert codes == [1, -signal.SIGKILL]
+    assert told.count("error: another process of this run has ended") == 1

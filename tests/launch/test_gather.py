@@ -1,0 +1,63 @@
+"""What a sweep leaves when it has ended, and what its sweeper hears."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.test_train_app import COMMAND, esper_train
+
+THIN = ["experiment=debug", "debug_mode=false", "experiment_name=rates", "optimization.warmup_epochs=0.5"]
+HEARD = """
+from hydra._internal.hydra import Hydra
+multirun = Hydra.multirun
+def heard(self, *args, **kwargs):
+    batches = multirun(self, *args, **kwargs)
+    print("METRICS", [one.return_value for batch in batches for one in batch])
+    return batches
+Hydra.multirun = heard
+"""
+
+
+@pytest.mark.slow
+def test_a_sweep_ends_with_its_page_and_a_parent_and_its_sweeper_hears_the_validation_accuracy(tmp_path: Path) -> None:
+    swept = ["optimization.learning_rate=0.02,0.05", "rng_seed=0,1", "tracking=mlflow"]
+    done = esper_train("-m", *THIN, *swept, cwd=tmp_path, script=HEARD + COMMAND)
+    assert done.returncode == 0, done.stderr
+    sweep_dir = tmp_path / "outputs" / "rates"
+    assert "\noutputs/rates/comparison.html\n" in done.stdout
+    arms = json.loads((sweep_dir / "comparison.json").read_text())["arms"]
+    assert {label: arm["seeds"] for label, arm in arms.items()} == {
+        "optimization.learning_rate=0.02": [0, 1],
+        "optimization.learning_rate=0.05": [0, 1],
+    }
+    (told,) = [line for line in done.stdout.splitlines() if line.startswith("METRICS")]
+    statuses = [json.loads(path.read_text()) for path in sweep_dir.glob("*/status.json")]
+    assert sorted(json.loads(told.removeprefix("METRICS "))) == sorted(
+        one["result"]["val_accuracy"] for one in statuses
+    )
+    assert len(json.loads((sweep_dir / "mlflow.json").read_text())["run_ids"]) == 1
+
+
+@pytest.mark.slow
+def test_members_that_failed_are_left_out_of_the_page_and_a_dry_sweep_writes_none(tmp_path: Path) -> None:
+    done = esper_train("-m", *THIN, "optimization.learning_rate=1e20,0.05", cwd=tmp_path)
+    assert done.returncode == 1
+    page = json.loads((tmp_path / "outputs" / "rates" / "comparison.json").read_text())
+    assert (len(page["arms"]), len(page["left_out"])) == (1, 1)
+    (tmp_path / "dry").mkdir()
+    done = esper_train("-m", *THIN, "rng_seed=0,1", "dry_run=true", cwd=tmp_path / "dry")
+    assert done.returncode == 0, done.stderr
+    assert not list((tmp_path / "dry").iterdir())
+
+
+@pytest.mark.slow
+def test_jobs_of_a_cluster_write_journals_only_and_the_end_of_the_sweep_reports_them(tmp_path: Path) -> None:
+    done = esper_train("-m", *THIN, "rng_seed=0,1", "tracking=mlflow", cwd=tmp_path, SLURM_JOB_ID="7")
+    assert done.returncode == 0, done.stderr
+    notices = [line for line in done.stdout.splitlines() if "a SLURM job leaves sqlite:///" in line]
+    assert len(notices) == 2
+    assert len([line for line in done.stdout.splitlines() if ": MLflow: finished, " in line]) == 2
+    assert (tmp_path / "outputs" / "rates" / "mlflow.json").is_file()

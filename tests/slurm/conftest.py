@@ -1,0 +1,163 @@
+"""A real SLURM on this machine, from scripts/slurm_up.sh, and a sweep that was launched on it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+TRAIN = "import sys; sys.argv[0] = 'esper-train'; from esper.train import main; main()"
+ESPER = "import sys; sys.argv[0] = 'esper'; from esper.cli import main; main()"
+# Two nodes with a CPU each; some 15 epochs a second.
+TINY = ("debug_mode=false", "morphogenetic=off", "logging.log_level=INFO")
+QUEUE = (
+    "hydra/launcher=slurm",
+    "hydra.launcher.gpus_per_node=null",
+    "hydra.launcher.cpus_per_task=1",
+    "hydra.launcher.poll_s=0.5",
+)
+
+
+def _is_required() -> bool:
+    return bool(os.environ.get("ESPER_REQUIRE_SLURM"))
+
+
+def slurm_up(**settings: str) -> None:
+    """Bring SLURM up; skip where that cannot be, fail where it has to be."""
+    why = ""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        why = "one cluster is for one process; run pytest tests/slurm without -n"
+    elif os.getuid() != 0:
+        why = "needs root"
+    elif shutil.which("slurmctld") is None and not _is_required():
+        why = "SLURM is not installed; ESPER_REQUIRE_SLURM=1 has it installed from Debian's packages"
+    else:
+        done = subprocess.run(
+            [ROOT / "scripts" / "slurm_up.sh"],
+            env={**os.environ, **settings},
+            capture_output=True,
+            text=True,
+            timeout=280,
+            check=False,
+        )
+        if done.returncode:
+            why = done.stderr.strip()
+    if why and _is_required():
+        pytest.fail(f"SLURM is required here: {why}")
+    if why:
+        pytest.skip(why)
+
+
+@pytest.fixture(scope="session")
+def slurm() -> Iterator[None]:
+    """SLURM without accounting, as many small clusters have it."""
+    slurm_up(GRACE="20")
+    yield
+    subprocess.run([ROOT / "scripts" / "slurm_down.sh"], capture_output=True, check=False, timeout=120)
+
+
+class Sweep:
+    """A sweep that was launched in a folder; its experiment is `debug`."""
+
+    def __init__(self, cwd: Path) -> None:
+        self.cwd = cwd
+        self.folder = cwd / "outputs" / "debug"
+        self.launchers: list[subprocess.Popen[str]] = []
+
+    def start(self, *arguments: str, script: str = TRAIN) -> subprocess.Popen[str]:
+        """Start a command in the background."""
+        if script == TRAIN:
+            experiment = () if any(one.startswith("experiment=") for one in arguments) else ("experiment=debug",)
+            arguments = ("-m", *experiment, *TINY, *QUEUE, *arguments)
+        launcher = subprocess.Popen(
+            [sys.executable, "-c", script, *arguments],
+            cwd=self.cwd,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "300"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.launchers.append(launcher)
+        return launcher
+
+    def run(self, *arguments: str, script: str = TRAIN) -> tuple[int, str, str]:
+        """Exit code, output and errors of a command."""
+        return ended(self.start(*arguments, script=script))
+
+    def run_dir(self, part: str) -> Path:
+        """The folder of the run whose name has this part; waits for it to begin."""
+        wait_until(lambda: bool(list(self.folder.glob(f"*{part}*/journal.jsonl"))))
+        (found,) = self.folder.glob(f"*{part}*/journal.jsonl")
+        return found.parent
+
+    def wait_for_epoch(self, part: str, epoch: int) -> Path:
+        """The folder of the run whose name has this part, once it has done so many epochs."""
+        run_dir = self.run_dir(part)
+        wait_until(lambda: len(events(run_dir, "epoch")) >= epoch)
+        return run_dir
+
+    def job_id(self, part: str) -> str:
+        """SLURM's id of the job of the run whose name has this part."""
+        (job,) = (self.folder / ".sweep").glob(f"*{part}*/job.json")
+        return str(json.loads(job.read_text())["id"])
+
+    def statuses(self) -> list[str]:
+        """How the runs say that they stand."""
+        return [json.loads(path.read_text())["status"] for path in sorted(self.folder.glob("*/status.json"))]
+
+
+@pytest.fixture
+def sweep(slurm: None, tmp_path: Path) -> Iterator[Sweep]:
+    # Nodes that share a machine share its folders.
+    launched = Sweep(tmp_path)
+    yield launched
+    for launcher in launched.launchers:
+        if launcher.poll() is None:
+            launcher.send_signal(signal.SIGKILL)
+        launcher.communicate()
+    command("scancel", f"--user={os.getuid()}")
+    wait_until(lambda: not command("squeue", "--noheader"))
+
+
+def ended(launcher: subprocess.Popen[str], *, within_s: float = 200) -> tuple[int, str, str]:
+    """Exit code, output and errors of a command that was started."""
+    out, err = launcher.communicate(timeout=within_s)
+    return launcher.returncode, out, err
+
+
+def command(*words: str) -> str:
+    """What one of SLURM's commands prints."""
+    return subprocess.run(words, check=True, capture_output=True, text=True, timeout=60).stdout.strip()
+
+
+def wait_until(is_so: Callable[[], bool], *, within_s: float = 90) -> None:
+    until = time.monotonic() + within_s
+    while not is_so():
+        assert time.monotonic() < until, "waited in vain"
+        time.sleep(0.1)
+
+
+def events(run_dir: Path, kind: str) -> list[dict[str, Any]]:
+    """The events of a kind in a run's journal."""
+    *lines, _ = (run_dir / "journal.jsonl").read_text().split("\n")  # the last one may be half written
+    return [event for line in lines if (event := json.loads(line))["kind"] == kind]
+
+
+def resumed(run_dir: Path) -> list[bool]:
+    """Of every process that took the run up, whether it went on from a checkpoint."""
+    return [event["resumed_from"] is not None for event in events(run_dir, "run_started")]
+
+
+def epochs(run_dir: Path) -> list[int]:
+    return [event["epoch"] for event in events(run_dir, "epoch")]

@@ -1,0 +1,67 @@
+"""Real processes that train one network together, and what they leave."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+COMMAND = "import sys; sys.argv[0] = 'esper-train'; from esper.train import main; main()"
+# A host with group norms: a batch may be divided without changing what is computed. 33 images do not divide evenly.
+TINY = (
+    "model=timm", "model.name=test_efficientnet_gn", "model.target_layers=[auto]",
+    "dataset=synthetic", "dataset.image_size=32", "dataset.num_examples=320", "dataset.batch_size=33",
+    "dataset.val_split=0.4", "optimization.learning_rate=0.01", "optimization.gradient_clip_norm=1",
+    "morphogenetic=schedule", "morphogenetic.schedule_at=[0.3]", "morphogenetic.blueprint=group_norm",
+    "morphogenetic.holding_epochs=1", "logging.log_interval=1", "tracking=none", "device=cpu",
+)  # fmt: skip
+GROWS = (*TINY, "optimization.max_epochs=4")
+LONG = (*TINY, "optimization.max_epochs=20")
+
+
+def torchrun(num: int, *overrides: str) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num)]
+    done = subprocess.run(
+        [*command, "--no-python", sys.executable, "-c", COMMAND, *overrides],
+        env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+def start_step(*overrides: Sequence[str]) -> list[subprocess.Popen[str]]:
+    """Start processes as srun does, each with overrides of its own."""
+    with socket.create_server(("localhost", 0)) as server:
+        port = server.getsockname()[1]
+    step = {"SLURM_STEP_NUM_TASKS": str(len(overrides)), "SLURM_STEP_NODELIST": "localhost", "MASTER_PORT": str(port)}
+    return [
+        subprocess.Popen(
+            [sys.executable, "-c", COMMAND, *mine],
+            env=os.environ | step | {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank), "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for rank, mine in enumerate(overrides)
+    ]  # fmt: skip
+
+
+def ends(processes: list[subprocess.Popen[str]]) -> tuple[list[int], str]:
+    """Their exit codes, and what all of them wrote to stderr."""
+    told = [process.communicate(timeout=120)[1] for process in processes]
+    return [process.returncode for process in processes], "".join(told)
+
+
+def events(run_dir: Path, kind: str) -> list[dict[str, Any]]:
+    lines = map(json.loads, (run_dir / "journal.jsonl").read_text().splitlines())
+    return [line for line in lines if line["kind"] == kind]
+
+
+def await_checkpoint(run_dir: Path) -> None:
+    deadline = time.monotonic() + 60
+    while not list(run_dir.glob("checkpoints/step-*/manifest.json")):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

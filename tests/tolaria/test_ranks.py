@@ -1,0 +1,125 @@
+"""Several processes that train one network; in most tests they are real ones."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+
+from esper import fit
+from esper.configs.place import Place
+from esper.errors import ConfigError
+from esper.tolaria import TolariaTrainer
+from esper.tolaria.fingerprint import fingerprint
+from esper.tolaria.ranks import Ranks
+from esper.tolaria.run import open_run
+from esper.tolaria.state import TrainingState
+from tests.conftest import tiny_config, use
+from tests.tolaria.processes import GROWS, LONG, await_checkpoint, ends, events, start_step, torchrun
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The folders of one run by one process, and of the same by two."""
+    alone, together = (tmp_path_factory.mktemp("runs") / name for name in ("alone", "together"))
+    fit(*GROWS, run_dir=alone)
+    torchrun(2, *GROWS, f"hydra.run.dir={together}")
+    return alone, together
+
+
+@pytest.mark.parametrize(("kind", "figure"), [("step", "loss"), ("step", "accuracy"), ("validation", "val_loss")])
+def test_two_processes_train_as_one_does_on_the_same_batches(runs: tuple[Path, Path], kind: str, figure: str) -> None:
+    alone, together = ([line[figure] for line in events(run_dir, kind)] for run_dir in runs)
+    assert len(alone) in (4, 20)
+    assert together == pytest.approx(alone, abs=1e-5)
+
+
+def test_two_processes_grow_as_one_does(runs: tuple[Path, Path]) -> None:
+    alone, together = ([(e["decision"], e["applied"], e["outcome"]) for e in events(d, "decision")] for d in runs)
+    assert together == alone
+    assert any(applied for _, applied, _ in together)
+    (mine,), (theirs,) = (events(run_dir, "judgement") for run_dir in runs)
+    assert theirs["num_examples"] == mine["num_examples"]
+    assert theirs["lower_bound"] == pytest.approx(mine["lower_bound"], abs=1e-5)
+
+
+def test_only_the_first_process_writes(runs: tuple[Path, Path]) -> None:
+    alone, together = ({path.name for path in run_dir.rglob("*")} for run_dir in runs)
+    assert together == alone
+    assert len(events(runs[1], "run_started")) == 1
+
+
+def test_a_process_that_dies_ends_the_others_with_one_line_and_the_run_resumes_with_another_number(
+    tmp_path: Path,
+) -> None:
+    run_dir = tmp_path / "run"
+    processes = start_step(*[(*LONG, f"hydra.run.dir={run_dir}")] * 3)
+    await_checkpoint(run_dir)
+    processes[1].kill()
+    codes, told = ends(processes)
+    assert codes == [1, -signal.SIGKILL, 1]
+    (line,) = told.splitlines()
+    assert "another process of this run has ended" in line
+    assert "start the same command again" in line
+    assert json.loads((run_dir / "status.json").read_text())["status"] == "failed"
+
+    assert fit(*LONG, run_dir=run_dir).exit_code == 0
+    assert "step-" in events(run_dir, "run_started")[-1]["resumed_from"]
+    assert [line["epoch"] for line in events(run_dir, "epoch")] == list(range(1, 21))
+
+
+def test_a_signal_to_one_process_stops_all_of_them_at_the_same_step(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    processes = start_step(*[(*LONG, f"hydra.run.dir={run_dir}")] * 2)
+    await_checkpoint(run_dir)
+    processes[1].send_signal(signal.SIGTERM)
+    assert ends(processes) == ([143, 143], "")
+    (ended,) = events(run_dir, "run_ended")
+    assert (ended["status"], ended["reason"]) == ("interrupted", "SIGTERM")
+    assert run_dir.joinpath("checkpoints", f"step-{ended['step']:08d}").is_dir()
+
+
+def test_processes_with_different_settings_refuse_to_train(tmp_path: Path) -> None:
+    same = (*GROWS, f"hydra.run.dir={tmp_path / 'run'}")
+    codes, told = ends(start_step(same, (*same, "optimization.weight_decay=0.1")))
+    assert codes == [1, 1]
+    assert told.count("error: ") == 1
+    assert "the run differs: configuration is" in told
+
+
+def test_what_the_first_process_cannot_read_ends_all_of_them_and_is_told_once(tmp_path: Path) -> None:
+    damaged = tmp_path / "step-00000001"
+    damaged.mkdir()
+    (damaged / "manifest.json").write_text("{}")
+    asked = (*GROWS, f"hydra.run.dir={tmp_path / 'run'}", f"checkpoint.resume_from={damaged}")
+    codes, told = ends(start_step(asked, asked))
+    assert codes == [1, 1]
+    assert told.count("error: ") == 1
+    assert "step-00000001 has schema None" in told
+
+
+def test_more_processes_than_images_in_a_batch_are_refused(run_dir: Path) -> None:
+    with pytest.raises(ConfigError, match=r"dataset.batch_size=32: 33 processes share each batch"):
+        open_run(tiny_config(), run_dir=run_dir, state=TrainingState(), listeners=(), ranks=Ranks(Place(size=33)))
+
+
+@pytest.mark.parametrize(("num", "size"), [(32, 2), (33, 2), (7, 7), (100, 8), (3, 5)])
+def test_parts_of_a_batch_follow_each_other_and_differ_by_one_at_most(num: int, size: int) -> None:
+    parts = [range(num)[Ranks(Place(rank=rank, size=size)).part(num)] for rank in range(size)]
+    assert [row for part in parts for row in part] == list(range(num))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_a_fingerprint_tells_of_the_last_bit_of_a_weight(run_dir: Path) -> None:
+    async def body(trainer: TolariaTrainer) -> None:
+        model = trainer.run.model
+        before = fingerprint(model)
+        assert fingerprint(model) == before
+        weight = model.host.get_parameter("fc.weight")
+        weight.data[0, 0] = weight[0, 0].nextafter(weight.new_tensor(9.0))
+        after = fingerprint(model)
+        assert [name for name in before if before[name] != after[name]] == ["host.fc.weight"]
+
+    use(tiny_config(), run_dir, body)

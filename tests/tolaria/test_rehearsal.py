@@ -1,0 +1,22 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from esper.tolaria import TolariaTrainer
+from tests.conftest import tiny_config, use
+
+
+def test_a_rehearsal_grows_and_tells_the_time_of_the_whole_training(run_dir: Path):
+    async def rehearsed(trainer: TolariaTrainer) -> None:
+        found = await trainer.rehearse()
+        run = trainer.run
+        assert found.num_parameters == run.host_cost.num_parameters
+        assert found.total_steps == 18
+        assert run.state.global_step == 18  # not beyond the schedule's end
+        assert found.seconds == pytest.approx(18 * found.step_seconds)
+        assert len(run.model.recipe) == 1
+        assert found.lines[3] == f"growth     {run.model.recipe[0].blueprint_id} at {run.model.recipe[0].site}"
+
+    use(tiny_config(), run_dir, rehearsed)

@@ -1,0 +1,164 @@
+"""W&B with a server: resumed after a kill, away for a while, silent, or without a key."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from esper.configs import TrackingConfig
+from esper.tracking import Follower, Journal, WandbRun, read, sync, trackers
+from tests.tracking.conftest import ended, started, trained
+from tests.tracking.wandb_server import Server, served
+
+# Reports a journal whose run goes on, and is killed when the server has some of it.
+KILLED = """
+import os, signal, sys, time
+from pathlib import Path
+from esper.configs import TrackingConfig
+from esper.tracking import WandbRun, read
+run_dir = Path(sys.argv[1])
+run = WandbRun(TrackingConfig(), run_dir=run_dir)
+run.ingest(read(run_dir / "journal.jsonl"))
+time.sleep(1)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.fixture(autouse=True)
+def _account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.delenv("WANDB_SERVICE", raising=False)
+    import wandb
+
+    wandb.teardown()  # it reads these once
+    yield
+    wandb.teardown()
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    with served(Server()) as server:
+        monkeypatch.setenv("WANDB_BASE_URL", server.url)
+        yield server
+
+
+def follow(journal: Journal, warnings: list[str]) -> Follower:
+    run_dir = journal.path.parent
+    (tracker,) = trackers(TrackingConfig(name="wandb"), run_dir=run_dir, outputs_dir=run_dir.parents[1])
+    return Follower(tracker, interval_s=0.05, run_dir=run_dir, warn=warnings.append)
+
+
+def steps(server: Server) -> list[int]:
+    (rows,) = server.history.values()
+    return [row["_step"] for row in rows]
+
+
+def test_a_run_is_reported_while_it_trains_and_sync_has_nothing_to_add(journal: Journal, server: Server) -> None:
+    warnings: list[str] = []
+    started(journal, tracking=TrackingConfig(name="wandb"))
+    follower = follow(journal, warnings)
+    trained(journal, range(1, 5))
+    for _ in range(600):
+        if server.history:  # before the run has ended
+            break
+        time.sleep(0.05)
+    assert server.history
+    trained(journal, range(5, 9))
+    ended(journal)
+    follower.close(60)
+    assert sync.main([journal.path.parent], None) == 0
+    assert steps(server) == list(range(9))
+    assert warnings == []
+
+
+def test_a_killed_run_goes_on_in_the_same_run_with_nothing_twice_or_missing(journal: Journal, server: Server) -> None:
+    started(journal)
+    trained(journal, range(1, 41))
+    code = [sys.executable, "-c", KILLED, str(journal.path.parent)]
+    assert subprocess.run(code, env=dict(os.environ), check=False).returncode == -signal.SIGKILL
+    trained(journal, range(41, 81))
+    ended(journal, step=80)
+    with contextlib.closing(WandbRun(TrackingConfig(), run_dir=journal.path.parent)) as run:
+        run.ingest(read(journal.path))
+        run.finish()
+    assert steps(server) == list(range(81))
+
+
+def test_what_was_reported_offline_reaches_a_server_by_sync(
+    journal: Journal, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    started(journal, tracking=TrackingConfig(name="wandb"))
+    trained(journal, range(1, 9))
+    ended(journal)
+    assert sync.main([journal.path.parent], None) == 0
+    assert server.history == {}
+    import wandb
+
+    wandb.teardown()
+    monkeypatch.setenv("WANDB_MODE", "online")
+    assert sync.main([journal.path.parent], None) == 0
+    assert steps(server) == list(range(9))
+
+
+@pytest.mark.slow
+def test_after_an_outage_everything_arrives_once(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("esper.tracking.wandb._INIT_S", 1)
+    warnings: list[str] = []
+    server = Server()  # its socket is open, but nobody answers
+    monkeypatch.setenv("WANDB_BASE_URL", server.url)
+    started(journal)
+    follower = follow(journal, warnings)
+    trained(journal, range(1, 5))
+    for _ in range(1200):
+        if warnings:
+            break
+        time.sleep(0.05)
+    trained(journal, range(5, 9))
+    with served(server):
+        ended(journal)
+        follower.close(60)
+        assert steps(server) == list(range(9))
+    (warning,) = warnings
+    assert warning.startswith("W&B at esper-morphogenetic is behind (")
+
+
+def test_closing_does_not_wait_for_a_server_that_never_answers(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("esper.tracking.wandb._INIT_S", 2)
+    warnings: list[str] = []
+    started(journal)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        follower = follow(journal, warnings)
+        ended(journal)
+        begun = time.monotonic()
+        follower.close(timeout_s=0.5)
+        assert time.monotonic() - begun < 1.5
+        (warning,) = warnings
+        assert "not done within 0.5 s" in warning
+        follower.close(30)  # the thread must not meet the next test
+
+
+def test_without_a_key_nobody_is_asked_for_one(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WANDB_API_KEY")
+    warnings: list[str] = []
+    started(journal)
+    follower = follow(journal, warnings)
+    ended(journal)
+    follower.close(30)
+    (warning,) = warnings
+    assert "No API key configured" in warning
+    assert f"`esper sync {journal.path.parent}` catches up" in warning
