@@ -4,9 +4,11 @@ import contextlib
 import dataclasses
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -176,3 +178,21 @@ def test_a_kernel_is_compiled_and_what_came_of_it_stays_in_the_storage_folder(tm
     assert kernel.compile_s is not None
     assert kernel.compiled_forward_s is not None
     assert any((tmp_path / "compiled").rglob("*"))
+
+
+def test_a_worker_does_not_outlive_its_forge():
+    code = f"from esper.tezzeret.characterise import Forge; f = Forge(device='cpu', worker={BAD!r}); f.start(); input()"
+    forge = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE)
+    try:
+        (worker,) = _eventually(lambda: psutil.Process(forge.pid).children())
+    finally:
+        forge.kill()
+        forge.communicate()
+    assert _eventually(lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE)
+
+
+def _eventually(look: Callable[[], Any]) -> Any:
+    deadline = time.monotonic() + 60
+    while not (found := look()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return found

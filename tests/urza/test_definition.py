@@ -24,7 +24,7 @@ def parsed(layers: Any) -> d.Definition:
         raise
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(chains())
 def test_a_definition_reads_back_equal_and_keeps_its_hash(layers: Any):
     definition = parsed(layers)
@@ -113,6 +113,7 @@ def test_garbage_is_refused_in_one_line(raw: bytes, says: str):
     assert "\n" not in str(refused.value)
 
 
+@settings(deadline=None)
 @given(
     st.recursive(
         st.none() | st.integers() | st.text() | st.floats(), lambda x: st.lists(x) | st.dictionaries(st.text(), x)

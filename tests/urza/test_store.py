@@ -2,12 +2,16 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
+import signal
 import sqlite3
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from sqlalchemy import make_url
 from sqlalchemy import text as sql
 
 from esper.configs import DatabaseConfig
@@ -164,6 +168,19 @@ def test_a_database_that_cannot_be_used_is_told_in_one_line_without_its_password
         opened(DatabaseConfig(url=url, timeout_s=2))
     assert "secret" not in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_a_server_that_hangs_is_given_up_after_the_timeout(postgres: str):
+    folder = Path(make_url(postgres).query["host"])
+    pid = int((folder / "data" / "postmaster.pid").read_text().split()[0])
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        started = time.monotonic()
+        with pytest.raises(StoreError, match="timeout"):
+            opened(DatabaseConfig(url=postgres, timeout_s=2))
+        assert time.monotonic() - started < 20
+    finally:
+        os.kill(pid, signal.SIGCONT)
 
 
 def test_a_file_that_is_no_database_is_told_in_one_line(tmp_path: Path):
