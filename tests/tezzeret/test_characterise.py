@@ -180,11 +180,20 @@ def test_a_kernel_is_compiled_and_what_came_of_it_stays_in_the_storage_folder(tm
     assert any((tmp_path / "compiled").rglob("*"))
 
 
-def test_a_worker_does_not_outlive_its_forge():
-    code = f"from esper.tezzeret.characterise import Forge; f = Forge(device='cpu', worker={BAD!r}); f.start(); input()"
-    forge = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE)
+def test_a_worker_that_hangs_does_not_outlive_its_forge():
+    code = f"""
+from esper.tezzeret.characterise import Forge
+from esper.tezzeret.measure import Job
+forge = Forge(device="cpu", worker={BAD!r})
+forge.start()
+print("up", flush=True)
+forge.characterise(Job(blueprint_id="hang", in_shape={SHAPE}, out_shape={SHAPE}))
+"""
+    forge = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
     try:
-        (worker,) = _eventually(lambda: psutil.Process(forge.pid).children())
+        assert forge.stdout is not None
+        assert forge.stdout.readline() == b"up\n"
+        (worker,) = psutil.Process(forge.pid).children()
     finally:
         forge.kill()
         forge.communicate()
