@@ -178,11 +178,6 @@ def _wrap_for_replay(config: TolariaConfig, host: nn.Module, *, input_shape: tup
 
 def _require_blueprints(config: MorphogeneticConfig, model: MorphableModel) -> None:
     """Refuse settings under which nothing can ever grow, instead of training as if nothing had stood out."""
-    if config.blueprint is not None:
-        try:
-            urza.get(config.blueprint)
-        except ConfigError as error:
-            raise ConfigError(f"morphogenetic.blueprint: {error}") from None
     for site in (slot.site for slot in model.all_slots()):
         if urza.fitting(
             site.kind,
@@ -191,6 +186,7 @@ def _require_blueprints(config: MorphogeneticConfig, model: MorphableModel) -> N
             categories=config.blueprint_categories,
             max_complexity=config.max_blueprint_complexity,
             only=config.blueprint,
+            library=config.library,
         ):
             return
     raise ConfigError(

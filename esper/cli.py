@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from esper import __version__
@@ -66,9 +66,53 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--best", action="store_true", help="the epoch with the lowest validation loss, not the last")
     export.set_defaults(run=_export)
 
+    _add_urza(commands.add_parser("urza", help="the blueprint library: list, show, import, export, characterise"))
+
     version = commands.add_parser("version", help="print Esper's version")
     version.set_defaults(run=_version)
     return parser
+
+
+def _add_urza(urza: argparse.ArgumentParser) -> None:
+    actions = urza.add_subparsers(metavar="ACTION", required=True)
+
+    def action(name: str, run: Callable[[argparse.Namespace], int], help: str) -> argparse.ArgumentParser:
+        parser = actions.add_parser(name, help=help)
+        parser.add_argument("--database", metavar="URL", help="as database.url (default: outputs/urza.db)")
+        parser.set_defaults(run=run)
+        return parser
+
+    listing = action("list", _urza_list, "what may grow, built in or declared, and what is known of it")
+    listing.add_argument("--json", action="store_true", help="for programs")
+    show = action("show", _urza_show, "all that is known of one blueprint")
+    show.add_argument("name", metavar="NAME")
+    show.add_argument("--json", action="store_true", help="for programs")
+    export = action("export", _urza_export, "write a declared blueprint's definition")
+    export.add_argument("name", metavar="NAME")
+    export.add_argument("--out", type=Path, metavar="FILE", help="a new file (default: standard output)")
+    add = action("import", _urza_import, "bring definitions into the library")
+    add.add_argument("files", nargs="+", type=Path, metavar="FILE", help="a definition in JSON")
+    record = action("record", _urza_record, "tell the library what the modules of finished runs gained")
+    record.add_argument("run_dirs", nargs="+", type=Path, metavar="RUN_DIR", help="folder of a run")
+    measure = action("characterise", _urza_characterise, "build, check, measure and compile in a process of its own")
+    measure.add_argument("names", nargs="+", metavar="NAME", help="blueprint, built in or declared")
+    measure.add_argument(
+        "--site", action="append", default=[], metavar="CxHxW[:CxHxW]", help="shape (default: ResNet-18's on 32x32)"
+    )
+    measure.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    measure.add_argument("--batch-size", type=_positive, default=128, metavar="N")
+    measure.add_argument("--timeout", type=_positive, default=300, metavar="SECONDS", help="most for one site")
+    measure.add_argument("--memory", type=_positive, default=8192, metavar="MIB", help="most for the process")
+    measure.add_argument("--compile-cache", metavar="FOLDER", help="as storage.compile_cache_dir")
+    measure.add_argument("--no-compile", action="store_true", help="do not measure it compiled")
+    measure.add_argument("--again", action="store_true", help="also what is known or quarantined")
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text}: allowed is at least 1")
+    return value
 
 
 def _sync(options: argparse.Namespace) -> int:
@@ -107,6 +151,54 @@ def _export(options: argparse.Namespace) -> int:
 
     sys.stdout.write(f"{export(options.run_dir, options.out, best=options.best)}\n")
     return 0
+
+
+def _urza_list(options: argparse.Namespace) -> int:
+    from esper.urza import command
+
+    return command.listing(options.database, as_json=options.json)
+
+
+def _urza_show(options: argparse.Namespace) -> int:
+    from esper.urza import command
+
+    return command.show(options.name, options.database, as_json=options.json)
+
+
+def _urza_export(options: argparse.Namespace) -> int:
+    from esper.urza import command
+
+    return command.export(options.name, options.database, options.out)
+
+
+def _urza_import(options: argparse.Namespace) -> int:
+    from esper.urza import command
+
+    return command.add(options.files, options.database)
+
+
+def _urza_record(options: argparse.Namespace) -> int:
+    from esper.urza import command
+
+    return command.record(options.run_dirs, options.database)
+
+
+def _urza_characterise(options: argparse.Namespace) -> int:
+    from esper.configs import StorageConfig
+    from esper.tezzeret import command
+    from esper.tezzeret.characterise import Limits
+
+    return command.main(
+        options.names,
+        url=options.database,
+        sites=options.site,
+        device=options.device,
+        batch_size=options.batch_size,
+        compile=not options.no_compile,
+        again=options.again,
+        limits=Limits(timeout_s=options.timeout, memory_bytes=options.memory * 2**20),
+        storage=StorageConfig(compile_cache_dir=options.compile_cache),
+    )
 
 
 def _version(_: argparse.Namespace) -> int:

@@ -3,6 +3,7 @@
 EsperError                  anything a user can act on; `exit_code` is the process's
 ├── ConfigError             bad input: key, value, what is allowed, remedy (also a ValueError); exit 2
 ├── DataError               a dataset that is missing, unreadable or too small; exit 2
+├── StoreError              a blueprint library that cannot be used; exit 2
 ├── RunError                a run folder that is locked, foreign or unreadable; exit 2
 ├── CheckpointError         a checkpoint that is damaged or does not fit; exit 1
 ├── SurgeryError            a growth operation that is not allowed or failed its checks; exit 1
@@ -20,6 +21,7 @@ __all__ = [
     "EsperError",
     "RankError",
     "RunError",
+    "StoreError",
     "SurgeryError",
 ]
 
@@ -38,6 +40,12 @@ class ConfigError(EsperError, ValueError):
 
 class DataError(EsperError):
     """A dataset that cannot be used."""
+
+    exit_code = 2
+
+
+class StoreError(EsperError):
+    """A blueprint library that cannot be used."""
 
     exit_code = 2
 

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 from esper.configs.checkpoint import CheckpointConfig
 from esper.configs.comparison import ComparisonConfig
+from esper.configs.database import DatabaseConfig
 from esper.configs.dataset import DatasetConfig
 from esper.configs.load import load_config
 from esper.configs.logging import LoggingConfig
 from esper.configs.model import ModelConfig
 from esper.configs.morphogenetic import MorphogeneticConfig
 from esper.configs.optimization import OptimizationConfig
+from esper.configs.storage import StorageConfig
 from esper.configs.tolaria import TolariaConfig
 from esper.configs.tracking import TrackingConfig
 
 __all__ = [
     "CheckpointConfig",
     "ComparisonConfig",
+    "DatabaseConfig",
     "DatasetConfig",
     "LoggingConfig",
     "ModelConfig",
     "MorphogeneticConfig",
     "OptimizationConfig",
+    "StorageConfig",
     "TolariaConfig",
     "TrackingConfig",
     "load_config",

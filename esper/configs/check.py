@@ -103,11 +103,18 @@ def _check_names(config: TolariaConfig) -> None:
             "'_', '-' and single '.', a letter or digit first"
         )
     # The configuration is written to disk and shown in trackers; the value must not be repeated here either.
-    if config.tracking.uri is not None and urlsplit(config.tracking.uri).password is not None:
-        raise ConfigError(
-            "tracking.uri holds a password, which would be written into the run folder; take it out and set "
-            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (or the database's own variable)"
-        )
+    for key, url, variables in (
+        (
+            "tracking.uri",
+            config.tracking.uri,
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (or the database's own variable)",
+        ),
+        ("database.url", config.database.url, "PGPASSWORD, or write it into ~/.pgpass"),
+    ):
+        if url is not None and urlsplit(url).password is not None:
+            raise ConfigError(
+                f"{key} holds a password, which would be written into the run folder; take it out and set {variables}"
+            )
     if config.tracking.name in ("wandb", "both") and find_spec("wandb") is None:
         raise ConfigError(
             f"tracking={config.tracking.name}: needs the package wandb, which is not installed; "

@@ -21,6 +21,7 @@ __all__ = ["checkpoints_folder", "digest", "outputs_folder", "run_name"]
 _APART = frozenset(
     {
         "checkpoint",
+        "database",
         "dataset.num_workers",
         "debug_mode",
         "description",
@@ -31,6 +32,7 @@ _APART = frozenset(
         "hydra",
         "logging",
         "profile_training",
+        "storage",
         "tags",
         "tracking",
     }

@@ -28,6 +28,7 @@ _PATHS = (
     ("logging", "log_dir"),
     ("checkpoint", "checkpoint_dir"),
     ("checkpoint", "resume_from"),
+    ("storage", "compile_cache_dir"),
 )
 
 

@@ -87,7 +87,10 @@ class MorphogeneticConfig:
         choices=BLUEPRINT_CATEGORIES,
     )
     max_blueprint_complexity: int = setting(5, "most complex blueprint that may grow", low=1, high=5)
-    blueprint: str | None = setting(None, "grow only this blueprint; null: the policy chooses")
+    blueprint: str | None = setting(
+        None, "grow only this blueprint, built in or of the library; null: the policy chooses"
+    )
+    library: list[str] = setting([], "blueprints of the library (esper urza list) that may grow besides those built in")
 
     insertion: str = setting(
         "gain",

@@ -6,12 +6,14 @@ from dataclasses import dataclass, field
 
 from esper.configs.checkpoint import CheckpointConfig
 from esper.configs.comparison import ComparisonConfig
+from esper.configs.database import DatabaseConfig
 from esper.configs.dataset import DatasetConfig
 from esper.configs.logging import LoggingConfig
 from esper.configs.model import ModelConfig
 from esper.configs.morphogenetic import MorphogeneticConfig
 from esper.configs.optimization import OptimizationConfig
 from esper.configs.schema import setting
+from esper.configs.storage import StorageConfig
 from esper.configs.tracking import TrackingConfig
 
 __all__ = ["TolariaConfig"]
@@ -28,6 +30,8 @@ class TolariaConfig:
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    database: DatabaseConfig = field(default_factory=DatabaseConfig)
+    storage: StorageConfig = field(default_factory=StorageConfig)
     comparison: ComparisonConfig = field(default_factory=ComparisonConfig)
 
     experiment_name: str = setting("morphogenetic_training", "name of the experiment; the outputs folder it lies in")

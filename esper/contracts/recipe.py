@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 __all__ = ["Graft"]
 
@@ -18,6 +20,7 @@ class Graft:
         init_seed: random seed of its initial weights.
         init_gain: value of its output scale at birth.
         born_step: optimizer step before which it was attached.
+        definition: what a declared blueprint is made of, in JSON: the recipe needs no library; None: it is built in.
     """
 
     graft_id: int
@@ -26,3 +29,11 @@ class Graft:
     init_seed: int
     init_gain: float
     born_step: int
+    definition: str | None = None
+
+    def entry(self) -> dict[str, Any]:
+        """The fields, as a recipe on disk holds them."""
+        fields = dataclasses.asdict(self)
+        if self.definition is None:
+            del fields["definition"]
+        return fields

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from esper import tezzeret
+from esper import tezzeret, urza
 from esper.contracts.recipe import Graft
 from esper.errors import SurgeryError
 from esper.kasmina.sites import DEFAULT_KINDS, Shape, Site, find_sites
@@ -66,7 +66,12 @@ class MorphableModel(nn.Module):
         """Build a kernel from its recipe entry and attach it; returns its named parameters.
 
         The kernel gets the host's device, memory format and training mode.
+
+        Raises:
+            ConfigError: there is no such blueprint, or its definition cannot be used.
         """
+        if graft.definition is not None:
+            urza.declare(graft.definition, where=f"definition of {graft.blueprint_id}")
         slot = self.slot(graft.site)
         kernel = tezzeret.forge(
             graft.blueprint_id,

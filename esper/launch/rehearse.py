@@ -59,7 +59,7 @@ def _rehearse(member: Member, config: TolariaConfig) -> Rehearsal:
     from esper.launch.run import rehearse  # torch
 
     try:
-        return rehearse(config)
+        return rehearse(config, member.run_dir)
     except EsperError as error:
         raise type(error)(f"{' '.join(member.overrides)}: {error}") from error
 

@@ -77,7 +77,7 @@ def run(config: TolariaConfig, run_dir: Path, *, sibling: Callable[[str], Path] 
 
 def _run(config: TolariaConfig, run_dir: Path, ranks: Ranks, *, sibling: Callable[[str], Path] | None) -> Outcome:
     if config.dry_run:
-        found = rehearse(config)
+        found = rehearse(config, run_dir)
         time = (
             f"time       about {duration(found.seconds)}: steps of {1000 * found.step_seconds:.3g} ms, without the rest"
         )
@@ -109,13 +109,20 @@ def _run(config: TolariaConfig, run_dir: Path, ranks: Ranks, *, sibling: Callabl
         return asyncio.run(_train(config, run_dir, [terminal, log]))
 
 
-def rehearse(config: TolariaConfig) -> Rehearsal:
+def rehearse(config: TolariaConfig, run_dir: Path) -> Rehearsal:
     """Build everything, do a few steps, grow by force; leave nothing behind.
+
+    Args:
+        config: what would be trained.
+        run_dir: where; from there the blueprint library is found.
 
     Raises:
         EsperError: bad input, or it failed.
     """
-    return asyncio.run(_rehearse(rehearsable(config)))
+    outputs = outputs_folder(run_dir.absolute(), experiment_name=config.experiment_name)
+    database = config.database.url or f"sqlite:///{outputs / 'urza.db'}"
+    found = dataclasses.replace(config, database=dataclasses.replace(config.database, url=database))
+    return asyncio.run(_rehearse(rehearsable(found)))
 
 
 def _take_over(run_dir: Path, *, fresh: bool) -> dict[str, Any]:

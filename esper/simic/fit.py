@@ -16,6 +16,7 @@ from esper.contracts.health import HealthSignal
 from esper.contracts.lifecycle import SeedLifecycleState
 from esper.errors import RunError
 from esper.tamiyo.policies import FEATURES, SCHEMA, features
+from esper.tolaria.library import declare_recorded
 from esper.tracking import read
 from esper.urza import get
 
@@ -49,6 +50,7 @@ def main(paths: Sequence[Path], out: Path) -> int:
 
 def outcomes(journal: Path) -> list[tuple[list[float], float]]:
     """The judged modules of a run: their features when they were germinated, and their judged relative gain."""
+    declare_recorded(journal.parent)
     signals: list[HealthSignal] = []
     grown: dict[int, list[float]] = {}
     found = []

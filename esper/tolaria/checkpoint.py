@@ -12,7 +12,6 @@ A folder is written aside, each file fsynced, then renamed. Loading verifies eve
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import os
@@ -78,7 +77,7 @@ def save(folder: Path, snapshot: Snapshot, *, prefix: str) -> Path:
             "step": snapshot.step,
             "digest": snapshot.digest,
             "journal_offset": snapshot.journal_offset,
-            "recipe": [dataclasses.asdict(graft) for graft in snapshot.recipe],
+            "recipe": [graft.entry() for graft in snapshot.recipe],
             "sha256": {name: _sha256(aside / name) for name in _FILES},
         }
         (aside / "manifest.json").write_text(json.dumps(manifest, indent=2))

@@ -148,8 +148,8 @@ def _description(config: ModelConfig, saved: checkpoint.Snapshot, network: nn.Mo
         **_sizes(config, network),
         "num_parameters": sum(p.numel() for p in network.parameters()),
         "step": saved.step,
-        "recipe": [dataclasses.asdict(graft) for graft in saved.recipe],
-        "not_folded": [dataclasses.asdict(graft) for graft in sorted(left, key=lambda graft: graft.graft_id)],
+        "recipe": [graft.entry() for graft in saved.recipe],
+        "not_folded": [graft.entry() for graft in sorted(left, key=lambda graft: graft.graft_id)],
     }
 
 

@@ -173,10 +173,12 @@ class Lifecycle:
         Raises:
             ConfigError: there is no such blueprint.
         """
+        blueprint = urza.get(blueprint_id)  # an unknown name is refused before anything is intended
         return Graft(
             graft_id=self.num_germinated + 1,
             site=slot.site.name,
-            blueprint_id=urza.get(blueprint_id).blueprint_id,  # an unknown name is refused before anything is intended
+            blueprint_id=blueprint.blueprint_id,
+            definition=blueprint.definition,
             init_seed=self._init_seed(self.num_germinated + 1),
             init_gain=self.config.insertion_gain if self.config.insertion == "gain" else 0.0,
             born_step=self.state.global_step,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from esper import tezzeret
+from esper import tezzeret, urza
 from esper.build import Parts, parts
 from esper.configs import TolariaConfig
 from esper.configs.identity import checkpoints_folder, digest, outputs_folder, run_name
@@ -22,9 +22,11 @@ from esper.contracts.events import Event, Notice
 from esper.data import FileSet, ImageSet
 from esper.errors import ConfigError
 from esper.kasmina import MorphableModel, find_blocks
+from esper.tezzeret.compile_cache import keep_compiled
 from esper.tolaria.average import WeightAverage
 from esper.tolaria.evaluate import evaluate, example_losses
 from esper.tolaria.growth import Growth
+from esper.tolaria.library import with_library
 from esper.tolaria.lifecycle import GrowthData, Lifecycle
 from esper.tolaria.optim import build_optimizer
 from esper.tolaria.ranks import Ranks
@@ -188,6 +190,7 @@ def open_run(
         folder = RunFolder(run_dir)
         folder.acquire()
         stack.callback(folder.release)
+        config = _with_library(config, run_dir=run_dir, outputs_dir=outputs, ranks=ranks)
         built = _parts(config, cache_dir=outputs / "cache", ranks=ranks)
         stack.callback(built.close)
         journal = Journal(run_dir / "journal.jsonl")
@@ -263,6 +266,14 @@ def capture_obstacle(config: TolariaConfig) -> str | None:
     return None
 
 
+def _with_library(config: TolariaConfig, *, run_dir: Path, outputs_dir: Path, ranks: Ranks) -> TolariaConfig:
+    """See `with_library`; the first process asks the library and tells the others."""
+    config, definitions = ranks.first(functools.partial(with_library, config, run_dir=run_dir, outputs_dir=outputs_dir))
+    for definition in definitions:
+        urza.declare(definition)
+    return config
+
+
 def _parts(config: TolariaConfig, *, cache_dir: Path, ranks: Ranks) -> Parts:
     """What a training needs, with this process's part of the batches; the first one decodes what all of them read."""
     if config.dataset.batch_size < ranks.size:
@@ -299,6 +310,7 @@ def _step(config: TolariaConfig, built: Parts, optimizer: Optimizer, ranks: Rank
 
 
 def _regions(config: TolariaConfig, model: MorphableModel) -> Regions:
+    keep_compiled(config.storage)
     regions = Regions()
     try:
         blocks = list(find_blocks(model.host, config.model.target_layers))

@@ -47,6 +47,7 @@ def first_blueprint(slot: SeedSlot, config: MorphogeneticConfig) -> str:
         categories=config.blueprint_categories,
         max_complexity=config.max_blueprint_complexity,
         only=config.blueprint,
+        library=config.library,
     )
     if not fitting:
         raise SurgeryError(f"no allowed blueprint fits site {site.name!r}")

@@ -34,6 +34,7 @@ from esper.contracts.events import (
 from esper.errors import CheckpointError
 from esper.tolaria import checkpoint
 from esper.tolaria.finite import require_finite
+from esper.tolaria.library import record_outcomes, write_declared
 from esper.tolaria.ranks import joined
 from esper.tolaria.rehearsal import Rehearsal, rehearse
 from esper.tolaria.result import result
@@ -188,6 +189,7 @@ class TolariaTrainer:
             run.begin_together()
             write_atomically(run.run_dir / "config.yaml", to_yaml(self.config))
             write_atomically(run.run_dir / "git.diff", git_diff())
+            write_declared(run.run_dir, run.config.morphogenetic.library)
             run.folder.set_status("running")
             run.emit(
                 RunStarted,
@@ -313,6 +315,8 @@ class TolariaTrainer:
         self.result = result(run, validation=validation, test=test)
         self._finish_saving()
         write_recipe(run.run_dir / "recipe.json", run.model.recipe, host=self.config.model.name)
+        if problem := record_outcomes(run):
+            run.warn(problem)
         run.emit(RunEnded, status="finished", reason="", result=self.result)
         run.folder.set_status("finished", result=self.result)
 

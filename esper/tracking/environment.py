@@ -9,7 +9,7 @@ import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-__all__ = ["environment", "git_diff", "without_credentials"]
+__all__ = ["cpu_name", "environment", "git_diff", "without_credentials"]
 
 _PACKAGES = ("torch", "torchvision", "hydra-core", "mlflow")
 
@@ -27,7 +27,7 @@ def environment() -> dict[str, str | None]:
         **{name: _version(name) for name in _PACKAGES},
         "platform": platform.platform(),
         "hostname": platform.node(),
-        "cpu": _cpu(),
+        "cpu": cpu_name(),
         "num_threads": str(torch.get_num_threads()),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "cuda": torch.version.cuda if torch.cuda.is_available() else None,
@@ -57,7 +57,8 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _cpu() -> str | None:
+def cpu_name() -> str | None:
+    """Model of the processor; None where it cannot be found out."""
     try:
         found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     except OSError:  # not Linux

@@ -15,12 +15,14 @@ from esper.tracking.files import write_atomically
 __all__ = ["read_recipe", "write_recipe"]
 
 _SCHEMA = 1
-_FIELDS = {field.name: {"str": str, "int": int, "float": float}[str(field.type)] for field in dataclasses.fields(Graft)}
+_TYPES = {"str": str, "int": int, "float": float, "str | None": str}
+_FIELDS = {field.name: _TYPES[str(field.type)] for field in dataclasses.fields(Graft)}
+_OPTIONAL = {"definition"}
 
 
 def write_recipe(path: Path, recipe: Sequence[Graft], *, host: str) -> None:
     """Write the recipe of a network that grew on a host of this name."""
-    content = {"schema": _SCHEMA, "host": host, "grafts": [dataclasses.asdict(graft) for graft in recipe]}
+    content = {"schema": _SCHEMA, "host": host, "grafts": [graft.entry() for graft in recipe]}
     write_atomically(path, json.dumps(content, indent=1) + "\n")
 
 
@@ -45,10 +47,12 @@ def read_recipe(path: Path) -> list[Graft]:
 
 
 def _graft(entry: Any, file: Path) -> Graft:
-    if not isinstance(entry, dict) or entry.keys() != _FIELDS.keys():
-        raise ConfigError(f"{file}: a graft needs exactly {', '.join(_FIELDS)}")
-    for name, kind in _FIELDS.items():
-        value = entry[name]
+    if not isinstance(entry, dict) or entry.keys() | _OPTIONAL != _FIELDS.keys():
+        raise ConfigError(
+            f"{file}: a graft needs exactly {', '.join(name for name in _FIELDS if name not in _OPTIONAL)}"
+        )
+    for name, value in entry.items():
+        kind = _FIELDS[name]
         if isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else kind):
             raise ConfigError(f"{file}: {name}={value!r} must be of type {kind.__name__}")
     return Graft(**entry)

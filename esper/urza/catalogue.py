@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 from esper.errors import ConfigError
-from esper.urza import attention, foldable, normalization, residual, width
+from esper.urza import attention, definition, foldable, normalization, residual, width
 from esper.urza.kernel import Blueprint, Shape
 
-__all__ = ["CATALOGUE", "fitting", "get"]
+__all__ = ["CATALOGUE", "declare", "fitting", "get"]
 
 _AFTER = frozenset({"after"})
 _ANYWHERE = frozenset({"after", "beside"})
@@ -166,17 +166,35 @@ CATALOGUE: Mapping[str, Blueprint] = MappingProxyType(
 )
 
 
+# An id holds the hash of its content, so that an entry never changes: whoever declares it, whenever, means the same.
+_declared: dict[str, Blueprint] = {}
+
+
+def declare(text: str | bytes, *, where: str = "blueprint") -> Blueprint:
+    """Make a definition known in this process, under its id (`name@hash`); see `esper.urza.definition`.
+
+    Raises:
+        ConfigError: it cannot be used, or has the name of a built-in blueprint.
+    """
+    declared = definition.blueprint(definition.parse(text, where=where))
+    name = declared.blueprint_id.partition("@")[0]
+    if name in CATALOGUE:
+        raise ConfigError(f"{where}: name={name}: Esper has one of that name built in; choose another")
+    return _declared.setdefault(declared.blueprint_id, declared)
+
+
 def get(blueprint_id: str) -> Blueprint:
-    """Look a blueprint up.
+    """Look up a built-in blueprint by its name, or a declared one by its id.
 
     Raises:
         ConfigError: there is none of that name.
     """
-    if blueprint_id not in CATALOGUE:
-        near = difflib.get_close_matches(blueprint_id, CATALOGUE, n=1)
+    known = {**CATALOGUE, **_declared}
+    if blueprint_id not in known:
+        near = difflib.get_close_matches(blueprint_id, known, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ConfigError(f"no blueprint {blueprint_id!r}{hint} (there are {', '.join(CATALOGUE)})")
-    return CATALOGUE[blueprint_id]
+        raise ConfigError(f"no blueprint {blueprint_id!r}{hint} (there are {', '.join(known)})")
+    return known[blueprint_id]
 
 
 def fitting(
@@ -187,6 +205,7 @@ def fitting(
     categories: Sequence[str],
     max_complexity: int,
     only: str | None = None,
+    library: Sequence[str] = (),
 ) -> list[Blueprint]:
     """The blueprints that may grow at a site, the preferred first.
 
@@ -196,10 +215,11 @@ def fitting(
         categories: allowed categories; the earlier, the more preferred. Within one, the most complex comes first.
         max_complexity: most complex blueprint allowed.
         only: allow only this one.
+        library: ids of declared blueprints that may grow too.
     """
     found = [
         blueprint
-        for blueprint in CATALOGUE.values()
+        for blueprint in (*CATALOGUE.values(), *map(get, library))
         if blueprint.category in categories
         and blueprint.complexity <= max_complexity
         and only in (None, blueprint.blueprint_id)

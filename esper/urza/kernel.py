@@ -73,6 +73,8 @@ class Blueprint:
         max_positions: most positions it can take; None: any.
         foldable: whether a kept one can be written into the host's own layers at export; see `esper.kasmina.fold`.
         build: makes a kernel for an input and an output shape.
+        admits: whether one can be built for these shapes, besides; None: always.
+        definition: what it was declared as, in JSON; None: it is written in Python.
         summary: what it is, in a line.
         source: where it comes from.
     """
@@ -86,6 +88,8 @@ class Blueprint:
     max_positions: int | None = None
     foldable: bool = False
     build: Callable[[Shape, Shape], Kernel]
+    admits: Callable[[Shape, Shape], bool] | None = None
+    definition: str | None = None
     summary: str
     source: str
 
@@ -96,4 +100,6 @@ class Blueprint:
         positions = in_shape[1] * in_shape[2]
         if positions < self.min_positions or (self.max_positions is not None and positions > self.max_positions):
             return False
-        return stride_between(in_shape, out_shape) is not None
+        if stride_between(in_shape, out_shape) is None:
+            return False
+        return self.admits is None or self.admits(in_shape, out_shape)

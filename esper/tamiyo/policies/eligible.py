@@ -44,6 +44,7 @@ def eligible(signals: Sequence[HealthSignal], config: MorphogeneticConfig) -> li
             categories=config.blueprint_categories,
             max_complexity=config.max_blueprint_complexity,
             only=config.blueprint,
+            library=config.library,
         )
         affordable = tuple(blueprint for blueprint in blueprints if _is_affordable(blueprint, signal))
         if affordable:

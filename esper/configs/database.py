@@ -1,0 +1,22 @@
+"""Where the blueprint library lies, and whether a run adds to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from esper.configs.schema import setting
+
+__all__ = ["DatabaseConfig"]
+
+
+@dataclass(kw_only=True)
+class DatabaseConfig:
+    """Group `database`."""
+
+    url: str | None = setting(
+        None,
+        "URL of the blueprint library, such as postgresql://lab@host/esper (password by PGPASSWORD or ~/.pgpass); "
+        "null: urza.db (SQLite) in the outputs folder",
+    )
+    record_outcomes: bool = setting(False, "write what each grown module gained into the library when a run finishes")
+    timeout_s: float = setting(10.0, "seconds to wait for a database that is busy or does not answer", above=0)

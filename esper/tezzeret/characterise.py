@@ -1,0 +1,206 @@
+"""Characterise blueprints in a process of their own, and keep in the library what came of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from esper.configs import StorageConfig
+from esper.errors import ConfigError, EsperError
+from esper.tezzeret.compile_cache import keep_compiled
+from esper.tezzeret.measure import Job
+from esper.tezzeret.process import ProcessFault, Stopped, WorkerProcess
+from esper.urza import Blueprint, Shape
+from esper.urza.records import KernelRecord
+from esper.urza.store import Store
+
+__all__ = ["KERNEL_READY", "SITES", "Announce", "Forge", "Limits", "characterise", "jobs"]
+
+KERNEL_READY = "compilation.kernel.ready"
+"""Topic on which kernels are announced, refused ones too."""
+SITES: tuple[tuple[Shape, Shape], ...] = (
+    ((64, 32, 32), (64, 32, 32)),
+    ((64, 32, 32), (128, 16, 16)),
+    ((128, 16, 16), (128, 16, 16)),
+    ((256, 8, 8), (256, 8, 8)),
+    ((512, 4, 4), (512, 4, 4)),
+)
+"""Shapes of ResNet-18's stages on images of 32 × 32."""
+_START_S = 120.0
+
+Announce = Callable[[str, dict[str, Any]], object]
+"""Publish a payload on a topic."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What a job may take; memory is that of the worker and its children, and a device's own apart from it."""
+
+    timeout_s: float = 300.0
+    memory_bytes: int = 8 * 2**30
+
+
+class Forge:
+    """Owner of the worker process; `close` it.
+
+    Args:
+        device: auto, cpu or cuda.
+        limits: what a job may take.
+        storage: where compiled code is kept.
+        stop: when set, a job under way is given up.
+        worker: arguments of Python that run the worker.
+    """
+
+    def __init__(
+        self,
+        *,
+        device: str = "auto",
+        limits: Limits | None = None,
+        storage: StorageConfig | None = None,
+        stop: threading.Event | None = None,
+        worker: Sequence[str] = ("-m", "esper.tezzeret.worker"),
+    ) -> None:
+        self._limits = limits or Limits()
+        self._storage = storage or StorageConfig()
+        self._stop = stop or threading.Event()
+        self._command = [sys.executable, *worker, device, str(self._limits.memory_bytes)]
+        self._worker: WorkerProcess | None = None
+        self.hardware = ("", "")
+        """Name of the device, and torch's version; there after `start`."""
+
+    def start(self) -> None:
+        """Start the worker, if there is none.
+
+        Raises:
+            ConfigError: there is no such device.
+            EsperError: it does not start.
+            Stopped: a stop was asked for.
+        """
+        if self._worker is not None:
+            return
+        keep_compiled(self._storage)
+        self._worker = WorkerProcess(self._command, stop=self._stop)
+        try:
+            hello = self._worker.read(deadline=time.monotonic() + _START_S)
+        except ProcessFault as fault:
+            self.close()
+            raise EsperError(f"the forge's worker does not start: {fault}") from None
+        except Stopped:
+            self.close()
+            raise
+        if "refused" in hello:
+            self.close()
+            raise ConfigError(hello["refused"])
+        self.hardware = hello["device"], hello["torch_version"]
+
+    def characterise(self, job: Job) -> KernelRecord:
+        """Build, check, measure and compile a kernel.
+
+        A worker that dies, hangs or takes too much memory is ended; the next job gets a new one.
+
+        Raises:
+            EsperError: the worker does not start.
+            Stopped: a stop was asked for; the job is not done.
+        """
+        self.start()
+        device, torch_version = self.hardware
+        return KernelRecord(
+            blueprint_id=job.blueprint_id,
+            in_shape=job.in_shape,
+            out_shape=job.out_shape,
+            batch_size=job.batch_size,
+            device=device,
+            torch_version=torch_version,
+            **self._answer(job),
+        )
+
+    def close(self) -> None:
+        """End the worker; safe to call twice."""
+        if self._worker is not None:
+            self._worker.close()
+            self._worker = None
+
+    def _answer(self, job: Job) -> dict[str, Any]:
+        assert self._worker is not None
+        limits, phase = self._limits, "starting"
+        deadline = time.monotonic() + limits.timeout_s
+        self._worker.write(dataclasses.asdict(job))
+        try:
+            while "phase" in (answer := self._worker.read(deadline=deadline, memory_bytes=limits.memory_bytes)):
+                phase = answer["phase"]
+        except ProcessFault as fault:
+            self.close()
+            within = f" of {limits.timeout_s:g} s" if fault.status == "hung" else ""
+            return {"status": fault.status, "reason": f"{fault}{within} while {phase}"}
+        except Stopped:
+            self.close()
+            raise
+        return answer
+
+
+def jobs(
+    blueprint: Blueprint, sites: Sequence[tuple[Shape, Shape]] = SITES, *, batch_size: int = 128, compile: bool = True
+) -> list[Job]:
+    """A job for each of the shapes at which a blueprint fits.
+
+    Raises:
+        ConfigError: it fits at none.
+    """
+    fitting = [site for site in sites if any(blueprint.fits(kind, *site) for kind in blueprint.kinds)]
+    if not fitting:
+        raise ConfigError(
+            f"{blueprint.blueprint_id} fits at none of {', '.join(f'{a} to {b}' for a, b in sites)}; give other shapes"
+        )
+    return [
+        Job(
+            blueprint_id=blueprint.blueprint_id,
+            definition=blueprint.definition,
+            in_shape=in_shape,
+            out_shape=out_shape,
+            batch_size=batch_size,
+            compile=compile,
+        )
+        for in_shape, out_shape in fitting
+    ]
+
+
+def characterise(
+    wanted: Sequence[Job], *, forge: Forge, store: Store, announce: Announce = lambda *_: None, again: bool = False
+) -> Iterator[KernelRecord]:
+    """Characterise kernels one after the other; each is in the library before it is announced and yielded.
+
+    Args:
+        wanted: what to do.
+        forge: who does it.
+        store: where it is kept.
+        announce: publishes it.
+        again: do also what the library knows of this device and version of torch, instead of yielding that, and what is
+            quarantined, instead of leaving it out. What crashes or hangs here gets no second job.
+
+    Raises:
+        EsperError: the worker does not start, or the library cannot be used.
+        Stopped: the forge was asked to stop.
+    """
+    forge.start()
+    for blueprint_id in {job.blueprint_id for job in wanted} if again else ():
+        store.forget_kernels(blueprint_id)
+    for job in wanted:
+        site = (job.in_shape, job.out_shape, job.batch_size, *forge.hardware)
+        known = {_site(kernel): kernel for kernel in store.kernels(job.blueprint_id)}
+        kernel = known.get(site)
+        if kernel is None and store.quarantined(job.blueprint_id):
+            continue
+        if kernel is None:
+            kernel = forge.characterise(job)
+            store.put_kernel(kernel)
+        announce(KERNEL_READY, dataclasses.asdict(kernel))
+        yield kernel
+
+
+def _site(kernel: KernelRecord) -> tuple[Any, ...]:
+    return kernel.in_shape, kernel.out_shape, kernel.batch_size, kernel.device, kernel.torch_version

@@ -1,0 +1,83 @@
+"""`esper urza characterise`: measure blueprints on this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import sys
+from collections.abc import Sequence
+
+from esper.configs import StorageConfig
+from esper.errors import ConfigError
+from esper.tezzeret.characterise import SITES, Forge, Limits, characterise, jobs
+from esper.urza import Shape
+from esper.urza.command import find, open_library
+from esper.urza.records import KernelRecord
+
+__all__ = ["main"]
+
+
+def main(
+    names: Sequence[str],
+    *,
+    url: str | None,
+    sites: Sequence[str],
+    device: str,
+    batch_size: int,
+    compile: bool,
+    again: bool,
+    limits: Limits,
+    storage: StorageConfig,
+) -> int:
+    """Characterise blueprints at site shapes and print what came of it; returns the exit code: 1 if one is not ready.
+
+    Raises:
+        ConfigError: a site is not a pair of shapes, or a blueprint fits at none.
+        EsperError: there is no such blueprint, or the library, the device or the worker cannot be used.
+    """
+    shapes = [_site(one) for one in sites] or SITES
+    with (
+        open_library(url, create=True) as store,
+        contextlib.closing(Forge(device=device, limits=limits, storage=storage)) as forge,
+    ):
+        found = [find(name, store) for name in names]
+        wanted = [job for one in found for job in jobs(one, shapes, batch_size=batch_size, compile=compile)]
+        is_ready = True
+        for kernel in characterise(wanted, forge=forge, store=store, again=again):
+            sys.stdout.write(f"{_line(kernel)}\n")
+            sys.stdout.flush()
+            is_ready &= kernel.status == "ready"
+    return 0 if is_ready else 1
+
+
+def _site(text: str) -> tuple[Shape, Shape]:
+    """`64x32x32` or `64x32x32:128x16x16`."""
+    found = re.fullmatch(r"(\d+)x(\d+)x(\d+)(?::(\d+)x(\d+)x(\d+))?", text)
+    sizes = [int(size) for size in found.groups() if size is not None] if found else []
+    if not sizes or min(sizes) < 1 or max(sizes) > 2**16:
+        raise ConfigError(
+            f"--site {text}: give CHANNELSxHEIGHTxWIDTH of a site, or INPUT:OUTPUT, as 64x32x32:128x16x16"
+        )
+    in_shape, out_shape = tuple(sizes[:3]), tuple(sizes[-3:])
+    return (in_shape[0], in_shape[1], in_shape[2]), (out_shape[0], out_shape[1], out_shape[2])
+
+
+def _line(kernel: KernelRecord) -> str:
+    shapes = " to ".join("x".join(map(str, shape)) for shape in (kernel.in_shape, kernel.out_shape))
+    head = f"{kernel.blueprint_id}  {shapes}  batch {kernel.batch_size}  {kernel.status}"
+    if kernel.status != "ready":
+        return f"{head}: {kernel.reason}"
+    passes = f"{_milliseconds(kernel.forward_s)} + {_milliseconds(kernel.backward_s)} ms"
+    compiled = (
+        f"  compiled {_milliseconds(kernel.compiled_forward_s)} + {_milliseconds(kernel.compiled_backward_s)} ms"
+        f" (after {kernel.compile_s:.1f} s)"
+        if kernel.compile_s is not None
+        else ""
+    )
+    memory = f"{(kernel.memory_bytes or 0) / 2**20:.1f} MiB"
+    note = f"  {kernel.reason}" if kernel.reason else ""
+    return f"{head}  {passes}  {memory}  {kernel.num_parameters:,} parameters  {kernel.num_macs:,} MACs{compiled}{note}"
+
+
+def _milliseconds(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{1000 * seconds:.2f}"

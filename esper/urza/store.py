@@ -1,0 +1,180 @@
+"""The store: declared blueprints, characterised kernels and what past growth gained, in SQLite or PostgreSQL."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Table, delete, insert, select
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+
+from esper.configs import DatabaseConfig
+from esper.errors import ConfigError, StoreError
+from esper.urza import catalogue, tables
+from esper.urza.database import database_url, open_engine
+from esper.urza.definition import parse
+from esper.urza.kernel import Blueprint
+from esper.urza.records import BROKEN, KernelRecord, Outcome, from_row, to_row
+
+__all__ = ["Store"]
+
+
+class Store:
+    """Owner of a connection to the library; `close` it. Safe from any thread.
+
+    Args:
+        config: which database.
+        outputs_dir: folder in which the default database lies.
+        create: make the library where there is none, instead of refusing.
+
+    Raises:
+        StoreError: also from any method: the database cannot be reached or used, or is of another version.
+    """
+
+    def __init__(self, config: DatabaseConfig, *, outputs_dir: Path, create: bool = False) -> None:
+        url = database_url(config, outputs_dir=outputs_dir)
+        self.where = url.render_as_string(hide_password=True)
+        self._engine = open_engine(url, timeout_s=config.timeout_s)
+        file = Path(url.database) if url.get_backend_name() == "sqlite" and url.database else None
+        try:
+            if file is not None and create:
+                file.parent.mkdir(parents=True, exist_ok=True)
+            elif file is not None and not file.exists():
+                raise self._no_library()
+            with self._begin(writes=create) as connection:
+                if create:
+                    tables.make(connection)
+                elif not tables.are_there(connection):
+                    raise self._no_library()
+                tables.require_version(connection, where=self.where)
+        except OSError as error:
+            raise StoreError(f"{self.where}: cannot be made ({error.strerror}); give another database.url") from None
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Let the database go; safe to call twice."""
+        self._engine.dispose()
+
+    # --- blueprints -----------------------------------------------------------------------------------------------
+
+    def add(self, text: str | bytes, *, where: str = "blueprint") -> Blueprint:
+        """Keep a declared blueprint; one that is there already changes nothing.
+
+        Raises:
+            ConfigError: it cannot be used, or another one has its name.
+        """
+        definition = parse(text, where=where)
+        found = catalogue.declare(text, where=where)
+        values = {
+            "name": definition.name,
+            "blueprint_id": definition.blueprint_id,
+            "content_hash": definition.content_hash,
+            "definition": definition.text,
+        }
+        columns = tables.blueprints.c
+        with self._begin(writes=True) as connection:
+            known = connection.execute(select(columns.blueprint_id).where(columns.name == definition.name)).scalar()
+            if known is None:
+                connection.execute(insert(tables.blueprints).values(values))
+            elif known != definition.blueprint_id:
+                raise ConfigError(
+                    f"{where}: {self.where} holds another blueprint {definition.name!r} ({known}) and runs rely on it; "
+                    "rename this one"
+                )
+        return found
+
+    def blueprints(self) -> list[Blueprint]:
+        """The declared blueprints by name."""
+        with self._begin() as connection:
+            rows = connection.execute(select(tables.blueprints).order_by(tables.blueprints.c.name)).all()
+        return [catalogue.declare(row.definition, where=f"{self.where}: {row.name}") for row in rows]
+
+    def get(self, name: str) -> Blueprint:
+        """A declared blueprint by its name or id.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        columns = tables.blueprints.c
+        wanted = columns.blueprint_id == name if "@" in name else columns.name == name
+        with self._begin() as connection:
+            row = connection.execute(select(tables.blueprints).where(wanted)).one_or_none()
+            names = connection.execute(select(columns.name).order_by(columns.name)).scalars().all()
+        if row is None:
+            raise ConfigError(
+                f"no blueprint {name!r} in {self.where} (there are {', '.join(names) or 'none'}); bring it there with: "
+                "esper urza import FILE"
+            )
+        return catalogue.declare(row.definition, where=f"{self.where}: {name}")
+
+    # --- kernels --------------------------------------------------------------------------------------------------
+
+    def put_kernel(self, record: KernelRecord) -> None:
+        """Keep how a kernel was characterised, instead of what was known of it before."""
+        self._replace(tables.kernels, to_row(record), key=tables.KERNEL_KEY)
+
+    def kernels(self, blueprint_id: str | None = None) -> list[KernelRecord]:
+        """The characterised kernels, of one blueprint or all."""
+        rows = self._select(tables.kernels, blueprint_id, order="kernel_id")
+        return [KernelRecord(**row) for row in rows]
+
+    def forget_kernels(self, blueprint_id: str) -> None:
+        """Forget all kernels of a blueprint, and with them that it is quarantined."""
+        with self._begin(writes=True) as connection:
+            connection.execute(delete(tables.kernels).where(tables.kernels.c.blueprint_id == blueprint_id))
+
+    def quarantined(self, blueprint_id: str) -> str | None:
+        """Why a blueprint is quarantined; None: it is not."""
+        for kernel in self.kernels(blueprint_id):
+            if kernel.status in BROKEN:
+                return f"{kernel.status} at {kernel.in_shape} on {kernel.device}: {kernel.reason}"
+        return None
+
+    # --- outcomes -------------------------------------------------------------------------------------------------
+
+    def record(self, outcomes: Sequence[Outcome]) -> None:
+        """Keep what modules gained; of a module that is known already, the newest."""
+        for outcome in outcomes:
+            self._replace(tables.outcomes, to_row(outcome), key=tables.OUTCOME_KEY)
+
+    def outcomes(self, blueprint_id: str | None = None) -> list[Outcome]:
+        """What past growth gained, of one blueprint or all."""
+        return [Outcome(**row) for row in self._select(tables.outcomes, blueprint_id, order="outcome_id")]
+
+    # --- pieces ---------------------------------------------------------------------------------------------------
+
+    def _replace(self, table: Table, row: dict[str, Any], *, key: Sequence[str]) -> None:
+        with self._begin(writes=True) as connection:
+            upsert = (postgresql if connection.dialect.name == "postgresql" else sqlite).insert(table).values(row)
+            changed = {name: value for name, value in row.items() if name not in key}
+            connection.execute(upsert.on_conflict_do_update(index_elements=list(key), set_=changed))
+
+    def _select(self, table: Table, blueprint_id: str | None, *, order: str) -> list[dict[str, Any]]:
+        query = select(table).order_by(table.c[order])
+        if blueprint_id is not None:
+            query = query.where(table.c.blueprint_id == blueprint_id)
+        with self._begin() as connection:
+            rows = connection.execute(query).mappings().all()
+        return [from_row(dict(row)) for row in rows]
+
+    @contextlib.contextmanager
+    def _begin(self, *, writes: bool = False) -> Iterator[Connection]:
+        """A transaction."""
+        try:
+            with self._engine.connect() as connection:
+                connection.execution_options(esper_writes=writes)
+                with connection.begin():
+                    yield connection
+        except DBAPIError as error:
+            message = " ".join(str(error.orig).split())
+            raise StoreError(f"{self.where}: {message}; check the server, the file and database.url") from None
+        except SQLAlchemyError as error:
+            raise StoreError(f"{self.where}: {' '.join(str(error).split())}") from None
+
+    def _no_library(self) -> StoreError:
+        return StoreError(f"{self.where} holds no blueprint library; make one with: esper urza import FILE")
