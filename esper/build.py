@@ -67,7 +67,12 @@ class Parts:
 
 
 def parts(
-    config: TolariaConfig, *, cache_dir: Path, device: torch.device | None = None, rows: slice = slice(None)
+    config: TolariaConfig,
+    *,
+    cache_dir: Path,
+    run_id: str = "",
+    device: torch.device | None = None,
+    rows: slice = slice(None),
 ) -> Parts:
     """Load the data, build the host and make it morphable.
 
@@ -76,6 +81,7 @@ def parts(
     Args:
         config: what to build.
         cache_dir: where decoded image folders are kept.
+        run_id: name of the run on the bus.
         device: where everything goes; None: the one that the configuration names.
         rows: which rows of a batch this process trains on.
 
@@ -102,7 +108,9 @@ def parts(
         loader = StreamLoader(
             splits.train, config.dataset, rng_seed=config.rng_seed, prepare=prepare, pool=pool, device=device, rows=rows
         )
-    tamiyo = LocalTamiyo(config.morphogenetic, rng_seed=config.rng_seed)
+    tamiyo: TamiyoClient = LocalTamiyo(config.morphogenetic, rng_seed=config.rng_seed)
+    if config.morphogenetic.tamiyo == "shared" and config.morphogenetic.enable_tamiyo:
+        tamiyo = _shared_tamiyo(config, run_id)
     return Parts(
         device=device,
         splits=splits,
@@ -112,6 +120,20 @@ def parts(
         model=model,
         tamiyo=tamiyo,
         config=config,
+    )
+
+
+def _shared_tamiyo(config: TolariaConfig, run_id: str) -> TamiyoClient:
+    # The client of Redis is only needed by who has a server.
+    from esper.oona.redis import RedisBus
+    from esper.tamiyo.remote import SharedTamiyo
+
+    return SharedTamiyo(
+        RedisBus(config.redis),
+        run_id=run_id,
+        config=config.morphogenetic,
+        rng_seed=config.rng_seed,
+        definitions=lambda: [urza.get(name).definition or "" for name in config.morphogenetic.library],
     )
 
 

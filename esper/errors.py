@@ -4,6 +4,9 @@ EsperError                  anything a user can act on; `exit_code` is the proce
 ├── ConfigError             bad input: key, value, what is allowed, remedy (also a ValueError); exit 2
 ├── DataError               a dataset that is missing, unreadable or too small; exit 2
 ├── StoreError              a blueprint library that cannot be used; exit 2
+├── BusError                a message bus that cannot be reached, or refuses; exit 1
+│   └── BusFullError        a stream whose readers are too far behind
+├── MessageError            a message that is too long, or not one of this version; exit 1
 ├── RunError                a run folder that is locked, foreign or unreadable; exit 2
 ├── CheckpointError         a checkpoint that is damaged or does not fit; exit 1
 ├── SurgeryError            a growth operation that is not allowed or failed its checks; exit 1
@@ -14,11 +17,14 @@ EsperError                  anything a user can act on; `exit_code` is the proce
 from __future__ import annotations
 
 __all__ = [
+    "BusError",
+    "BusFullError",
     "CheckpointError",
     "ConfigError",
     "DataError",
     "DivergenceError",
     "EsperError",
+    "MessageError",
     "RankError",
     "RunError",
     "StoreError",
@@ -48,6 +54,18 @@ class StoreError(EsperError):
     """A blueprint library that cannot be used."""
 
     exit_code = 2
+
+
+class BusError(EsperError):
+    """A message bus that cannot be reached, or refuses."""
+
+
+class BusFullError(BusError):
+    """A stream whose readers are too far behind; it takes no telemetry until they have caught up."""
+
+
+class MessageError(EsperError):
+    """A message that is too long, or not one of this version."""
 
 
 class RunError(EsperError):

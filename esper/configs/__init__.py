@@ -11,6 +11,7 @@ from esper.configs.logging import LoggingConfig
 from esper.configs.model import ModelConfig
 from esper.configs.morphogenetic import MorphogeneticConfig
 from esper.configs.optimization import OptimizationConfig
+from esper.configs.redis import RedisConfig
 from esper.configs.storage import StorageConfig
 from esper.configs.tolaria import TolariaConfig
 from esper.configs.tracking import TrackingConfig
@@ -24,6 +25,7 @@ __all__ = [
     "ModelConfig",
     "MorphogeneticConfig",
     "OptimizationConfig",
+    "RedisConfig",
     "StorageConfig",
     "TolariaConfig",
     "TrackingConfig",

@@ -110,6 +110,7 @@ def _check_names(config: TolariaConfig) -> None:
             "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (or the database's own variable)",
         ),
         ("database.url", config.database.url, "PGPASSWORD, or write it into ~/.pgpass"),
+        ("redis.url", config.redis.url, "ESPER_REDIS_PASSWORD (and ESPER_REDIS_USERNAME), or ESPER_REDIS_URL"),
     ):
         if url is not None and urlsplit(url).password is not None:
             raise ConfigError(
@@ -287,7 +288,15 @@ def _check_growth(config: TolariaConfig) -> None:
                 f"morphogenetic.schedule_at={growth.schedule_at}: needs at least one time, all at most "
                 f"morphogenetic.growth_until={growth.growth_until:g}"
             )
-    if growth.policy == "learned" and not (growth.tamiyo_policy_path and Path(growth.tamiyo_policy_path).is_file()):
+    if growth.tamiyo == "shared" and config.bus != "redis":
+        raise ConfigError(
+            f"morphogenetic.tamiyo=shared: she is asked over the bus, but bus={config.bus}; set bus=redis"
+        )
+    if (
+        growth.tamiyo == "local"
+        and growth.policy == "learned"
+        and not (growth.tamiyo_policy_path and Path(growth.tamiyo_policy_path).is_file())
+    ):
         raise ConfigError(
             f"morphogenetic.tamiyo_policy_path={growth.tamiyo_policy_path}: policy=learned needs a policy file; make "
             "one with: esper simic RUN_FOLDER... --out policy.safetensors"

@@ -15,11 +15,12 @@ from hydra.core.override_parser.types import Override
 
 from esper.configs.tolaria import TolariaConfig
 
-__all__ = ["checkpoints_folder", "digest", "outputs_folder", "run_name"]
+__all__ = ["checkpoints_folder", "digest", "outputs_folder", "run_id", "run_name"]
 
 # Where results go, how the run is watched, what it runs on: none of it makes another run.
 _APART = frozenset(
     {
+        "bus",
         "checkpoint",
         "database",
         "dataset.num_workers",
@@ -32,6 +33,7 @@ _APART = frozenset(
         "hydra",
         "logging",
         "profile_training",
+        "redis",
         "storage",
         "tags",
         "tracking",
@@ -45,6 +47,11 @@ def digest(config: TolariaConfig) -> str:
     """8 hex digits of the SHA-256 of the settings that define the run."""
     canonical = json.dumps(_settings(dataclasses.asdict(config)), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:8]
+
+
+def run_id(run_dir: Path) -> str:
+    """Name of a run among those of a lab: its experiment's folder and its own."""
+    return f"{run_dir.absolute().parent.name}/{run_dir.name}"
 
 
 def run_name(config: TolariaConfig, overrides: Sequence[str]) -> str:

@@ -27,6 +27,14 @@ class MorphogeneticConfig:
         "architecture from scratch, see recipe_path)",
         choices=POLICY_NAMES,
     )
+    tamiyo: str = setting(
+        "local",
+        "who decides: this run itself, or a shared service that is asked over the bus (bus=redis)",
+        choices=("local", "shared"),
+    )
+    tamiyo_deadline_s: float = setting(
+        5.0, "tamiyo=shared: seconds to wait for her answer; without one the run goes on unadapted", above=0, high=600
+    )
     tamiyo_policy_path: str | None = setting(None, "policy=learned: the policy's file")
     recipe_path: str | None = setting(None, "policy=replay: a recipe.json, or the folder of a finished run")
 

@@ -12,6 +12,7 @@ from esper.configs.logging import LoggingConfig
 from esper.configs.model import ModelConfig
 from esper.configs.morphogenetic import MorphogeneticConfig
 from esper.configs.optimization import OptimizationConfig
+from esper.configs.redis import RedisConfig
 from esper.configs.schema import setting
 from esper.configs.storage import StorageConfig
 from esper.configs.tracking import TrackingConfig
@@ -33,11 +34,15 @@ class TolariaConfig:
     database: DatabaseConfig = field(default_factory=DatabaseConfig)
     storage: StorageConfig = field(default_factory=StorageConfig)
     comparison: ComparisonConfig = field(default_factory=ComparisonConfig)
+    redis: RedisConfig = field(default_factory=RedisConfig)
 
     experiment_name: str = setting("morphogenetic_training", "name of the experiment; the outputs folder it lies in")
     description: str = setting("", "free text, recorded with the run")
     tags: list[str] = setting([], "free words, recorded with the run")
 
+    bus: str = setting(
+        "memory", "redis: publish health, decisions and outcomes; memory: they stay here", choices=("memory", "redis")
+    )
     rng_seed: int = setting(0, "random seed of splits, initial weights, order and augmentation", low=0)
     device: str = setting("auto", "auto: cuda where there is one", choices=("auto", "cpu", "cuda"))
     mixed_precision: bool | None = setting(

@@ -15,7 +15,7 @@ from esper.configs import MorphogeneticConfig
 from esper.configs.morphogenetic import BLIND_POLICIES
 from esper.contracts.decisions import Action, AdaptationDecision
 from esper.contracts.health import HealthSignal
-from esper.errors import EsperError, RankError, SurgeryError
+from esper.errors import BusError, EsperError, RankError, SurgeryError
 from esper.kasmina import SeedSlot, surgery
 from esper.kasmina.scores import scoring_macs
 from esper.tamiyo import TamiyoClient
@@ -133,7 +133,11 @@ class Growth:
         ranks = self.life.step.ranks
         signals = ranks.first(self._measure)
         for _ in range(self.config.max_adaptations_per_epoch):
-            decision = ranks.first(functools.partial(self.tamiyo.decide, signals))
+            try:
+                decision = ranks.first(functools.partial(self.tamiyo.decide, signals))
+            except BusError as error:
+                self.life.log.decided(AdaptationDecision(should_adapt=False), applied=False, outcome=f"missed: {error}")
+                return
             if not decision.should_adapt:
                 self.life.log.decided(decision, applied=False, outcome="nothing was asked for")
                 return

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from esper import tezzeret, urza
 from esper.build import Parts, parts
 from esper.configs import TolariaConfig
-from esper.configs.identity import checkpoints_folder, digest, outputs_folder, run_name
+from esper.configs.identity import checkpoints_folder, digest, outputs_folder, run_id, run_name
 from esper.contracts.events import Event, Notice
 from esper.data import FileSet, ImageSet
 from esper.errors import ConfigError
@@ -36,7 +36,7 @@ from esper.tolaria.saving import Saver
 from esper.tolaria.schedule import learning_rate
 from esper.tolaria.state import TrainingState
 from esper.tolaria.step import TrainStep
-from esper.tracking import Follower, Journal, trackers
+from esper.tracking import Follower, Journal, Target, trackers
 
 __all__ = ["Run", "capture_obstacle", "open_run"]
 
@@ -44,6 +44,8 @@ _NORM_BATCHES = 20
 """Training batches from which batch-norm statistics are estimated anew."""
 _NORM_IMAGES = 2048
 """Roughly how many images they hold at most where images are streamed."""
+_PUBLISH_S = 0.5
+"""How often the bus is brought up to date."""
 
 
 @dataclass(kw_only=True)
@@ -147,6 +149,17 @@ class Run:
             interval_s = tracking.flush_interval_s
             follower = Follower(tracker, interval_s=interval_s, run_dir=self.run_dir, warn=self.warn)
             self.closing.callback(follower.close)
+        if self.config.bus == "redis":
+            self._publish()
+
+    def _publish(self) -> None:
+        from esper.oona.publish import RunOnBus  # the client of Redis is only needed by who has a server
+        from esper.oona.redis import RedisBus, address
+
+        redis = self.config.redis
+        bus = Target(name="Redis", place=address(redis), open=lambda: RunOnBus(RedisBus(redis), run_dir=self.run_dir))
+        follower = Follower(bus, interval_s=_PUBLISH_S, run_dir=self.run_dir, warn=self.warn)
+        self.closing.callback(follower.close)
 
     def stop_saving(self) -> None:
         """Finish the checkpoints that are being written."""
@@ -191,7 +204,7 @@ def open_run(
         folder.acquire()
         stack.callback(folder.release)
         config = _with_library(config, run_dir=run_dir, outputs_dir=outputs, ranks=ranks)
-        built = _parts(config, cache_dir=outputs / "cache", ranks=ranks)
+        built = _parts(config, cache_dir=outputs / "cache", run_id=run_id(run_dir), ranks=ranks)
         stack.callback(built.close)
         journal = Journal(run_dir / "journal.jsonl")
         stack.callback(journal.close)
@@ -274,7 +287,7 @@ def _with_library(config: TolariaConfig, *, run_dir: Path, outputs_dir: Path, ra
     return config
 
 
-def _parts(config: TolariaConfig, *, cache_dir: Path, ranks: Ranks) -> Parts:
+def _parts(config: TolariaConfig, *, cache_dir: Path, run_id: str, ranks: Ranks) -> Parts:
     """What a training needs, with this process's part of the batches; the first one decodes what all of them read."""
     if config.dataset.batch_size < ranks.size:
         raise ConfigError(
@@ -284,7 +297,7 @@ def _parts(config: TolariaConfig, *, cache_dir: Path, ranks: Ranks) -> Parts:
     device, rows = ranks.device(config.device), ranks.part(config.dataset.batch_size)
     if not ranks.is_first:
         ranks.wait()
-    built = parts(config, cache_dir=cache_dir, device=device, rows=rows)
+    built = parts(config, cache_dir=cache_dir, run_id=run_id, device=device, rows=rows)
     if ranks.is_first:
         ranks.wait()
     return built

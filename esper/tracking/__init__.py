@@ -7,13 +7,14 @@ from esper.tracking.files import write_atomically
 from esper.tracking.follow import Follower
 from esper.tracking.journal import Journal, read
 from esper.tracking.mlflow import MlflowRun, tracking_uri
-from esper.tracking.trackers import trackers
+from esper.tracking.trackers import Target, trackers
 from esper.tracking.wandb import WandbRun
 
 __all__ = [
     "Follower",
     "Journal",
     "MlflowRun",
+    "Target",
     "WandbRun",
     "environment",
     "git_diff",

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from esper.tracking.environment import without_credentials
 from esper.tracking.journal import tail
-from esper.tracking.trackers import TrackedRun, Tracker
+from esper.tracking.trackers import Reported, Target
 
 __all__ = ["Follower", "reason"]
 
@@ -33,13 +33,15 @@ class Follower:
         warn: told once, from this thread or from `close`, if reporting fails twice in a row or at the end.
     """
 
-    def __init__(self, tracker: Tracker, *, interval_s: float, run_dir: Path, warn: Callable[[str], None]) -> None:
+    def __init__(
+        self, tracker: Target[Reported], *, interval_s: float, run_dir: Path, warn: Callable[[str], None]
+    ) -> None:
         self._tracker = tracker
         self._interval_s = interval_s
         self._run_dir = run_dir
         self._warn = warn
         self._warned = threading.Lock()  # taken for good by the first that warns
-        self._run: TrackedRun | None = None
+        self._run: Reported | None = None
         self._offset = 0
         self._size = (run_dir / "journal.jsonl").stat().st_size
         self._closing = threading.Event()

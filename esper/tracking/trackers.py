@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 from esper.configs import TrackingConfig
 from esper.tracking.environment import without_credentials
@@ -14,18 +14,14 @@ from esper.tracking.history import History
 from esper.tracking.mlflow import MlflowRun, tracking_uri
 from esper.tracking.wandb import WandbRun
 
-__all__ = ["TrackedRun", "Tracker", "trackers"]
+__all__ = ["Reported", "Target", "TrackedRun", "Tracker", "trackers"]
 
 
-class TrackedRun(Protocol):
-    """A run in a tracker, brought up to date from the events of its journal, given from the first on.
+class Reported(Protocol):
+    """A run elsewhere, brought up to date from the events of its journal, given from the first on.
 
-    `num_logged` is how many points were new to the tracker, `history` the run as told so far. Any method raises
-    whatever lies under it, and then nothing is left to do but to close.
+    Any method raises whatever lies under it, and then nothing is left to do but to close.
     """
-
-    num_logged: int
-    history: History
 
     def ingest(self, events: Iterable[dict[str, Any]]) -> None:
         """Report the next events."""
@@ -37,8 +33,18 @@ class TrackedRun(Protocol):
         """Let others report this run."""
 
 
+class TrackedRun(Reported, Protocol):
+    """A run in a tracker: `num_logged` points were new to it, `history` is the run as told so far."""
+
+    num_logged: int
+    history: History
+
+
+R = TypeVar("R", bound=Reported, covariant=True)
+
+
 @dataclass(frozen=True, kw_only=True)
-class Tracker:
+class Target(Generic[R]):
     """Where a run is reported.
 
     Attributes:
@@ -50,8 +56,11 @@ class Tracker:
 
     name: str
     place: str
-    open: Callable[[], TrackedRun]
+    open: Callable[[], R]
     is_left_to_sync: bool = False
+
+
+Tracker = Target[TrackedRun]
 
 
 def trackers(config: TrackingConfig, *, run_dir: Path, outputs_dir: Path) -> list[Tracker]:

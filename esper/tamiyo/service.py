@@ -1,0 +1,128 @@
+"""Tamiyo as a service: reads health signals of many runs from the bus, and answers with decisions."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from esper import urza
+from esper.configs import MorphogeneticConfig
+from esper.configs.check import check_group
+from esper.contracts.decisions import AdaptationDecision
+from esper.contracts.messages import Consultation, DecisionMade, TopicName
+from esper.errors import BusError, EsperError
+from esper.oona import Bus, Entry, message
+from esper.tamiyo.client import LocalTamiyo
+
+__all__ = ["GROUP", "TamiyoService"]
+
+logger = logging.getLogger(__name__)
+
+GROUP = "tamiyo"
+"""Several services share the questions."""
+_WAIT_S = 0.5
+_MAX_RETRY_S = 5.0
+_MAX_POLICIES = 256
+
+
+class TamiyoService:
+    """Answers consultations until it is stopped.
+
+    A run's state is the last answer on its channel: after a crash it is read from the bus again. A question that comes
+    twice is answered once, one whose deadline is over not at all.
+
+    Args:
+        bus: where it reads and answers.
+        name: of this process, among those that share the questions.
+        policy_path: the policy file of runs with `policy=learned`; their own path is not opened here.
+        beat: called about every half second while the bus answers.
+    """
+
+    def __init__(
+        self, bus: Bus, *, name: str, policy_path: str | None = None, beat: Callable[[], object] = lambda: None
+    ) -> None:
+        self._bus = bus
+        self._name = name
+        self._policy_path = policy_path
+        self._beat = beat
+        self._answered: dict[str, str] = {}  # run → nonce of its last answer
+        self.num_answers = 0
+        self._tamiyo = functools.lru_cache(maxsize=_MAX_POLICIES)(self._policy)
+
+    def run(self, stop: threading.Event) -> None:
+        """Serve until `stop` is set; what was taken by then is answered. While the bus is away, try again and again."""
+        retry_s = 0.0
+        while not stop.is_set():
+            try:
+                self._beat()
+                self.serve_once(wait_s=_WAIT_S)
+                retry_s = 0.0
+            except BusError as error:
+                retry_s = min(_MAX_RETRY_S, 2 * retry_s or 0.1)
+                logger.warning("tried again in %g s: %s", retry_s, error)
+                stop.wait(retry_s)
+
+    def serve_once(self, *, wait_s: float = 0.0) -> int:
+        """Answer what has come in; returns how many messages were dealt with.
+
+        Raises:
+            BusError: the bus is away; what was not acknowledged comes again.
+        """
+        entries = self._bus.take(TopicName.SEED_HEALTH, group=GROUP, consumer=self._name, wait_s=wait_s)
+        for entry in entries:
+            question = entry.message.payload
+            if isinstance(question, Consultation) and entry.age_s <= question.deadline_s:
+                self._answer(question)
+            elif isinstance(question, Consultation):
+                self._bus.refuse(TopicName.SEED_HEALTH, group=GROUP, entry=entry, reason=_late(entry, question))
+                continue
+            self._bus.acknowledge(TopicName.SEED_HEALTH, group=GROUP, entries=[entry])
+        return len(entries)
+
+    def _answer(self, question: Consultation) -> None:
+        if self._last_nonce(question.run_id) == question.nonce:
+            return
+        decision, problem = None, ""
+        try:
+            decision = self._decide(question)
+        except EsperError as error:
+            problem = str(error)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:  # a policy's fields are the sender's
+            problem = f"{type(error).__name__}: {error}"
+        answer = DecisionMade(
+            run_id=question.run_id, epoch=question.epoch, nonce=question.nonce, decision=decision, error=problem
+        )
+        envelope = message(TopicName.COMMANDS, answer, sender=self._name, trace=question.run_id)
+        self._bus.publish([envelope], channel=question.run_id)
+        self._answered[question.run_id] = question.nonce
+        self.num_answers += 1
+
+    def _decide(self, question: Consultation) -> AdaptationDecision:
+        for definition in question.definitions:
+            urza.declare(definition)
+        settings = dict(question.policy) | {"tamiyo_policy_path": self._policy_path}
+        tamiyo = self._tamiyo(json.dumps(settings, sort_keys=True), question.rng_seed)
+        return tamiyo.decide(question.signals)
+
+    @staticmethod
+    def _policy(settings: str, rng_seed: int) -> LocalTamiyo:
+        config = MorphogeneticConfig(**json.loads(settings))
+        check_group(config, prefix="morphogenetic.")
+        if config.policy == "learned" and not (config.tamiyo_policy_path and Path(config.tamiyo_policy_path).is_file()):
+            raise EsperError("policy=learned: this service was started without a policy file (--policy FILE)")
+        return LocalTamiyo(config, rng_seed=rng_seed)
+
+    def _last_nonce(self, run_id: str) -> str:
+        if run_id not in self._answered:
+            latest = self._bus.latest(TopicName.COMMANDS, channel=run_id)
+            answer = latest.message.payload if latest else None
+            self._answered[run_id] = answer.nonce if isinstance(answer, DecisionMade) else ""
+        return self._answered[run_id]
+
+
+def _late(entry: Entry, question: Consultation) -> str:
+    return f"late: {entry.age_s:.1f} s after {question.run_id} asked, which waited for {question.deadline_s:g} s"
