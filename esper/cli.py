@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from esper import __version__
 from esper.errors import EsperError
 from esper.launch.exits import exit_with
+
+if TYPE_CHECKING:
+    from esper.tracking import Target
+    from esper.tracking.trackers import Reported
 
 __all__ = ["main"]
 
@@ -118,7 +123,16 @@ def _positive(text: str) -> int:
 def _sync(options: argparse.Namespace) -> int:
     from esper.tracking import sync
 
-    return sync.main(options.run_dirs, options.uri)
+    return sync.main(options.run_dirs, options.uri, also=_buses)
+
+
+def _buses(config: Mapping[str, Any], run_dir: Path) -> Iterable[Target[Reported]]:
+    """The bus that a run was published on, if there was one."""
+    if config.get("bus") == "redis":
+        from esper.configs import RedisConfig
+        from esper.tolaria.publish import on_bus
+
+        yield on_bus(RedisConfig(**config["redis"]), run_dir=run_dir)
 
 
 def _report(options: argparse.Namespace) -> int:

@@ -45,11 +45,16 @@ class RunOnBus:
     """Publisher of one run, brought up to date with the events of its journal, given from the first on.
 
     How far it has come is kept in `bus.json` in the run's folder, so nothing is left out when it begins anew; after a
-    crash the last few messages may be sent twice, with the same `event_id`.
+    crash the last few messages may be sent twice, with the same `event_id`. A run that goes on from an earlier
+    checkpoint sends what it does anew: those events are younger than the last one sent.
 
     Args:
         bus: where to publish.
         run_dir: the run's folder.
+
+    Attributes:
+        num_logged: messages that were sent.
+        num_dropped: messages of telemetry that were not.
     """
 
     def __init__(self, bus: Bus, *, run_dir: Path) -> None:
@@ -58,8 +63,8 @@ class RunOnBus:
         self._file = run_dir / "bus.json"
         self._seen = 0
         self._experiment = ""
-        noted = _noted(self._file)
-        self._done, self.num_dropped = noted["done"], noted["dropped"]
+        self._done, self._latest_unix_s, self.num_dropped = _noted(self._file)
+        self.num_logged = 0
 
     def ingest(self, events: Iterable[dict[str, Any]]) -> None:
         """Publish the next events.
@@ -72,16 +77,17 @@ class RunOnBus:
             if event["kind"] == "run_started":
                 self._experiment = event["experiment_name"]
             self._seen += 1
-            if self._seen <= self._done or (payload := self._payload(event)) is None:
+            if self._seen <= self._done and event["time_unix_s"] <= self._latest_unix_s:
                 continue
-            if isinstance(payload, _TELEMETRY) and time.time() - event["time_unix_s"] > _MAX_AGE_S:
-                self.num_dropped += 1
-                continue
-            waiting.append(self._message(payload, event))
+            self._done = min(self._done, self._seen - 1)
+            self._latest_unix_s = max(self._latest_unix_s, event["time_unix_s"])
+            if (one := self._message(event)) is not None:
+                waiting.append(one)
             if len(waiting) >= _BATCH:
-                self._send(waiting, done=self._seen)
+                self._send(waiting)
                 waiting = []
-        self._send(waiting, done=self._seen)
+        if self._done < self._seen:
+            self._send(waiting)
 
     def finish(self) -> None:
         """Nothing is left to do: the end of the run is an event too."""
@@ -90,28 +96,42 @@ class RunOnBus:
         """Let go of the bus."""
         self._bus.close()
 
-    def _send(self, messages: list[Message], *, done: int) -> None:
-        if done <= self._done:
-            return
+    def _send(self, messages: list[Message]) -> None:
         try:
             self._bus.publish(messages)
-        except BusFullError:  # one by one, so that telemetry alone is lost
+            self.num_logged += len(messages)
+        except (BusFullError, MessageError):  # one by one, so that only what has to be is lost
             for one in messages:
-                self._send_if_there_is_room(one)
-        self._done = done
+                self._send_if_possible(one)
+        self._done = self._seen
+        noted = {"done": self._done, "latest_unix_s": self._latest_unix_s, "dropped": self.num_dropped}
         aside = self._file.with_suffix(".new")
-        aside.write_text(json.dumps({"done": self._done, "dropped": self.num_dropped}) + "\n")
+        aside.write_text(json.dumps(noted) + "\n")
         aside.replace(self._file)
 
-    def _send_if_there_is_room(self, one: Message) -> None:
+    def _send_if_possible(self, one: Message) -> None:
         try:
             self._bus.publish([one])
+            self.num_logged += 1
+        except MessageError:
+            self.num_dropped += 1
         except BusFullError:
             if not isinstance(one.payload, _TELEMETRY):
                 raise
             self.num_dropped += 1
 
-    def _message(self, payload: Payload, event: Mapping[str, Any]) -> Message:
+    def _message(self, event: Mapping[str, Any]) -> Message | None:
+        """What an event says to others; None: nothing, or too late."""
+        try:
+            payload = self._payload(event)
+        except MessageError:
+            self.num_dropped += 1
+            return None
+        if payload is None:
+            return None
+        if isinstance(payload, _TELEMETRY) and time.time() - event["time_unix_s"] > _MAX_AGE_S:
+            self.num_dropped += 1
+            return None
         named = f"{self._run_id}:{self._seen}:{event['time_unix_s']}"
         event_id = uuid.uuid5(uuid.NAMESPACE_URL, named).hex
         return message(_TOPICS[type(payload)], payload, sender=self._run_id, trace=self._run_id, event_id=event_id)
@@ -163,9 +183,10 @@ def _read(adapter: TypeAdapter[Any], content: Any) -> Any:
         raise MessageError(f"the journal holds what this version cannot send: {error.error_count()} fields") from None
 
 
-def _noted(file: Path) -> dict[str, int]:
+def _noted(file: Path) -> tuple[int, float, int]:
+    """Events dealt with, the time of the last one, messages dropped."""
     try:
         content = json.loads(file.read_text())
-        return {"done": int(content["done"]), "dropped": int(content["dropped"])}
+        return int(content["done"]), float(content["latest_unix_s"]), int(content["dropped"])
     except (OSError, ValueError, KeyError, TypeError):
-        return {"done": 0, "dropped": 0}
+        return 0, 0.0, 0

@@ -53,15 +53,18 @@ class RedisBus:
         self._timeout_s = config.timeout_s
         self._limit = config.stream_limit
         self._claim_after_ms = round(1000 * claim_after_s)
-        self._published = 0
+        self._untrimmed = _TRIM_EVERY  # messages since the streams were last looked at
+        self._unread: dict[tuple[str, str, str], str | None] = {}  # see `_left_behind`
         self._client = _client(config)
 
     def publish(self, messages: Sequence[Message], *, channel: str = "") -> None:
         """See `Bus`."""
         contents = [(one.topic, encode(one)) for one in messages]
         with self._explained():
-            for topic in dict.fromkeys(topic for topic, _ in contents) if not channel else ():
-                self._make_room(topic)
+            if not channel and self._untrimmed >= _TRIM_EVERY:
+                for topic in dict.fromkeys(topic for topic, _ in contents):
+                    self._make_room(topic)
+                self._untrimmed = 0
             pipeline = self._client.pipeline(transaction=False)
             for topic, content in contents:
                 if channel:
@@ -70,7 +73,7 @@ class RedisBus:
                 else:
                     pipeline.xadd(_key(topic), {_FIELD: content})
             pipeline.execute()
-        self._published += len(contents)
+        self._untrimmed += len(contents)
 
     def take(self, topic: TopicName, *, group: str, consumer: str, count: int = 32, wait_s: float = 0.0) -> list[Entry]:
         """See `Bus`."""
@@ -153,11 +156,26 @@ class RedisBus:
         self._client.close()
 
     def _take(self, key: str, group: str, consumer: str, count: int, wait_s: float) -> list[tuple[bytes, Any]]:
+        if left_behind := self._left_behind(key, group, consumer, count):
+            return left_behind
         claimed: Any = self._client.xautoclaim(key, group, consumer, min_idle_time=self._claim_after_ms, count=count)
         if stale := [(place, fields) for place, fields in claimed[1] if fields]:
             return stale
         found = self._client.xreadgroup(group, consumer, {key: ">"}, count=count, block=self._block_ms(wait_s))
         return [entry for entries in _streams(found) for entry in entries]
+
+    def _left_behind(self, key: str, group: str, consumer: str, count: int) -> list[tuple[bytes, Any]]:
+        """What this consumer was given before it began, or before it lost the connection, and has not acknowledged."""
+        place = self._unread.setdefault((key, group, consumer), "0-0")
+        if place is None:
+            return []
+        found = [
+            entry
+            for entries in _streams(self._client.xreadgroup(group, consumer, {key: place}, count=count))
+            for entry in entries
+        ]
+        self._unread[key, group, consumer] = found[-1][0].decode() if found else None
+        return [entry for entry in found if entry[1]]
 
     def _bury(self, key: str, group: str, place: bytes | str, content: bytes, reason: str) -> None:
         pipeline = self._client.pipeline(transaction=True)
@@ -167,13 +185,11 @@ class RedisBus:
         pipeline.execute()
 
     def _make_room(self, topic: TopicName) -> None:
-        """Now and then, drop what every group is done with.
+        """Drop what every group is done with, where a stream has grown long.
 
         Raises:
             BusFullError: what is left is too much.
         """
-        if self._published % _TRIM_EVERY:
-            return
         key = _key(topic)
         if self._client.xlen(key) < self._limit:
             return
@@ -202,6 +218,7 @@ class RedisBus:
         try:
             yield
         except (redis.RedisError, OSError) as error:
+            self._unread.clear()  # an answer may have been lost on the way
             told = " ".join(str(error).split()) or type(error).__name__
             raise BusError(f"{self.place}: {told[:200]}") from None
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-import logging
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
 from esper import urza
@@ -14,18 +12,16 @@ from esper.configs import MorphogeneticConfig
 from esper.configs.check import check_group
 from esper.contracts.decisions import AdaptationDecision
 from esper.contracts.messages import Consultation, DecisionMade, TopicName
-from esper.errors import BusError, EsperError
+from esper.errors import EsperError
 from esper.oona import Bus, Entry, message
+from esper.oona.serving import serve
 from esper.tamiyo.client import LocalTamiyo
 
 __all__ = ["GROUP", "TamiyoService"]
 
-logger = logging.getLogger(__name__)
-
 GROUP = "tamiyo"
 """Several services share the questions."""
 _WAIT_S = 0.5
-_MAX_RETRY_S = 5.0
 _MAX_POLICIES = 256
 
 
@@ -39,32 +35,19 @@ class TamiyoService:
         bus: where it reads and answers.
         name: of this process, among those that share the questions.
         policy_path: the policy file of runs with `policy=learned`; their own path is not opened here.
-        beat: called about every half second while the bus answers.
     """
 
-    def __init__(
-        self, bus: Bus, *, name: str, policy_path: str | None = None, beat: Callable[[], object] = lambda: None
-    ) -> None:
+    def __init__(self, bus: Bus, *, name: str, policy_path: str | None = None) -> None:
         self._bus = bus
         self._name = name
         self._policy_path = policy_path
-        self._beat = beat
         self._answered: dict[str, str] = {}  # run → nonce of its last answer
-        self.num_answers = 0
+        self.num_done = 0
         self._tamiyo = functools.lru_cache(maxsize=_MAX_POLICIES)(self._policy)
 
     def run(self, stop: threading.Event) -> None:
         """Serve until `stop` is set; what was taken by then is answered. While the bus is away, try again and again."""
-        retry_s = 0.0
-        while not stop.is_set():
-            try:
-                self._beat()
-                self.serve_once(wait_s=_WAIT_S)
-                retry_s = 0.0
-            except BusError as error:
-                retry_s = min(_MAX_RETRY_S, 2 * retry_s or 0.1)
-                logger.warning("tried again in %g s: %s", retry_s, error)
-                stop.wait(retry_s)
+        serve(lambda: self.serve_once(wait_s=_WAIT_S), stop=stop)
 
     def serve_once(self, *, wait_s: float = 0.0) -> int:
         """Answer what has come in; returns how many messages were dealt with.
@@ -99,7 +82,7 @@ class TamiyoService:
         envelope = message(TopicName.COMMANDS, answer, sender=self._name, trace=question.run_id)
         self._bus.publish([envelope], channel=question.run_id)
         self._answered[question.run_id] = question.nonce
-        self.num_answers += 1
+        self.num_done += 1
 
     def _decide(self, question: Consultation) -> AdaptationDecision:
         for definition in question.definitions:

@@ -19,10 +19,8 @@ from esper.urza import Blueprint, Shape
 from esper.urza.records import KernelRecord
 from esper.urza.store import Store
 
-__all__ = ["KERNEL_READY", "SITES", "Announce", "Forge", "Limits", "characterise", "jobs"]
+__all__ = ["SITES", "Forge", "Limits", "characterise", "jobs"]
 
-KERNEL_READY = "compilation.kernel.ready"
-"""Topic on which kernels are announced, refused ones too."""
 SITES: tuple[tuple[Shape, Shape], ...] = (
     ((64, 32, 32), (64, 32, 32)),
     ((64, 32, 32), (128, 16, 16)),
@@ -32,9 +30,6 @@ SITES: tuple[tuple[Shape, Shape], ...] = (
 )
 """Shapes of ResNet-18's stages on images of 32 × 32."""
 _START_S = 120.0
-
-Announce = Callable[[str, dict[str, Any]], object]
-"""Publish a payload on a topic."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,7 +165,12 @@ def jobs(
 
 
 def characterise(
-    wanted: Sequence[Job], *, forge: Forge, store: Store, announce: Announce = lambda *_: None, again: bool = False
+    wanted: Sequence[Job],
+    *,
+    forge: Forge,
+    store: Store,
+    announce: Callable[[KernelRecord], object] = lambda _: None,
+    again: bool = False,
 ) -> Iterator[KernelRecord]:
     """Characterise kernels one after the other; each is in the library before it is announced and yielded.
 
@@ -178,7 +178,7 @@ def characterise(
         wanted: what to do.
         forge: who does it.
         store: where it is kept.
-        announce: publishes it.
+        announce: tells others of it, refused ones too.
         again: do also what the library knows of this device and version of torch, instead of yielding that, and what is
             quarantined, instead of leaving it out. What crashes or hangs here gets no second job.
 
@@ -198,7 +198,7 @@ def characterise(
         if kernel is None:
             kernel = forge.characterise(job)
             store.put_kernel(kernel)
-        announce(KERNEL_READY, dataclasses.asdict(kernel))
+        announce(kernel)
         yield kernel
 
 

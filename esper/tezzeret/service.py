@@ -1,101 +1,117 @@
-"""The forge as a service: blueprints are submitted, and kernels announced, on topics of a bus."""
+"""The forge as a service: blueprints are submitted on the bus, and kernels announced there."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from esper.configs import DatabaseConfig
-from esper.errors import ConfigError, EsperError
-from esper.tezzeret.characterise import SITES, Announce, Forge, characterise, jobs
+from esper.contracts.messages import BlueprintSubmitted, KernelReady, TopicName
+from esper.errors import ConfigError
+from esper.oona import Bus, Entry, message
+from esper.oona.serving import serve
+from esper.tezzeret.characterise import SITES, Forge, characterise, jobs
 from esper.tezzeret.process import Stopped
 from esper.urza import Blueprint, Shape
 from esper.urza.command import find
+from esper.urza.records import KernelRecord
 from esper.urza.store import Store
 
-__all__ = ["BLUEPRINT_SUBMITTED", "Submission", "serve"]
+__all__ = ["GROUP", "TezzeretService"]
 
 logger = logging.getLogger(__name__)
 
-BLUEPRINT_SUBMITTED = "compilation.blueprint.submitted"
-"""Topic on which blueprints are submitted."""
+GROUP = "tezzeret"
+"""Several forges share what is submitted."""
 _WAIT_S = 0.5
-_RETRY_S = 5.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Submission:
-    """A blueprint that somebody wants characterised.
+class TezzeretService:
+    """Characterises what is submitted until it is stopped; each kernel is in the library before it is announced.
 
-    Attributes:
-        blueprint_id: name or id, built in or of the library.
-        definition: of one that the library need not hold yet, in JSON.
-        done: tells the bus that it is dealt with; what is not comes again.
-    """
-
-    blueprint_id: str
-    definition: str | None = None
-    done: Callable[[], object]
-
-
-def serve(
-    take: Callable[[float], Submission | None],
-    *,
-    announce: Announce,
-    forge: Forge,
-    database: DatabaseConfig,
-    outputs_dir: Path,
-    stop: threading.Event,
-    sites: Sequence[tuple[Shape, Shape]] = SITES,
-    batch_size: int = 128,
-    compile: bool = True,
-) -> None:
-    """Characterise what is submitted until a stop is asked for; a job under way is then given up, and comes again.
-
-    One that cannot be used is logged and dealt with. Where the library cannot be reached, or the worker does not
-    start, it is tried again.
+    A submission that cannot be used is logged and dealt with. One under way at a stop is given up, and comes again.
 
     Args:
-        take: the next submission within some seconds, or None.
-        announce: publishes a kernel, once it is in the library.
-        forge: who does it; made with the same `stop`.
+        bus: where it reads and announces.
+        name: of this process, among those that share the work.
+        forge: who does it; made with the event that stops the service.
         database: which library.
         outputs_dir: folder in which the default one lies.
-        stop: set to end.
         sites: shapes at which blueprints are characterised where they fit.
         batch_size: examples of a pass.
         compile: whether to measure them compiled as well.
     """
-    submission: Submission | None = None
-    with contextlib.closing(forge):
-        while not stop.is_set():
-            submission = submission or take(_WAIT_S)
-            if submission is None:
-                continue
-            try:
-                with contextlib.closing(Store(database, outputs_dir=outputs_dir, create=True)) as store:
-                    wanted = jobs(_blueprint(submission, store), sites, batch_size=batch_size, compile=compile)
-                    for kernel in characterise(wanted, forge=forge, store=store, announce=announce):
-                        logger.info(
-                            "%s at %s: %s %s", kernel.blueprint_id, kernel.in_shape, kernel.status, kernel.reason
-                        )
-            except Stopped:
-                return
-            except ConfigError as error:
-                logger.warning("a submitted blueprint cannot be used: %s", error)
-            except EsperError as error:
-                logger.error("tried again in %g s: %s", _RETRY_S, error)
-                stop.wait(_RETRY_S)
-                continue
-            submission.done()
-            submission = None
+
+    def __init__(
+        self,
+        bus: Bus,
+        *,
+        name: str,
+        forge: Forge,
+        database: DatabaseConfig,
+        outputs_dir: Path,
+        sites: Sequence[tuple[Shape, Shape]] = SITES,
+        batch_size: int = 128,
+        compile: bool = True,
+    ) -> None:
+        self._bus = bus
+        self._name = name
+        self._forge = forge
+        self._database = database
+        self._outputs_dir = outputs_dir
+        self._settings: dict[str, Any] = {"batch_size": batch_size, "compile": compile}
+        self._sites = sites
+        self._entry: Entry | None = None
+        self.num_done = 0
+
+    def run(self, stop: threading.Event) -> None:
+        """Serve until `stop` is set; while the bus or the library is away, or no worker starts, try again."""
+        with contextlib.closing(self._forge):
+            serve(self.serve_once, stop=stop)
+
+    def serve_once(self) -> None:
+        """Deal with one submission, if one comes soon.
+
+        Raises:
+            EsperError: something is away; called again, it goes on with the same submission.
+        """
+        topic = TopicName.BLUEPRINT_SUBMITTED
+        if self._entry is None:
+            entries = self._bus.take(topic, group=GROUP, consumer=self._name, count=1, wait_s=_WAIT_S)
+            self._entry = entries[0] if entries else None
+        if self._entry is None:
+            return
+        try:
+            self._characterise(self._entry)
+        except Stopped:
+            return
+        except ConfigError as error:
+            logger.warning("a submitted blueprint cannot be used: %s", error)
+        self._bus.acknowledge(topic, group=GROUP, entries=[self._entry])
+        self._entry = None
+        self.num_done += 1
+
+    def _characterise(self, entry: Entry) -> None:
+        submitted = entry.message.payload
+        assert isinstance(submitted, BlueprintSubmitted)
+
+        def announce(kernel: KernelRecord) -> None:
+            ready = KernelReady(**dataclasses.asdict(kernel))
+            trace = entry.message.trace_id
+            self._bus.publish([message(TopicName.KERNEL_READY, ready, sender=self._name, trace=trace)])
+
+        with contextlib.closing(Store(self._database, outputs_dir=self._outputs_dir, create=True)) as store:
+            wanted = jobs(_blueprint(submitted, store), self._sites, **self._settings)
+            for kernel in characterise(wanted, forge=self._forge, store=store, announce=announce):
+                logger.info("%s at %s: %s %s", kernel.blueprint_id, kernel.in_shape, kernel.status, kernel.reason)
 
 
-def _blueprint(submission: Submission, store: Store) -> Blueprint:
-    if submission.definition is not None:
-        return store.add(submission.definition, where=submission.blueprint_id)
-    return find(submission.blueprint_id, store)
+def _blueprint(submitted: BlueprintSubmitted, store: Store) -> Blueprint:
+    if submitted.definition is not None:
+        return store.add(submitted.definition, where=submitted.blueprint_id)
+    return find(submitted.blueprint_id, store)

@@ -36,7 +36,7 @@ from esper.tolaria.saving import Saver
 from esper.tolaria.schedule import learning_rate
 from esper.tolaria.state import TrainingState
 from esper.tolaria.step import TrainStep
-from esper.tracking import Follower, Journal, Target, trackers
+from esper.tracking import Follower, Journal, trackers
 
 __all__ = ["Run", "capture_obstacle", "open_run"]
 
@@ -150,16 +150,11 @@ class Run:
             follower = Follower(tracker, interval_s=interval_s, run_dir=self.run_dir, warn=self.warn)
             self.closing.callback(follower.close)
         if self.config.bus == "redis":
-            self._publish()
+            from esper.tolaria.publish import on_bus  # the client of Redis is only needed by who has a server
 
-    def _publish(self) -> None:
-        from esper.oona.publish import RunOnBus  # the client of Redis is only needed by who has a server
-        from esper.oona.redis import RedisBus, address
-
-        redis = self.config.redis
-        bus = Target(name="Redis", place=address(redis), open=lambda: RunOnBus(RedisBus(redis), run_dir=self.run_dir))
-        follower = Follower(bus, interval_s=_PUBLISH_S, run_dir=self.run_dir, warn=self.warn)
-        self.closing.callback(follower.close)
+            bus = on_bus(self.config.redis, run_dir=self.run_dir)
+            follower = Follower(bus, interval_s=_PUBLISH_S, run_dir=self.run_dir, warn=self.warn)
+            self.closing.callback(follower.close)
 
     def stop_saving(self) -> None:
         """Finish the checkpoints that are being written."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,15 @@ from esper.tracking.follow import reason
 from esper.tracking.journal import read
 from esper.tracking.members import read_members
 from esper.tracking.sweep import report_sweep
-from esper.tracking.trackers import Tracker, trackers
+from esper.tracking.trackers import Reported, Target, trackers
 
 __all__ = ["main", "sync"]
 
 
-def main(paths: Sequence[Path], uri: str | None) -> int:
+Also = Callable[[Mapping[str, Any], Path], Iterable[Target[Reported]]]
+
+
+def main(paths: Sequence[Path], uri: str | None, *, also: Also = lambda *_: ()) -> int:
     """Bring trackers up to date about runs, one line each; doing so again adds nothing. Returns the exit code.
 
     A sweep gets a parent in MLflow; where none was launched, the runs that lie in the folder are taken for one.
@@ -31,6 +34,7 @@ def main(paths: Sequence[Path], uri: str | None) -> int:
     Args:
         paths: folders of runs, or folders that hold some at any depth.
         uri: MLflow tracking URI, and no other tracker; None is each run's own trackers, MLflow if it has none.
+        also: where else a run of this configuration, in this folder, is reported unless a `uri` is given.
 
     Raises:
         RunError: a folder holds no run.
@@ -39,7 +43,7 @@ def main(paths: Sequence[Path], uri: str | None) -> int:
     exit_code = 0
     for path, run_dirs in found:
         for run_dir in run_dirs:
-            exit_code |= sync(run_dir, uri=uri)
+            exit_code |= sync(run_dir, uri=uri, also=also)
         inside = [run_dir for run_dir in run_dirs if run_dir.absolute().parent == path]
         asked = read_members(path)
         members = [run_dir for run_dir in inside if not asked or run_dir.name in asked]
@@ -54,14 +58,14 @@ def main(paths: Sequence[Path], uri: str | None) -> int:
     return exit_code
 
 
-def sync(run_dir: Path, *, uri: str | None = None) -> int:
+def sync(run_dir: Path, *, uri: str | None = None, also: Also = lambda *_: ()) -> int:
     """Bring a run's trackers up to date, a line for each; returns 1 if one could not be, else 0."""
     exit_code = 0
     run_dir = run_dir.absolute()
     try:
         is_alive = _is_alive(run_dir)  # asked first: a run that ends meanwhile is synced again, not taken for dead
         events = list(read(run_dir / "journal.jsonl"))
-        targets = _targets(events, run_dir, uri)
+        targets = _targets(events, run_dir, uri, also)
     except RunError as error:  # a damaged journal must not keep the others back
         sys.stdout.write(f"{run_dir}: failed: {reason(error)}\n")
         return 1
@@ -86,8 +90,10 @@ def _find_runs(path: Path) -> list[Path]:
     )
 
 
-def _targets(events: Sequence[dict[str, Any]], run_dir: Path, uri: str | None) -> list[Tracker]:
-    """The trackers to tell; none if the run never started."""
+def _targets(
+    events: Sequence[dict[str, Any]], run_dir: Path, uri: str | None, also: Also
+) -> Sequence[Target[Reported]]:
+    """Whom to tell; nobody if the run never started."""
     started = next((event for event in reversed(events) if event["kind"] == "run_started"), None)
     if started is None:
         return []
@@ -95,17 +101,18 @@ def _targets(events: Sequence[dict[str, Any]], run_dir: Path, uri: str | None) -
     if uri is not None or config.name == "none":
         config = dataclasses.replace(config, name="mlflow", uri=uri or config.uri)
     outputs_dir = outputs_folder(run_dir, experiment_name=started["experiment_name"])
-    return trackers(config, run_dir=run_dir, outputs_dir=outputs_dir)
+    own = trackers(config, run_dir=run_dir, outputs_dir=outputs_dir)
+    return [*own, *(also(started["config"], run_dir) if uri is None else ())]
 
 
-def _report(tracker: Tracker, events: Sequence[dict[str, Any]], *, is_alive: bool) -> str:
+def _report(tracker: Target[Reported], events: Sequence[dict[str, Any]], *, is_alive: bool) -> str:
     with contextlib.closing(tracker.open()) as run:
         run.ingest(events)
         if is_alive:
             return f"still running, {run.num_logged} new points"
         run.finish()
-        ended = run.history.ended
-        return f"{ended['status'] if ended else 'killed'}, {run.num_logged} new points"
+        last = next(event for event in reversed(events) if event["kind"] in ("run_started", "run_ended"))
+        return f"{last.get('status', 'killed')}, {run.num_logged} new points"
 
 
 def _is_alive(run_dir: Path) -> bool:

@@ -20,8 +20,11 @@ __all__ = ["Reported", "Target", "TrackedRun", "Tracker", "trackers"]
 class Reported(Protocol):
     """A run elsewhere, brought up to date from the events of its journal, given from the first on.
 
-    Any method raises whatever lies under it, and then nothing is left to do but to close.
+    `num_logged` is how many points or messages were new there. Any method raises whatever lies under it, and then
+    nothing is left to do but to close.
     """
+
+    num_logged: int
 
     def ingest(self, events: Iterable[dict[str, Any]]) -> None:
         """Report the next events."""
@@ -34,9 +37,8 @@ class Reported(Protocol):
 
 
 class TrackedRun(Reported, Protocol):
-    """A run in a tracker: `num_logged` points were new to it, `history` is the run as told so far."""
+    """A run in a tracker; `history` is the run as told so far."""
 
-    num_logged: int
     history: History
 
 

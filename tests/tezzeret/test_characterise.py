@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import signal
 import subprocess
@@ -19,9 +18,10 @@ import torch
 from esper import tezzeret, urza
 from esper.configs import DatabaseConfig, StorageConfig
 from esper.errors import ConfigError, EsperError
-from esper.tezzeret.characterise import KERNEL_READY, Forge, Limits, characterise, jobs
+from esper.tezzeret.characterise import Forge, Limits, characterise, jobs
 from esper.tezzeret.measure import Job
 from esper.tezzeret.process import Stopped
+from esper.urza.records import KernelRecord
 from esper.urza.store import Store
 from tests.urza.definitions import text
 
@@ -57,8 +57,8 @@ def test_a_kernel_is_measured_and_in_the_library_before_it_is_announced(bad: For
     blueprint = urza.declare(text())
     announced = []
 
-    def announce(topic: str, payload: dict[str, Any]) -> None:
-        announced.append((topic, payload, store.kernels()))
+    def announce(kernel: KernelRecord) -> None:
+        announced.append((kernel, store.kernels()))
 
     wanted = jobs(blueprint, [(SHAPE, SHAPE)], batch_size=4, compile=False)
     (kernel,) = characterise(wanted, forge=bad, store=store, announce=announce)
@@ -69,7 +69,7 @@ def test_a_kernel_is_measured_and_in_the_library_before_it_is_announced(bad: For
     assert kernel.forward_s is not None
     assert kernel.backward_s is not None
     assert min(kernel.forward_s, kernel.backward_s) > 0
-    assert announced == [(KERNEL_READY, dataclasses.asdict(kernel), [kernel])]
+    assert announced == [(kernel, [kernel])]
 
 
 def test_the_memory_is_that_of_parameters_gradients_and_what_backward_keeps(bad: Forge):

@@ -1,18 +1,19 @@
 from __future__ import annotations
 
 import contextlib
-import queue
+import dataclasses
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from esper.configs import DatabaseConfig
+from esper.contracts.messages import BlueprintSubmitted, KernelReady, TopicName
+from esper.oona import MemoryBus, message
 from esper.tezzeret.characterise import Forge, Limits
-from esper.tezzeret.service import Submission, serve
+from esper.tezzeret.service import TezzeretService
 from esper.urza.records import KernelRecord
 from esper.urza.store import Store
 from tests.urza.definitions import text
@@ -22,43 +23,42 @@ SHAPE = (8, 4, 4)
 
 
 class Running:
-    """The service in a thread, with queues for a bus."""
+    """The service in a thread, on a bus in memory."""
 
     def __init__(self, outputs_dir: Path) -> None:
         self.outputs_dir = outputs_dir
-        self.announced: queue.Queue[dict[str, Any]] = queue.Queue()
-        self.done: queue.Queue[str] = queue.Queue()
+        self.bus = MemoryBus()
         self.stop = threading.Event()
-        self._submitted: queue.Queue[Submission] = queue.Queue()
-        forge = Forge(device="cpu", limits=Limits(timeout_s=30), stop=self.stop, worker=BAD)
-        self.thread = threading.Thread(
-            target=serve,
-            args=(self._take,),
-            kwargs={
-                "announce": lambda _, payload: self.announced.put(payload),
-                "forge": forge,
-                "database": DatabaseConfig(),
-                "outputs_dir": outputs_dir,
-                "stop": self.stop,
-                "sites": [(SHAPE, SHAPE)],
-                "batch_size": 4,
-                "compile": False,
-            },
+        self.service = TezzeretService(
+            self.bus,
+            name="forge",
+            forge=Forge(device="cpu", limits=Limits(timeout_s=30), stop=self.stop, worker=BAD),
+            database=DatabaseConfig(),
+            outputs_dir=outputs_dir,
+            sites=[(SHAPE, SHAPE)],
+            batch_size=4,
+            compile=False,
         )
+        self.thread = threading.Thread(target=self.service.run, args=(self.stop,))
         self.thread.start()
 
     def submit(self, name: str, definition: str | None = None) -> None:
-        done: Callable[[], object] = lambda: self.done.put(name)  # noqa: E731
-        self._submitted.put(Submission(blueprint_id=name, definition=definition, done=done))
+        payload = BlueprintSubmitted(blueprint_id=name, submitted_by="test", definition=definition)
+        self.bus.publish([message(TopicName.BLUEPRINT_SUBMITTED, payload, sender="test", trace=name)])
+
+    def wait_until_done(self, num: int) -> None:
+        deadline = time.monotonic() + 60
+        while self.service.num_done < num:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+    def announced(self) -> list[KernelReady]:
+        entries = self.bus.take(TopicName.KERNEL_READY, group="test", consumer="test")
+        return [entry.message.payload for entry in entries]
 
     def kernels(self) -> list[KernelRecord]:
         with contextlib.closing(Store(DatabaseConfig(), outputs_dir=self.outputs_dir)) as store:
             return store.kernels()
-
-    def _take(self, timeout_s: float) -> Submission | None:
-        with contextlib.suppress(queue.Empty):
-            return self._submitted.get(timeout=timeout_s)
-        return None
 
 
 @pytest.fixture
@@ -73,38 +73,41 @@ def service(tmp_path: Path) -> Iterator[Running]:
 def test_what_is_submitted_is_characterised_announced_and_then_done(service: Running):
     service.submit("wide_depthwise", text())
     service.submit("conv1x1")
-    names = [service.announced.get(timeout=60)["blueprint_id"] for _ in range(2)]
-    assert [service.done.get(timeout=60) for _ in range(2)] == ["wide_depthwise", "conv1x1"]
-    assert [kernel.blueprint_id for kernel in service.kernels()] == names
-    assert names[0].startswith("wide_depthwise@")
+    service.wait_until_done(2)
+    kernels = service.kernels()
+    assert [dataclasses.asdict(kernel) for kernel in kernels] == [
+        {name: value for name, value in dataclasses.asdict(ready).items() if name != "kind"}
+        for ready in service.announced()
+    ]
+    assert kernels[0].blueprint_id.startswith("wide_depthwise@")
 
 
 def test_what_cannot_be_used_or_crashes_does_not_end_the_service(service: Running):
     wanted = {"unknown": None, "evil": '{"schema": 1, "code": "import os"}', "crash": text("crash"), "conv1x1": None}
     for name, definition in wanted.items():
         service.submit(name, definition)
-    assert [service.done.get(timeout=60) for _ in wanted] == list(wanted)
+    service.wait_until_done(4)
     assert [kernel.status for kernel in service.kernels()] == ["crashed", "ready"]
 
 
 def test_a_stop_ends_it_soon_and_what_is_under_way_is_not_done(service: Running):
     service.submit("conv1x1")
-    service.done.get(timeout=60)
+    service.wait_until_done(1)
     service.submit("hang", text("hang"))
     time.sleep(0.5)
     service.stop.set()
     started = time.monotonic()
     service.thread.join(10)
     assert time.monotonic() - started < 5
-    assert service.done.empty()
+    assert service.service.num_done == 1
     assert len(service.kernels()) == 1
 
 
-def test_a_library_that_cannot_be_reached_is_tried_again(service: Running, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("esper.tezzeret.service._RETRY_S", 0.1)
+def test_a_library_that_cannot_be_reached_is_tried_again(service: Running):
     (service.outputs_dir / "urza.db").mkdir()
     service.submit("conv1x1")
     time.sleep(0.5)
-    assert service.done.empty()
+    assert service.service.num_done == 0
     (service.outputs_dir / "urza.db").rmdir()
-    assert service.done.get(timeout=60) == "conv1x1"
+    service.wait_until_done(1)
+    assert len(service.announced()) == 1
