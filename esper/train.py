@@ -13,18 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
-import yaml
-from hydra import compose, initialize_config_dir
-from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig
 
 from esper.configs import TolariaConfig
 from esper.configs.check import check
+from esper.configs.compose import BAD_INPUT, compose, conf_folder, register
 from esper.configs.explain import explain
 from esper.configs.identity import run_name
 from esper.configs.load import from_hydra
@@ -37,8 +33,6 @@ if TYPE_CHECKING:
 
 __all__ = ["fit", "main"]
 
-_BAD_INPUT = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError)
-
 _shows_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
 
 
@@ -46,11 +40,11 @@ def main() -> None:
     """Run the command; ends with `SystemExit`, 0 finished, 1 failed, 2 bad input, 130 Ctrl-C, 143 SIGTERM."""
     failures: list[str] = []
     exits.failures = failures
-    _register()
+    register()
     # Hydra then raises its errors instead of printing them with a traceback; they are told in one line here.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
-        hydra.main(version_base="1.3", config_path=str(_conf_folder()), config_name="config")(app)()
+        hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")(app)()
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     except Exception as error:
@@ -58,7 +52,7 @@ def main() -> None:
             raise
         if isinstance(error, EsperError):
             exit_with(error)
-        exit_with(explain(error) if isinstance(error, _BAD_INPUT) else EsperError(line_of(error)))
+        exit_with(explain(error) if isinstance(error, BAD_INPUT) else EsperError(line_of(error)))
     for line in failures:
         sys.stderr.write(f"error: {line}\n")
     raise SystemExit(1 if failures else 0)
@@ -101,24 +95,14 @@ def fit(*overrides: str, config: TolariaConfig | None = None, run_dir: Path | st
         EsperError: bad input, or the training failed.
     """
     if config is None:
-        cfg = _compose(overrides)
+        cfg = compose(overrides)
         config = from_hydra(cfg)
         folder = Path(run_dir or cfg.hydra.run.dir)
-        return _run_anywhere(config, folder, _sibling(folder, overrides, _compose))
+        return _run_anywhere(config, folder, _sibling(folder, overrides, compose))
     if overrides:
         raise ConfigError(f"fit: got overrides ({' '.join(overrides)}) and a config; give one of them")
     check(config)
     return _run_anywhere(config, Path(run_dir or Path("outputs") / config.experiment_name / run_name(config, ())), None)
-
-
-def _compose(overrides: Sequence[str]) -> DictConfig:
-    """The configuration that `esper-train` would compose, with Hydra's own."""
-    _register()
-    try:
-        with initialize_config_dir(str(_conf_folder()), version_base="1.3", job_name="esper"):
-            return compose("config", overrides=list(overrides), return_hydra_config=True)
-    except _BAD_INPUT as error:
-        raise explain(error) from None
 
 
 def _recompose(overrides: Sequence[str]) -> DictConfig:
@@ -150,19 +134,3 @@ def _run_anywhere(config: TolariaConfig, run_dir: Path, sibling: Callable[[str],
     # A running loop cannot be entered again; a thread has its own.
     with ThreadPoolExecutor(max_workers=1) as thread:
         return thread.submit(go).result()
-
-
-def _register() -> None:
-    """Tell Hydra the schema, and OmegaConf the name of a run (`${esper.run_name:}` in conf/config.yaml)."""
-    ConfigStore.instance().store(name="tolaria_schema", node=TolariaConfig)
-    OmegaConf.register_new_resolver("esper.run_name", _run_name, replace=True)
-
-
-def _run_name(*, _root_: DictConfig) -> str:
-    return run_name(from_hydra(_root_), _root_.hydra.overrides.task)
-
-
-def _conf_folder() -> Path:
-    """In a wheel the YAML groups lie inside the package, in a checkout beside it."""
-    package = Path(__file__).resolve().parent
-    return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"

@@ -40,7 +40,7 @@ def test_a_built_wheel_runs_from_another_directory(tmp_path: Path):
     command = [str(python.with_name("esper-train")), "--cfg", "job", "experiment=debug"]
     shown = subprocess.run(command, cwd=elsewhere, check=True, capture_output=True, text=True)
     assert "experiment_name: debug" in shown.stdout
-    where = [str(python), "-c", "import esper.train as t; print(t._conf_folder())"]
+    where = [str(python), "-c", "from esper.configs.compose import conf_folder; print(conf_folder())"]
     found = subprocess.run(where, cwd=elsewhere, check=True, capture_output=True, text=True)
     assert Path(found.stdout.strip()) == site / "esper" / "conf"
     places = {"esper": site / "esper", "conf": site / "esper" / "conf", "hydra_plugins": site / "hydra_plugins"}

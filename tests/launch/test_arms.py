@@ -11,11 +11,11 @@ import pytest
 from esper import fit
 from esper.configs import TolariaConfig, load_config
 from esper.configs.comparison import ARMS
+from esper.configs.compose import compose
 from esper.configs.load import from_hydra
 from esper.errors import ConfigError
 from esper.launch.run import Outcome, run
 from esper.tracking.recipe import read_recipe
-from esper.train import _compose
 from tests.conftest import tiny_config
 
 TINY = (
@@ -66,7 +66,7 @@ def figures(run_dir: Path) -> dict[str, float]:
 
 @pytest.mark.parametrize("arm", ARMS)
 def test_an_arm_differs_from_grown_in_whether_and_how_it_grows_only(arm: str) -> None:
-    grown, other = (dataclasses.asdict(from_hydra(_compose([*TINY, f"arm={name}"]))) for name in ("grown", arm))
+    grown, other = (dataclasses.asdict(from_hydra(compose([*TINY, f"arm={name}"]))) for name in ("grown", arm))
     assert other.pop("comparison") == {"arm": arm, "grown_run": None, "grown_macs": None}
     grown.pop("comparison")
     for key in ("enable_tamiyo", "policy", "always_score"):

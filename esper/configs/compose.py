@@ -1,0 +1,54 @@
+"""What Hydra composes from overrides, outside of its own command too."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from esper.configs.explain import explain
+from esper.configs.identity import run_name
+from esper.configs.load import from_hydra
+from esper.configs.tolaria import TolariaConfig
+
+__all__ = ["BAD_INPUT", "compose", "conf_folder", "register"]
+
+BAD_INPUT = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError)
+"""What Hydra raises when the user made a mistake; `explain` says it in one line."""
+
+
+def compose(overrides: Sequence[str]) -> DictConfig:
+    """The configuration that `esper-train` would compose, with Hydra's own.
+
+    Raises:
+        ConfigError: the overrides cannot be used.
+    """
+    register()
+    try:
+        with initialize_config_dir(str(conf_folder()), version_base="1.3", job_name="esper"):
+            return hydra_compose("config", overrides=list(overrides), return_hydra_config=True)
+    except BAD_INPUT as error:
+        raise explain(error) from None
+
+
+def register() -> None:
+    """Tell Hydra the schema, and OmegaConf the name of a run (`${esper.run_name:}` in conf/config.yaml)."""
+    ConfigStore.instance().store(name="tolaria_schema", node=TolariaConfig)
+    OmegaConf.register_new_resolver("esper.run_name", _run_name, replace=True)
+
+
+def conf_folder() -> Path:
+    """In a wheel the YAML groups lie inside the package, in a checkout beside it."""
+    package = Path(__file__).resolve().parents[1]
+    return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
+
+
+def _run_name(*, _root_: DictConfig) -> str:
+    return run_name(from_hydra(_root_), _root_.hydra.overrides.task)
