@@ -73,6 +73,8 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_urza(commands.add_parser("urza", help="the blueprint library: list, show, import, export, characterise"))
 
+    _add_services(commands.add_parser("services", help="what many runs share: Tamiyo and the forge on a bus"))
+
     version = commands.add_parser("version", help="print Esper's version")
     version.set_defaults(run=_version)
     return parser
@@ -111,6 +113,38 @@ def _add_urza(urza: argparse.ArgumentParser) -> None:
     measure.add_argument("--compile-cache", metavar="FOLDER", help="as storage.compile_cache_dir")
     measure.add_argument("--no-compile", action="store_true", help="do not measure it compiled")
     measure.add_argument("--again", action="store_true", help="also what is known or quarantined")
+
+
+def _add_services(services: argparse.ArgumentParser) -> None:
+    actions = services.add_subparsers(metavar="ACTION", required=True)
+
+    def action(name: str, run: Callable[[argparse.Namespace], int], help: str) -> argparse.ArgumentParser:
+        parser = actions.add_parser(name, help=help)
+        parser.set_defaults(run=run)
+        return parser
+
+    def overrides(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="as of esper-train, e.g. redis.url=…")
+
+    def only(parser: argparse.ArgumentParser) -> None:
+        names = ("tamiyo", "tezzeret")
+        parser.add_argument("--only", action="append", default=[], choices=names, help="this one (default: both)")
+
+    up = action("up", _services_up, "run them until Ctrl-C or SIGTERM")
+    overrides(up)
+    only(up)
+    up.add_argument("--detach", action="store_true", help="in the background, until `esper services down`")
+    up.add_argument("--name", help="among those that share the work (default: this machine's)")
+    up.add_argument("--policy", type=Path, metavar="FILE", help="what runs with morphogenetic.policy=learned are told")
+    down = action("down", _services_down, "stop those that were started in this folder")
+    down.add_argument("--name", help="only those of this name")
+    status = action("status", _services_status, "who is alive on the bus")
+    overrides(status)
+    check = action("check", _services_check, "ask each of them; exit code 1 if one does not answer")
+    overrides(check)
+    only(check)
+    for parser in (status, check):
+        parser.add_argument("--json", action="store_true", help="for programs")
 
 
 def _positive(text: str) -> int:
@@ -213,6 +247,35 @@ def _urza_characterise(options: argparse.Namespace) -> int:
         limits=Limits(timeout_s=options.timeout, memory_bytes=options.memory * 2**20),
         storage=StorageConfig(compile_cache_dir=options.compile_cache),
     )
+
+
+def _services_up(options: argparse.Namespace) -> int:
+    settings = {"only": options.only, "name": options.name, "policy": options.policy}
+    if options.detach:
+        from esper.launch import services
+
+        return services.start(options.overrides, **settings)
+    from esper.launch import services_up
+
+    return services_up.up(options.overrides, **settings)
+
+
+def _services_down(options: argparse.Namespace) -> int:
+    from esper.launch import services
+
+    return services.down(options.name)
+
+
+def _services_status(options: argparse.Namespace) -> int:
+    from esper.launch import services
+
+    return services.status(options.overrides, as_json=options.json)
+
+
+def _services_check(options: argparse.Namespace) -> int:
+    from esper.launch import services_check
+
+    return services_check.check(options.overrides, only=options.only, as_json=options.json)
 
 
 def _version(_: argparse.Namespace) -> int:

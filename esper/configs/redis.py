@@ -15,7 +15,8 @@ class RedisConfig:
 
     url: str | None = setting(
         None,
-        "redis://HOST:PORT/DB, rediss:// with TLS, unix:///PATH; null: ESPER_REDIS_URL, else redis://localhost:6379/0",
+        "redis://HOST:PORT/DB, rediss:// with TLS, unix:///PATH, or embedded (one's own, see redis=embedded); "
+        "null: ESPER_REDIS_URL, else redis://localhost:6379/0",
     )
     ca_file: str | None = setting(None, "certificates that a server's own is checked with; null: the system's")
     allow_unauthenticated: bool = setting(False, "use a server on another machine though it asks for no password")

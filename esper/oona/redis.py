@@ -18,6 +18,7 @@ from esper.contracts.messages import Message, TopicName
 from esper.errors import BusError, BusFullError, ConfigError, MessageError
 from esper.oona.bus import Entry
 from esper.oona.codec import decode, encode
+from esper.oona.embedded import embedded_url
 
 __all__ = ["RedisBus", "address"]
 
@@ -33,7 +34,7 @@ _FIELD = b"m"
 
 def address(config: RedisConfig) -> str:
     """The server's URL without user and password."""
-    return _without_login(config.url or os.environ.get("ESPER_REDIS_URL") or "redis://localhost:6379/0")
+    return _without_login(_url(config))
 
 
 class RedisBus:
@@ -224,12 +225,12 @@ class RedisBus:
 
 
 def _client(config: RedisConfig) -> redis.Redis:
-    url = config.url or os.environ.get("ESPER_REDIS_URL") or "redis://localhost:6379/0"
+    url = _url(config)
     parts = urlsplit(url)
     given = {
         name: value
         for name, variable in (("username", "ESPER_REDIS_USERNAME"), ("password", "ESPER_REDIS_PASSWORD"))
-        if (value := os.environ.get(variable))
+        if config.url != "embedded" and (value := os.environ.get(variable))
     }
     has_password = parts.password or "password" in given
     if not has_password and not config.allow_unauthenticated and not _is_local(parts.hostname):
@@ -251,6 +252,12 @@ def _client(config: RedisConfig) -> redis.Redis:
         raise ConfigError(f"redis.url={_without_login(url)}: {error}") from None
 
 
+def _url(config: RedisConfig) -> str:
+    if config.url == "embedded":
+        return embedded_url()
+    return config.url or os.environ.get("ESPER_REDIS_URL") or "redis://localhost:6379/0"
+
+
 def _is_local(host: str | None) -> bool:
     if host in (None, "", "localhost"):
         return True
@@ -262,6 +269,8 @@ def _is_local(host: str | None) -> bool:
 
 def _without_login(url: str) -> str:
     parts = urlsplit(url)
+    if parts.scheme == "unix":
+        return f"unix://{parts.path}"  # which urllib would write with one slash
     return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
 
 

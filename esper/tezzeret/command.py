@@ -1,4 +1,4 @@
-"""`esper urza characterise`: measure blueprints on this machine."""
+"""`esper urza characterise|submit`: measure blueprints on this machine, or have a forge do it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from esper.urza import Shape
 from esper.urza.command import find, open_library
 from esper.urza.records import KernelRecord
 
-__all__ = ["main"]
+__all__ = ["main", "submit"]
 
 
 def main(
@@ -48,6 +48,25 @@ def main(
             sys.stdout.flush()
             is_ready &= kernel.status == "ready"
     return 0 if is_ready else 1
+
+
+def submit(names: Sequence[str], *, url: str | None, redis: RedisConfig) -> int:
+    """Put blueprints on the bus for the forges that listen there; returns the exit code.
+
+    Raises:
+        EsperError: there is no such blueprint, or the bus cannot be reached.
+    """
+    with maybe_library(url) as store:
+        found = [find(name, store) for name in names]
+    sender = socket.gethostname()
+    with contextlib.closing(RedisBus(redis)) as bus:
+        for one in found:
+            wanted = BlueprintSubmitted(
+                blueprint_id=one.blueprint_id, submitted_by=sender, definition=one.definition
+            )
+            bus.publish([message(TopicName.BLUEPRINT_SUBMITTED, wanted, sender=sender, trace=one.blueprint_id)])
+            sys.stdout.write(f"{one.blueprint_id}: submitted; what comes of it: esper urza show {one.name}\n")
+    return 0
 
 
 def _site(text: str) -> tuple[Shape, Shape]:
