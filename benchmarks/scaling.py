@@ -1,132 +1,160 @@
-"""How much faster do N processes train one network than one does? Images per second, and the share of N times one.
+"""How well does one network train on 1, 2, 4, 8 GPUs of a machine, and how long does a growth hold all of them up?
 
-Strong scaling: the same batch is divided among the processes. Weak scaling: each has as many images as one process
-alone has, so the batch is N times as large. All three runs are open in the same processes and take turns in blocks of
-steps, in another order every round; while one process trains alone, the others wait. What is trained is the host, which
-has batch norms, without growth, as the trainer does it: on CUDA as one captured graph, gradients through NCCL.
+    python benchmarks/scaling.py --out scaling.json [--ranks 2] [--networks resnet50:224:128] [--budget-seconds 600]
 
-    python benchmarks/scaling.py --out scaling.json [--ranks 2] [--model resnet18] [--batch-sizes 128,512]
+What is measured, for every network, size of images and number of processes, is a cell; the most important come first.
+"per rank": every process has as many images as one that is alone; "global": the batch of one process is divided. In
+both, the runs are open in the same processes and take turns in blocks of steps, in another order every round; while
+process 0 trains alone, the others wait. "growth": a run with dormant seeds grows; timed are scoring and deciding, the
+broadcast, the surgery, the steps until the new graph is replayed; a hash of all weights is compared between the
+processes. Memory is what the allocator gave to one run. Everything is as the trainer does it: on CUDA one captured
+graph, gradients through NCCL. The JSON file is written after every cell. A cell that fails or hangs ends its processes;
+new ones go on with the next. Nothing begins after the budget is over, and rounds are cut short.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
+import itertools
+import json
 import os
-import statistics
+import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-from benchmarks.measuring import median_and_range, paired_ratio, table, write_json
-from benchmarks.stepping import configuration, opened, own_stream, timed_steps, train_steps
-from esper.configs import MorphogeneticConfig
-from esper.tolaria.ranks import Ranks, joined
-from esper.tolaria.run import Run
+from benchmarks import measuring
+from benchmarks.scaling_cells import Cell, Plan, read_cells
+from benchmarks.scaling_report import goals, tables
 
-_WARMUP_STEPS = 20
-_MIN_BATCHES = 4  # in an epoch
+_CHILD = Path(__file__).with_name("scaling_cells.py")
+_COUNTS = (8, 4, 2)
+_ON_CUDA = ("resnet50:224:128", "resnet18:32:512", "resnet50:32:256", "resnet18:224:128")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Start the processes; in each of them, measure; the first prints the table and writes the JSON file."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    """Measure cell after cell in processes of their own, print the tables; the exit code is 1 if a cell failed."""
     options = _options().parse_args(arguments)
-    if "RANK" not in os.environ:
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={options.ranks}"]
-        raise SystemExit(subprocess.run([*command, __file__, *arguments], check=False).returncode)
-    ranks = joined()
-    ranks.device(options.device)
-    if options.device != "cpu":
-        own_stream()
-    rows = [_measured(options, ranks, batch_size=batch_size) for batch_size in options.batch_sizes]
-    if ranks.is_first:
-        print(table([_shown(row) for row in rows]))
-        write_json(options.out, {"settings": vars(options) | {"out": None}, "rows": rows})
+    deadline = time.time() + options.budget_seconds
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text('{"cells": []}')  # without the environment: this process leaves the GPUs alone
+    planned = _cells(options.networks, counts=sorted(options.ranks, reverse=True))
+    for _, cells in itertools.groupby(planned, key=lambda cell: cell.ranks):
+        _measure(options, list(cells), deadline=deadline)
+    found = read_cells(options.out)
+    print(measuring.environment())
+    print(tables(found))
+    print("\n".join(goals(found)))
+    begun = {cell["name"] for cell in found}
+    for name in (cell.name for cell in planned if cell.name not in begun):
+        print(f"not begun, the time was over: {name}")
+    sys.exit(int(any(cell["status"] == "failed" for cell in found)))
 
 
-def _measured(options: argparse.Namespace, ranks: Ranks, *, batch_size: int) -> dict[str, Any]:
-    """Speeds of the three runs, in images per second, round by round."""
-    speeds: dict[str, list[float]] = {"alone": [], "strong": [], "weak": []}
-    sizes = {"alone": batch_size, "strong": batch_size, "weak": batch_size * ranks.size}
-    with contextlib.ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="scaling-")))
-        runs: dict[str, Run] = {}
-        for name, size in sizes.items():
-            if name != "alone" or ranks.is_first:
-                runs[name] = stack.enter_context(
-                    _opened(options, folder / name, size, None if name == "alone" else ranks)
-                )
-                train_steps(runs[name], _WARMUP_STEPS)
-        for number in range(options.rounds):
-            names = list(speeds)[number % 3 :] + list(speeds)[: number % 3]
-            for name in names:
-                ranks.wait()
-                if name in runs:
-                    seconds = timed_steps(runs[name], options.steps)
-                    speeds[name].append(options.steps * sizes[name] / seconds)
-    return {"batch_size": batch_size, "ranks": ranks.size, "images_per_s": speeds}
+def _cells(networks: Sequence[tuple[str, int, int]], *, counts: Sequence[int]) -> list[Cell]:
+    """First all of the first two networks, with most processes first, then the others."""
+    return [
+        Cell(kind=kind, model=model, image_size=image_size, batch_size=batch_size, ranks=ranks)
+        for some in (networks[:2], networks[2:])
+        for ranks in counts
+        for kind in ("per rank", "growth", "global")
+        for model, image_size, batch_size in some
+        if ranks > 1 or kind != "global"
+    ]
 
 
-def _opened(
-    options: argparse.Namespace, run_dir: Path, batch_size: int, ranks: Ranks | None
-) -> contextlib.AbstractContextManager[Run]:
-    config = configuration(
-        model=options.model,
-        batch_size=batch_size,
-        num_examples=max(options.num_examples, 2 * _MIN_BATCHES * batch_size),
-        image_size=options.image_size,
-        device=options.device,
-        morphogenetic=MorphogeneticConfig(enable_tamiyo=False),
-    )
-    return opened(config, run_dir, ranks=ranks)
-
-
-def _shown(row: dict[str, Any]) -> dict[str, object]:
-    """A line of the table: medians, and the geometric mean of the rounds' shares with its 95 % confidence interval."""
-    speeds, num = row["images_per_s"], row["ranks"]
-
-    def share(name: str) -> str:
-        ratio = paired_ratio(speeds[name], speeds["alone"])
-        between = (
-            "" if ratio.low is None or ratio.high is None else f" ({ratio.low / num:.3f} to {ratio.high / num:.3f})"
+def _measure(options: argparse.Namespace, cells: Sequence[Cell], *, deadline: float) -> None:
+    """Start processes for these cells, and again for those that are left where one failed."""
+    left = list(cells)
+    while left and time.time() < deadline:
+        plan = Plan(
+            out=str(options.out.absolute()),
+            device=options.device,
+            deadline=deadline,
+            cell_seconds=options.cell_seconds,
+            rounds=options.rounds,
+            block_seconds=options.block_seconds,
+            growths=options.growths,
+            cells=left,
         )
-        return f"{ratio.mean / num:.3f}{between}"
+        is_over = _run(plan, num_processes=left[0].ranks)
+        found = read_cells(options.out)
+        if not is_over and left[0].name not in {cell["name"] for cell in found}:  # they did not even start
+            found.append({"name": left[0].name, **asdict(left[0]), "status": "begun"})
+        failed = [cell for cell in found if cell["status"] == "begun"]
+        for cell in failed:
+            cell["status"] = "failed"
+            print(f"failed: {cell['name']}; see what its processes wrote to stderr", file=sys.stderr)
+        if failed:
+            measuring.write_json(options.out, {"cells": found})
+        tried = {cell["name"] for cell in found}
+        left = [] if is_over else [cell for cell in left if cell.name not in tried]
 
-    return {
-        "batch": row["batch_size"],
-        "1 process, images/s": median_and_range(speeds["alone"], "{:,.0f}"),
-        f"{num} processes, same batch": median_and_range(speeds["strong"], "{:,.0f}"),
-        f"of {num} times one": share("strong"),
-        f"{num} processes, batch times {num}": f"{statistics.median(speeds['weak']):,.0f}",
-        f"of {num} times one ": share("weak"),
-    }
+
+def _run(plan: Plan, *, num_processes: int) -> bool:
+    """Do a plan in so many processes; returns whether they went through it as far as time allowed.
+
+    Where one fails, the others end too, since they may wait for it for ever.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    num_threads = max(1, (os.cpu_count() or 1) // num_processes)
+    shared = {"WORLD_SIZE": str(num_processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    with tempfile.TemporaryDirectory(prefix="scaling-") as folder:  # of processes that are killed, too
+        file = Path(folder, "plan.json")
+        file.write_text(json.dumps(asdict(plan)))
+        shared = {"OMP_NUM_THREADS": str(num_threads)} | os.environ | shared | {"TMPDIR": folder}
+        processes = [
+            subprocess.Popen([sys.executable, _CHILD, file], env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
+            for rank in range(num_processes)
+        ]
+        try:
+            while any(process.poll() is None for process in processes):
+                if any(process.poll() for process in processes):
+                    break
+                time.sleep(0.1)
+        finally:
+            for process in processes:
+                process.kill()
+                process.wait()
+        return not any(process.returncode for process in processes)
 
 
 def _options() -> argparse.ArgumentParser:
-    on_cuda = torch.cuda.is_available()
-    parser = argparse.ArgumentParser(description="Images per second of one process and of several.")
-    parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
-    parser.add_argument("--ranks", type=int, default=2, help="processes, each with a GPU of its own on CUDA")
-    parser.add_argument("--device", default="cuda" if on_cuda else "cpu", choices=("cuda", "cpu"))
-    parser.add_argument("--model", default="resnet18" if on_cuda else "resnet_small")
-    parser.add_argument("--image-size", type=int, default=32)
-    parser.add_argument("--num-examples", type=int, default=20_000 if on_cuda else 512)
-    parser.add_argument(
-        "--batch-sizes",
-        type=lambda text: [int(size) for size in text.split(",")],
-        default=[128, 512] if on_cuda else [32],
+    num_gpus = torch.cuda.device_count()
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("--rounds", type=int, default=9, help="blocks of steps of each run")
-    parser.add_argument("--steps", type=int, default=100 if on_cuda else 5, help="steps in a block")
+    parser.add_argument("--out", type=Path, required=True, help="JSON file for the results")
+    parser.add_argument("--device", default="cuda" if num_gpus else "cpu", choices=("cuda", "cpu"))
+    counts = [count for count in _COUNTS if count <= num_gpus] or [1 if num_gpus else 2]
+    parser.add_argument("--ranks", type=int, nargs="+", default=counts, help="processes, each with a GPU of its own")
+    parser.add_argument(
+        "--networks",
+        type=_network,
+        nargs="+",
+        default=[_network(text) for text in (_ON_CUDA if num_gpus else ("resnet_small:32:32",))],
+        help="MODEL:IMAGE_SIZE:BATCH, the batch that one process alone trains on; the most important first",
+    )
+    parser.add_argument("--rounds", type=int, default=8, help="blocks of steps of each run")
+    parser.add_argument("--block-seconds", type=float, default=0.8, help="length of a block, in whole steps")
+    parser.add_argument("--growths", type=int, default=2, help="growths of each run that grows")
+    parser.add_argument("--budget-seconds", type=float, default=1800.0, help="begin nothing new after this time")
+    parser.add_argument("--cell-seconds", type=float, default=180.0, help="a cell that takes longer hangs: end it")
     return parser
+
+
+def _network(text: str) -> tuple[str, int, int]:
+    model, image_size, batch_size = text.split(":")
+    return model, int(image_size), int(batch_size)
 
 
 if __name__ == "__main__":

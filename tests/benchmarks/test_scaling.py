@@ -1,24 +1,77 @@
-"""The scaling benchmark measures what it says with real processes."""
+"""The scaling benchmark measures what it says, with real processes."""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from benchmarks import scaling
+from benchmarks.measuring import paired_ratio
+
+SMALL = (
+    "--device=cpu", "--ranks", "2", "--networks", "resnet_small:8:8", "--rounds=2", "--block-seconds=0.01",
+    "--growths=1",
+)  # fmt: skip
 
 
-def test_one_process_and_two_take_turns_and_are_compared(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def cells(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    out = tmp_path_factory.mktemp("scaling") / "scaling.json"
+    with pytest.raises(SystemExit, match="0"):
+        scaling.main(["--out", str(out), *SMALL])
+    return {cell["kind"]: cell for cell in json.loads(out.read_text())["cells"]}
+
+
+def test_every_cell_is_measured_the_most_important_first(cells: dict[str, dict[str, Any]]) -> None:
+    assert [(kind, cell["status"]) for kind, cell in cells.items()] == [
+        ("per rank", "done"), ("growth", "done"), ("global", "done"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "arms"), [("per rank", ["off", "default"]), ("global", ["off"])])
+def test_efficiency_is_the_share_of_so_many_times_one_process(
+    cells: dict[str, dict[str, Any]], kind: str, arms: list[str]
+) -> None:
+    found = cells[kind]
+    assert list(found["images_per_s"]) == list(found["efficiency"]) == arms
+    for arm, speeds in found["images_per_s"].items():
+        assert len(speeds["alone"]) == len(speeds["together"]) == 2
+        expected = paired_ratio(speeds["together"], speeds["alone"]).mean / 2
+        assert found["efficiency"][arm]["mean"] == pytest.approx(expected)
+
+
+def test_dormant_seeds_are_compared_with_none_alone_and_together(cells: dict[str, dict[str, Any]]) -> None:
+    assert [ratio["n"] for ratio in cells["per rank"]["default_to_off"].values()] == [2, 2]
+
+
+def test_after_a_growth_all_processes_have_the_same_weights_which_go_on_changing(
+    cells: dict[str, dict[str, Any]],
+) -> None:
+    (growth,) = cells["growth"]["growths"]["together"]
+    assert growth["is_finite"]
+    for hashes in (growth["hashes"], growth["later_hashes"]):
+        assert len(hashes) == 2
+        assert len(set(hashes)) == 1
+    assert growth["hashes"] != growth["later_hashes"]
+    assert growth["pause_s"] > growth["deciding_s"] > growth["scoring_s"] > 0  # of the same process here
+
+
+def test_what_begins_after_the_budget_is_not_measured_and_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "scaling.json"
-    small = "--device cpu --model resnet_small --image-size 8 --num-examples 320 --batch-sizes 15 --rounds 3 --steps 2"
-    done = subprocess.run(
-        [sys.executable, scaling.__file__, "--out", out, *small.split()],
-        capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    (row,) = json.loads(out.read_text())["rows"]
-    assert (row["batch_size"], row["ranks"]) == (15, 2)
-    assert {name: len(speeds) for name, speeds in row["images_per_s"].items()} == {"alone": 3, "strong": 3, "weak": 3}
-    assert "| 15 | " in done.stdout
+    with pytest.raises(SystemExit, match="0"):
+        scaling.main(["--out", str(out), *SMALL, "--budget-seconds=0"])
+    assert json.loads(out.read_text())["cells"] == []
+    assert "not begun, the time was over: resnet_small, 8 px, per rank, 2 ranks" in capsys.readouterr().out
+
+
+def test_a_cell_that_fails_does_not_stop_the_next(tmp_path: Path) -> None:
+    out = tmp_path / "scaling.json"
+    with pytest.raises(SystemExit, match="1"):
+        scaling.main(["--out", str(out), *SMALL, "--ranks", "1", "--networks", "no_such:8:8"])
+    found = {cell["kind"]: cell["status"] for cell in json.loads(out.read_text())["cells"]}
+    assert found == {"per rank": "failed", "growth": "failed"}

@@ -1,0 +1,303 @@
+"""What the processes that `scaling.py` starts do: measure the cells of a plan one after the other, all together."""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import functools
+import gc
+import json
+import os
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+
+import esper.data.synthetic
+from benchmarks.measuring import Ratio, paired_ratio, write_json
+from benchmarks.scaling_growth import gathered, growing_sites, grown
+from benchmarks.stepping import configuration, opened, own_stream, timed_steps, train_steps, wait
+from esper.configs import MorphogeneticConfig
+from esper.contracts.events import Event
+from esper.tolaria.ranks import Ranks, joined
+from esper.tolaria.run import Run
+
+__all__ = ["Cell", "Plan", "read_cells"]
+
+T = TypeVar("T")
+
+_WARMUP_STEPS = 20
+_MIN_ROUNDS = 2
+_MIN_IMAGES = 1280
+_LARGE_IMAGE = 128
+_NEVER = 10**6  # epochs
+_PARTING_SECONDS = 30.0
+_ARMS = {
+    "off": MorphogeneticConfig(enable_tamiyo=False),
+    "default": MorphogeneticConfig(),
+    "growing": MorphogeneticConfig(policy="never", holding_epochs=_NEVER),  # scores as default does, grows when told to
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One thing to measure.
+
+    Attributes:
+        kind: "per rank" (each process has a whole batch), "global" (they share one), or "growth" (like "per rank").
+        batch_size: images in a step of one process that is alone.
+    """
+
+    kind: str
+    model: str
+    image_size: int
+    batch_size: int
+    ranks: int
+
+    @property
+    def name(self) -> str:
+        """What tells cells apart."""
+        return f"{self.model}, {self.image_size} px, {self.kind}, {self.ranks} ranks"
+
+    @property
+    def together(self) -> int:
+        """Images in a step of all processes."""
+        return self.batch_size if self.kind == "global" else self.batch_size * self.ranks
+
+    @property
+    def num_images(self) -> int:
+        """Images to make: so many that ends of epochs, at which the device waits for the next order, do not count."""
+        num_batches = 4 if self.image_size >= _LARGE_IMAGE else 20
+        return max(_MIN_IMAGES, num_batches * self.together * 10 // 9 + 10)  # a tenth is held out
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a set of processes shall measure; `deadline` is in seconds since 1970."""
+
+    out: str
+    device: str
+    deadline: float
+    cell_seconds: float
+    rounds: int
+    block_seconds: float
+    growths: int
+    cells: list[Cell]
+
+
+def main(path: str) -> None:
+    """Measure cell after cell; where anything fails, the process ends at once and the others with it."""
+    given = json.loads(Path(path).read_text())
+    plan = Plan(**given | {"cells": [Cell(**cell) for cell in given["cells"]]})
+    # All runs that look at as many images look at the same: making large ones takes seconds.
+    esper.data.synthetic.make_synthetic = functools.cache(esper.data.synthetic.make_synthetic)
+    faulthandler.dump_traceback_later(plan.cell_seconds, exit=True)
+    with _failing_at_once():
+        ranks = joined()
+        ranks.device(plan.device)
+        if plan.device != "cpu":
+            own_stream()
+        for cell in plan.cells:
+            if not ranks.first(lambda: time.time() < plan.deadline):
+                break
+            faulthandler.dump_traceback_later(plan.cell_seconds, exit=True)
+            _note(plan, ranks, cell, {"status": "begun"})
+            started = time.monotonic()
+            found = _measured(cell, plan, ranks)
+            _note(plan, ranks, cell, {"status": "done", "took_s": time.monotonic() - started, **found})
+    faulthandler.dump_traceback_later(_PARTING_SECONDS, exit=True)
+
+
+@contextlib.contextmanager
+def _failing_at_once() -> Iterator[None]:
+    """End the process on an error, without closing anything: that would wait for processes that wait for this one."""
+    try:
+        yield
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
+
+
+def read_cells(out: Path) -> list[dict[str, Any]]:
+    """The cells in a file of results."""
+    return list(json.loads(out.read_text())["cells"])
+
+
+def _note(plan: Plan, ranks: Ranks, cell: Cell, found: dict[str, Any]) -> None:
+    if ranks.is_first:
+        others = [other for other in read_cells(Path(plan.out)) if other["name"] != cell.name]
+        write_json(Path(plan.out), {"cells": [*others, {"name": cell.name, **asdict(cell), **found}]})
+
+
+def _measured(cell: Cell, plan: Plan, ranks: Ranks) -> dict[str, Any]:
+    # Made by all processes at the same time; when a run is opened, they take turns.
+    esper.data.synthetic.make_synthetic(image_size=cell.image_size, num_examples=cell.num_images)
+    try:
+        return _growth(cell, plan, ranks) if cell.kind == "growth" else _speed(cell, plan, ranks)
+    finally:
+        gc.collect()
+        if plan.device == "cuda":
+            torch.cuda.empty_cache()
+
+
+# --- speed ------------------------------------------------------------------------------------------------------------
+
+
+def _speed(cell: Cell, plan: Plan, ranks: Ranks) -> dict[str, Any]:
+    """Images per second of each arm, alone and together, round by round."""
+    arms = [(arm, who) for arm in (("off",) if cell.kind == "global" else ("off", "default")) for who in _who(ranks)]
+    speeds: dict[tuple[str, str], list[float]] = {arm: [] for arm in arms}
+    memory, runs, num_steps = {}, dict[tuple[str, str], Run](), dict[tuple[str, str], int]()
+    with _runs(ranks) as open_:
+        for arm in arms:
+            run, memory[arm] = _opened(open_, cell, plan, ranks, *arm)
+            if run is not None:
+                runs[arm] = run
+                num_steps[arm] = _steps_in_a_block(run, plan.block_seconds)
+        for number in range(plan.rounds):
+            if number >= _MIN_ROUNDS and not ranks.first(lambda: time.time() < plan.deadline):
+                break
+            turn = number % len(arms)
+            for arm in [*arms[turn:], *arms[:turn]]:
+                ranks.wait()
+                if arm in runs:
+                    seconds = timed_steps(runs[arm], num_steps[arm])
+                    speeds[arm].append(num_steps[arm] * runs[arm].config.dataset.batch_size / seconds)
+        assert all(not run.model.recipe for run in runs.values()), "something has grown: these are no dormant seeds"
+    return {
+        "images_per_s": _nested(speeds),
+        "memory": _nested(memory),
+        "efficiency": {
+            arm: _share(speeds[arm, "together"], speeds[arm, "alone"], ranks.size)
+            for arm, who in arms
+            if who == "together" and ranks.is_first
+        },
+        "default_to_off": {
+            who: paired_ratio(speeds[arm, who], speeds["off", who])
+            for arm, who in arms
+            if arm == "default" and ranks.is_first
+        },
+    }
+
+
+def _steps_in_a_block(run: Run, block_seconds: float) -> int:
+    """The same number in all processes that train it."""
+    step_s = timed_steps(run, 5) / 5
+    return run.ranks.first(lambda: max(1, round(block_seconds / step_s)))
+
+
+def _share(together: list[float], alone: list[float], num: int) -> Ratio:
+    """Efficiency: the speed of all, as a share of so many times the speed of one; of one process it is 1."""
+    ratio = paired_ratio(together, alone)
+    low, high = (None if end is None else end / num for end in (ratio.low, ratio.high))
+    return Ratio(ratio.mean / num, low, high, ratio.n)
+
+
+# --- growth -----------------------------------------------------------------------------------------------------------
+
+
+def _growth(cell: Cell, plan: Plan, ranks: Ranks) -> dict[str, Any]:
+    """Let one process alone grow, then all together; a growth costs whoever does it first the choice of algorithms."""
+    memory, growths = {}, {}
+    with _runs(ranks) as open_:
+        for who in _who(ranks):
+            events: list[Event] = []
+            run, memory["growing", who] = _opened(open_, cell, plan, ranks, "growing", who, listener=events.append)
+            if run is None:
+                continue
+            before = _taken(plan)
+            sites = growing_sites(run, plan.growths)
+            growths[who] = [grown(run, site, events=events) for site in sites]
+            memory["growing, on top", who] = gathered(run, _peak_since(before))
+    return {"growths": growths, "memory": _nested(memory)}
+
+
+# --- runs -------------------------------------------------------------------------------------------------------------
+
+
+def _who(ranks: Ranks) -> tuple[str, ...]:
+    return ("alone", "together") if ranks.size > 1 else ("alone",)
+
+
+@contextlib.contextmanager
+def _runs(ranks: Ranks) -> Iterator[tuple[contextlib.ExitStack, Path]]:
+    """Where runs are opened; they are closed once no process works any more."""
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="scaling-")))
+        with _failing_at_once():  # inside of what closes the runs
+            yield stack, folder
+            ranks.wait()
+
+
+def _opened(
+    open_: tuple[contextlib.ExitStack, Path],
+    cell: Cell,
+    plan: Plan,
+    ranks: Ranks,
+    arm: str,
+    who: str,
+    *,
+    listener: Callable[[Event], None] | None = None,
+) -> tuple[Run | None, list[dict[str, int] | None]]:
+    """A run that is warm, or None where others train alone; and its peak of memory in each process that trains it."""
+    stack, folder = open_
+    if who == "alone" and not ranks.is_first:
+        return None, []
+    config = configuration(
+        model=cell.model,
+        batch_size=cell.batch_size if who == "alone" else cell.together,
+        num_examples=cell.num_images,
+        image_size=cell.image_size,
+        device=plan.device,
+        morphogenetic=_ARMS[arm],
+    )
+    before = _taken(plan)
+    listeners = [listener] if listener else []
+    mine = ranks if who == "together" else None
+    run = stack.enter_context(opened(config, folder / f"{arm}-{who}", listeners=listeners, ranks=mine))
+    run.begin_together()
+    train_steps(run, _WARMUP_STEPS)
+    wait(run)
+    run.step.invalidate()
+    _taken(plan)  # the peak of choosing algorithms, which the first run does for the others, is no part of it
+    train_steps(run, _WARMUP_STEPS)
+    wait(run)
+    return run, gathered(run, _peak_since(before))
+
+
+def _taken(plan: Plan) -> tuple[int, int] | None:
+    """Bytes allocated and reserved; from here on peaks are counted anew. None on a CPU."""
+    if plan.device != "cuda":
+        return None
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    return torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
+
+
+def _peak_since(before: tuple[int, int] | None) -> dict[str, int] | None:
+    if before is None:
+        return None
+    allocated, reserved = before
+    return {
+        "allocated_bytes": torch.cuda.max_memory_allocated() - allocated,
+        "reserved_bytes": torch.cuda.max_memory_reserved() - reserved,
+    }
+
+
+def _nested(found: dict[tuple[str, str], T]) -> dict[str, dict[str, T]]:
+    """JSON has no keys of two parts."""
+    return {arm: {who: value for (other, who), value in found.items() if other == arm} for arm, _ in found}
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
