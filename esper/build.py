@@ -30,11 +30,12 @@ from esper.models import build_host, checkpoint_blocks, memory_format
 from esper.tamiyo import LocalTamiyo, TamiyoClient
 from esper.tracking.recipe import read_recipe
 
-__all__ = ["EVALUATION_BATCH", "Parts", "parts", "select_device"]
+__all__ = ["Parts", "parts", "select_device"]
 
 _NO_LIMIT = 10**6
-EVALUATION_BATCH = 512
-"""Images in a batch of evaluating, scoring and judging."""
+_EVALUATION_BATCH = 512
+_EVALUATION_PIXELS = _EVALUATION_BATCH * 96 * 96
+"""Scoring keeps activations in float32: of a ResNet-50 some 10 GB for so many."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,10 +57,12 @@ class Parts:
         return self.splits.train.shape
 
     def evaluation_batches(self, split: ImageSet | FileSet) -> Iterator[tuple[Tensor, Tensor]]:
-        """A new pass over a split, without augmentation."""
+        """A new pass over a split, without augmentation, in batches of 512 images; of fewer where these are large."""
+        _, height, width = self.input_shape
+        size = min(_EVALUATION_BATCH, max(1, _EVALUATION_PIXELS // (height * width)))
         if isinstance(split, ImageSet):
-            return self.prepare.batches(split, EVALUATION_BATCH)
-        return stream_batches(split, EVALUATION_BATCH, prepare=self.prepare, pool=self.pool, device=self.device)
+            return self.prepare.batches(split, size)
+        return stream_batches(split, size, prepare=self.prepare, pool=self.pool, device=self.device)
 
     def close(self) -> None:
         """End the processes that decode, if there are any; safe to call twice."""

@@ -113,6 +113,9 @@ def _add_urza(urza: argparse.ArgumentParser) -> None:
     measure.add_argument("--compile-cache", metavar="FOLDER", help="as storage.compile_cache_dir")
     measure.add_argument("--no-compile", action="store_true", help="do not measure it compiled")
     measure.add_argument("--again", action="store_true", help="also what is known or quarantined")
+    submit = action("submit", _urza_submit, "have the forges on the bus characterise them")
+    submit.add_argument("names", nargs="+", metavar="NAME", help="blueprint, built in or declared")
+    submit.add_argument("--redis", metavar="URL", help="as redis.url (default: ESPER_REDIS_URL, or this machine's)")
 
 
 def _add_services(services: argparse.ArgumentParser) -> None:
@@ -247,6 +250,13 @@ def _urza_characterise(options: argparse.Namespace) -> int:
         limits=Limits(timeout_s=options.timeout, memory_bytes=options.memory * 2**20),
         storage=StorageConfig(compile_cache_dir=options.compile_cache),
     )
+
+
+def _urza_submit(options: argparse.Namespace) -> int:
+    from esper.configs import RedisConfig
+    from esper.tezzeret import command
+
+    return command.submit(options.names, url=options.database, redis=RedisConfig(url=options.redis))
 
 
 def _services_up(options: argparse.Namespace) -> int:

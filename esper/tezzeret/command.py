@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import re
+import socket
 import sys
 from collections.abc import Sequence
 
-from esper.configs import StorageConfig
+from esper.configs import RedisConfig, StorageConfig
+from esper.contracts.messages import BlueprintSubmitted, TopicName
 from esper.errors import ConfigError
+from esper.oona import message
+from esper.oona.redis import RedisBus
 from esper.tezzeret.characterise import SITES, Forge, Limits, characterise, jobs
 from esper.urza import Shape
-from esper.urza.command import find, open_library
+from esper.urza.command import find, maybe_library, open_library
 from esper.urza.records import KernelRecord
 
 __all__ = ["main", "submit"]
@@ -61,11 +65,10 @@ def submit(names: Sequence[str], *, url: str | None, redis: RedisConfig) -> int:
     sender = socket.gethostname()
     with contextlib.closing(RedisBus(redis)) as bus:
         for one in found:
-            wanted = BlueprintSubmitted(
-                blueprint_id=one.blueprint_id, submitted_by=sender, definition=one.definition
-            )
+            name = one.blueprint_id.partition("@")[0]
+            wanted = BlueprintSubmitted(blueprint_id=one.blueprint_id, submitted_by=sender, definition=one.definition)
             bus.publish([message(TopicName.BLUEPRINT_SUBMITTED, wanted, sender=sender, trace=one.blueprint_id)])
-            sys.stdout.write(f"{one.blueprint_id}: submitted; what comes of it: esper urza show {one.name}\n")
+            sys.stdout.write(f"{one.blueprint_id}: submitted; what comes of it: esper urza show {name}\n")
     return 0
 
 

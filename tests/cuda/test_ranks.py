@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from esper import fit
 from tests.tolaria.processes import GROWS, LONG, await_checkpoint, ends, events, start_step, torchrun
 
 pytestmark = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
@@ -16,13 +15,17 @@ pytestmark = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two
 CUDA = ("device=cuda", "mixed_precision=false")
 
 
-def test_two_gpus_train_and_grow_as_one_does_on_the_same_batches(tmp_path: Path) -> None:
+def test_two_gpus_train_and_grow_as_one_does_on_the_same_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # With TF32's ten bits, losses drift apart by 0.1 % within 20 steps.
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
     alone, together = tmp_path / "alone", tmp_path / "together"
-    fit(*GROWS, *CUDA, run_dir=alone)
+    torchrun(1, *GROWS, *CUDA, f"hydra.run.dir={alone}")
     torchrun(2, *GROWS, *CUDA, f"hydra.run.dir={together}")
     for kind, figure in [("step", "loss"), ("validation", "val_loss")]:
         one, two = ([line[figure] for line in events(run_dir, kind)] for run_dir in (alone, together))
-        assert two == pytest.approx(one, abs=1e-3)  # TF32 rounds more, and a device sums in another order
+        assert two == pytest.approx(one, abs=1e-4)  # a device sums in another order
     assert [line["outcome"] for line in events(together, "decision")] == [
         line["outcome"] for line in events(alone, "decision")
     ]
