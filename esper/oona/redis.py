@@ -19,7 +19,7 @@ from esper.errors import BusError, BusFullError, ConfigError, MessageError
 from esper.oona.bus import Entry
 from esper.oona.codec import decode, encode
 
-__all__ = ["RedisBus", "address"]
+__all__ = ["RedisBus", "address", "client"]
 
 _PREFIX = "esper:"
 _DEAD = f"{_PREFIX}dead"
@@ -54,7 +54,7 @@ class RedisBus:
         self._limit = config.stream_limit
         self._claim_after_ms = round(1000 * claim_after_s)
         self._published = 0
-        self._client = _client(config)
+        self._client = client(config)
 
     def publish(self, messages: Sequence[Message], *, channel: str = "") -> None:
         """See `Bus`."""
@@ -206,7 +206,12 @@ class RedisBus:
             raise BusError(f"{self.place}: {told[:200]}") from None
 
 
-def _client(config: RedisConfig) -> redis.Redis:
+def client(config: RedisConfig) -> redis.Redis:
+    """A client whose calls take at most `config.timeout_s`; it has not connected yet.
+
+    Raises:
+        ConfigError: the URL is none, or that of an unauthenticated server on another machine.
+    """
     url = config.url or os.environ.get("ESPER_REDIS_URL") or "redis://localhost:6379/0"
     parts = urlsplit(url)
     given = {
@@ -217,7 +222,7 @@ def _client(config: RedisConfig) -> redis.Redis:
     has_password = parts.password or "password" in given
     if not has_password and not config.allow_unauthenticated and not _is_local(parts.hostname):
         raise ConfigError(
-            f"redis.url={_without_login(url)}: a server on another machine needs a password: set ESPER_REDIS_PASSWORD, "
+            f"redis.url={_without_login(url)}: a server on another machine needs a password; set ESPER_REDIS_PASSWORD, "
             "or redis.allow_unauthenticated=true"
         )
     if config.ca_file and parts.scheme == "rediss":

@@ -20,7 +20,7 @@ from esper.tracking.members import read_members
 from esper.tracking.sweep import report_sweep
 from esper.tracking.trackers import Tracker, trackers
 
-__all__ = ["main", "sync"]
+__all__ = ["is_locked", "main", "sync"]
 
 
 def main(paths: Sequence[Path], uri: str | None) -> int:
@@ -59,7 +59,7 @@ def sync(run_dir: Path, *, uri: str | None = None) -> int:
     exit_code = 0
     run_dir = run_dir.absolute()
     try:
-        is_alive = _is_alive(run_dir)  # asked first: a run that ends meanwhile is synced again, not taken for dead
+        is_alive = is_locked(run_dir)  # asked first: a run that ends meanwhile is synced again, not taken for dead
         events = list(read(run_dir / "journal.jsonl"))
         targets = _targets(events, run_dir, uri)
     except RunError as error:  # a damaged journal must not keep the others back
@@ -108,7 +108,7 @@ def _report(tracker: Tracker, events: Sequence[dict[str, Any]], *, is_alive: boo
         return f"{ended['status'] if ended else 'killed'}, {run.num_logged} new points"
 
 
-def _is_alive(run_dir: Path) -> bool:
+def is_locked(run_dir: Path) -> bool:
     """Whether a process holds the run folder's lock."""
     file = run_dir / ".lock"
     if not file.exists():
