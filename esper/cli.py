@@ -34,6 +34,11 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="esper", description="Work with runs of esper-train.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
+    doctor = commands.add_parser("doctor", help="is everything here that a run needs? Each problem with its remedy")
+    doctor.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="as for esper-train, e.g. bus=redis")
+    doctor.add_argument("--json", action="store_true", help="for programs")
+    doctor.set_defaults(run=_doctor)
+
     sync = commands.add_parser("sync", help="report runs to their trackers from their journals")
     sync.add_argument("run_dirs", nargs="+", type=Path, metavar="DIR", help="folder of a run, or of a sweep's runs")
     sync.add_argument("--uri", help="MLflow tracking URI (default: the run's own trackers)")
@@ -155,6 +160,12 @@ def _positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text}: allowed is at least 1")
     return value
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from esper.launch import doctor
+
+    return doctor.main(options.overrides, as_json=options.json)
 
 
 def _sync(options: argparse.Namespace) -> int:

@@ -6,10 +6,12 @@ import math
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from esper.launch.manifest import Member
+if TYPE_CHECKING:  # `esper doctor` prints where the settings cannot even be imported
+    from esper.launch.manifest import Member
 
 __all__ = ["duration", "labels", "table_console"]
 

@@ -20,7 +20,7 @@ from esper.oona.bus import Entry
 from esper.oona.codec import decode, encode
 from esper.oona.embedded import embedded_url
 
-__all__ = ["RedisBus", "address"]
+__all__ = ["RedisBus", "address", "client"]
 
 _PREFIX = "esper:"
 _DEAD = f"{_PREFIX}dead"
@@ -56,7 +56,7 @@ class RedisBus:
         self._claim_after_ms = round(1000 * claim_after_s)
         self._untrimmed = _TRIM_EVERY  # messages since the streams were last looked at
         self._unread: dict[tuple[str, str, str], str | None] = {}  # see `_left_behind`
-        self._client = _client(config)
+        self._client = client(config)
 
     def publish(self, messages: Sequence[Message], *, channel: str = "") -> None:
         """See `Bus`."""
@@ -224,7 +224,12 @@ class RedisBus:
             raise BusError(f"{self.place}: {told[:200]}") from None
 
 
-def _client(config: RedisConfig) -> redis.Redis:
+def client(config: RedisConfig) -> redis.Redis:
+    """A client whose calls take at most `config.timeout_s`; it has not connected yet.
+
+    Raises:
+        ConfigError: the URL is none, or that of an unauthenticated server on another machine.
+    """
     url = _url(config)
     parts = urlsplit(url)
     given = {
@@ -235,7 +240,7 @@ def _client(config: RedisConfig) -> redis.Redis:
     has_password = parts.password or "password" in given
     if not has_password and not config.allow_unauthenticated and not _is_local(parts.hostname):
         raise ConfigError(
-            f"redis.url={_without_login(url)}: a server on another machine needs a password: set ESPER_REDIS_PASSWORD, "
+            f"redis.url={_without_login(url)}: a server on another machine needs a password; set ESPER_REDIS_PASSWORD, "
             "or redis.allow_unauthenticated=true"
         )
     if config.ca_file and parts.scheme == "rediss":

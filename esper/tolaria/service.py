@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -96,8 +97,18 @@ class TolariaService:
             self._signals.append(number)
 
     async def health_check(self) -> dict[str, Any]:
-        """How the service stands: `status` is starting, healthy, stopping, stopped or failed, beside the counters."""
-        return {"status": self._status(), **self._progress()}
+        """How the service stands, within two seconds.
+
+        `status` is starting, healthy, stopping, stopped or failed, beside the counters. With `bus=redis`, `services`
+        lists the bus and who is alive on it, as `esper services status --json` does; none of them stops a training.
+        """
+        health = {"status": self._status(), **self._progress()}
+        if self.config.bus == "redis":
+            from esper.oona.health import listen  # the client of Redis is only needed by who has a server
+
+            found = await asyncio.to_thread(listen, self.config.redis)
+            health["services"] = [dataclasses.asdict(one) for one in found]
+        return health
 
     def _status(self) -> str:
         if not self.running:

