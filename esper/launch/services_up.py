@@ -50,8 +50,6 @@ def up(overrides: Sequence[str], *, only: Sequence[str], name: str | None, polic
     if policy is not None and not policy.is_file():
         raise ConfigError(f"--policy {policy}: no such file; make one with: esper simic RUN_FOLDER... --out FILE")
     stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
     logging.basicConfig(format="%(asctime)s  %(levelname)-7s  %(message)s", level=logging.INFO, stream=sys.stdout)
     with contextlib.ExitStack() as stack:
         stack.enter_context(registered(name))
@@ -59,6 +57,8 @@ def up(overrides: Sequence[str], *, only: Sequence[str], name: str | None, polic
             stack.enter_context(embedded_server())
         with contextlib.closing(RedisBus(config.redis)) as bus:
             version = bus.ping()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: stop.set())
         running = {kind: _start(kind, config, name=name, policy=policy, stop=stop) for kind in only or SERVICES}
         for one in running.values():
             stack.callback(one.bus.close)

@@ -7,6 +7,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -65,7 +67,8 @@ def esper(*arguments: str) -> Done:
 
 
 def up(*arguments: str) -> None:
-    done = esper("services", "up", OWN, "--detach", *arguments)
+    command = [sys.executable, "-c", "from esper.cli import main; main()", "services", "up", OWN, "--detach"]
+    done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stderr
     assert "in the background" in done.stdout
 
