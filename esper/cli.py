@@ -163,9 +163,9 @@ def _positive(text: str) -> int:
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    from esper.launch import doctor
+    from esper.doctor import command
 
-    return doctor.main(options.overrides, as_json=options.json)
+    return command.main(options.overrides, as_json=options.json)
 
 
 def _sync(options: argparse.Namespace) -> int:

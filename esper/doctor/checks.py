@@ -15,7 +15,7 @@ from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from importlib.util import find_spec
 from pathlib import Path
 
-from esper.launch.finding import Finding, Subject, failed, not_used, ok, warning
+from esper.doctor.finding import Finding, Subject, failed, not_used, ok, warning
 
 __all__ = [
     "compiler",

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # the versions may be such that it cannot be imported
     from esper.configs import TolariaConfig
 
-from esper.launch.finding import Finding, failed
-from esper.launch.reach import look_into_library
+from esper.doctor.finding import Finding, failed
+from esper.doctor.reach import look_into_library
 
 __all__ = ["probe"]
 
@@ -32,7 +32,7 @@ def probe(config: TolariaConfig, *, outputs_dir: Path) -> dict[str, Any]:
         "outputs_dir": str(outputs_dir),
         "needs_library": bool(config.morphogenetic.library),
     }
-    command = [sys.executable, "-m", "esper.launch.probe"]
+    command = [sys.executable, "-m", "esper.doctor.probe"]
     try:
         done = subprocess.run(
             command,

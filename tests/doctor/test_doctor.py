@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from esper.launch import checks, doctor
-from esper.launch.finding import FAILED, OK, WARNING
-from tests.launch.conftest import CANARY, ROOT, Server, esper_doctor, rows
+from esper.doctor import checks, command
+from esper.doctor.finding import FAILED, OK, WARNING
+from tests.doctor.conftest import CANARY, ROOT, Server, esper_doctor, rows
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 
@@ -109,13 +109,13 @@ def test_a_check_that_breaks_is_a_failed_row_and_the_others_go_on(monkeypatch: p
     def breaks() -> Any:
         raise RuntimeError(f"{CANARY} at redis://u:{CANARY}@h")
 
-    found = doctor._side_by_side({"a": breaks, "b": checks.memory})
+    found = command._side_by_side({"a": breaks, "b": checks.memory})
     assert found["a"].status == FAILED
     assert CANARY not in found["a"].found
     assert found["b"].status in (OK, WARNING)
 
 
 def test_a_check_that_never_ends_is_given_up(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(doctor, "_DEADLINE_S", 0.2)
-    found = doctor._side_by_side({"a": lambda: time.sleep(3), "b": checks.memory})  # type: ignore[dict-item, func-returns-value]
+    monkeypatch.setattr(command, "_DEADLINE_S", 0.2)
+    found = command._side_by_side({"a": lambda: time.sleep(3), "b": checks.memory})  # type: ignore[dict-item, func-returns-value]
     assert found["a"].status == FAILED

@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
-from esper.launch.finding import Finding, Subject, failed, not_used, ok, warning
-from esper.launch.folders import sqlite_files
+from esper.doctor.finding import Finding, Subject, failed, not_used, ok, warning
+from esper.doctor.folders import sqlite_files
 
 if TYPE_CHECKING:  # the versions may be such that it cannot be imported
     from esper.configs import DatabaseConfig

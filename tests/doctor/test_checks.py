@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from esper.launch import checks
-from esper.launch.finding import FAILED, NOT_USED, OK, WARNING
-from tests.launch.conftest import CANARY, GPU, ROOT, program, subject
+from esper.doctor import checks
+from esper.doctor.finding import FAILED, NOT_USED, OK, WARNING
+from tests.doctor.conftest import CANARY, GPU, ROOT, program, subject
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 
@@ -90,5 +90,5 @@ def test_an_environment_of_torchrun_that_is_incomplete_is_a_failure(monkeypatch:
 
 
 def test_the_variables_that_esper_reads_are_known():
-    text = "".join(file.read_text() for file in (ROOT / "esper").rglob("*.py") if file.parent.name != "launch")
+    text = "".join(file.read_text() for file in (ROOT / "esper").rglob("*.py") if file.parent.name != "doctor")
     assert set(re.findall(r"\"(ESPER_[A-Z_]+)\"", text)) <= set(checks._VARIABLES)

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from esper.launch import folders, reach
-from esper.launch.finding import FAILED, NOT_USED, OK, WARNING
-from tests.launch.conftest import subject
+from esper.doctor import folders, reach
+from esper.doctor.finding import FAILED, NOT_USED, OK, WARNING
+from tests.doctor.conftest import subject
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 

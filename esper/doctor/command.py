@@ -18,11 +18,11 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from esper.doctor import checks, folders, reach
+from esper.doctor.finding import FAILED, NOT_USED, OK, WARNING, Finding, Subject, failed
+from esper.doctor.probe import probe
 from esper.errors import ConfigError, EsperError
-from esper.launch import checks, folders, reach
 from esper.launch.exits import line_of
-from esper.launch.finding import FAILED, NOT_USED, OK, WARNING, Finding, Subject, failed
-from esper.launch.probe import probe
 from esper.launch.words import table_console
 
 __all__ = ["main"]

@@ -21,7 +21,7 @@ import redis
 from esper.configs.compose import compose
 from esper.configs.identity import outputs_folder
 from esper.configs.load import from_hydra
-from esper.launch.finding import Subject
+from esper.doctor.finding import Subject
 
 ROOT = Path(__file__).resolve().parents[2]
 CANARY = "canary-3f9a1c"

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from esper.configs import DatabaseConfig
-from esper.launch import reach
-from esper.launch.finding import FAILED, NOT_USED, OK, WARNING, Finding
+from esper.doctor import reach
+from esper.doctor.finding import FAILED, NOT_USED, OK, WARNING, Finding
 from esper.tracking.mlflow_store import connect
 from esper.urza.store import Store
-from tests.launch.conftest import CANARY, Server, program, subject
+from tests.doctor.conftest import CANARY, Server, program, subject
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 

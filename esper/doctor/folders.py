@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from esper.launch.finding import Finding, Subject, failed, not_used, ok, warning
+from esper.doctor.finding import Finding, Subject, failed, not_used, ok, warning
 
 __all__ = ["checkpoints", "filesystem", "outputs", "runs", "settings", "sqlite_files"]
 

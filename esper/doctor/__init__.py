@@ -1,0 +1,1 @@
+"""`esper doctor`: whether everything is there that a run needs."""
