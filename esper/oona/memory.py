@@ -56,8 +56,7 @@ class MemoryBus:
 
     def publish(self, messages: Sequence[Message], *, channel: str = "") -> None:
         """See `Bus`."""
-        for one in messages:
-            content = encode(one)
+        for one, content in [(one, encode(one)) for one in messages]:
             with self._changed:
                 stream = self._streams[one.topic, channel]
                 stream.trim(self._limit - 1)
@@ -87,9 +86,9 @@ class MemoryBus:
     def acknowledge(self, topic: TopicName, *, group: str, entries: Sequence[Entry]) -> None:
         """See `Bus`."""
         with self._changed:
-            reading = self._streams[topic, ""].groups[group]
-            for entry in entries:
-                reading.pending.pop(int(entry.id), None)
+            if reading := self._streams[topic, ""].groups.get(group):
+                for entry in entries:
+                    reading.pending.pop(int(entry.id), None)
 
     def refuse(self, topic: TopicName, *, group: str, entry: Entry, reason: str) -> None:
         """See `Bus`."""
