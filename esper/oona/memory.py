@@ -101,10 +101,13 @@ class MemoryBus:
         until, behind = time.monotonic() + wait_s, int(cursor or 0)
         with self._changed:
             stream = self._streams[topic, channel]
-            while stream.last <= behind and (left := until - time.monotonic()) > 0:
+            while True:
+                found = [self._entry(stream, number) for number in stream.entries if number > behind]
+                entries = [one for one in found if one is not None]
+                if entries or (left := until - time.monotonic()) <= 0:
+                    return entries
+                behind = stream.last
                 self._changed.wait(left)
-            found = [self._entry(stream, number) for number in stream.entries if number > behind]
-            return [one for one in found if one is not None]
 
     def latest(self, topic: TopicName, *, channel: str) -> Entry | None:
         """See `Bus`."""

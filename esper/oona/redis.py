@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import os
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 from urllib.parse import urlsplit
@@ -109,11 +110,17 @@ class RedisBus:
 
     def after(self, topic: TopicName, *, channel: str, cursor: str, wait_s: float = 0.0) -> list[Entry]:
         """See `Bus`."""
+        until = time.monotonic() + wait_s
         with self._explained():
-            found = self._client.xread({_key(topic, channel): cursor or "0-0"}, block=self._block_ms(wait_s))
-            raw = [entry for entries in _streams(found) for entry in entries]
-            now_ms = self._now_ms() if raw else 0
-            return [one for place, fields in raw if (one := _readable(place, fields, now_ms))]
+            while True:
+                block = self._block_ms(until - time.monotonic())
+                found = self._client.xread({_key(topic, channel): cursor or "0-0"}, block=block)
+                raw = [entry for entries in _streams(found) for entry in entries]
+                now_ms = self._now_ms() if raw else 0
+                entries = [one for place, fields in raw if (one := _readable(place, fields, now_ms))]
+                if entries or not raw:
+                    return entries
+                cursor = raw[-1][0].decode()
 
     def latest(self, topic: TopicName, *, channel: str) -> Entry | None:
         """See `Bus`."""
