@@ -7,14 +7,14 @@ import ipaddress
 import os
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from esper.configs.redis import RedisConfig
+from esper.configs.redis import RedisConfig, parse_redis_url
 from esper.contracts.messages import Message, TopicName
 from esper.errors import BusError, BusFullError, ConfigError, MessageError
 from esper.oona.bus import Entry
@@ -33,8 +33,25 @@ _FIELD = b"m"
 
 
 def address(config: RedisConfig) -> str:
-    """The server's URL without user and password."""
-    return _without_login(config.url or os.environ.get("ESPER_REDIS_URL") or "redis://localhost:6379/0")
+    """The server's URL without user and password.
+
+    Raises:
+        ConfigError: the URL is none, it is that of an unauthenticated server on another machine, or `ca_file` cannot be
+            used.
+    """
+    parts = parse_redis_url(_url(config))
+    place = parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
+    has_password = parts.password or os.environ.get("ESPER_REDIS_PASSWORD")
+    if not has_password and not config.allow_unauthenticated and not _is_local(parts.hostname):
+        raise ConfigError(
+            f"redis.url={place}: a server on another machine needs a password: set ESPER_REDIS_PASSWORD, or "
+            "redis.allow_unauthenticated=true"
+        )
+    if config.ca_file and parts.scheme != "rediss":
+        raise ConfigError(f"redis.ca_file={config.ca_file}: {place} is used without TLS; make it rediss://")
+    if config.ca_file and not Path(config.ca_file).is_file():
+        raise ConfigError(f"redis.ca_file={config.ca_file}: no such file")
+    return place
 
 
 class RedisBus:
@@ -46,7 +63,7 @@ class RedisBus:
         claim_after_s: seconds after which a message that was not acknowledged is given to another consumer.
 
     Raises:
-        ConfigError: the URL is none, or that of an unauthenticated server on another machine.
+        ConfigError: the server cannot or must not be used, see `address`.
     """
 
     def __init__(self, config: RedisConfig, *, claim_after_s: float = 60.0) -> None:
@@ -85,8 +102,7 @@ class RedisBus:
             except redis.ResponseError as error:
                 if not str(error).startswith("NOGROUP"):
                     raise
-                with contextlib.suppress(redis.ResponseError):  # another consumer was faster
-                    self._client.xgroup_create(key, group, id="0", mkstream=True)
+                self._make_group(key, group)
                 raw = self._take(key, group, consumer, count, 0.0)
             now_ms = self._now_ms() if raw else 0
             entries = []
@@ -171,6 +187,13 @@ class RedisBus:
         found = self._client.xreadgroup(group, consumer, {key: ">"}, count=count, block=self._block_ms(wait_s))
         return [entry for entries in _streams(found) for entry in entries]
 
+    def _make_group(self, key: str, group: str) -> None:
+        try:
+            self._client.xgroup_create(key, group, id="0", mkstream=True)
+        except redis.ResponseError as error:
+            if not str(error).startswith("BUSYGROUP"):  # another consumer was faster
+                raise
+
     def _left_behind(self, key: str, group: str, consumer: str, count: int) -> list[tuple[bytes, Any]]:
         """What this consumer was given before it began, or before it lost the connection, and has not acknowledged."""
         place = self._unread.setdefault((key, group, consumer), "0-0")
@@ -226,36 +249,34 @@ class RedisBus:
             yield
         except (redis.RedisError, OSError) as error:
             self._unread.clear()  # an answer may have been lost on the way
-            told = " ".join(str(error).split()) or type(error).__name__
-            raise BusError(f"{self.place}: {told[:200]}") from None
+            told = " ".join(str(error).split())[:200] or type(error).__name__
+            if isinstance(error, redis.AuthenticationError):
+                told += "; set ESPER_REDIS_PASSWORD, and ESPER_REDIS_USERNAME if need be"
+            raise BusError(f"{self.place}: {told}") from None
+
+
+def _url(config: RedisConfig) -> str:
+    return config.url or os.environ.get("ESPER_REDIS_URL") or "redis://localhost:6379/0"
 
 
 def _client(config: RedisConfig) -> redis.Redis:
-    url = config.url or os.environ.get("ESPER_REDIS_URL") or "redis://localhost:6379/0"
-    parts = urlsplit(url)
     given = {
         name: value
         for name, variable in (("username", "ESPER_REDIS_USERNAME"), ("password", "ESPER_REDIS_PASSWORD"))
         if (value := os.environ.get(variable))
     }
-    has_password = parts.password or "password" in given
-    if not has_password and not config.allow_unauthenticated and not _is_local(parts.hostname):
-        raise ConfigError(
-            f"redis.url={_without_login(url)}: a server on another machine needs a password: set ESPER_REDIS_PASSWORD, "
-            "or redis.allow_unauthenticated=true"
-        )
-    if config.ca_file and parts.scheme == "rediss":
+    if config.ca_file:
         given["ssl_ca_certs"] = config.ca_file
     try:
         return redis.Redis.from_url(
-            url,
+            _url(config),
             **given,
             socket_timeout=config.timeout_s,
             socket_connect_timeout=config.timeout_s,
             retry=Retry(NoBackoff(), 0),
         )
     except ValueError as error:
-        raise ConfigError(f"redis.url={_without_login(url)}: {error}") from None
+        raise ConfigError(f"redis.url={address(config)}: {error}") from None
 
 
 def _is_local(host: str | None) -> bool:
@@ -265,11 +286,6 @@ def _is_local(host: str | None) -> bool:
         return ipaddress.ip_address(str(host)).is_loopback
     except ValueError:
         return False
-
-
-def _without_login(url: str) -> str:
-    parts = urlsplit(url)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
 
 
 def _key(topic: TopicName, channel: str = "") -> str:

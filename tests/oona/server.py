@@ -42,23 +42,19 @@ class RedisServer:
     def start(self, *settings: str) -> Self:
         """Start it, or start it again on the same port with the same data; returns when it answers."""
         own = f"--port {self.port} --bind 127.0.0.1 --dir {self.folder} --appendonly yes --appendfsync always --save ''"
-        with (self.folder / "log").open("ab") as log:
+        log = self.folder / "log"
+        with log.open("ab") as output:
+            known = output.tell()
             self._process = subprocess.Popen(
                 [self._program, *own.split(), "--requirepass", PASSWORD, *settings],
-                stdout=log, stderr=log, stdin=subprocess.DEVNULL,
+                stdout=output, stderr=output, stdin=subprocess.DEVNULL,
             )  # fmt: skip
         deadline = time.monotonic() + 20
-        while time.monotonic() < deadline:
-            try:
-                with socket.create_connection(("127.0.0.1", self.port), timeout=1) as connection:
-                    connection.sendall(b"AUTH " + PASSWORD.encode() + b"\r\nPING\r\n")
-                    if b"LOADING" not in connection.recv(1024):
-                        return self
-            except OSError:
-                pass
-            assert self._process.poll() is None, (self.folder / "log").read_text()
+        while b"Ready to accept connections" not in log.read_bytes()[known:]:
+            assert self._process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.01)
-        raise AssertionError("redis-server does not answer")
+        return self
 
     def kill(self) -> None:
         """kill -9."""
