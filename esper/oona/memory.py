@@ -56,15 +56,18 @@ class MemoryBus:
 
     def publish(self, messages: Sequence[Message], *, channel: str = "") -> None:
         """See `Bus`."""
-        for one, content in [(one, encode(one)) for one in messages]:
-            with self._changed:
-                stream = self._streams[one.topic, channel]
+        contents = [(one.topic, encode(one)) for one in messages]
+        with self._changed:
+            for topic in dict.fromkeys(topic for topic, _ in contents):
+                stream = self._streams[topic, channel]
                 stream.trim(self._limit - 1)
                 if len(stream.entries) >= self._limit:
-                    raise BusFullError(f"{one.topic}: {self._limit} messages wait for their readers")
+                    raise BusFullError(f"{topic}: {self._limit} messages wait for their readers")
+            for topic, content in contents:
+                stream = self._streams[topic, channel]
                 stream.last += 1
                 stream.entries[stream.last] = (content, time.monotonic())
-                self._changed.notify_all()
+            self._changed.notify_all()
 
     def take(self, topic: TopicName, *, group: str, consumer: str, count: int = 32, wait_s: float = 0.0) -> list[Entry]:  # noqa: ARG002
         """See `Bus`."""
