@@ -14,7 +14,7 @@ from esper.contracts.decisions import Action, AdaptationDecision
 from esper.contracts.messages import KINDS, EpochReport, Message, TopicName
 from esper.oona import message
 
-__all__ = ["epoch_report", "messages", "numbered", "said"]
+__all__ = ["built", "epoch_report", "messages", "numbered", "said"]
 
 _JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**40), 2**40) | st.floats(allow_nan=False, allow_infinity=False)
@@ -45,11 +45,12 @@ def _values(hint: Any) -> st.SearchStrategy[Any]:
         return st.dictionaries(st.text(max_size=9), _JSON, max_size=3)
     if hint is AdaptationDecision:
         return _DECISIONS
-    return _built(hint) if dataclasses.is_dataclass(hint) else st.from_type(hint)
+    return built(hint) if dataclasses.is_dataclass(hint) else st.from_type(hint)
 
 
 @functools.cache
-def _built(kind: Any) -> st.SearchStrategy[Any]:
+def built(kind: Any) -> st.SearchStrategy[Any]:
+    """Instances of a dataclass, by the types of its fields."""
     hints = typing.get_type_hints(kind)
     return st.builds(kind, **{field.name: _values(hints[field.name]) for field in dataclasses.fields(kind)})
 
@@ -60,7 +61,7 @@ def messages() -> st.SearchStrategy[Message]:
     def of(topic: TopicName, kind: type) -> st.SearchStrategy[Message]:
         return st.builds(
             Message, event_id=st.text(max_size=9), sender_id=st.text(max_size=9), trace_id=st.text(max_size=9),
-            timestamp_unix_s=_values(float), topic=st.just(topic), payload=_built(kind),
+            timestamp_unix_s=_values(float), topic=st.just(topic), payload=built(kind),
         )  # fmt: skip
 
     return st.one_of([of(topic, kind) for topic, taken in KINDS.items() for kind in taken])
