@@ -40,7 +40,7 @@ _EVALUATION_PIXELS = _EVALUATION_BATCH * 96 * 96
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
-    """What a training needs; everything but image files lies on `device`. `close` ends the processes that decode."""
+    """What a training needs; everything but image files lies on `device`."""
 
     device: torch.device
     splits: DataSplits
@@ -65,8 +65,9 @@ class Parts:
         return stream_batches(split, size, prepare=self.prepare, pool=self.pool, device=self.device)
 
     def close(self) -> None:
-        """End the processes that decode, if there are any; safe to call twice."""
+        """End the processes that decode, if there are any, and take leave of Tamiyo; safe to call twice."""
         self.pool.close()
+        self.tamiyo.close()
 
 
 def parts(
@@ -111,9 +112,6 @@ def parts(
         loader = StreamLoader(
             splits.train, config.dataset, rng_seed=config.rng_seed, prepare=prepare, pool=pool, device=device, rows=rows
         )
-    tamiyo: TamiyoClient = LocalTamiyo(config.morphogenetic, rng_seed=config.rng_seed)
-    if config.morphogenetic.tamiyo == "shared" and config.morphogenetic.enable_tamiyo:
-        tamiyo = _shared_tamiyo(config, run_id)
     return Parts(
         device=device,
         splits=splits,
@@ -121,12 +119,14 @@ def parts(
         pool=pool,
         loader=loader,
         model=model,
-        tamiyo=tamiyo,
+        tamiyo=_tamiyo(config, run_id),
         config=config,
     )
 
 
-def _shared_tamiyo(config: TolariaConfig, run_id: str) -> TamiyoClient:
+def _tamiyo(config: TolariaConfig, run_id: str) -> TamiyoClient:
+    if config.morphogenetic.tamiyo == "local" or not config.morphogenetic.enable_tamiyo:
+        return LocalTamiyo(config.morphogenetic, rng_seed=config.rng_seed)
     # The client of Redis is only needed by who has a server.
     from esper.oona.redis import RedisBus
     from esper.tamiyo.remote import SharedTamiyo

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from esper.configs import (
     TrackingConfig,
 )
 from esper.tolaria import TolariaTrainer
+from tests.oona.server import PASSWORD, RedisServer
 
 
 @pytest.fixture(autouse=True)
@@ -61,6 +62,19 @@ def tiny_config(**changes: Any) -> TolariaConfig:
 @pytest.fixture
 def run_dir(tmp_path: Path) -> Path:
     return tmp_path / "tiny" / "run"
+
+
+@pytest.fixture
+def redis_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[RedisServer]:
+    """A server of the test's own, not yet started; this process knows the password."""
+    monkeypatch.delenv("ESPER_REDIS_URL", raising=False)
+    monkeypatch.delenv("ESPER_REDIS_USERNAME", raising=False)
+    monkeypatch.setenv("ESPER_REDIS_PASSWORD", PASSWORD)
+    server = RedisServer()
+    try:
+        yield server
+    finally:
+        server.close()
 
 
 def use(config: TolariaConfig, run_dir: Path, body: Callable[[TolariaTrainer], Awaitable[Any]]) -> Any:

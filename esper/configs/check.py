@@ -17,6 +17,7 @@ from esper.configs.comparison import ARMS
 from esper.configs.dataset import DatasetConfig
 from esper.configs.explain import kind, nearest
 from esper.configs.model import MODEL_NAMES, ModelConfig
+from esper.configs.redis import parse_redis_url
 from esper.configs.schema import Allowed, allowed
 from esper.configs.tolaria import TolariaConfig
 from esper.errors import ConfigError
@@ -103,6 +104,8 @@ def _check_names(config: TolariaConfig) -> None:
             "'_', '-' and single '.', a letter or digit first"
         )
     # The configuration is written to disk and shown in trackers; the value must not be repeated here either.
+    if config.redis.url not in (None, "embedded"):
+        parse_redis_url(config.redis.url)
     for key, url, variables in (
         (
             "tracking.uri",

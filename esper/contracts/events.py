@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 __all__ = [
+    "MISSED",
     "CheckpointSaved",
     "Decided",
     "EpochEnded",
@@ -27,6 +28,9 @@ __all__ = [
     "SurgeryIntended",
     "Validated",
 ]
+
+MISSED = "missed: "
+"""How the outcome of a decision begins that Tamiyo did not make in time, or could not make."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

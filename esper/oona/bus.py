@@ -43,8 +43,8 @@ class Bus(Protocol):
         """Append messages to their topics, in order.
 
         Raises:
-            BusFullError: readers are too far behind; of several messages the first ones may be on the bus.
-            MessageError: a message is too long, or of a kind that its topic does not take.
+            BusFullError: readers are too far behind; nothing was published.
+            MessageError: a message is too long, or of a kind that its topic does not take; nothing was published.
         """
         ...
 

@@ -56,16 +56,18 @@ class MemoryBus:
 
     def publish(self, messages: Sequence[Message], *, channel: str = "") -> None:
         """See `Bus`."""
-        for one in messages:
-            content = encode(one)
-            with self._changed:
-                stream = self._streams[one.topic, channel]
+        contents = [(one.topic, encode(one)) for one in messages]
+        with self._changed:
+            for topic in dict.fromkeys(topic for topic, _ in contents):
+                stream = self._streams[topic, channel]
                 stream.trim(self._limit - 1)
                 if len(stream.entries) >= self._limit:
-                    raise BusFullError(f"{one.topic}: {self._limit} messages wait for their readers")
+                    raise BusFullError(f"{topic}: {self._limit} messages wait for their readers")
+            for topic, content in contents:
+                stream = self._streams[topic, channel]
                 stream.last += 1
                 stream.entries[stream.last] = (content, time.monotonic())
-                self._changed.notify_all()
+            self._changed.notify_all()
 
     def take(self, topic: TopicName, *, group: str, consumer: str, count: int = 32, wait_s: float = 0.0) -> list[Entry]:  # noqa: ARG002
         """See `Bus`."""
@@ -87,9 +89,9 @@ class MemoryBus:
     def acknowledge(self, topic: TopicName, *, group: str, entries: Sequence[Entry]) -> None:
         """See `Bus`."""
         with self._changed:
-            reading = self._streams[topic, ""].groups[group]
-            for entry in entries:
-                reading.pending.pop(int(entry.id), None)
+            if reading := self._streams[topic, ""].groups.get(group):
+                for entry in entries:
+                    reading.pending.pop(int(entry.id), None)
 
     def refuse(self, topic: TopicName, *, group: str, entry: Entry, reason: str) -> None:
         """See `Bus`."""
@@ -102,10 +104,13 @@ class MemoryBus:
         until, behind = time.monotonic() + wait_s, int(cursor or 0)
         with self._changed:
             stream = self._streams[topic, channel]
-            while stream.last <= behind and (left := until - time.monotonic()) > 0:
+            while True:
+                found = [self._entry(stream, number) for number in stream.entries if number > behind]
+                entries = [one for one in found if one is not None]
+                if entries or (left := until - time.monotonic()) <= 0:
+                    return entries
+                behind = stream.last
                 self._changed.wait(left)
-            found = [self._entry(stream, number) for number in stream.entries if number > behind]
-            return [one for one in found if one is not None]
 
     def latest(self, topic: TopicName, *, channel: str) -> Entry | None:
         """See `Bus`."""

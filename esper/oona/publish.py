@@ -124,7 +124,7 @@ class RunOnBus:
         """What an event says to others; None: nothing, or too late."""
         try:
             payload = self._payload(event)
-        except MessageError:
+        except (MessageError, KeyError, TypeError):  # a journal of another version
             self.num_dropped += 1
             return None
         if payload is None:

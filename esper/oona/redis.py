@@ -5,15 +5,16 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import os
+import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from esper.configs.redis import RedisConfig
+from esper.configs.redis import RedisConfig, parse_redis_url
 from esper.contracts.messages import Message, TopicName
 from esper.errors import BusError, BusFullError, ConfigError, MessageError
 from esper.oona.bus import Entry
@@ -33,8 +34,27 @@ _FIELD = b"m"
 
 
 def address(config: RedisConfig) -> str:
-    """The server's URL without user and password."""
-    return _without_login(_url(config))
+    """The server's URL without user and password.
+
+    Raises:
+        ConfigError: the URL is none, it is that of an unauthenticated server on another machine, or `ca_file` cannot be
+            used.
+    """
+    parts = parse_redis_url(_url(config))
+    place = parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
+    if parts.scheme == "unix":
+        place = f"unix://{parts.path}"  # which urllib writes with one slash
+    has_password = parts.password or os.environ.get("ESPER_REDIS_PASSWORD")
+    if not has_password and not config.allow_unauthenticated and not _is_local(parts.hostname):
+        raise ConfigError(
+            f"redis.url={place}: a server on another machine needs a password; set ESPER_REDIS_PASSWORD, or "
+            "redis.allow_unauthenticated=true"
+        )
+    if config.ca_file and parts.scheme != "rediss":
+        raise ConfigError(f"redis.ca_file={config.ca_file}: {place} is used without TLS; make it rediss://")
+    if config.ca_file and not Path(config.ca_file).is_file():
+        raise ConfigError(f"redis.ca_file={config.ca_file}: no such file")
+    return place
 
 
 class RedisBus:
@@ -46,7 +66,7 @@ class RedisBus:
         claim_after_s: seconds after which a message that was not acknowledged is given to another consumer.
 
     Raises:
-        ConfigError: the URL is none, or that of an unauthenticated server on another machine.
+        ConfigError: the server cannot or must not be used, see `address`.
     """
 
     def __init__(self, config: RedisConfig, *, claim_after_s: float = 60.0) -> None:
@@ -85,8 +105,7 @@ class RedisBus:
             except redis.ResponseError as error:
                 if not str(error).startswith("NOGROUP"):
                     raise
-                with contextlib.suppress(redis.ResponseError):  # another consumer was faster
-                    self._client.xgroup_create(key, group, id="0", mkstream=True)
+                self._make_group(key, group)
                 raw = self._take(key, group, consumer, count, 0.0)
             now_ms = self._now_ms() if raw else 0
             entries = []
@@ -110,11 +129,17 @@ class RedisBus:
 
     def after(self, topic: TopicName, *, channel: str, cursor: str, wait_s: float = 0.0) -> list[Entry]:
         """See `Bus`."""
+        until = time.monotonic() + wait_s
         with self._explained():
-            found = self._client.xread({_key(topic, channel): cursor or "0-0"}, block=self._block_ms(wait_s))
-            raw = [entry for entries in _streams(found) for entry in entries]
-            now_ms = self._now_ms() if raw else 0
-            return [one for place, fields in raw if (one := _readable(place, fields, now_ms))]
+            while True:
+                block = self._block_ms(until - time.monotonic())
+                found = self._client.xread({_key(topic, channel): cursor or "0-0"}, block=block)
+                raw = [entry for entries in _streams(found) for entry in entries]
+                now_ms = self._now_ms() if raw else 0
+                entries = [one for place, fields in raw if (one := _readable(place, fields, now_ms))]
+                if entries or not raw:
+                    return entries
+                cursor = raw[-1][0].decode()
 
     def latest(self, topic: TopicName, *, channel: str) -> Entry | None:
         """See `Bus`."""
@@ -164,6 +189,13 @@ class RedisBus:
             return stale
         found = self._client.xreadgroup(group, consumer, {key: ">"}, count=count, block=self._block_ms(wait_s))
         return [entry for entries in _streams(found) for entry in entries]
+
+    def _make_group(self, key: str, group: str) -> None:
+        try:
+            self._client.xgroup_create(key, group, id="0", mkstream=True)
+        except redis.ResponseError as error:
+            if not str(error).startswith("BUSYGROUP"):  # another consumer was faster
+                raise
 
     def _left_behind(self, key: str, group: str, consumer: str, count: int) -> list[tuple[bytes, Any]]:
         """What this consumer was given before it began, or before it lost the connection, and has not acknowledged."""
@@ -220,41 +252,36 @@ class RedisBus:
             yield
         except (redis.RedisError, OSError) as error:
             self._unread.clear()  # an answer may have been lost on the way
-            told = " ".join(str(error).split()) or type(error).__name__
-            raise BusError(f"{self.place}: {told[:200]}") from None
+            told = " ".join(str(error).split())[:200] or type(error).__name__
+            if isinstance(error, redis.AuthenticationError):
+                told += "; set ESPER_REDIS_PASSWORD, and ESPER_REDIS_USERNAME if need be"
+            raise BusError(f"{self.place}: {told}") from None
 
 
 def client(config: RedisConfig) -> redis.Redis:
     """A client whose calls take at most `config.timeout_s`; it has not connected yet.
 
     Raises:
-        ConfigError: the URL is none, or that of an unauthenticated server on another machine.
+        ConfigError: see `address`.
     """
-    url = _url(config)
-    parts = urlsplit(url)
+    place = address(config)
     given = {
         name: value
         for name, variable in (("username", "ESPER_REDIS_USERNAME"), ("password", "ESPER_REDIS_PASSWORD"))
         if config.url != "embedded" and (value := os.environ.get(variable))
     }
-    has_password = parts.password or "password" in given
-    if not has_password and not config.allow_unauthenticated and not _is_local(parts.hostname):
-        raise ConfigError(
-            f"redis.url={_without_login(url)}: a server on another machine needs a password; set ESPER_REDIS_PASSWORD, "
-            "or redis.allow_unauthenticated=true"
-        )
-    if config.ca_file and parts.scheme == "rediss":
+    if config.ca_file:
         given["ssl_ca_certs"] = config.ca_file
     try:
         return redis.Redis.from_url(
-            url,
+            _url(config),
             **given,
             socket_timeout=config.timeout_s,
             socket_connect_timeout=config.timeout_s,
             retry=Retry(NoBackoff(), 0),
         )
     except ValueError as error:
-        raise ConfigError(f"redis.url={_without_login(url)}: {error}") from None
+        raise ConfigError(f"redis.url={place}: {error}") from None
 
 
 def _url(config: RedisConfig) -> str:
@@ -270,13 +297,6 @@ def _is_local(host: str | None) -> bool:
         return ipaddress.ip_address(str(host)).is_loopback
     except ValueError:
         return False
-
-
-def _without_login(url: str) -> str:
-    parts = urlsplit(url)
-    if parts.scheme == "unix":
-        return f"unix://{parts.path}"  # which urllib would write with one slash
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
 
 
 def _key(topic: TopicName, channel: str = "") -> str:

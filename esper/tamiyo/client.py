@@ -9,7 +9,7 @@ from typing import Protocol
 from esper.configs import MorphogeneticConfig
 from esper.contracts.decisions import AdaptationDecision
 from esper.contracts.health import HealthSignal
-from esper.tamiyo.policies import Heuristic, Never, Random, Schedule, load_policy
+from esper.tamiyo.policies import Heuristic, Learned, Never, Random, Schedule, load_policy
 
 __all__ = ["LocalTamiyo", "TamiyoClient"]
 
@@ -21,6 +21,10 @@ class TamiyoClient(Protocol):
         """Answer the signals of all sites with at most one requested change."""
         ...
 
+    def close(self) -> None:
+        """Let go of what it holds; safe to call twice."""
+        ...
+
 
 class LocalTamiyo:
     """Tamiyo in this process: the policy that the configuration names, deterministic.
@@ -30,7 +34,7 @@ class LocalTamiyo:
     """
 
     def __init__(self, config: MorphogeneticConfig, *, rng_seed: int) -> None:
-        self._policy: TamiyoClient
+        self._policy: Never | Schedule | Random | Heuristic | Learned
         if config.policy in ("never", "replay"):
             self._policy = Never()
         elif config.policy == "schedule":
@@ -45,3 +49,6 @@ class LocalTamiyo:
     def decide(self, signals: Sequence[HealthSignal]) -> AdaptationDecision:
         """Ask the policy."""
         return self._policy.decide(signals)
+
+    def close(self) -> None:
+        """Nothing is held."""

@@ -11,7 +11,7 @@ from esper.configs import MorphogeneticConfig
 from esper.contracts.decisions import AdaptationDecision
 from esper.contracts.health import HealthSignal
 from esper.contracts.messages import Consultation, DecisionMade, TopicName
-from esper.errors import BusError
+from esper.errors import BusError, MessageError
 from esper.oona import Bus, message
 
 __all__ = ["SharedTamiyo"]
@@ -51,7 +51,7 @@ class SharedTamiyo:
         """Ask, and wait for the answer until the deadline.
 
         Raises:
-            BusError: there was none, or she refused; the run goes on unadapted.
+            BusError: there was none, she refused, or she cannot be asked; the run goes on unadapted.
         """
         until = time.monotonic() + self._config.tamiyo_deadline_s
         question = Consultation(
@@ -67,7 +67,10 @@ class SharedTamiyo:
         latest = self._bus.latest(TopicName.COMMANDS, channel=self._run_id)
         cursor = latest.id if latest else ""
         asked = message(TopicName.SEED_HEALTH, question, sender=self._run_id, trace=self._run_id)
-        self._bus.publish([asked])
+        try:
+            self._bus.publish([asked])
+        except MessageError as error:
+            raise BusError(f"the shared Tamiyo cannot be asked: {error}") from None
         while (left := until - time.monotonic()) > 0:
             for entry in self._bus.after(TopicName.COMMANDS, channel=self._run_id, cursor=cursor, wait_s=left):
                 cursor = entry.id

@@ -23,6 +23,7 @@ GROUP = "tamiyo"
 """Several services share the questions."""
 _WAIT_S = 0.5
 _MAX_POLICIES = 256
+_MAX_PROBLEM = 500
 
 
 class TamiyoService:
@@ -56,14 +57,17 @@ class TamiyoService:
             BusError: the bus is away; what was not acknowledged comes again.
         """
         entries = self._bus.take(TopicName.SEED_HEALTH, group=GROUP, consumer=self._name, wait_s=wait_s)
+        reports = [entry for entry in entries if not isinstance(entry.message.payload, Consultation)]
+        self._bus.acknowledge(TopicName.SEED_HEALTH, group=GROUP, entries=reports)
         for entry in entries:
             question = entry.message.payload
-            if isinstance(question, Consultation) and entry.age_s <= question.deadline_s:
-                self._answer(question)
-            elif isinstance(question, Consultation):
-                self._bus.refuse(TopicName.SEED_HEALTH, group=GROUP, entry=entry, reason=_late(entry, question))
+            if not isinstance(question, Consultation):
                 continue
-            self._bus.acknowledge(TopicName.SEED_HEALTH, group=GROUP, entries=[entry])
+            if entry.age_s <= question.deadline_s:
+                self._answer(question)
+                self._bus.acknowledge(TopicName.SEED_HEALTH, group=GROUP, entries=[entry])
+            else:
+                self._bus.refuse(TopicName.SEED_HEALTH, group=GROUP, entry=entry, reason=_late(entry, question))
         return len(entries)
 
     def _answer(self, question: Consultation) -> None:
@@ -74,10 +78,14 @@ class TamiyoService:
             decision = self._decide(question)
         except EsperError as error:
             problem = str(error)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:  # a policy's fields are the sender's
+        except Exception as error:  # settings and shapes are the sender's: torch and Python may raise anything
             problem = f"{type(error).__name__}: {error}"
         answer = DecisionMade(
-            run_id=question.run_id, epoch=question.epoch, nonce=question.nonce, decision=decision, error=problem
+            run_id=question.run_id,
+            epoch=question.epoch,
+            nonce=question.nonce,
+            decision=decision,
+            error=problem[:_MAX_PROBLEM],
         )
         envelope = message(TopicName.COMMANDS, answer, sender=self._name, trace=question.run_id)
         self._bus.publish([envelope], channel=question.run_id)

@@ -14,6 +14,7 @@ from esper import tezzeret
 from esper.configs import MorphogeneticConfig
 from esper.configs.morphogenetic import BLIND_POLICIES
 from esper.contracts.decisions import Action, AdaptationDecision
+from esper.contracts.events import MISSED
 from esper.contracts.health import HealthSignal
 from esper.errors import BusError, EsperError, RankError, SurgeryError
 from esper.kasmina import SeedSlot, surgery
@@ -136,7 +137,8 @@ class Growth:
             try:
                 decision = ranks.first(functools.partial(self.tamiyo.decide, signals))
             except BusError as error:
-                self.life.log.decided(AdaptationDecision(should_adapt=False), applied=False, outcome=f"missed: {error}")
+                nothing = AdaptationDecision(should_adapt=False)
+                self.life.log.decided(nothing, applied=False, outcome=f"{MISSED}{error}")
                 return
             if not decision.should_adapt:
                 self.life.log.decided(decision, applied=False, outcome="nothing was asked for")
@@ -208,11 +210,10 @@ class Growth:
 
         A site that refuses its module is out; if all do, the decision stays as it was, and is refused as usual.
         """
-        slot = resolve(self.life.model, decision)
-        wanted = {
-            slot.site.name: decision.blueprint_id or first_blueprint(slot, self.config),
-            **dict(decision.alternatives),
-        }
+        wanted = dict(decision.alternatives)
+        with contextlib.suppress(SurgeryError):
+            slot = resolve(self.life.model, decision)
+            wanted = {slot.site.name: decision.blueprint_id or first_blueprint(slot, self.config), **wanted}
         losses: dict[str, float] = {}
         for site, blueprint_id in wanted.items():
             with contextlib.suppress(EsperError):

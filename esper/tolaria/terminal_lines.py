@@ -10,6 +10,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from esper.contracts.events import MISSED
 from esper.tracking.figures import change, loss, number, percent, signed
 
 __all__ = ["Line", "describe"]
@@ -60,11 +61,14 @@ def describe(event: dict[str, Any]) -> Iterator[Line]:
         case "state":
             yield Line(logging.DEBUG, event["new"], f"{event['site']}: {event['reason']}", "dim")
         case "decision":
-            asked = event["decision"]
-            if asked["should_adapt"] and not event["applied"]:
-                yield _growth(event, "refused", event["outcome"], style="yellow")
+            asked, outcome = event["decision"], event["outcome"]
+            if outcome.startswith(MISSED):
+                text = f"{outcome.removeprefix(MISSED)} (step {event['step']:,})"
+                yield Line(logging.WARNING, "missed", text, "bold yellow")
+            elif asked["should_adapt"] and not event["applied"]:
+                yield _growth(event, "refused", outcome, style="yellow")
             else:
-                yield Line(logging.DEBUG, "decided", f"{asked['reasoning']}: {event['outcome']}", "dim")
+                yield Line(logging.DEBUG, "decided", f"{asked['reasoning']}: {outcome}", "dim")
         case "signals":
             text = f"{len(event['signals'])} sites in {event['cost_s']:.1f} s"
             yield Line(logging.DEBUG, "measured", text, "dim")

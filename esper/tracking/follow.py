@@ -75,7 +75,7 @@ class Follower:
             if closing and num_failures != 1:
                 self._drop_run()
                 return
-            self._closing.wait(min(self._interval_s * 2**num_failures, _MAX_DELAY_S))
+            self._closing.wait(min(self._interval_s * 2.0 ** min(num_failures, 100), _MAX_DELAY_S))
 
     def _wait_for_training(self) -> None:
         latest = time.monotonic() + self._interval_s

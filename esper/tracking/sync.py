@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 
 from esper.configs import TrackingConfig
 from esper.configs.identity import outputs_folder
-from esper.errors import RunError
+from esper.errors import EsperError, RunError
 from esper.tracking.follow import reason
 from esper.tracking.journal import read
 from esper.tracking.members import read_members
@@ -66,7 +66,7 @@ def sync(run_dir: Path, *, uri: str | None = None, also: Also = lambda *_: ()) -
         is_alive = is_locked(run_dir)  # asked first: a run that ends meanwhile is synced again, not taken for dead
         events = list(read(run_dir / "journal.jsonl"))
         targets = _targets(events, run_dir, uri, also)
-    except RunError as error:  # a damaged journal must not keep the others back
+    except EsperError as error:  # neither a damaged journal nor a useless setting may keep the others back
         sys.stdout.write(f"{run_dir}: failed: {reason(error)}\n")
         return 1
     if not targets:

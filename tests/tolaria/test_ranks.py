@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 from pathlib import Path
@@ -17,6 +18,8 @@ from esper.tolaria.ranks import Ranks
 from esper.tolaria.run import open_run
 from esper.tolaria.state import TrainingState
 from tests.conftest import tiny_config, use
+from tests.oona.server import RedisServer
+from tests.tamiyo.serving import process
 from tests.tolaria.processes import GROWS, LONG, await_checkpoint, ends, events, start_step, torchrun
 
 
@@ -43,6 +46,27 @@ def test_two_processes_grow_as_one_does(runs: tuple[Path, Path]) -> None:
     (mine,), (theirs,) = (events(run_dir, "judgement") for run_dir in runs)
     assert theirs["num_examples"] == mine["num_examples"]
     assert theirs["lower_bound"] == pytest.approx(mine["lower_bound"], abs=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_there", [True, False])
+def test_two_processes_ask_a_shared_tamiyo_and_go_on_without_her(
+    runs: tuple[Path, Path], tmp_path: Path, redis_server: RedisServer, is_there: bool
+) -> None:
+    shared = (f"redis.url=redis://127.0.0.1:{redis_server.start().port}", "bus=redis", "morphogenetic.tamiyo=shared")
+    deadline = f"morphogenetic.tamiyo_deadline_s={60 if is_there else 0.3}"
+    run_dir = tmp_path / "run"
+    with process(redis_server.config()) if is_there else contextlib.nullcontext():
+        torchrun(2, *GROWS, *shared, deadline, f"hydra.run.dir={run_dir}")
+    alone, together = (
+        [(e["decision"], e["applied"], e["outcome"]) for e in events(folder, "decision")]
+        for folder in (runs[0], run_dir)
+    )
+    if is_there:
+        assert together == alone
+    else:
+        assert len(together) == len(events(run_dir, "signals")) > 0
+        assert all(outcome.startswith("missed: ") for _, _, outcome in together)
 
 
 def test_only_the_first_process_writes(runs: tuple[Path, Path]) -> None:

@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import time
 from pathlib import Path
@@ -5,8 +6,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from esper.contracts.decisions import AdaptationDecision
 from esper.contracts.events import (
     CheckpointSaved,
+    Decided,
     EpochEnded,
     Event,
     Judged,
@@ -162,6 +165,17 @@ def test_without_a_terminal_there_is_a_line_for_each_epoch_and_growth_event_and_
         *("run", "host", "training", "growth"),
         *("epoch", "germinated", "judged", "kept", "germinated", "judged", "culled"),
     ]
+
+
+def test_a_decision_that_was_missed_is_a_warning_and_one_for_nothing_is_not_shown():
+    nothing = dataclasses.asdict(AdaptationDecision(should_adapt=False))
+    outcomes = ("missed: the shared Tamiyo gave no answer within 5 s", "nothing was asked for")
+    decisions = [Decided(step=10, epoch=1, decision=nothing, applied=False, outcome=outcome) for outcome in outcomes]
+    text = shown(*decisions, level="WARNING")
+    assert [line.rstrip() for line in text.splitlines() if line] == [
+        "missed      the shared Tamiyo gave no answer within 5 s (step 10)"
+    ]
+    assert "\x1b[1;33mmissed" in shown(*decisions, level="WARNING", is_terminal=True)
 
 
 def test_the_result_shows_what_grew_and_what_the_judge_measured():

@@ -6,12 +6,13 @@ import json
 import socket
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
 from esper.configs import TrackingConfig
-from esper.tracking import Follower, Journal, sync, trackers
+from esper.tracking import Follower, Journal, Target, sync, trackers
+from esper.tracking.trackers import TrackedRun
 from tests.tracking.conftest import ended, started, trained
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
@@ -105,3 +106,24 @@ def test_closing_does_not_wait_for_a_server_that_never_answers(
         assert time.monotonic() - begun < 2.5
     (warning,) = warnings
     assert "not done within 0.5 s" in warning
+
+
+def test_a_tracker_that_is_away_for_ever_is_tried_for_ever(journal: Journal) -> None:
+    tries = 0
+
+    def away() -> NoReturn:
+        nonlocal tries
+        tries += 1
+        raise OSError("away")
+
+    target: Target[TrackedRun] = Target(name="nothing", place="nowhere", open=away)
+    started(journal)
+    # So short that 1,100 doublings later it is still nothing.
+    follower = Follower(target, interval_s=5e-324, run_dir=journal.path.parent, warn=lambda _: None)
+    started(journal)
+    for _ in range(600):
+        if tries > 1100:
+            break
+        time.sleep(0.05)
+    follower.close()
+    assert tries > 1100

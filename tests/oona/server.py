@@ -1,0 +1,92 @@
+"""A real redis-server of a test's own, in a temporary folder; it can be killed, held still, and come back."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, Self
+
+import pytest
+import redis
+
+from esper.configs import RedisConfig
+from esper.oona.redis import RedisBus
+
+__all__ = ["PASSWORD", "RedisServer"]
+
+PASSWORD = "canary-7f3a"
+"""Must turn up nowhere."""
+
+
+class RedisServer:
+    """Owner of a server process on a loopback port; it keeps what it acknowledged, also when it is killed."""
+
+    def __init__(self) -> None:
+        program = shutil.which("redis-server")
+        if program is None and os.environ.get("ESPER_REQUIRE_REDIS"):
+            pytest.fail("redis-server is required here, and not installed")
+        if program is None:
+            pytest.skip("redis-server is not installed (apt-get install redis-server)")
+        self._program = program
+        self._process: subprocess.Popen[bytes] | None = None
+        self.folder = Path(tempfile.mkdtemp(prefix="esper-redis-"))
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port = free.getsockname()[1]
+
+    def start(self, *settings: str) -> Self:
+        """Start it, or start it again on the same port with the same data; returns when it answers."""
+        own = f"--port {self.port} --bind 127.0.0.1 --dir {self.folder} --appendonly yes --appendfsync always --save ''"
+        log = self.folder / "log"
+        with log.open("ab") as output:
+            known = output.tell()
+            self._process = subprocess.Popen(
+                [self._program, *own.split(), "--requirepass", PASSWORD, *settings],
+                stdout=output, stderr=output, stdin=subprocess.DEVNULL,
+            )  # fmt: skip
+        deadline = time.monotonic() + 20
+        while b"Ready to accept connections" not in log.read_bytes()[known:]:
+            assert self._process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.01)
+        return self
+
+    def kill(self) -> None:
+        """kill -9."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def stop(self) -> None:
+        """SIGSTOP: connections are taken, nothing is answered."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """SIGCONT."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
+
+    def close(self) -> None:
+        """End it and remove its folder."""
+        self.kill()
+        shutil.rmtree(self.folder)
+
+    def config(self, **changes: Any) -> RedisConfig:
+        """How to reach it, without the password; it answers slowly where the machine is busy."""
+        return RedisConfig(**{"url": f"redis://127.0.0.1:{self.port}", "timeout_s": 5.0, **changes})
+
+    def bus(self, *, claim_after_s: float = 60.0, user: str = "default", **changes: Any) -> RedisBus:
+        """A bus of a client that knows the password."""
+        url = f"redis://{user}:{PASSWORD}@127.0.0.1:{self.port}"
+        return RedisBus(self.config(**{"url": url, **changes}), claim_after_s=claim_after_s)
+
+    def admin(self) -> redis.Redis:
+        """A client that may do anything, to look at what is there and to put rubbish there."""
+        return redis.Redis(host="127.0.0.1", port=self.port, password=PASSWORD, socket_timeout=10)

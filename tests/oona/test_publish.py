@@ -1,0 +1,211 @@
+"""A run on the bus: its journal as messages, in order, each once; what may be lost is lost and counted."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from esper.contracts.decisions import AdaptationDecision
+from esper.contracts.events import Decided, Event, Notice, RunEnded, Scored
+from esper.contracts.messages import DecisionReport, FieldReport, HealthReport, Message, RunReport, TopicName
+from esper.errors import BusError, BusFullError
+from esper.oona import MemoryBus
+from esper.oona.publish import RunOnBus
+from tests.tamiyo.test_policies import signal
+from tests.tolaria.test_terminal import epoch_ended, judged, logged, started
+
+NOW = time.time()
+
+
+def event(one: Event, *, at: float = 0.0) -> dict[str, Any]:
+    """A line of the journal, written `at` seconds from now."""
+    return json.loads(json.dumps({"kind": one.kind, "time_unix_s": NOW + at, **dataclasses.asdict(one)}))
+
+
+def decided(epoch: int, outcome: str = "germinated") -> Decided:
+    decision = dataclasses.asdict(
+        AdaptationDecision(should_adapt=True, site="layer1.0:after", alternatives=(("a", "b"),))
+    )
+    return Decided(step=10 * epoch, epoch=epoch, decision=decision, applied=True, outcome=outcome)
+
+
+def scored(epoch: int) -> Scored:
+    return Scored(step=10 * epoch, epoch=epoch, signals=[dataclasses.asdict(signal())], cost_macs=1, cost_s=0.1)
+
+
+def a_run(*, at: float = 0.0) -> list[dict[str, Any]]:
+    events: list[Event] = [
+        started(),
+        logged(5),
+        epoch_ended(10),
+        scored(1),
+        decided(1),
+        Notice(step=10, level="INFO", message="nothing for the bus"),
+        epoch_ended(20),
+        judged(step=20, graft_id=1, site="layer1.0:after", kept=True)[0],
+        RunEnded(step=20, status="finished", reason="", result={"test_accuracy": 0.9}),
+    ]
+    return [event(one, at=at + 0.001 * number) for number, one in enumerate(events)]
+
+
+class Everything(MemoryBus):
+    """A bus of which a test reads what was published."""
+
+    def published(self) -> list[Message]:
+        got = [one for topic in TopicName for one in self.take(topic, group="test", consumer="test", count=1000)]
+        for topic in TopicName:
+            self.acknowledge(topic, group="test", entries=[one for one in got if one.message.topic is topic])
+        return [one.message for one in got]
+
+
+class Away(Everything):
+    """A bus that cannot be reached."""
+
+    def publish(self, messages: Sequence[Message], *, channel: str = "") -> None:
+        raise BusError("nobody there")
+
+
+class Recording(MemoryBus):
+    """A bus that tells in which order all topics were published to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sent: list[Message] = []
+
+    def publish(self, messages: Sequence[Message], *, channel: str = "") -> None:
+        super().publish(messages, channel=channel)
+        self.sent.extend(messages)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    run_dir = tmp_path / "lab" / "run-1"
+    run_dir.mkdir(parents=True)
+    return run_dir
+
+
+def publish(bus: MemoryBus, folder: Path, events: list[dict[str, Any]]) -> RunOnBus:
+    run = RunOnBus(bus, run_dir=folder)
+    run.ingest(events)
+    return run
+
+
+def test_a_run_is_published_in_order_under_its_name(folder: Path) -> None:
+    bus = Recording()
+    run = publish(bus, folder, a_run())
+    told = [(one.payload.kind, one.topic, one.sender_id, one.trace_id, one.payload.run_id) for one in bus.sent]  # type: ignore[union-attr]
+    kinds = ["run", "epoch", "health", "decision_report", "epoch", "field_report", "run"]
+    topics = [TopicName.RUNS, TopicName.EPOCHS, TopicName.SEED_HEALTH, TopicName.COMMANDS, TopicName.EPOCHS,
+              TopicName.FIELD_REPORTS, TopicName.RUNS]  # fmt: skip
+    assert told == [(kind, topic, *["lab/run-1"] * 3) for kind, topic in zip(kinds, topics, strict=True)]
+    assert (run.num_logged, run.num_dropped) == (7, 0)
+
+
+def test_what_is_published_says_what_the_journal_says(folder: Path) -> None:
+    bus = Everything()
+    publish(bus, folder, a_run())
+    payloads = [one.payload for one in bus.published()]
+    (decision,) = (one for one in payloads if isinstance(one, DecisionReport))
+    assert (decision.epoch, decision.step, decision.applied, decision.outcome) == (1, 10, True, "germinated")
+    assert dataclasses.asdict(decision.decision) == dataclasses.asdict(
+        AdaptationDecision(should_adapt=True, site="layer1.0:after", alternatives=(("a", "b"),))
+    )
+    (health,) = (one for one in payloads if isinstance(one, HealthReport))
+    assert health.signals == (signal(),)
+    (field,) = (one for one in payloads if isinstance(one, FieldReport))
+    assert (field.gain, field.kept, field.added_macs) == (0.1032, True, 10_000)
+    first, last = (one for one in payloads if isinstance(one, RunReport))
+    assert (first.status, last.status, first.experiment_name, last.experiment_name) == (
+        *("running", "finished"), *("demo", "demo"),
+    )  # fmt: skip
+    assert last.test_accuracy == 0.9
+
+
+@pytest.mark.parametrize("size", [1, 2, 9])
+def test_nothing_is_left_out_or_sent_twice_however_the_journal_is_read(folder: Path, size: int) -> None:
+    bus, events = Recording(), a_run()
+    for end in range(size, len(events) + size, size):
+        publish(bus, folder, events[:end])  # each time anew, from the first line on
+    assert len(bus.sent) == 7
+    assert len({one.event_id for one in bus.sent}) == 7
+
+
+@pytest.mark.parametrize("content", [None, "", "{}", "[1]", '{"done": "x", "latest_unix_s": 1, "dropped": 0}'])
+def test_what_is_sent_twice_after_a_crash_has_the_same_id(folder: Path, content: str | None) -> None:
+    bus, events = Recording(), a_run()
+    publish(bus, folder, events)
+    if content is None:
+        (folder / "bus.json").unlink()
+    else:
+        (folder / "bus.json").write_text(content)
+    publish(bus, folder, events)
+    first, again = bus.sent[:7], bus.sent[7:]
+    assert [one.event_id for one in again] == [one.event_id for one in first]
+    assert [one.payload for one in again] == [one.payload for one in first]
+
+
+def test_a_run_that_goes_on_from_an_earlier_checkpoint_sends_what_it_does_anew(folder: Path) -> None:
+    bus = Recording()
+    kept = [event(started(), at=-9), event(epoch_ended(10), at=-8)]
+    publish(bus, folder, [*kept, event(epoch_ended(20), at=-7), event(decided(2, "old"), at=-6)])
+    again = [event(started(step=10, resumed_from="step-10"), at=-2), event(decided(2, "new"), at=-1)]
+    for end in (1, 2):
+        publish(bus, folder, [*kept, *again[:end]])
+    publish(bus, folder, [*kept, *again, event(epoch_ended(30))])
+    assert [one.payload.kind for one in bus.sent[4:]] == ["run", "decision_report", "epoch"]
+    assert len({one.event_id for one in bus.sent}) == 7
+
+
+def test_old_telemetry_is_dropped_and_counted_decisions_and_outcomes_are_sent(folder: Path) -> None:
+    bus = Recording()
+    run = publish(bus, folder, a_run(at=-3600))
+    assert [one.payload.kind for one in bus.sent] == ["run", "decision_report", "field_report", "run"]
+    assert (run.num_logged, run.num_dropped) == (4, 3)
+    assert RunOnBus(bus, run_dir=folder).num_dropped == 3
+
+
+def test_what_could_not_be_sent_is_sent_when_the_bus_is_back(folder: Path) -> None:
+    events = a_run()
+    with pytest.raises(BusError, match="nobody there"):
+        publish(Away(), folder, events)
+    bus = Recording()
+    assert publish(bus, folder, events).num_logged == 7
+
+
+def test_a_full_bus_takes_no_telemetry_and_gets_the_decisions_later(folder: Path) -> None:
+    bus = Everything(stream_limit=2)
+    bus.published()  # there are readers
+    events = [event(started()), *[event(epoch_ended(10 * epoch)) for epoch in (1, 2)]]
+    assert publish(bus, folder, events).num_dropped == 0
+    events += [event(epoch_ended(30)), event(decided(3)), event(decided(4)), event(epoch_ended(40))]
+    run = publish(bus, folder, events)
+    assert (run.num_logged, run.num_dropped) == (2, 2)
+    events += [event(decided(5)), event(epoch_ended(50))]
+    for _ in range(2):
+        with pytest.raises(BusFullError):
+            publish(bus, folder, events)
+    decisions = [one.event_id for one in bus.published() if isinstance(one.payload, DecisionReport)]
+    assert publish(bus, folder, events).num_dropped == 2
+    decisions += [one.event_id for one in bus.published() if isinstance(one.payload, DecisionReport)]
+    assert len(set(decisions)) == len(decisions) == 3
+
+
+def test_an_event_that_cannot_be_sent_is_dropped_and_the_others_arrive(folder: Path) -> None:
+    bus = Recording()
+    broken = [
+        event(decided(1, "x" * 2**21)),  # too long
+        event(scored(1)) | {"signals": [{"site": 1}]},
+        {name: value for name, value in event(epoch_ended(10)).items() if name != "step"},  # of another version
+        event(decided(1)) | {"decision": {"should_adapt": "yes"}},
+        event(epoch_ended(10)) | {"epoch": "one"},
+        {name: value for name, value in event(decided(1)).items() if name != "outcome"},
+    ]
+    run = publish(bus, folder, [event(started()), *broken, event(decided(2))])
+    assert [one.payload.kind for one in bus.sent] == ["run", "decision_report"]
+    assert (run.num_logged, run.num_dropped) == (2, 6)

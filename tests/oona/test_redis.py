@@ -1,0 +1,284 @@
+"""Streams on a real Redis server: what is left behind, what is rubbish, what does not fit, what dies."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import redis
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from esper.contracts.messages import DecisionMade, TopicName
+from esper.errors import BusError, BusFullError
+from esper.oona import Entry, message
+from esper.oona.codec import MAX_BYTES, encode
+from esper.oona.redis import RedisBus
+from tests.oona.payloads import numbered, said
+from tests.oona.server import PASSWORD, RedisServer
+
+TOPIC = TopicName.EPOCHS
+KEY = f"esper:{TOPIC}"
+CHANNEL = "lab/run"
+quick = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@pytest.fixture
+def server(redis_server: RedisServer) -> RedisServer:
+    return redis_server.start()
+
+
+@pytest.fixture
+def bus(server: RedisServer) -> Iterator[RedisBus]:
+    with contextlib.closing(server.bus()) as made:
+        yield made
+
+
+@pytest.fixture
+def admin(server: RedisServer) -> Iterator[redis.Redis]:
+    with contextlib.closing(server.admin()) as client:
+        yield client
+
+
+def take(bus: RedisBus, consumer: str = "one", **arguments: Any) -> list[Entry]:
+    return bus.take(TOPIC, group="readers", consumer=consumer, **arguments)
+
+
+def letters(admin: redis.Redis) -> list[dict[bytes, bytes]]:
+    return [fields for _, fields in admin.xrange("esper:dead")]  # type: ignore[union-attr]
+
+
+def answer(nonce: str) -> Any:
+    payload = DecisionMade(run_id=CHANNEL, epoch=1, nonce=nonce, decision=None)
+    return message(TopicName.COMMANDS, payload, sender="test", trace="test")
+
+
+# --- rubbish ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"m": b"\x80rubbish"}, b"message: "),
+        ({"m": b"x" * (MAX_BYTES + 1)}, b"allowed are 1048576"),
+        ({"other": b"1"}, b"an entry without a message"),
+        ({"m": encode(numbered(1)[0]), "more": b"1"}, b"an entry without a message"),
+        ({"m": encode(numbered(1)[0]).replace(b'"version":1', b'"version":2')}, b"version: "),
+        ({"m": encode(answer("n"))[:-1] + b',"x":1}'}, b"x: "),
+    ],
+)
+def test_what_is_no_message_goes_to_the_dead_letters_with_the_reason(
+    bus: RedisBus, admin: redis.Redis, fields: dict[Any, Any], reason: bytes
+) -> None:
+    bus.publish(numbered(1))
+    admin.xadd(KEY, fields)
+    bus.publish(numbered(2))
+    assert said(take(bus)) == [1, 2]
+    (letter,) = letters(admin)
+    assert reason in letter[b"reason"]
+    assert (letter[b"stream"], letter[b"content"]) == (KEY.encode(), fields.get("m", b"")[:4096])
+    assert admin.xpending(KEY, "readers")["pending"] == 2  # type: ignore[index]
+
+
+@quick
+@given(st.lists(st.dictionaries(st.binary(max_size=3), st.binary(max_size=50), min_size=1, max_size=3), max_size=5))
+def test_whatever_is_in_a_stream_the_messages_among_it_arrive(
+    bus: RedisBus, admin: redis.Redis, rubbish: list[dict[Any, Any]]
+) -> None:
+    for fields in rubbish:
+        admin.xadd(KEY, fields)
+        admin.xadd(f"esper:{TopicName.COMMANDS}:{CHANNEL}", fields)
+    bus.publish(numbered(1))
+    bus.publish([answer("n")], channel=CHANNEL)
+    assert said(take(bus)) == [1]
+    assert [e.message.payload.nonce for e in bus.after(TopicName.COMMANDS, channel=CHANNEL, cursor="")][-1] == "n"  # type: ignore[union-attr]
+    admin.delete(KEY, f"esper:{TopicName.COMMANDS}:{CHANNEL}")
+
+
+def test_rubbish_at_the_end_of_a_channel_does_not_end_the_wait_for_an_answer(bus: RedisBus, admin: redis.Redis) -> None:
+    admin.xadd(f"esper:{TopicName.COMMANDS}:{CHANNEL}", {"m": "rubbish"})
+    assert bus.latest(TopicName.COMMANDS, channel=CHANNEL) is None
+    started = time.monotonic()
+    assert bus.after(TopicName.COMMANDS, channel=CHANNEL, cursor="", wait_s=0.3) == []
+    assert time.monotonic() - started > 0.25
+
+
+def test_a_message_of_no_use_goes_to_the_dead_letters_of_which_there_are_not_too_many(
+    bus: RedisBus, admin: redis.Redis
+) -> None:
+    with admin.pipeline() as earlier:
+        for number in range(1500):
+            earlier.xadd("esper:dead", {"reason": number})
+        earlier.execute()
+    bus.publish(numbered(1))
+    (entry,) = take(bus)
+    bus.refuse(TOPIC, group="readers", entry=entry, reason="late")
+    kept = letters(admin)
+    assert 1000 <= len(kept) <= 1100
+    assert kept[-1][b"reason"] == b"late"
+    assert take(bus) == []
+
+
+def test_a_key_of_another_kind_is_an_error_that_says_where(bus: RedisBus, admin: redis.Redis, server: RedisServer):
+    admin.set(KEY, "mine")
+    with pytest.raises(BusError, match=rf"^redis://127.0.0.1:{server.port}: WRONGTYPE"):
+        bus.publish(numbered(1))
+
+
+# --- consumers that come and go ---------------------------------------------------------------------------------------
+
+
+def test_a_consumer_that_comes_back_gets_what_it_had_first(server: RedisServer, bus: RedisBus) -> None:
+    bus.publish(numbered(1, 2, 3))
+    assert said(take(bus, count=2)) == [1, 2]
+    with contextlib.closing(server.bus()) as again:
+        assert said(take(again, count=1)) == [1]
+        assert said(take(again, count=1)) == [2]
+        assert said(take(again)) == [3]
+        assert take(again) == []
+
+
+def test_what_a_consumer_had_and_somebody_deleted_is_left_out(
+    server: RedisServer, bus: RedisBus, admin: redis.Redis
+) -> None:
+    bus.publish(numbered(1, 2))
+    first, _ = take(bus)
+    admin.xdel(KEY, first.id)
+    with contextlib.closing(server.bus(claim_after_s=0)) as again:
+        assert said(take(again)) == [2]
+        assert said(take(again)) == [2]  # stale at once
+        assert said(take(again, "heir")) == [2]
+
+
+def test_a_consumer_whose_group_is_gone_begins_anew(bus: RedisBus, admin: redis.Redis) -> None:
+    bus.publish(numbered(1))
+    assert said(take(bus)) == [1]
+    admin.flushall()
+    bus.publish(numbered(2))
+    assert said(take(bus)) == [2]
+
+
+def test_a_process_that_is_killed_leaves_its_messages_to_others(server: RedisServer, bus: RedisBus) -> None:
+    bus.publish(numbered(1, 2))
+    code = f"""
+import os, signal
+from esper.configs import RedisConfig
+from esper.contracts.messages import TopicName
+from esper.oona.redis import RedisBus
+got = RedisBus(RedisConfig(url="redis://127.0.0.1:{server.port}")).take(
+    TopicName("{TOPIC}"), group="readers", consumer="dead")
+assert len(got) == 2
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | {"ESPER_REDIS_PASSWORD": PASSWORD}, check=False
+    )
+    assert done.returncode == -9
+    assert take(bus, "heir") == []
+    with contextlib.closing(server.bus(claim_after_s=0.01)) as heir:
+        assert said(take(heir, "heir")) == [1, 2]
+
+
+# --- a server that comes and goes -------------------------------------------------------------------------------------
+
+
+def test_a_killed_server_comes_back_with_everything(server: RedisServer, bus: RedisBus) -> None:
+    bus.publish(numbered(1, 2))
+    bus.acknowledge(TOPIC, group="readers", entries=take(bus, count=1))
+    assert said(take(bus)) == [2]
+    server.kill()
+    with pytest.raises(BusError, match="redis://127"):
+        take(bus)
+    with pytest.raises(BusError):
+        bus.publish(numbered(3))
+    server.start()
+    bus.publish(numbered(4))
+    assert said(take(bus)) == [2]
+    assert said(take(bus)) == [4]
+
+
+def test_a_restart_between_two_calls_is_not_noticed(server: RedisServer, bus: RedisBus) -> None:
+    bus.publish(numbered(1))
+    server.kill()
+    server.start()
+    bus.publish(numbered(2))
+    assert said(take(bus)) == [1, 2]
+
+
+def test_a_server_that_does_not_answer_costs_the_timeout_once_a_call(server: RedisServer) -> None:
+    with contextlib.closing(server.bus(timeout_s=0.3)) as bus:
+        bus.ping()
+        server.stop()
+        calls = [
+            lambda: bus.publish(numbered(1)),
+            lambda: take(bus, wait_s=5),
+            lambda: bus.after(TopicName.COMMANDS, channel=CHANNEL, cursor="", wait_s=5),
+            lambda: bus.latest(TopicName.COMMANDS, channel=CHANNEL),
+        ]
+        for call in calls:
+            started = time.monotonic()
+            with pytest.raises(BusError):
+                call()
+            assert time.monotonic() - started < 1.0
+        server.go_on()
+        bus.ping()
+
+
+# --- room -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_server_without_memory_refuses_and_what_was_acknowledged_stays(
+    server: RedisServer, admin: redis.Redis, bus: RedisBus
+) -> None:
+    bus.publish(numbered(1))
+    admin.config_set("maxmemory", 1)
+    with pytest.raises(BusError, match="maxmemory") as caught:
+        bus.publish(numbered(2, 3))
+    assert not isinstance(caught.value, BusFullError)
+    admin.config_set("maxmemory", 0)
+    bus.publish(numbered(4))
+    assert said(take(bus)) == [1, 4]
+
+
+def test_old_messages_go_when_all_groups_are_done_with_them(
+    server: RedisServer, bus: RedisBus, admin: redis.Redis
+) -> None:
+    bus.publish(numbered(*range(300)))
+    ahead = bus.take(TOPIC, group="ahead", consumer="one", count=300)
+    bus.acknowledge(TOPIC, group="ahead", entries=ahead)
+    behind = bus.take(TOPIC, group="behind", consumer="one", count=250)
+    bus.acknowledge(TOPIC, group="behind", entries=behind[:200])
+    with contextlib.closing(server.bus(stream_limit=100)) as small:
+        with pytest.raises(BusFullError, match="100 messages wait"):
+            small.publish(numbered(300))
+        assert admin.xlen(KEY) == 100  # from the first that is not acknowledged on
+        bus.acknowledge(TOPIC, group="behind", entries=behind[200:])
+        small.publish(numbered(300))
+    assert said(bus.take(TOPIC, group="behind", consumer="one", count=100)) == list(range(250, 301))
+
+
+def test_a_channel_does_not_grow_for_ever_and_expires(bus: RedisBus, admin: redis.Redis) -> None:
+    bus.publish([answer(str(number)) for number in range(3000)], channel=CHANNEL)
+    key = f"esper:{TopicName.COMMANDS}:{CHANNEL}"
+    assert 1000 <= admin.xlen(key) <= 1200  # type: ignore[operator]
+    assert 0 < admin.ttl(key) <= 7 * 86_400  # type: ignore[operator]
+
+
+# --- services ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_sign_of_life_is_seen_until_it_expires_or_is_taken_back(bus: RedisBus) -> None:
+    bus.beat("tamiyo:a", "serving", lasts_s=60)
+    bus.beat("tamiyo:b", "serving", lasts_s=60)
+    bus.beat("tezzeret", "gone", lasts_s=0.02)
+    time.sleep(0.05)
+    assert bus.heartbeats() == {"tamiyo:a": "serving", "tamiyo:b": "serving"}
+    bus.silence("tamiyo:a")
+    assert bus.heartbeats() == {"tamiyo:b": "serving"}
+    assert bus.ping().count(".") == 2
