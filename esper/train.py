@@ -18,6 +18,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -31,6 +32,7 @@ from esper.configs.load import from_hydra
 from esper.errors import ConfigError, EsperError
 from esper.launch import exits
 from esper.launch.exits import exit_with, line_of
+from hydra_plugins.esper.launchers import LocalLauncher, SlurmLauncher
 
 if TYPE_CHECKING:
     from esper.launch.run import Outcome
@@ -47,6 +49,8 @@ def main() -> None:
     failures: list[str] = []
     exits.failures = failures
     _register()
+    for launcher in (LocalLauncher, SlurmLauncher):  # Hydra cannot look for them in an editable install
+        Plugins.instance().register(launcher)
     # Hydra then raises its errors instead of printing them with a traceback; they are told in one line here.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:

@@ -128,6 +128,23 @@ def test_a_dry_run_lists_what_there_is_and_what_would_be_submitted_and_leaves_no
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
+def test_the_installed_command_has_the_launchers(tmp_path: Path):
+    # An editable install has a hydra_plugins that Hydra cannot look into.
+    done = subprocess.run(
+        [Path(sys.executable).with_name("esper-train"), *TINY, FAST, "rng_seed=0"],
+        cwd=tmp_path,
+        env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "1 runs: 1 submitted" in done.stdout
+
+
 def test_a_dry_run_says_which_member_cannot_train(tmp_path: Path):
     code, _, err = finish(start(*TINY, "optimization.learning_rate=0.05,1e20", "dry_run=true", cwd=tmp_path))
     assert code == 1
