@@ -46,8 +46,8 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
     return process.returncode, out, err
 
 
-def member(sweep_dir: Path, name: str = "run-1", **settings: object) -> Member:
-    one = Member(sweep_dir=sweep_dir, name=name, overrides=("rng_seed=1",), cwd=str(sweep_dir), siblings={})
+def member(sweep_dir: Path, name: str = "run-1", override: str = "rng_seed=1", **settings: object) -> Member:
+    one = Member(sweep_dir=sweep_dir, name=name, overrides=(override,), cwd=str(sweep_dir), siblings={})
     freeze(one, TolariaConfig(**settings))
     return one
 
@@ -158,6 +158,12 @@ def test_a_frozen_member_reads_back_and_is_private(tmp_path: Path):
     assert read == frozen
     assert read.config() == TolariaConfig(rng_seed=7)
     assert (tmp_path / ".sweep").stat().st_mode & 0o777 == 0o700
+
+
+def test_members_come_in_the_order_of_their_overrides_whatever_their_names(tmp_path: Path):
+    for name, seed in (("a", 10), ("b", 2), ("c", 1)):
+        member(tmp_path, name, f"rng_seed={seed}")
+    assert [one.overrides for one in members_of(tmp_path)] == [("rng_seed=1",), ("rng_seed=2",), ("rng_seed=10",)]
 
 
 def test_freezing_again_forgets_how_the_last_job_ended(tmp_path: Path):
