@@ -26,7 +26,7 @@ from esper.data import (
 )
 from esper.errors import ConfigError
 from esper.kasmina import MorphableModel, find_blocks, wrap
-from esper.models import build_host, checkpoint_blocks
+from esper.models import build_host, checkpoint_blocks, memory_format
 from esper.tamiyo import LocalTamiyo, TamiyoClient
 from esper.tracking.recipe import read_recipe
 
@@ -91,7 +91,7 @@ def parts(
         mean=splits.mean,
         std=splits.std,
         normalize=config.dataset.normalize,
-        channels_last=config.channels_last,
+        channels_last=model.memory_format is torch.channels_last,
         device=device,
     )
     pool = DecodePool(config.dataset.num_workers)  # no process starts before a batch is wanted
@@ -136,7 +136,7 @@ def _build_model(config: TolariaConfig, splits: DataSplits, device: torch.device
         raise ConfigError(f"model.num_classes={num_classes}: {config.dataset.name} has {found} classes; set it to null")
     host = build_host(config.model, in_channels=channels, image_size=height, num_classes=num_classes)
     host = host.to(device)
-    host = host.to(memory_format=torch.channels_last if config.channels_last else torch.contiguous_format)
+    host = host.to(memory_format=memory_format(host, channels_last=config.channels_last, device=device))
     grows = config.morphogenetic.enable_tamiyo
     if grows and config.morphogenetic.policy == "replay":
         return _wrap_for_replay(config, host, input_shape=(channels, height, width))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from esper import urza
+from esper.models import memory_format
 from esper.tezzeret.forge import count, forge, inspect
 from esper.urza import Shape
 
@@ -56,9 +57,11 @@ def measure(job: Job, *, device: torch.device, begin: Callable[[str], None]) -> 
     if job.definition is not None:
         urza.declare(job.definition)
     kernel = forge(job.blueprint_id, in_shape=job.in_shape, out_shape=job.out_shape, init_seed=0, gain=1.0)
-    kernel = kernel.to(device).to(memory_format=torch.channels_last)
+    kernel = kernel.to(device)
+    order = memory_format(kernel, channels_last=True, device=device)
+    kernel = kernel.to(memory_format=order)
     x = torch.randn(job.batch_size, *job.in_shape, generator=torch.Generator().manual_seed(0)).to(device)
-    x = x.to(memory_format=torch.channels_last).requires_grad_()
+    x = x.to(memory_format=order).requires_grad_()
     begin("checking")
     found = inspect(kernel, x, job.out_shape)
     if not found.is_open:

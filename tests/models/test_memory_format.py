@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from esper.models import memory_format
+from tests.conftest import tiny_config, use
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("network", "device", "expected"),
+    [
+        (nn.Conv2d(8, 16, 1, stride=2), CPU, torch.contiguous_format),
+        (nn.Conv2d(32, 32, 1, stride=2, groups=4), CPU, torch.contiguous_format),
+        (nn.Conv2d(16, 32, 1, stride=2), CPU, torch.channels_last),
+        (nn.Conv2d(8, 16, 1), CPU, torch.channels_last),
+        (nn.Conv2d(3, 16, 3, stride=2), CPU, torch.channels_last),
+        (nn.Conv2d(8, 16, 1, stride=2), CUDA, torch.channels_last),
+    ],
+)
+def test_a_strided_1x1_convolution_of_few_channels_stays_contiguous_on_a_cpu(
+    network: nn.Module, device: torch.device, expected: torch.memory_format
+):
+    assert memory_format(nn.Sequential(network), channels_last=True, device=device) is expected
+
+
+def test_what_was_not_asked_for_is_not_given():
+    assert memory_format(nn.Conv2d(64, 64, 1), channels_last=False, device=CPU) is torch.contiguous_format
+
+
+@pytest.mark.parametrize(("widths", "expected"), [([4, 8], torch.contiguous_format), ([16, 16], torch.channels_last)])
+def test_images_come_as_the_host_lies(tmp_path, widths, expected):
+    async def formats(trainer):
+        return trainer.run.model.memory_format, next(trainer.run.parts.loader.first_batches(0, 1))
+
+    host, images = use(tiny_config(model__widths=widths), tmp_path / "run", formats)
+    assert host is expected
+    assert images.is_contiguous(memory_format=expected)
