@@ -173,14 +173,19 @@ def test_editing_the_configuration_changes_nothing_in_jobs_that_wait_though_the_
 
 
 def test_interrupting_the_launcher_cancels_if_that_was_asked(sweep: Sweep):
-    launcher = sweep.start("optimization.max_epochs=500", "rng_seed=0", "hydra.launcher.on_interrupt=cancel")
+    asked = ["optimization.max_epochs=500", "rng_seed=0,1,2", "hydra.launcher.on_interrupt=cancel"]
+    launcher = sweep.start(*asked)  # the third one waits
     run_dir = sweep.wait_for_epoch("rng_seed_0", 5)
     launcher.send_signal(signal.SIGINT)
     code, out, _ = ended(launcher)
     assert code == 130
-    assert f"cancelled: jobs {sweep.job_id('rng_seed_0')}" in out
-    assert sweep.statuses() == ["interrupted"]
+    assert f"cancelled: jobs {sweep.job_id('rng_seed_0').partition('_')[0]}_[0-2]" in out
+    assert set(sweep.statuses()) == {"interrupted"}
     assert any((run_dir / "checkpoints").iterdir())
+    code, out, _ = sweep.run("status", str(sweep.folder), script="import sys; sys.argv.insert(1, 'sweep');" + ESPER)
+    assert code == 0
+    assert out.startswith("3 runs: 3 interrupted\n")
+    assert "interrupted rng_seed=2: cancelled before it began" in out
 
 
 def test_what_sbatch_refuses_is_told_in_one_line(sweep: Sweep):
