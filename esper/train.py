@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
@@ -27,6 +28,7 @@ from esper.configs.load import from_hydra
 from esper.errors import ConfigError, EsperError
 from esper.launch import exits
 from esper.launch.exits import exit_with, line_of
+from hydra_plugins.esper.launchers import LocalLauncher, SlurmLauncher
 
 if TYPE_CHECKING:
     from esper.launch.run import Outcome
@@ -41,6 +43,8 @@ def main() -> None:
     failures: list[str] = []
     exits.failures = failures
     register()
+    for launcher in (LocalLauncher, SlurmLauncher):  # Hydra cannot look for them in an editable install
+        Plugins.instance().register(launcher)
     # Hydra then raises its errors instead of printing them with a traceback; they are told in one line here.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:

@@ -65,6 +65,8 @@ def _of_omegaconf(error: OmegaConfBaseException) -> str:
     key = error.full_key or str(error.key or "the configuration")
     message = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
     if isinstance(error, ConfigKeyError | ConfigAttributeError):
+        if key.startswith("hydra.") and error.parent_node is not None:  # not of Esper's settings
+            return f"{key}: no such setting{nearest(_leaf(key), [str(one) for one in error.parent_node])}"
         return _unknown(key)
     hint = dict(_settings(TolariaConfig)).get(key.partition("[")[0])
     if isinstance(error, ValidationError) and hint is not None:

@@ -40,7 +40,7 @@ _APART = frozenset(
     }
 )
 _PATHS = ("dataset.data_dir", "morphogenetic.recipe_path")
-_MAX_READABLE = 90
+_MAX_READABLE = 120
 
 
 def digest(config: TolariaConfig) -> str:
@@ -55,7 +55,7 @@ def run_id(run_dir: Path) -> str:
 
 
 def run_name(config: TolariaConfig, overrides: Sequence[str]) -> str:
-    """Name of the run's folder: what was asked for, then the digest; at most 99 letters, digits, `.`, `_` and `-`.
+    """Name of the run's folder: what was asked for, then the digest; at most 129 letters, digits, `.`, `_` and `-`.
 
     Without `=` and `,`, so that `checkpoint.resume_from=outputs/...` needs no quotes.
 

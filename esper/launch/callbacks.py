@@ -61,6 +61,8 @@ class CheckBeforeRun(Callback):
         """Check every member of a sweep."""
         try:
             launcher = config.hydra.runtime.choices["hydra/launcher"]
+            if launcher.startswith("submitit_"):  # Hydra's own: they compose again inside the job, and cannot resume
+                raise ConfigError(f"hydra/launcher={launcher}: use {launcher.removeprefix('submitit_')}")
             queue = queue_of(launcher, _options(config)) if launcher in ("slurm", "local") else None
             asked = _expand(config)
             members = [compose_member(config, overrides) for overrides in asked]

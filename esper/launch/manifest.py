@@ -135,23 +135,24 @@ def freeze(member: Member, config: TolariaConfig) -> None:
 
 
 def members_of(sweep_dir: Path) -> list[Member]:
-    """The members of a sweep, in the order of their names.
+    """The members of a sweep, in the order of their overrides.
 
     Raises:
         RunError: no sweep was submitted from there.
     """
-    found = sorted((path.parent for path in (sweep_dir.absolute() / ".sweep").glob("*/member.json")), key=_in_order)
+    found = [path.parent for path in (sweep_dir.absolute() / ".sweep").glob("*/member.json")]
     if not found:
         raise RunError(
             f"{sweep_dir}: no sweep was launched there with hydra/launcher=local or slurm; give the folder that holds "
             "its runs, outputs/EXPERIMENT as a rule"
         )
-    return [Member.read(folder) for folder in found]
+    return sorted(map(Member.read, found), key=_in_order)
 
 
-def _in_order(folder: Path) -> list[tuple[int, str]]:
-    """A key that puts `seed_2` before `seed_10`."""
-    return [(int(part or 0), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", folder.name)]
+def _in_order(member: Member) -> list[tuple[int, str]]:
+    """A key that puts `rng_seed=2` before `rng_seed=10`."""
+    words = re.split(r"(\d+)", " ".join(member.overrides))
+    return [(int(word), "") if word.isdecimal() else (0, word) for word in words]
 
 
 def write_launcher(sweep_dir: Path, *, queue: str, options: Mapping[str, Any]) -> None:

@@ -28,10 +28,12 @@ class MemberJob:
 
     Args:
         folder: the member's folder in `.sweep`.
+        job_name: what SLURM is to call the job, once it has begun; an array has one name for all until then.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, job_name: str | None = None) -> None:
         self.folder = folder
+        self.job_name = job_name
 
     def __call__(self) -> None:
         """Run to the end, or until SLURM takes the machine away; then ask SLURM to requeue the job.
@@ -47,7 +49,7 @@ class MemberJob:
 
         try:
             ranks = joined()
-            config = ranks.first(lambda: _begin(member))
+            config = ranks.first(lambda: _begin(member, job_name=self.job_name))
             outcome = run(config, member.run_dir, sibling=lambda arm: member.sweep_dir / member.siblings[arm])
         except Exception as error:  # of several processes, in the one that fails first
             traceback.print_exc()
@@ -78,9 +80,12 @@ class MemberJob:
         return DelayedSubmission(self)
 
 
-def _begin(member: Member) -> TolariaConfig:
+def _begin(member: Member, *, job_name: str | None) -> TolariaConfig:
     """Write down that the job begins; returns what it is to run."""
-    _name_job(member)
+    if job_name and (job_id := _job_id()):
+        # A name is not worth failing for.
+        update = ["scontrol", "update", f"JobId={job_id}", f"JobName={job_name}"]
+        subprocess.run(update, check=False, timeout=60, capture_output=True)
     config = member.config()
     if member.began:
         config = _going_on(config, member.run_dir)
@@ -97,14 +102,6 @@ def _going_on(config: TolariaConfig, run_dir: Path) -> TolariaConfig:
     resume_from = None if went_back else config.checkpoint.resume_from
     checkpoint = dataclasses.replace(config.checkpoint, auto_resume=True, resume_from=resume_from)
     return dataclasses.replace(config, fresh=False, checkpoint=checkpoint)
-
-
-def _name_job(member: Member) -> None:
-    """Have squeue and sacct say which member the job is; an array has one name for all."""
-    if job_id := _job_id():
-        # A name is not worth failing for.
-        update = ["scontrol", "update", f"JobId={job_id}", f"JobName={member.name}"]
-        subprocess.run(update, check=False, timeout=60, capture_output=True)
 
 
 def _job_id() -> str | None:

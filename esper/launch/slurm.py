@@ -13,8 +13,9 @@ from typing import Any
 
 from esper.configs.schema import setting
 from esper.errors import ConfigError, RunError
-from esper.launch.manifest import Job, Member
+from esper.launch.manifest import Job, Member, members_of
 from esper.launch.member import MemberJob
+from esper.launch.words import labels
 
 __all__ = ["SlurmOptions", "SlurmQueue", "states"]
 
@@ -97,11 +98,13 @@ class SlurmQueue:
 
         folder = members[0].folder.parent / "jobs"
         folder.mkdir(mode=0o700, exist_ok=True)
+        short = labels(members_of(members[0].sweep_dir))
+        submissions = [MemberJob(one.folder, job_name=short[one.name].replace(" ", "-")) for one in members]
         executor = submitit.SlurmExecutor(folder, max_num_timeout=self.options.max_num_timeout)
         executor.update_parameters(**self._parameters(members[0].sweep_dir.name, after=after))
         try:
             with contextlib.redirect_stderr(io.StringIO()):  # submitit repeats what sbatch says
-                jobs = executor.submit_array([MemberJob(member.folder) for member in members])
+                jobs = executor.submit_array(submissions)
         except FailedJobError as error:
             lines = [line for line in str(error).splitlines() if "error" in line] or [str(error)]
             told = " ".join(lines[0].split()).removeprefix("sbatch: error: ")

@@ -64,6 +64,8 @@ def _of_slurm(member: Member, words: dict[str, str] | None, job_id: str) -> Stan
     if words is None:
         return Standing(state="unknown", reason="squeue does not answer")
     word = words.get(job_id)
+    if word == "CANCELLED" and not member.began:
+        return Standing(state="interrupted", reason="cancelled before it began")
     if word is None or word in _ENDED:
         return _afterwards(member, word or "gone from the queue")
     if word in ("RUNNING", "COMPLETING"):

@@ -135,7 +135,7 @@ def _told(members: Sequence[Member], now: dict[str, Standing], progress: dict[st
         job_id = job.id.partition("@")[0] if job else ""
         table.add_row(short[member.name], state, *_figures(standing, progress[member.name]), job_id)
         if standing.reason:
-            reasons.append(Text.assemble(state, f" {member.name}: {standing.reason}"))
+            reasons.append(Text.assemble(state, f" {short[member.name]}: {standing.reason}"))
         if standing.state in ("failed", "lost"):
             reasons.append(Text(f"  what its job wrote: {log_of(member)}"))
     return Group(Text(_summary(now)), table, *reasons)

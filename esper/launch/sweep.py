@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Collection, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,6 +20,7 @@ from esper.launch.local import LocalOptions, LocalQueue
 from esper.launch.manifest import Job, Member, freeze, launcher_of, members_of, write_launcher
 from esper.launch.slurm import SlurmOptions, SlurmQueue
 from esper.launch.standing import Standing, standings
+from esper.launch.words import labels
 
 __all__ = ["Queue", "launch", "plan", "queue_of", "resume", "told_plan"]
 
@@ -109,7 +110,8 @@ def resume(sweep_dir: Path) -> int:
     queue = queue_of(*launcher_of(sweep_dir))
     ended = launch(members, queue)
     gather(sweep_dir, {member.name: config.tracking for member, config in members})
-    failed = [f"{name}: {one.reason or one.state}" for name, one in ended.items() if one.state != "finished"]
+    short = labels([member for member, _ in members])
+    failed = [f"{short[name]}: {one.reason or one.state}" for name, one in ended.items() if one.state != "finished"]
     for line in failed:
         sys.stderr.write(f"error: {line}\n")
     return 1 if failed else 0
@@ -139,6 +141,7 @@ def _refuse_unknown(kept: Mapping[str, Standing]) -> None:
 
 def _follow(members: Sequence[Member], queue: Queue) -> dict[str, Standing]:
     """Tell every change of state until every member's job has gone."""
+    short = labels(members)
     told: dict[str, str] = {}
     missed: dict[str, int] = {}
     while True:
@@ -150,7 +153,7 @@ def _follow(members: Sequence[Member], queue: Queue) -> dict[str, Standing]:
                 continue
             told[name] = standing.state
             if standing.state != "waiting" or standing.reason:
-                _say(f"  {standing.state:<11} {name}{_details(standing)}")
+                _say(f"  {standing.state:<11} {short[name]}{_details(standing)}")
         if all(standing.is_over and missed[name] != 1 for name, standing in now.items()):
             return now
         time.sleep(queue.options.poll_s)
@@ -190,15 +193,21 @@ def _ask(left: Sequence[Member]) -> str:
 
 
 def _ids(members: Sequence[Member]) -> str:
-    """The jobs' ids, those of an array together: `12_[0-3]`, `17`."""
-    arrays: dict[str, list[str]] = {}
+    """The jobs' ids, those of an array together: `12_[0-3,5]`, `17`."""
+    arrays: dict[str, set[int]] = {}
     for member in members:
         if job := member.job():
             array, _, index = job.id.partition("_")
-            arrays.setdefault(array.partition("@")[0], []).append(index)
-    return ", ".join(
-        array if indices[0] == "" else f"{array}_[{','.join(sorted(indices, key=int))}]"
-        for array, indices in arrays.items()
+            arrays.setdefault(array.partition("@")[0], set()).update([int(index)] if index else [])
+    return ", ".join(f"{array}_[{_ranges(indices)}]" if indices else array for array, indices in arrays.items())
+
+
+def _ranges(numbers: Collection[int]) -> str:
+    """`0-3,5` for 0, 1, 2, 3 and 5."""
+    firsts = sorted(number for number in numbers if number - 1 not in numbers)
+    lasts = sorted(number for number in numbers if number + 1 not in numbers)
+    return ",".join(
+        f"{first}-{last}" if last > first else str(first) for first, last in zip(firsts, lasts, strict=True)
     )
 
 

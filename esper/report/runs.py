@@ -14,7 +14,7 @@ from sqlalchemy import make_url
 from esper.configs import TrackingConfig
 from esper.errors import RunError
 from esper.report.record import read_run
-from esper.tracking import tracking_uri
+from esper.tracking import run_folders, tracking_uri
 from esper.tracking.members import read_members
 from esper.tracking.mlflow_store import connect
 from esper.tracking.records import parameters
@@ -86,7 +86,7 @@ def from_folders(paths: Sequence[Path]) -> list[Run]:
     """
     folders: set[Path] = set()
     for path in paths:
-        below = {journal.parent.resolve() for journal in path.rglob("journal.jsonl")}
+        below = {folder.resolve() for folder in run_folders(path)}
         if not below:
             raise RunError(f"{path} holds no run folder: there is no journal.jsonl at or below it; name another path")
         folders |= below

@@ -17,7 +17,7 @@ from esper.contracts.lifecycle import SeedLifecycleState
 from esper.errors import RunError
 from esper.tamiyo.policies import FEATURES, SCHEMA, features
 from esper.tolaria.library import declare_recorded
-from esper.tracking import read
+from esper.tracking import read, run_folders
 from esper.urza import get
 
 __all__ = ["MIN_OUTCOMES", "fit", "main", "outcomes"]
@@ -32,7 +32,7 @@ def main(paths: Sequence[Path], out: Path) -> int:
     Raises:
         RunError: a folder holds no run, a journal cannot be used, or there are too few judged modules.
     """
-    journals = [journal for path in paths for journal in sorted(path.rglob("journal.jsonl"))]
+    journals = [folder / "journal.jsonl" for path in paths for folder in run_folders(path)]
     if not journals:
         raise RunError(f"no journal.jsonl in {', '.join(map(str, paths))}; name folders of runs")
     rows = [row for journal in journals for row in outcomes(journal)]

@@ -17,7 +17,7 @@ from typing import Any
 from esper.contracts.events import Event
 from esper.errors import RunError
 
-__all__ = ["Journal", "read", "tail"]
+__all__ = ["Journal", "read", "run_folders", "tail"]
 
 logger = logging.getLogger(__name__)
 
@@ -112,6 +112,19 @@ class Journal:
             self._file.truncate(self._size)  # no torn line before the next one
             raise _cannot_write(self.path, error) from None
         self._size += len(line)
+
+
+def run_folders(path: Path) -> list[Path]:
+    """The folders of runs at or below a path, in order.
+
+    What lies inside a run's folder is part of it: W&B keeps links to the run's files there, the journal among them.
+    """
+    found = []
+    for folder, subfolders, files in os.walk(path):
+        if "journal.jsonl" in files:
+            found.append(Path(folder))
+            subfolders.clear()
+    return sorted(found)
 
 
 def read(path: Path) -> Iterator[dict[str, Any]]:

@@ -15,7 +15,7 @@ from esper.configs import TrackingConfig
 from esper.configs.identity import outputs_folder
 from esper.errors import EsperError, RunError
 from esper.tracking.follow import reason
-from esper.tracking.journal import read
+from esper.tracking.journal import read, run_folders
 from esper.tracking.members import read_members
 from esper.tracking.sweep import report_sweep
 from esper.tracking.trackers import Reported, Target, trackers
@@ -81,9 +81,7 @@ def sync(run_dir: Path, *, uri: str | None = None, also: Also = lambda *_: ()) -
 
 
 def _find_runs(path: Path) -> list[Path]:
-    if (path / "journal.jsonl").is_file():
-        return [path]
-    if found := sorted(journal.parent for journal in path.rglob("journal.jsonl")):
+    if found := run_folders(path):
         return found
     raise RunError(
         f"{path}: no journal.jsonl in it; name a run's folder, outputs/EXPERIMENT/RUN, or one that holds such"

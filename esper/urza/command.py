@@ -17,7 +17,7 @@ from rich.table import Table
 
 from esper.configs import DatabaseConfig
 from esper.errors import ConfigError, RunError
-from esper.tracking import write_atomically
+from esper.tracking import run_folders, write_atomically
 from esper.urza import catalogue
 from esper.urza.definition import MAX_BYTES
 from esper.urza.kernel import Blueprint
@@ -142,14 +142,14 @@ def record(run_dirs: Sequence[Path], url: str | None) -> int:
     Raises:
         RunError: a folder holds no run.
     """
-    journals = [journal for path in run_dirs for journal in sorted(path.rglob("journal.jsonl"))]
-    if not journals:
+    found = [folder for path in run_dirs for folder in run_folders(path)]
+    if not found:
         raise RunError(f"no journal.jsonl in {', '.join(map(str, run_dirs))}; name folders of runs")
     with open_library(url, create=True) as store:
-        for journal in journals:
-            outcomes = read_outcomes(journal.parent)
+        for run_dir in found:
+            outcomes = read_outcomes(run_dir)
             store.record(outcomes)
-            _say(f"{journal.parent}: {len(outcomes)} judged modules")
+            _say(f"{run_dir}: {len(outcomes)} judged modules")
     return 0
 
 

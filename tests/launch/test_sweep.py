@@ -46,8 +46,8 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
     return process.returncode, out, err
 
 
-def member(sweep_dir: Path, name: str = "run-1", **settings: object) -> Member:
-    one = Member(sweep_dir=sweep_dir, name=name, overrides=("rng_seed=1",), cwd=str(sweep_dir), siblings={})
+def member(sweep_dir: Path, name: str = "run-1", override: str = "rng_seed=1", **settings: object) -> Member:
+    one = Member(sweep_dir=sweep_dir, name=name, overrides=(override,), cwd=str(sweep_dir), siblings={})
     freeze(one, TolariaConfig(**settings))
     return one
 
@@ -68,7 +68,9 @@ def test_members_run_two_at_a_time_and_a_failed_one_is_told_at_the_end(tmp_path:
     assert code == 1
     assert out.startswith("3 runs: 2 finished, 1 failed\n")
     assert re.search(r"^learning_rate=0.05 +finished +2/2 +[0-9.]+% ", out, flags=re.MULTILINE)
-    assert re.search(r"^failed .*1e_20.*: loss, gradient or weights at step 1 are not finite", out, flags=re.MULTILINE)
+    assert re.search(
+        r"^failed learning_rate=1e\+20: loss, gradient or weights at step 1 are not finite", out, flags=re.MULTILINE
+    )
     assert "DivergenceError" in Path(out.split("what its job wrote: ")[1].strip()).read_text()
 
 
@@ -128,6 +130,23 @@ def test_a_dry_run_lists_what_there_is_and_what_would_be_submitted_and_leaves_no
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
+def test_the_installed_command_has_the_launchers(tmp_path: Path):
+    # An editable install has a hydra_plugins that Hydra cannot look into.
+    done = subprocess.run(
+        [Path(sys.executable).with_name("esper-train"), *TINY, FAST, "rng_seed=0"],
+        cwd=tmp_path,
+        env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "1 runs: 1 submitted" in done.stdout
+
+
 def test_a_dry_run_says_which_member_cannot_train(tmp_path: Path):
     code, _, err = finish(start(*TINY, "optimization.learning_rate=0.05,1e20", "dry_run=true", cwd=tmp_path))
     assert code == 1
@@ -141,6 +160,12 @@ def test_a_frozen_member_reads_back_and_is_private(tmp_path: Path):
     assert read == frozen
     assert read.config() == TolariaConfig(rng_seed=7)
     assert (tmp_path / ".sweep").stat().st_mode & 0o777 == 0o700
+
+
+def test_members_come_in_the_order_of_their_overrides_whatever_their_names(tmp_path: Path):
+    for name, seed in (("a", 10), ("b", 2), ("c", 1)):
+        member(tmp_path, name, f"rng_seed={seed}")
+    assert [one.overrides for one in members_of(tmp_path)] == [("rng_seed=1",), ("rng_seed=2",), ("rng_seed=10",)]
 
 
 def test_freezing_again_forgets_how_the_last_job_ended(tmp_path: Path):

@@ -15,7 +15,7 @@ from tests.slurm.conftest import ESPER, Sweep, command, ended, epochs, resumed, 
 pytestmark = pytest.mark.slow
 
 
-def test_an_array_of_eight_finishes_and_its_jobs_bear_the_names_of_the_runs(sweep: Sweep):
+def test_an_array_of_eight_finishes_and_its_jobs_say_which_run_they_are(sweep: Sweep):
     asked = ["optimization.max_epochs=2", "optimization.learning_rate=0.02,0.05", "rng_seed=range(0,4)"]
     code, out, err = sweep.run(*asked)
     assert (code, err) == (0, "")
@@ -23,8 +23,9 @@ def test_an_array_of_eight_finishes_and_its_jobs_bear_the_names_of_the_runs(swee
     assert sweep.statuses() == ["finished"] * 8
     array = sweep.job_id("0.02-max_epochs_2-morphogenetic_off-rng_seed_0").partition("_")[0]
     shown = command("squeue", "--noheader", "--array", "--states=all", f"--jobs={array}", "--format=%j|%T")
-    names = {path.parent.name for path in sweep.folder.glob("*/status.json")}
-    assert set(shown.splitlines()) == {f"{name}|COMPLETED" for name in names}
+    assert set(shown.splitlines()) == {
+        f"learning_rate={rate}-rng_seed={seed}|COMPLETED" for rate in (0.02, 0.05) for seed in range(4)
+    }
     assert stat.S_IMODE((sweep.folder / ".sweep").stat().st_mode) == 0o700
     code, out, _ = sweep.run(*asked)
     assert code == 0
@@ -158,7 +159,7 @@ def test_editing_the_configuration_changes_nothing_in_jobs_that_wait_though_the_
     left.send_signal(signal.SIGINT)  # no terminal to ask at: the jobs are left alone
     code, out, _ = ended(left)
     assert code == 130
-    assert f"left to slurm: jobs {sweep.job_id('rng_seed_0').partition('_')[0]}_[0,1]" in out
+    assert f"left to slurm: jobs {sweep.job_id('rng_seed_0').partition('_')[0]}_[0-1]" in out
     mine.write_text(written.format(7))
     command("scancel", blocker)
     follower = sweep.start("resume", str(sweep.folder), script="import sys; sys.argv.insert(1, 'sweep');" + ESPER)
@@ -172,14 +173,19 @@ def test_editing_the_configuration_changes_nothing_in_jobs_that_wait_though_the_
 
 
 def test_interrupting_the_launcher_cancels_if_that_was_asked(sweep: Sweep):
-    launcher = sweep.start("optimization.max_epochs=500", "rng_seed=0", "hydra.launcher.on_interrupt=cancel")
+    asked = ["optimization.max_epochs=500", "rng_seed=0,1,2", "hydra.launcher.on_interrupt=cancel"]
+    launcher = sweep.start(*asked)  # the third one waits
     run_dir = sweep.wait_for_epoch("rng_seed_0", 5)
     launcher.send_signal(signal.SIGINT)
     code, out, _ = ended(launcher)
     assert code == 130
-    assert f"cancelled: jobs {sweep.job_id('rng_seed_0')}" in out
-    assert sweep.statuses() == ["interrupted"]
+    assert f"cancelled: jobs {sweep.job_id('rng_seed_0').partition('_')[0]}_[0-2]" in out
+    assert set(sweep.statuses()) == {"interrupted"}
     assert any((run_dir / "checkpoints").iterdir())
+    code, out, _ = sweep.run("status", str(sweep.folder), script="import sys; sys.argv.insert(1, 'sweep');" + ESPER)
+    assert code == 0
+    assert out.startswith("3 runs: 3 interrupted\n")
+    assert "interrupted rng_seed=2: cancelled before it began" in out
 
 
 def test_what_sbatch_refuses_is_told_in_one_line(sweep: Sweep):

@@ -21,7 +21,7 @@ from esper.contracts import events
 from esper.contracts.events import Event, Notice
 from esper.contracts.lifecycle import SeedLifecycleState
 from esper.errors import RunError
-from esper.tracking.journal import Journal, read, tail
+from esper.tracking.journal import Journal, read, run_folders, tail
 
 KINDS = [cls for name in events.__all__ if (cls := getattr(events, name)) is not Event]
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.sampled_from(SeedLifecycleState)
@@ -183,3 +183,15 @@ def test_the_tail_is_what_was_written_since_without_an_unfinished_line(tmp_path:
     journal.close()
     assert [event["message"] for event in found] == ["second"]
     assert end == journal.path.stat().st_size - len(b'{"kind"')
+
+
+def test_the_links_that_wandb_keeps_in_a_run_folder_are_no_runs(tmp_path: Path) -> None:
+    for name in ("b", "a"):
+        files = tmp_path / "rates" / name / "wandb" / "offline-run-1" / "files"
+        files.mkdir(parents=True)
+        journal = tmp_path / "rates" / name / "journal.jsonl"
+        journal.touch()
+        (files / "journal.jsonl").symlink_to(journal)
+    assert run_folders(tmp_path) == [tmp_path / "rates" / "a", tmp_path / "rates" / "b"]
+    assert run_folders(tmp_path / "rates" / "a") == [tmp_path / "rates" / "a"]
+    assert run_folders(tmp_path / "rates" / "a" / "wandb" / "nothing") == []
