@@ -55,7 +55,9 @@ class Journal:
 
     def write(self, event: Event) -> None:
         """Append an event, then tell the listeners."""
-        entry = {"kind": event.kind, "time_unix_s": time.time(), **dataclasses.asdict(event)}
+        # Not `asdict`, which copies whatever is in the fields: that takes longer than all the rest.
+        fields = {field.name: getattr(event, field.name) for field in dataclasses.fields(event)}
+        entry = {"kind": event.kind, "time_unix_s": time.time(), **fields}
         line = json.dumps(_strict(entry), allow_nan=False).encode() + b"\n"
         with self._lock:
             self._append(line)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ Shape = tuple[int, int, int]
 """(channels, height, width) of one example."""
 
 
+@functools.lru_cache(maxsize=4096)  # asked for every blueprint at every site, always about the same few shapes
 def stride_between(in_shape: Shape, out_shape: Shape) -> int | None:
     """Stride at which a convolution padded by half its size leads from one shape to the other; None: none does.
 
