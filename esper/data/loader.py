@@ -76,8 +76,11 @@ class Preparation:
 
     def __call__(self, images: Tensor) -> Tensor:
         """uint8 (B, C, H, W) to float32 (B, C, H, W)."""
-        prepared = torch.addcmul(self._offset, images.float(), self._factor)
-        return prepared.contiguous(memory_format=self._format)
+        prepared = torch.addcmul(self._offset, images.float(), self._factor).contiguous(memory_format=self._format)
+        if prepared.shape[1] == 1 and self._format is torch.contiguous_format:
+            # One channel is contiguous in either order; convolutions go by the strides: make them the plain ones.
+            return prepared.squeeze(1).unsqueeze(1)
+        return prepared
 
     def batches(self, split: ImageSet, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """All of a split in order, without augmentation; the last batch may be smaller."""

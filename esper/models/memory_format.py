@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-__all__ = ["memory_format"]
+__all__ = ["compile_as_it_lies", "memory_format"]
 
 _SAFE_CHANNELS = 16
 
@@ -19,6 +19,14 @@ def memory_format(network: nn.Module, *, channels_last: bool, device: torch.devi
     """
     unsound = device.type == "cpu" and any(_is_unsound(module) for module in network.modules())
     return torch.channels_last if channels_last and not unsound else torch.contiguous_format
+
+
+def compile_as_it_lies(device: torch.device) -> None:
+    """Keep torch.compile from laying convolutions on a CPU channels last by itself, sound or not."""
+    if device.type == "cpu":
+        import torch._inductor.config as inductor  # takes seconds
+
+        inductor.layout_optimization = False
 
 
 def _is_unsound(module: nn.Module) -> bool:

@@ -22,6 +22,7 @@ from esper.contracts.events import Event, Notice
 from esper.data import FileSet, ImageSet
 from esper.errors import ConfigError
 from esper.kasmina import MorphableModel, find_blocks
+from esper.models import compile_as_it_lies
 from esper.tezzeret.compile_cache import keep_compiled
 from esper.tolaria.average import WeightAverage
 from esper.tolaria.evaluate import evaluate, example_losses
@@ -188,6 +189,11 @@ def open_run(
         ConfigError, DataError, RunError: the configuration, the data or the folder cannot be used.
     """
     ranks = ranks or Ranks()
+    if config.dataset.batch_size < ranks.size:
+        raise ConfigError(
+            f"dataset.batch_size={config.dataset.batch_size}: {ranks.size} processes share each batch; start fewer, "
+            "or use a larger batch"
+        )
     run_dir = (run_dir or Path("outputs", config.experiment_name, run_name(config, []))).absolute()
     checkpoints = checkpoints_folder(run_dir, checkpoint_dir=config.checkpoint.checkpoint_dir)
     outputs = outputs_folder(run_dir, experiment_name=config.experiment_name)
@@ -284,11 +290,6 @@ def _with_library(config: TolariaConfig, *, run_dir: Path, outputs_dir: Path, ra
 
 def _parts(config: TolariaConfig, *, cache_dir: Path, run_id: str, ranks: Ranks) -> Parts:
     """What a training needs, with this process's part of the batches; the first one decodes what all of them read."""
-    if config.dataset.batch_size < ranks.size:
-        raise ConfigError(
-            f"dataset.batch_size={config.dataset.batch_size}: {ranks.size} processes share each batch; start fewer, "
-            "or use a larger batch"
-        )
     device, rows = ranks.device(config.device), ranks.part(config.dataset.batch_size)
     if not ranks.is_first:
         ranks.wait()
@@ -312,13 +313,14 @@ def _step(config: TolariaConfig, built: Parts, optimizer: Optimizer, ranks: Rank
         clip_norm=config.optimization.gradient_clip_norm,
         is_captured=capture_obstacle(config) is None,
         average=WeightAverage(built.model, decay=decay) if decay is not None else None,
-        regions=_regions(config, built.model) if config.compile_model else None,
+        regions=_regions(config, built.model, built.device) if config.compile_model else None,
         ranks=ranks,
     )
 
 
-def _regions(config: TolariaConfig, model: MorphableModel) -> Regions:
+def _regions(config: TolariaConfig, model: MorphableModel, device: torch.device) -> Regions:
     keep_compiled(config.storage)
+    compile_as_it_lies(device)
     regions = Regions()
     try:
         blocks = list(find_blocks(model.host, config.model.target_layers))

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from esper.configs import DatasetConfig
 from esper.models import memory_format
 from tests.conftest import tiny_config, use
 
@@ -39,3 +40,11 @@ def test_images_come_as_the_host_lies(tmp_path, widths, expected):
     host, images = use(tiny_config(model__widths=widths), tmp_path / "run", formats)
     assert host is expected
     assert images.is_contiguous(memory_format=expected)
+
+
+def test_a_host_of_one_channel_gets_images_in_the_same_order(tmp_path):
+    async def strides(trainer):
+        return trainer.run.model.memory_format, next(trainer.run.parts.loader.first_batches(0, 1)).stride()
+
+    config = tiny_config(dataset=DatasetConfig(name="digits", batch_size=32))
+    assert use(config, tmp_path / "run", strides) == (torch.contiguous_format, (64, 64, 8, 1))

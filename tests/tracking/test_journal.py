@@ -23,7 +23,7 @@ from esper.contracts.lifecycle import SeedLifecycleState
 from esper.errors import RunError
 from esper.tracking.journal import Journal, read, run_folders, tail
 
-KINDS = [cls for name in events.__all__ if (cls := getattr(events, name)) is not Event]
+KINDS = [cls for name in events.__all__ if isinstance(cls := getattr(events, name), type) and cls is not Event]
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.sampled_from(SeedLifecycleState)
 VALUES = st.recursive(
     SCALARS | st.builds(Path, st.sampled_from(["a", "a/b"])),
