@@ -207,7 +207,7 @@ def headline(comparison: Comparison, made: Sequence[Claim]) -> str:
         return "Nothing is claimed about these runs."
     if not comparison.is_fair:
         if len(made) == 1:
-            return f"{made[0].sentence[0].upper()}{made[0].sentence[1:]}"
+            return made[0].sentence
         counts = [(sum(claim.verdict == verdict for claim in made), verdict) for verdict in ("yes", "no", "not shown")]
         told = ", ".join(f"{count} {verdict}" for count, verdict in counts if count)
         return f"{len(made)} arms against {comparison.baseline}: {told}."

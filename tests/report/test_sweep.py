@@ -56,6 +56,13 @@ def test_a_run_that_only_lies_in_the_folder_of_a_sweep_is_left_out_unless_it_is_
     assert [arm["n"] for arm in named.arms.values()] == [1, 2]
 
 
+def test_a_verdict_that_is_the_headline_keeps_the_arm_as_it_was_asked_for(tmp_path: Path) -> None:
+    for growth in ("off", "default"):
+        write_run(tmp_path / growth, morphogenetic__enable_tamiyo=growth == "default")
+    note_members(tmp_path, {growth: [f"morphogenetic={growth}"] for growth in ("off", "default")})
+    assert compared(tmp_path).headline.startswith("morphogenetic=default against morphogenetic=off: not shown")
+
+
 def test_without_a_baseline_the_arm_to_choose_is_the_one_with_the_best_validation(tmp_path: Path) -> None:
     for rate, accuracy in ((0.1, 0.7), (0.2, 0.8)):
         name = f"lr-{rate}"
