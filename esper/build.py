@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,12 +132,18 @@ def _tamiyo(config: TolariaConfig, run_id: str) -> TamiyoClient:
     from esper.oona.redis import RedisBus
     from esper.tamiyo.remote import SharedTamiyo
 
+    def definitions() -> list[str]:
+        found = [urza.get(name).definition for name in config.morphogenetic.library]
+        return [definition for definition in found if definition is not None]
+
+    # No answer is waited for beyond the deadline, not even a server's.
+    timeout_s = min(config.redis.timeout_s, config.morphogenetic.tamiyo_deadline_s)
     return SharedTamiyo(
-        RedisBus(config.redis),
+        RedisBus(dataclasses.replace(config.redis, timeout_s=timeout_s)),
         run_id=run_id,
         config=config.morphogenetic,
         rng_seed=config.rng_seed,
-        definitions=lambda: [urza.get(name).definition or "" for name in config.morphogenetic.library],
+        definitions=definitions,
     )
 
 

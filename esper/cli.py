@@ -180,7 +180,8 @@ def _buses(config: Mapping[str, Any], run_dir: Path) -> Iterable[Target[Reported
         from esper.configs import RedisConfig
         from esper.tolaria.publish import on_bus
 
-        yield on_bus(RedisConfig(**config["redis"]), run_dir=run_dir)
+        known = {name: value for name, value in config["redis"].items() if name in RedisConfig.__dataclass_fields__}
+        yield on_bus(RedisConfig(**known), run_dir=run_dir)
 
 
 def _report(options: argparse.Namespace) -> int:

@@ -46,7 +46,7 @@ class TopicName(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HealthReport:
-    """What a run's own Tamiyo was shown at the end of an epoch."""
+    """What a run measured at the end of an epoch; its own Tamiyo, or the shared one, was shown it."""
 
     __pydantic_config__: ClassVar[Any] = STRICT
     kind: Literal["health"] = "health"

@@ -16,7 +16,7 @@ from typing import Any
 
 from rich.console import Console
 
-from esper.configs import TolariaConfig
+from esper.configs import MorphogeneticConfig, TolariaConfig
 from esper.configs.identity import checkpoints_folder, digest, outputs_folder
 from esper.errors import EsperError, RankError, RunError
 from esper.launch.arms import rehearsable, settle
@@ -199,6 +199,15 @@ def _files(config: TolariaConfig, run_dir: Path) -> dict[str, str]:
     return files
 
 
+def _alone(config: MorphogeneticConfig) -> MorphogeneticConfig:
+    """Growth without a shared Tamiyo, whose policy need not be here; a rehearsal does not ask it."""
+    if config.tamiyo == "local":
+        return config
+    return dataclasses.replace(
+        config, tamiyo="local", policy="heuristic" if config.policy == "learned" else config.policy
+    )
+
+
 async def _rehearse(config: TolariaConfig) -> Rehearsal:
     with tempfile.TemporaryDirectory(prefix="esper-dry-run-") as folder:
         rehearsal = dataclasses.replace(
@@ -206,6 +215,8 @@ async def _rehearse(config: TolariaConfig) -> Rehearsal:
             logging=dataclasses.replace(config.logging, log_dir=None),
             checkpoint=dataclasses.replace(config.checkpoint, checkpoint_dir=None, auto_resume=False),
             tracking=dataclasses.replace(config.tracking, name="none"),
+            bus="memory",
+            morphogenetic=_alone(config.morphogenetic),
         )
         trainer = TolariaTrainer(rehearsal, run_dir=Path(folder))
         try:

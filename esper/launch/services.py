@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import json
 import os
-import signal
+import re
 import socket
 import subprocess
 import sys
@@ -53,15 +53,15 @@ def start(overrides: Sequence[str], *, only: Sequence[str], name: str | None, po
     Raises:
         EsperError: it does not; its log says why.
     """
-    name = name or socket.gethostname()
+    name = _checked(name)
     _FOLDER.mkdir(parents=True, exist_ok=True)
-    if _pid(name) is not None:
+    if _process(name) is not None:
         raise _taken(name)
     log = _FOLDER / f"{name}.log"
     options = [*(f"--only={one}" for one in only), f"--name={name}", *([f"--policy={policy}"] if policy else [])]
     with log.open("wb") as file:
         process = subprocess.Popen(
-            [sys.executable, "-c", _COMMAND, "services", "up", *options, *overrides],
+            [sys.executable, "-P", "-c", _COMMAND, "services", "up", *options, *overrides],
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,
@@ -75,25 +75,25 @@ def start(overrides: Sequence[str], *, only: Sequence[str], name: str | None, po
         time.sleep(0.2)
     process.terminate()
     *_, last = log.read_text().strip().splitlines() or ["they say nothing"]
-    raise EsperError(f"{last.removeprefix('error: ')} (log: {log})")
+    error = ConfigError if process.wait() == 2 else EsperError
+    raise error(f"{last.removeprefix('error: ')} (log: {log})")
 
 
 def down(name: str | None) -> int:
     """Stop services that were started in this folder, those of one name or all; returns the exit code."""
-    names = [name] if name else sorted(file.stem for file in _FOLDER.glob("*.json"))
-    running = {one: pid for one in names if (pid := _pid(one))}
+    names = [_checked(name)] if name else sorted(file.stem for file in _FOLDER.glob("*.json"))
+    running = {one: process for one in names if (process := _process(one))}
     if not running:
-        sys.stdout.write(f"nothing to stop: no services were started in this folder ({_FOLDER})\n")
+        sys.stdout.write(f"nothing to stop: no services of this machine were started in this folder ({_FOLDER})\n")
     code = 0
-    for one, pid in running.items():
-        os.kill(pid, signal.SIGTERM)
-        try:
-            psutil.Process(pid).wait(GRACE_S + 4)
-            told = "stopped"
-        except psutil.NoSuchProcess:
-            told = "stopped"
-        except psutil.TimeoutExpired:
-            told, code = f"does not stop; end it with: kill -9 {pid}", 1
+    for one, process in running.items():
+        told = "stopped"
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.terminate()
+            try:
+                process.wait(GRACE_S + 4)
+            except psutil.TimeoutExpired:
+                told, code = f"does not stop; end it with: kill -9 {process.pid}", 1
         sys.stdout.write(f"{one}: {told}\n")
     return code
 
@@ -129,8 +129,13 @@ def _taken(name: str) -> ConfigError:
 
 
 @contextlib.contextmanager
-def registered(name: str) -> Iterator[None]:
-    """Leave word of this process, for `down`; one of a name at a time."""
+def registered(name: str | None) -> Iterator[str]:
+    """Leave word of this process, for `down`; one of a name at a time. Gives the name.
+
+    Raises:
+        ConfigError: it is none, or services of this name run already.
+    """
+    name = _checked(name)
     _FOLDER.mkdir(parents=True, exist_ok=True)
     lock = FileLock(_FOLDER / f"{name}.lock")
     try:
@@ -138,23 +143,28 @@ def registered(name: str) -> Iterator[None]:
     except Timeout:
         raise _taken(name) from None
     file = _FOLDER / f"{name}.json"
-    write_atomically(file, json.dumps({"pid": os.getpid()}) + "\n")
+    me = {"pid": os.getpid(), "created": psutil.Process().create_time(), "host": socket.gethostname()}
+    write_atomically(file, json.dumps(me) + "\n")
     try:
-        yield
+        yield name
     finally:
         file.unlink(missing_ok=True)
         lock.release()
 
 
-def _pid(name: str) -> int | None:
-    """The process that runs the services of a name; None: it has gone."""
+def _process(name: str) -> psutil.Process | None:
+    """The process of this machine that runs the services of a name; None: it has gone."""
     try:
-        pid = int(json.loads((_FOLDER / f"{name}.json").read_text())["pid"])
-    except (OSError, ValueError, KeyError):
+        noted = json.loads((_FOLDER / f"{name}.json").read_text())
+        process = psutil.Process(int(noted["pid"]))
+        is_same = noted["host"] == socket.gethostname() and process.create_time() == noted["created"]
+    except (OSError, ValueError, KeyError, TypeError, psutil.NoSuchProcess):
         return None
-    lock = FileLock(_FOLDER / f"{name}.lock")
-    try:
-        with lock.acquire(timeout=0):
-            return None
-    except Timeout:
-        return pid
+    return process if is_same else None
+
+
+def _checked(name: str | None) -> str:
+    name = name or socket.gethostname()
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise ConfigError(f"--name {name}: allowed are letters, digits, `.`, `_` and `-`")
+    return name

@@ -57,8 +57,9 @@ def listen(config: RedisConfig, *, timeout_s: float = 1.0) -> list[Health]:
         config: where it is.
         timeout_s: longest wait for each answer.
     """
-    place = address(config)
+    place = ""
     try:
+        place = address(config)
         bus = RedisBus(dataclasses.replace(config, timeout_s=min(timeout_s, config.timeout_s)))
         try:
             started = time.perf_counter()
@@ -75,8 +76,11 @@ def listen(config: RedisConfig, *, timeout_s: float = 1.0) -> list[Health]:
 
 def _alive(key: str, fields: dict[str, Any]) -> Health:
     service, _, name = key.partition(":")
-    since = time.strftime("%Y-%m-%d %H:%M", time.localtime(float(fields.get("since_unix_s", 0))))
-    detail = f"since {since}, {fields.get('num_done', 0)} done"
+    try:
+        since = time.strftime("%Y-%m-%d %H:%M", time.localtime(float(fields["since_unix_s"])))
+        detail = f"since {since}, {int(fields['num_done'])} done"
+    except (KeyError, TypeError, ValueError, OverflowError, OSError):
+        return Health(service=service, status="failed", name=name, detail="says something that is no sign of life")
     return Health(service=service, status="healthy", name=name, version=str(fields.get("version", "")), detail=detail)
 
 

@@ -72,7 +72,7 @@ class RunOnBus:
         Raises:
             BusError: the bus cannot be reached; what was sent is noted.
         """
-        waiting: list[Message] = []
+        waiting: list[tuple[int, Message]] = []
         for event in events:
             if event["kind"] == "run_started":
                 self._experiment = event["experiment_name"]
@@ -82,7 +82,7 @@ class RunOnBus:
             self._done = min(self._done, self._seen - 1)
             self._latest_unix_s = max(self._latest_unix_s, event["time_unix_s"])
             if (one := self._message(event)) is not None:
-                waiting.append(one)
+                waiting.append((self._seen, one))
             if len(waiting) >= _BATCH:
                 self._send(waiting)
                 waiting = []
@@ -96,14 +96,21 @@ class RunOnBus:
         """Let go of the bus."""
         self._bus.close()
 
-    def _send(self, messages: list[Message]) -> None:
+    def _send(self, waiting: list[tuple[int, Message]]) -> None:
         try:
-            self._bus.publish(messages)
-            self.num_logged += len(messages)
+            self._bus.publish([one for _, one in waiting])
+            self.num_logged += len(waiting)
         except (BusFullError, MessageError):  # one by one, so that only what has to be is lost
-            for one in messages:
-                self._send_if_possible(one)
-        self._done = self._seen
+            for number, one in waiting:
+                try:
+                    self._send_if_possible(one)
+                except BusFullError:
+                    self._note(done=number - 1)
+                    raise
+        self._note(done=self._seen)
+
+    def _note(self, *, done: int) -> None:
+        self._done = done
         noted = {"done": self._done, "latest_unix_s": self._latest_unix_s, "dropped": self.num_dropped}
         aside = self._file.with_suffix(".new")
         aside.write_text(json.dumps(noted) + "\n")

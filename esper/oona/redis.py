@@ -6,6 +6,7 @@ import contextlib
 import ipaddress
 import os
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,9 @@ class RedisBus:
         self._timeout_s = config.timeout_s
         self._limit = config.stream_limit
         self._claim_after_ms = round(1000 * claim_after_s)
-        self._untrimmed = _TRIM_EVERY  # messages since the streams were last looked at
+        self._untrimmed: Counter[TopicName] = Counter(
+            dict.fromkeys(TopicName, _TRIM_EVERY)
+        )  # sent since last looked at
         self._unread: dict[tuple[str, str, str], str | None] = {}  # see `_left_behind`
         self._client = client(config)
 
@@ -82,10 +85,11 @@ class RedisBus:
         """See `Bus`."""
         contents = [(one.topic, encode(one)) for one in messages]
         with self._explained():
-            if not channel and self._untrimmed >= _TRIM_EVERY:
-                for topic in dict.fromkeys(topic for topic, _ in contents):
+            topics = Counter(topic for topic, _ in contents)
+            for topic in topics:
+                if not channel and self._untrimmed[topic] >= _TRIM_EVERY:
                     self._make_room(topic)
-                self._untrimmed = 0
+                    self._untrimmed[topic] = 0
             pipeline = self._client.pipeline(transaction=False)
             for topic, content in contents:
                 if channel:
@@ -94,7 +98,7 @@ class RedisBus:
                 else:
                     pipeline.xadd(_key(topic), {_FIELD: content})
             pipeline.execute()
-        self._untrimmed += len(contents)
+        self._untrimmed += topics
 
     def take(self, topic: TopicName, *, group: str, consumer: str, count: int = 32, wait_s: float = 0.0) -> list[Entry]:
         """See `Bus`."""
@@ -236,7 +240,11 @@ class RedisBus:
             needed.append(pending["min"] or group["last-delivered-id"])
         self._client.xtrim(key, minid=min(needed, key=_order), approximate=False)
         if self._client.xlen(key) >= self._limit:
-            raise BusFullError(f"{self.place}: {topic}: {self._limit} messages wait for their readers")
+            behind = min(groups, key=lambda group: _order(group["last-delivered-id"]))["name"].decode()
+            raise BusFullError(
+                f"{self.place}: {topic}: {self._limit} messages wait for their readers; if nobody runs {behind} any "
+                f"more: XGROUP DESTROY {key} {behind}"
+            )
 
     def _now_ms(self) -> int:
         seconds, micros = self._client.time()

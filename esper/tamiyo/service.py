@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import threading
+import uuid
 from pathlib import Path
 
 from esper import urza
@@ -29,7 +30,7 @@ _MAX_PROBLEM = 500
 class TamiyoService:
     """Answers consultations until it is stopped.
 
-    A run's state is the last answer on its channel: after a crash it is read from the bus again. A question that comes
+    A run's state is the last answer on its channel, which any of several services can read. A question that comes
     twice is answered once, one whose deadline is over not at all.
 
     Args:
@@ -42,7 +43,6 @@ class TamiyoService:
         self._bus = bus
         self._name = name
         self._policy_path = policy_path
-        self._answered: dict[str, str] = {}  # run → nonce of its last answer
         self.num_done = 0
         self._tamiyo = functools.lru_cache(maxsize=_MAX_POLICIES)(self._policy)
 
@@ -87,9 +87,9 @@ class TamiyoService:
             decision=decision,
             error=problem[:_MAX_PROBLEM],
         )
-        envelope = message(TopicName.COMMANDS, answer, sender=self._name, trace=question.run_id)
+        event_id = uuid.uuid5(uuid.NAMESPACE_URL, question.nonce).hex
+        envelope = message(TopicName.COMMANDS, answer, sender=self._name, trace=question.run_id, event_id=event_id)
         self._bus.publish([envelope], channel=question.run_id)
-        self._answered[question.run_id] = question.nonce
         self.num_done += 1
 
     def _decide(self, question: Consultation) -> AdaptationDecision:
@@ -108,11 +108,9 @@ class TamiyoService:
         return LocalTamiyo(config, rng_seed=rng_seed)
 
     def _last_nonce(self, run_id: str) -> str:
-        if run_id not in self._answered:
-            latest = self._bus.latest(TopicName.COMMANDS, channel=run_id)
-            answer = latest.message.payload if latest else None
-            self._answered[run_id] = answer.nonce if isinstance(answer, DecisionMade) else ""
-        return self._answered[run_id]
+        latest = self._bus.latest(TopicName.COMMANDS, channel=run_id)
+        answer = latest.message.payload if latest else None
+        return answer.nonce if isinstance(answer, DecisionMade) else ""
 
 
 def _late(entry: Entry, question: Consultation) -> str:

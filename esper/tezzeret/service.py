@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import logging
 import threading
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,8 @@ _WAIT_S = 0.5
 class TezzeretService:
     """Characterises what is submitted until it is stopped; each kernel is in the library before it is announced.
 
-    A submission that cannot be used is logged and dealt with. One under way at a stop is given up, and comes again.
+    A submission that cannot be used goes to the dead letters, with the reason. One under way at a stop is given up, and
+    comes again.
 
     Args:
         bus: where it reads and announces.
@@ -87,28 +89,38 @@ class TezzeretService:
         if self._entry is None:
             return
         try:
-            self._characterise(self._entry)
+            problem = self._characterise(self._entry)
         except Stopped:
             return
-        except ConfigError as error:
-            logger.warning("a submitted blueprint cannot be used: %s", error)
-        self._bus.acknowledge(topic, group=GROUP, entries=[self._entry])
+        if problem:
+            logger.warning("a submitted blueprint cannot be used: %s", problem)
+            self._bus.refuse(topic, group=GROUP, entry=self._entry, reason=problem)
+        else:
+            self._bus.acknowledge(topic, group=GROUP, entries=[self._entry])
         self._entry = None
         self.num_done += 1
 
-    def _characterise(self, entry: Entry) -> None:
+    def _characterise(self, entry: Entry) -> str:
+        """Why the submission is of no use, or nothing."""
         submitted = entry.message.payload
         assert isinstance(submitted, BlueprintSubmitted)
 
         def announce(kernel: KernelRecord) -> None:
             ready = KernelReady(**dataclasses.asdict(kernel))
-            trace = entry.message.trace_id
-            self._bus.publish([message(TopicName.KERNEL_READY, ready, sender=self._name, trace=trace)])
+            submitted_as = entry.message
+            named = f"{submitted_as.event_id}:{kernel.in_shape}:{kernel.out_shape}"  # the same when it is done again
+            event_id = uuid.uuid5(uuid.NAMESPACE_URL, named).hex
+            topic, trace = TopicName.KERNEL_READY, submitted_as.trace_id
+            self._bus.publish([message(topic, ready, sender=self._name, trace=trace, event_id=event_id)])
 
         with contextlib.closing(Store(self._database, outputs_dir=self._outputs_dir, create=True)) as store:
-            wanted = jobs(_blueprint(submitted, store), self._sites, **self._settings)
+            try:
+                wanted = jobs(_blueprint(submitted, store), self._sites, **self._settings)
+            except ConfigError as error:
+                return str(error)
             for kernel in characterise(wanted, forge=self._forge, store=store, announce=announce):
                 logger.info("%s at %s: %s %s", kernel.blueprint_id, kernel.in_shape, kernel.status, kernel.reason)
+        return ""
 
 
 def _blueprint(submitted: BlueprintSubmitted, store: Store) -> Blueprint:

@@ -96,11 +96,11 @@ def _targets(
     if started is None:
         return []
     config = TrackingConfig(**started["config"]["tracking"])
-    if uri is not None or config.name == "none":
+    others = list(also(started["config"], run_dir)) if uri is None else []
+    if uri is not None or (config.name == "none" and not others):
         config = dataclasses.replace(config, name="mlflow", uri=uri or config.uri)
     outputs_dir = outputs_folder(run_dir, experiment_name=started["experiment_name"])
-    own = trackers(config, run_dir=run_dir, outputs_dir=outputs_dir)
-    return [*own, *(also(started["config"], run_dir) if uri is None else ())]
+    return [*trackers(config, run_dir=run_dir, outputs_dir=outputs_dir), *others]
 
 
 def _report(tracker: Target[Reported], events: Sequence[dict[str, Any]], *, is_alive: bool) -> str:

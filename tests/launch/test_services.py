@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from esper import fit
@@ -44,6 +46,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder to work in, with a server of its own; what is left running there is ended."""
     short = Path(tempfile.mkdtemp(prefix="esper-"))  # a socket's path may have 107 letters
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(short))
+    monkeypatch.setenv("XDG_STATE_HOME", str(short / "state"))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.chdir(tmp_path)
     yield short / "esper"
@@ -105,7 +108,7 @@ def test_what_is_submitted_to_a_forge_that_is_killed_is_done_by_the_next(own: Pa
     submitted = esper("urza", "submit", "conv1x1", "--redis=embedded")
     assert submitted.returncode == 0, submitted.stderr
     pid = json.loads(Path("outputs/services/first.json").read_text())["pid"]
-    os.killpg(pid, signal.SIGKILL)  # with the bus's server
+    os.kill(pid, signal.SIGKILL)  # and the bus's server lives on, without anybody to stop it
     up("--only=tezzeret", "--name=first")
     bus = RedisBus(RedisConfig(url="embedded"))
     deadline, kernels = time.monotonic() + 150, []
@@ -143,6 +146,27 @@ def test_a_service_that_is_missing_or_no_server_is_an_exit_code_and_a_remedy(own
     assert nothing.returncode == 1
     assert nothing.stderr.startswith("error: redis://localhost:1: ")
     assert nothing.stderr.count("\n") == 1
+    assert esper("services", "up", "--name=../x").stderr.startswith("error: --name ../x: allowed are letters")
+
+
+def test_only_the_process_that_was_noted_is_stopped(own: Path):
+    innocent = subprocess.Popen(["sleep", "60"])
+    Path("outputs/services").mkdir(parents=True)
+    for host, created in ((socket.gethostname(), 1.0), ("elsewhere", psutil.Process(innocent.pid).create_time())):
+        noted = {"pid": innocent.pid, "created": created, "host": host}
+        Path("outputs/services/old.json").write_text(json.dumps(noted))
+        assert "nothing to stop" in esper("services", "down").stdout
+    assert innocent.poll() is None
+    innocent.kill()
+    innocent.wait()
+
+
+def test_a_rehearsal_leaves_no_trace_on_the_bus(own: Path):
+    up("--only=tamiyo")
+    done = fit(*TINY, "morphogenetic.tamiyo=shared", "dry_run=true", run_dir="run")
+    assert done.exit_code == 0
+    with contextlib.closing(RedisBus(RedisConfig(url="embedded"))) as bus:
+        assert bus.take(TopicName.RUNS, group="test", consumer="test") == []
 
 
 def test_a_folder_that_others_may_enter_is_refused(own: Path):

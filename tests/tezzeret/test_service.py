@@ -88,6 +88,9 @@ def test_what_cannot_be_used_or_crashes_does_not_end_the_service(service: Runnin
         service.submit(name, definition)
     service.wait_until_done(4)
     assert [kernel.status for kernel in service.kernels()] == ["crashed", "ready"]
+    reasons = [reason for _, reason in service.bus.dead_letters]
+    assert len(reasons) == 2
+    assert "unknown" in reasons[0]
 
 
 def test_a_stop_ends_it_soon_and_what_is_under_way_is_not_done(service: Running):
