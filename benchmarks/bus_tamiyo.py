@@ -1,0 +1,172 @@
+"""The part of `bus.py` that asks a shared Tamiyo: one run, and many at once."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+from benchmarks.bus_writer import some_signals
+from esper.configs import MorphogeneticConfig, RedisConfig
+from esper.errors import BusError
+from esper.oona.redis import RedisBus
+from esper.tamiyo import LocalTamiyo
+from esper.tamiyo.remote import SharedTamiyo
+
+__all__ = ["asked_by_many", "asked_by_one", "percentile", "service", "summary", "told"]
+
+_ROOT = Path(__file__).resolve().parent.parent
+_COMMAND = "import sys; sys.argv[0] = 'esper'; from esper.cli import main; main()"
+_START_S = 90.0
+_WARMUP = 20
+_NUM_PROCESSES = 2
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """The value below which so many percent lie."""
+    return float(np.percentile(values, percent))
+
+
+def summary(values: Sequence[float]) -> dict[str, float]:
+    """What is kept of many measurements."""
+    figures = {"mean": statistics.mean(values), "median": statistics.median(values), "p99": percentile(values, 99)}
+    return {"n": len(values), **figures, "worst": max(values)}
+
+
+@contextlib.contextmanager
+def service(url: str, folder: Path) -> Iterator[psutil.Process]:
+    """`esper services up --only tamiyo` in a process of its own, which has answered once."""
+    options = ["services", "up", "--only=tamiyo", "--name=benchmark", f"redis.url={url}", "device=cpu"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", _COMMAND, *options],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(_ROOT), os.environ.get("PYTHONPATH", "")])},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        with contextlib.closing(_client(url, "benchmark/first", deadline_s=_START_S)) as client:
+            client.decide(some_signals(1))
+        yield psutil.Process(process.pid)
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def asked_by_one(url: str, *, num_questions: int) -> dict[str, dict[str, float]]:
+    """Seconds of each question of one run, one after the other; and of the same in process."""
+    local = LocalTamiyo(MorphogeneticConfig(), rng_seed=0)
+    seconds: dict[str, list[float]] = {"shared": [], "in_process": []}
+    with contextlib.closing(_client(url, "benchmark/one")) as shared:
+        for epoch in range(1, num_questions + _WARMUP + 1):
+            signals = some_signals(epoch)
+            answers = []
+            for name, tamiyo in (("shared", shared), ("in_process", local)):
+                started = time.perf_counter()
+                answers.append(tamiyo.decide(signals))
+                if epoch > _WARMUP:
+                    seconds[name].append(time.perf_counter() - started)
+            assert answers[0] == answers[1], answers
+    return {name: summary(waits) for name, waits in seconds.items()}
+
+
+def asked_by_many(url: str, *, pids: Mapping[str, int], num_runs: int, seconds: float) -> dict[str, Any]:
+    """Runs that ask again as soon as they are answered, as threads of a few processes.
+
+    Returns:
+        The waits in seconds, questions without an answer before the deadline and why, and the processor time that
+        a decision took of each process.
+    """
+    context = multiprocessing.get_context("spawn")
+    line: Any = context.Barrier(_NUM_PROCESSES + 1)
+    results: Any = context.Queue()
+    parts = [num_runs // _NUM_PROCESSES + (index < num_runs % _NUM_PROCESSES) for index in range(_NUM_PROCESSES)]
+    children = [
+        context.Process(target=_ask, args=(url, index, num, seconds, line, results), daemon=True)
+        for index, num in enumerate(parts)
+    ]
+    for child in children:
+        child.start()
+    watched = {name: psutil.Process(pid) for name, pid in pids.items()}
+    line.wait(_START_S)
+    before = {name: sum(process.cpu_times()[:2]) for name, process in watched.items()}
+    found = [results.get(timeout=seconds + _START_S) for _ in children]
+    cpu_s = {name: sum(process.cpu_times()[:2]) - before[name] for name, process in watched.items()}
+    for child in children:
+        child.join()
+    waits = [one for child in found for one in child["waits"]]
+    cpu_s["asking"] = sum(child["cpu_s"] for child in found)
+    return {
+        "num_runs": num_runs,
+        "waits": summary(waits),
+        "per_s": len(waits) / max(child["took_s"] for child in found),
+        "missed": [why for child in found for why in child["missed"]],
+        "cpu_s": {name: value / len(waits) for name, value in cpu_s.items()},
+    }
+
+
+def told(one: Mapping[str, Any], many: Mapping[str, Any]) -> list[dict[str, object]]:
+    """Rows of a table; the in-process decision of the same signals is what the first is compared with."""
+    rows: list[tuple[str, Mapping[str, float], Mapping[str, Any]]] = [
+        ("in process", one["in_process"], {}),
+        ("one run", one["shared"], {}),
+    ]
+    rows.append((f"{many['num_runs']} runs at once", many["waits"], many))
+    return [
+        {
+            "who asks": name,
+            "n": waits["n"],
+            "ms: median": f"{1e3 * waits['median']:.2f}",
+            "p99": f"{1e3 * waits['p99']:.2f}",
+            "worst": f"{1e3 * waits['worst']:.1f}",
+            "decisions a second": f"{found.get('per_s', 1 / waits['mean']):.0f}",
+            "missed deadlines": len(found["missed"]) if found else 0,
+            "processor, ms a decision": ", ".join(f"{who} {1e3 * took:.2f}" for who, took in found["cpu_s"].items())
+            if found
+            else None,
+        }
+        for name, waits, found in rows
+    ]
+
+
+def _client(url: str, run_id: str, *, deadline_s: float | None = None) -> SharedTamiyo:
+    config = MorphogeneticConfig() if deadline_s is None else MorphogeneticConfig(tamiyo_deadline_s=deadline_s)
+    return SharedTamiyo(RedisBus(RedisConfig(url=url)), run_id=run_id, config=config, rng_seed=0)
+
+
+def _ask(url: str, part: int, num_runs: int, seconds: float, line: Any, results: Any) -> None:
+    """A process of some runs: what they waited for, and what that cost."""
+    waits: list[float] = []
+    missed: list[str] = []
+
+    def run(number: int, until: float) -> None:
+        with contextlib.closing(_client(url, f"benchmark/{part}-{number}")) as tamiyo:
+            epoch = 0
+            while (started := time.perf_counter()) < until:
+                epoch += 1
+                try:
+                    tamiyo.decide(some_signals(epoch))
+                    waits.append(time.perf_counter() - started)
+                except BusError as error:
+                    missed.append(str(error))
+
+    line.wait(_START_S)
+    started, cpu_s = time.perf_counter(), time.process_time()
+    threads = [threading.Thread(target=run, args=(number, started + seconds)) for number in range(num_runs)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    took_s, cpu_s = time.perf_counter() - started, time.process_time() - cpu_s
+    results.put({"waits": waits, "missed": missed, "took_s": took_s, "cpu_s": cpu_s})
