@@ -315,7 +315,11 @@ def test_a_service_that_is_killed_comes_back_and_decides_as_before(redis_server:
         ask(bus, question(nonce="left behind", deadline_s=60.0))
         with process(redis_server.config()):
             assert [decide(epoch) for epoch in range(5, 9)] == [expected(epoch) for epoch in range(5, 9)]
-            time.sleep(2)  # the last answer comes before its question is acknowledged
+            with contextlib.closing(redis_server.admin()) as admin:  # the last answer comes before its acknowledgement
+                deadline = time.monotonic() + 20
+                while admin.xpending(f"esper:{TopicName.SEED_HEALTH}", GROUP)["pending"]:  # type: ignore[index]
+                    assert time.monotonic() < deadline
+                    time.sleep(0.05)
         nonces = [one.nonce for one in answers(bus)]
     assert len(nonces) == 9  # one was too late
     assert nonces[4] == "left behind"
