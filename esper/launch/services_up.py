@@ -21,6 +21,7 @@ from esper.oona.health import BEAT_S, heartbeat
 from esper.oona.redis import RedisBus, address
 from esper.tamiyo.service import TamiyoService
 from esper.tezzeret.characterise import Forge
+from esper.tezzeret.process import Stopped
 from esper.tezzeret.service import TezzeretService
 
 __all__ = ["up"]
@@ -86,7 +87,8 @@ def _start(kind: str, config: TolariaConfig, *, name: str, policy: Path | None, 
     else:
         bus = RedisBus(config.redis, claim_after_s=_FORGE_CLAIM_S)
         forge = Forge(device=config.device, storage=config.storage, stop=stop)
-        forge.start()  # a device that is not there is told now
+        with contextlib.suppress(Stopped):  # told to stop before it began
+            forge.start()  # a device that is not there is told now
         service = TezzeretService(bus, name=name, forge=forge, database=config.database, outputs_dir=_OUTPUTS)
     # Daemons: what hangs must not keep the process beyond its time to stop.
     thread = threading.Thread(target=service.run, args=(stop,), name=f"esper-{kind}", daemon=True)
