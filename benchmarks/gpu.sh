@@ -13,47 +13,10 @@ if [[ $# -lt 1 || $# -gt 2 || ! -d esper || ! -d benchmarks ]]; then
     echo "usage, in the repository's root: bash benchmarks/gpu.sh OUT [DATA]" >&2
     exit 2
 fi
-mkdir -p "$1" || exit 2
-out=$(cd "$1" && pwd)
 images=(--files 0)
 [[ $# -lt 2 ]] || images=(--data "$2")
-logs=$(mktemp -d)
-caches=$(mktemp -d)  # what was compiled in an earlier run is compiled again
-python=${PYTHON:-python3}
-export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 PYTHONWARNINGS=ignore
-export TORCHINDUCTOR_CACHE_DIR="$caches/inductor" TRITON_CACHE_DIR="$caches/triton"
-end=$((SECONDS + ${GPU_SH_SECONDS:-535}))
-failed=0
-verdicts=()
+source benchmarks/gpu_run.sh "$1" "${GPU_SH_SECONDS:-535}"
 
-finish() {
-    tar -czf "$out/logs.tar.gz" -C "$logs" .
-    rm -rf "$logs" "$caches"
-}
-trap finish EXIT
-
-# run NAME SECONDS COMMAND...: what it prints is shown and kept, its chatter (stderr) is kept in the logs alone.
-run() {
-    local name=$1 limit=$2 started=$SECONDS status=0
-    shift 2
-    (( limit > end - SECONDS )) && limit=$((end - SECONDS))
-    if (( limit < 5 )); then
-        status=124
-    else
-        timeout --kill-after=5 "$limit" "$@" >"$logs/$name.out" 2>"$logs/$name.err" || status=$?
-    fi
-    {
-        echo "== $name"
-        cat "$logs/$name.out" 2>/dev/null
-        (( status == 0 )) || tail -n 5 "$logs/$name.err" 2>/dev/null
-    } | tee -a "$out/summary.txt"
-    local told="ok"
-    (( status == 0 )) || { told="FAILED ($status)"; failed=1; }
-    (( status != 124 && status != 137 )) || told="FAILED (its time was over)"
-    verdicts+=("$name: $told, $((SECONDS - started)) s")
-}
-
-: >"$out/summary.txt"
 run throughput 205 "$python" benchmarks/throughput.py --out "$out/throughput.json" --rounds 3 --batch-sizes 128 \
     --budget-seconds 165
 run overhead 42 "$python" benchmarks/overhead.py --out "$out/overhead.json" --parts seeds --devices cuda --pairs 14
@@ -70,5 +33,4 @@ run memory_and_cuda_tests 190 bash -c '
     cat "$3/memory.out"
     exit $((tests | status))' bash "$python" "$out" "$logs"
 
-printf '%s\n' "== summary" "${verdicts[@]}" | tee -a "$out/summary.txt"
-exit $failed
+end_with_summary

@@ -13,44 +13,12 @@ if [[ $# -ne 1 || ! -d esper || ! -d benchmarks ]]; then
     echo "usage, in the repository's root: bash benchmarks/gpus.sh OUT" >&2
     exit 2
 fi
-mkdir -p "$1" || exit 2
-out=$(cd "$1" && pwd)
-logs=$(mktemp -d)
-python=${PYTHON:-python3}
-export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 PYTHONWARNINGS=ignore
 seconds=${GPUS_SH_SECONDS:-520}
-end=$((SECONDS + seconds))
-failed=0
+source benchmarks/gpu_run.sh "$1" "$seconds"
 
-finish() {
-    tar -czf "$out/logs.tar.gz" -C "$logs" .
-    rm -rf "$logs"
-}
-trap finish EXIT
-
-# run NAME SECONDS COMMAND...: what it prints is shown and kept, its chatter (stderr) is kept in the logs alone.
-run() {
-    local name=$1 limit=$2 started=$SECONDS status=0
-    shift 2
-    (( limit > end - SECONDS )) && limit=$((end - SECONDS))
-    if (( limit < 5 )); then
-        status=124
-    else
-        timeout --kill-after=15 "$limit" "$@" >"$logs/$name.out" 2>"$logs/$name.err" || status=$?
-    fi
-    {
-        echo "== $name"
-        cat "$logs/$name.out" 2>/dev/null
-        (( status == 0 )) || tail -n 30 "$logs/$name.err" 2>/dev/null
-        echo "$name: ended with $status after $((SECONDS - started)) s"
-    } | tee -a "$out/summary.txt"
-    (( status == 0 )) || failed=1
-}
-
-: >"$out/summary.txt"
 # What has begun when the budget is over is finished: hence the difference between budget and limit.
 run scaling $((seconds * 83 / 100)) "$python" benchmarks/scaling.py --out "$out/scaling.json" \
     --rounds 6 --block-seconds 0.6 --budget-seconds $((seconds * 75 / 100)) --cell-seconds 150
 run tests_with_two_gpus "$seconds" "$python" -m pytest -c /dev/null --rootdir "$PWD" --import-mode=importlib \
     -p no:cacheprovider -v tests/cuda/test_ranks.py
-exit $failed
+end_with_summary

@@ -1,0 +1,46 @@
+# What gpu.sh and gpus.sh share; they source it from the repository's root with the folder of results and the seconds
+# that they may take. It defines `out`, `python`, `run` and `end_with_summary`.
+mkdir -p "$1" || exit 2
+out=$(cd "$1" && pwd)
+logs=$(mktemp -d)
+caches=$(mktemp -d)  # what was compiled in an earlier run is compiled again
+python=${PYTHON:-python3}
+export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 PYTHONWARNINGS=ignore
+export TORCHINDUCTOR_CACHE_DIR="$caches/inductor" TRITON_CACHE_DIR="$caches/triton"
+end=$((SECONDS + $2))
+failed=0
+verdicts=()
+
+finish() {
+    tar -czf "$out/logs.tar.gz" -C "$logs" .
+    rm -rf "$logs" "$caches"
+}
+trap finish EXIT
+
+# run NAME SECONDS COMMAND...: what it prints is shown and kept, its chatter (stderr) is kept in the logs alone.
+run() {
+    local name=$1 limit=$2 started=$SECONDS status=0
+    shift 2
+    (( limit > end - SECONDS )) && limit=$((end - SECONDS))
+    if (( limit < 5 )); then
+        status=124
+    else
+        timeout --kill-after=15 "$limit" "$@" >"$logs/$name.out" 2>"$logs/$name.err" || status=$?
+    fi
+    {
+        echo "== $name"
+        cat "$logs/$name.out" 2>/dev/null
+        (( status == 0 )) || tail -n 30 "$logs/$name.err" 2>/dev/null
+    } | tee -a "$out/summary.txt"
+    local told="ok"
+    (( status == 0 )) || { told="FAILED ($status)"; failed=1; }
+    (( status != 124 && status != 137 )) || told="FAILED (its time was over)"
+    verdicts+=("$name: $told, $((SECONDS - started)) s")
+}
+
+end_with_summary() {
+    printf '%s\n' "== summary" "${verdicts[@]}" | tee -a "$out/summary.txt"
+    exit "$failed"
+}
+
+: >"$out/summary.txt"
