@@ -7,7 +7,6 @@ import dataclasses
 import socket
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 from esper.configs import MorphogeneticConfig, RedisConfig, TolariaConfig
 from esper.errors import EsperError
@@ -15,6 +14,7 @@ from esper.launch.services import SERVICES, configured, show
 from esper.oona.health import Health, listen
 from esper.oona.redis import RedisBus
 from esper.tamiyo.remote import SharedTamiyo
+from esper.urza.command import OUTPUTS
 from esper.urza.store import Store
 
 __all__ = ["check"]
@@ -63,12 +63,11 @@ def _asked(tamiyo: Health, config: RedisConfig) -> Health:
 
 def _library(config: TolariaConfig) -> Health:
     """The blueprint library, of which the first that writes into it makes one."""
-    outputs = Path("outputs")
-    if config.database.url is None and not (outputs / "urza.db").exists():
+    if config.database.url is None and not (OUTPUTS / "urza.db").exists():
         return Health(service="library", status="absent", detail="none in this folder yet; esper urza import makes one")
     started = time.perf_counter()
     try:
-        with contextlib.closing(Store(config.database, outputs_dir=outputs)) as store:
+        with contextlib.closing(Store(config.database, outputs_dir=OUTPUTS)) as store:
             detail = f"{len(store.blueprints())} blueprints, {len(store.kernels())} kernels"
             where = store.where
     except EsperError as error:

@@ -23,12 +23,12 @@ from esper.tamiyo.service import TamiyoService
 from esper.tezzeret.characterise import Forge
 from esper.tezzeret.process import Stopped
 from esper.tezzeret.service import TezzeretService
+from esper.urza.command import OUTPUTS
 
 __all__ = ["up"]
 
 logger = logging.getLogger(__name__)
 
-_OUTPUTS = Path("outputs")
 _TAMIYO_CLAIM_S = 1.0
 """Another Tamiyo takes the questions of one that was killed before their deadline is over."""
 _FORGE_CLAIM_S = 3600.0
@@ -89,7 +89,7 @@ def _start(kind: str, config: TolariaConfig, *, name: str, policy: Path | None, 
         forge = Forge(device=config.device, storage=config.storage, stop=stop)
         with contextlib.suppress(Stopped):  # told to stop before it began
             forge.start()  # a device that is not there is told now
-        service = TezzeretService(bus, name=name, forge=forge, database=config.database, outputs_dir=_OUTPUTS)
+        service = TezzeretService(bus, name=name, forge=forge, database=config.database, outputs_dir=OUTPUTS)
     # Daemons: what hangs must not keep the process beyond its time to stop.
     thread = threading.Thread(target=service.run, args=(stop,), name=f"esper-{kind}", daemon=True)
     thread.start()
