@@ -106,7 +106,7 @@ class TolariaService:
         if self.config.bus == "redis":
             from esper.oona.health import listen  # the client of Redis is only needed by who has a server
 
-            found = await asyncio.to_thread(listen, self.config.redis)
+            found = await asyncio.to_thread(listen, self.config.redis, timeout_s=0.4)  # five calls at most
             health["services"] = [dataclasses.asdict(one) for one in found]
         return health
 
