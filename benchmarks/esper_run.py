@@ -25,8 +25,8 @@ from esper.configs import (
     TrackingConfig,
 )
 from esper.contracts.events import Event, StepLogged
+from esper.terminal.display import Terminal
 from esper.tolaria import TolariaTrainer
-from esper.tolaria.terminal import Terminal
 
 __all__ = ["EXPERIMENT", "EsperRun", "Rates", "configuration", "tracker"]
 

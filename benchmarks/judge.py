@@ -39,7 +39,7 @@ from esper.contracts.decisions import AdaptationDecision
 from esper.tamiyo import judge
 from esper.tolaria import TolariaTrainer
 from esper.tolaria.evaluate import example_losses
-from esper.tolaria.judging import paired_losses
+from esper.tolaria.growth.judging import paired_losses
 
 BLUEPRINTS = ("basic_block", "conv1x1", "squeeze_excite")
 FORKED_AT, HOLDING_EPOCHS = 0.4, 2

@@ -17,8 +17,8 @@ from benchmarks.stepping import timed_steps, train_steps, wait
 from esper.contracts.decisions import AdaptationDecision
 from esper.contracts.events import Event, Scored, SurgeryEnded
 from esper.errors import SurgeryError
+from esper.tolaria.growth.targets import first_blueprint
 from esper.tolaria.run import Run
-from esper.tolaria.targets import first_blueprint
 
 __all__ = ["Growth", "gathered", "growing_sites", "grown"]
 

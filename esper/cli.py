@@ -192,13 +192,13 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _sweep_status(options: argparse.Namespace) -> int:
-    from esper.launch import status
+    from esper.sweep import status
 
     return status.main(options.sweep_dir, watch=options.watch)
 
 
 def _sweep_resume(options: argparse.Namespace) -> int:
-    from esper.launch import sweep
+    from esper.sweep import launch as sweep
 
     return sweep.resume(options.sweep_dir)
 
@@ -210,7 +210,7 @@ def _simic(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-    from esper.tolaria.export import export
+    from esper.tolaria.checkpoints.export import export
 
     sys.stdout.write(f"{export(options.run_dir, options.out, best=options.best)}\n")
     return 0
@@ -274,28 +274,28 @@ def _urza_submit(options: argparse.Namespace) -> int:
 def _services_up(options: argparse.Namespace) -> int:
     settings = {"only": options.only, "name": options.name, "policy": options.policy}
     if options.detach:
-        from esper.launch import services
+        from esper.services import control as services
 
         return services.start(options.overrides, **settings)
-    from esper.launch import services_up
+    from esper.services import up as services_up
 
     return services_up.up(options.overrides, **settings)
 
 
 def _services_down(options: argparse.Namespace) -> int:
-    from esper.launch import services
+    from esper.services import control as services
 
     return services.down(options.name)
 
 
 def _services_status(options: argparse.Namespace) -> int:
-    from esper.launch import services
+    from esper.services import control as services
 
     return services.status(options.overrides, as_json=options.json)
 
 
 def _services_check(options: argparse.Namespace) -> int:
-    from esper.launch import services_check
+    from esper.services import check as services_check
 
     return services_check.check(options.overrides, only=options.only, as_json=options.json)
 

@@ -14,7 +14,7 @@ import yaml
 from esper.configs import TolariaConfig
 from esper.configs.comparison import wave
 from esper.errors import ConfigError
-from esper.tolaria.rundir import RunFolder
+from esper.tolaria.run_folder import RunFolder
 from esper.tracking import read
 
 __all__ = ["rehearsable", "settle"]

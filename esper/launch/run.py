@@ -21,13 +21,13 @@ from esper.configs.identity import checkpoints_folder, digest, outputs_folder
 from esper.errors import EsperError, RankError, RunError
 from esper.launch.arms import rehearsable, settle
 from esper.launch.exits import line_of
-from esper.launch.words import duration
+from esper.terminal.display import Terminal
+from esper.terminal.text import duration
 from esper.tolaria import TolariaService, TolariaTrainer
+from esper.tolaria.checkpoints.resume import own_checkpoint_asked
+from esper.tolaria.dry_run import Rehearsal
 from esper.tolaria.ranks import Ranks, joined
-from esper.tolaria.rehearsal import Rehearsal
-from esper.tolaria.resume import own_checkpoint_asked
-from esper.tolaria.rundir import RunFolder
-from esper.tolaria.terminal import Terminal
+from esper.tolaria.run_folder import RunFolder
 from esper.tracking import read, tracking_uri
 
 __all__ = ["Outcome", "rehearse", "run"]

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from esper.contracts.lifecycle import SeedLifecycleState
 from esper.errors import DivergenceError
-from esper.tolaria import checkpoint
+from esper.tolaria.checkpoints import files as checkpoint
 from esper.tolaria.run import Run
 from esper.tolaria.sums import Reading, Window
 

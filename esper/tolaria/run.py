@@ -24,16 +24,16 @@ from esper.errors import ConfigError
 from esper.kasmina import MorphableModel, find_blocks
 from esper.models import compile_as_it_lies
 from esper.tezzeret.compile_cache import keep_compiled
-from esper.tolaria.average import WeightAverage
+from esper.tolaria.checkpoints.writer import Saver
+from esper.tolaria.ema import WeightAverage
 from esper.tolaria.evaluate import evaluate, example_losses
-from esper.tolaria.growth import Growth
+from esper.tolaria.growth.consult import Growth
+from esper.tolaria.growth.lifecycle import GrowthData, Lifecycle
 from esper.tolaria.library import with_library
-from esper.tolaria.lifecycle import GrowthData, Lifecycle
 from esper.tolaria.optim import build_optimizer
 from esper.tolaria.ranks import Ranks
-from esper.tolaria.regions import Regions
-from esper.tolaria.rundir import RunFolder
-from esper.tolaria.saving import Saver
+from esper.tolaria.regional_compile import Regions
+from esper.tolaria.run_folder import RunFolder
 from esper.tolaria.schedule import learning_rate
 from esper.tolaria.state import TrainingState
 from esper.tolaria.step import TrainStep

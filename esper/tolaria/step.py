@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from esper.data import Loader
-from esper.tolaria.average import WeightAverage
-from esper.tolaria.capture import Capture
+from esper.tolaria.cuda_graph import Capture
+from esper.tolaria.ema import WeightAverage
 from esper.tolaria.ranks import Ranks
-from esper.tolaria.regions import Regions
+from esper.tolaria.regional_compile import Regions
 from esper.tolaria.sums import StepSums
 
 __all__ = ["TrainStep"]

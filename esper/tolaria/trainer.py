@@ -32,16 +32,16 @@ from esper.contracts.events import (
     Validated,
 )
 from esper.errors import CheckpointError
-from esper.tolaria import checkpoint
+from esper.tolaria.checkpoints import files as checkpoint
+from esper.tolaria.checkpoints.resume import restore, resume, snapshot
+from esper.tolaria.dry_run import Rehearsal, rehearse
 from esper.tolaria.finite import require_finite
 from esper.tolaria.library import record_outcomes, write_declared
 from esper.tolaria.ranks import joined
-from esper.tolaria.rehearsal import Rehearsal, rehearse
 from esper.tolaria.result import result
-from esper.tolaria.resume import restore, resume, snapshot
 from esper.tolaria.run import Run, capture_obstacle, open_run
 from esper.tolaria.state import TrainingMetrics, TrainingState
-from esper.tolaria.steplog import StepLog
+from esper.tolaria.step_log import StepLog
 from esper.tolaria.sums import Window
 from esper.tracking import environment, git_diff, write_atomically
 from esper.tracking.recipe import write_recipe

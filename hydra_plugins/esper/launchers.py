@@ -37,7 +37,7 @@ class _QueueLauncher(Launcher):
         initial_job_idx: int,  # noqa: ARG002
     ) -> Sequence[JobReturn]:
         """Launch the members with these overrides; blocks until all have ended."""
-        from esper.launch.members import launch_members
+        from esper.sweep.compose import launch_members
 
         metrics = launch_members(self._config, job_overrides, queue=self.queue, options=self._options)
         returns = [JobReturn(overrides=list(overrides), status=JobStatus.COMPLETED) for overrides in job_overrides]

@@ -17,7 +17,7 @@ from esper.contracts.decisions import Action, AdaptationDecision
 from esper.tolaria import TolariaTrainer
 from tests.conftest import tiny_config, use
 from tests.data.photos import write_photos
-from tests.tolaria.test_resume import assert_same, train
+from tests.tolaria.checkpoints.test_resume import assert_same, train
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),

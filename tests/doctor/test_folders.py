@@ -46,7 +46,7 @@ def test_a_conf_folder_that_nobody_reads_is_a_warning(tmp_path: Path):
 
 
 def test_a_killed_run_is_named_and_one_that_goes_on_is_not(tmp_path: Path):
-    from esper.tolaria.rundir import RunFolder
+    from esper.tolaria.run_folder import RunFolder
 
     here = subject()
     alive, killed = (RunFolder(here.outputs_dir / "mine" / name) for name in ("alive", "killed"))

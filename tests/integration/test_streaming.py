@@ -14,7 +14,7 @@ from esper.configs import DatasetConfig, TolariaConfig
 from esper.errors import DataError
 from tests.conftest import tiny_config
 from tests.data.photos import CLASSES, write_photos
-from tests.tolaria.test_resume import assert_same, train
+from tests.tolaria.checkpoints.test_resume import assert_same, train
 
 
 @pytest.fixture(scope="module")

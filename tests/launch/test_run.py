@@ -8,7 +8,7 @@ import pytest
 from esper.errors import ConfigError, DataError, RunError
 from esper.launch.run import run
 from esper.tolaria import TolariaTrainer
-from esper.tolaria.rundir import RunFolder
+from esper.tolaria.run_folder import RunFolder
 from tests.conftest import tiny_config
 
 

@@ -21,9 +21,9 @@ from esper.errors import ConfigError, SurgeryError
 from esper.kasmina import find_blocks, find_sites, surgery, wrap
 from esper.models import build_host, checkpoint_blocks
 from esper.tolaria import TolariaTrainer
-from esper.tolaria.export import export
+from esper.tolaria.checkpoints.export import export
 from tests.conftest import tiny_config, use
-from tests.tolaria.test_resume import assert_same, train
+from tests.tolaria.checkpoints.test_resume import assert_same, train
 
 timm = pytest.importorskip("timm")
 

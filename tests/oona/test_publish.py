@@ -18,7 +18,7 @@ from esper.errors import BusError, BusFullError
 from esper.oona import MemoryBus
 from esper.oona.publish import RunOnBus
 from tests.tamiyo.test_policies import signal
-from tests.tolaria.test_terminal import epoch_ended, judged, logged, started
+from tests.terminal.test_display import epoch_ended, judged, logged, started
 
 NOW = 0.0
 

@@ -12,8 +12,9 @@ from esper.configs import DatabaseConfig, TolariaConfig
 from esper.errors import ConfigError, RunError
 from esper.launch.run import rehearse
 from esper.simic.fit import outcomes
-from esper.tolaria import TolariaTrainer, checkpoint
-from esper.tolaria.export import export
+from esper.tolaria import TolariaTrainer
+from esper.tolaria.checkpoints import files as checkpoint
+from esper.tolaria.checkpoints.export import export
 from esper.tracking import read
 from esper.urza import catalogue
 from esper.urza.records import KernelRecord

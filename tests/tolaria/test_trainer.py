@@ -10,7 +10,7 @@ import torch
 from esper.contracts.decisions import Action, AdaptationDecision
 from esper.errors import DivergenceError
 from esper.tolaria import TolariaTrainer
-from esper.tolaria.checkpoint import find_checkpoints
+from esper.tolaria.checkpoints.files import find_checkpoints
 from esper.tolaria.evaluate import evaluate
 from esper.tolaria.finite import require_finite
 from esper.tolaria.sums import Window

@@ -1,0 +1,1 @@
+"""`esper services`: Tamiyo and the forge for many runs."""

@@ -1,0 +1,1 @@
+"""Sweeps as jobs: manifest, queues, status, resume."""

@@ -1,0 +1,1 @@
+"""What `esper-train` prints: live panel, lines, tables."""

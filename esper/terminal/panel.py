@@ -1,0 +1,130 @@
+"""The live part of the terminal: where the training stands now, and every seed's stage."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from esper.terminal.lines import Line
+from esper.tracking.figures import clock, loss, memory, number, percent
+from esper.tracking.history import Fate, History
+
+__all__ = ["Panel"]
+
+_MAX_SEEDS = 8
+_STATE_STYLES = {"fossilized": "bold green", "culled": "yellow", "holding": "cyan"}
+
+
+class Panel:
+    """Latest values of a run. One thread stores them (`take`), another draws them (`render`)."""
+
+    def __init__(self, history: History) -> None:
+        self.history = history
+        self._latest: dict[str, Any] = {}
+        self._began = (0, time.monotonic())  # step and time at which this process took up the run
+        self._seen = self._began  # the same of the last news
+
+    def take(self, event: dict[str, Any]) -> None:
+        """Store what an event of the journal says."""
+        now = time.monotonic()
+        match event["kind"]:
+            case "run_started":
+                self._began = (event["step"], now)
+            case "step":
+                self._latest |= {"train_loss": event["loss"], "train_accuracy": event["accuracy"]}
+                self._latest |= {key: event[key] for key in ("learning_rate", "images_per_s", "memory_bytes", "epoch")}
+            case "validation":
+                self._latest |= {key: event[key] for key in ("val_loss", "val_accuracy")}
+            case "epoch":
+                self._latest |= event
+        self._seen = (event["step"], now)
+
+    def progress_line(self) -> Line:
+        """Where the training stands, in one line."""
+        latest = self._latest
+        text = (
+            f"of {self._total('total_steps'):,}   "
+            f"train loss {loss(latest.get('train_loss'))}, accuracy {percent(latest.get('train_accuracy'))}   "
+            f"{number(latest.get('images_per_s'))} images/s   {clock(self._seconds_left())} left"
+        )
+        return Line(logging.INFO, f"step {self.history.step:,}", text, is_progress=True)
+
+    def render(self) -> RenderableType:
+        """Draw the panel."""
+        latest, started = self._latest, self.history.started or {}
+        head = Table.grid(expand=True, padding=(0, 1))
+        head.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
+        head.add_column(justify="right", no_wrap=True)
+        name = Text.assemble((started.get("experiment_name", ""), "bold"), (f"/{started.get('run_name', '')}", "dim"))
+        head.add_row(name, Text(f"{started.get('device', '')}  {memory(latest.get('memory_bytes'))}", style="dim"))
+        return Group(Text(), head, self._progress(), self._figures(), *self._seeds())
+
+    def _progress(self) -> Table:
+        step, total = self.history.step, self._total("total_steps")
+        steps_per_epoch = max(1, total // max(1, self._total("total_epochs")))
+        epoch = min(step // steps_per_epoch + 1, self._total("total_epochs"))
+        row = Table.grid(expand=True, padding=(0, 1))
+        row.add_column(ratio=1)
+        row.add_column(justify="right", no_wrap=True)
+        text = (
+            f"epoch {epoch}/{self._total('total_epochs')}  step {step:,}/{total:,}  {clock(self._seconds_left())} left"
+        )
+        row.add_row(ProgressBar(total=max(total, 1), completed=step, complete_style="cyan"), text)
+        return row
+
+    def _figures(self) -> Table:
+        latest = self._latest
+        rate = latest.get("learning_rate")
+        grid = Table.grid(padding=(0, 2))
+        for _ in range(4):
+            grid.add_column(no_wrap=True, overflow="ellipsis")
+        grid.add_row(
+            Text("train", style="dim"),
+            f"loss {loss(latest.get('train_loss'))}",
+            f"accuracy {percent(latest.get('train_accuracy')):>7}",
+            f"{number(latest.get('images_per_s'))} images/s",
+        )
+        grid.add_row(
+            Text("val", style="dim"),
+            f"loss {loss(latest.get('val_loss'))}",
+            f"accuracy {percent(latest.get('val_accuracy')):>7}",
+            "" if rate is None else f"lr {rate:.2g}",
+        )
+        return grid
+
+    def _seeds(self) -> list[RenderableType]:
+        fates = self.history.fates
+        if not fates:
+            return []
+        live_last = sorted(fates, key=lambda fate: fate.is_live)  # stable: in order of birth otherwise
+        grid = Table.grid(padding=(0, 2))
+        for _ in range(4):
+            grid.add_column(no_wrap=True, overflow="ellipsis")
+        for index, fate in enumerate(live_last[-_MAX_SEEDS:]):
+            grid.add_row(Text("" if index else "seeds", style="dim"), *_seed(fate))
+        return [grid]
+
+    def _total(self, key: str) -> int:
+        return int((self.history.started or {}).get(key, 0))
+
+    def _seconds_left(self) -> float | None:
+        (first, began_s), (step, seen_s) = self._began, self._seen
+        if step <= first:
+            return None
+        left_s = (seen_s - began_s) / (step - first) * (self._total("total_steps") - step)
+        return max(0.0, left_s - (time.monotonic() - seen_s))
+
+
+def _seed(fate: Fate) -> tuple[Text, ...]:
+    since = "" if fate.state_epoch is None else f"epoch {fate.state_epoch}"
+    return (
+        Text(fate.site),
+        Text(fate.blueprint_id),
+        Text.assemble((fate.state, _STATE_STYLES.get(fate.state, "")), "  ", (since, "dim")),
+    )

@@ -1,0 +1,1 @@
+"""Checkpoints: what they hold, writing, reading, resuming, export."""

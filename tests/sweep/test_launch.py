@@ -1,0 +1,216 @@
+"""Sweeps as jobs on this machine (`hydra/launcher=local`); tests/slurm has those on SLURM."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from esper.configs import TolariaConfig
+from esper.errors import ConfigError, RunError
+from esper.sweep.launch import queue_of
+from esper.sweep.manifest import Job, Member, freeze, members_of
+from esper.sweep.queues.local import LocalQueue
+from esper.sweep.states import standings
+from esper.sweep.status import Progress
+
+ROOT = Path(__file__).resolve().parents[2]
+TRAIN = "import sys; sys.argv[0] = 'esper-train'; from esper.train import main; main()"
+ESPER = "import sys; sys.argv[0] = 'esper'; from esper.cli import main; main()"
+TINY = ["-m", "experiment=debug", "debug_mode=false", "morphogenetic=off", "hydra/launcher=local"]
+FAST = "hydra.launcher.poll_s=0.2"
+
+
+def start(*arguments: str, cwd: Path, script: str = TRAIN, stdin: int = subprocess.DEVNULL) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", script, *arguments],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        stdin=stdin,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=200)
+    return process.returncode, out, err
+
+
+def member(sweep_dir: Path, name: str = "run-1", override: str = "rng_seed=1", **settings: object) -> Member:
+    one = Member(sweep_dir=sweep_dir, name=name, overrides=(override,), cwd=str(sweep_dir), siblings={})
+    freeze(one, TolariaConfig(**settings))
+    return one
+
+
+@pytest.mark.slow
+def test_members_run_two_at_a_time_and_a_failed_one_is_told_at_the_end(tmp_path: Path):
+    asked = [*TINY, FAST, "hydra.launcher.jobs=2", "optimization.learning_rate=0.05,1e20,0.02"]
+    code, out, err = finish(start(*asked, cwd=tmp_path))
+    assert code == 1
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert "optimization.learning_rate=1e+20: loss, gradient or weights" in err
+    assert "3 runs: 3 submitted; this machine, 2 at a time" in out
+    code, out, err = finish(start(*asked, cwd=tmp_path))
+    assert code == 1
+    assert "3 runs: 1 submitted, 2 finished before" in out
+    code, out, _ = finish(start("sweep", "status", "outputs/debug", cwd=tmp_path, script=ESPER))
+    assert code == 1
+    assert out.startswith("3 runs: 2 finished, 1 failed\n")
+    assert re.search(r"^learning_rate=0.05 +finished +2/2 +[0-9.]+% ", out, flags=re.MULTILINE)
+    assert re.search(
+        r"^failed learning_rate=1e\+20: loss, gradient or weights at step 1 are not finite", out, flags=re.MULTILINE
+    )
+    assert "DivergenceError" in Path(out.split("what its job wrote: ")[1].strip()).read_text()
+
+
+@pytest.mark.slow
+def test_ctrl_c_cancels_what_runs_after_it_saved_and_resume_goes_on(tmp_path: Path):
+    asked = [*TINY, FAST, "rng_seed=0,1", "optimization.max_epochs=60", "hydra.launcher.on_interrupt=cancel"]
+    launcher = start(*asked, cwd=tmp_path)
+    sweep_dir = tmp_path / "outputs" / "debug"
+    until = time.monotonic() + 60
+    while not any('"epoch"' in path.read_text() for path in sweep_dir.glob("*/journal.jsonl")):
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    launcher.send_signal(signal.SIGINT)
+    code, out, _ = finish(launcher)
+    assert code == 130
+    assert "cancelled: jobs " in out
+    first, second = members_of(sweep_dir)
+    now = standings([first, second])
+    assert {one.state for one in now.values()} == {"interrupted"}
+    assert now[second.name].reason == "cancelled before it began"
+    code, _, err = finish(start("sweep", "resume", str(sweep_dir), cwd=tmp_path, script=ESPER))
+    assert (code, err) == (0, "")
+    began = [json.loads(line) for line in (first.run_dir / "journal.jsonl").read_text().splitlines()]
+    assert [one["resumed_from"] is None for one in began if one["kind"] == "run_started"] == [True, False]
+
+
+@pytest.mark.slow
+def test_ctrl_c_at_a_terminal_asks_and_leaves_what_is_not_cancelled(tmp_path: Path):
+    master, terminal = pty.openpty()
+    asked = [*TINY, FAST, "rng_seed=0", "optimization.max_epochs=60"]
+    launcher = start(*asked, cwd=tmp_path, stdin=terminal)
+    os.close(terminal)
+    assert launcher.stdout is not None
+    told = iter(launcher.stdout.readline, "")
+    assert any("running" in line for line in told)
+    launcher.send_signal(signal.SIGINT)
+    os.write(master, b"n\n")
+    code, out, _ = finish(launcher)
+    os.close(master)
+    assert code == 130
+    (one,) = members_of(tmp_path / "outputs" / "debug")
+    pid = one.job().id.partition("@")[0]
+    assert f"1 runs are waiting or running as jobs {pid}. Cancel them? [y/N] left to local: jobs {pid};" in out
+    assert not standings([one])[one.name].is_over
+    code, out, err = finish(start(*asked, cwd=tmp_path))
+    assert (code, err) == (0, "")
+    assert "1 runs: 0 submitted, 1 on their way already" in out
+    assert one.result() is not None
+
+
+def test_a_dry_run_lists_what_there_is_and_what_would_be_submitted_and_leaves_nothing(tmp_path: Path):
+    code, out, err = finish(start(*TINY, "rng_seed=0,1", "dry_run=true", cwd=tmp_path))
+    assert (code, err) == (0, "")
+    rows = [line.split() for line in out.splitlines()]
+    assert rows[1:3] == [[f"rng_seed={seed}", "to", "submit", "2", "1,454", "1", "s"] for seed in (0, 1)]
+    assert "2 runs: 2 to submit; this machine, 1 at a time\n" in out
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_the_installed_command_has_the_launchers(tmp_path: Path):
+    # An editable install has a hydra_plugins that Hydra cannot look into.
+    done = subprocess.run(
+        [Path(sys.executable).with_name("esper-train"), *TINY, FAST, "rng_seed=0"],
+        cwd=tmp_path,
+        env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "1 runs: 1 submitted" in done.stdout
+
+
+def test_a_dry_run_says_which_member_cannot_train(tmp_path: Path):
+    code, _, err = finish(start(*TINY, "optimization.learning_rate=0.05,1e20", "dry_run=true", cwd=tmp_path))
+    assert code == 1
+    assert re.match(r"error: .*learning_rate=1e\+20.*: loss, gradient or weights at step 1 are not finite", err)
+    assert err.count("\n") == 1
+
+
+def test_a_frozen_member_reads_back_and_is_private(tmp_path: Path):
+    frozen = member(tmp_path, rng_seed=7)
+    (read,) = members_of(tmp_path)
+    assert read == frozen
+    assert read.config() == TolariaConfig(rng_seed=7)
+    assert (tmp_path / ".sweep").stat().st_mode & 0o777 == 0o700
+
+
+def test_members_come_in_the_order_of_their_overrides_whatever_their_names(tmp_path: Path):
+    for name, seed in (("a", 10), ("b", 2), ("c", 1)):
+        member(tmp_path, name, f"rng_seed={seed}")
+    assert [one.overrides for one in members_of(tmp_path)] == [("rng_seed=1",), ("rng_seed=2",), ("rng_seed=10",)]
+
+
+def test_freezing_again_forgets_how_the_last_job_ended(tmp_path: Path):
+    one = member(tmp_path)
+    one.begin()
+    one.end("failed", reason="no luck")
+    assert standings([one])["run-1"].state == "failed"
+    member(tmp_path)
+    assert standings([one])["run-1"].reason == "was never submitted"
+
+
+def test_a_job_whose_process_has_gone_without_a_word_is_lost_with_its_last_line(tmp_path: Path):
+    one = member(tmp_path)
+    one.set_job(Job(queue="local", id=f"{os.getpid()}@1.00"))  # the number is another process's by now
+    one.begin()
+    (one.folder / "job.log").write_text("first\nKilled\n\n")
+    standing = standings([one])["run-1"]
+    assert (standing.state, standing.reason) == ("lost", "its process has gone: Killed")
+    assert standing.is_over
+
+
+def test_a_folder_without_a_sweep_is_refused(tmp_path: Path):
+    with pytest.raises(RunError, match="no sweep was launched there"):
+        members_of(tmp_path)
+
+
+def test_an_option_that_there_is_not_is_refused():
+    with pytest.raises(ConfigError, match=r"hydra\.launcher\.jbos: no such setting; did you mean jobs\?"):
+        queue_of("local", {"jbos": 2})
+    assert isinstance(queue_of("local", {"jobs": 2}), LocalQueue)
+
+
+def test_progress_is_read_as_the_journal_grows_and_starts_over_when_it_is_rewound(tmp_path: Path):
+    journal = tmp_path / "journal.jsonl"
+    started = '{"kind": "run_started", "total_epochs": 4}\n'
+    epoch = '{{"kind": "epoch", "epoch": {}, "val_accuracy": 0.5, "time_unix_s": {}}}\n'
+    progress = Progress(journal=journal)
+    progress.update()
+    assert progress.total_epochs == 0
+    now = time.time()
+    journal.write_text(started + epoch.format(1, now - 10) + epoch.format(2, now))
+    progress.update()
+    assert (progress.epoch, progress.total_epochs, progress.accuracy) == (2, 4, 0.5)
+    assert progress.eta_s() == pytest.approx(20, abs=2)
+    journal.write_text(started + epoch.format(1, now - 10))
+    progress.update()
+    assert progress.epoch == 1
+    assert progress.eta_s() is None

@@ -1,0 +1,276 @@
+import dataclasses
+import io
+import time
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from esper.contracts.decisions import AdaptationDecision
+from esper.contracts.events import (
+    CheckpointSaved,
+    Decided,
+    EpochEnded,
+    Event,
+    Judged,
+    Notice,
+    RunEnded,
+    RunStarted,
+    StateChanged,
+    StepLogged,
+    SurgeryEnded,
+)
+from esper.terminal import display as terminal_module
+from esper.terminal.display import Terminal
+from esper.tracking import Journal, read
+
+CONFIG = {
+    "model": {"name": "resnet_small"},
+    "dataset": {"name": "digits"},
+    "morphogenetic": {"enable_tamiyo": True, "policy": "schedule"},
+    "checkpoint": {"auto_resume": True},
+}
+RESULT = {
+    "test_loss": 0.25,
+    "test_accuracy": 0.931,
+    "val_loss": 0.3,
+    "val_accuracy": 0.92,
+    "num_parameters_before": 1000,
+    "num_parameters": 1200,
+    "num_macs_before": 50_000,
+    "num_macs": 60_000,
+    "num_grown": 2,
+    "num_kept": 1,
+    "train_macs": 90,
+    "growth_macs": 10,
+    "seconds": 65.0,
+}
+
+
+def started(*, step: int = 0, resumed_from: str | None = None) -> RunStarted:
+    return RunStarted(
+        step=step,
+        run_name="run-1234abcd",
+        experiment_name="demo",
+        total_steps=100,
+        total_epochs=10,
+        num_parameters=1000,
+        num_macs=50_000,
+        num_sites=4,
+        device="cpu",
+        config=CONFIG,
+        environment={},
+        resumed_from=resumed_from,
+    )
+
+
+def germinated(*, step: int, graft_id: int, site: str) -> list[Event]:
+    surgery = SurgeryEnded(
+        step=step,
+        graft_id=graft_id,
+        action="germinate",
+        site=site,
+        blueprint_id="conv3x3",
+        committed=True,
+        error=None,
+        num_parameters_before=1000,
+        num_parameters_after=1200,
+        num_macs_before=50_000,
+        num_macs_after=60_000,
+        duration_s=0.1,
+    )
+    return [surgery, state(step=step, site=site, old="dormant", new="germinated", reason="asked")]
+
+
+def state(*, step: int, site: str, old: str, new: str, reason: str) -> StateChanged:
+    return StateChanged(step=step, epoch=step // 10, site=site, blueprint_id="conv3x3", old=old, new=new, reason=reason)
+
+
+def judged(*, step: int, graft_id: int, site: str, kept: bool) -> list[Event]:
+    verdict = Judged(
+        step=step,
+        epoch=step // 10,
+        graft_id=graft_id,
+        site=site,
+        blueprint_id="conv3x3",
+        loss_off=0.5,
+        loss_on=0.4,
+        gain=0.1032 if kept else 0.0023,
+        lower_bound=0.0712 if kept else -0.0101,
+        threshold=0.01,
+        confidence=0.95,
+        num_examples=90,
+        kept=kept,
+        added_parameters=200,
+        added_macs=10_000,
+        cost_macs=1,
+        cost_s=0.1,
+    )
+    new, reason = ("fossilized", "kept") if kept else ("culled", "not shown to help")
+    return [verdict, state(step=step, site=site, old="holding", new=new, reason=reason)]
+
+
+def epoch_ended(step: int) -> EpochEnded:
+    return EpochEnded(
+        step=step,
+        epoch=step // 10,
+        train_loss=0.5,
+        train_accuracy=0.8,
+        val_loss=0.6,
+        val_accuracy=0.75,
+        learning_rate=0.05,
+        adaptations_applied=0,
+        epoch_time=1.0,
+    )
+
+
+def logged(step: int) -> StepLogged:
+    return StepLogged(
+        step=step,
+        epoch=step // 10,
+        loss=0.7,
+        accuracy=0.7,
+        learning_rate=0.05,
+        grad_norm=1.0,
+        images_per_s=4000.0,
+        memory_bytes=312_000_000,
+    )
+
+
+def whole_run() -> list[Event]:
+    return [
+        started(),
+        epoch_ended(10),
+        *germinated(step=10, graft_id=1, site="layer1.0:beside"),
+        *judged(step=30, graft_id=1, site="layer1.0:beside", kept=True),
+        *germinated(step=40, graft_id=2, site="layer2.0:after"),
+        *judged(step=60, graft_id=2, site="layer2.0:after", kept=False),
+        RunEnded(step=100, status="finished", reason="", result=RESULT),
+    ]
+
+
+def shown(*events: Event, level: str = "INFO", width: int = 100, is_terminal: bool = False) -> str:
+    stream = io.StringIO()
+    console = Console(file=stream, width=width, force_terminal=is_terminal)
+    with Terminal(level=level, console=console) as terminal:
+        for event in events:
+            terminal.show(event)
+    return stream.getvalue()
+
+
+def test_without_a_terminal_there_is_a_line_for_each_epoch_and_growth_event_and_no_escape_code():
+    text = shown(*whole_run())
+    assert "\x1b" not in text
+    assert [line.split()[0] for line in text.split("demo/run-1234abcd finished")[0].splitlines() if line] == [
+        *("run", "host", "training", "growth"),
+        *("epoch", "germinated", "judged", "kept", "germinated", "judged", "culled"),
+    ]
+
+
+def test_a_decision_that_was_missed_is_a_warning_and_one_for_nothing_is_not_shown():
+    nothing = dataclasses.asdict(AdaptationDecision(should_adapt=False))
+    outcomes = ("missed: the shared Tamiyo gave no answer within 5 s", "nothing was asked for")
+    decisions = [Decided(step=10, epoch=1, decision=nothing, applied=False, outcome=outcome) for outcome in outcomes]
+    text = shown(*decisions, level="WARNING")
+    assert [line.rstrip() for line in text.splitlines() if line] == [
+        "missed      the shared Tamiyo gave no answer within 5 s (step 10)"
+    ]
+    assert "\x1b[1;33mmissed" in shown(*decisions, level="WARNING", is_terminal=True)
+
+
+def test_the_result_shows_what_grew_and_what_the_judge_measured():
+    text = shown(*whole_run())
+    assert "grew 2 modules, kept 1" in text
+    assert "93.1 %" in text
+    assert "1,000 → 1,200   +20.0 %" in text
+    assert "training 90.0 %, growth 10.0 %" in text
+    rows = [line.split() for line in text.splitlines() if line.split()[-1:] in (["kept"], ["culled"])]
+    assert rows == [
+        ["1", "conv3x3", "layer1.0:beside", "+200", "+10,000", "0.1032", "0.0712", "kept"],
+        ["4", "conv3x3", "layer2.0:after", "+200", "+10,000", "0.0023", "-0.0101", "culled"],
+    ]
+
+
+def test_a_journal_replays_to_the_same_result_as_the_run_itself_printed(tmp_path: Path):
+    journal = Journal(tmp_path / "journal.jsonl")
+    for event in whole_run():
+        journal.write(event)
+    journal.close()
+    stream = io.StringIO()
+    with Terminal(level="INFO", console=Console(file=stream, width=100)) as terminal:
+        terminal.replay(read(journal.path))
+    assert stream.getvalue().strip() == shown(*whole_run(), level="ERROR").strip()
+
+
+def test_a_resumed_run_counts_what_grew_before_it_was_interrupted(tmp_path: Path):
+    journal = Journal(tmp_path / "journal.jsonl")
+    *before, rest = whole_run()
+    for event in (*before, started(step=70, resumed_from="checkpoints/step-70")):
+        journal.write(event)
+    stream = io.StringIO()
+    with Terminal(level="INFO", console=Console(file=stream, width=100)) as terminal:
+        terminal.show(started(step=70, resumed_from="checkpoints/step-70"))
+        terminal.replay(read(journal.path))
+        terminal.show(rest)
+    journal.close()
+    assert "goes on     at step 70, from checkpoints/step-70" in stream.getvalue()
+    assert "grew 2 modules, kept 1" in stream.getvalue()
+
+
+def test_warning_hides_what_is_merely_informative_but_not_the_result():
+    notice = Notice(step=50, level="WARNING", message="the tracker does not answer")
+    *before, rest = whole_run()
+    text = shown(*before, notice, rest, level="WARNING")
+    assert text.startswith("warning     the tracker does not answer\n\ndemo/run-1234abcd finished")
+
+
+def test_an_interrupted_run_says_where_it_stopped_and_how_to_go_on():
+    saved = CheckpointSaved(step=40, epoch=4, path="checkpoints/step-40", is_best=False)
+    best = CheckpointSaved(step=42, epoch=4, path="checkpoints/best-42", is_best=True)
+    end = RunEnded(step=45, status="interrupted", reason="Ctrl-C", result=None)
+    assert "interrupted (Ctrl-C) at step 45 of 100; the same command again goes on from step 40" in shown(
+        started(), saved, best, end
+    )
+    assert "there is no checkpoint yet" in shown(started(), end)
+
+
+@pytest.mark.parametrize("width", [60, 200])
+def test_the_live_display_fits_the_terminal_and_leaves_the_cursor_visible(width: int):
+    text = shown(*whole_run()[:-1], logged(65), width=width, is_terminal=True)
+    assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l")
+    assert "\x1b[?25l" in text
+
+
+def test_the_panel_shows_the_stage_of_every_seed():
+    stream = io.StringIO()
+    console = Console(file=stream, width=60, force_terminal=True)
+    with Terminal(level="INFO", console=console) as terminal:
+        for event in (*whole_run()[:-1], logged(65)):
+            terminal.show(event)
+        with console.capture() as capture:
+            console.print(terminal._panel.render())
+    lines = capture.get().splitlines()
+    assert any("layer1.0:beside" in line and "fossilized" in line for line in lines)
+    assert any("layer2.0:after" in line and "culled" in line for line in lines)
+    assert any("step 65/100" in line for line in lines)
+
+
+def test_a_long_epoch_gets_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch):
+    assert "train loss" not in shown(started(), logged(5))
+    monkeypatch.setattr(terminal_module, "_PROGRESS_INTERVAL_S", 0.01)
+    stream = io.StringIO()
+    with Terminal(level="INFO", console=Console(file=stream, width=100)) as terminal:
+        terminal.show(started())
+        time.sleep(0.02)
+        terminal.show(logged(5))
+        assert "step 5      of 100   train loss 0.7000" in stream.getvalue()
+
+
+def test_paths_and_commands_are_printed_whole_on_a_narrow_terminal():
+    stream = io.StringIO()
+    command = "mlflow ui --backend-store-uri sqlite:////a/rather/long/path/to/outputs/mlflow.db"
+    with Terminal(level="INFO", console=Console(file=stream, width=60)) as terminal:
+        terminal.files({"mlflow": command})
+        for event in whole_run():
+            terminal.show(event)
+    assert command in stream.getvalue()

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import json
+import resource
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from esper.contracts.recipe import Graft
+from esper.errors import CheckpointError
+from esper.tolaria.checkpoints import files as checkpoint
+from esper.tolaria.checkpoints.files import Snapshot
+
+
+def snapshot(step: int = 3) -> Snapshot:
+    weights = torch.arange(24.0).reshape(1, 4, 2, 3).to(memory_format=torch.channels_last)
+    return Snapshot(
+        step=step,
+        model={"w": weights},
+        optimizer={"w|momentum_buffer": weights * 2},
+        state={"training": {"best_loss": float("inf"), "epoch": 1}},
+        recipe=[Graft(graft_id=1, site="s:after", blueprint_id="b", init_seed=4, init_gain=0.5, born_step=2)],
+        journal_offset=17,
+        digest="abcd",
+    )
+
+
+def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
+    saved = snapshot()
+    loaded = checkpoint.load(checkpoint.save(tmp_path, saved, prefix="step"))
+    assert torch.equal(loaded.model["w"], saved.model["w"])
+    assert torch.equal(loaded.optimizer["w|momentum_buffer"], saved.optimizer["w|momentum_buffer"])
+    assert (loaded.state, loaded.recipe, loaded.journal_offset) == (saved.state, saved.recipe, 17)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json"])
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
+def test_damage_is_found(tmp_path: Path, name: str, damage: str) -> None:
+    file = checkpoint.save(tmp_path, snapshot(), prefix="step") / name
+    content = bytearray(file.read_bytes())
+    if damage == "remove":
+        file.unlink()
+    elif damage == "truncate":
+        file.write_bytes(content[:-3])
+    else:
+        content[-2] ^= 1
+        file.write_bytes(content)
+    with pytest.raises(CheckpointError, match="damaged"):
+        checkpoint.load(file.parent)
+
+
+def test_a_folder_without_a_manifest_is_not_a_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "step-00000001").mkdir()
+    assert checkpoint.find_checkpoints(tmp_path) == []
+    with pytest.raises(CheckpointError, match="no manifest"):
+        checkpoint.load(tmp_path / "step-00000001")
+
+
+def test_another_schema_is_refused(tmp_path: Path) -> None:
+    path = checkpoint.save(tmp_path, snapshot(), prefix="step")
+    manifest = json.loads((path / "manifest.json").read_text())
+    (path / "manifest.json").write_text(json.dumps(manifest | {"schema": 99}))
+    with pytest.raises(CheckpointError, match="schema 99"):
+        checkpoint.load(path)
+
+
+def test_pruning_keeps_the_newest_and_the_newest_best(tmp_path: Path) -> None:
+    for step in (1, 2, 3, 4):
+        checkpoint.save(tmp_path, snapshot(step), prefix="step")
+        checkpoint.save(tmp_path, snapshot(step), prefix="best")
+    checkpoint.prune(tmp_path, keep=2)
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == ["best-00000004", "step-00000003", "step-00000004"]
+
+
+@pytest.mark.parametrize("limit_bytes", [64, 1000])  # fails in the tensors, and in the manifest behind them
+def test_a_save_that_does_not_fit_leaves_earlier_checkpoints_intact(tmp_path: Path, limit_bytes: int) -> None:
+    good = checkpoint.save(tmp_path, snapshot(1), prefix="step")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, hard))  # writing beyond it fails, as on a full disk
+    try:
+        with pytest.raises(CheckpointError, match="earlier checkpoints are intact"):
+            checkpoint.save(tmp_path, replace(snapshot(2), digest="x" * 2000), prefix="step")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == [good]
+    checkpoint.load(good)
+
+
+SAVER = """
+import sys, torch
+from pathlib import Path
+from esper.tolaria.checkpoints import files as checkpoint
+from esper.tolaria.checkpoints.files import Snapshot
+weights = torch.zeros(400_000)
+print("ready", flush=True)
+for step in range(10_000):
+    weights += 1
+    checkpoint.save(Path(sys.argv[1]), Snapshot(step=step, model={"w": weights}, optimizer={"w|m": weights}, state={},
+        recipe=[], journal_offset=0, digest=""), prefix="step")
+    checkpoint.prune(Path(sys.argv[1]), keep=2)
+"""
+
+
+def test_killing_a_process_while_it_saves_never_costs_the_last_checkpoint(tmp_path: Path) -> None:
+    for delay in (0.03, 0.05, 0.08, 0.13):
+        process = subprocess.Popen([sys.executable, "-c", SAVER, str(tmp_path)], stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(0.2 + delay)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+        newest = checkpoint.find_checkpoints(tmp_path)[0]
+        loaded = checkpoint.load(newest)
+        assert torch.equal(loaded.model["w"], torch.full((400_000,), float(loaded.step + 1)))

@@ -1,0 +1,100 @@
+"""Saving while training goes on: what is on disk is the moment it was asked for."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from esper.errors import CheckpointError
+from esper.tolaria import TolariaTrainer
+from esper.tolaria.checkpoints import files as checkpoint
+from esper.tolaria.checkpoints.writer import Saver
+from tests.conftest import tiny_config, use
+
+
+def snapshot(weight: torch.Tensor, *, step: int) -> checkpoint.Snapshot:
+    return checkpoint.Snapshot(
+        step=step, model={"weight": weight}, optimizer={}, state={}, recipe=[], journal_offset=0, digest="d"
+    )
+
+
+def test_a_checkpoint_holds_the_weights_of_the_moment_it_was_begun(tmp_path: Path) -> None:
+    weight = torch.zeros(256, 1024)
+    saver = Saver(tmp_path, keep=9, sync=lambda: None)
+    for step in range(1, 5):
+        weight.fill_(step)
+        saver.start(snapshot(weight, step=step), epoch=step, is_best=False)
+    weight.fill_(-1)
+    saved = saver.wait()
+    saver.close()
+    assert [one.epoch for one in saved] == [1, 2, 3, 4]
+    assert [float(checkpoint.load(one.path).model["weight"].mean()) for one in saved] == [1, 2, 3, 4]
+
+
+def test_a_checkpoint_holds_the_counters_of_the_moment_it_was_begun(tmp_path: Path) -> None:
+    released = threading.Event()
+    saver = Saver(tmp_path, keep=9, sync=released.wait)
+    live = {"growth": {"last_adaptation": {"layer1": 1}}}
+    saver.start(dataclasses.replace(snapshot(torch.zeros(3), step=1), state=live), epoch=1, is_best=False)
+    live["growth"]["last_adaptation"]["layer2"] = 2
+    released.set()
+    (saved,) = saver.wait()
+    saver.close()
+    assert checkpoint.load(saved.path).state == {"growth": {"last_adaptation": {"layer1": 1}}}
+
+
+def test_a_checkpoint_that_cannot_be_written_is_reported_at_the_next_call(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").write_text("a file where the folder should be")
+    saver = Saver(tmp_path / "checkpoints", keep=2, sync=lambda: None)
+    saver.start(snapshot(torch.zeros(3), step=1), epoch=1, is_best=False)
+    with pytest.raises(CheckpointError, match="cannot save"):
+        saver.wait()
+    saver.start(snapshot(torch.zeros(3), step=2), epoch=2, is_best=False)
+    assert "cannot save" in (saver.close() or "")
+
+
+def test_a_checkpoint_that_cannot_be_written_does_not_hide_those_that_were(tmp_path: Path) -> None:
+    saver = Saver(tmp_path, keep=9, sync=lambda: None)
+    saver.start(snapshot(torch.zeros(3), step=1), epoch=1, is_best=False)
+    saver.settle()
+    blocked = tmp_path / "step-00000002"
+    blocked.write_text("a file where a checkpoint should be")
+    saver.start(snapshot(torch.zeros(3), step=2), epoch=2, is_best=False)
+    saver.settle()
+    with pytest.raises(CheckpointError):
+        saver.wait()
+    assert [one.epoch for one in saver.wait()] == [1]
+    saver.close()
+
+
+def test_every_checkpoint_is_journalled_once_it_is_complete(run_dir: Path) -> None:
+    config = tiny_config(optimization__max_epochs=2, morphogenetic__policy="never", checkpoint__max_checkpoints=9)
+    use(config, run_dir, lambda trainer: trainer.train())
+    told = [json.loads(line) for line in (run_dir / "journal.jsonl").read_text().splitlines()]
+    paths = [entry["path"] for entry in told if entry["kind"] == "checkpoint" and not entry["is_best"]]
+    assert paths == ["checkpoints/step-00000006", "checkpoints/step-00000012"]
+    assert told[-1]["kind"] == "run_ended"
+
+
+def test_what_is_being_saved_is_complete_after_shutdown(run_dir: Path) -> None:
+    async def body(trainer: TolariaTrainer) -> None:
+        await trainer.train_epoch()
+        await trainer.handle_end_of_epoch()
+
+    use(tiny_config(morphogenetic__policy="never"), run_dir, body)
+    assert [path.name for path in checkpoint.find_checkpoints(run_dir / "checkpoints")] == ["step-00000006"]
+
+
+def test_no_checkpoint_is_there_before_the_journal_it_refers_to_is_on_disk(tmp_path: Path) -> None:
+    seen: list[list[Path]] = []
+    saver = Saver(tmp_path, keep=9, sync=lambda: seen.append(checkpoint.find_checkpoints(tmp_path)))
+    saver.start(snapshot(torch.zeros(3), step=1), epoch=1, is_best=False)
+    saver.wait()
+    saver.close()
+    assert seen == [[]]
+    assert len(checkpoint.find_checkpoints(tmp_path)) == 1

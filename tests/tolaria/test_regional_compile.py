@@ -1,0 +1,155 @@
+"""Compiling by regions: same numbers, few graphs, and growth that neither breaks nor repeats them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from esper.configs import ModelConfig
+from esper.contracts.decisions import AdaptationDecision
+from esper.contracts.recipe import Graft
+from esper.errors import ConfigError
+from esper.kasmina import MorphableModel, find_blocks, wrap
+from esper.models import build_host
+from esper.tolaria import TolariaTrainer
+from esper.tolaria import regional_compile as regions
+from esper.tolaria.regional_compile import Regions
+from tests.conftest import tiny_config, use
+
+# Dynamo itself looks at .grad of what a block is given.
+pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+
+IMAGES = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+LABELS = torch.arange(4)
+HOST_GRAPHS = 5
+"""Stem, head, and three different blocks: layer1 has two equal ones, layer2 one that halves and one that does not."""
+
+
+@pytest.fixture(autouse=True)
+def _forget_graphs() -> Iterator[None]:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def network(*kinds: str) -> MorphableModel:
+    torch.manual_seed(0)
+    config = ModelConfig(name="resnet_small", widths=[4, 8], depths=[2, 2])
+    host = build_host(config, in_channels=3, image_size=8, num_classes=4)
+    return wrap(host, ["layer*"], 9, input_shape=(3, 8, 8), site_kinds=kinds or ("beside", "after"))
+
+
+def compiled(model: MorphableModel) -> Regions:
+    found = Regions("eager")  # runs the graphs that were traced as they are
+    found.add_host(model.host, list(find_blocks(model.host, ["layer*"])))
+    return found
+
+
+def gradients(model: MorphableModel) -> dict[str, Tensor]:
+    model.train().zero_grad()
+    F.cross_entropy(model(IMAGES), LABELS).backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_steps_agree(fast: MorphableModel, plain: MorphableModel, found: Regions) -> None:
+    with found.active():
+        mine = gradients(fast)
+    theirs = gradients(plain)
+    assert mine.keys() == theirs.keys()
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+def graft(number: int, site: str, blueprint: str) -> Graft:
+    return Graft(graft_id=number, site=site, blueprint_id=blueprint, init_seed=number, init_gain=1.0, born_step=0)
+
+
+def test_equal_blocks_share_a_graph_and_names_stay() -> None:
+    fast, plain = network(), network()
+    found = compiled(fast)
+    assert list(fast.state_dict()) == list(plain.state_dict())
+    for _ in range(3):
+        assert_steps_agree(fast, plain, found)
+    assert found.num_graphs == HOST_GRAPHS
+
+
+def test_growth_adds_one_graph_and_an_equal_module_none() -> None:
+    fast, plain = network(), network()
+    found = compiled(fast)
+    assert_steps_agree(fast, plain, found)
+    for number, site in ((1, "layer1.0:after"), (2, "layer1.1:after")):
+        entry = graft(number, site, "basic_block")
+        for model in (fast, plain):
+            model.graft(entry)
+        found.add(fast.slot(site).kernel(entry))
+        assert_steps_agree(fast, plain, found)
+        assert_steps_agree(fast, plain, found)
+        assert found.num_graphs == HOST_GRAPHS + 1
+
+
+def test_a_module_that_grows_inside_a_compiled_block_is_not_overlooked() -> None:
+    fast, plain = network("parallel"), network("parallel")
+    found = compiled(fast)
+    assert_steps_agree(fast, plain, found)
+    entry = graft(1, "layer1.0.conv1:parallel", "fold_1x1")
+    for model in (fast, plain):
+        model.graft(entry)
+    assert_steps_agree(fast, plain, found)
+    for model in (fast, plain):
+        model.ungraft(entry)
+    assert_steps_agree(fast, plain, found)
+
+
+def test_only_active_regions_run_compiled() -> None:
+    model = network()
+    found = compiled(model)
+    with torch.no_grad():
+        model.eval()(IMAGES)
+    gradients(model)
+    assert found.num_graphs == 0
+
+
+def test_what_is_compiled_again_and_again_ends_uncompiled_with_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(regions, "LIMIT", 2)
+    model = network()
+    plain = copy.deepcopy(model)
+    found = compiled(model)
+    assert_steps_agree(model, plain, found)
+    assert 2 <= found.num_graphs < HOST_GRAPHS
+    told = found.news()
+    assert told is not None
+    assert told[0] == "WARNING"
+    assert found.news() is None
+
+
+def test_a_machine_that_cannot_compile_is_told_in_one_line() -> None:
+    def broken(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> None:
+        raise RuntimeError("no working\ncompiler")
+
+    model = network()
+    found = Regions(broken)
+    found.add_host(model.host, list(find_blocks(model.host, ["layer*"])))
+    with (
+        pytest.raises(ConfigError, match=r"^compile_model=true: .*no working compiler.*compile_model=false$"),
+        found.active(),
+    ):
+        model(IMAGES)
+
+
+def test_a_compiled_run_trains_and_grows_as_a_plain_one(run_dir: Path, tmp_path: Path) -> None:
+    async def losses(trainer: TolariaTrainer) -> list[float]:
+        first = await trainer.train_epoch()
+        grow = AdaptationDecision(should_adapt=True, site="layer1.0:after", blueprint_id="basic_block")
+        assert await trainer.handle_adaptation_signal(grow)
+        second = await trainer.train_epoch()
+        return [first["loss"], second["loss"]]
+
+    settings = {"morphogenetic__policy": "never", "device": "cpu"}
+    fast = use(tiny_config(compile_model=True, **settings), run_dir, losses)
+    plain = use(tiny_config(**settings), tmp_path / "plain", losses)
+    assert fast == pytest.approx(plain, rel=1e-4)
