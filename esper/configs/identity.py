@@ -1,4 +1,4 @@
-"""Which run a configuration is: the same settings are the same run, whatever watches it or saves it."""
+"""Identity of a run: its name and the digest of the settings that define it."""
 
 from __future__ import annotations
 
@@ -11,14 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
 
 from esper.configs.tolaria import TolariaConfig
 
-__all__ = ["checkpoints_folder", "digest", "outputs_folder", "run_id", "run_name"]
+__all__ = ["checkpoints_folder", "digest", "is_operational", "outputs_folder", "run_id", "run_name"]
 
-# Where results go, how the run is watched, what it runs on: none of it makes another run.
-_APART = frozenset(
+_OPERATIONAL = frozenset(
     {
         "bus",
         "checkpoint",
@@ -39,8 +37,16 @@ _APART = frozenset(
         "tracking",
     }
 )
+"""Settings and groups that say where results go, how a run is monitored and what it runs on, not what is trained."""
 _PATHS = ("dataset.data_dir", "morphogenetic.recipe_path")
+"""Left out of the readable part of a name, since they are long; the digest covers them."""
 _MAX_READABLE = 120
+
+
+def is_operational(key: str) -> bool:
+    """Whether a setting or group (`bus`, `redis.url`, `hydra/launcher`) leaves what is trained unchanged."""
+    key = key.replace("/", ".")
+    return key in _OPERATIONAL or key.partition(".")[0] in _OPERATIONAL
 
 
 def digest(config: TolariaConfig) -> str:
@@ -50,42 +56,37 @@ def digest(config: TolariaConfig) -> str:
 
 
 def run_id(run_dir: Path) -> str:
-    """Name of a run among those of a lab: its experiment's folder and its own."""
+    """Identify a run within a lab: `<experiment folder>/<run folder>`."""
     return f"{run_dir.absolute().parent.name}/{run_dir.name}"
 
 
 def run_name(config: TolariaConfig, overrides: Sequence[str]) -> str:
-    """Name of the run's folder: what was asked for, then the digest; at most 129 letters, digits, `.`, `_` and `-`.
+    """Name of the run folder: the overrides, then the digest; at most 129 letters, digits, `.`, `_` and `-`.
 
-    Without `=` and `,`, so that `checkpoint.resume_from=outputs/...` needs no quotes.
+    It has no `=` or `,`, so that `checkpoint.resume_from=outputs/...` needs no quotes.
 
     Args:
         config: the validated configuration.
-        overrides: what was written on the command line: `["morphogenetic=off", "rng_seed=1"]` gives
+        overrides: as on the command line: `["morphogenetic=off", "rng_seed=1"]` gives
             `morphogenetic_off-rng_seed_1-` and the digest.
     """
     parsed = OverridesParser.create().parse_overrides(list(overrides))
-    # Written back as Hydra writes a sweep's members: `nesterov=true` alone and in a sweep is the same run.
-    asked = sorted(
-        f"{one.key_or_group.rpartition('.')[2]}={one.get_value_element_as_str()}"
-        for one in parsed
-        if not _is_apart(one) and one.key_or_group not in _PATHS  # long, and told by the digest
+    # As Hydra formats a sweep's overrides: `nesterov=true` alone and in a sweep is the same run.
+    named = sorted(
+        f"{override.key_or_group.rpartition('.')[2]}={override.get_value_element_as_str()}"
+        for override in parsed
+        if not is_operational(override.key_or_group) and override.key_or_group not in _PATHS
     )
-    words = [re.sub(r"[^A-Za-z0-9.-]+", "_", one).strip("_") for one in asked]
+    words = [re.sub(r"[^A-Za-z0-9.-]+", "_", text).strip("_") for text in named]
     readable = re.sub(r"\.{2,}", ".", "-".join(words))[:_MAX_READABLE].strip("._-") or "run"
     return f"{readable}-{digest(config)}"
 
 
-def _is_apart(override: Override) -> bool:
-    key = override.key_or_group.replace("/", ".")
-    return key in _APART or key.partition(".")[0] in _APART
-
-
 def _settings(group: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The group without what is apart, and with numbers that compare equal written the same (1 and 1.0)."""
+    """Drop operational settings, and write numbers that compare equal alike (1 and 1.0)."""
     kept = {}
     for name, value in group.items():
-        if prefix + name in _APART:
+        if is_operational(prefix + name):
             continue
         if isinstance(value, dict):
             value = _settings(value, f"{prefix}{name}.")
@@ -101,10 +102,10 @@ def _number(value: Any) -> Any:
 
 
 def outputs_folder(run_dir: Path, *, experiment_name: str) -> Path:
-    """The folder that a run shares with others: `outputs` of `outputs/<experiment>/<run>`, else the run folder."""
+    """The folder shared by all experiments: `outputs` of `outputs/<experiment>/<run>`, else the run folder."""
     return run_dir.parents[1] if run_dir.parent.name == experiment_name else run_dir
 
 
 def checkpoints_folder(run_dir: Path, *, checkpoint_dir: str | None) -> Path:
-    """The folder of a run's own checkpoints: in the run folder, or under its name in `checkpoint.checkpoint_dir`."""
+    """The run's checkpoint folder: `checkpoints` in the run folder, or `checkpoint.checkpoint_dir` / run name."""
     return Path(checkpoint_dir).absolute() / run_dir.name if checkpoint_dir else run_dir / "checkpoints"

@@ -6,16 +6,12 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from esper.configs.comparison import ARMS
+from esper.configs.identity import is_operational
 from esper.errors import RunError
 from esper.report.runs import Run
 
 __all__ = ["Arm", "Comparison", "LeftOut", "group"]
 
-_NO_MATTER = (
-    *("logging.", "checkpoint.", "tracking.", "description", "tags", "experiment_name", "fresh", "dry_run"),
-    *("rng_seed", "dataset.data_dir", "dataset.num_workers", "debug_mode", "profile_training"),
-)
-"""Settings that leave the numbers alone, and the seed."""
 _BUDGETED = ("static_flops", "final_flops", "final_seconds")
 """Arms whose epochs follow from what the grown run spent."""
 _OUTSIDE = ("set aside", "not of the sweep")
@@ -138,10 +134,15 @@ def _why_not(run: Run, label: str) -> str:
     return ""
 
 
+def _is_compared(name: str) -> bool:
+    """Whether runs that differ in this setting or group belong to different arms."""
+    return not is_operational(name) and name not in ("rng_seed", "dataset.data_dir")
+
+
 def _differing(runs: Sequence[Run]) -> list[str]:
     """Names of the settings that matter and differ; growth first, as it is what is compared."""
     begun = [run for run in runs if run.settings]
-    names = sorted({name for run in begun for name in run.settings if not name.startswith(_NO_MATTER)})
+    names = sorted({name for run in begun for name in run.settings if _is_compared(name)})
     found = [name for name in names if len({run.settings.get(name) for run in begun}) > 1]
     return sorted(found, key=lambda name: (not name.startswith("morphogenetic.enable"), not name.startswith("morph")))
 
@@ -164,7 +165,7 @@ def _swept(runs: Sequence[Run]) -> Sequence[str] | None:
     if not asked or None in asked:
         return None
     given = [one for one in asked if one is not None]
-    names = dict.fromkeys(name for one in given for name in one if not f"{name}.".startswith(_NO_MATTER))
+    names = dict.fromkeys(name for one in given for name in one if _is_compared(name))
     return [name for name in names if len({one.get(name) for one in given}) > 1]
 
 

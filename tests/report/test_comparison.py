@@ -242,6 +242,26 @@ def test_what_tells_the_arms_apart_is_compared_and_not_warned_about(tmp_path: Pa
     assert comparison.warnings == []
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"bus": "redis"},
+        {"device": "cuda"},
+        {"redis__timeout_s": 9.0},
+        {"storage__compile_cache_dir": "/cache"},
+        {"database__url": "postgresql:///esper"},
+        {"dataset__data_dir": "/elsewhere"},
+    ],
+)
+def test_settings_that_do_not_change_what_is_trained_do_not_split_an_arm(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    write_run(tmp_path / "a", rng_seed=0)
+    write_run(tmp_path / "b", rng_seed=1, **changes)
+    (arm,) = compared(tmp_path).comparison.arms
+    assert sorted(arm.runs) == [0, 1]
+
+
 def test_a_run_that_never_reaches_the_target_counts_as_not_reached(tmp_path: Path) -> None:
     for seed, accuracy in enumerate((0.9, 0.6, 0.6)):
         write_run(tmp_path / str(seed), accuracy=accuracy, rng_seed=seed, comparison__arm="grown")

@@ -35,6 +35,14 @@ def test_members_of_a_sweep_are_grouped_by_what_was_swept_and_not_by_what_follow
     assert not any("recipes differ" in warning for warning in report.comparison.warnings)
 
 
+@pytest.mark.parametrize("override", ["bus=redis", "redis=embedded", "device=cuda", "hydra/launcher=slurm"])
+def test_overrides_that_do_not_change_what_is_trained_do_not_split_an_arm(tmp_path: Path, override: str) -> None:
+    for seed in range(2):
+        write_run(tmp_path / str(seed), rng_seed=seed)
+    note_members(tmp_path, {"0": ["rng_seed=0"], "1": ["rng_seed=1", override]})
+    assert list(compared(tmp_path).arms) == ["all runs"]
+
+
 def test_arms_that_were_swept_with_something_else_are_told_apart_by_both(tmp_path: Path) -> None:
     members = {}
     for arm, size in itertools.product(("grown", "static"), (16, 32)):
