@@ -1,8 +1,9 @@
-# make quickstart: install and train a first network.  make test: install and run every check.
+# make quickstart: install and train a first network.  make test: install, check the code, run the quick tests.
+# make test-all: the tests that `make test` leaves out (marker `long`: kill storms, whole sweeps, SLURM), and only those.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup quickstart test clean
+.PHONY: setup quickstart test test-all clean
 
 setup: .venv/.installed
 
@@ -23,8 +24,11 @@ test: setup
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest -n 2 --cov --ignore=tests/slurm
-	@# One cluster, which the tests share; they skip, and say why, where there can be none.
+	$(BIN)/pytest -n 2 --dist worksteal --cov -m "not long"
+
+test-all: setup
+	$(BIN)/pytest -n 2 --dist worksteal -m long --ignore=tests/slurm
+	@# The tests share one SLURM cluster; without SLURM they skip and say why.
 	$(BIN)/pytest -rs tests/slurm
 
 clean:

@@ -100,7 +100,7 @@ def test_bad_input_is_one_line_exit_code_2_and_nothing_on_disk(tmp_path: Path, a
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_dry_run_leaves_nothing_behind(tmp_path: Path):
     (tmp_path / "cwd").mkdir()
     (tmp_path / "tmp").mkdir()
@@ -110,7 +110,7 @@ def test_a_dry_run_leaves_nothing_behind(tmp_path: Path):
     assert not [left for left in (tmp_path / "tmp").iterdir() if left.name.startswith("esper")]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_failed_member_does_not_stop_a_sweep(tmp_path: Path):
     done = esper_train(
         "-m", "experiment=debug", "debug_mode=false", "optimization.learning_rate=1e20,0.05", cwd=tmp_path
@@ -124,7 +124,7 @@ def test_a_failed_member_does_not_stop_a_sweep(tmp_path: Path):
     assert sorted('"finished"' in status for status in statuses) == [False, True]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_comparison_trains_every_arm_grown_first_and_shows_the_answer(tmp_path: Path):
     thin = ["model=resnet_small", "model.widths=[4,8]", "model.depths=[1,1]", "model.target_layers=[layer1,layer2]"]
     short = ["dataset=digits", "optimization.max_epochs=2", "optimization.warmup_epochs=0.5", "tracking=none"]
@@ -159,7 +159,7 @@ def test_fit_takes_overrides_or_a_configuration():
         fit("rng_seed=1", config=TolariaConfig())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_fit_works_inside_a_running_event_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError
@@ -22,7 +22,7 @@ class _Envelope(BaseModel):
     """`Message`, its payload told apart by its kind."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-    version: Literal[1]
+    version: Annotated[int, Field(ge=1, le=1)]  # Literal[1] accepts true
     event_id: str
     sender_id: str
     timestamp_unix_s: float

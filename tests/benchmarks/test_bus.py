@@ -10,7 +10,7 @@ import pytest
 from benchmarks import bus
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_is_published_arrives_and_every_question_is_answered(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):

@@ -42,7 +42,7 @@ def test_without_mlflow_the_tracker_is_told_as_not_run(
     assert "tracker: not run, MLflow is not installed here" in capsys.readouterr().out
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_training_with_a_server_that_never_answers_is_timed_like_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -47,14 +47,14 @@ def test_nothing_is_imported_before_the_first_step_that_it_does_not_need(tmp_pat
     assert not NOT_NEEDED_YET & set(found["modules"])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_page_and_the_tracker_come_when_training_is_over(tmp_path: Path) -> None:
     short = ("experiment=debug", "tracking=mlflow", "tracking.flush_interval_s=600", "logging.log_interval=1000")
     assert "IMPORTED ['jinja2', 'matplotlib', 'mlflow']" in run([sys.executable, "-c", OUTCOME, *short], cwd=tmp_path)
     assert list(tmp_path.glob("outputs/debug/*/report.html"))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_each_phase_of_the_start_is_timed_with_and_without_cached_images(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -8,7 +8,7 @@ import pytest
 from benchmarks import sweep_overhead
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_sweep_is_launched_and_its_phases_add_up_to_the_time_that_places_were_busy(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):

@@ -168,7 +168,7 @@ def test_a_server_that_is_killed_and_restarted_in_mid_run_misses_nothing(
     assert_all_spooled_arrived(redis_server, ran)
 
 
-@pytest.mark.parametrize("hangs_s", [1.0, pytest.param(30.0, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("hangs_s", [1.0, pytest.param(30.0, marks=pytest.mark.long)])
 def test_a_server_that_hangs_delays_no_step_and_the_end_not_much(
     redis_server: RedisServer, run_dir: Path, expected: Ran, hangs_s: float
 ) -> None:

@@ -93,6 +93,7 @@ def test_a_value_of_another_type_is_refused_wherever_it_is(one: Message, data: s
     [
         ({"version": 2}, "version"),
         ({"version": "1"}, "version"),
+        ({"version": True}, "version"),
         ({"topic": "system.events.nothing"}, "topic"),
         ({"topic": "system.events.run"}, "takes no epoch messages"),
         ({"payload": {"kind": "surprise"}}, "payload"),

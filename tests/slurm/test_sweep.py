@@ -12,7 +12,7 @@ import pytest
 
 from tests.slurm.conftest import ESPER, Sweep, command, ended, epochs, resumed, slurm_up, wait_until
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 
 def test_an_array_of_eight_finishes_and_its_jobs_say_which_run_they_are(sweep: Sweep):

@@ -52,7 +52,7 @@ def member(sweep_dir: Path, name: str = "run-1", override: str = "rng_seed=1", *
     return one
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_members_run_two_at_a_time_and_a_failed_one_is_told_at_the_end(tmp_path: Path):
     asked = [*TINY, FAST, "hydra.launcher.jobs=2", "optimization.learning_rate=0.05,1e20,0.02"]
     code, out, err = finish(start(*asked, cwd=tmp_path))
@@ -74,7 +74,7 @@ def test_members_run_two_at_a_time_and_a_failed_one_is_told_at_the_end(tmp_path:
     assert "DivergenceError" in Path(out.split("what its job wrote: ")[1].strip()).read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_ctrl_c_cancels_what_runs_after_it_saved_and_resume_goes_on(tmp_path: Path):
     asked = [*TINY, FAST, "rng_seed=0,1", "optimization.max_epochs=60", "hydra.launcher.on_interrupt=cancel"]
     launcher = start(*asked, cwd=tmp_path)
@@ -97,7 +97,7 @@ def test_ctrl_c_cancels_what_runs_after_it_saved_and_resume_goes_on(tmp_path: Pa
     assert [one["resumed_from"] is None for one in began if one["kind"] == "run_started"] == [True, False]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_ctrl_c_at_a_terminal_asks_and_leaves_what_is_not_cancelled(tmp_path: Path):
     master, terminal = pty.openpty()
     asked = [*TINY, FAST, "rng_seed=0", "optimization.max_epochs=60"]
@@ -130,7 +130,7 @@ def test_a_dry_run_lists_what_there_is_and_what_would_be_submitted_and_leaves_no
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_installed_command_has_the_launchers(tmp_path: Path):
     # An editable install has a hydra_plugins that Hydra cannot look into.
     done = subprocess.run(

@@ -21,7 +21,7 @@ Hydra.multirun = heard
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_sweep_ends_with_its_page_and_a_parent_and_its_sweeper_hears_the_validation_accuracy(tmp_path: Path) -> None:
     swept = ["optimization.learning_rate=0.02,0.05", "rng_seed=0,1", "tracking=mlflow"]
     done = esper_train("-m", *THIN, *swept, cwd=tmp_path, script=HEARD + COMMAND)
@@ -41,7 +41,7 @@ def test_a_sweep_ends_with_its_page_and_a_parent_and_its_sweeper_hears_the_valid
     assert len(json.loads((sweep_dir / "mlflow.json").read_text())["run_ids"]) == 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_members_that_failed_are_left_out_of_the_page_and_a_dry_sweep_writes_none(tmp_path: Path) -> None:
     done = esper_train("-m", *THIN, "optimization.learning_rate=1e20,0.05", cwd=tmp_path)
     assert done.returncode == 1
@@ -53,7 +53,7 @@ def test_members_that_failed_are_left_out_of_the_page_and_a_dry_sweep_writes_non
     assert not list((tmp_path / "dry").iterdir())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_jobs_of_a_cluster_write_journals_only_and_the_end_of_the_sweep_reports_them(tmp_path: Path) -> None:
     done = esper_train("-m", *THIN, "rng_seed=0,1", "tracking=mlflow", cwd=tmp_path, SLURM_JOB_ID="7")
     assert done.returncode == 0, done.stderr

@@ -31,7 +31,7 @@ class Search(Sweeper):
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("launcher", ["basic", "local"])
 def test_a_sweeper_that_searches_gets_the_validation_accuracy(tmp_path: Path, launcher: str):
     plugin = tmp_path / "hydra_plugins" / "search" / "__init__.py"

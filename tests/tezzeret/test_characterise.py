@@ -167,7 +167,7 @@ def test_a_blueprint_that_fits_nowhere_asked_is_refused():
         jobs(urza.get("group_norm"), [(SHAPE, (8, 2, 2))])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_kernel_is_compiled_and_what_came_of_it_stays_in_the_storage_folder(tmp_path: Path, monkeypatch: Any):
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
     storage = StorageConfig(compile_cache_dir=str(tmp_path / "compiled"))

@@ -48,7 +48,7 @@ def test_two_processes_grow_as_one_does(runs: tuple[Path, Path]) -> None:
     assert theirs["lower_bound"] == pytest.approx(mine["lower_bound"], abs=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("is_there", [True, False])
 def test_two_processes_ask_a_shared_tamiyo_and_go_on_without_her(
     runs: tuple[Path, Path], tmp_path: Path, redis_server: RedisServer, is_there: bool

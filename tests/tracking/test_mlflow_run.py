@@ -163,7 +163,7 @@ def test_only_one_at_a_time_reports_a_run(outputs: Path, journal: Journal) -> No
     assert report(outputs, journal) == 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_processes_that_make_the_database_at_once_all_get_through(tmp_path: Path) -> None:
     code = "import sys; from esper.cli import main; main(['sync', sys.argv[1]])"
     folders = [tmp_path / "tiny" / str(number) for number in range(8)]

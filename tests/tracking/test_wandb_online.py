@@ -112,7 +112,7 @@ def test_what_was_reported_offline_reaches_a_server_by_sync(
     assert steps(server) == list(range(9))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_after_an_outage_everything_arrives_once(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("esper.tracking.wandb._INIT_S", 1)
     warnings: list[str] = []
