@@ -12,6 +12,7 @@ import torch
 from esper.configs import DatasetConfig, ModelConfig, MorphogeneticConfig, OptimizationConfig, TolariaConfig
 from esper.configs.tracking import TrackingConfig
 from esper.contracts.events import Event
+from esper.costs import training_macs
 from esper.tolaria.ranks import Ranks
 from esper.tolaria.run import Run, open_run
 from esper.tolaria.state import TrainingState
@@ -78,7 +79,7 @@ def train_steps(run: Run, num_steps: int) -> None:
         run.step(epoch=state.epoch, index=state.step, step=state.global_step)
         state.step += 1
         state.global_step += 1
-        state.train_macs += 3 * run.config.dataset.batch_size * run.life.running_macs
+        state.train_macs += training_macs(run.config.dataset.batch_size, run.life.running_macs)
         if state.step == run.steps_per_epoch:
             state.epoch += 1
             state.step = 0

@@ -13,6 +13,7 @@ import yaml
 
 from esper.configs import TolariaConfig
 from esper.configs.comparison import wave
+from esper.costs import training_macs
 from esper.errors import ConfigError
 from esper.tolaria.run_folder import RunFolder
 from esper.tracking import read
@@ -50,8 +51,7 @@ def settle(config: TolariaConfig, *, run_dir: Path, sibling: Callable[[str], Pat
         epochs = math.ceil(spent["seconds"] * timed["epochs"] / timed["seconds"])
     elif arm != "final":
         macs_per_image = spent["num_macs_before" if arm == "static_flops" else "num_macs"]
-        # A backward pass counts as two forward passes, as in the total.
-        epochs = -(-spent["total_macs"] // (3 * macs_per_image * _images_per_epoch(grown, config)))
+        epochs = -(-spent["total_macs"] // training_macs(_images_per_epoch(grown, config), macs_per_image))
     growth = config.morphogenetic
     if growth.enable_tamiyo:
         growth = dataclasses.replace(growth, recipe_path=os.path.relpath(grown / "recipe.json"))

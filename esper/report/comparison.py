@@ -17,6 +17,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from esper.costs import flops
 from esper.report import comparison_plots as plots
 from esper.report.arms import Arm, Comparison, group
 from esper.report.claims import EQUAL, LESS, MARGIN, MIN_PAIRS, Claim, claims, headline, p_text
@@ -177,7 +178,7 @@ def _charged(runs: Sequence[Run], part: str) -> float | None:
 def _reached(runs: Sequence[Run], *, target: float) -> dict[str, Any]:
     """How many runs reached the target, and the median cost until then, where a run that never did costs infinity."""
     first = [next((point for point in run.curve if point.accuracy >= target), None) for run in runs]
-    flops = float(np.median([2 * point.macs if point else math.inf for point in first]))
+    flops = float(np.median([flops(point.macs) if point else math.inf for point in first]))
     seconds = float(np.median([point.seconds if point else math.inf for point in first]))
     return {
         "num_runs": sum(point is not None for point in first),

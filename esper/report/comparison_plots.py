@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
 from numpy.typing import NDArray
 
+from esper.costs import flops
 from esper.report.arms import Arm
 from esper.report.claims import MARGIN, Claim
 from esper.report.runs import Point
@@ -109,14 +110,14 @@ def differences(claims: Sequence[Claim]) -> str:
 
 def _along(curve: Sequence[Point]) -> NDArray[np.float64]:
     """FLOPs and accuracy (2, 200) at equal shares of what a run spent between its first validation and its last."""
-    spent = np.array([2 * point.macs for point in curve])
+    spent = np.array([flops(point.macs) for point in curve])
     grid = np.linspace(spent[0], spent[-1], 200)
     return np.stack([grid, np.interp(grid, spent, [point.accuracy for point in curve])])
 
 
 def _spent(value: float, figure: str) -> float:
     """MACs that were spent as FLOPs; every other figure as it is."""
-    return 2 * value if figure == "total_macs" else value
+    return flops(value) if figure == "total_macs" else value
 
 
 def _scale(axes: Axes, values: Sequence[float]) -> None:

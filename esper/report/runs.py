@@ -12,6 +12,7 @@ import yaml
 from sqlalchemy import make_url
 
 from esper.configs import TrackingConfig
+from esper.costs import flops, training_macs
 from esper.errors import RunError
 from esper.report.record import read_run
 from esper.tracking import run_folders, tracking_uri
@@ -68,7 +69,7 @@ class Run:
     @property
     def flops(self) -> float:
         """Everything it computed: two floating-point operations a multiply-accumulate."""
-        return 2 * self.figure("total_macs")
+        return flops(self.figure("total_macs"))
 
     def figure(self, name: str) -> float:
         """A figure of its result."""
@@ -212,16 +213,15 @@ def _curve(events: Iterable[Mapping[str, Any]], result: Mapping[str, Any] | None
     (incubation) is spread over the run, so that the last point is the total of the result.
     """
     points: list[tuple[int, Point]] = []
-    step, macs, num_macs, seconds, last = 0, 0.0, 0.0, 0.0, 0.0
+    step, macs, num_macs, seconds, last = 0, 0.0, 0, 0.0, 0.0
     for event in events:
         if event["kind"] == "run_started":
             # The journal before it ends where the run goes on from; only steps after its last event are not told of.
             num_macs = num_macs or event["num_macs"]
-            macs += 3 * batch_size * num_macs * max(0, event["step"] - step) if step else 0
+            macs += training_macs(batch_size * max(0, event["step"] - step), num_macs) if step else 0
             step, last = event["step"], event["time_unix_s"]
             continue
-        # A training step is three forward passes.
-        macs += 3 * batch_size * num_macs * max(0, event["step"] - step) + event.get("cost_macs", 0)
+        macs += training_macs(batch_size * max(0, event["step"] - step), num_macs) + event.get("cost_macs", 0)
         seconds += max(0.0, event["time_unix_s"] - last)
         step, last = max(step, event["step"]), event["time_unix_s"]
         if event["kind"] == "surgery" and event["committed"]:

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from esper.tezzeret.forge import Cost, count, estimate, forge, inspect
+from esper.tezzeret.forge import estimate, forge, inspect
 
-__all__ = ["Cost", "count", "estimate", "forge", "inspect"]
+__all__ = ["estimate", "forge", "inspect"]

@@ -1,35 +1,19 @@
-"""The kernel forge: build a blueprint for a site, check it on real data, count what it costs."""
+"""The kernel forge: build a blueprint for a site, check it on real data, estimate its cost."""
 
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
 from functools import cache
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from esper import urza
 from esper.contracts.lifecycle import GateResult, gate
+from esper.costs import Cost, count
 from esper.urza import Kernel, Shape
 
-__all__ = ["Cost", "count", "estimate", "forge", "inspect"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cost:
-    """Size of a network: parameters, and multiply-accumulates of a forward pass of one example."""
-
-    num_parameters: int
-    num_macs: int
-
-    def __add__(self, other: Cost) -> Cost:
-        return Cost(num_parameters=self.num_parameters + other.num_parameters, num_macs=self.num_macs + other.num_macs)
-
-    def __sub__(self, other: Cost) -> Cost:
-        return Cost(num_parameters=self.num_parameters - other.num_parameters, num_macs=self.num_macs - other.num_macs)
+__all__ = ["estimate", "forge", "inspect"]
 
 
 def forge(blueprint_id: str, *, in_shape: Shape, out_shape: Shape, init_seed: int, gain: float) -> Kernel:
@@ -88,25 +72,6 @@ def _reached(trial: Kernel, x: Tensor, direction: Tensor) -> list[bool]:
             if g is not None:
                 p.sub_(g.sign(), alpha=0.01)
     return [g is not None and bool(g.isfinite().all()) and bool(g.any()) for g in gradients]
-
-
-def count(module: nn.Module, in_shape: Shape) -> Cost:
-    """Count a module's parameters, and the multiply-accumulates of its convolutions and matrix products.
-
-    The module runs one example of zeros in eval mode; nothing of it changes.
-    """
-    reference = next(module.parameters())
-    modes = [(m, m.training) for m in module.modules()]
-    counter = FlopCounterMode(display=False)
-    try:
-        module.eval()
-        # In plain matrix products attention is counted alike on every device; of CPU's own kernel nothing would be.
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
-            module(torch.zeros(1, *in_shape, device=reference.device, dtype=reference.dtype))
-    finally:
-        for m, training in modes:
-            m.training = training
-    return Cost(num_parameters=sum(p.numel() for p in module.parameters()), num_macs=counter.get_total_flops() // 2)
 
 
 @cache

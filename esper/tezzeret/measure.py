@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from esper import urza
+from esper.costs import count
 from esper.models import compile_as_it_lies, memory_format
-from esper.tezzeret.forge import count, forge, inspect
+from esper.tezzeret.forge import forge, inspect
 from esper.urza import Shape
 
 __all__ = ["Job", "measure"]

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from esper import tezzeret, urza
+from esper import urza
 from esper.build import Parts, parts
 from esper.configs import TolariaConfig
 from esper.configs.identity import checkpoints_folder, digest, outputs_folder, run_id, run_name
 from esper.contracts.events import Event, Notice
+from esper.costs import Cost, count
 from esper.data import FileSet, ImageSet
 from esper.errors import ConfigError
 from esper.kasmina import MorphableModel, find_blocks
@@ -74,7 +75,7 @@ class Run:
     growth: Growth
     life: Lifecycle
     state: TrainingState
-    host_cost: tezzeret.Cost
+    host_cost: Cost
     last_read: Tensor
     outputs_dir: Path
     ranks: Ranks
@@ -213,7 +214,7 @@ def open_run(
             journal.subscribe(listener)
         model = built.model.train()
         optimizer = build_optimizer(config.optimization, model.named_parameters())
-        host_cost = tezzeret.count(model.host, built.input_shape)
+        host_cost = count(model.host, built.input_shape)
         step = _step(config, built, optimizer, ranks)
         life = Lifecycle(
             config=config.morphogenetic,

@@ -31,6 +31,7 @@ from esper.contracts.events import (
     RunStarted,
     Validated,
 )
+from esper.costs import training_macs
 from esper.errors import CheckpointError
 from esper.tolaria.checkpoints import files as checkpoint
 from esper.tolaria.checkpoints.resume import restore, resume, snapshot
@@ -253,7 +254,7 @@ class TolariaTrainer:
                 run.step(epoch=state.epoch, index=state.step, step=state.global_step)
                 state.step += 1
                 state.global_step += 1
-                state.train_macs += 3 * self.config.dataset.batch_size * run.life.running_macs
+                state.train_macs += training_macs(self.config.dataset.batch_size, run.life.running_macs)
                 profiled()
                 if self.config.debug_mode:
                     require_finite(run)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import resnet18
 
-from esper import tezzeret
+from esper import costs
 from esper.contracts.recipe import Graft
 from esper.errors import SurgeryError
 from esper.kasmina import MorphableModel, fold, surgery, unwrap, wrap
@@ -71,7 +71,7 @@ def test_a_parallel_kernel_folds_exactly_into_a_network_of_the_hosts_names_and_c
     model = grow(wrapped(), (f"{conv}:parallel", blueprint))
     folded = fold(model)
     assert_close(folded, model)
-    assert tezzeret.count(folded, SHAPE) == tezzeret.count(wrapped().host, SHAPE)
+    assert costs.count(folded, SHAPE) == costs.count(wrapped().host, SHAPE)
     wrapped().host.load_state_dict(folded.state_dict())
     assert not folded.training
 
@@ -90,7 +90,7 @@ def test_new_channels_stand_beside_those_of_the_block() -> None:
     assert folded.get_parameter("layer2.0.conv1.weight").shape == (24, 8, 3, 3)
     assert folded.get_parameter("layer2.0.conv2.weight").shape == (16, 24, 3, 3)
     # All but the gain of 16 numbers, which is part of the new weights now.
-    assert tezzeret.count(folded, SHAPE).num_parameters == tezzeret.count(model.host, SHAPE).num_parameters + 8 * (
+    assert costs.count(folded, SHAPE).num_parameters == costs.count(model.host, SHAPE).num_parameters + 8 * (
         9 * 8 + 2 + 9 * 16
     )
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from esper import tezzeret
+from esper import costs
 from esper.configs import ModelConfig
 from esper.configs.check import check
 from esper.contracts.decisions import AdaptationDecision
@@ -146,7 +146,7 @@ def test_attention_counts_among_the_macs() -> None:
     projections = depth * tokens * 12 * width**2
     attention = depth * 2 * tokens**2 * width
     ends = 16 * (3 * 16**2) * width + width * 5
-    assert tezzeret.count(host, (3, 64, 64)).num_macs == projections + attention + ends
+    assert costs.count(host, (3, 64, 64)).num_macs == projections + attention + ends
 
 
 def test_a_grown_network_is_exported_to_what_timm_loads(run_dir: Path, tmp_path: Path) -> None:

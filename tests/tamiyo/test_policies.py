@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from esper import tezzeret, urza
+from esper import costs, tezzeret, urza
 from esper.configs import MorphogeneticConfig
 from esper.contracts import HealthSignal
 from esper.contracts.lifecycle import SeedLifecycleState as S
@@ -204,7 +204,7 @@ class TestLearned:
     def test_costs_are_those_of_the_kernel_that_would_be_forged(self) -> None:
         blueprint, in_shape, out_shape = urza.get("basic_block"), (6, 8, 8), (12, 4, 4)
         kernel = tezzeret.forge("basic_block", in_shape=in_shape, out_shape=out_shape, init_seed=0, gain=0.5)
-        expected = tezzeret.count(kernel, in_shape).num_macs + 12 * 4 * 4
+        expected = costs.count(kernel, in_shape).num_macs + 12 * 4 * 4
         assert cost(blueprint, in_shape, out_shape) == expected
 
 

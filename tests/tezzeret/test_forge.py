@@ -64,33 +64,3 @@ def test_a_wrong_shape_or_a_value_that_is_not_finite_fails_and_gradients_count_a
     )
     broken = torch.full((3, 4, 5, 5), torch.inf)
     assert tezzeret.inspect(kernel, broken, (4, 5, 5)).failed == ("finite", "gradient_in_every_parameter")
-
-
-def test_costs_are_those_counted_by_hand() -> None:
-    kernel = tezzeret.forge("basic_block", init_seed=0, gain=0.5, **SHAPES)  # type: ignore[arg-type]
-    cost = tezzeret.count(kernel.train(), (6, 8, 8))
-    assert cost.num_parameters == 9 * 6 * 12 + 9 * 12 * 12 + 4 * 12
-    assert cost.num_macs == (9 * 6 * 12 + 9 * 12 * 12) * 4 * 4
-    assert kernel.training
-
-
-def test_attention_costs_include_the_products_between_positions() -> None:
-    kernel = tezzeret.forge("spatial_self_attention", in_shape=(8, 4, 4), out_shape=(8, 4, 4), init_seed=0, gain=0.5)
-    cost = tezzeret.count(kernel, (8, 4, 4))
-    assert cost.num_macs == 4 * 8 * 8 * 16 + 2 * 16 * 16 * 8
-    assert cost.num_parameters == 4 * 8 * 8 + 8 + 2 * 8 + 2 * 8
-
-
-def test_counting_changes_no_statistic() -> None:
-    kernel = tezzeret.forge("bottleneck", init_seed=0, gain=0.5, **SHAPES)  # type: ignore[arg-type]
-    kernel.layers[1].eval()  # type: ignore[index,union-attr]
-    modes = [m.training for m in kernel.modules()]
-    before = {name: value.clone() for name, value in kernel.state_dict().items()}
-    tezzeret.count(kernel, (6, 8, 8))
-    assert [m.training for m in kernel.modules()] == modes
-    assert all(torch.equal(value, before[name]) for name, value in kernel.state_dict().items())
-
-
-def test_costs_add_and_subtract() -> None:
-    a, b = tezzeret.Cost(num_parameters=5, num_macs=7), tezzeret.Cost(num_parameters=1, num_macs=2)
-    assert a + b - b == a

@@ -8,7 +8,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from esper import tezzeret, urza
+from esper import costs, tezzeret, urza
 from esper.errors import ConfigError
 from esper.urza import definition as d
 from tests.urza.definitions import chains, content, text
@@ -39,7 +39,7 @@ def test_where_it_fits_it_builds_with_the_parameters_and_macs_that_were_planned(
     definition, (in_shape, out_shape) = parsed(layers), shapes
     assume(definition.misfit(in_shape, out_shape) is None)
     kernel = definition.build(in_shape, out_shape)
-    cost = tezzeret.count(kernel, in_shape)
+    cost = costs.count(kernel, in_shape)
     pieces = definition.pieces(in_shape, out_shape)
     assert cost.num_parameters == sum(p.num_parameters for p in pieces) + 2 * out_shape[0]
     assert cost.num_macs == sum(p.num_macs for p in pieces)

@@ -16,6 +16,7 @@ from esper.configs.morphogenetic import BLIND_POLICIES
 from esper.contracts.decisions import Action, AdaptationDecision
 from esper.contracts.events import MISSED
 from esper.contracts.health import HealthSignal
+from esper.costs import Cost, training_macs
 from esper.errors import BusError, EsperError, RankError, SurgeryError
 from esper.kasmina import SeedSlot, surgery
 from esper.kasmina.scores import scoring_macs
@@ -164,13 +165,13 @@ class Growth:
             macs_left=macs_left,
             parameters_left=parameters_left,
         )
-        macs = 3 * self.life.running_macs + scoring_macs(self.life.model)
-        cost_macs = self.life.data.num_controller * macs if scored else 0
+        num_images = self.life.data.num_controller if scored else 0
+        cost_macs = training_macs(num_images, self.life.running_macs) + num_images * scoring_macs(self.life.model)
         self.life.state.scoring_macs += cost_macs
         self.life.log.scored(signals, cost_macs=cost_macs, cost_s=time.monotonic() - started)
         return signals
 
-    def _added(self) -> dict[str, tezzeret.Cost]:
+    def _added(self) -> dict[str, Cost]:
         """What the preferred blueprint would add at each site where one is allowed."""
         added = {}
         for slot in self.life.model.all_slots():
@@ -250,10 +251,12 @@ class Growth:
             finally:
                 self.life.undo(graft)
                 slot.state_epoch = state_epoch
-        images = 3 * num_steps * self.life.step.loader.batch_size + self.life.data.num_controller
-        self.life.state.forking_macs += images * macs
+        cost_macs = (
+            training_macs(num_steps * self.life.step.loader.batch_size, macs) + self.life.data.num_controller * macs
+        )
+        self.life.state.forking_macs += cost_macs
         self.life.log.forked(
-            graft, num_steps=num_steps, loss=loss, cost_macs=images * macs, cost_s=time.monotonic() - started
+            graft, num_steps=num_steps, loss=loss, cost_macs=cost_macs, cost_s=time.monotonic() - started
         )
         return loss
 

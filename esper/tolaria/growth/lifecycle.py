@@ -11,10 +11,11 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from esper import tezzeret, urza
+from esper import urza
 from esper.configs import MorphogeneticConfig, OptimizationConfig
 from esper.contracts.lifecycle import SeedLifecycleState
 from esper.contracts.recipe import Graft
+from esper.costs import Cost, count, training_macs
 from esper.kasmina import MorphableModel, SeedSlot, surgery
 from esper.kasmina.statistics import reestimate_norms
 from esper.tamiyo import Verdict, judge, spend
@@ -81,7 +82,7 @@ class Lifecycle:
         journal: Journal,
         state: TrainingState,
         rng_seed: int,
-        host_cost: tezzeret.Cost,
+        host_cost: Cost,
     ) -> None:
         self.config = config
         self.optimization = optimization
@@ -96,7 +97,7 @@ class Lifecycle:
         self.num_germinated = 0
         self.num_verdicts = 0
         self.last_adaptation: dict[str, int] = {}
-        self._kernel_costs: dict[int, tezzeret.Cost] = {}
+        self._kernel_costs: dict[int, Cost] = {}
         state.peak_parameters = host_cost.num_parameters
 
     def rebuild(self, recipe: Iterable[Graft]) -> None:
@@ -232,7 +233,7 @@ class Lifecycle:
         self.optimizer.step()  # only the kernel's parameters have gradients
         self.optimizer.zero_grad(set_to_none=True)
         macs = self.running_macs + self._kernel_cost(graft).num_macs
-        state.incubation_macs += 3 * self.step.loader.batch_size * macs
+        state.incubation_macs += training_macs(self.step.loader.batch_size, macs)
 
     def _end_incubation(self, slot: SeedSlot) -> None:
         graft, config = slot.live_graft, self.config
@@ -282,7 +283,7 @@ class Lifecycle:
             return  # it never ran in the host
         joined = self.state.global_step - graft.born_step
         joined -= 0 if self.config.incubation == "none" else self.config.incubation_steps
-        self.state.discarded_macs += 3 * joined * self.step.loader.batch_size * cost.num_macs
+        self.state.discarded_macs += training_macs(joined * self.step.loader.batch_size, cost.num_macs)
         # The statistics of the host's norms were gathered with the branch.
         reestimate_norms(self.model, self.data.norm_images())
         self.state.judging_macs += self.data.num_norm * self.cost.num_macs
@@ -304,7 +305,7 @@ class Lifecycle:
         else:
             self.cull(slot, reason=f"not shown to help: {bound}")
 
-    def _verdict(self, slot: SeedSlot, cost: tezzeret.Cost, *, alpha: float) -> Verdict:
+    def _verdict(self, slot: SeedSlot, cost: Cost, *, alpha: float) -> Verdict:
         without, with_kernel = paired_losses(
             self.model, slot, judge_batches=self.data.judge, norm_images=self.data.norm_images
         )
@@ -345,12 +346,12 @@ class Lifecycle:
     def _release(self, graft: Graft, parameters: list[tuple[str, nn.Parameter]]) -> None:
         optim.release(self.optimizer, parameters)
         self.step.follow(step=self.state.global_step)
-        self.cost -= self._kernel_costs.pop(graft.graft_id, tezzeret.Cost(num_parameters=0, num_macs=0))
+        self.cost -= self._kernel_costs.pop(graft.graft_id, Cost(num_parameters=0, num_macs=0))
 
-    def _kernel_cost(self, graft: Graft) -> tezzeret.Cost:
+    def _kernel_cost(self, graft: Graft) -> Cost:
         if graft.graft_id not in self._kernel_costs:
             slot = self.model.slot(graft.site)
-            self._kernel_costs[graft.graft_id] = tezzeret.count(slot.kernel(graft), slot.site.in_shape)
+            self._kernel_costs[graft.graft_id] = count(slot.kernel(graft), slot.site.in_shape)
         return self._kernel_costs[graft.graft_id]
 
     def _changed(

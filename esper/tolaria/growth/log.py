@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from esper import tezzeret
 from esper.contracts.decisions import AdaptationDecision
 from esper.contracts.events import (
     Decided,
@@ -22,6 +21,7 @@ from esper.contracts.events import (
 from esper.contracts.health import HealthSignal
 from esper.contracts.lifecycle import SeedLifecycleState
 from esper.contracts.recipe import Graft
+from esper.costs import Cost
 from esper.tamiyo import Verdict
 from esper.tolaria.state import TrainingState
 from esper.tracking import Journal
@@ -33,8 +33,8 @@ __all__ = ["GrowthLog", "Operation"]
 class Operation:
     """A change of the architecture under way; whoever makes it sets `after`."""
 
-    before: tezzeret.Cost
-    after: tezzeret.Cost
+    before: Cost
+    after: Cost
 
 
 class GrowthLog:
@@ -99,7 +99,7 @@ class GrowthLog:
         )
 
     @contextmanager
-    def operation(self, action: str, graft: Graft, cost: tezzeret.Cost) -> Iterator[Operation]:
+    def operation(self, action: str, graft: Graft, cost: Cost) -> Iterator[Operation]:
         """A transaction: the intent before, the commit or the failure after; a body that fails undoes what it began."""
         where = {"graft_id": graft.graft_id, "action": action, "site": graft.site, "blueprint_id": graft.blueprint_id}
         self._journal.write(SurgeryIntended(step=self._state.global_step, **where))  # type: ignore[arg-type]
@@ -150,7 +150,7 @@ class GrowthLog:
         )
 
     def judged(
-        self, graft: Graft, verdict: Verdict, *, alpha: float, added: tezzeret.Cost, cost_macs: int, cost_s: float
+        self, graft: Graft, verdict: Verdict, *, alpha: float, added: Cost, cost_macs: int, cost_s: float
     ) -> None:
         """The judge's verdict on a kernel."""
         self._journal.write(

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping
 from torch import Tensor
 
 from esper.contracts.health import HealthSignal
+from esper.costs import Cost
 from esper.kasmina import MorphableModel
 from esper.kasmina.scores import SiteScore, health, score_sites
-from esper.tezzeret import Cost
 
 __all__ = ["measure_signals"]
 

@@ -1,0 +1,74 @@
+"""What networks and training cost: parameters, multiply-accumulates (MACs) and FLOPs.
+
+The convention of this package: one MAC is two FLOPs, and a backward pass costs two forward passes, so that a training
+step costs three.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["Cost", "count", "flops", "forward_part", "training_macs"]
+
+_FORWARDS_PER_STEP = 3
+_FLOPS_PER_MAC = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """Size of a network: parameters, and MACs of a forward pass of one example."""
+
+    num_parameters: int
+    num_macs: int
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(num_parameters=self.num_parameters + other.num_parameters, num_macs=self.num_macs + other.num_macs)
+
+    def __sub__(self, other: Cost) -> Cost:
+        return Cost(num_parameters=self.num_parameters - other.num_parameters, num_macs=self.num_macs - other.num_macs)
+
+
+def training_macs(num_examples: int, num_macs: int) -> int:
+    """MACs of training on so many examples, forward and backward; `num_macs`: a forward pass of one example."""
+    return _FORWARDS_PER_STEP * num_examples * num_macs
+
+
+def forward_part(macs: int) -> int:
+    """The part of `training_macs` that the forward passes take; the rest is the backward passes'."""
+    return macs // _FORWARDS_PER_STEP
+
+
+def flops(macs: float) -> float:
+    """MACs as floating-point operations."""
+    return _FLOPS_PER_MAC * macs
+
+
+def count(module: nn.Module, in_shape: tuple[int, int, int]) -> Cost:
+    """Count a module's parameters, and the MACs of its convolutions and matrix products.
+
+    The module runs one example of zeros in eval mode and is left as it was. A module on the meta device is counted
+    without memory or computation.
+    """
+    import torch  # here, because reports use this file and need no torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    reference = next(module.parameters())
+    modes = [(m, m.training) for m in module.modules()]
+    counter = FlopCounterMode(display=False)
+    try:
+        module.eval()
+        # The math backend is counted alike on every device; CPU's fused attention kernel would count as nothing.
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
+            module(torch.zeros(1, *in_shape, device=reference.device, dtype=reference.dtype))
+    finally:
+        for m, training in modes:
+            m.training = training
+    return Cost(
+        num_parameters=sum(p.numel() for p in module.parameters()),
+        num_macs=counter.get_total_flops() // _FLOPS_PER_MAC,
+    )
