@@ -29,6 +29,7 @@ __all__ = [
     "RunError",
     "StoreError",
     "SurgeryError",
+    "one_line",
 ]
 
 
@@ -88,3 +89,8 @@ class DivergenceError(EsperError):
 
 class RankError(EsperError):
     """Several processes train one network, and another one has ended, failed or differs."""
+
+
+def one_line(error: object, *, max_length: int | None = None) -> str:
+    """An error's message on one line; the name of its type where the message is empty."""
+    return " ".join(str(error).split())[:max_length] or type(error).__name__

@@ -14,7 +14,7 @@ from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
 
 from esper.configs.tolaria import TolariaConfig
-from esper.errors import ConfigError
+from esper.errors import ConfigError, one_line
 
 __all__ = ["explain", "kind", "nearest"]
 
@@ -55,7 +55,7 @@ def explain(error: Exception, *, where: str = "") -> ConfigError:
     elif sweep := re.search(r"'(.+?)'[\s\S]*--multirun", str(error)):
         line = f"{sweep[1]}: several values; add -m to run each, or write a list as KEY=[A,B]"
     else:
-        line = " ".join(str(error).split()) or type(error).__name__
+        line = one_line(error)
     if file := re.match(r"In '([^']+)': \w+ raised", str(error)):
         where = f"{file[1]}.yaml"
     return ConfigError(f"{where}: {line}" if where else line)
@@ -96,7 +96,7 @@ def _missing_option(error: MissingConfigException) -> str:
     group, _, option = (error.missing_cfg_file or "").rpartition("/")
     options = sorted(error.options or ())
     if not options:
-        return " ".join(str(error).split())
+        return one_line(error)
     return f"{group}={option}: allowed are {', '.join(options)}{nearest(option, options)}"
 
 

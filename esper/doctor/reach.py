@@ -25,6 +25,7 @@ from urllib.parse import quote, urlsplit
 
 from esper.doctor.finding import Finding, Subject, failed, not_used, ok, warning
 from esper.doctor.folders import sqlite_files
+from esper.errors import one_line
 
 if TYPE_CHECKING:  # the versions may be such that it cannot be imported
     from esper.configs import DatabaseConfig
@@ -119,7 +120,7 @@ def _mlflow_database(url: str, shown: str) -> Finding:
             has_tables = inspect(connection).has_table("alembic_version")
             found = connection.execute(text("SELECT version_num FROM alembic_version")).scalar() if has_tables else None
     except SQLAlchemyError as error:
-        told = " ".join(str(getattr(error, "orig", None) or error).split())
+        told = one_line(getattr(error, "orig", None) or error)
         return failed(f"{shown}: {told}", "move it away and esper sync outputs makes it anew, or name another database")
     finally:
         engine.dispose()
@@ -209,8 +210,8 @@ def redis(subject: Subject) -> Finding:
     except exceptions.TimeoutError:
         return failed(f"{place}: no answer within {settings.timeout_s:g} s", "see whether the server hangs; restart it")
     except (exceptions.RedisError, OSError) as error:
-        told = " ".join(str(error).split()) or type(error).__name__
-        return failed(f"{place}: {told[:200]}", "start the server, or correct redis.url")
+        told = one_line(error, max_length=200)
+        return failed(f"{place}: {told}", "start the server, or correct redis.url")
     finally:
         server.close()
     return _judged(place, info, snapshots)
@@ -271,7 +272,7 @@ def look_into_library(config: DatabaseConfig, *, outputs_dir: Path, is_needed: b
         found, _, remedy = str(error).rpartition("; ")
         return failed(found, remedy)
     except SQLAlchemyError as error:
-        told = " ".join(str(error.orig if isinstance(error, DBAPIError) else error).split())
+        told = one_line(error.orig if isinstance(error, DBAPIError) else error)
         return failed(f"{shown}: {told}", "check the server, the file and database.url")
     finally:
         engine.dispose()

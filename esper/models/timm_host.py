@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from esper.errors import ConfigError
+from esper.errors import ConfigError, one_line
 
 __all__ = ["build_timm", "timm_sizes"]
 
@@ -47,10 +47,11 @@ def build_timm(name: str, *, pretrained: bool, in_channels: int, image_size: int
     except (AssertionError, OSError, RuntimeError, TypeError, ValueError) as error:
         if pretrained:
             raise ConfigError(
-                f"model.pretrained=true: timm cannot load weights for {name} ({_line(error)}); run it once where they "
-                "can be downloaded, which keeps them in the cache of huggingface_hub, or set model.pretrained=false"
+                f"model.pretrained=true: timm cannot load weights for {name} ({one_line(error, max_length=200)}); run "
+                "it once where they can be downloaded, which keeps them in the cache of huggingface_hub, or set "
+                "model.pretrained=false"
             ) from None
-        raise _unfit(name, in_channels, image_size, _line(error)) from None
+        raise _unfit(name, in_channels, image_size, one_line(error, max_length=200)) from None
     assert isinstance(network, nn.Module)
     _try_out(network, name, in_channels=in_channels, image_size=image_size, num_classes=num_classes)
     return network
@@ -87,7 +88,7 @@ def _try_out(network: nn.Module, name: str, *, in_channels: int, image_size: int
     try:
         logits = network(torch.zeros(1, in_channels, image_size, image_size))
     except (AssertionError, RuntimeError, ValueError) as error:
-        raise _unfit(name, in_channels, image_size, _line(error)) from None
+        raise _unfit(name, in_channels, image_size, one_line(error, max_length=200)) from None
     network.train()
     if not isinstance(logits, Tensor) or logits.shape != (1, num_classes):
         raise ConfigError(f"model.name={name}: it is no image classifier; name a network that gives one logit a class")
@@ -98,7 +99,3 @@ def _unfit(name: str, in_channels: int, image_size: int, reason: str) -> ConfigE
         f"model.name={name}: it cannot take images of {image_size} pixels and {in_channels} channels ({reason}); name "
         "another network, or use larger images (dataset.image_size, where the dataset has it)"
     )
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -13,7 +13,7 @@ from pathlib import Path
 import redis
 from filelock import FileLock, Timeout
 
-from esper.errors import BusError, ConfigError
+from esper.errors import BusError, ConfigError, one_line
 
 __all__ = ["embedded_server", "embedded_url"]
 
@@ -67,7 +67,7 @@ def embedded_server() -> Iterator[str]:
         try:
             server.start()
         except ValkeyServerError as error:
-            raise BusError(f"{embedded_url()}: {' '.join(str(error).split())[:200]}") from None
+            raise BusError(f"{embedded_url()}: {one_line(error, max_length=200)}") from None
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         try:

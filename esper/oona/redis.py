@@ -17,7 +17,7 @@ from redis.retry import Retry
 
 from esper.configs.redis import RedisConfig, parse_redis_url
 from esper.contracts.messages import Message, TopicName
-from esper.errors import BusError, BusFullError, ConfigError, MessageError
+from esper.errors import BusError, BusFullError, ConfigError, MessageError, one_line
 from esper.oona.bus import Entry
 from esper.oona.codec import decode, encode
 from esper.oona.embedded import embedded_url
@@ -260,7 +260,7 @@ class RedisBus:
             yield
         except (redis.RedisError, OSError) as error:
             self._unread.clear()  # an answer may have been lost on the way
-            told = " ".join(str(error).split())[:200] or type(error).__name__
+            told = one_line(error, max_length=200)
             if isinstance(error, redis.AuthenticationError):
                 told += "; set ESPER_REDIS_PASSWORD, and ESPER_REDIS_USERNAME if need be"
             raise BusError(f"{self.place}: {told}") from None

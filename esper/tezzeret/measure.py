@@ -14,6 +14,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from esper import urza
 from esper.costs import count
+from esper.errors import one_line
 from esper.models import compile_as_it_lies, memory_format
 from esper.tezzeret.forge import forge, inspect
 from esper.urza import Shape
@@ -96,7 +97,7 @@ def _compiled(kernel: nn.Module, x: Tensor) -> dict[str, Any]:
         compile_s = time.perf_counter() - started
         forward_s, backward_s = _time_passes(compiled, x)
     except Exception as error:  # torch raises what the compiler, the toolchain and the cache raise
-        return {"reason": f"not compiled: {' '.join(str(error).split())[:300]}"}
+        return {"reason": f"not compiled: {one_line(error, max_length=300)}"}
     return {"compile_s": compile_s, "compiled_forward_s": forward_s, "compiled_backward_s": backward_s}
 
 

@@ -14,7 +14,7 @@ from typing import Any, TextIO
 
 import torch
 
-from esper.errors import EsperError
+from esper.errors import EsperError, one_line
 from esper.tezzeret.measure import Job, measure
 from esper.tracking.environment import cpu_name
 
@@ -45,7 +45,7 @@ def main(device_name: str, memory_bytes: int) -> None:
         except torch.OutOfMemoryError:
             result = {"status": "too_large", "reason": f"needs more than {memory_bytes / 2**20:,.0f} MiB of the device"}
         except (EsperError, RuntimeError, ValueError) as error:
-            result = {"status": "unsound", "reason": " ".join(str(error).split())[:300]}
+            result = {"status": "unsound", "reason": one_line(error, max_length=300)}
         _say(answers, **result)
 
 

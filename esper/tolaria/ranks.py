@@ -26,7 +26,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from esper.build import select_device
 from esper.configs.place import Place, place
-from esper.errors import ConfigError, EsperError, RankError
+from esper.errors import ConfigError, EsperError, RankError, one_line
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
@@ -283,4 +283,4 @@ def _lost(error: Exception) -> RankError:
 
 def _line(error: Exception) -> str:
     """What a backend says, without its source file and its advice."""
-    return re.sub(r"^\[[^\]]*\.\w+:\d+\] ", "", " ".join(str(error).split())).partition(". ")[0][:200]
+    return re.sub(r"^\[[^\]]*\.\w+:\d+\] ", "", one_line(error)).partition(". ")[0][:200]

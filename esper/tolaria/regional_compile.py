@@ -15,7 +15,7 @@ import torch
 import torch._dynamo
 from torch import nn
 
-from esper.errors import ConfigError
+from esper.errors import ConfigError, one_line
 
 __all__ = ["Regions"]
 
@@ -98,8 +98,8 @@ class Regions:
         try:
             yield
         except torch._dynamo.exc.BackendCompilerFailed as error:
-            reason = " ".join(str(error.inner_exception).split())
-            raise ConfigError(f"compile_model=true: {reason[:200]}; mend that or set compile_model=false") from error
+            reason = one_line(error.inner_exception, max_length=200)
+            raise ConfigError(f"compile_model=true: {reason}; mend that or set compile_model=false") from error
         finally:
             self._active = False
 

@@ -12,7 +12,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from esper.configs import DatabaseConfig
-from esper.errors import ConfigError, StoreError
+from esper.errors import ConfigError, StoreError, one_line
 from esper.urza import catalogue, tables
 from esper.urza.database import database_url, open_engine
 from esper.urza.definition import parse
@@ -171,10 +171,11 @@ class Store:
                 with connection.begin():
                     yield connection
         except DBAPIError as error:
-            message = " ".join(str(error.orig).split())
-            raise StoreError(f"{self.where}: {message}; check the server, the file and database.url") from None
+            raise StoreError(
+                f"{self.where}: {one_line(error.orig)}; check the server, the file and database.url"
+            ) from None
         except SQLAlchemyError as error:
-            raise StoreError(f"{self.where}: {' '.join(str(error).split())}") from None
+            raise StoreError(f"{self.where}: {one_line(error)}") from None
 
     def _no_library(self) -> StoreError:
         return StoreError(f"{self.where} holds no blueprint library; make one with: esper urza import FILE")

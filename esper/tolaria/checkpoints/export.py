@@ -25,7 +25,7 @@ from esper.configs.check import IMAGE_SIZES
 from esper.configs.identity import checkpoints_folder
 from esper.configs.model import SITE_KINDS
 from esper.contracts.lifecycle import SeedLifecycleState
-from esper.errors import CheckpointError, RunError, SurgeryError
+from esper.errors import CheckpointError, RunError, SurgeryError, one_line
 from esper.kasmina import MorphableModel, SeedSlot, find_sites, fold
 from esper.models import build_host, timm_sizes
 from esper.tolaria.checkpoints import files as checkpoint
@@ -110,8 +110,7 @@ def _rebuilt(
         for slot in model.all_slots():
             slot.state = SeedLifecycleState(states[slot.site.name]["state"])
     except (KeyError, RuntimeError) as error:
-        message = " ".join(str(error).split())
-        raise CheckpointError(f"the checkpoint does not fit its run's config.yaml: {message}") from None
+        raise CheckpointError(f"the checkpoint does not fit its run's config.yaml: {one_line(error)}") from None
     return model
 
 
