@@ -79,7 +79,7 @@ def train_steps(run: Run, num_steps: int) -> None:
         run.step(epoch=state.epoch, index=state.step, step=state.global_step)
         state.step += 1
         state.global_step += 1
-        state.train_macs += training_macs(run.config.dataset.batch_size, run.life.running_macs)
+        state.ledger.train_macs += training_macs(run.config.dataset.batch_size, run.life.running_macs)
         if state.step == run.steps_per_epoch:
             state.epoch += 1
             state.step = 0

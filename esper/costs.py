@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["Cost", "count", "flops", "forward_part", "training_macs"]
+__all__ = ["Cost", "Ledger", "count", "flops", "training_macs"]
 
 _FORWARDS_PER_STEP = 3
 _FLOPS_PER_MAC = 2
@@ -37,14 +37,47 @@ def training_macs(num_examples: int, num_macs: int) -> int:
     return _FORWARDS_PER_STEP * num_examples * num_macs
 
 
-def forward_part(macs: int) -> int:
-    """The part of `training_macs` that the forward passes take; the rest is the backward passes'."""
-    return macs // _FORWARDS_PER_STEP
-
-
 def flops(macs: float) -> float:
     """MACs as floating-point operations."""
     return _FLOPS_PER_MAC * macs
+
+
+@dataclass(kw_only=True)
+class Ledger:
+    """MACs that a run has spent so far, by purpose; whatever computes adds to it.
+
+    Attributes:
+        train_macs: training steps.
+        discarded_macs: the part of `train_macs` that went into modules which were culled.
+        scoring_macs: scoring sites.
+        forking_macs: short forks, which choose between sites.
+        incubation_macs: training modules before they join the host, and finding their output scale.
+        judging_macs: judging modules, and re-estimating batch-norm statistics after a cull.
+    """
+
+    train_macs: int = 0
+    discarded_macs: int = 0
+    scoring_macs: int = 0
+    forking_macs: int = 0
+    incubation_macs: int = 0
+    judging_macs: int = 0
+
+    def totals(self) -> dict[str, int]:
+        """Everything spent, all its parts, and the sum of what only growing needs, by the result's keys."""
+        growth_macs = self.scoring_macs + self.forking_macs + self.incubation_macs + self.judging_macs
+        forward_macs = self.train_macs // _FORWARDS_PER_STEP
+        return {
+            "total_macs": self.train_macs + growth_macs,
+            "forward_macs": forward_macs,
+            "backward_macs": self.train_macs - forward_macs,
+            "scoring_macs": self.scoring_macs,
+            "forking_macs": self.forking_macs,
+            "incubation_macs": self.incubation_macs,
+            "judging_macs": self.judging_macs,
+            "train_macs": self.train_macs,
+            "growth_macs": growth_macs,
+            "discarded_macs": self.discarded_macs,
+        }
 
 
 def count(module: nn.Module, in_shape: tuple[int, int, int]) -> Cost:

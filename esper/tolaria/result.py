@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from esper.costs import forward_part
 from esper.tolaria.run import Run
 
 __all__ = ["result"]
@@ -32,15 +31,6 @@ def result(run: Run, *, validation: tuple[float, float], test: tuple[float, floa
         "num_grown": life.num_germinated,
         "num_kept": len(run.model.recipe),
         "peak_parameters": state.peak_parameters,
-        "total_macs": state.train_macs + state.growth_macs,
-        "forward_macs": forward_part(state.train_macs),
-        "backward_macs": state.train_macs - forward_part(state.train_macs),
-        "scoring_macs": state.scoring_macs,
-        "forking_macs": state.forking_macs,
-        "incubation_macs": state.incubation_macs,
-        "judging_macs": state.judging_macs,
-        "train_macs": state.train_macs,
-        "growth_macs": state.growth_macs,
-        "discarded_macs": state.discarded_macs,
+        **state.ledger.totals(),
         "seconds": state.total_seconds,
     }

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from esper.costs import Ledger
 
 __all__ = ["TrainingMetrics", "TrainingState"]
 
@@ -24,12 +29,7 @@ class TrainingState:
         last_adaptation_epoch: epoch of the last one; -1: never.
         epoch_seconds: time spent in the current epoch, over all processes that worked on it.
         total_seconds: time spent in the run before the current epoch.
-        train_macs: multiply-accumulates of training steps (a backward pass counts as two forward passes).
-        discarded_macs: the part of `train_macs` that went into modules which were culled.
-        scoring_macs: multiply-accumulates of scoring sites.
-        forking_macs: those of short forks that settle between two sites.
-        incubation_macs: those of training modules before they join the host, and of finding their alpha.
-        judging_macs: those of judging modules, and of re-estimating norm statistics after a cull.
+        ledger: MACs spent so far.
         peak_parameters: most parameters the network has had.
     """
 
@@ -44,18 +44,19 @@ class TrainingState:
     last_adaptation_epoch: int = -1
     epoch_seconds: float = 0.0
     total_seconds: float = 0.0
-    train_macs: int = 0
-    discarded_macs: int = 0
-    scoring_macs: int = 0
-    forking_macs: int = 0
-    incubation_macs: int = 0
-    judging_macs: int = 0
+    ledger: Ledger = field(default_factory=Ledger)
     peak_parameters: int = 0
 
-    @property
-    def growth_macs(self) -> int:
-        """Multiply-accumulates that only growing needs, beside the training steps."""
-        return self.scoring_macs + self.forking_macs + self.incubation_macs + self.judging_macs
+    def state_dict(self) -> dict[str, Any]:
+        """Every counter by its name, as JSON; those of the ledger among them."""
+        counters = dataclasses.asdict(self)
+        ledger = counters.pop("ledger")
+        return {**counters, **ledger}
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` returned."""
+        for name, value in saved.items():
+            setattr(self.ledger if hasattr(self.ledger, name) else self, name, value)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -254,7 +254,7 @@ class TolariaTrainer:
                 run.step(epoch=state.epoch, index=state.step, step=state.global_step)
                 state.step += 1
                 state.global_step += 1
-                state.train_macs += training_macs(self.config.dataset.batch_size, run.life.running_macs)
+                state.ledger.train_macs += training_macs(self.config.dataset.batch_size, run.life.running_macs)
                 profiled()
                 if self.config.debug_mode:
                     require_finite(run)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import torch
@@ -30,7 +29,7 @@ def snapshot(run: Run) -> checkpoint.Snapshot:
         model=run.model.state_dict(),
         optimizer=state_tensors(run.optimizer) | extra,
         state={
-            "training": dataclasses.asdict(run.state),
+            "training": run.state.state_dict(),
             "growth": run.life.state_dict(),
             "scaler": run.step.scaler.state_dict(),
             "average": average.born if average is not None else {},
@@ -76,8 +75,7 @@ def restore(run: Run, saved: checkpoint.Snapshot) -> None:
         run.step.average.load(sums, born, step=saved.step)
     load_state_tensors(run.optimizer, tensors)
     run.step.scaler.load_state_dict(saved.state["scaler"])
-    for name, value in saved.state["training"].items():
-        setattr(run.state, name, value)
+    run.state.load_state_dict(saved.state["training"])
 
 
 def resume(run: Run) -> str | None:

@@ -167,7 +167,7 @@ class Growth:
         )
         num_images = self.life.data.num_controller if scored else 0
         cost_macs = training_macs(num_images, self.life.running_macs) + num_images * scoring_macs(self.life.model)
-        self.life.state.scoring_macs += cost_macs
+        self.life.state.ledger.scoring_macs += cost_macs
         self.life.log.scored(signals, cost_macs=cost_macs, cost_s=time.monotonic() - started)
         return signals
 
@@ -254,7 +254,7 @@ class Growth:
         cost_macs = (
             training_macs(num_steps * self.life.step.loader.batch_size, macs) + self.life.data.num_controller * macs
         )
-        self.life.state.forking_macs += cost_macs
+        self.life.state.ledger.forking_macs += cost_macs
         self.life.log.forked(
             graft, num_steps=num_steps, loss=loss, cost_macs=cost_macs, cost_s=time.monotonic() - started
         )

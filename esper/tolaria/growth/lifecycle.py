@@ -233,7 +233,7 @@ class Lifecycle:
         self.optimizer.step()  # only the kernel's parameters have gradients
         self.optimizer.zero_grad(set_to_none=True)
         macs = self.running_macs + self._kernel_cost(graft).num_macs
-        state.incubation_macs += training_macs(self.step.loader.batch_size, macs)
+        state.ledger.incubation_macs += training_macs(self.step.loader.batch_size, macs)
 
     def _end_incubation(self, slot: SeedSlot) -> None:
         graft, config = slot.live_graft, self.config
@@ -249,7 +249,7 @@ class Lifecycle:
             alpha = lowest(losses)
             kernel.scale_output(alpha)
             num_images = len(ALPHAS) * self.data.num_controller
-            self.state.incubation_macs += num_images * (self.running_macs + self._kernel_cost(graft).num_macs)
+            self.state.ledger.incubation_macs += num_images * (self.running_macs + self._kernel_cost(graft).num_macs)
         self.log.incubated(
             graft, method=config.incubation, num_steps=config.incubation_steps, alpha=alpha, losses=losses
         )
@@ -283,10 +283,10 @@ class Lifecycle:
             return  # it never ran in the host
         joined = self.state.global_step - graft.born_step
         joined -= 0 if self.config.incubation == "none" else self.config.incubation_steps
-        self.state.discarded_macs += training_macs(joined * self.step.loader.batch_size, cost.num_macs)
+        self.state.ledger.discarded_macs += training_macs(joined * self.step.loader.batch_size, cost.num_macs)
         # The statistics of the host's norms were gathered with the branch.
         reestimate_norms(self.model, self.data.norm_images())
-        self.state.judging_macs += self.data.num_norm * self.cost.num_macs
+        self.state.ledger.judging_macs += self.data.num_norm * self.cost.num_macs
         self.step.restart_average(step=self.state.global_step)
 
     def _judge(self, slot: SeedSlot) -> None:
@@ -297,7 +297,7 @@ class Lifecycle:
         alpha = spend(self.config.judge_confidence, self.num_verdicts)
         verdict = self.step.ranks.first(lambda: self._verdict(slot, cost, alpha=alpha))
         cost_macs = 2 * (self.data.num_judge + self.data.num_norm) * self.cost.num_macs
-        self.state.judging_macs += cost_macs
+        self.state.ledger.judging_macs += cost_macs
         self.log.judged(graft, verdict, alpha=alpha, added=cost, cost_macs=cost_macs, cost_s=time.monotonic() - started)
         bound = f"lower bound {verdict.lower_bound:.4f}, threshold {verdict.threshold:.4f}"
         if verdict.kept:
