@@ -33,7 +33,7 @@ from benchmarks.plants import PLANTS, UNITS, Plant, planted_host
 from benchmarks.trainings import hardware
 from esper.configs import DatasetConfig, OptimizationConfig
 from esper.contracts.recipe import Graft
-from esper.data import DataSplits, ImageSet, Preparation, TrainLoader, load_splits
+from esper.data import DataSplits, ImageSet, Preprocess, TrainLoader, load_splits
 from esper.kasmina import MorphableModel, surgery, wrap
 from esper.kasmina.scores import health, score_sites
 from esper.tolaria import optim
@@ -67,7 +67,7 @@ class Trunk:
             torch.cuda.set_device(self.device)
         config, splits = _load(data, cache)
         splits = splits.to(self.device)
-        self.prepare = Preparation(
+        self.prepare = Preprocess(
             mean=splits.mean,
             std=splits.std,
             normalize=True,

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from esper.configs import TolariaConfig
-from esper.data import DataSplits, Preparation, TrainLoader
+from esper.data import DataSplits, Preprocess, TrainLoader
 from esper.models import build_host
 
 __all__ = ["PEERS", "Measure", "Stopwatch", "Task", "ceiling"]
@@ -286,7 +286,7 @@ def ceiling(task: Task) -> Measure:
     network = task.network()
     optimizer = task.optimizer(network.parameters())
     step = _step(task, torch.compile(network, mode="reduce-overhead"), optimizer)
-    prepare = Preparation(
+    prepare = Preprocess(
         mean=task.splits.mean, std=task.splits.std, normalize=True, channels_last=True, device=task.device
     )
     loader = TrainLoader(task.splits.train.to(task.device), task.config.dataset, rng_seed=0, prepare=prepare)

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-import esper.data.synthetic
+import esper.data.sources.synthetic
 from benchmarks.measuring import Ratio, paired_ratio, write_json
 from benchmarks.scaling_growth import gathered, growing_sites, grown
 from benchmarks.stepping import configuration, opened, own_stream, timed_steps, train_steps, wait
@@ -98,7 +98,7 @@ def main(path: str) -> None:
     given = json.loads(Path(path).read_text())
     plan = Plan(**given | {"cells": [Cell(**cell) for cell in given["cells"]]})
     # All runs that look at as many images look at the same: making large ones takes seconds.
-    esper.data.synthetic.make_synthetic = functools.cache(esper.data.synthetic.make_synthetic)
+    esper.data.sources.synthetic.make_synthetic = functools.cache(esper.data.sources.synthetic.make_synthetic)
     faulthandler.dump_traceback_later(plan.cell_seconds, exit=True)
     with _failing_at_once():
         ranks = joined()
@@ -140,7 +140,7 @@ def _note(plan: Plan, ranks: Ranks, cell: Cell, found: dict[str, Any]) -> None:
 
 def _measured(cell: Cell, plan: Plan, ranks: Ranks) -> dict[str, Any]:
     # Made by all processes at the same time; when a run is opened, they take turns.
-    esper.data.synthetic.make_synthetic(image_size=cell.image_size, num_examples=cell.num_images)
+    esper.data.sources.synthetic.make_synthetic(image_size=cell.image_size, num_examples=cell.num_images)
     try:
         return _growth(cell, plan, ranks) if cell.kind == "growth" else _speed(cell, plan, ranks)
     finally:

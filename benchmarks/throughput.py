@@ -36,7 +36,8 @@ from benchmarks.esper_run import EXPERIMENT, EsperRun, Rates, configuration
 from benchmarks.peers import PEERS, Measure, Task, ceiling
 from benchmarks.throughput_report import BARE, DEFAULT, OFF, Record, Row
 from esper.build import select_device
-from esper.data import DataSplits, load_splits, synthetic
+from esper.data import DataSplits, load_splits
+from esper.data.sources import synthetic
 
 PARTS = ("esper", "bare", "peers", "ceiling")
 CEILING = "PyTorch, reduce-overhead, data on the device"

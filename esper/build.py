@@ -19,7 +19,7 @@ from esper.data import (
     FileSet,
     ImageSet,
     Loader,
-    Preparation,
+    Preprocess,
     StreamLoader,
     TrainLoader,
     load_splits,
@@ -45,7 +45,7 @@ class Parts:
 
     device: torch.device
     splits: DataSplits
-    prepare: Preparation
+    prepare: Preprocess
     pool: DecodePool
     loader: Loader
     model: MorphableModel
@@ -98,7 +98,7 @@ def parts(
     splits = load_splits(config.dataset, rng_seed=config.rng_seed, cache_dir=cache_dir).to(device)
     torch.manual_seed(config.rng_seed)
     model = _build_model(config, splits, device)
-    prepare = Preparation(
+    prepare = Preprocess(
         mean=splits.mean,
         std=splits.std,
         normalize=config.dataset.normalize,

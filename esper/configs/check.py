@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from esper.configs.comparison import ARMS
-from esper.configs.dataset import DatasetConfig
+from esper.configs.dataset import DATASETS, DatasetConfig
 from esper.configs.explain import kind, nearest
 from esper.configs.model import MODEL_NAMES, ModelConfig
 from esper.configs.redis import parse_redis_url
@@ -22,10 +22,7 @@ from esper.configs.schema import Allowed, allowed
 from esper.configs.tolaria import TolariaConfig
 from esper.errors import ConfigError
 
-__all__ = ["IMAGE_SIZES", "check", "check_group"]
-
-IMAGE_SIZES = {"cifar10": 32, "cifar100": 32, "digits": 8}
-"""Side of the images of datasets that have one size, in pixels."""
+__all__ = ["check", "check_group"]
 
 
 def check(config: TolariaConfig) -> None:
@@ -172,15 +169,16 @@ def _check_architecture(model: ModelConfig) -> None:
 
 def _check_dataset(config: TolariaConfig) -> None:
     dataset = config.dataset
-    fixed = IMAGE_SIZES.get(dataset.name)
-    if fixed is not None and dataset.image_size is not None:
+    info = DATASETS[dataset.name]
+    if info.has_fixed_size and dataset.image_size is not None:
         raise ConfigError(
-            f"dataset.image_size={dataset.image_size}: images of {dataset.name} have {fixed} pixels; leave it null"
+            f"dataset.image_size={dataset.image_size}: images of {dataset.name} have {info.image_size} pixels; leave "
+            "it null"
         )
-    size = fixed or dataset.image_size or (16 if dataset.name == "synthetic" else None)
+    size = dataset.image_size or info.image_size
     if dataset.use_augmentation and size is not None and dataset.crop_padding >= size:
         raise ConfigError(f"dataset.crop_padding={dataset.crop_padding}: allowed is below the images' side, {size}")
-    if dataset.name in ("imagefolder", "imagenet"):
+    if info.has_files:
         _check_folder(dataset)
     elif dataset.storage == "stream":
         raise ConfigError(
@@ -197,10 +195,8 @@ def _check_folder(dataset: DatasetConfig) -> None:
             "folder of images a class"
         )
     if dataset.image_size is None:
-        if dataset.storage == "stream" or dataset.name == "imagenet":
-            raise ConfigError(
-                "dataset.image_size=null: images that are streamed, or ImageNet's, need one size; set it, such as 224"
-            )
+        if dataset.storage == "stream" or DATASETS[dataset.name].is_streamed:
+            raise ConfigError("dataset.image_size=null: needs a size to resize the images to; set it, such as 224")
     elif dataset.canvas_size is not None and dataset.canvas_size < dataset.image_size:
         raise ConfigError(
             f"dataset.canvas_size={dataset.canvas_size}: allowed is at least dataset.image_size={dataset.image_size}, "

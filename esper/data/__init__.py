@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from esper.data.augment import augment
-from esper.data.files import FileSet
-from esper.data.loader import Loader, Preparation, TrainLoader
+from esper.data.images import FileSet, ImageSet
+from esper.data.loader import Loader, Preprocess, TrainLoader
 from esper.data.pool import DecodePool
-from esper.data.splits import DataSplits, ImageSet, load_splits
+from esper.data.splits import DataSplits, load_splits
 from esper.data.stream import StreamLoader, stream_batches
 
 __all__ = [
@@ -15,7 +15,7 @@ __all__ = [
     "FileSet",
     "ImageSet",
     "Loader",
-    "Preparation",
+    "Preprocess",
     "StreamLoader",
     "TrainLoader",
     "augment",

@@ -1,8 +1,8 @@
 """Augmentation as a pure function of (random seed, epoch, index of the image).
 
-Offsets and flips come from an integer hash, not from a generator: there is no state to save, so a resumed run draws
-what it would have drawn; an image gets the same augmentation whatever batch or rank it falls in; and nothing is read
-back from the device, so a step can be captured.
+Offsets and flips come from an integer hash, not from a random generator. So a resumed run needs no saved state, an
+image gets the same augmentation in any batch and on any rank, and nothing is read from the device, so a step can be
+captured in a CUDA graph.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ __all__ = ["augment", "hash_bits"]
 
 # Constants of MurmurHash3's 64-bit finaliser, as signed integers: products wrap around.
 _MULTIPLIERS = (-49064778989728563, -4265267296055464877)
-_GOLDEN = -7046029254386353131  # 2^64 / golden ratio; separates the words that are mixed in
+_GOLDEN = -7046029254386353131  # 2^64 / golden ratio; separates successive words
 
 
 def hash_bits(index: Tensor, *words: int | Tensor) -> Tensor:
-    """Mix integers into 63 random-looking bits.
+    """Hash integers to 63 pseudorandom bits.
 
     Args:
         index: int64 of any shape.
-        words: more integers, or 0-dim int64 tensors, mixed in one after the other.
+        words: more integers or broadcastable int64 tensors, hashed in turn.
 
     Returns:
         Non-negative int64, shaped like `index`.
@@ -40,15 +40,15 @@ def hash_bits(index: Tensor, *words: int | Tensor) -> Tensor:
 def augment(
     images: Tensor, index: Tensor, *, epoch: int | Tensor, rng_seed: int, crop_padding: int, horizontal_flip: bool
 ) -> Tensor:
-    """Shift images by up to `crop_padding` pixels, with black coming in, and mirror half of them.
+    """Random crop from images padded with black, and horizontal flip of half of them.
 
     Args:
         images: uint8 (B, C, H, W).
         index: each image's index in its dataset, int64 (B,).
         epoch: epoch, from 0.
         rng_seed: random seed of the run.
-        crop_padding: pixels of padding on each side before a random crop to the old size; 0: none.
-        horizontal_flip: whether to mirror.
+        crop_padding: pixels of padding on each side before the crop to the original size.
+        horizontal_flip: whether to flip.
 
     Returns:
         uint8 (B, C, H, W).
@@ -59,10 +59,10 @@ def augment(
     rows = torch.arange(h, device=images.device) + (bits % span)[:, None]
     columns = torch.arange(w, device=images.device).expand(b, w)
     if horizontal_flip:
-        mirrored = (bits >> 40 & 1).bool()[:, None]
-        columns = torch.where(mirrored, w - 1 - columns, columns)
+        flipped = (bits >> 40 & 1).bool()[:, None]
+        columns = torch.where(flipped, w - 1 - columns, columns)
     columns = columns + (bits // span % span)[:, None]
     padded = F.pad(images, [crop_padding] * 4)
     batch = torch.arange(b, device=images.device)[:, None, None]
-    # Channels go last in the gather and come back as a channels-last view: one pass, no copy.
+    # Gather with channels last, and return a channels-last view: one pass, no copy.
     return padded.permute(0, 2, 3, 1)[batch, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)

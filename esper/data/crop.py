@@ -1,8 +1,8 @@
 """Random resized crop on the device, from images that were squashed to a square.
 
-The box is drawn in the geometry of the file, so its shape and size are what they would be without the squashing; it
-is then cut out of the square, and stretched back while it is resized. Like `augment`, a pure function of the bits it
-is given; nothing is read back from the device.
+Boxes are drawn in the coordinates of the original image, so their areas and aspect ratios are those of the usual crop.
+Each is mapped to the square, and resizing restores the aspect ratio. As in `augment`, results are a pure function of
+the random bits, and nothing is read from the device.
 
 Source: Szegedy et al., Going Deeper with Convolutions, 2015; the details are torchvision's RandomResizedCrop.
 """
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from esper.data.augment import hash_bits
 
-__all__ = ["cut_out", "random_boxes"]
+__all__ = ["crop_and_resize", "random_boxes"]
 
 _SCALE = (0.08, 1.0)
 _RATIO = (3 / 4, 4 / 3)
@@ -25,7 +25,7 @@ _NUM_TRIES = 10
 
 
 def random_boxes(sizes: Tensor, bits: Tensor) -> Tensor:
-    """Draw a box in each image: 8 to 100 % of its area, 3:4 to 4:3; the largest central one where ten tries do not fit.
+    """Draw a box in each image: 8 to 100 % of its area, 3:4 to 4:3; after ten tries that do not fit, a centre crop.
 
     Args:
         sizes: heights and widths, int64 (B, 2).
@@ -35,30 +35,30 @@ def random_boxes(sizes: Tensor, bits: Tensor) -> Tensor:
         Top, left, height and width, int64 (B, 4).
     """
     draws = hash_bits(bits[:, None], torch.arange(_NUM_TRIES + 1, device=bits.device))
-    tries, place = draws[:, :-1], draws[:, -1]
+    tries, position = draws[:, :-1], draws[:, -1]
     height, width = sizes.unbind(1)
-    area = (height * width)[:, None] * _between(*_SCALE, tries)
-    ratio = _between(math.log(_RATIO[0]), math.log(_RATIO[1]), tries >> 24).exp()
+    area = (height * width)[:, None] * _uniform(*_SCALE, tries)
+    ratio = _uniform(math.log(_RATIO[0]), math.log(_RATIO[1]), tries >> 24).exp()
     wide, high = (area * ratio).sqrt().round().long(), (area / ratio).sqrt().round().long()
     fits = (wide > 0) & (wide <= width[:, None]) & (high > 0) & (high <= height[:, None])
     first = (fits * torch.arange(_NUM_TRIES, 0, -1, device=bits.device)).argmax(dim=1, keepdim=True)
     fitted = fits.any(dim=1)
     h = torch.where(fitted, high.gather(1, first)[:, 0], (width / _RATIO[0]).round().long().minimum(height))
     w = torch.where(fitted, wide.gather(1, first)[:, 0], (height * _RATIO[1]).round().long().minimum(width))
-    top = torch.where(fitted, (place & 0x7FFFFFFF) % (height - h + 1), (height - h) // 2)
-    left = torch.where(fitted, (place >> 31) % (width - w + 1), (width - w) // 2)
+    top = torch.where(fitted, (position & 0x7FFFFFFF) % (height - h + 1), (height - h) // 2)
+    left = torch.where(fitted, (position >> 31) % (width - w + 1), (width - w) // 2)
     return torch.stack([top, left, h, w], dim=1)
 
 
-def cut_out(canvases: Tensor, *, sizes: Tensor, boxes: Tensor, image_size: int, mirrored: Tensor) -> Tensor:
-    """Cut boxes out of squashed images and resize them, bilinearly and without antialiasing.
+def crop_and_resize(canvases: Tensor, *, sizes: Tensor, boxes: Tensor, image_size: int, flipped: Tensor) -> Tensor:
+    """Crop boxes from squashed images and resize them, bilinearly and without antialiasing.
 
     Args:
         canvases: uint8 (B, S, S, 3).
-        sizes: heights and widths before the squashing, int64 (B, 2).
-        boxes: top, left, height and width in that geometry, int64 (B, 4).
+        sizes: heights and widths of the original images, int64 (B, 2).
+        boxes: top, left, height and width in the original images, int64 (B, 4).
         image_size: height and width of the result.
-        mirrored: which images to mirror, bool (B,).
+        flipped: which images to flip horizontally, bool (B,).
 
     Returns:
         float32 (B, 3, H, W) in [0, 255].
@@ -67,7 +67,7 @@ def cut_out(canvases: Tensor, *, sizes: Tensor, boxes: Tensor, image_size: int, 
     rows, columns = (
         _positions(boxes[:, axis], boxes[:, axis + 2], sizes[:, axis], side=side, num=image_size) for axis in (0, 1)
     )
-    columns = torch.where(mirrored[:, None], columns.flip(1), columns)
+    columns = torch.where(flipped[:, None], columns.flip(1), columns)
     shape = (len(boxes), image_size, image_size)
     grid = torch.stack([columns[:, None, :].expand(shape), rows[:, :, None].expand(shape)], dim=3)
     images = canvases.permute(0, 3, 1, 2).float()
@@ -75,14 +75,14 @@ def cut_out(canvases: Tensor, *, sizes: Tensor, boxes: Tensor, image_size: int, 
 
 
 def _positions(start: Tensor, length: Tensor, full: Tensor, *, side: int, num: int) -> Tensor:
-    """Where the pixels of a result lie on the canvas along one axis, as `grid_sample` counts: float32 (B, num)."""
+    """Canvas positions of the result's pixels along one axis, in `grid_sample`'s coordinates: float32 (B, num)."""
     scale = side / full
     begin, extent = (start * scale)[:, None], (length * scale)[:, None]
-    wanted = begin + (torch.arange(num, device=start.device) + 0.5) * (extent / num) - 0.5
-    inside = wanted.maximum(begin).minimum(begin + (extent - 1).clamp(min=0))  # nothing from beside the box
+    positions = begin + (torch.arange(num, device=start.device) + 0.5) * (extent / num) - 0.5
+    inside = positions.maximum(begin).minimum(begin + (extent - 1).clamp(min=0))  # no pixels outside the box
     return (2 * inside + 1) / side - 1
 
 
-def _between(low: float, high: float, bits: Tensor) -> Tensor:
-    """Evenly distributed numbers from the lowest 24 bits: float64."""
+def _uniform(low: float, high: float, bits: Tensor) -> Tensor:
+    """Uniformly distributed numbers from the lowest 24 bits: float64."""
     return low + (high - low) * ((bits & 0xFFFFFF).double() / 2**24)

@@ -1,4 +1,4 @@
-"""From an image file to pixels."""
+"""Decode image files."""
 
 from __future__ import annotations
 
@@ -12,61 +12,62 @@ from torch import Tensor
 
 from esper.errors import DataError
 
-__all__ = ["Chunk", "Form", "decode_chunk", "decode_whole", "unreadable"]
+__all__ = ["Chunk", "Resize", "decode_chunk", "decode_whole", "unreadable"]
 
-_UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # SyntaxError: Pillow, of PNGs
+_UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # SyntaxError: Pillow, for PNGs
 _REDUCING_GAP = 2.0
-"""A strong reduction begins with whole factors, until this much above its target: faster, hardly to be seen."""
+"""Pillow first reduces a large image by an integer factor, to at least this many times the target: faster, and hardly
+visible."""
 
 Chunk = tuple[Tensor, Tensor]
-"""Decoded images: uint8 (N, S, S, 3), and the files' own heights and widths, int64 (N, 2)."""
+"""Decoded images: uint8 (N, S, S, 3), and heights and widths of the files, int64 (N, 2)."""
 
 
 @dataclass(frozen=True, slots=True)
-class Form:
-    """What becomes of an image of any size.
+class Resize:
+    """How an image of any size becomes a square.
 
     Attributes:
-        resize: pixels that the shorter side is resized to.
-        crop: side of the square that is cut out of the centre; None: both sides are resized, whatever becomes of the
-            proportions.
+        side: length of the shorter side after resizing.
+        crop: side of the centre crop; None: no crop, both sides are resized to `side` and the aspect ratio is lost.
     """
 
-    resize: int
+    side: int
     crop: int | None
 
     @property
-    def side(self) -> int:
+    def output_size(self) -> int:
         """Height and width of the result."""
-        return self.crop or self.resize
+        return self.crop or self.side
 
 
-def decode_chunk(paths: Sequence[str], form: Form) -> Chunk:
-    """Decode some files alike, fast: a JPEG that is much too large is reduced while it is decoded.
+def decode_chunk(paths: Sequence[str], resize: Resize) -> Chunk:
+    """Decode and resize files fast: JPEGs that are much too large are decoded at reduced scale.
 
     Raises:
         DataError: a file is not a readable image.
     """
-    images = np.empty((len(paths), form.side, form.side, 3), dtype=np.uint8)
+    images = np.empty((len(paths), resize.output_size, resize.output_size, 3), dtype=np.uint8)
     sizes = np.empty((len(paths), 2), dtype=np.int64)
     for i, path in enumerate(paths):
         try:
             with Image.open(path) as file:
                 sizes[i] = file.size[::-1]
-                file.draft(None, _scaled(file.size, form))
+                file.draft(None, _scaled(file.size, resize))
                 image = file.convert("RGB")
         except _UNREADABLE as error:
             raise unreadable(path, error) from None
-        images[i] = np.asarray(_shaped(image, _scaled((sizes[i, 1], sizes[i, 0]), form), form.crop, _REDUCING_GAP))
+        size = _scaled((sizes[i, 1], sizes[i, 0]), resize)
+        images[i] = np.asarray(_resized(image, size, resize.crop, _REDUCING_GAP))
     return torch.from_numpy(images), torch.from_numpy(sizes)
 
 
 def decode_whole(path: str, image_size: int | None) -> Tensor:
-    """Decode one file in full; returns uint8 (3, H, W).
+    """Decode a file at full scale; returns uint8 (3, H, W).
 
     Args:
         path: the file.
-        image_size: shorter side is resized to this, then the centre is cropped; None: as it is.
+        image_size: the shorter side is resized to this, then the centre is cropped; None: the size is kept.
 
     Raises:
         DataError: it is not a readable image.
@@ -77,25 +78,25 @@ def decode_whole(path: str, image_size: int | None) -> Tensor:
     except _UNREADABLE as error:
         raise unreadable(path, error) from None
     if image_size is not None:
-        image = _shaped(image, _scaled(image.size, Form(image_size, image_size)), image_size, None)
+        image = _resized(image, _scaled(image.size, Resize(image_size, image_size)), image_size, None)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 def unreadable(path: str, error: Exception) -> DataError:
-    """The error to raise for a file that cannot be used."""
-    return DataError(f"{path}: not a readable image ({error}); mend or remove it")
+    """The error for a file that cannot be decoded."""
+    return DataError(f"{path}: not a readable image ({error}); repair or remove it")
 
 
-def _scaled(size: tuple[int, int], form: Form) -> tuple[int, int]:
-    """Width and height to resize an image of this width and height to."""
-    if form.crop is None:
-        return form.resize, form.resize
-    scale = form.resize / min(size)
-    width, height = (max(form.resize, round(side * scale)) for side in size)
+def _scaled(size: tuple[int, int], resize: Resize) -> tuple[int, int]:
+    """Target width and height, before cropping, of an image of this width and height."""
+    if resize.crop is None:
+        return resize.side, resize.side
+    scale = resize.side / min(size)
+    width, height = (max(resize.side, round(side * scale)) for side in size)
     return width, height
 
 
-def _shaped(image: Image.Image, size: tuple[int, int], crop: int | None, reducing_gap: float | None) -> Image.Image:
+def _resized(image: Image.Image, size: tuple[int, int], crop: int | None, reducing_gap: float | None) -> Image.Image:
     image = image.resize(size, Image.Resampling.BILINEAR, reducing_gap=reducing_gap)
     if crop is None:
         return image

@@ -1,4 +1,4 @@
-"""Batches from images that lie on the device."""
+"""Training batches from images on the device."""
 
 from __future__ import annotations
 
@@ -10,52 +10,52 @@ from torch import Tensor
 
 from esper.configs import DatasetConfig
 from esper.data.augment import augment
-from esper.data.splits import ImageSet
+from esper.data.images import ImageSet
 
-__all__ = ["Loader", "Preparation", "TrainLoader", "epoch_order"]
+__all__ = ["Loader", "Preprocess", "TrainLoader", "epoch_order"]
 
 
 class Loader(Protocol):
-    """Training batches by number: any batch of any epoch, the same every time.
+    """Random access to training batches: epoch and batch number determine the batch.
 
-    Where several processes train one network, each gets its rows of every batch.
+    In distributed training each rank gets its rows of every batch.
     """
 
     @property
     def batch_size(self) -> int:
-        """Images in a batch, those of other processes too."""
+        """Images in a batch, over all ranks."""
 
     @property
     def num_batches(self) -> int:
-        """Batches in an epoch; images that do not fill one are left out, others in every epoch."""
+        """Batches in an epoch; drops the last incomplete batch (different images each epoch)."""
 
     def seek(self, epoch: int, index: int) -> None:
-        """Make ready on the host, and send to the device, what batch number `index` of an epoch needs."""
+        """Send to the device what batch number `index` of an epoch needs."""
 
     def batch(self, epoch: int | Tensor, index: int | Tensor) -> tuple[Tensor, Tensor]:
-        """Batch number `index` of an epoch, or the rows of it: float32 (B, C, H, W) and int64 (B,).
+        """This rank's rows of batch number `index` of an epoch: float32 (B, C, H, W) and int64 (B,).
 
-        Where the numbers are 0-dim int64 tensors nothing is read from the device; `seek` must have been called.
+        If epoch and index are 0-dim int64 tensors, nothing is read from the device; call `seek` first.
         """
 
     def first_batches(self, epoch: int, num: int) -> Iterator[Tensor]:
-        """The images of an epoch's first whole batches, float32 (B, C, H, W); the batch that was sought stays ready."""
+        """Images of an epoch's first batches, over all ranks: float32 (B, C, H, W). The batch of `seek` stays."""
 
 
 def epoch_order(num_images: int, *, epoch: int, rng_seed: int) -> Tensor:
-    """The order of the training images in an epoch: int64 (N,), in the host's memory."""
+    """Shuffle order of the training images in an epoch: int64 (N,), on the CPU."""
     generator = torch.Generator().manual_seed(rng_seed * 1_000_003 + epoch)
     return torch.randperm(num_images, generator=generator)
 
 
-class Preparation:
-    """Turn stored images into what a network takes.
+class Preprocess:
+    """Convert stored images to network input.
 
     Args:
         mean, std: of each channel, in units of [0, 1].
         normalize: standardise with them; otherwise only scale to [0, 1].
         channels_last: memory format of the result.
-        device: where the images are.
+        device: device of the images.
     """
 
     def __init__(
@@ -78,25 +78,25 @@ class Preparation:
         """uint8 (B, C, H, W) to float32 (B, C, H, W)."""
         prepared = torch.addcmul(self._offset, images.float(), self._factor).contiguous(memory_format=self._format)
         if prepared.shape[1] == 1 and self._format is torch.contiguous_format:
-            # One channel is contiguous in either order; convolutions go by the strides: make them the plain ones.
+            # One channel is contiguous in both formats, but convolutions look at the strides: restore the plain ones.
             return prepared.squeeze(1).unsqueeze(1)
         return prepared
 
     def batches(self, split: ImageSet, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """All of a split in order, without augmentation; the last batch may be smaller."""
+        """Batches of a whole split in order, without augmentation; the last may be smaller."""
         for start in range(0, len(split), batch_size):
             yield self(split.images[start : start + batch_size]), split.labels[start : start + batch_size]
 
 
 class TrainLoader:
-    """Training batches of images that lie on the device; see `Loader`.
+    """Training batches of images in device memory; see `Loader`.
 
     Args:
         split: the training images, on the device.
-        config: batch size, order, augmentation.
-        rng_seed: random seed of order and augmentation.
-        prepare: makes network input of images.
-        rows: which rows of a batch this process trains on.
+        config: batch size, shuffling, augmentation.
+        rng_seed: random seed of shuffling and augmentation.
+        prepare: converts images to network input.
+        rows: this rank's rows of a batch.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class TrainLoader:
         config: DatasetConfig,
         *,
         rng_seed: int,
-        prepare: Preparation,
+        prepare: Preprocess,
         rows: slice = slice(None),
     ) -> None:
         self._split = split
@@ -114,52 +114,52 @@ class TrainLoader:
         self._prepare = prepare
         self._order = torch.arange(len(split), device=split.labels.device)
         self._order_epoch: int | None = None
-        self._within = torch.arange(config.batch_size, device=split.labels.device)
-        self._rows = self._within[rows]
+        self._all_rows = torch.arange(config.batch_size, device=split.labels.device)
+        self._rows = self._all_rows[rows]
 
     @property
     def batch_size(self) -> int:
-        """Images in a batch."""
+        """Images in a batch, over all ranks."""
         return self._config.batch_size
 
     @property
     def num_batches(self) -> int:
-        """Batches in an epoch; images that do not fill one are left out, others in every epoch."""
+        """Batches in an epoch; drops the last incomplete batch (different images each epoch)."""
         return len(self._split) // self._config.batch_size
 
-    def seek(self, epoch: int, index: int) -> None:  # noqa: ARG002  (a stream needs it)
-        """Send the epoch's order to the device."""
+    def seek(self, epoch: int, index: int) -> None:  # noqa: ARG002  (StreamLoader needs it)
+        """Send the epoch's shuffle order to the device."""
         if not self._config.shuffle or epoch == self._order_epoch:
             return
         self._order.copy_(epoch_order(len(self._split), epoch=epoch, rng_seed=self._rng_seed))
         self._order_epoch = epoch
 
     def batch(self, epoch: int | Tensor, index: int | Tensor) -> tuple[Tensor, Tensor]:
-        """Batch number `index` of an epoch, or the rows of it: float32 (B, C, H, W) and int64 (B,).
+        """This rank's rows of batch number `index` of an epoch: float32 (B, C, H, W) and int64 (B,).
 
-        Where the numbers are 0-dim int64 tensors nothing is read from the device; `seek` must have been called.
+        If epoch and index are 0-dim int64 tensors, nothing is read from the device; call `seek` first.
         """
         if isinstance(epoch, int) and isinstance(index, int):
             self.seek(epoch, index)
-        return self._at(self._rows, epoch, index)
+        return self._gather(self._rows, epoch, index)
 
     def first_batches(self, epoch: int, num: int) -> Iterator[Tensor]:
-        """The images of an epoch's first whole batches."""
+        """Images of an epoch's first batches, over all ranks."""
         for index in range(num):
             self.seek(epoch, index)
-            yield self._at(self._within, epoch, index)[0]
+            yield self._gather(self._all_rows, epoch, index)[0]
 
-    def _at(self, rows: Tensor, epoch: int | Tensor, index: int | Tensor) -> tuple[Tensor, Tensor]:
+    def _gather(self, rows: Tensor, epoch: int | Tensor, index: int | Tensor) -> tuple[Tensor, Tensor]:
         config = self._config
-        chosen = self._order[rows + index * config.batch_size]
-        images = self._split.images[chosen]
+        selected = self._order[rows + index * config.batch_size]
+        images = self._split.images[selected]
         if config.use_augmentation:
             images = augment(
                 images,
-                chosen,
+                selected,
                 epoch=epoch,
                 rng_seed=self._rng_seed,
                 crop_padding=config.crop_padding,
                 horizontal_flip=config.horizontal_flip,
             )
-        return self._prepare(images), self._split.labels[chosen]
+        return self._prepare(images), self._split.labels[selected]

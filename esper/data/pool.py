@@ -1,4 +1,4 @@
-"""Processes that decode image files ahead of their use."""
+"""Worker processes that decode batches of image files ahead of their use."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-import torch.multiprocessing  # teaches `multiprocessing` to pass tensors through shared memory
+import torch.multiprocessing  # makes `multiprocessing` pass tensors through shared memory
 from torch import Tensor
 
-from esper.data.decode import Chunk, Form, decode_chunk
-from esper.data.files import FileSet
+from esper.data.decode import Chunk, Resize, decode_chunk
+from esper.data.images import FileSet
 from esper.errors import DataError
 
-__all__ = ["DecodePool", "Decoding"]
+__all__ = ["DecodePool", "PendingBatch"]
 
 _CHUNK = 32
-"""Images that one process decodes at a time: several share a batch, so that the first comes soon."""
+"""Images that one worker decodes at a time: several workers share a batch, so that the first batch is ready soon."""
 
 
 @dataclass(frozen=True, slots=True)
-class Decoding:
+class PendingBatch:
     """A batch that is being decoded.
 
     Attributes:
         index: each image's index in its split, int64 (B,).
         labels: int64 (B,).
-        chunks: its images, a few at a time.
+        chunks: the decoded images, a few at a time.
     """
 
     index: Tensor
@@ -45,49 +45,49 @@ class Decoding:
     def __len__(self) -> int:
         return len(self.index)
 
-    def fill(self, images: Tensor, facts: Tensor) -> None:
-        """Wait for the images, and copy them to where they are wanted.
+    def copy_to(self, images: Tensor, metadata: Tensor) -> None:
+        """Wait for the images, and copy them.
 
         Args:
-            images: uint8 (B, S, S, 3).
-            facts: index, label, height and width of the files, int64 (B, 4).
+            images: destination of the pixels, uint8 (B, S, S, 3).
+            metadata: destination of index, label, height and width of the files, int64 (B, 4).
 
         Raises:
-            DataError: one is not readable, or a process has died.
+            DataError: an image is not readable, or a worker has died.
         """
-        facts[:, 0], facts[:, 1] = self.index, self.labels
+        metadata[:, 0], metadata[:, 1] = self.index, self.labels
         start = 0
         for chunk in self.chunks:
-            with _explained():
+            with _worker_errors():
                 pixels, sizes = chunk.result()
             end = start + len(sizes)
-            images[start:end], facts[start:end, 2:] = pixels, sizes
+            images[start:end], metadata[start:end, 2:] = pixels, sizes
             start = end
 
 
 class DecodePool:
-    """Owner of the processes that decode; they start when the first batch is wanted, and serve every split.
+    """Owner of the worker processes, which start with the first batch and serve every split.
 
-    They are spawned, not forked: this process has threads, and perhaps a CUDA context. They leave its group, so that
-    Ctrl-C reaches it alone, which then ends them; and they end by themselves when it is gone.
+    Workers are spawned, not forked: the parent has threads, and perhaps a CUDA context. They have their own process
+    group, so that Ctrl-C reaches only the parent, which then stops them; and they exit when the parent dies.
 
     Args:
-        num_workers: processes; 0: images are decoded here, none ahead.
+        num_workers: processes; 0: images are decoded in this process, when they are needed.
     """
 
     def __init__(self, num_workers: int) -> None:
         self._num_workers = num_workers
         self._executor: ProcessPoolExecutor | None = None
 
-    def read(self, split: FileSet, batches: Iterable[Tensor], form: Form) -> Generator[Decoding, None, None]:
-        """Decode batches, given by the indices of their images, in order and some of them ahead.
+    def read(self, split: FileSet, batches: Iterable[Tensor], resize: Resize) -> Generator[PendingBatch, None, None]:
+        """Decode batches, given by the indices of their images, in order; some are decoded ahead.
 
-        Closing the generator abandons those ahead.
+        Closing the generator cancels those.
         """
-        waiting: deque[Decoding] = deque()
+        waiting: deque[PendingBatch] = deque()
         try:
             for index in batches:
-                waiting.append(self._begin(split, index, form))
+                waiting.append(self._submit_batch(split, index, resize))
                 if len(waiting) > self._num_ahead(len(index)):
                     yield waiting.popleft()
             while waiting:
@@ -98,7 +98,7 @@ class DecodePool:
                     chunk.cancel()
 
     def close(self) -> None:
-        """End the processes; safe to call twice, and from any thread."""
+        """Stop the workers; safe to call twice, and from any thread."""
         executor, self._executor = self._executor, None
         if executor is not None:
             executor.shutdown(cancel_futures=True)
@@ -108,31 +108,31 @@ class DecodePool:
             return 0
         return max(2, math.ceil(2 * _CHUNK * self._num_workers / batch_size))
 
-    def _begin(self, split: FileSet, index: Tensor, form: Form) -> Decoding:
-        chunks = [self._submit(split.paths(part), form) for part in torch.split(index, _CHUNK)]
-        return Decoding(index, split.labels[index], chunks)
+    def _submit_batch(self, split: FileSet, index: Tensor, resize: Resize) -> PendingBatch:
+        chunks = [self._submit(split.paths(part), resize) for part in torch.split(index, _CHUNK)]
+        return PendingBatch(index, split.labels[index], chunks)
 
-    def _submit(self, paths: list[str], form: Form) -> Future[Chunk]:
+    def _submit(self, paths: list[str], resize: Resize) -> Future[Chunk]:
         if self._num_workers == 0:
             done: Future[Chunk] = Future()
-            done.set_result(decode_chunk(paths, form))
+            done.set_result(decode_chunk(paths, resize))
             return done
         if self._executor is None:
             self._executor = ProcessPoolExecutor(
-                self._num_workers, mp_context=multiprocessing.get_context("spawn"), initializer=_begin_worker
+                self._num_workers, mp_context=multiprocessing.get_context("spawn"), initializer=_initialize_worker
             )
-        with _explained(), _ctrl_c_blocked():  # a process that is started here must not die of it while it imports
-            return self._executor.submit(decode_chunk, paths, form)
+        with _worker_errors(), _ctrl_c_blocked():  # a worker that starts now must not die of Ctrl-C while it imports
+            return self._executor.submit(decode_chunk, paths, resize)
 
 
 @contextmanager
-def _explained() -> Iterator[None]:
+def _worker_errors() -> Iterator[None]:
     try:
         yield
     except BrokenProcessPool:
         raise DataError(
-            "dataset.num_workers: a process that decodes images has died, often for want of memory or of shared memory "
-            "(/dev/shm); set fewer, or 0. A script that trains needs: if __name__ == '__main__'"
+            "dataset.num_workers: a worker that decodes images has died, often because memory or shared memory "
+            "(/dev/shm) ran out; set fewer, or 0. A training script needs: if __name__ == '__main__'"
         ) from None
 
 
@@ -145,14 +145,14 @@ def _ctrl_c_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _begin_worker() -> None:
+def _initialize_worker() -> None:
     os.setpgid(0, 0)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # also forgets one that came while it was blocked
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # also discards one that arrived while it was blocked
     torch.set_num_threads(1)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
-def _end_with_parent() -> None:
+def _exit_with_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

@@ -8,7 +8,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from esper.data.augment import hash_bits
-from esper.data.crop import cut_out, random_boxes
+from esper.data.crop import crop_and_resize, random_boxes
 
 N = 20_000
 
@@ -64,12 +64,12 @@ def test_cutting_out_is_what_torchvision_does_on_the_canvas(mirror: bool) -> Non
     canvas = torch.randint(0, 256, (32, 32, 3), dtype=torch.uint8, generator=generator)
     boxes = torch.tensor([[0, 0, 32, 32], [3, 5, 9, 17], [20, 1, 12, 8], [31, 31, 1, 1], [0, 10, 32, 2]])
     n = len(boxes)
-    ours = cut_out(
+    ours = crop_and_resize(
         canvas.expand(n, 32, 32, 3),
         sizes=torch.full((n, 2), 32),
         boxes=boxes,
         image_size=24,
-        mirrored=torch.full((n,), mirror),
+        flipped=torch.full((n,), mirror),
     )
     for image, (top, left, height, width) in zip(ours, boxes.tolist(), strict=True):
         image = image.flip(2) if mirror else image
@@ -80,12 +80,12 @@ def test_cutting_out_is_what_torchvision_does_on_the_canvas(mirror: bool) -> Non
 
 def test_a_box_is_stretched_from_the_files_geometry_to_the_canvas() -> None:
     canvas = torch.randint(0, 256, (1, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    squashed = cut_out(  # of a file with 64 rows and 16 columns: half of each
+    squashed = crop_and_resize(  # of a file with 64 rows and 16 columns: half of each
         canvas,
         sizes=torch.tensor([[64, 16]]),
         boxes=torch.tensor([[32, 4, 32, 8]]),
         image_size=16,
-        mirrored=torch.tensor([False]),
+        flipped=torch.tensor([False]),
     )
     assert torch.allclose(squashed[0], canvas[0, 16:, 8:24].permute(2, 0, 1).float(), atol=0.01)
 
@@ -94,11 +94,11 @@ def test_nothing_is_read_from_the_device() -> None:
     with FakeTensorMode():  # tensors without values: whatever would read one raises
         bits = hash_bits(torch.arange(4), 0, torch.tensor(3))
         sizes = torch.full((4, 2), 40)
-        images = cut_out(
+        images = crop_and_resize(
             torch.zeros(4, 32, 32, 3, dtype=torch.uint8),
             sizes=sizes,
             boxes=random_boxes(sizes, bits),
             image_size=24,
-            mirrored=(bits >> 40 & 1).bool(),
+            flipped=(bits >> 40 & 1).bool(),
         )
     assert images.shape == (4, 3, 24, 24)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from esper.configs import DatasetConfig
-from esper.data import ImageSet, Preparation, TrainLoader
+from esper.data import ImageSet, Preprocess, TrainLoader
 
 SPLIT = ImageSet(
     torch.randint(0, 256, (50, 3, 6, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)),
@@ -15,9 +15,9 @@ SPLIT = ImageSet(
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.1)
 
 
-def preparation(**changes: Any) -> Preparation:
+def preparation(**changes: Any) -> Preprocess:
     settings = {"normalize": True, "channels_last": True} | changes
-    return Preparation(mean=MEAN, std=STD, device=torch.device("cpu"), **settings)
+    return Preprocess(mean=MEAN, std=STD, device=torch.device("cpu"), **settings)
 
 
 def loader(**changes: Any) -> TrainLoader:

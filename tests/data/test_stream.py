@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from esper.configs import DatasetConfig
-from esper.data import DataSplits, DecodePool, FileSet, Preparation, StreamLoader, load_splits, stream_batches
-from esper.data.imagefolder import is_streamed
+from esper.data import DataSplits, DecodePool, FileSet, Preprocess, StreamLoader, load_splits, stream_batches
+from esper.data.sources.imagefolder import is_streamed
 from esper.errors import DataError
 from tests.data.photos import CLASSES, write_photos
 
@@ -38,8 +38,8 @@ def settings(photos: Path, **changes: Any) -> DatasetConfig:
     return DatasetConfig(**(chosen | {"num_workers": 2} | changes))
 
 
-def preparation(splits: DataSplits) -> Preparation:
-    return Preparation(mean=splits.mean, std=splits.std, normalize=True, channels_last=True, device=CPU)
+def preparation(splits: DataSplits) -> Preprocess:
+    return Preprocess(mean=splits.mean, std=splits.std, normalize=True, channels_last=True, device=CPU)
 
 
 def using(splits: DataSplits, pool: DecodePool) -> dict[str, Any]:
@@ -177,7 +177,7 @@ def test_a_process_that_dies_is_told_in_one_line_and_the_others_end(photos: Path
     assert len(mine) == 2
     os.kill(mine[0].pid or 0, signal.SIGKILL)
     passes = itertools.chain.from_iterable(stream_batches(splits.train, 2, **using(splits, pool)) for _ in range(1000))
-    with pytest.raises(DataError, match=r"dataset.num_workers: a process that decodes images has died"):
+    with pytest.raises(DataError, match=r"dataset.num_workers: a worker that decodes images has died"):
         list(passes)  # one may end before the death is noticed
     pool.close()
     assert not any(process.is_alive() for process in mine)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from esper.configs import ModelConfig
-from esper.configs.check import IMAGE_SIZES
+from esper.configs.dataset import DATASETS
 from esper.configs.identity import checkpoints_folder
 from esper.configs.model import SITE_KINDS
 from esper.contracts.lifecycle import SeedLifecycleState
@@ -79,7 +79,8 @@ def _settings(run_dir: Path) -> tuple[ModelConfig, int | None, float | None, Pat
         config = ModelConfig(**settings["model"])
         folder = checkpoints_folder(run_dir.absolute(), checkpoint_dir=settings["checkpoint"]["checkpoint_dir"])
         dataset = settings.get("dataset", {})
-        image_size = dataset.get("image_size") or {"synthetic": 16, **IMAGE_SIZES}.get(dataset.get("name"))
+        known = DATASETS.get(dataset.get("name"))
+        image_size = dataset.get("image_size") or (known.image_size if known else None)
         return config, image_size, settings.get("optimization", {}).get("ema_decay"), folder
     except FileNotFoundError:
         raise RunError(f"{run_dir} is no run: it has no config.yaml; give a folder that esper-train made") from None

@@ -7,28 +7,15 @@ import pytest
 import torch
 from PIL import Image
 
-from esper.data.decode import Form, decode_chunk, decode_whole
-from esper.data.files import find_images
+from esper.data.decode import Resize, decode_chunk, decode_whole
 from esper.errors import DataError
 from tests.data.photos import paint
-
-
-def test_images_are_found_in_folders_inside_in_the_order_of_their_parts(tmp_path: Path) -> None:
-    for name in ("b.png", "a-b/c.JPG", "a/z.webp", "a/deep/er.jpeg", ".hidden.png", "notes.txt", ".png"):
-        (tmp_path / "cat" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "cat" / name).write_bytes(b"")
-    (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "elsewhere" / "x.png").write_bytes(b"")
-    (tmp_path / "cat" / "link").symlink_to(tmp_path / "elsewhere")
-    (found,) = find_images(tmp_path, ["cat"])
-    names = [str(Path(entry.path).relative_to(tmp_path / "cat")) for entry in found]
-    assert names == [".hidden.png", "a/deep/er.jpeg", "a/z.webp", "a-b/c.JPG", "b.png"]
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
 def test_an_image_is_squashed_to_a_canvas_and_its_size_told(tmp_path: Path, mode: str) -> None:
     paint(tmp_path / "a.jpg", size=(90, 40), seed=1, mode=mode)
-    images, sizes = decode_chunk([str(tmp_path / "a.jpg")], Form(resize=32, crop=None))
+    images, sizes = decode_chunk([str(tmp_path / "a.jpg")], Resize(side=32, crop=None))
     assert sizes.tolist() == [[40, 90]]
     with Image.open(tmp_path / "a.jpg") as file:
         expected = file.convert("RGB").resize((32, 32), Image.Resampling.BOX)
@@ -40,14 +27,14 @@ def test_the_shorter_side_is_resized_and_the_centre_cropped(tmp_path: Path) -> N
     image = Image.new("RGB", (80, 40))
     image.paste((255, 255, 255), (30, 10, 50, 30))  # the central quarter
     image.save(tmp_path / "a.png")
-    images, _ = decode_chunk([str(tmp_path / "a.png")], Form(resize=20, crop=10))
+    images, _ = decode_chunk([str(tmp_path / "a.png")], Resize(side=20, crop=10))
     assert images.shape == (1, 10, 10, 3)
     assert images[0, 1:-1, 1:-1].min() == 255
 
 
 def test_a_jpeg_that_is_much_too_large_is_reduced_as_well_as_one_decoded_in_full(tmp_path: Path) -> None:
     paint(tmp_path / "large.jpg", size=(1600, 1200), seed=3)
-    fast, sizes = decode_chunk([str(tmp_path / "large.jpg")], Form(resize=64, crop=64))
+    fast, sizes = decode_chunk([str(tmp_path / "large.jpg")], Resize(side=64, crop=64))
     full = decode_whole(str(tmp_path / "large.jpg"), 64).permute(1, 2, 0)
     assert sizes.tolist() == [[1200, 1600]]
     assert (fast[0].short() - full.short()).abs().float().mean() < 1.5
@@ -57,5 +44,5 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     paint(tmp_path / "half.jpg", size=(90, 40), seed=1)
     content = (tmp_path / "half.jpg").read_bytes()
     (tmp_path / "half.jpg").write_bytes(content[: len(content) // 2])
-    with pytest.raises(DataError, match=r"half.jpg: not a readable image \(.*truncated.*\); mend or remove it"):
-        decode_chunk([str(tmp_path / "half.jpg")], Form(resize=8, crop=8))
+    with pytest.raises(DataError, match=r"half.jpg: not a readable image \(.*truncated.*\); repair or remove it"):
+        decode_chunk([str(tmp_path / "half.jpg")], Resize(side=8, crop=8))

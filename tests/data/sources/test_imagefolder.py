@@ -13,6 +13,7 @@ from PIL import Image
 
 from esper.configs import DatasetConfig
 from esper.data import DataSplits, load_splits
+from esper.data.sources.imagefolder import find_images
 from esper.errors import DataError
 
 
@@ -97,7 +98,7 @@ def test_a_damaged_cache_is_decoded_again(folder: Path, caplog: pytest.LogCaptur
 def test_a_cache_that_cannot_be_written_costs_a_warning(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     (folder.parent / "file").write_text("")
     assert len(load(folder, cache_dir=folder.parent / "file" / "cache").train) == 24
-    assert "cannot keep decoded images" in caplog.text
+    assert "cannot cache decoded images" in caplog.text
 
 
 def test_a_disk_that_is_full_costs_a_warning(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -109,7 +110,7 @@ def test_a_disk_that_is_full_costs_a_warning(folder: Path, caplog: pytest.LogCap
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, action)
     assert len(splits.train) == 24
-    assert "cannot keep decoded images" in caplog.text
+    assert "cannot cache decoded images" in caplog.text
     assert list((folder.parent / "cache").iterdir()) == []
 
 
@@ -122,6 +123,18 @@ def test_images_are_resized_and_cropped_in_the_centre(folder: Path) -> None:
     assert (images == 255).all(dim=(1, 2, 3)).any()
 
 
+def test_images_are_found_in_folders_inside_in_the_order_of_their_parts(tmp_path: Path) -> None:
+    for name in ("b.png", "a-b/c.JPG", "a/z.webp", "a/deep/er.jpeg", ".hidden.png", "notes.txt", ".png"):
+        (tmp_path / "cat" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "cat" / name).write_bytes(b"")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "x.png").write_bytes(b"")
+    (tmp_path / "cat" / "link").symlink_to(tmp_path / "elsewhere")
+    (found,) = find_images(tmp_path, ["cat"])
+    names = [str(Path(entry.path).relative_to(tmp_path / "cat")) for entry in found]
+    assert names == [".hidden.png", "a/deep/er.jpeg", "a/z.webp", "a-b/c.JPG", "b.png"]
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -129,12 +142,12 @@ def test_images_are_resized_and_cropped_in_the_centre(folder: Path) -> None:
         ("broken", r"odd.png: not a readable image"),
         ("chunk", r"odd.png: not a readable image \(broken PNG file"),
         ("dangling link", r"odd.png: not a readable image"),
-        ("class", r"train/ and test/ have different classes \(bird is in one of them only\)"),
-        ("empty class", r"bird: no images in it"),
-        ("no test", r"beside train/ it needs a folder test/ or val/"),
-        ("no train", r"there is no folder train/ in it, with a subfolder for each class"),
-        ("no class", r"there is no folder train/ in it, with a subfolder for each class"),
-        ("empty", r"no images in it"),
+        ("class", r"train/ and test/ have different classes \(bird is in only one of them\)"),
+        ("empty class", r"bird: contains no images"),
+        ("no test", r"needs a folder test/ or val/ beside train/"),
+        ("no train", r"needs a folder train/ with a subfolder for each class"),
+        ("no class", r"needs a folder train/ with a subfolder for each class"),
+        ("empty", r"contains no images"),
     ],
 )
 def test_a_folder_that_cannot_be_used_says_why(folder: Path, damage: str, message: str) -> None:

@@ -1,26 +1,38 @@
-"""Images made up on the spot, learnable but not trivial: for trying things out and for tests."""
+"""Generated images, learnable but not trivial: for tests and dry runs."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
-from esper.data.splits import ImageSet, Source
+from esper.configs import DatasetConfig
+from esper.configs.dataset import DATASETS
+from esper.data.images import Dataset, ImageSet
 
-__all__ = ["make_synthetic"]
+__all__ = ["load", "make_synthetic"]
 
 _NUM_CLASSES = 10
+_DEFAULT_NUM_EXAMPLES = 2048
 
 
-def make_synthetic(*, image_size: int, num_examples: int) -> Source:
-    """Coloured stripes whose direction and frequency tell the class, with noise and a random phase.
+def load(config: DatasetConfig, _cache_dir: Path | None) -> Dataset:
+    """Generate the dataset; it does not depend on `rng_seed`."""
+    image_size = config.image_size or DATASETS["synthetic"].image_size
+    assert image_size is not None
+    return make_synthetic(image_size=image_size, num_examples=config.num_examples or _DEFAULT_NUM_EXAMPLES)
+
+
+def make_synthetic(*, image_size: int, num_examples: int) -> Dataset:
+    """Coloured stripes with noise and a random phase; their direction and frequency give the class.
 
     Args:
         image_size: height and width.
-        num_examples: training images; a quarter as many are made for the test set, at least 20.
+        num_examples: training images; the test set has a quarter as many, at least 20.
     """
     generator = torch.Generator().manual_seed(0)
     num_test = max(20, num_examples // 4)
-    return Source(
+    return Dataset(
         train=_make(num_examples, image_size, generator),
         test=_make(num_test, image_size, generator),
         class_names=tuple(f"stripes{label}" for label in range(_NUM_CLASSES)),

@@ -1,0 +1,126 @@
+"""Labelled images, in memory or in files, and a dataset before it is split."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from esper.data.decode import Resize, decode_chunk
+
+__all__ = ["Dataset", "FileSet", "ImageSet", "draw_stratified"]
+
+_SAMPLE_SIZE = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSet:
+    """Labelled images in memory: `images` uint8 (N, C, H, W), `labels` int64 (N,)."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: Tensor) -> ImageSet:
+        return ImageSet(self.images[index], self.labels[index])
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of an image."""
+        _, channels, height, width = self.images.shape
+        return channels, height, width
+
+    def to(self, device: torch.device) -> ImageSet:
+        """Move the images to a device."""
+        return ImageSet(self.images.to(device), self.labels.to(device))
+
+
+@dataclass(frozen=True, slots=True)
+class FileSet:
+    """Labelled image files, decoded when they are needed.
+
+    Attributes:
+        folder: parent of all files.
+        names: paths relative to `folder`, in the file system's encoding, (N,).
+        labels: int64 (N,), on the CPU.
+        image_size: height and width of the network's input.
+        canvas_size: side to which training images are resized before the random crop; of other images, the length of
+            the shorter side before the centre crop.
+    """
+
+    folder: Path
+    names: NDArray[np.bytes_]
+    labels: Tensor
+    image_size: int
+    canvas_size: int
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: Tensor) -> FileSet:
+        return FileSet(self.folder, self.names[index.numpy()], self.labels[index], self.image_size, self.canvas_size)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of an image."""
+        return 3, self.image_size, self.image_size
+
+    @property
+    def centre_crop(self) -> Resize:
+        """How images are decoded without augmentation."""
+        return Resize(side=self.canvas_size, crop=self.image_size)
+
+    @property
+    def squashed(self) -> Resize:
+        """How images are decoded that are cropped at random on the device."""
+        return Resize(side=self.canvas_size, crop=None)
+
+    def to(self, _: torch.device) -> FileSet:
+        """Return itself; `ImageSet` moves."""
+        return self
+
+    def paths(self, index: Tensor) -> list[str]:
+        """Paths of the images with these indices."""
+        return [os.path.join(self.folder, os.fsdecode(name)) for name in self.names[index.numpy()]]  # noqa: PTH118
+
+    def sample(self, num_threads: int) -> Tensor:
+        """Decode 1024 evenly spaced images, or all if there are fewer: uint8 (N, 3, H, W)."""
+        index = torch.linspace(0, len(self) - 1, min(len(self), _SAMPLE_SIZE), dtype=torch.float64).long()
+        with ThreadPoolExecutor(max_workers=max(1, num_threads)) as pool:
+            chunks = list(pool.map(lambda path: decode_chunk([path], self.centre_crop)[0], self.paths(index)))
+        return torch.cat(chunks).permute(0, 3, 1, 2)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dataset:
+    """A dataset before it is split: training and test images, and a validation set if it has its own."""
+
+    train: ImageSet | FileSet
+    test: ImageSet | FileSet
+    class_names: tuple[str, ...]
+    val: ImageSet | FileSet | None = None
+
+
+def draw_stratified(labels: Tensor, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Draw a share of each class at random; returns the indices drawn and the others, each in ascending order.
+
+    Rounding is carried over from class to class, so the total drawn is exact to within one.
+    """
+    drawn = torch.zeros(len(labels), dtype=torch.bool)
+    remainder = 0.0
+    for label in range(int(labels.max()) + 1):
+        members = (labels == label).nonzero()[:, 0]
+        remainder += share * len(members)
+        count = round(remainder)
+        remainder -= count
+        order = torch.randperm(len(members), generator=generator)
+        drawn[members[order[:count]]] = True
+    return drawn.nonzero()[:, 0], (~drawn).nonzero()[:, 0]
