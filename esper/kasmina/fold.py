@@ -1,4 +1,4 @@
-"""Plain copies of a grown network: as it stands, or with what grew folded into the host's own layers."""
+"""Export a grown network as a plain module: `unwrap` keeps the kernels, `fold` writes them into the host's layers."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ __all__ = ["fold", "unwrap"]
 
 
 def unwrap(model: MorphableModel) -> nn.Module:
-    """Copy the network out as a plain module without hooks; what grew stands inside its blocks.
+    """Copy the network into a plain module without hooks; kernels become submodules of the blocks where they grew.
 
-    An ungrown network comes out as the host it was, with the host's parameter names.
+    Without kernels, the copy is the host, with the host's parameter names.
     """
-    host, slots = _copied(model)
-    _place(host, slots)
+    host, slots = _copy(model)
+    _insert_slots(host, slots)
     return host
 
 
 def fold(model: MorphableModel) -> nn.Module:
-    """Copy the network out in eval mode, foldable kernels written into the host's own layers, the rest as in `unwrap`.
+    """Copy the network in eval mode, with foldable kernels written into the host's layers, the others as in `unwrap`.
 
-    A `parallel` kernel becomes part of its convolution and norm, new channels stand beside those of their block, and a
-    `residual_block` becomes one more `BasicBlock` of its `nn.Sequential`, whose later blocks move back by one. The
-    result computes what the network computes in eval mode, to rounding; in training mode it does not.
+    A `parallel` kernel is folded into its convolution and norm, `width` channels are concatenated to those of their
+    block, and a `residual_block` is inserted as a `BasicBlock` into its `nn.Sequential`, where the indices of later
+    blocks increase. The copy computes the same in eval mode, up to rounding; in training mode it does not.
 
     Raises:
-        SurgeryError: a kernel is live: what it will be is not known yet.
+        SurgeryError: a kernel is live, that is, neither kept nor culled yet.
     """
     for slot in model.all_slots():
         if slot.is_live:
@@ -45,21 +45,21 @@ def fold(model: MorphableModel) -> nn.Module:
                 f"site {slot.site.name!r} is {slot.state}: a network can be folded once no kernel is live; let the "
                 "judge decide, or cull it"
             )
-    host, slots = _copied(model)
+    host, slots = _copy(model)
     with torch.no_grad():
-        # Width first: a convolution's own norm acts on the new channels too, and is rewritten by what is parallel.
+        # `width` first: folding a `parallel` kernel rewrites the norm that also acts on the new channels.
         for slot in sorted(slots, key=lambda slot: slot.site.kind != "width"):
             if slot.site.kind in ("width", "parallel"):
-                _fold_inside(host, slot)
-        deep = [slot for slot in slots if _deepens(host, slot)]
-        _place(host, [slot for slot in slots if slot not in deep])
-        for slot in reversed(deep):  # from behind, so that the names of blocks before stay
-            _deepen(host, slot)
+                _fold_into_convs(host, slot)
+        new_blocks = [slot for slot in slots if _becomes_block(host, slot)]
+        _insert_slots(host, [slot for slot in slots if slot not in new_blocks])
+        for slot in reversed(new_blocks):  # last first: an insertion changes the indices of later blocks
+            _insert_blocks(host, slot)
     return host.eval().to(memory_format=model.memory_format)
 
 
-def _copied(model: MorphableModel) -> tuple[nn.Module, list[SeedSlot]]:
-    """The host without hooks, and the slots in which something stands."""
+def _copy(model: MorphableModel) -> tuple[nn.Module, list[SeedSlot]]:
+    """Copies of the host, without hooks, and of the slots that hold kernels."""
     host, slots = copy.deepcopy((model.host, model.slots))
     for name, (start, end) in model._hooks.items():
         site = model.slot(name).site
@@ -71,7 +71,7 @@ def _copied(model: MorphableModel) -> tuple[nn.Module, list[SeedSlot]]:
 # --- folding ----------------------------------------------------------------------------------------------------------
 
 
-def _fold_inside(host: nn.Module, slot: SeedSlot) -> None:
+def _fold_into_convs(host: nn.Module, slot: SeedSlot) -> None:
     site = slot.site
     start, end = host.get_submodule(site.start), host.get_submodule(site.end)
     assert isinstance(start, nn.Conv2d)
@@ -90,7 +90,7 @@ def _fold_inside(host: nn.Module, slot: SeedSlot) -> None:
 
 
 def _fold_parallel(conv: nn.Conv2d, norm: nn.BatchNorm2d, kernel: ParallelBranch) -> None:
-    """Let norm(conv(x)) become norm(conv(x)) + kernel(x), without dividing by the norm's gain, which may be 0."""
+    """Turn norm(conv(x)) into norm(conv(x)) + kernel(x), without dividing by the norm's gain, which may be 0."""
     mean, var = norm.running_mean, norm.running_var
     assert mean is not None
     assert var is not None
@@ -100,7 +100,7 @@ def _fold_parallel(conv: nn.Conv2d, norm: nn.BatchNorm2d, kernel: ParallelBranch
     factor = norm.weight.double() / deviation
     weight = conv.weight.double() * factor[:, None, None, None]
     bias = norm.bias.double() - mean.double() * factor
-    num_out, num_in = added_weight.shape[:2]  # the convolution may have got new channels behind these
+    num_out, num_in = added_weight.shape[:2]  # `width` may have added channels to the convolution
     weight[:num_out, :num_in] += added_weight
     bias[:num_out] += added_bias
     if conv.bias is not None:
@@ -112,7 +112,7 @@ def _fold_parallel(conv: nn.Conv2d, norm: nn.BatchNorm2d, kernel: ParallelBranch
 
 
 def _fold_width(first: nn.Conv2d, norm: nn.BatchNorm2d, last: nn.Conv2d, kernel: InnerChannels) -> None:
-    """Put the kernel's inner channels behind those of the block."""
+    """Concatenate the kernel's inner channels to those of the block."""
     new, gain = kernel.norm, kernel.scale[:, None, None, None]
     assert norm.running_mean is not None
     assert norm.running_var is not None
@@ -130,15 +130,15 @@ def _fold_width(first: nn.Conv2d, norm: nn.BatchNorm2d, last: nn.Conv2d, kernel:
     first.out_channels = norm.num_features = last.in_channels = len(first.weight)
 
 
-def _deepens(host: nn.Module, slot: SeedSlot) -> bool:
-    """Whether one of the slot's kernels can stand as a block of its own behind the slot's block."""
+def _becomes_block(host: nn.Module, slot: SeedSlot) -> bool:
+    """Whether one of the slot's kernels can become a block of its own after the slot's block."""
     stage, _, index = slot.site.block.rpartition(".")
-    blocks = any(isinstance(slot.kernel(graft), ResidualBlock) for graft in slot.grafts)
-    return blocks and index.isdigit() and isinstance(host.get_submodule(stage), nn.Sequential)
+    is_block = any(isinstance(slot.kernel(graft), ResidualBlock) for graft in slot.grafts)
+    return is_block and index.isdigit() and isinstance(host.get_submodule(stage), nn.Sequential)
 
 
-def _deepen(host: nn.Module, slot: SeedSlot) -> None:
-    """Put the slot's kernels behind its block in the order in which they act; what is no block stays a kernel."""
+def _insert_blocks(host: nn.Module, slot: SeedSlot) -> None:
+    """Insert the slot's kernels after its block in the order in which they act; those that are no blocks as kernels."""
     name, _, index = slot.site.block.rpartition(".")
     stage, position = host.get_submodule(name), int(index)
     assert isinstance(stage, nn.Sequential)
@@ -151,16 +151,16 @@ def _deepen(host: nn.Module, slot: SeedSlot) -> None:
             position += 1
             stage.insert(position, block)
         else:
-            alone = SeedSlot(slot.site, max_kernels=1).to(slot.alpha.device)
-            alone.attach(graft, kernel)
-            stage[position] = _GrownBlock(stage[position], alone)
+            own_slot = SeedSlot(slot.site, max_kernels=1).to(slot.alpha.device)
+            own_slot.attach(graft, kernel)
+            stage[position] = _GrownBlock(stage[position], own_slot)
 
 
-# --- what stays a kernel ----------------------------------------------------------------------------------------------
+# --- slots as submodules ----------------------------------------------------------------------------------------------
 
 
 class _GrownBlock(nn.Module):
-    """A block of a plain network with a slot that grew at it."""
+    """A block and the slot whose kernels read its input or output and add to its output."""
 
     def __init__(self, block: nn.Module, slot: SeedSlot) -> None:
         super().__init__()
@@ -174,7 +174,7 @@ class _GrownBlock(nn.Module):
 
 
 class _Start(nn.Module):
-    """A layer whose input a slot further on reads too."""
+    """A layer whose input a later slot also reads."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -195,7 +195,7 @@ class _End(nn.Module):
         super().__init__()
         self.layer = layer
         self.slot = slot
-        self.start = (start,)  # a tuple hides it: it is a part of the network elsewhere
+        self.start = (start,)  # in a tuple, so that it is not registered as a submodule a second time
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.slot(self.start[0].inputs.pop(), self.layer(x))
@@ -203,10 +203,10 @@ class _End(nn.Module):
         return y
 
 
-def _place(host: nn.Module, slots: Iterable[SeedSlot]) -> None:
-    """Put slots into the network instead of hooks; they are in forward order, `beside` before `after`."""
+def _insert_slots(host: nn.Module, slots: Iterable[SeedSlot]) -> None:
+    """Insert slots into the network in place of hooks; they are in forward order, `beside` before `after`."""
     grown = [slot for slot in slots if slot.grafts]
-    # From inside outwards: a block that is wrapped has other names inside.
+    # Inner modules first: wrapping a block changes the names of the modules inside.
     for slot in sorted(grown, key=lambda slot: slot.site.start == slot.site.end):
         site = slot.site
         if site.start == site.end:

@@ -1,4 +1,4 @@
-"""The morphable model: a host network, and slots in which modules grow."""
+"""The morphable model: a host network and the seed slots in which modules grow."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ __all__ = ["MorphableModel", "wrap"]
 
 
 class MorphableModel(nn.Module):
-    """A host network whose blocks may be grown.
+    """A host network that can grow.
 
-    The host keeps its modules, parameter names and forward function. Slots live beside it and act through forward
-    hooks; an empty slot has none, so a dormant model runs exactly the host's operations.
+    The host keeps its modules, parameter names and forward function. Slots are separate modules that act through
+    forward hooks; an empty slot has none, so a dormant model runs exactly the host's operations.
 
     Shape: input and output are the host's.
     """
@@ -29,14 +29,14 @@ class MorphableModel(nn.Module):
     def __init__(self, host: nn.Module, sites: Sequence[Site], *, max_kernels_per_seed: int) -> None:
         super().__init__()
         self.host = host
-        # Module names hold no dots: `layer2.0:beside` is registered as `layer2/0:beside`.
+        # Module names cannot contain dots: `layer2.0:beside` is registered as `layer2/0:beside`.
         self.slots = nn.ModuleDict(
             {_key(site.name): SeedSlot(site, max_kernels=max_kernels_per_seed) for site in sites}
         )
         self._hooks: dict[str, tuple[RemovableHandle, RemovableHandle]] = {}
 
     def forward(self, x: Tensor) -> Tensor:
-        """Run the host; see the class."""
+        """Run the host with the kernels grown in it."""
         output = self.host(x)
         assert isinstance(output, Tensor)
         return output
@@ -51,15 +51,15 @@ class MorphableModel(nn.Module):
         Raises:
             SurgeryError: there is no such site.
         """
-        found = dict(self.slots.items()).get(_key(site))
-        if not isinstance(found, SeedSlot):
+        slot = dict(self.slots.items()).get(_key(site))
+        if not isinstance(slot, SeedSlot):
             names = ", ".join(slot.site.name for slot in self.all_slots())
             raise SurgeryError(f"no site {site!r}; this network has: {names or 'none'}")
-        return found
+        return slot
 
     @property
     def recipe(self) -> list[Graft]:
-        """All kernels that stand in the network, in order of birth; with the host, it rebuilds the network."""
+        """Entries of all kernels in the network, in order of birth; with the host, it rebuilds the network."""
         return sorted((graft for slot in self.all_slots() for graft in slot.grafts), key=lambda graft: graft.graft_id)
 
     def graft(self, graft: Graft) -> list[tuple[str, nn.Parameter]]:
@@ -68,7 +68,7 @@ class MorphableModel(nn.Module):
         The kernel gets the host's device, memory format and training mode.
 
         Raises:
-            ConfigError: there is no such blueprint, or its definition cannot be used.
+            ConfigError: there is no such blueprint, or its definition is not valid.
         """
         if graft.definition is not None:
             urza.declare(graft.definition, where=f"definition of {graft.blueprint_id}")
@@ -78,7 +78,7 @@ class MorphableModel(nn.Module):
             in_shape=slot.site.in_shape,
             out_shape=slot.site.out_shape,
             init_seed=graft.init_seed,
-            gain=graft.init_gain,
+            output_scale=graft.init_gain,
         )
         reference = next(self.host.parameters())
         kernel.to(reference.device).to(memory_format=self.memory_format)
@@ -88,7 +88,7 @@ class MorphableModel(nn.Module):
         return self.graft_parameters(graft)
 
     def ungraft(self, graft: Graft) -> list[tuple[str, nn.Parameter]]:
-        """Take a kernel out; returns the named parameters that left with it."""
+        """Remove a kernel; returns its named parameters."""
         removed = self.graft_parameters(graft)
         slot = self.slot(graft.site)
         slot.detach(graft)
@@ -98,18 +98,18 @@ class MorphableModel(nn.Module):
         return removed
 
     def graft_parameters(self, graft: Graft) -> list[tuple[str, nn.Parameter]]:
-        """A kernel's parameters under their names in this model's state dict."""
+        """A kernel's parameters by their names in this model's state dict."""
         prefix = f"slots.{_key(graft.site)}.k{graft.graft_id}."
         return [(prefix + name, p) for name, p in self.slot(graft.site).kernel(graft).named_parameters()]
 
     def replay(self, recipe: Iterable[Graft]) -> None:
-        """Rebuild a grown network on a bare host; weights are those at birth."""
+        """Rebuild a grown network from its host; the kernels get their initial weights."""
         for graft in recipe:
             self.graft(graft)
 
     @property
     def memory_format(self) -> torch.memory_format:
-        """channels_last where the host's convolutions are."""
+        """channels_last if the host's convolutions are."""
         for p in self.host.parameters():
             if p.dim() == 4 and not p.is_contiguous():
                 return torch.channels_last
@@ -131,7 +131,7 @@ class MorphableModel(nn.Module):
 
         self._hooks[site.name] = (
             self.host.get_submodule(site.start).register_forward_pre_hook(keep_input),
-            # What grows beside a block is part of its output for what grows after it, whichever came first.
+            # `beside` kernels act before `after` kernels of the same block, whichever was attached first.
             self.host.get_submodule(site.end).register_forward_hook(add_kernels, prepend=site.kind == "beside"),
         )
 
@@ -149,18 +149,18 @@ def wrap(
     max_kernels_per_seed: int = 3,
     site_kinds: Sequence[str] = DEFAULT_KINDS,
 ) -> MorphableModel:
-    """Make a network morphable; it is used as it is, not copied.
+    """Make a network morphable; the network is not copied.
 
     Args:
         model: the host.
         target_layers: names or patterns of the layers that may grow; see `find_sites`.
-        seeds_per_layer: most slots in one target layer.
+        seeds_per_layer: maximum number of slots per target layer.
         input_shape: (C, H, W) of the host's input.
-        max_kernels_per_seed: most kernels in one slot.
-        site_kinds: kinds of site in them: `beside`, `after`, `parallel`, `width`; see `Site`.
+        max_kernels_per_seed: maximum number of kernels per slot.
+        site_kinds: which kinds of site to offer: `beside`, `after`, `parallel`, `width`; see `Site`.
 
     Raises:
-        ConfigError: a target matches nothing or cannot grow.
+        ConfigError: a target matches no layer, or the layer cannot grow.
     """
     sites = find_sites(
         model,

@@ -1,4 +1,4 @@
-"""Where capacity is missing: scores of every site, measured on held-out images in eval mode, once per decision."""
+"""Site scores: where the network lacks capacity, measured on held-out images in eval mode, once per decision."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from esper.kasmina.model import MorphableModel
-from esper.kasmina.moments import Dealt, Moments, Term, deal, terms
+from esper.kasmina.modes import evaluating
+from esper.kasmina.moments import GroupedBatch, Moments, Term, group_images, score_terms
 from esper.kasmina.sites import Site
 
 __all__ = ["SiteScore", "health", "score_sites", "scoring_macs"]
@@ -22,18 +23,18 @@ _SHORTCUTS = frozenset({"downsample", "shortcut"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SiteScore:
-    """What was measured at a site over all images.
+    """Measurements at a site.
 
     Attributes:
-        score: what growing here would gain to first order beyond what the present module can reach, per unit of output
-            (see `esper.kasmina.moments`); at a `parallel` site, which adds no capacity, `plain_score`.
-        score_error: its standard error; None for a plain score.
-        plain_score: ‖M‖²_F, with M the gradient of the mean loss for a 1×1 convolution standing here.
+        score: first-order gain of growing here that the existing module cannot reach, per unit of output (see
+            `esper.kasmina.moments`); at a `parallel` site, which adds no capacity, `plain_score`.
+        score_error: standard error of the score; None for a plain score.
+        plain_score: ‖M‖²_F, with M the gradient of the mean loss with respect to a 1×1 convolution added here.
         effective_rank: exp of the entropy of the normalised eigenvalues of the output's channel covariance, in
             channels. Source: Roy & Vetterli, The effective rank, EUSIPCO 2007.
         narrowest_width: fewest output channels of the block's convolutions; None if it has none.
         activation_variance: variance of the kernel's input over images, channels and positions.
-        gradient_norm: norm of one image's gradient at the site's output, root mean square over images.
+        gradient_norm: norm of the gradient at the site's output, root mean square over images.
     """
 
     score: float
@@ -45,8 +46,8 @@ class SiteScore:
     gradient_norm: float
 
 
-class _Tap(NamedTuple):
-    """Name of a tensor: what a module of the host reads or gives, every so many positions, or the gradient there."""
+class _TensorName(NamedTuple):
+    """Name of a tensor: a host module's input, output, or output gradient, subsampled by strides."""
 
     what: Literal["input", "output", "gradient"]
     module: str
@@ -54,24 +55,31 @@ class _Tap(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Measured:
-    """What is measured at a site: g, x and h of `esper.kasmina.moments`, the whole input of a kernel and the output."""
+class _SiteTensors:
+    """The tensors needed at a site.
 
-    g: _Tap
-    x: _Tap
-    h: _Tap | None
-    whole: _Tap
-    y: _Tap
+    Attributes:
+        g, x, h: see `esper.kasmina.moments`; `x` and `h` at the positions of `y`.
+        full_x: the kernel's input at all positions.
+        y: the site's output.
+        is_plain: whether the score is the plain one.
+    """
+
+    g: _TensorName
+    x: _TensorName
+    h: _TensorName | None
+    full_x: _TensorName
+    y: _TensorName
     is_plain: bool
 
     def terms(self) -> list[Term]:
-        needed = [("each", self.g, self.x)] if self.is_plain else terms(g=self.g, x=self.x, h=self.h)
-        shared = [("sum", self.whole), ("squares", self.whole), ("squares", self.g), ("sum", self.y)]
-        return [*needed, *shared, ("all", self.y, self.y)]
+        terms = [("each", self.g, self.x)] if self.is_plain else score_terms(g=self.g, x=self.x, h=self.h)
+        shared = [("sum", self.full_x), ("squares", self.full_x), ("squares", self.g), ("sum", self.y)]
+        return [*terms, *shared, ("all", self.y, self.y)]
 
 
 def score_sites(model: MorphableModel, batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, SiteScore]:
-    """Score every site of a network in eval mode; parameters, gradients, buffers and modes stay as they are.
+    """Score every site of a network in eval mode; parameters, gradients, buffers and modes are unchanged.
 
     Args:
         model: the network, grown or not.
@@ -79,66 +87,61 @@ def score_sites(model: MorphableModel, batches: Iterable[tuple[Tensor, Tensor]])
     """
     sites = [slot.site for slot in model.all_slots()]
     moments = Moments()
-    measured: list[_Measured] = []
-    was_training = model.training
-    with _Taps(model.host, sites) as taps:
-        try:
-            model.eval()
-            for images, labels in batches:
-                dealt = deal(len(images), first=moments.num_images, device=images.device)
-                taps.run(model, images, labels, dealt)
-                read = [taps.measured(site) for site in sites]
-                assert read == (measured or read), "modules pass on the same tensors in every batch"
-                measured = read
-                wanted = dict.fromkeys(term for site in measured for term in site.terms())
-                names = dict.fromkeys(name for _, *operands in wanted for name in operands)
-                moments.add({name: taps.tensor(name) for name in names}, wanted, dealt)
-        finally:
-            model.train(was_training)
-    return _results(model.host, sites, measured, moments)
+    tensors: list[_SiteTensors] = []
+    with _Recorder(model.host, sites) as recorder, evaluating(model):
+        for images, labels in batches:
+            batch = group_images(len(images), first=moments.num_images, device=images.device)
+            recorder.run(model, images, labels, batch)
+            names = [recorder.site_tensors(site) for site in sites]
+            assert names == (tensors or names), "modules share the same tensors in every batch"
+            tensors = names
+            terms = dict.fromkeys(term for site in tensors for term in site.terms())
+            operands = dict.fromkeys(name for term in terms for name in term[1:])
+            moments.add({name: recorder.tensor(name) for name in operands}, terms, batch)
+    return _results(model.host, sites, tensors, moments)
 
 
 def _results(
-    host: nn.Module, sites: Sequence[Site], measured: Sequence[_Measured], moments: Moments
+    host: nn.Module, sites: Sequence[Site], tensors: Sequence[_SiteTensors], moments: Moments
 ) -> dict[str, SiteScore]:
-    ranks = _effective_ranks(moments, dict.fromkeys(of.y for of in measured))
+    ranks = _effective_ranks(moments, dict.fromkeys(at.y for at in tensors))
     rows = []
-    for of in measured:
-        plain = moments.plain(g=of.g, x=of.x)
-        score = torch.stack([plain, plain]) if of.is_plain else moments.score(g=of.g, x=of.x, h=of.h)
-        rest = [plain, ranks[of.y], _variance(moments, of.whole), moments.gradient_norm(of.g)]
+    for at in tensors:
+        plain = moments.plain(g=at.g, x=at.x)
+        score = torch.stack([plain, plain]) if at.is_plain else moments.score(g=at.g, x=at.x, h=at.h)
+        rest = [plain, ranks[at.y], _variance(moments, at.full_x), moments.gradient_norm(at.g)]
         rows.append(torch.cat([score, torch.stack(rest)]))
-    values = torch.stack(rows).tolist()  # all that is measured is read here, at once
+    values = torch.stack(rows).tolist()  # the only synchronisation with the device
     return {
         site.name: SiteScore(
             score=score,
-            score_error=None if of.is_plain else error,
+            score_error=None if at.is_plain else error,
             plain_score=plain,
             effective_rank=rank,
             narrowest_width=min((conv.out_channels for _, conv in _convolutions(host, site.block)), default=None),
             activation_variance=variance,
             gradient_norm=norm,
         )
-        for site, of, (score, error, plain, rank, variance, norm) in zip(sites, measured, values, strict=True)
+        for site, at, (score, error, plain, rank, variance, norm) in zip(sites, tensors, values, strict=True)
     }
 
 
-def _variance(moments: Moments, x: _Tap) -> Tensor:
+def _variance(moments: Moments, x: _TensorName) -> Tensor:
     """Variance over images, channels and positions, 0-dim."""
     sums = moments.total(("sum", x))
     count = moments.num_positions[x] * len(sums)
     return (moments.total(("squares", x)) / count - (sums.sum() / count).square()).clamp(min=0.0)
 
 
-def _effective_ranks(moments: Moments, outputs: Iterable[_Tap]) -> dict[_Tap, Tensor]:
-    """Effective rank of each output, 0-dim; the eigenvalues of all with as many channels come from one call."""
-    alike: dict[int, dict[_Tap, Tensor]] = {}
+def _effective_ranks(moments: Moments, outputs: Iterable[_TensorName]) -> dict[_TensorName, Tensor]:
+    """Effective rank of each output, 0-dim; one call of eigvalsh for all outputs with the same number of channels."""
+    by_channels: dict[int, dict[_TensorName, Tensor]] = {}
     for y in outputs:
         mean = moments.total(("sum", y)) / moments.num_positions[y]
         covariance = moments.total(("all", y, y)) / moments.num_positions[y] - torch.outer(mean, mean)
-        alike.setdefault(len(mean), {})[y] = covariance
-    ranks: dict[_Tap, Tensor] = {}
-    for covariances in alike.values():
+        by_channels.setdefault(len(mean), {})[y] = covariance
+    ranks: dict[_TensorName, Tensor] = {}
+    for covariances in by_channels.values():
         eigenvalues = torch.linalg.eigvalsh(torch.stack(list(covariances.values()))).clamp(min=0.0)
         shares = eigenvalues / eigenvalues.sum(1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
         ranks |= zip(covariances, torch.special.entr(shares).sum(1).exp(), strict=True)
@@ -146,9 +149,9 @@ def _effective_ranks(moments: Moments, outputs: Iterable[_Tap]) -> dict[_Tap, Te
 
 
 def scoring_macs(model: MorphableModel) -> int:
-    """Multiply-accumulates of the moments of all sites for one image, beside the forward and backward pass.
+    """Multiply-accumulates of the moments of all sites per image, without the forward and backward pass.
 
-    Each site is counted for itself: what sites have in common is computed once, and costs less.
+    An upper bound: tensors that sites share are counted for each site, but computed once.
     """
     total = 0
     for slot in model.all_slots():
@@ -160,25 +163,25 @@ def scoring_macs(model: MorphableModel) -> int:
     return total
 
 
-class _Taps:
-    """The tensors that pass through a host's modules; the hooks are there between enter and exit."""
+class _Recorder:
+    """Context manager whose hooks record inputs, outputs and output gradients of a host's modules."""
 
     def __init__(self, host: nn.Module, sites: Sequence[Site]) -> None:
         self._host = host
         self._features = {site.name: _last_linear(host, site) for site in sites}
         starts = [site.start for site in sites if site.kind != "after"]
-        self._read = dict.fromkeys([*starts, *(name for name in self._features.values() if name is not None)])
+        self._readers = dict.fromkeys([*starts, *(name for name in self._features.values() if name is not None)])
         self._ends = dict.fromkeys(site.end for site in sites)
         self._inputs: dict[str, Tensor] = {}
         self._outputs: dict[str, Tensor] = {}
-        self._passed_on: dict[str, Tensor] = {}
+        self._copies: dict[str, Tensor] = {}
         self._gradients: dict[str, Tensor] = {}
 
-    def __enter__(self) -> _Taps:
-        # Registered last, so they see a module's output with all that has grown there.
+    def __enter__(self) -> _Recorder:
+        # Registered last, so they see a module's output including the kernels.
         self._hooks = [
-            *(self._host.get_submodule(name).register_forward_pre_hook(self._input(name)) for name in self._read),
-            *(self._host.get_submodule(name).register_forward_hook(self._output(name)) for name in self._ends),
+            *(self._host.get_submodule(name).register_forward_pre_hook(self._on_input(name)) for name in self._readers),
+            *(self._host.get_submodule(name).register_forward_hook(self._on_output(name)) for name in self._ends),
         ]
         return self
 
@@ -186,65 +189,65 @@ class _Taps:
         for hook in self._hooks:
             hook.remove()
 
-    def run(self, model: MorphableModel, images: Tensor, labels: Tensor, dealt: Dealt) -> None:
-        """Send the images of a batch through the network and back, in the order in which they are dealt."""
+    def run(self, model: MorphableModel, images: Tensor, labels: Tensor, batch: GroupedBatch) -> None:
+        """Run a forward and backward pass on the images of a batch, sorted and padded as in `batch`."""
         with torch.enable_grad():
-            losses = F.cross_entropy(model(images[dealt.index]), labels[dealt.index], reduction="none")
+            losses = F.cross_entropy(model(images[batch.index]), labels[batch.index], reduction="none")
             # Summed, so that each image's gradient is that of its own loss.
-            loss = losses.where(dealt.is_real, 0.0).sum()
+            loss = losses.where(batch.is_real, 0.0).sum()
             gradients = torch.autograd.grad(loss, list(self._outputs.values()))
         self._gradients = dict(zip(self._outputs, gradients, strict=True))
 
-    def measured(self, site: Site) -> _Measured:
-        """The names of what is measured at a site, which are those of the last batch run."""
-        y = _Tap("output", site.end)
-        whole = y if site.kind == "after" else self._input_of(site.start)
+    def site_tensors(self, site: Site) -> _SiteTensors:
+        """Names of the tensors needed at a site, valid for the last batch run."""
+        y = _TensorName("output", site.end)
+        full_x = y if site.kind == "after" else self._input_name(site.start)
         feature = self._features[site.name]
-        return _Measured(
-            g=_Tap("gradient", site.end),
-            x=self._over(whole, y),
-            h=self._over(self._input_of(feature), y) if feature is not None else None,
-            whole=whole,
+        return _SiteTensors(
+            g=_TensorName("gradient", site.end),
+            x=self._subsampled(full_x, like=y),
+            h=self._subsampled(self._input_name(feature), like=y) if feature is not None else None,
+            full_x=full_x,
             y=y,
             is_plain=site.kind == "parallel",
         )
 
-    def tensor(self, name: _Tap) -> Tensor:
+    def tensor(self, name: _TensorName) -> Tensor:
         """A tensor of the last batch run, (N, C, H, W)."""
         tensors = {"input": self._inputs, "output": self._outputs, "gradient": self._gradients}[name.what]
         return tensors[name.module][..., :: name.strides[0], :: name.strides[1]]
 
-    def _input_of(self, module: str) -> _Tap:
-        """What a module reads: under the name of the end that passed it on or of the first that read it, if any."""
+    def _input_name(self, module: str) -> _TensorName:
+        """One name for equal tensors: the module that put it out, if recorded, else the first that reads it."""
         x = self._inputs[module]
-        for end, passed_on in self._passed_on.items():
-            if passed_on is x and x._version == 0:  # nobody wrote into it
-                return _Tap("output", end)
-        return _Tap("input", next(name for name, tensor in self._inputs.items() if tensor is x))
+        for end, copy in self._copies.items():
+            if copy is x and x._version == 0:  # not modified in place
+                return _TensorName("output", end)
+        return _TensorName("input", next(name for name, tensor in self._inputs.items() if tensor is x))
 
-    def _over(self, x: _Tap, y: _Tap) -> _Tap:
-        """Those positions of x that the positions of y lie over."""
-        sizes = zip(self.tensor(x).shape[2:], self.tensor(y).shape[2:], strict=True)
-        return x._replace(strides=tuple(-(-size // wanted) for size, wanted in sizes))
+    def _subsampled(self, x: _TensorName, *, like: _TensorName) -> _TensorName:
+        """Tensor x at the positions of another tensor."""
+        sizes = zip(self.tensor(x).shape[2:], self.tensor(like).shape[2:], strict=True)
+        return x._replace(strides=tuple(-(-size // target) for size, target in sizes))
 
-    def _input(self, name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+    def _on_input(self, name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def record(_: nn.Module, args: tuple[Any, ...]) -> None:
             self._inputs[name] = args[0]
 
         return record
 
-    def _output(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], Tensor]:
+    def _on_output(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], Tensor]:
         def record(_: nn.Module, __: tuple[Any, ...], output: Tensor) -> Tensor:
             self._outputs[name] = output
-            # An in-place ReLU that follows must not write into what is differentiated and measured.
-            passed_on = self._passed_on[name] = output.clone()
-            return passed_on
+            # A copy: a subsequent in-place ReLU must not modify the recorded tensor.
+            copy = self._copies[name] = output.clone()
+            return copy
 
         return record
 
 
 def _convolutions(host: nn.Module, block: str) -> list[tuple[str, nn.Conv2d]]:
-    """The convolutions of a block by name, in order, without those of its shortcut."""
+    """The convolutions of a block by name, in order, except those of its shortcut."""
     return [
         (f"{block}.{name}" if name else block, module)
         for name, module in host.get_submodule(block).named_modules()
@@ -253,17 +256,17 @@ def _convolutions(host: nn.Module, block: str) -> list[tuple[str, nn.Conv2d]]:
 
 
 def _last_linear(host: nn.Module, site: Site) -> str | None:
-    """Name of the last convolution of the module that a kernel would stand beside or after."""
-    found = [name for name, _ in _convolutions(host, site.block) if name in site.convs]
-    return found[-1] if found and site.kind != "parallel" else None
+    """Name of the last convolution of the site's block, which computes its output; None at `parallel` sites."""
+    names = [name for name, _ in _convolutions(host, site.block) if name in site.convs]
+    return names[-1] if names and site.kind != "parallel" else None
 
 
 def health(scores: Sequence[tuple[Site, SiteScore]]) -> dict[str, float | None]:
     """Health of each site: min(1, median score of the other sites of its kind / its own score).
 
-    1 is a site like the others or better off; 1/3 one whose score stands out threefold. The others' median counts as at
-    least their median standard error: where all that is seen of them is noise around 0, a site stands out only if it
-    does so from the noise. A site without another of its kind to compare with has none.
+    1: its score is at most the others' median; 1/3: it is three times the median. The median is clamped to at least
+    the others' median standard error, so that a site must also stand out from noise around 0. None for the only site
+    of its kind.
     """
     result: dict[str, float | None] = {}
     for site, own in scores:
@@ -271,6 +274,6 @@ def health(scores: Sequence[tuple[Site, SiteScore]]) -> dict[str, float | None]:
         if not others:
             result[site.name] = None
             continue
-        usual = max(median(score.score for score in others), median(score.score_error or 0.0 for score in others))
-        result[site.name] = 1.0 if own.score <= 0.0 else min(1.0, max(0.0, usual) / own.score)
+        typical = max(median(score.score for score in others), median(score.score_error or 0.0 for score in others))
+        result[site.name] = 1.0 if own.score <= 0.0 else min(1.0, max(0.0, typical) / own.score)
     return result

@@ -1,4 +1,4 @@
-"""The seed slot: what stands at a site."""
+"""The seed slot: the module at a site that holds the kernels grown there."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ _RUNNING = frozenset({SeedLifecycleState.BLENDING, SeedLifecycleState.HOLDING})
 
 
 class SeedSlot(nn.Module):
-    """Stand at a site of the host, hold what has grown there, and add it to the host's output.
+    """Hold the kernels grown at a site of the host, and add their outputs to the host's.
 
-    Kept kernels are added in full, the live one times `alpha`, a 0-dim tensor that is changed in place. Kernels
-    after a block act one after the other, those of other sites in parallel. A live kernel that is not blending yet is
-    not run at all, so a broken one cannot leak (0 * nan is nan); an empty slot is not part of the forward pass.
+    Kept kernels are added in full, the live one times `alpha`, a 0-dim tensor that is updated in place. At an `after`
+    site kernels run in sequence, at others in parallel. A live kernel does not run before it blends, so a broken one
+    cannot leak (0 * nan is nan); an empty slot is not part of the forward pass.
 
     Attributes:
-        site: where it stands.
-        max_kernels: most kernels it may hold.
+        site: its place in the host.
+        max_kernels: maximum number of kernels.
         state: lifecycle state of the current seed.
         state_epoch: epochs finished when that state was entered.
         blend_start: optimizer step at which alpha began to rise; None before.
-        grafts: recipe entries of the kernels it holds, in order of birth; the last is live while `is_live`.
+        grafts: recipe entries of its kernels, in order of birth; the last is live while `is_live`.
     """
 
     alpha: Tensor
@@ -45,31 +45,34 @@ class SeedSlot(nn.Module):
         self.state_epoch = 0
         self.blend_start: int | None = None
         self.grafts: list[Graft] = []
-        self._silenced = False
-        self._join: Callable[[Tensor, Tensor], Tensor] | None = None
-        # Not part of the state dict's contract of weights, but saved with it: blending survives a resume.
-        self.register_buffer("alpha", torch.zeros(()))
+        self._live_kernel_disabled = False
+        self._replacement: Callable[[Tensor, Tensor], Tensor] | None = None
+        self.register_buffer("alpha", torch.zeros(()))  # in the state dict: blending continues after a resume
 
     @property
     def is_live(self) -> bool:
-        """Whether a kernel is attached whose fate is open."""
+        """Whether a kernel is attached that is neither kept nor culled yet."""
         return self.state in LIVE
 
     @property
     def has_room(self) -> bool:
-        """Whether one more kernel may grow here, now or later."""
+        """Whether another kernel may grow here, now or later."""
         return len(self.grafts) < self.max_kernels
 
     @property
     def live_graft(self) -> Graft:
-        """Recipe entry of the live kernel."""
+        """Recipe entry of the live kernel.
+
+        Raises:
+            SurgeryError: no kernel is live.
+        """
         if not self.is_live:
             raise SurgeryError(f"site {self.site.name!r} has no live kernel; its seed is {self.state}")
         return self.grafts[-1]
 
     @property
     def kept_grafts(self) -> list[Graft]:
-        """Recipe entries of the kernels that were kept."""
+        """Recipe entries of the kept kernels."""
         return self.grafts[:-1] if self.is_live else list(self.grafts)
 
     def kernel(self, graft: Graft) -> Kernel:
@@ -79,12 +82,12 @@ class SeedSlot(nn.Module):
         return module
 
     def enter(self, state: SeedLifecycleState, *, epoch: int) -> None:
-        """Change the seed's state along the lifecycle table.
+        """Change the seed's state.
 
-        A kept kernel leaves room for a new seed: the slot is dormant again while it `has_room`.
+        Once a kernel is kept, the slot is dormant again if it `has_room`: a new seed may grow.
 
         Raises:
-            SurgeryError: the table does not allow it.
+            SurgeryError: the lifecycle's transition table does not allow it.
         """
         self.state = transition(self.site.name, self.state, state)
         self.state_epoch = epoch
@@ -95,12 +98,12 @@ class SeedSlot(nn.Module):
                 self.state = SeedLifecycleState.DORMANT
 
     def attach(self, graft: Graft, kernel: Kernel) -> None:
-        """Add a kernel; the caller sets the state and makes sure that it fits."""
+        """Add a kernel; the caller checks that it fits and sets the state."""
         self.grafts.append(graft)
         self.add_module(f"k{graft.graft_id}", kernel)
 
     def detach(self, graft: Graft) -> Kernel:
-        """Take a kernel out and return it."""
+        """Remove a kernel and return it."""
         kernel = self.kernel(graft)
         self.grafts.remove(graft)
         delattr(self, f"k{graft.graft_id}")
@@ -109,38 +112,38 @@ class SeedSlot(nn.Module):
         return kernel
 
     @contextmanager
-    def silenced(self) -> Iterator[None]:
-        """Leave the live kernel out of the forward pass for a while; the judge's other arm."""
-        self._silenced = True
+    def live_kernel_disabled(self) -> Iterator[None]:
+        """Context manager: leave the live kernel out of the forward pass, as the judge does for comparison."""
+        self._live_kernel_disabled = True
         try:
             yield
         finally:
-            self._silenced = False
+            self._live_kernel_disabled = False
 
     @contextmanager
-    def joined(self, join: Callable[[Tensor, Tensor], Tensor]) -> Iterator[None]:
-        """Let `join(kernel input, output so far)` stand for the live kernel in the forward pass for a while."""
-        self._join = join
+    def live_kernel_replaced(self, replacement: Callable[[Tensor, Tensor], Tensor]) -> Iterator[None]:
+        """Context manager: the slot's output is `replacement(kernel input, output without the live kernel)`."""
+        self._replacement = replacement
         try:
             yield
         finally:
-            self._join = None
+            self._replacement = None
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Add the kernels to the output of the module at the site's end.
+        """Add the kernels to the output of the site's end module.
 
         Args:
-            x: input of the module at the site's start (N, C, H, W).
-            y: output of the module at its end (N, C', H', W'), with what grew there before.
+            x: input of the site's start module (N, C, H, W).
+            y: output of its end module (N, C', H', W'), including other slots that act there first.
 
         Returns:
             Tensor shaped like `y`.
         """
         reads_output = self.site.kind == "after"
         for graft in self.kept_grafts:
-            y = self.kernel(graft).join(y if reads_output else x, y)
-        if self._join is not None:
-            return self._join(y if reads_output else x, y)
-        if self.state in _RUNNING and not self._silenced:
+            y = self.kernel(graft).combine(y if reads_output else x, y)
+        if self._replacement is not None:
+            return self._replacement(y if reads_output else x, y)
+        if self.state in _RUNNING and not self._live_kernel_disabled:
             y = y + self.alpha * self.kernel(self.live_graft)(y if reads_output else x)
         return y

@@ -1,7 +1,7 @@
-"""Growing and culling: changes of the architecture that either happen completely or not at all.
+"""Surgery: changes of the architecture and of a seed's state, each complete or not made at all.
 
-Each operation returns what it added and removed, so that optimizer, average and captured step can follow. A failed one
-leaves the model as it was and raises.
+Germinating and culling return the parameters added and removed, for the optimizer, EMA and captured step. On an error
+the model is as it was before.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from esper.contracts.lifecycle import SeedLifecycleState, gate
 from esper.contracts.recipe import Graft
 from esper.errors import SurgeryError
 from esper.kasmina.model import MorphableModel
+from esper.kasmina.modes import evaluating
 from esper.kasmina.slot import SeedSlot
 from esper.urza.residual import ResidualBlock
 
@@ -26,7 +27,7 @@ _S = SeedLifecycleState
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """What an operation did to the model's parameters, by state-dict name."""
+    """Parameters that surgery added and removed, by state-dict name."""
 
     graft: Graft
     added: list[tuple[str, nn.Parameter]] = field(default_factory=list)
@@ -35,18 +36,18 @@ class Change:
 
 
 def germinate(model: MorphableModel, graft: Graft, *, images: Tensor, epoch: int) -> Change:
-    """Attach a new kernel, checked on real images; the network's output does not change yet.
+    """Attach a new kernel and check it on real images; the network's output does not change yet.
 
-    The seed goes DORMANT → GERMINATED → TRAINING (nothing is incubated: the kernel is not run before it blends).
+    The seed goes DORMANT → GERMINATED → TRAINING. The kernel does not run in the network before it blends.
 
     Args:
         model: the network.
-        graft: what to attach, where.
+        graft: recipe entry of the kernel.
         images: a normalised batch (N, C, H, W) of the host's input.
         epoch: epochs finished.
 
     Raises:
-        SurgeryError: the site is not free, the blueprint does not fit, or the kernel fails a check.
+        SurgeryError: the site is not free, the blueprint does not fit, or a check fails.
     """
     slot = model.slot(graft.site)
     _require(
@@ -61,12 +62,12 @@ def germinate(model: MorphableModel, graft: Graft, *, images: Tensor, epoch: int
     try:
         if isinstance(slot.kernel(graft), ResidualBlock) and not slot.site.is_rectified:
             raise SurgeryError(
-                f"{graft.blueprint_id!r} at {graft.site!r} would cut off what is negative in the block's output, which "
-                "does not come from a ReLU; choose another blueprint"
+                f"{graft.blueprint_id!r} at {graft.site!r} would clip negative values of the block's output, which "
+                "does not end in a ReLU; choose another blueprint"
             )
-        found = tezzeret.inspect(slot.kernel(graft), kernel_input, slot.site.out_shape)
-        if not found.is_open:
-            raise SurgeryError(f"{graft.blueprint_id!r} at {graft.site!r} fails its check: {', '.join(found.failed)}")
+        result = tezzeret.inspect(slot.kernel(graft), kernel_input, slot.site.out_shape)
+        if not result.is_open:
+            raise SurgeryError(f"{graft.blueprint_id!r} at {graft.site!r} fails its check: {', '.join(result.failed)}")
         slot.enter(_S.GERMINATED, epoch=epoch)
         after, _ = _observe(model, slot, images)
         _require(f"attaching {graft.blueprint_id!r} at {graft.site!r}", output_unchanged=torch.equal(before, after))
@@ -74,23 +75,23 @@ def germinate(model: MorphableModel, graft: Graft, *, images: Tensor, epoch: int
     except BaseException:
         abort(model, graft)
         raise
-    return Change(graft=graft, added=added, checks_passed=(*found.passed, "output_unchanged"))
+    return Change(graft=graft, added=added, checks_passed=(*result.passed, "output_unchanged"))
 
 
 def abort(model: MorphableModel, graft: Graft) -> None:
-    """Undo a germination that could not be completed: the model is as it was before."""
+    """Undo a germination: remove the kernel, the seed is DORMANT again."""
     model.ungraft(graft)
     model.slot(graft.site).state = _S.DORMANT
 
 
 def begin_blending(slot: SeedSlot, *, step: int, epoch: int) -> None:
-    """TRAINING → BLENDING: from the next step on the kernel is run and trained with the host, at alpha 0 first."""
+    """TRAINING → BLENDING: from the next step on the kernel runs and trains with the host, at alpha 0 first."""
     slot.enter(_S.BLENDING, epoch=epoch)
     slot.blend_start = step
 
 
 def set_alpha(slot: SeedSlot, *, step: int, blending_steps: int) -> float:
-    """Set alpha for the coming step: it rises linearly over `blending_steps` and is 1 at once if that is 0."""
+    """Set and return alpha for the next step: linear from 0 to 1 over `blending_steps`, 1 at once if that is 0."""
     assert slot.blend_start is not None
     alpha = 1.0 if blending_steps == 0 else min(1.0, (step - slot.blend_start + 1) / blending_steps)
     slot.alpha.fill_(alpha)
@@ -98,24 +99,24 @@ def set_alpha(slot: SeedSlot, *, step: int, blending_steps: int) -> float:
 
 
 def hold(slot: SeedSlot, *, epoch: int) -> tuple[str, ...]:
-    """BLENDING → HOLDING, open when alpha is 1; returns the checks passed."""
+    """BLENDING → HOLDING, once alpha is 1; returns the checks passed."""
     passed = _require(f"site {slot.site.name!r} cannot hold", alpha_is_one=float(slot.alpha) == 1.0)
     slot.enter(_S.HOLDING, epoch=epoch)
     return passed
 
 
 def fossilize(slot: SeedSlot, *, epoch: int) -> Graft:
-    """HOLDING → FOSSILIZED: the kernel is part of the host from now on."""
+    """HOLDING → FOSSILIZED: the kernel is kept as part of the network."""
     graft = slot.live_graft
     slot.enter(_S.FOSSILIZED, epoch=epoch)
     return graft
 
 
 def cull(model: MorphableModel, site: str, *, epoch: int) -> Change:
-    """Remove the live kernel and nothing else; its seed goes through CULLED to EMBARGOED.
+    """Remove the live kernel and nothing else; the seed goes to CULLED and EMBARGOED.
 
     Raises:
-        SurgeryError: nothing is live at the site.
+        SurgeryError: no kernel is live at the site.
     """
     slot = model.slot(site)
     graft = slot.live_graft
@@ -133,25 +134,22 @@ def _require(what: str, **checks: bool) -> tuple[str, ...]:
 
 
 def _observe(model: MorphableModel, slot: SeedSlot, images: Tensor) -> tuple[Tensor, Tensor]:
-    """The network's output and the kernel's input on some images, in eval mode; changes nothing."""
-    site, seen = slot.site, list[Tensor]()
+    """The network's output and the kernel's input for some images, in eval mode; changes nothing."""
+    site, kernel_inputs = slot.site, list[Tensor]()
 
     def read_input(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-        seen.append(args[0])
+        kernel_inputs.append(args[0])
 
     def read_output(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> None:
-        seen.append(output)
+        kernel_inputs.append(output)
 
     if site.kind == "after":
         hook = model.host.get_submodule(site.end).register_forward_hook(read_output)
     else:
         hook = model.host.get_submodule(site.start).register_forward_pre_hook(read_input)
-    was_training = model.training
     try:
-        model.eval()
-        with torch.no_grad():
+        with evaluating(model), torch.no_grad():
             output = model(images)
     finally:
-        model.train(was_training)
         hook.remove()
-    return output, seen[0]
+    return output, kernel_inputs[0]

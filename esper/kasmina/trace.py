@@ -1,4 +1,4 @@
-"""What one forward pass shows of a network: shapes, and which layer reads another's output."""
+"""Trace one forward pass of a network: shapes, and which layer reads another's output."""
 
 from __future__ import annotations
 
@@ -9,23 +9,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from esper.kasmina.modes import evaluating
 from esper.urza.kernel import Shape, stride_between
 
 __all__ = ["Call", "Trace", "trace"]
 
 _TOKENS = " (but tokens, as (N, L, C))"
-_CHANNELS_LAST = " (but has its channels last)"
+_CHANNELS_LAST = " (but channels last, as (N, H, W, C))"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Call:
-    """One run of a convolution, norm or ReLU.
+    """One call of a convolution, norm or ReLU.
 
     Attributes:
-        name: the layer's.
+        name: of the layer.
         module: the layer.
         x, y: its input and output, both (1, C, H, W).
-        x_version, y_version: how often these had been written into: `out += identity` makes another tensor of `out`.
+        x_version, y_version: autograd's version counters of them: after `out += identity`, `out` is another value.
     """
 
     name: str
@@ -46,44 +47,44 @@ class Call:
         return _shape(self.y)
 
     def within(self, block: str) -> bool:
-        """Whether the layer is part of a block."""
+        """Whether the layer is inside a block."""
         return self.name.startswith(f"{block}.")
 
 
 @dataclass(slots=True)
 class Trace:
-    """What was seen, in forward order.
+    """Blocks, convolutions and calls of a network, in forward order.
 
     Attributes:
         blocks: shapes (C, H, W) of the input and output of each block at which something can grow.
-        refused: why nothing can grow at one of the others.
-        rectified: the blocks that put out nothing negative.
+        rejected: the other blocks, each with the reason.
+        rectified: the blocks whose output had no negative values.
         convs: shape (C, H, W) of the input of each convolution that ran.
-        calls: the runs of convolutions, batch norms and ReLUs; empty unless they were asked for.
+        calls: the calls of convolutions, batch norms and ReLUs; empty unless `record_calls`.
     """
 
     blocks: dict[str, tuple[Shape, Shape]] = field(default_factory=dict)
-    refused: dict[str, str] = field(default_factory=dict)
+    rejected: dict[str, str] = field(default_factory=dict)
     rectified: set[str] = field(default_factory=set)
     convs: dict[str, Shape] = field(default_factory=dict)
     calls: list[Call] = field(default_factory=list)
 
-    def convolutions(self, block: str) -> list[Call]:
-        """The convolutions of a block to which a branch of up to 3×3 can be folded, whatever stands around them."""
+    def foldable_convs(self, block: str) -> list[Call]:
+        """The convolutions of a block into which a branch of up to 3×3 can be folded."""
         return [call for call in self.calls if call.within(block) and _is_foldable(call)]
 
     def norm_after(self, conv: Call) -> Call | None:
-        """The batch norm that reads a convolution's output, if that alone does and has statistics to fold."""
-        found = self._only_reader(conv)
-        # A subclass may do more than normalise: timm's have the activation inside.
-        if found is None or type(found.module) is not nn.BatchNorm2d:
+        """The batch norm that alone reads a convolution's output, if it can be folded into it."""
+        norm = self._only_reader(conv)
+        # A subclass may do more than normalise: timm's include the activation.
+        if norm is None or type(norm.module) is not nn.BatchNorm2d:
             return None
-        return found if found.module.affine and found.module.track_running_stats else None
+        return norm if norm.module.affine and norm.module.track_running_stats else None
 
-    def chained_after(self, conv: Call) -> tuple[Call, Call] | None:
-        """The norm and the convolution of stride 1 that follow with a ReLU between them, if nothing else reads there.
+    def chain_after(self, conv: Call) -> tuple[Call, Call] | None:
+        """The norm and the convolution of the chain convolution, norm, ReLU, convolution with stride 1.
 
-        The first convolution has all of the block's stride.
+        None if there is no such chain, or if another layer reads inside it.
         """
         norm = self.norm_after(conv)
         relu = self._only_reader(norm) if norm else None
@@ -93,70 +94,65 @@ class Trace:
         return norm, last
 
     def _only_reader(self, call: Call) -> Call | None:
-        """The layer that reads a layer's output; None if several do, or none."""
+        """The layer that reads a layer's output; None unless exactly one does."""
         readers = [other for other in self.calls if other.x is call.y and other.x_version == call.y_version]
         return readers[0] if len(readers) == 1 else None
 
 
-def trace(host: nn.Module, blocks: Iterable[str], *, input_shape: Shape, inside: bool) -> Trace:
-    """Run a network once on noise, in eval mode, and note what passes through its blocks.
+def trace(host: nn.Module, blocks: Iterable[str], *, input_shape: Shape, record_calls: bool) -> Trace:
+    """Run a network once on noise, in eval mode, and record what passes through its blocks.
 
     Args:
-        host: the network; nothing of it changes.
+        host: the network; it does not change.
         blocks: names of the blocks.
         input_shape: (C, H, W) of the network's input.
-        inside: note the calls of convolutions, norms and ReLUs too.
+        record_calls: also record the calls of convolutions, norms and ReLUs.
     """
-    seen = Trace()
+    traced = Trace()
     is_square = input_shape[1] == input_shape[2]
     hooks = [
-        host.get_submodule(name).register_forward_hook(_block_recorder(seen, name, is_square=is_square))
+        host.get_submodule(name).register_forward_hook(_block_recorder(traced, name, is_square=is_square))
         for name in blocks
     ]
     for name, module in host.named_modules():
         if isinstance(module, nn.Conv2d):
-            hooks.append(module.register_forward_hook(_conv_recorder(seen, name)))
-    if inside:
-        for name, module in host.named_modules():
-            if isinstance(module, nn.Conv2d | nn.BatchNorm2d | nn.ReLU):
-                hooks.append(module.register_forward_hook(_call_recorder(seen, name)))
-    was_training = host.training
+            hooks.append(module.register_forward_hook(_conv_recorder(traced, name)))
+        if record_calls and isinstance(module, nn.Conv2d | nn.BatchNorm2d | nn.ReLU):
+            hooks.append(module.register_forward_hook(_call_recorder(traced, name)))
     reference = next(host.parameters())
     try:
-        host.eval()
-        with torch.no_grad():
+        with evaluating(host), torch.no_grad():
             host(torch.randn(1, *input_shape, generator=torch.Generator().manual_seed(0)).to(reference))
     finally:
-        host.train(was_training)
         for hook in hooks:
             hook.remove()
-    if any(reason.endswith(_CHANNELS_LAST) for reason in seen.refused.values()):
-        # Then (N, 96, 96, 96) is no image either.
-        for name in [name for name, shapes in seen.blocks.items() if any(len(set(shape)) == 1 for shape in shapes)]:
-            seen.blocks.pop(name)
-            seen.refused[name] = "cannot be told from a block that has its channels last"
-    runs = [call.name for call in seen.calls if not isinstance(call.module, nn.ReLU)]
-    seen.calls = [call for call in seen.calls if runs.count(call.name) <= 1]
-    return seen
+    if any(reason.endswith(_CHANNELS_LAST) for reason in traced.rejected.values()):
+        # In such a network, (N, 96, 96, 96) may be channels last too.
+        for name in [name for name, shapes in traced.blocks.items() if any(len(set(shape)) == 1 for shape in shapes)]:
+            traced.blocks.pop(name)
+            traced.rejected[name] = "may have its channels last: C, H and W are equal"
+    runs = [call.name for call in traced.calls if not isinstance(call.module, nn.ReLU)]
+    traced.calls = [call for call in traced.calls if runs.count(call.name) <= 1]
+    return traced
 
 
-def _block_recorder(seen: Trace, name: str, *, is_square: bool) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
+def _block_recorder(traced: Trace, name: str, *, is_square: bool) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
     def record(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if name in seen.blocks or name in seen.refused:
-            seen.blocks.pop(name, None)
-            seen.refused[name] = "runs more than once in a forward pass"
-        elif (obstacle := _obstacle(args, output, is_square=is_square)) is not None:
-            seen.refused[name] = "does not map one (N, C, H, W) tensor to another" + obstacle
+        if name in traced.blocks or name in traced.rejected:
+            traced.blocks.pop(name, None)
+            traced.rejected[name] = "runs more than once in a forward pass"
+        elif (reason := _not_images(args, output, is_square=is_square)) is not None:
+            traced.rejected[name] = "does not map one (N, C, H, W) tensor to another" + reason
         else:
-            seen.blocks[name] = (_shape(args[0]), _shape(output))
+            traced.blocks[name] = (_shape(args[0]), _shape(output))
             if not (output < 0).any():
-                seen.rectified.add(name)
+                traced.rectified.add(name)
 
     return record
 
 
-def _obstacle(args: tuple[Any, ...], output: Any, *, is_square: bool) -> str | None:
-    """Why what a block reads and puts out are no images, in brackets or empty; None if they are."""
+def _not_images(args: tuple[Any, ...], output: Any, *, is_square: bool) -> str | None:
+    """Why a block's input and output are not (N, C, H, W), in brackets or empty; None if they are."""
     tensors = [*args[:1], output]
     if len(args) != 1 or not all(isinstance(t, Tensor) for t in tensors):
         return ""
@@ -164,28 +160,28 @@ def _obstacle(args: tuple[Any, ...], output: Any, *, is_square: bool) -> str | N
         return _TOKENS
     if not all(t.dim() == 4 for t in tensors):
         return ""
-    # Square images give square maps, unless what stands last are channels.
+    # Square images give square feature maps, unless the last dimension holds the channels.
     return _CHANNELS_LAST if is_square and any(t.shape[2] != t.shape[3] for t in tensors) else None
 
 
-def _conv_recorder(seen: Trace, name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
+def _conv_recorder(traced: Trace, name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
     def record(_: nn.Module, args: tuple[Any, ...], __: Any) -> None:
-        seen.convs[name] = _shape(args[0])
+        traced.convs[name] = _shape(args[0])
 
     return record
 
 
-def _call_recorder(seen: Trace, name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
+def _call_recorder(traced: Trace, name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
     def record(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         x = args[0]
         wrote_into_x = isinstance(module, nn.ReLU) and module.inplace
-        seen.calls.append(Call(name, module, x, output, x._version - wrote_into_x, output._version))
+        traced.calls.append(Call(name, module, x, output, x._version - wrote_into_x, output._version))
 
     return record
 
 
 def _is_foldable(call: Call) -> bool:
-    """A convolution into which a branch of up to 3×3 can be written: ungrouped, padded by half its odd size."""
+    """Whether a branch of up to 3×3 can be folded into a convolution: ungrouped, odd size, padded by half of it."""
     conv = call.module
     if type(conv) is not nn.Conv2d or conv.groups != 1 or conv.dilation != (1, 1) or conv.padding_mode != "zeros":
         return False

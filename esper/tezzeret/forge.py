@@ -16,14 +16,14 @@ from esper.urza import Kernel, Shape
 __all__ = ["estimate", "forge", "inspect"]
 
 
-def forge(blueprint_id: str, *, in_shape: Shape, out_shape: Shape, init_seed: int, gain: float) -> Kernel:
+def forge(blueprint_id: str, *, in_shape: Shape, out_shape: Shape, init_seed: int, output_scale: float) -> Kernel:
     """Build a kernel whose initial weights follow from `init_seed` alone; the global generator is left as it was.
 
     Args:
         blueprint_id: what to build.
         in_shape, out_shape: (C, H, W) of its input and output.
         init_seed: random seed of its weights.
-        gain: value of its output scale.
+        output_scale: initial value of its output scale.
 
     Raises:
         ConfigError: there is no such blueprint.
@@ -31,7 +31,7 @@ def forge(blueprint_id: str, *, in_shape: Shape, out_shape: Shape, init_seed: in
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(init_seed)  # torch.manual_seed would reseed CUDA's generators too
         kernel = urza.get(blueprint_id).build(in_shape, out_shape)
-    nn.init.constant_(kernel.output_scale, gain)
+    nn.init.constant_(kernel.output_scale, output_scale)
     return kernel
 
 

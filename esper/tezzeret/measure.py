@@ -58,7 +58,7 @@ def measure(job: Job, *, device: torch.device, begin: Callable[[str], None]) -> 
     begin("building")
     if job.definition is not None:
         urza.declare(job.definition)
-    kernel = forge(job.blueprint_id, in_shape=job.in_shape, out_shape=job.out_shape, init_seed=0, gain=1.0)
+    kernel = forge(job.blueprint_id, in_shape=job.in_shape, out_shape=job.out_shape, init_seed=0, output_scale=1.0)
     kernel = kernel.to(device)
     order = memory_format(kernel, channels_last=True, device=device)
     kernel = kernel.to(memory_format=order)

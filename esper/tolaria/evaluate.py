@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from esper.kasmina.modes import evaluating
+
 __all__ = ["evaluate", "example_losses", "lowest"]
 
 T = TypeVar("T")
@@ -24,17 +26,12 @@ def example_losses(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -
     Returns:
         Losses (N,) float32 and hits (N,) bool, on the model's device.
     """
-    was_training = model.training
     losses, hits = [], []
-    try:
-        model.eval()
-        with torch.no_grad():
-            for images, labels in batches:
-                logits = model(images)
-                losses.append(F.cross_entropy(logits, labels, reduction="none"))
-                hits.append(logits.argmax(dim=1) == labels)
-    finally:
-        model.train(was_training)
+    with evaluating(model), torch.no_grad():
+        for images, labels in batches:
+            logits = model(images)
+            losses.append(F.cross_entropy(logits, labels, reduction="none"))
+            hits.append(logits.argmax(dim=1) == labels)
     return torch.cat(losses), torch.cat(hits)
 
 

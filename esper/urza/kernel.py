@@ -49,16 +49,16 @@ class Kernel(nn.Module):
                 module.bias.mul_(factor)
         self.output_scale.mul_(factor)
 
-    def join(self, x: Tensor, y: Tensor) -> Tensor:
-        """What a site puts out once the kernel is kept: y + f(x).
+    def combine(self, x: Tensor, y: Tensor) -> Tensor:
+        """Output of a site with the kernel added in full: y + f(x).
 
         Args:
             x: the kernel's input (N, C, H, W).
             y: the site's output without it (N, C', H', W').
         """
-        joined = y + self(x)
-        assert isinstance(joined, Tensor)
-        return joined
+        output = y + self(x)
+        assert isinstance(output, Tensor)
+        return output
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -65,7 +65,7 @@ class ResidualBlock(Kernel):
         """Run the branch; see the class."""
         return self._block(x) - x
 
-    def join(self, x: Tensor, y: Tensor) -> Tensor:  # noqa: ARG002
+    def combine(self, x: Tensor, y: Tensor) -> Tensor:  # noqa: ARG002
         """relu(y + g(y)), without the rounding of subtracting y and adding it again; x is y."""
         return self._block(y)
 

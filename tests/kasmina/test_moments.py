@@ -11,10 +11,10 @@ from esper.kasmina.moments import (
     NUM_GROUPS,
     Moments,
     Term,
+    cholesky_factor,
     cross_fitted,
-    deal,
-    root_of,
-    terms,
+    group_images,
+    score_terms,
     unreachable,
     whitened,
 )
@@ -29,13 +29,13 @@ def measured(g: Tensor, x: Tensor, h: Tensor | None) -> Moments:
     moments, tensors = Moments(), {"g": g, "x": x} | ({} if h is None else {"h": h})
     for start in range(0, len(g), 11):  # batches that no number of groups divides
         part = {name: tensor[start : start + 11] for name, tensor in tensors.items()}
-        dealt = deal(len(part["g"]), first=start, device=g.device)
-        moments.add({name: tensor[dealt.index] for name, tensor in part.items()}, named(h), dealt)
+        batch = group_images(len(part["g"]), first=start, device=g.device)
+        moments.add({name: tensor[batch.index] for name, tensor in part.items()}, terms(h), batch)
     return moments
 
 
-def named(h: Tensor | None) -> list[Term]:
-    return terms(g="g", x="x", h=None if h is None else "h")
+def terms(h: Tensor | None) -> list[Term]:
+    return score_terms(g="g", x="x", h=None if h is None else "h")
 
 
 def scored(g: Tensor, x: Tensor, h: Tensor) -> tuple[float, float]:
@@ -50,7 +50,8 @@ def pooled(moments: Moments) -> float:
         else moments.total(term) / moments.num_images
         for term in (("each", "g", "x"), ("each", "g", "h"), ("all", "x", "x"), ("all", "h", "h"), ("all", "h", "x"))
     )
-    return float(whitened(unreachable(gx, gh, hx, root=root_of(hh)), root=root_of(xx)).square().sum())
+    m = unreachable(gx, gh, hx, factor=cholesky_factor(hh))
+    return float(whitened(m, factor=cholesky_factor(xx)).square().sum())
 
 
 @pytest.mark.parametrize(("channels", "positions", "num_images"), [(4, 1, 64), (16, 16, 64), (32, 4, 400)])
@@ -92,7 +93,7 @@ def test_the_score_does_not_depend_on_the_scale_of_the_input_and_follows_that_of
     assert scored(3.0 * g, x, h) == pytest.approx((9 * score, 9 * error), rel=1e-6)
 
 
-def test_images_are_dealt_to_groups_in_turn_across_batches() -> None:
+def test_images_are_assigned_to_groups_round_robin_across_batches() -> None:
     moments = measured(torch.ones(30, 1, 1, 1), torch.ones(30, 1, 1, 1), None)
     assert moments.num_images == moments.num_positions["x"] == 30
     assert moments.total(("each", "g", "x")).flatten().tolist() == [4.0] * 6 + [3.0] * (NUM_GROUPS - 6)

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
 from esper.kasmina import MorphableModel, Site, wrap
+from esper.kasmina.modes import preserved_buffers, reestimate_norms
 from esper.kasmina.scores import SiteScore, health, score_sites, scoring_macs
-from esper.kasmina.statistics import preserved_buffers, reestimate_norms
 
 
 class Host(nn.Module):

@@ -52,7 +52,7 @@ def test_a_pattern_matches_segment_by_segment() -> None:
 
 
 def test_a_name_that_matches_nothing_is_an_error_with_the_nearest_name() -> None:
-    with pytest.raises(ConfigError, match=r"'layr1' matches no layer; did you mean 'layer1'.*layer4"):
+    with pytest.raises(ConfigError, match=r"'layr1' matches no layer; did you mean layer1\?.*layer4"):
         sites_of(resnet18(), ["layr1"])
 
 

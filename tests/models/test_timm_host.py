@@ -88,7 +88,7 @@ def test_germinating_in_a_network_of_timm_leaves_its_logits(run_dir: Path) -> No
         decision = AdaptationDecision(should_adapt=True, site="layer2.0:after")
         assert await trainer.handle_adaptation_signal(decision)
         assert network.recipe
-        with network.slot("layer2.0:after").silenced():
+        with network.slot("layer2.0:after").live_kernel_disabled():
             assert torch.equal(network(images), before)
 
     use(config, run_dir, body)
@@ -99,7 +99,7 @@ def test_a_block_that_ends_in_no_relu_takes_no_residual_block() -> None:
     network = wrap(host, ["auto"], 4, input_shape=(3, 32, 32))
     site = "stages.1.blocks.0:after"
     graft = Graft(graft_id=1, site=site, blueprint_id="residual_block", init_seed=0, init_gain=0.0, born_step=0)
-    with pytest.raises(SurgeryError, match="would cut off what is negative"):
+    with pytest.raises(SurgeryError, match="would clip negative values"):
         surgery.germinate(network, graft, images=torch.randn(2, 3, 32, 32), epoch=0)
     assert not network.recipe
 

@@ -203,7 +203,7 @@ class TestLearned:
 
     def test_costs_are_those_of_the_kernel_that_would_be_forged(self) -> None:
         blueprint, in_shape, out_shape = urza.get("basic_block"), (6, 8, 8), (12, 4, 4)
-        kernel = tezzeret.forge("basic_block", in_shape=in_shape, out_shape=out_shape, init_seed=0, gain=0.5)
+        kernel = tezzeret.forge("basic_block", in_shape=in_shape, out_shape=out_shape, init_seed=0, output_scale=0.5)
         expected = costs.count(kernel, in_shape).num_macs + 12 * 4 * 4
         assert cost(blueprint, in_shape, out_shape) == expected
 

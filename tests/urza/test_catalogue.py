@@ -34,7 +34,7 @@ CASES = [
 def test_every_blueprint_reaches_every_parameter_at_every_kind_of_site(
     blueprint_id: str, kind: str, in_shape: urza.Shape, out_shape: urza.Shape, gain: float
 ) -> None:
-    kernel = tezzeret.forge(blueprint_id, in_shape=in_shape, out_shape=out_shape, init_seed=3, gain=gain)
+    kernel = tezzeret.forge(blueprint_id, in_shape=in_shape, out_shape=out_shape, init_seed=3, output_scale=gain)
     x = torch.randn(5, *in_shape, generator=torch.Generator().manual_seed(0)).relu()
     # In float64, where a gradient that ought to be 0 is not taken for one because of rounding.
     found = tezzeret.inspect(kernel.double(), x.double(), out_shape)
@@ -49,8 +49,8 @@ def test_an_output_scale_of_zero_silences_a_newborn_and_one_half_does_not(
     # Not below 0, as behind a ReLU: what a residual block needs to be the identity.
     x = torch.randn(5, *in_shape, generator=torch.Generator().manual_seed(0)).relu()
     build = {"in_shape": in_shape, "out_shape": out_shape, "init_seed": 3}
-    assert not tezzeret.forge(blueprint_id, gain=0.0, **build)(x).any()  # type: ignore[arg-type]
-    assert tezzeret.forge(blueprint_id, gain=0.5, **build)(x).any()  # type: ignore[arg-type]
+    assert not tezzeret.forge(blueprint_id, output_scale=0.0, **build)(x).any()  # type: ignore[arg-type]
+    assert tezzeret.forge(blueprint_id, output_scale=0.5, **build)(x).any()  # type: ignore[arg-type]
 
 
 def test_all_categories_are_there_and_each_offers_a_choice_of_complexity() -> None:
@@ -95,17 +95,19 @@ def test_a_block_gets_half_as_many_new_channels_in_eights(channels: int, width: 
 
 
 def test_a_residual_block_adds_what_a_basic_block_computes() -> None:
-    kernel = tezzeret.forge("residual_block", in_shape=(8, 4, 4), out_shape=(8, 4, 4), init_seed=0, gain=0.5).eval()
+    kernel = tezzeret.forge(
+        "residual_block", in_shape=(8, 4, 4), out_shape=(8, 4, 4), init_seed=0, output_scale=0.5
+    ).eval()
     block = BasicBlock(8, 8).eval()
     block.load_state_dict(kernel.state_dict())
     y = torch.randn(3, 8, 4, 4, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(kernel.join(y, y), block(y))
+    assert torch.equal(kernel.combine(y, y), block(y))
     assert torch.allclose(y + kernel(y), block(y), atol=1e-6)
 
 
 @pytest.mark.parametrize("blueprint_id", ["fold_1x1", "fold_asymmetric", "fold_3x3"])
 def test_a_parallel_branch_is_one_convolution_in_eval_mode(blueprint_id: str) -> None:
-    kernel = tezzeret.forge(blueprint_id, in_shape=(6, 7, 7), out_shape=(12, 4, 4), init_seed=0, gain=0.5)
+    kernel = tezzeret.forge(blueprint_id, in_shape=(6, 7, 7), out_shape=(12, 4, 4), init_seed=0, output_scale=0.5)
     x = torch.randn(5, 6, 7, 7, generator=torch.Generator().manual_seed(0))
     kernel(3 * x + 1)  # statistics that are not those at birth
     assert isinstance(kernel, ParallelBranch)
@@ -136,7 +138,7 @@ def test_a_site_that_no_padded_convolution_spans_is_refused(
 
 
 def test_the_weights_of_every_convolution_start_at_he_scale_also_depthwise() -> None:
-    kernel = tezzeret.forge("depthwise", in_shape=(256, 4, 4), out_shape=(256, 4, 4), init_seed=0, gain=0.5)
+    kernel = tezzeret.forge("depthwise", in_shape=(256, 4, 4), out_shape=(256, 4, 4), init_seed=0, output_scale=0.5)
     stds = [m.weight.std().item() for m in kernel.modules() if isinstance(m, torch.nn.Conv2d)]
     assert stds == pytest.approx([(2 / 9) ** 0.5, (2 / 256) ** 0.5], rel=0.05)
 

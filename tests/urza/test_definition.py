@@ -159,5 +159,7 @@ def test_a_declared_blueprint_may_grow_where_the_library_names_it():
 
 def test_a_declared_kernel_passes_the_forge_s_checks():
     blueprint = urza.declare(text())
-    kernel = tezzeret.forge(blueprint.blueprint_id, in_shape=(8, 4, 4), out_shape=(12, 2, 2), init_seed=0, gain=0.5)
+    kernel = tezzeret.forge(
+        blueprint.blueprint_id, in_shape=(8, 4, 4), out_shape=(12, 2, 2), init_seed=0, output_scale=0.5
+    )
     assert tezzeret.inspect(kernel, torch.randn(4, 8, 4, 4), (12, 2, 2)).is_open

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from esper.kasmina import MorphableModel, SeedSlot
-from esper.kasmina.statistics import preserved_buffers
+from esper.kasmina.modes import preserved_buffers
 from esper.tolaria.evaluate import evaluate
 
 __all__ = ["ALPHAS", "incubate", "try_alphas"]
@@ -53,7 +53,7 @@ def incubate(
     """
     kernel = slot.kernel(slot.live_graft)
     devices = [images.device] if images.is_cuda else []
-    with preserved_buffers(model, but=kernel), torch.random.fork_rng(devices=devices):
+    with preserved_buffers(model, exclude=kernel), torch.random.fork_rng(devices=devices):
         loss = (_fit if method == "fit" else _shadow)(model, slot, images, labels, autocast)
         parameters = list(kernel.parameters())
         for p, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
@@ -69,7 +69,7 @@ def try_alphas(
     losses = {}
     for alpha in ALPHAS:
         kernel.scale_output(alpha)
-        with slot.joined(kernel.join):
+        with slot.live_kernel_replaced(kernel.combine):
             losses[alpha], _ = evaluate(model, batches())
         with torch.no_grad():
             for p, value in zip(kernel.parameters(), saved, strict=True):
@@ -92,7 +92,7 @@ def _fit(
         return tapped.clone()
 
     with autocast:
-        with slot.joined(tap):
+        with slot.live_kernel_replaced(tap):
             host_loss = F.cross_entropy(model(images), labels)
         x, y = seen
         (gradient,) = torch.autograd.grad(host_loss, y)
@@ -111,7 +111,7 @@ def _shadow(
     labels: Tensor,
     autocast: AbstractContextManager[object],
 ) -> Tensor:
-    with autocast, slot.joined(slot.kernel(slot.live_graft).join):
+    with autocast, slot.live_kernel_replaced(slot.kernel(slot.live_graft).combine):
         return F.cross_entropy(model(images), labels)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from torch import Tensor
 
 from esper.kasmina import MorphableModel, SeedSlot
-from esper.kasmina.statistics import preserved_buffers, reestimate_norms
+from esper.kasmina.modes import preserved_buffers, reestimate_norms
 from esper.tolaria.evaluate import example_losses
 
 __all__ = ["paired_losses"]
@@ -32,7 +32,7 @@ def paired_losses(
     with preserved_buffers(model):
         reestimate_norms(model, norm_images())
         with_kernel, _ = example_losses(model, judge_batches())
-        with slot.silenced():
+        with slot.live_kernel_disabled():
             reestimate_norms(model, norm_images())
             without, _ = example_losses(model, judge_batches())
     return without, with_kernel

@@ -17,7 +17,7 @@ from esper.contracts.lifecycle import SeedLifecycleState
 from esper.contracts.recipe import Graft
 from esper.costs import Cost, count, training_macs
 from esper.kasmina import MorphableModel, SeedSlot, surgery
-from esper.kasmina.statistics import reestimate_norms
+from esper.kasmina.modes import reestimate_norms
 from esper.tamiyo import Verdict, judge, spend
 from esper.tolaria import optim
 from esper.tolaria.evaluate import lowest

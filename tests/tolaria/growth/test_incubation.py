@@ -10,7 +10,7 @@ from torch import Tensor
 
 from esper.contracts.recipe import Graft
 from esper.kasmina import MorphableModel, surgery, wrap
-from esper.kasmina.statistics import reestimate_norms
+from esper.kasmina.modes import reestimate_norms
 from esper.models.resnet_small import SmallResNet
 from esper.tolaria import TolariaTrainer
 from esper.tolaria.evaluate import evaluate
