@@ -48,8 +48,7 @@ from esper.configs import RedisConfig
 from esper.contracts.events import EpochEnded
 from esper.contracts.messages import EpochReport, HealthReport, Payload, TopicName
 from esper.errors import BusError
-from esper.oona import message
-from esper.oona.codec import encode
+from esper.oona.codec import encode, message
 from esper.oona.redis import RedisBus
 
 STATES = ("memory", "up", "hung", "gone")

@@ -1,4 +1,4 @@
-"""`esper`: what there is to do besides training. Each subcommand imports its part only when it is called."""
+"""The `esper` command. Each subcommand imports its dependencies when it is called, so `--help` is quick."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from esper import __version__
 from esper.errors import EsperError
 from esper.launch.exits import exit_with
+from esper.services import SERVICES
 
 if TYPE_CHECKING:
     from esper.tracking import Target
@@ -20,7 +21,7 @@ __all__ = ["main"]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one subcommand; ends with `SystemExit`."""
+    """Run a subcommand; raises `SystemExit` with its exit code."""
     options = _parser().parse_args(arguments)
     try:
         raise SystemExit(options.run(options))
@@ -31,128 +32,123 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="esper", description="Work with runs of esper-train.")
+    parser = argparse.ArgumentParser(
+        prog="esper",
+        description="Inspect, compare and export runs of esper-train; manage sweeps, services and blueprints.",
+    )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
-    doctor = commands.add_parser("doctor", help="is everything here that a run needs? Each problem with its remedy")
+    doctor = _add(commands, "doctor", _doctor, "check that everything a run needs is installed and reachable")
     doctor.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="as for esper-train, e.g. bus=redis")
-    doctor.add_argument("--json", action="store_true", help="for programs")
-    doctor.set_defaults(run=_doctor)
+    _add_json(doctor)
 
-    sync = commands.add_parser("sync", help="report runs to their trackers from their journals")
-    sync.add_argument("run_dirs", nargs="+", type=Path, metavar="DIR", help="folder of a run, or of a sweep's runs")
+    sync = _add(commands, "sync", _sync, "upload runs to their trackers from their journals")
+    sync.add_argument("run_dirs", nargs="+", type=Path, metavar="DIR", help="folder of a run or a sweep")
     sync.add_argument("--uri", help="MLflow tracking URI (default: the run's own trackers)")
-    sync.set_defaults(run=_sync)
 
-    report = commands.add_parser("report", help="write report.html of a run, or compare runs")
+    report = _add(commands, "report", _report, "write the report of a run, or compare runs")
     report.add_argument("paths", nargs="*", type=Path, metavar="PATH", help="folder of a run, or of runs to compare")
-    report.add_argument("--out", type=Path, metavar="FILE", help="page of a comparison (default: comparison.html)")
-    report.add_argument("--baseline", metavar="LABEL", help="arm that the others are compared with")
+    report.add_argument("--out", type=Path, metavar="FILE", help="file of a comparison (default: comparison.html)")
+    report.add_argument("--baseline", metavar="LABEL", help="arm to compare the others with")
     report.add_argument("--target", type=float, metavar="ACCURACY", help="validation accuracy to reach, e.g. 0.9")
     report.add_argument("--mlflow", metavar="EXPERIMENT", help="compare the runs of an MLflow experiment")
     report.add_argument("--uri", help="MLflow tracking URI (default: outputs/mlflow.db)")
-    report.set_defaults(run=_report)
 
-    sweep = commands.add_parser("sweep", help="see how a launched sweep stands, or resume it")
-    actions = sweep.add_subparsers(metavar="ACTION", required=True)
-    status = actions.add_parser("status", help="state, epoch, accuracy and time left of every run")
+    sweep = _add_group(commands, "sweep", "show the status of a sweep, or resume it")
+    status = _add(sweep, "status", _sweep_status, "show state, epoch, accuracy and remaining time of every run")
     status.add_argument("sweep_dir", type=Path, metavar="DIR", help="folder of the sweep, e.g. outputs/my_experiment")
-    status.add_argument("--watch", action="store_true", help="until every job has gone")
-    status.set_defaults(run=_sweep_status)
-    resume = actions.add_parser("resume", help="submit again what is missing, failed or was interrupted")
+    status.add_argument("--watch", action="store_true", help="refresh until every job has ended")
+    resume = _add(sweep, "resume", _sweep_resume, "resubmit the runs that are missing, failed or interrupted")
     resume.add_argument("sweep_dir", type=Path, metavar="DIR", help="folder of the sweep")
-    resume.set_defaults(run=_sweep_resume)
 
-    simic = commands.add_parser("simic", help="learn a Tamiyo policy from recorded runs")
+    simic = _add(commands, "simic", _simic, "train a Tamiyo policy on recorded runs")
     simic.add_argument("run_dirs", nargs="+", type=Path, metavar="RUN_DIR", help="folder of a run")
-    simic.add_argument(
-        "--out", type=Path, required=True, metavar="FILE", help="the policy's file, e.g. policy.safetensors"
+    simic.add_argument("--out", type=Path, required=True, metavar="FILE", help="policy file, e.g. policy.safetensors")
+
+    export = _add(
+        commands, "export", _export, "export a run's network for inference, with grown modules folded into the host"
     )
-    simic.set_defaults(run=_simic)
-
-    export = commands.add_parser("export", help="write a run's network for use, what grew folded into its host")
     export.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="folder of the run")
-    export.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="a folder that is new or empty")
+    export.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new or empty folder")
     export.add_argument("--best", action="store_true", help="the epoch with the lowest validation loss, not the last")
-    export.set_defaults(run=_export)
 
-    _add_urza(commands.add_parser("urza", help="the blueprint library: list, show, import, export, characterise"))
-
-    _add_services(commands.add_parser("services", help="what many runs share: Tamiyo and the forge on a bus"))
-
-    version = commands.add_parser("version", help="print Esper's version")
-    version.set_defaults(run=_version)
+    _add_urza(_add_group(commands, "urza", "manage the blueprint library"))
+    _add_services(_add_group(commands, "services", "run Tamiyo and Tezzeret as services for many runs"))
+    _add(commands, "version", _version, "print the version")
     return parser
 
 
-def _add_urza(urza: argparse.ArgumentParser) -> None:
-    actions = urza.add_subparsers(metavar="ACTION", required=True)
+def _add(commands: Any, name: str, run: Callable[[argparse.Namespace], int], help: str) -> argparse.ArgumentParser:
+    """Add a subcommand, whose help text is also its description."""
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.")
+    parser.set_defaults(run=run)
+    return parser
 
-    def action(name: str, run: Callable[[argparse.Namespace], int], help: str) -> argparse.ArgumentParser:
-        parser = actions.add_parser(name, help=help)
-        parser.add_argument("--database", metavar="URL", help="as database.url (default: outputs/urza.db)")
-        parser.set_defaults(run=run)
-        return parser
 
-    listing = action("list", _urza_list, "what may grow, built in or declared, and what is known of it")
-    listing.add_argument("--json", action="store_true", help="for programs")
-    show = action("show", _urza_show, "all that is known of one blueprint")
+def _add_group(commands: Any, name: str, help: str) -> Any:
+    """Add a subcommand that has subcommands itself; returns where to add these."""
+    parser = commands.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.")
+    return parser.add_subparsers(metavar="COMMAND", required=True)
+
+
+def _add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _add_urza(commands: Any) -> None:
+    listing = _add(commands, "list", _urza_list, "list all blueprints, with their measured cost and gains")
+    show = _add(commands, "show", _urza_show, "show one blueprint with its kernels and records")
     show.add_argument("name", metavar="NAME")
-    show.add_argument("--json", action="store_true", help="for programs")
-    export = action("export", _urza_export, "write a declared blueprint's definition")
+    export = _add(commands, "export", _urza_export, "write the definition of a declared blueprint as JSON")
     export.add_argument("name", metavar="NAME")
     export.add_argument("--out", type=Path, metavar="FILE", help="a new file (default: standard output)")
-    add = action("import", _urza_import, "bring definitions into the library")
+    add = _add(commands, "import", _urza_import, "add blueprint definitions to the library")
     add.add_argument("files", nargs="+", type=Path, metavar="FILE", help="a definition in JSON")
-    record = action("record", _urza_record, "tell the library what the modules of finished runs gained")
+    record = _add(commands, "record", _urza_record, "record the gains of blueprints in finished runs")
     record.add_argument("run_dirs", nargs="+", type=Path, metavar="RUN_DIR", help="folder of a run")
-    measure = action("characterise", _urza_characterise, "build, check, measure and compile in a process of its own")
-    measure.add_argument("names", nargs="+", metavar="NAME", help="blueprint, built in or declared")
-    measure.add_argument(
-        "--site", action="append", default=[], metavar="CxHxW[:CxHxW]", help="shape (default: ResNet-18's on 32x32)"
+    measure = _add(
+        commands, "characterise", _urza_characterise, "build, check, compile and measure blueprints in a worker process"
     )
-    measure.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    measure.add_argument("--batch-size", type=_positive, default=128, metavar="N")
-    measure.add_argument("--timeout", type=_positive, default=300, metavar="SECONDS", help="most for one site")
-    measure.add_argument("--memory", type=_positive, default=8192, metavar="MIB", help="most for the process")
-    measure.add_argument("--compile-cache", metavar="FOLDER", help="as storage.compile_cache_dir")
-    measure.add_argument("--no-compile", action="store_true", help="do not measure it compiled")
-    measure.add_argument("--again", action="store_true", help="also what is known or quarantined")
-    submit = action("submit", _urza_submit, "have the forges on the bus characterise them")
-    submit.add_argument("names", nargs="+", metavar="NAME", help="blueprint, built in or declared")
-    submit.add_argument("--redis", metavar="URL", help="as redis.url (default: ESPER_REDIS_URL, or this machine's)")
+    measure.add_argument("names", nargs="+", metavar="NAME", help="a built-in or declared blueprint")
+    measure.add_argument(
+        "--site", action="append", default=[], metavar="CxHxW[:CxHxW]",
+        help="input (and output) shape; repeatable (default: those of ResNet-18 on 32x32 images)",
+    )  # fmt: skip
+    measure.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="device (default: auto)")
+    measure.add_argument("--batch-size", type=_positive, default=128, metavar="N", help="batch size (default: 128)")
+    measure.add_argument(
+        "--timeout", type=_positive, default=300, metavar="SECONDS", help="time limit of one site (default: 300)"
+    )
+    measure.add_argument(
+        "--memory", type=_positive, default=8192, metavar="MIB", help="memory limit of the worker (default: 8192 MiB)"
+    )
+    measure.add_argument("--compile-cache", metavar="DIR", help="as storage.compile_cache_dir")
+    measure.add_argument("--no-compile", action="store_true", help="skip the compiled measurement")
+    measure.add_argument("--again", action="store_true", help="repeat known and quarantined measurements")
+    submit = _add(commands, "submit", _urza_submit, "submit blueprints to the Tezzeret services on the bus")
+    submit.add_argument("names", nargs="+", metavar="NAME", help="a built-in or declared blueprint")
+    submit.add_argument("--redis", metavar="URL", help="as redis.url (default: ESPER_REDIS_URL, or this machine)")
+    for parser in (listing, show):
+        _add_json(parser)
+    for parser in (listing, show, export, add, record, measure, submit):
+        parser.add_argument("--database", metavar="URL", help="as database.url (default: outputs/urza.db)")
 
 
-def _add_services(services: argparse.ArgumentParser) -> None:
-    actions = services.add_subparsers(metavar="ACTION", required=True)
-
-    def action(name: str, run: Callable[[argparse.Namespace], int], help: str) -> argparse.ArgumentParser:
-        parser = actions.add_parser(name, help=help)
-        parser.set_defaults(run=run)
-        return parser
-
-    def overrides(parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="as of esper-train, e.g. redis.url=…")
-
-    def only(parser: argparse.ArgumentParser) -> None:
-        names = ("tamiyo", "tezzeret")
-        parser.add_argument("--only", action="append", default=[], choices=names, help="this one (default: both)")
-
-    up = action("up", _services_up, "run them until Ctrl-C or SIGTERM")
-    overrides(up)
-    only(up)
-    up.add_argument("--detach", action="store_true", help="in the background, until `esper services down`")
-    up.add_argument("--name", help="among those that share the work (default: this machine's)")
-    up.add_argument("--policy", type=Path, metavar="FILE", help="what runs with morphogenetic.policy=learned are told")
-    down = action("down", _services_down, "stop those that were started in this folder")
-    down.add_argument("--name", help="only those of this name")
-    status = action("status", _services_status, "who is alive on the bus")
-    overrides(status)
-    check = action("check", _services_check, "ask each of them; exit code 1 if one does not answer")
-    overrides(check)
-    only(check)
+def _add_services(commands: Any) -> None:
+    up = _add(commands, "up", _services_up, "run services until Ctrl-C or SIGTERM")
+    up.add_argument("--detach", action="store_true", help="run in the background, until `esper services down`")
+    up.add_argument("--name", help="name of this process among those that share the work (default: the host name)")
+    up.add_argument("--policy", type=Path, metavar="FILE", help="policy of runs with morphogenetic.policy=learned")
+    down = _add(commands, "down", _services_down, "stop services that were started in this folder")
+    down.add_argument("--name", help="only those of this name (default: all)")
+    status = _add(commands, "status", _services_status, "list the services on the bus")
+    check = _add(commands, "check", _services_check, "test that every service responds; exit code 1 if one does not")
+    for parser in (up, status, check):
+        parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="as for esper-train, e.g. redis.url=URL")
+    for parser in (up, check):
+        parser.add_argument("--only", action="append", default=[], choices=SERVICES, help="this service (default: all)")
     for parser in (status, check):
-        parser.add_argument("--json", action="store_true", help="for programs")
+        _add_json(parser)
 
 
 def _positive(text: str) -> int:
@@ -175,13 +171,13 @@ def _sync(options: argparse.Namespace) -> int:
 
 
 def _buses(config: Mapping[str, Any], run_dir: Path) -> Iterable[Target[Reported]]:
-    """The bus that a run was published on, if there was one."""
+    """The bus of a run with `bus=redis`."""
     if config.get("bus") == "redis":
         from esper.configs import RedisConfig
         from esper.tolaria.publish import on_bus
 
-        known = {name: value for name, value in config["redis"].items() if name in RedisConfig.__dataclass_fields__}
-        yield on_bus(RedisConfig(**known), run_dir=run_dir)
+        settings = {name: value for name, value in config["redis"].items() if name in RedisConfig.__dataclass_fields__}
+        yield on_bus(RedisConfig(**settings), run_dir=run_dir)
 
 
 def _report(options: argparse.Namespace) -> int:
@@ -274,30 +270,30 @@ def _urza_submit(options: argparse.Namespace) -> int:
 def _services_up(options: argparse.Namespace) -> int:
     settings = {"only": options.only, "name": options.name, "policy": options.policy}
     if options.detach:
-        from esper.services import control as services
+        from esper.services.daemon import start
 
-        return services.start(options.overrides, **settings)
-    from esper.services import up as services_up
+        return start(options.overrides, **settings)
+    from esper.services.up import up
 
-    return services_up.up(options.overrides, **settings)
+    return up(options.overrides, **settings)
 
 
 def _services_down(options: argparse.Namespace) -> int:
-    from esper.services import control as services
+    from esper.services.daemon import down
 
-    return services.down(options.name)
+    return down(options.name)
 
 
 def _services_status(options: argparse.Namespace) -> int:
-    from esper.services import control as services
+    from esper.services.status import status
 
-    return services.status(options.overrides, as_json=options.json)
+    return status(options.overrides, as_json=options.json)
 
 
 def _services_check(options: argparse.Namespace) -> int:
-    from esper.services import check as services_check
+    from esper.services.check import check
 
-    return services_check.check(options.overrides, only=options.only, as_json=options.json)
+    return check(options.overrides, only=options.only, as_json=options.json)
 
 
 def _version(_: argparse.Namespace) -> int:

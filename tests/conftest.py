@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from esper.configs import (
     TolariaConfig,
     TrackingConfig,
 )
+from esper.oona.redis import RedisBus
 from esper.tolaria import TolariaTrainer
 from tests.oona.server import PASSWORD, RedisServer
 
@@ -75,6 +77,14 @@ def redis_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[RedisServer]:
         yield server
     finally:
         server.close()
+
+
+@pytest.fixture
+def bus(redis_server: RedisServer) -> Iterator[RedisBus]:
+    """A bus on that server."""
+    redis_server.start("--appendfsync", "no")
+    with contextlib.closing(redis_server.bus()) as bus:
+        yield bus
 
 
 def use(config: TolariaConfig, run_dir: Path, body: Callable[[TolariaTrainer], Awaitable[Any]]) -> Any:

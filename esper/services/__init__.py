@@ -1,1 +1,7 @@
-"""`esper services`: Tamiyo and the forge for many runs."""
+"""`esper services`: Tamiyo and Tezzeret as services for many runs."""
+
+from __future__ import annotations
+
+__all__ = ["SERVICES"]
+
+SERVICES = ("tamiyo", "tezzeret")

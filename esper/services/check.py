@@ -1,4 +1,4 @@
-"""`esper services check`: does each service answer?"""
+"""`esper services check`: whether each service responds."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ import time
 from collections.abc import Sequence
 
 from esper.configs import MorphogeneticConfig, RedisConfig, TolariaConfig
+from esper.configs.compose import compose
+from esper.configs.load import from_hydra
 from esper.errors import EsperError
-from esper.oona.health import Health, listen
 from esper.oona.redis import RedisBus
-from esper.services.control import SERVICES, configured, show
+from esper.oona.service import Health, service_health
+from esper.services import SERVICES
+from esper.services.status import show
 from esper.tamiyo.remote import SharedTamiyo
 from esper.urza.command import OUTPUTS
 from esper.urza.store import Store
@@ -23,30 +26,30 @@ _DEADLINE_S = 3.0
 
 
 def check(overrides: Sequence[str], *, only: Sequence[str], as_json: bool) -> int:
-    """Ask every service, print how it answers; returns the exit code, 0 if none is absent or fails.
+    """Test every service and print its health; returns exit code 1 if one is absent or has failed, else 0.
 
     Args:
-        overrides: as of `esper-train`.
-        only: services that have to be there; all if empty.
-        as_json: for programs.
+        overrides: as for `esper-train`.
+        only: required services; empty: all.
+        as_json: print JSON instead of a table.
     """
-    config = configured(overrides)
-    found = listen(config.redis)
-    if found[0].status == "healthy":
-        found += [_absent(kind) for kind in only or SERVICES if all(one.service != kind for one in found)]
-        found = [_asked(one, config.redis) if one.service == "tamiyo" else one for one in found]
-    is_well = all(one.status == "healthy" for one in found)
+    config = from_hydra(compose(overrides))
+    services = service_health(config.redis)
+    if services[0].status == "healthy":
+        present = {one.service for one in services}
+        services += [_absent(name) for name in only or SERVICES if name not in present]
+        services = [_consult(one, config.redis) if one.service == "tamiyo" else one for one in services]
     library = _library(config)
-    show([*found, library], as_json=as_json)
-    return 0 if is_well and library.status != "failed" else 1
+    show([*services, library], as_json=as_json)
+    return 0 if all(one.status == "healthy" for one in services) and library.status != "failed" else 1
 
 
 def _absent(service: str) -> Health:
     return Health(service=service, status="absent", detail=f"start it: esper services up --only {service}")
 
 
-def _asked(tamiyo: Health, config: RedisConfig) -> Health:
-    """Have a question answered, one that asks for nothing; any Tamiyo on the bus may answer it."""
+def _consult(tamiyo: Health, config: RedisConfig) -> Health:
+    """Time an empty consultation; any Tamiyo on the bus may answer it."""
     if tamiyo.status != "healthy":
         return tamiyo
     policy = MorphogeneticConfig(policy="never", tamiyo_deadline_s=_DEADLINE_S)
@@ -62,9 +65,9 @@ def _asked(tamiyo: Health, config: RedisConfig) -> Health:
 
 
 def _library(config: TolariaConfig) -> Health:
-    """The blueprint library, of which the first that writes into it makes one."""
+    """Health of the blueprint library, which the first import creates."""
     if config.database.url is None and not (OUTPUTS / "urza.db").exists():
-        return Health(service="library", status="absent", detail="none in this folder yet; esper urza import makes one")
+        return Health(service="library", status="absent", detail="none in this folder; esper urza import creates one")
     started = time.perf_counter()
     try:
         with contextlib.closing(Store(config.database, outputs_dir=OUTPUTS)) as store:

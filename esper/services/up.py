@@ -1,4 +1,4 @@
-"""`esper services up`: Tamiyo and the forge, for many runs."""
+"""`esper services up`: runs Tamiyo and Tezzeret until a signal stops them."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from esper.configs import TolariaConfig
+from esper.configs.compose import compose
+from esper.configs.load import from_hydra
 from esper.errors import BusError, ConfigError
 from esper.oona.embedded import embedded_server
-from esper.oona.health import BEAT_S, heartbeat
 from esper.oona.redis import RedisBus, address
-from esper.services.control import GRACE_S, SERVICES, configured, registered
+from esper.oona.service import HEARTBEAT_S, heartbeat
+from esper.services import SERVICES
+from esper.services.daemon import STOP_S, pid_file
 from esper.tamiyo.service import TamiyoService
 from esper.tezzeret.characterise import Forge
 from esper.tezzeret.process import Stopped
@@ -30,9 +33,9 @@ __all__ = ["up"]
 logger = logging.getLogger(__name__)
 
 _TAMIYO_CLAIM_S = 1.0
-"""Another Tamiyo takes the questions of one that was killed before their deadline is over."""
+"""Well below the deadline of a question: another Tamiyo answers those of one that was killed."""
 _FORGE_CLAIM_S = 3600.0
-"""A submission is worked on for long; another forge takes it over after that."""
+"""A submission may take long; after this time another forge takes it over."""
 
 
 @dataclass(kw_only=True)
@@ -46,65 +49,67 @@ def up(overrides: Sequence[str], *, only: Sequence[str], name: str | None, polic
     """Run services in this process until SIGTERM or Ctrl-C; returns the exit code.
 
     Raises:
-        ConfigError: settings that cannot be used, or services of this name that run already.
-        BusError: the bus does not answer.
+        ConfigError: invalid settings, or services of this name already run.
+        BusError: the bus cannot be reached.
     """
-    config = configured(overrides)
+    config = from_hydra(compose(overrides))
     if policy is not None and not policy.is_file():
-        raise ConfigError(f"--policy {policy}: no such file; make one with: esper simic RUN_FOLDER... --out FILE")
+        raise ConfigError(f"--policy {policy}: no such file; create one with: esper simic RUN_DIR... --out FILE")
     stop = threading.Event()
     logging.basicConfig(format="%(asctime)s  %(levelname)-7s  %(message)s", level=logging.INFO, stream=sys.stdout)
     with contextlib.ExitStack() as stack:
         for number in (signal.SIGTERM, signal.SIGINT):
             stack.callback(signal.signal, number, signal.signal(number, lambda *_: stop.set()))
-        name = stack.enter_context(registered(name))
+        name = stack.enter_context(pid_file(name))
         if config.redis.url == "embedded":
             stack.enter_context(embedded_server())
-        patience_s = min(1.0, config.redis.timeout_s)
-        bus = stack.enter_context(contextlib.closing(RedisBus(dataclasses.replace(config.redis, timeout_s=patience_s))))
+        timeout_s = min(1.0, config.redis.timeout_s)
+        bus = stack.enter_context(contextlib.closing(RedisBus(dataclasses.replace(config.redis, timeout_s=timeout_s))))
         version = bus.ping()
-        running = {kind: _start(kind, config, name=name, policy=policy, stop=stop) for kind in only or SERVICES}
+        running = {
+            service: _start(service, config, name=name, policy=policy, stop=stop) for service in only or SERVICES
+        }
         for one in running.values():
             stack.callback(one.bus.close)
         logger.info("%s as %s on Redis %s at %s", " and ".join(running), name, version, address(config.redis))
-        is_sound = _wait(running, bus, name=name, stop=stop)
-        deadline = time.monotonic() + GRACE_S
+        is_healthy = _send_heartbeats(running, bus, name=name, stop=stop)
+        deadline = time.monotonic() + STOP_S
         stop.set()
         for one in running.values():
             one.thread.join(max(0.0, deadline - time.monotonic()))
         with contextlib.suppress(BusError):
-            for kind in running:
-                bus.silence(f"{kind}:{name}")
-        logger.info("stopped: %s", ", ".join(f"{kind} {one.service.num_done} done" for kind, one in running.items()))
-    return 0 if is_sound else 1
+            for which in running:
+                bus.silence(f"{which}:{name}")
+        logger.info("stopped: %s", ", ".join(f"{which} {one.service.num_done} done" for which, one in running.items()))
+    return 0 if is_healthy else 1
 
 
-def _start(kind: str, config: TolariaConfig, *, name: str, policy: Path | None, stop: threading.Event) -> _Running:
+def _start(which: str, config: TolariaConfig, *, name: str, policy: Path | None, stop: threading.Event) -> _Running:
     service: TamiyoService | TezzeretService
-    if kind == "tamiyo":
+    if which == "tamiyo":
         bus = RedisBus(config.redis, claim_after_s=_TAMIYO_CLAIM_S)
         service = TamiyoService(bus, name=name, policy_path=str(policy) if policy else None)
     else:
         bus = RedisBus(config.redis, claim_after_s=_FORGE_CLAIM_S)
         forge = Forge(device=config.device, storage=config.storage, stop=stop)
-        with contextlib.suppress(Stopped):  # told to stop before it began
-            forge.start()  # a device that is not there is told now
+        with contextlib.suppress(Stopped):
+            forge.start()  # now, to report a missing device early
         service = TezzeretService(bus, name=name, forge=forge, database=config.database, outputs_dir=OUTPUTS)
-    # Daemons: what hangs must not keep the process beyond its time to stop.
-    thread = threading.Thread(target=service.run, args=(stop,), name=f"esper-{kind}", daemon=True)
+    # Daemon threads: a hung service must not keep the process alive after STOP_S.
+    thread = threading.Thread(target=service.run, args=(stop,), name=f"esper-{which}", daemon=True)
     thread.start()
     return _Running(service=service, thread=thread, bus=bus)
 
 
-def _wait(running: dict[str, _Running], bus: RedisBus, *, name: str, stop: threading.Event) -> bool:
-    """Say that the services are alive until it is time to stop; returns whether all of them were until then."""
+def _send_heartbeats(running: dict[str, _Running], bus: RedisBus, *, name: str, stop: threading.Event) -> bool:
+    """Send heartbeats until `stop` is set or a service dies; returns whether all were alive until the stop."""
     since_unix_s = time.time()
     while not stop.is_set():
         if not all(one.thread.is_alive() for one in running.values()):
-            logger.error("a service ended by itself; see above")
+            logger.error("a service ended unexpectedly; see above")
             return False
-        for kind, one in running.items():
-            with contextlib.suppress(BusError):  # the services themselves tell of it
-                heartbeat(bus, service=kind, name=name, since_unix_s=since_unix_s, num_done=one.service.num_done)
-        stop.wait(BEAT_S)
+        for which, one in running.items():
+            with contextlib.suppress(BusError):  # the services log it
+                heartbeat(bus, service=which, name=name, since_unix_s=since_unix_s, num_done=one.service.num_done)
+        stop.wait(HEARTBEAT_S)
     return True

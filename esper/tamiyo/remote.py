@@ -12,7 +12,8 @@ from esper.contracts.decisions import AdaptationDecision
 from esper.contracts.health import HealthSignal
 from esper.contracts.messages import Consultation, DecisionMade, TopicName
 from esper.errors import BusError, MessageError
-from esper.oona import Bus, message
+from esper.oona.codec import message
+from esper.oona.redis import RedisBus
 
 __all__ = ["SharedTamiyo"]
 
@@ -33,7 +34,7 @@ class SharedTamiyo:
 
     def __init__(
         self,
-        bus: Bus,
+        bus: RedisBus,
         *,
         run_id: str,
         config: MorphogeneticConfig,

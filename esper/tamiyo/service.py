@@ -14,8 +14,9 @@ from esper.configs.check import check_group
 from esper.contracts.decisions import AdaptationDecision
 from esper.contracts.messages import Consultation, DecisionMade, TopicName
 from esper.errors import EsperError
-from esper.oona import Bus, Entry, message
-from esper.oona.serving import serve
+from esper.oona.codec import message
+from esper.oona.redis import Entry, RedisBus
+from esper.oona.service import serve
 from esper.tamiyo.client import LocalTamiyo
 
 __all__ = ["GROUP", "TamiyoService"]
@@ -39,7 +40,7 @@ class TamiyoService:
         policy_path: the policy file of runs with `policy=learned`; their own path is not opened here.
     """
 
-    def __init__(self, bus: Bus, *, name: str, policy_path: str | None = None) -> None:
+    def __init__(self, bus: RedisBus, *, name: str, policy_path: str | None = None) -> None:
         self._bus = bus
         self._name = name
         self._policy_path = policy_path

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from esper.configs import RedisConfig, StorageConfig
 from esper.contracts.messages import BlueprintSubmitted, TopicName
 from esper.errors import ConfigError
-from esper.oona import message
+from esper.oona.codec import message
 from esper.oona.redis import RedisBus
 from esper.tezzeret.characterise import SITES, Forge, Limits, characterise, jobs
 from esper.urza import Shape

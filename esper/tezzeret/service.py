@@ -14,8 +14,9 @@ from typing import Any
 from esper.configs import DatabaseConfig
 from esper.contracts.messages import BlueprintSubmitted, KernelReady, TopicName
 from esper.errors import ConfigError
-from esper.oona import Bus, Entry, message
-from esper.oona.serving import serve
+from esper.oona.codec import message
+from esper.oona.redis import Entry, RedisBus
+from esper.oona.service import serve
 from esper.tezzeret.characterise import SITES, Forge, characterise, jobs
 from esper.tezzeret.process import Stopped
 from esper.urza import Blueprint, Shape
@@ -51,7 +52,7 @@ class TezzeretService:
 
     def __init__(
         self,
-        bus: Bus,
+        bus: RedisBus,
         *,
         name: str,
         forge: Forge,

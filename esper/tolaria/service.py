@@ -104,9 +104,9 @@ class TolariaService:
         """
         health = {"status": self._status(), **self._progress()}
         if self.config.bus == "redis":
-            from esper.oona.health import listen  # the client of Redis is only needed by who has a server
+            from esper.oona.service import service_health  # imports the Redis client
 
-            found = await asyncio.to_thread(listen, self.config.redis, timeout_s=0.4)  # five calls at most
+            found = await asyncio.to_thread(service_health, self.config.redis, timeout_s=0.4)  # five calls at most
             health["services"] = [dataclasses.asdict(one) for one in found]
         return health
 

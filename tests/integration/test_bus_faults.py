@@ -21,8 +21,8 @@ from esper.configs import TolariaConfig
 from esper.contracts.decisions import Action, AdaptationDecision
 from esper.contracts.events import EpochEnded, Event
 from esper.contracts.messages import Consultation, DecisionMade, Message, TopicName
-from esper.oona import Bus, message
-from esper.oona.codec import decode
+from esper.oona.codec import decode, message
+from esper.oona.redis import RedisBus
 from esper.tolaria import TolariaTrainer
 from esper.tracking import read
 from tests.conftest import tiny_config, use
@@ -317,7 +317,7 @@ NONSENSE = [
 
 
 @contextlib.contextmanager
-def rogue(bus: Bus, decision: AdaptationDecision) -> Iterator[None]:
+def rogue(bus: RedisBus, decision: AdaptationDecision) -> Iterator[None]:
     """Somebody who gives every question the same answer."""
     stop = threading.Event()
 

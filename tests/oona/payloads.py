@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from esper.contracts.decisions import Action, AdaptationDecision
 from esper.contracts.messages import KINDS, EpochReport, Message, TopicName
-from esper.oona import message
+from esper.oona.codec import message
 
 __all__ = ["built", "epoch_report", "messages", "numbered", "said"]
 

@@ -1,7 +1,8 @@
-"""A real redis-server of a test's own, in a temporary folder; it can be killed, held still, and come back."""
+"""A redis-server for one test, in a temporary folder; it can be killed, suspended and restarted."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -21,11 +22,11 @@ from esper.oona.redis import RedisBus
 __all__ = ["PASSWORD", "RedisServer"]
 
 PASSWORD = "canary-7f3a"
-"""Must turn up nowhere."""
+"""Must never be printed."""
 
 
 class RedisServer:
-    """Owner of a server process on a loopback port; it keeps what it acknowledged, also when it is killed."""
+    """Owner of a server process on a loopback port; acknowledged writes survive a kill."""
 
     def __init__(self) -> None:
         program = shutil.which("redis-server")
@@ -40,7 +41,7 @@ class RedisServer:
             self.port = free.getsockname()[1]
 
     def start(self, *settings: str) -> Self:
-        """Start it, or start it again on the same port with the same data; returns when it answers."""
+        """Start or restart it, on the same port with the same data; returns when it accepts connections."""
         own = f"--port {self.port} --bind 127.0.0.1 --dir {self.folder} --appendonly yes --appendfsync always --save ''"
         log = self.folder / "log"
         with log.open("ab") as output:
@@ -64,7 +65,7 @@ class RedisServer:
             self._process = None
 
     def stop(self) -> None:
-        """SIGSTOP: connections are taken, nothing is answered."""
+        """SIGSTOP: it accepts connections and never replies."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
 
@@ -74,19 +75,24 @@ class RedisServer:
         self._process.send_signal(signal.SIGCONT)
 
     def close(self) -> None:
-        """End it and remove its folder."""
+        """Kill it and remove its folder."""
         self.kill()
         shutil.rmtree(self.folder)
 
     def config(self, **changes: Any) -> RedisConfig:
-        """How to reach it, without the password; it answers slowly where the machine is busy."""
+        """Settings to reach it, without the password; the timeout allows for a busy machine."""
         return RedisConfig(**{"url": f"redis://127.0.0.1:{self.port}", "timeout_s": 5.0, **changes})
 
     def bus(self, *, claim_after_s: float = 60.0, user: str = "default", **changes: Any) -> RedisBus:
-        """A bus of a client that knows the password."""
+        """A bus with the password."""
         url = f"redis://{user}:{PASSWORD}@127.0.0.1:{self.port}"
         return RedisBus(self.config(**{"url": url, **changes}), claim_after_s=claim_after_s)
 
     def admin(self) -> redis.Redis:
-        """A client that may do anything, to look at what is there and to put rubbish there."""
+        """A client with all permissions, to inspect and corrupt the data."""
         return redis.Redis(host="127.0.0.1", port=self.port, password=PASSWORD, socket_timeout=10)
+
+    def dead_letters(self) -> list[dict[bytes, bytes]]:
+        """The fields of all dead letters."""
+        with contextlib.closing(self.admin()) as admin:
+            return [fields for _, fields in admin.xrange("esper:dead")]  # type: ignore[union-attr]

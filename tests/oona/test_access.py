@@ -15,9 +15,9 @@ from esper.configs import RedisConfig
 from esper.configs.check import check
 from esper.contracts.messages import DecisionMade, TopicName
 from esper.errors import BusError, ConfigError, EsperError
-from esper.oona import message
+from esper.oona.codec import message
 from esper.oona.redis import RedisBus, address
-from esper.oona.serving import serve
+from esper.oona.service import serve
 from tests.conftest import tiny_config
 from tests.oona.certificates import write_certificates
 from tests.oona.payloads import numbered
@@ -207,7 +207,7 @@ def test_a_url_without_a_password_may_be_configured(url: str | None) -> None:
 
 def test_the_place_of_a_bus_has_neither_user_nor_password() -> None:
     config = RedisConfig(url=f"rediss://user:{CANARY}@redis.example:6380/2")
-    assert address(config) == RedisBus(config).place == "rediss://redis.example:6380/2"
+    assert address(config) == RedisBus(config).address == "rediss://redis.example:6380/2"
 
 
 # --- TLS --------------------------------------------------------------------------------------------------------------
@@ -253,7 +253,7 @@ def test_neither_errors_nor_logs_tell_the_password(redis_server: RedisServer, ca
     redis_server.start()
     stop = threading.Event()
     with contextlib.closing(redis_server.bus(timeout_s=0.2)) as bus:
-        told: list[str] = [repr(bus), bus.place]
+        told: list[str] = [repr(bus), bus.address]
 
         def once() -> None:
             try:
@@ -271,5 +271,5 @@ def test_neither_errors_nor_logs_tell_the_password(redis_server: RedisServer, ca
         serve(once, stop=stop)
         redis_server.kill()
     assert len(told) > 8
-    assert "tried again in" in caplog.text
+    assert "retrying in" in caplog.text
     assert CANARY not in "".join(told) + caplog.text

@@ -1,4 +1,4 @@
-"""What every bus does, the one in memory and the one on a real Redis server."""
+"""Topics, groups, limits and channels of the bus, on a real server."""
 
 from __future__ import annotations
 
@@ -12,42 +12,29 @@ import pytest
 
 from esper.contracts.messages import DecisionMade, TopicName
 from esper.errors import BusFullError, MessageError
-from esper.oona import Bus, Entry, MemoryBus, message
+from esper.oona.codec import message
+from esper.oona.redis import Entry, RedisBus
 from tests.oona.payloads import epoch_report, numbered, said
 from tests.oona.server import RedisServer
 
 TOPIC = TopicName.EPOCHS
-MakeBus = Callable[..., Bus]
-
-
-@pytest.fixture(params=["memory", "redis"])
-def make_bus(request: pytest.FixtureRequest) -> Iterator[MakeBus]:
-    """Makes the one bus that a test uses."""
-    if request.param == "memory":
-        yield MemoryBus
-        return
-    server: RedisServer = request.getfixturevalue("redis_server").start()
-    made: list[Bus] = []
-
-    def make(*, claim_after_s: float = 60.0, stream_limit: int = 10_000) -> Bus:
-        made.append(server.bus(claim_after_s=claim_after_s, stream_limit=stream_limit))
-        return made[-1]
-
-    yield make
-    for bus in made:
-        bus.close()
+MakeBus = Callable[..., RedisBus]
 
 
 @pytest.fixture
-def bus(make_bus: MakeBus) -> Bus:
-    return make_bus()
+def make_bus(redis_server: RedisServer) -> Iterator[MakeBus]:
+    server = redis_server.start("--appendfsync", "no")
+    with contextlib.ExitStack() as stack:
+        yield lambda **settings: stack.enter_context(contextlib.closing(server.bus(**settings)))
 
 
-def take(bus: Bus, consumer: str = "one", *, group: str = "readers", count: int = 32, wait_s: float = 0) -> list[Entry]:
+def take(
+    bus: RedisBus, consumer: str = "one", *, group: str = "readers", count: int = 32, wait_s: float = 0
+) -> list[Entry]:
     return bus.take(TOPIC, group=group, consumer=consumer, count=count, wait_s=wait_s)
 
 
-def done(bus: Bus, entries: list[Entry], *, group: str = "readers") -> None:
+def done(bus: RedisBus, entries: list[Entry], *, group: str = "readers") -> None:
     bus.acknowledge(TOPIC, group=group, entries=entries)
 
 
@@ -55,7 +42,7 @@ def answer(nonce: str, *, run_id: str = "lab/run") -> DecisionMade:
     return DecisionMade(run_id=run_id, epoch=1, nonce=nonce, decision=None)
 
 
-def answers(bus: Bus, *nonces: str, channel: str = "lab/run") -> None:
+def answers(bus: RedisBus, *nonces: str, channel: str = "lab/run") -> None:
     sent = [message(TopicName.COMMANDS, answer(nonce), sender="test", trace="test") for nonce in nonces]
     bus.publish(sent, channel=channel)
 
@@ -68,7 +55,7 @@ def nonces(entries: list[Entry]) -> list[str]:
 # --- topics and groups ------------------------------------------------------------------------------------------------
 
 
-def test_messages_arrive_as_they_were_sent_in_order_with_rising_places(bus: Bus) -> None:
+def test_messages_arrive_as_they_were_sent_in_order_with_rising_places(bus: RedisBus) -> None:
     sent = numbered(*range(5))
     bus.publish(sent)
     got = take(bus)
@@ -77,18 +64,18 @@ def test_messages_arrive_as_they_were_sent_in_order_with_rising_places(bus: Bus)
     assert all(0 <= entry.age_s < 30 for entry in got)
 
 
-def test_every_group_gets_every_message_and_the_consumers_of_one_share_them(bus: Bus) -> None:
+def test_every_group_gets_every_message_and_the_consumers_of_one_share_them(bus: RedisBus) -> None:
     bus.publish(numbered(*range(6)))
     assert said(take(bus, "one", count=4) + take(bus, "two")) == list(range(6))
     assert said(take(bus, "one", group="others")) == list(range(6))
 
 
-def test_topics_are_apart(bus: Bus) -> None:
+def test_topics_are_apart(bus: RedisBus) -> None:
     bus.publish(numbered(1))
     assert bus.take(TopicName.RUNS, group="readers", consumer="one") == []
 
 
-def test_a_message_is_not_given_out_again_before_it_is_stale(bus: Bus) -> None:
+def test_a_message_is_not_given_out_again_before_it_is_stale(bus: RedisBus) -> None:
     bus.publish(numbered(1, 2))
     assert said(take(bus, "one", count=1)) == [1]
     assert said(take(bus, "two")) == [2]
@@ -115,7 +102,7 @@ def test_what_was_acknowledged_does_not_come_again(make_bus: MakeBus) -> None:
     assert said(take(bus)) == [3]
 
 
-def test_acknowledging_twice_nothing_or_in_no_group_is_harmless(bus: Bus) -> None:
+def test_acknowledging_twice_nothing_or_in_no_group_is_harmless(bus: RedisBus) -> None:
     bus.publish(numbered(1))
     got = take(bus)
     for _ in range(2):
@@ -134,7 +121,7 @@ def test_a_refused_message_does_not_come_again(make_bus: MakeBus) -> None:
     assert take(bus) == []
 
 
-def test_taking_waits_for_what_comes(bus: Bus) -> None:
+def test_taking_waits_for_what_comes(bus: RedisBus) -> None:
     assert take(bus) == []  # the group is there
     later = threading.Timer(0.1, lambda: bus.publish(numbered(7)))
     later.start()
@@ -144,7 +131,7 @@ def test_taking_waits_for_what_comes(bus: Bus) -> None:
     later.join()
 
 
-def test_taking_waits_no_longer_than_asked(bus: Bus) -> None:
+def test_taking_waits_no_longer_than_asked(bus: RedisBus) -> None:
     take(bus)
     started = time.monotonic()
     assert take(bus, wait_s=0.1) == []
@@ -154,7 +141,7 @@ def test_taking_waits_no_longer_than_asked(bus: Bus) -> None:
 # --- limits -----------------------------------------------------------------------------------------------------------
 
 
-def test_of_messages_of_which_one_cannot_be_sent_none_is(bus: Bus) -> None:
+def test_of_messages_of_which_one_cannot_be_sent_none_is(bus: RedisBus) -> None:
     good = numbered(1)
     bad = dataclasses.replace(good[0], sender_id="x" * 2**21)
     with pytest.raises(MessageError):
@@ -205,7 +192,7 @@ def test_what_a_slow_group_has_not_seen_is_never_dropped(make_bus: MakeBus) -> N
 # --- channels ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_channel_is_read_from_a_place_on(bus: Bus) -> None:
+def test_a_channel_is_read_from_a_place_on(bus: RedisBus) -> None:
     answers(bus, "a", "b")
     got = bus.after(TopicName.COMMANDS, channel="lab/run", cursor="")
     assert nonces(got) == ["a", "b"]
@@ -213,14 +200,14 @@ def test_a_channel_is_read_from_a_place_on(bus: Bus) -> None:
     assert bus.after(TopicName.COMMANDS, channel="lab/run", cursor=got[1].id) == []
 
 
-def test_channels_of_a_topic_are_apart(bus: Bus) -> None:
+def test_channels_of_a_topic_are_apart(bus: RedisBus) -> None:
     answers(bus, "a")
     answers(bus, "b", channel="lab/other")
     assert nonces(bus.after(TopicName.COMMANDS, channel="lab/run", cursor="")) == ["a"]
     assert bus.take(TopicName.COMMANDS, group="readers", consumer="one") == []
 
 
-def test_the_last_message_of_a_channel_is_found(bus: Bus) -> None:
+def test_the_last_message_of_a_channel_is_found(bus: RedisBus) -> None:
     assert bus.latest(TopicName.COMMANDS, channel="lab/run") is None
     answers(bus, "a", "b")
     last = bus.latest(TopicName.COMMANDS, channel="lab/run")
@@ -228,7 +215,7 @@ def test_the_last_message_of_a_channel_is_found(bus: Bus) -> None:
     assert nonces([last]) == ["b"]
 
 
-def test_reading_a_channel_waits_for_what_comes(bus: Bus) -> None:
+def test_reading_a_channel_waits_for_what_comes(bus: RedisBus) -> None:
     answers(bus, "old")
     last = bus.latest(TopicName.COMMANDS, channel="lab/run")
     assert last is not None
@@ -238,7 +225,7 @@ def test_reading_a_channel_waits_for_what_comes(bus: Bus) -> None:
     later.join()
 
 
-def test_a_bus_may_be_closed_twice(bus: Bus) -> None:
+def test_a_bus_may_be_closed_twice(bus: RedisBus) -> None:
     bus.publish([message(TOPIC, epoch_report(1), sender="test", trace="test")])
     bus.close()
     bus.close()

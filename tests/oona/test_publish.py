@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from esper.configs import RedisConfig
 from esper.contracts.decisions import AdaptationDecision
 from esper.contracts.events import Decided, Event, Notice, RunEnded, Scored
 from esper.contracts.messages import DecisionReport, FieldReport, HealthReport, Message, RunReport, TopicName
 from esper.errors import BusError, BusFullError
-from esper.oona import MemoryBus
 from esper.oona.publish import RunOnBus
+from esper.oona.redis import RedisBus
+from tests.oona.server import RedisServer
 from tests.tamiyo.test_policies import signal
 from tests.terminal.test_display import epoch_ended, judged, logged, started
 
@@ -60,33 +63,31 @@ def a_run(*, at: float = 0.0) -> list[dict[str, Any]]:
     return [event(one, at=at + 0.001 * number) for number, one in enumerate(events)]
 
 
-class Everything(MemoryBus):
-    """A bus of which a test reads what was published."""
+class Recording(RedisBus):
+    """A bus that records what is published, in order over all topics."""
 
-    def published(self) -> list[Message]:
-        got = [one for topic in TopicName for one in self.take(topic, group="test", consumer="test", count=1000)]
-        for topic in TopicName:
-            self.acknowledge(topic, group="test", entries=[one for one in got if one.message.topic is topic])
-        return [one.message for one in got]
-
-
-class Away(Everything):
-    """A bus that cannot be reached."""
-
-    def publish(self, messages: Sequence[Message], *, channel: str = "") -> None:
-        raise BusError("nobody there")
-
-
-class Recording(MemoryBus):
-    """A bus that tells in which order all topics were published to."""
-
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, config: RedisConfig) -> None:
+        super().__init__(config)
         self.sent: list[Message] = []
 
     def publish(self, messages: Sequence[Message], *, channel: str = "") -> None:
         super().publish(messages, channel=channel)
         self.sent.extend(messages)
+
+
+@pytest.fixture
+def bus(redis_server: RedisServer) -> Iterator[Recording]:
+    redis_server.start("--appendfsync", "no")
+    with contextlib.closing(Recording(redis_server.config())) as bus:
+        yield bus
+
+
+def published(bus: RedisBus) -> list[Message]:
+    """All messages published since the last call."""
+    got = [entry for topic in TopicName for entry in bus.take(topic, group="test", consumer="test", count=1000)]
+    for topic in TopicName:
+        bus.acknowledge(topic, group="test", entries=[entry for entry in got if entry.message.topic is topic])
+    return [entry.message for entry in got]
 
 
 @pytest.fixture
@@ -96,14 +97,13 @@ def folder(tmp_path: Path) -> Path:
     return run_dir
 
 
-def publish(bus: MemoryBus, folder: Path, events: list[dict[str, Any]]) -> RunOnBus:
+def publish(bus: RedisBus, folder: Path, events: list[dict[str, Any]]) -> RunOnBus:
     run = RunOnBus(bus, run_dir=folder)
     run.ingest(events)
     return run
 
 
-def test_a_run_is_published_in_order_under_its_name(folder: Path) -> None:
-    bus = Recording()
+def test_a_run_is_published_in_order_under_its_name(bus: Recording, folder: Path) -> None:
     run = publish(bus, folder, a_run())
     told = [(one.payload.kind, one.topic, one.sender_id, one.trace_id, one.payload.run_id) for one in bus.sent]  # type: ignore[union-attr]
     kinds = ["run", "epoch", "health", "decision_report", "epoch", "field_report", "run"]
@@ -113,10 +113,9 @@ def test_a_run_is_published_in_order_under_its_name(folder: Path) -> None:
     assert (run.num_logged, run.num_dropped) == (7, 0)
 
 
-def test_what_is_published_says_what_the_journal_says(folder: Path) -> None:
-    bus = Everything()
+def test_what_is_published_says_what_the_journal_says(bus: Recording, folder: Path) -> None:
     publish(bus, folder, a_run())
-    payloads = [one.payload for one in bus.published()]
+    payloads = [one.payload for one in published(bus)]
     (decision,) = (one for one in payloads if isinstance(one, DecisionReport))
     assert (decision.epoch, decision.step, decision.applied, decision.outcome) == (1, 10, True, "germinated")
     assert dataclasses.asdict(decision.decision) == dataclasses.asdict(
@@ -134,8 +133,8 @@ def test_what_is_published_says_what_the_journal_says(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 2, 9])
-def test_nothing_is_left_out_or_sent_twice_however_the_journal_is_read(folder: Path, size: int) -> None:
-    bus, events = Recording(), a_run()
+def test_nothing_is_left_out_or_sent_twice_however_the_journal_is_read(bus: Recording, folder: Path, size: int) -> None:
+    events = a_run()
     for end in range(size, len(events) + size, size):
         publish(bus, folder, events[:end])  # each time anew, from the first line on
     assert len(bus.sent) == 7
@@ -143,8 +142,8 @@ def test_nothing_is_left_out_or_sent_twice_however_the_journal_is_read(folder: P
 
 
 @pytest.mark.parametrize("content", [None, "", "{}", "[1]", '{"done": "x", "latest_unix_s": 1, "dropped": 0}'])
-def test_what_is_sent_twice_after_a_crash_has_the_same_id(folder: Path, content: str | None) -> None:
-    bus, events = Recording(), a_run()
+def test_what_is_sent_twice_after_a_crash_has_the_same_id(bus: Recording, folder: Path, content: str | None) -> None:
+    events = a_run()
     publish(bus, folder, events)
     if content is None:
         (folder / "bus.json").unlink()
@@ -156,8 +155,7 @@ def test_what_is_sent_twice_after_a_crash_has_the_same_id(folder: Path, content:
     assert [one.payload for one in again] == [one.payload for one in first]
 
 
-def test_a_run_that_goes_on_from_an_earlier_checkpoint_sends_what_it_does_anew(folder: Path) -> None:
-    bus = Recording()
+def test_a_run_that_goes_on_from_an_earlier_checkpoint_sends_what_it_does_anew(bus: Recording, folder: Path) -> None:
     kept = [event(started(), at=-9), event(epoch_ended(10), at=-8)]
     publish(bus, folder, [*kept, event(epoch_ended(20), at=-7), event(decided(2, "old"), at=-6)])
     again = [event(started(step=10, resumed_from="step-10"), at=-2), event(decided(2, "new"), at=-1)]
@@ -168,42 +166,46 @@ def test_a_run_that_goes_on_from_an_earlier_checkpoint_sends_what_it_does_anew(f
     assert len({one.event_id for one in bus.sent}) == 7
 
 
-def test_old_telemetry_is_dropped_and_counted_decisions_and_outcomes_are_sent(folder: Path) -> None:
-    bus = Recording()
+def test_old_telemetry_is_dropped_and_counted_decisions_and_outcomes_are_sent(bus: Recording, folder: Path) -> None:
     run = publish(bus, folder, a_run(at=-3600))
     assert [one.payload.kind for one in bus.sent] == ["run", "decision_report", "field_report", "run"]
     assert (run.num_logged, run.num_dropped) == (4, 3)
     assert RunOnBus(bus, run_dir=folder).num_dropped == 3
 
 
-def test_what_could_not_be_sent_is_sent_when_the_bus_is_back(folder: Path) -> None:
+def test_what_could_not_be_sent_is_sent_when_the_bus_is_back(
+    bus: Recording, redis_server: RedisServer, folder: Path
+) -> None:
     events = a_run()
-    with pytest.raises(BusError, match="nobody there"):
-        publish(Away(), folder, events)
-    bus = Recording()
+    redis_server.kill()
+    with pytest.raises(BusError, match="refused"):
+        publish(bus, folder, events)
+    redis_server.start()
     assert publish(bus, folder, events).num_logged == 7
 
 
-def test_a_full_bus_takes_no_telemetry_and_gets_the_decisions_later(folder: Path) -> None:
-    bus = Everything(stream_limit=2)
-    bus.published()  # there are readers
-    events = [event(started()), *[event(epoch_ended(10 * epoch)) for epoch in (1, 2)]]
-    assert publish(bus, folder, events).num_dropped == 0
-    events += [event(epoch_ended(30)), event(decided(3)), event(decided(4)), event(epoch_ended(40))]
-    run = publish(bus, folder, events)
-    assert (run.num_logged, run.num_dropped) == (2, 2)
-    events += [event(decided(5)), event(epoch_ended(50))]
-    for _ in range(2):
-        with pytest.raises(BusFullError):
-            publish(bus, folder, events)
-    decisions = [one.event_id for one in bus.published() if isinstance(one.payload, DecisionReport)]
-    assert publish(bus, folder, events).num_dropped == 2
-    decisions += [one.event_id for one in bus.published() if isinstance(one.payload, DecisionReport)]
-    assert len(set(decisions)) == len(decisions) == 3
+def test_a_full_bus_takes_no_telemetry_and_gets_the_decisions_later(
+    redis_server: RedisServer, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("esper.oona.redis._TRIM_EVERY", 1)
+    with contextlib.closing(redis_server.start("--appendfsync", "no").bus(stream_limit=2)) as bus:
+        published(bus)  # there are readers
+        events = [event(started()), *[event(epoch_ended(10 * epoch)) for epoch in (1, 2)]]
+        assert publish(bus, folder, events).num_dropped == 0
+        events += [event(epoch_ended(30)), event(decided(3)), event(decided(4)), event(epoch_ended(40))]
+        run = publish(bus, folder, events)
+        assert (run.num_logged, run.num_dropped) == (2, 2)
+        events += [event(decided(5)), event(epoch_ended(50))]
+        for _ in range(2):
+            with pytest.raises(BusFullError):
+                publish(bus, folder, events)
+        decisions = [one.event_id for one in published(bus) if isinstance(one.payload, DecisionReport)]
+        assert publish(bus, folder, events).num_dropped == 2
+        decisions += [one.event_id for one in published(bus) if isinstance(one.payload, DecisionReport)]
+        assert len(set(decisions)) == len(decisions) == 3
 
 
-def test_an_event_that_cannot_be_sent_is_dropped_and_the_others_arrive(folder: Path) -> None:
-    bus = Recording()
+def test_an_event_that_cannot_be_sent_is_dropped_and_the_others_arrive(bus: Recording, folder: Path) -> None:
     broken = [
         event(decided(1, "x" * 2**21)),  # too long
         event(scored(1)) | {"signals": [{"site": 1}]},

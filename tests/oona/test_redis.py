@@ -17,9 +17,8 @@ from hypothesis import strategies as st
 
 from esper.contracts.messages import DecisionMade, TopicName
 from esper.errors import BusError, BusFullError
-from esper.oona import Entry, message
-from esper.oona.codec import MAX_BYTES, encode
-from esper.oona.redis import RedisBus
+from esper.oona.codec import MAX_BYTES, encode, message
+from esper.oona.redis import Entry, RedisBus
 from tests.oona.payloads import numbered, said
 from tests.oona.server import PASSWORD, RedisServer
 
@@ -66,7 +65,7 @@ def answer(nonce: str) -> Any:
     ("fields", "reason"),
     [
         ({"m": b"\x80rubbish"}, b"message: "),
-        ({"m": b"x" * (MAX_BYTES + 1)}, b"allowed are 1048576"),
+        ({"m": b"x" * (MAX_BYTES + 1)}, b"exceed the limit of 1048576"),
         ({"other": b"1"}, b"an entry without a message"),
         ({"m": encode(numbered(1)[0]), "more": b"1"}, b"an entry without a message"),
         ({"m": encode(numbered(1)[0]).replace(b'"version":1', b'"version":2')}, b"version: "),
@@ -255,7 +254,7 @@ def test_old_messages_go_when_all_groups_are_done_with_them(
     behind = bus.take(TOPIC, group="behind", consumer="one", count=250)
     bus.acknowledge(TOPIC, group="behind", entries=behind[:200])
     with contextlib.closing(server.bus(stream_limit=100)) as small:
-        with pytest.raises(BusFullError, match="100 messages wait"):
+        with pytest.raises(BusFullError, match="100 unread messages"):
             small.publish(numbered(300))
         assert admin.xlen(KEY) == 100  # from the first that is not acknowledged on
         bus.acknowledge(TOPIC, group="behind", entries=behind[200:])

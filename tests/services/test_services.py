@@ -88,7 +88,7 @@ def test_services_come_up_answer_runs_and_go_down(own: Path, tmp_path: Path):
     assert [one["status"] for one in found.values()] == ["healthy", "healthy", "healthy", "absent"]
     assert found["tamiyo"]["latency_s"] > 0
     again = esper("services", "up", OWN)
-    assert (again.returncode, again.stderr.partition(" run already")[0][:22]) == (2, "error: services named ")
+    assert (again.returncode, again.stderr.partition(" already run")[0][:22]) == (2, "error: services named ")
 
     fit(*TINY, "morphogenetic.tamiyo=shared", run_dir="run")
     decisions = [one for one in read(Path("run/journal.jsonl")) if one["kind"] == "decision"]
@@ -173,7 +173,7 @@ def test_a_folder_that_others_may_enter_is_refused(own: Path):
     own.mkdir(mode=0o755)
     done = esper("services", "up", OWN)  # refuses before it serves
     assert done.returncode == 2
-    assert "must be a folder of yours that nobody else may enter" in done.stderr
+    assert "must be a directory that you own" in done.stderr
 
 
 def test_the_health_of_a_training_tells_of_the_services_and_none_of_them_stops_it(own: Path, tmp_path: Path):

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from multiprocessing.process import BaseProcess
 
 from esper.configs import RedisConfig
-from esper.oona import Bus
 from esper.oona.redis import RedisBus
 from esper.tamiyo.service import TamiyoService
 
@@ -18,7 +17,7 @@ __all__ = ["process", "served"]
 
 
 @contextlib.contextmanager
-def served(bus: Bus, *, policy_path: str | None = None) -> Iterator[TamiyoService]:
+def served(bus: RedisBus, *, policy_path: str | None = None) -> Iterator[TamiyoService]:
     """Serve from a thread."""
     stop, service = threading.Event(), TamiyoService(bus, name="tamiyo-1", policy_path=policy_path)
     thread = threading.Thread(target=service.run, args=(stop,))

@@ -11,11 +11,13 @@ import pytest
 
 from esper.configs import DatabaseConfig
 from esper.contracts.messages import BlueprintSubmitted, KernelReady, TopicName
-from esper.oona import MemoryBus, message
+from esper.oona.codec import message
+from esper.oona.redis import RedisBus
 from esper.tezzeret.characterise import Forge, Limits
 from esper.tezzeret.service import TezzeretService
 from esper.urza.records import KernelRecord
 from esper.urza.store import Store
+from tests.oona.server import RedisServer
 from tests.urza.definitions import text
 
 BAD = (str(Path(__file__).with_name("bad_worker.py")),)
@@ -23,11 +25,11 @@ SHAPE = (8, 4, 4)
 
 
 class Running:
-    """The service in a thread, on a bus in memory."""
+    """The service in a thread."""
 
-    def __init__(self, outputs_dir: Path) -> None:
+    def __init__(self, bus: RedisBus, outputs_dir: Path) -> None:
         self.outputs_dir = outputs_dir
-        self.bus = MemoryBus()
+        self.bus = bus
         self.stop = threading.Event()
         self.service = TezzeretService(
             self.bus,
@@ -62,8 +64,8 @@ class Running:
 
 
 @pytest.fixture
-def service(tmp_path: Path) -> Iterator[Running]:
-    running = Running(tmp_path)
+def service(bus: RedisBus, tmp_path: Path) -> Iterator[Running]:
+    running = Running(bus, tmp_path)
     yield running
     running.stop.set()
     running.thread.join(10)
@@ -82,15 +84,15 @@ def test_what_is_submitted_is_characterised_announced_and_then_done(service: Run
     assert kernels[0].blueprint_id.startswith("wide_depthwise@")
 
 
-def test_what_cannot_be_used_or_crashes_does_not_end_the_service(service: Running):
+def test_what_cannot_be_used_or_crashes_does_not_end_the_service(service: Running, redis_server: RedisServer):
     wanted = {"unknown": None, "evil": '{"schema": 1, "code": "import os"}', "crash": text("crash"), "conv1x1": None}
     for name, definition in wanted.items():
         service.submit(name, definition)
     service.wait_until_done(4)
     assert [kernel.status for kernel in service.kernels()] == ["crashed", "ready"]
-    reasons = [reason for _, reason in service.bus.dead_letters]
+    reasons = [letter[b"reason"] for letter in redis_server.dead_letters()]
     assert len(reasons) == 2
-    assert "unknown" in reasons[0]
+    assert b"unknown" in reasons[0]
 
 
 def test_a_stop_ends_it_soon_and_what_is_under_way_is_not_done(service: Running):
