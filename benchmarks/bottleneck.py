@@ -100,7 +100,7 @@ class Trunk:
         for number in range(first, last):
             epoch, index = divmod(number, self.loader.num_batches)
             rate = learning_rate(_RECIPE, number, total_steps=self.total_steps, steps_per_epoch=self.loader.num_batches)
-            optim.set_learning_rates(optimizer, rate, step=number, newborn_warmup_steps=_WARMUP_STEPS)
+            optim.set_learning_rates(optimizer, rate, step=number)
             step(epoch=epoch, index=index, step=number)
 
     def measure(self, model: MorphableModel) -> dict[str, float]:
@@ -144,10 +144,10 @@ def _grow(
         born_step=born_step,
     )
     change = surgery.germinate(model, graft, images=images, epoch=0)
-    optim.adopt(optimizer, _RECIPE, change.added, born_step=born_step)
+    optim.add_parameters(optimizer, _RECIPE, change.added, born_step=born_step, warmup_steps=_WARMUP_STEPS)
     for group in optimizer.param_groups:
         if group["born_step"] == born_step:
-            group["rate"] = growth.rate
+            group["lr_factor"] = growth.rate
     slot = model.slot(growth.site)
     surgery.begin_blending(slot, step=0, epoch=0)
     surgery.set_alpha(slot, step=0, blending_steps=0)

@@ -13,6 +13,7 @@ from esper.configs import DatasetConfig, ModelConfig, MorphogeneticConfig, Optim
 from esper.configs.tracking import TrackingConfig
 from esper.contracts.events import Event
 from esper.costs import training_macs
+from esper.tolaria.optim import set_learning_rates
 from esper.tolaria.ranks import Ranks
 from esper.tolaria.run import Run, open_run
 from esper.tolaria.state import TrainingState
@@ -74,7 +75,7 @@ def train_steps(run: Run, num_steps: int) -> None:
     """The inside of the trainer's epochs; at the end of one nothing happens but that the next begins."""
     state = run.state
     for _ in range(num_steps):
-        run.set_learning_rates()
+        set_learning_rates(run.optimizer, run.schedule(run.state.global_step), step=run.state.global_step)
         run.life.before_step()
         run.step(epoch=state.epoch, index=state.step, step=state.global_step)
         state.step += 1

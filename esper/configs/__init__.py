@@ -13,7 +13,7 @@ from esper.configs.morphogenetic import MorphogeneticConfig
 from esper.configs.optimization import OptimizationConfig
 from esper.configs.redis import RedisConfig
 from esper.configs.storage import StorageConfig
-from esper.configs.tolaria import TolariaConfig
+from esper.configs.tolaria import TolariaConfig, derive_seed
 from esper.configs.tracking import TrackingConfig
 
 __all__ = [
@@ -29,5 +29,6 @@ __all__ = [
     "StorageConfig",
     "TolariaConfig",
     "TrackingConfig",
+    "derive_seed",
     "load_config",
 ]

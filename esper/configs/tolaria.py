@@ -17,7 +17,12 @@ from esper.configs.schema import setting
 from esper.configs.storage import StorageConfig
 from esper.configs.tracking import TrackingConfig
 
-__all__ = ["TolariaConfig"]
+__all__ = ["TolariaConfig", "derive_seed"]
+
+
+def derive_seed(rng_seed: int, number: int) -> int:
+    """Random seed of one of many things of a run: an epoch's shuffle order, a new kernel's weights, a rank's draws."""
+    return rng_seed * 1_000_003 + number
 
 
 @dataclass(kw_only=True)

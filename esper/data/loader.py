@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from esper.configs import DatasetConfig
+from esper.configs import DatasetConfig, derive_seed
 from esper.data.augment import augment
 from esper.data.images import ImageSet
 
@@ -44,7 +44,7 @@ class Loader(Protocol):
 
 def epoch_order(num_images: int, *, epoch: int, rng_seed: int) -> Tensor:
     """Shuffle order of the training images in an epoch: int64 (N,), on the CPU."""
-    generator = torch.Generator().manual_seed(rng_seed * 1_000_003 + epoch)
+    generator = torch.Generator().manual_seed(derive_seed(rng_seed, epoch))
     return torch.randperm(num_images, generator=generator)
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from esper.contracts.decisions import AdaptationDecision
 from esper.errors import SurgeryError
 from esper.tolaria.finite import require_finite
+from esper.tolaria.optim import set_learning_rates
 from esper.tolaria.run import Run
 
 __all__ = ["Rehearsal", "rehearse"]
@@ -57,7 +58,7 @@ def rehearse(run: Run) -> Rehearsal:
     num_steps = min(_MAX_STEPS, run.total_steps)
     while len(seconds) < 2 or run.ranks.first(lambda: len(seconds) < num_steps and sum(seconds) < _MAX_SECONDS):
         index, started = len(seconds), time.perf_counter()
-        run.set_learning_rates()
+        set_learning_rates(run.optimizer, run.schedule(index), step=index)
         run.life.before_step()
         run.step(epoch=0, index=index % run.steps_per_epoch, step=index)
         run.state.global_step += 1

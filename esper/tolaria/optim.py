@@ -1,8 +1,8 @@
-"""The optimizer, keyed by parameter name, and how it follows growth.
+"""The optimizer, keyed by parameter name; growth adds and removes parameters.
 
-State is made as zeros when a parameter is adopted: a resumed run has the same tensors as one that never stopped, and
-fused implementations never meet a group in which some state is missing. A newborn's parameters get groups of their
-own; the host's momentum stays where it is.
+State is created as zeros when a parameter is added: a resumed run has the same tensors as an uninterrupted one, and
+fused implementations never see a group with missing state. A newborn's parameters get groups of their own, so the
+host's momentum is kept.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from torch.optim import SGD, AdamW, Optimizer
 
 from esper.configs import OptimizationConfig
 from esper.errors import CheckpointError, SurgeryError
-from esper.tolaria.schedule import newborn_factor
+from esper.tolaria.schedule import newborn_warmup
 
 __all__ = [
-    "adopt",
+    "add_parameters",
     "build_optimizer",
     "check_membership",
     "load_state_tensors",
-    "release",
+    "remove_parameters",
     "set_learning_rates",
     "state_tensors",
 ]
@@ -32,10 +32,10 @@ NamedParameters = Iterable[tuple[str, nn.Parameter]]
 
 
 def build_optimizer(config: OptimizationConfig, parameters: NamedParameters) -> Optimizer:
-    """Make the optimizer for the host's parameters; fused where they are on CUDA."""
+    """Build the optimizer of the host's parameters; fused if they are on CUDA."""
     named = list(parameters)
     fused = named[0][1].is_cuda
-    groups = _groups(config, named, born_step=None)
+    groups = _groups(config, named)
     optimizer: Optimizer
     if config.optimizer == "sgd":
         nesterov = config.nesterov and config.momentum > 0
@@ -47,41 +47,44 @@ def build_optimizer(config: OptimizationConfig, parameters: NamedParameters) -> 
     return optimizer
 
 
-def adopt(
+def add_parameters(
     optimizer: Optimizer,
     config: OptimizationConfig,
     parameters: NamedParameters,
     *,
     born_step: int,
+    warmup_steps: int = 0,
     output_scale: nn.Parameter | None = None,
-    output_scale_rate: float = 1.0,
+    output_scale_lr_factor: float = 1.0,
     decayed: bool = True,
 ) -> None:
     """Add newborn parameters in groups of their own, with zero state.
 
     Args:
-        optimizer: what follows.
+        optimizer: where to add them.
         config: the host's weight decay.
         parameters: the newborn's, by name.
         born_step: optimizer step before which they were attached.
-        output_scale: the one of them that scales the newborn's output.
-        output_scale_rate: factor on the learning rate of it.
-        decayed: whether its weights decay like the host's.
+        warmup_steps: length of their own learning rate warm-up.
+        output_scale: the parameter among them that scales the newborn's output.
+        output_scale_lr_factor: factor on its learning rate.
+        decayed: whether weight decay applies to them as to the host's.
     """
     named = list(parameters)
-    own_rate = output_scale is not None and output_scale_rate != 1.0
-    scales = [item for item in named if own_rate and item[1] is output_scale]
-    rest = [item for item in named if not (own_rate and item[1] is output_scale)]
-    for rate, members in ((1.0, rest), (output_scale_rate, scales)):
-        for group in _groups(config, members, born_step=born_step):
+    is_apart = output_scale is not None and output_scale_lr_factor != 1.0
+    scales = [item for item in named if is_apart and item[1] is output_scale]
+    rest = [item for item in named if not (is_apart and item[1] is output_scale)]
+    for lr_factor, members in ((1.0, rest), (output_scale_lr_factor, scales)):
+        for group in _groups(config, members):
             if not decayed:
                 group["weight_decay"] = 0.0
-            optimizer.add_param_group(group | {"rate": rate})
+            group |= {"born_step": born_step, "warmup_steps": warmup_steps, "lr_factor": lr_factor}
+            optimizer.add_param_group(group)
             _make_state(optimizer, optimizer.param_groups[-1])
 
 
-def release(optimizer: Optimizer, parameters: NamedParameters) -> None:
-    """Forget parameters that left the model; all others keep their state and order."""
+def remove_parameters(optimizer: Optimizer, parameters: NamedParameters) -> None:
+    """Remove parameters that have left the model; all others keep their state and order."""
     gone = {id(parameter) for _, parameter in parameters}
     for group in optimizer.param_groups:
         kept = [i for i, p in enumerate(group["params"]) if id(p) not in gone]
@@ -93,11 +96,11 @@ def release(optimizer: Optimizer, parameters: NamedParameters) -> None:
     optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
 
 
-def set_learning_rates(optimizer: Optimizer, rate: float, *, step: int, newborn_warmup_steps: int) -> None:
-    """Give every group its learning rate for a step: the host's, times the group's own factor and warm-up."""
+def set_learning_rates(optimizer: Optimizer, learning_rate: float, *, step: int) -> None:
+    """Set every group's learning rate for a step: the host's, times the group's own warm-up and factor."""
     for group in optimizer.param_groups:
-        newborn = newborn_factor(step=step, born_step=group["born_step"], warmup_steps=newborn_warmup_steps)
-        value = rate * newborn * group["rate"]
+        warmup = newborn_warmup(step=step, born_step=group["born_step"], warmup_steps=group["warmup_steps"])
+        value = learning_rate * warmup * group["lr_factor"]
         if not isinstance(group["lr"], Tensor):
             group["lr"] = value
         elif value != group["lr_on_device"]:  # a captured step reads it from the device
@@ -106,10 +109,10 @@ def set_learning_rates(optimizer: Optimizer, rate: float, *, step: int, newborn_
 
 
 def check_membership(optimizer: Optimizer, model: nn.Module) -> None:
-    """Make sure that every parameter of the model is in exactly one group, and nothing else is.
+    """Check that the groups hold every parameter of the model exactly once, and no other.
 
     Raises:
-        SurgeryError: one is missing, doubled or foreign; such a parameter would silently never train.
+        SurgeryError: they do not; a parameter in no group would silently never be trained.
     """
     held = [id(p) for group in optimizer.param_groups for p in group["params"]]
     wanted = {id(p): name for name, p in model.named_parameters()}
@@ -148,11 +151,9 @@ def _difference(mine: Iterable[str], theirs: Iterable[str]) -> str:
     )
 
 
-def _groups(
-    config: OptimizationConfig, named: list[tuple[str, nn.Parameter]], *, born_step: int | None
-) -> list[dict[str, Any]]:
-    # Norms, biases and gains are vectors; decaying them does harm (arXiv:1812.01187).
+def _groups(config: OptimizationConfig, named: list[tuple[str, nn.Parameter]]) -> list[dict[str, Any]]:
     groups = []
+    # Norms, biases and gains are vectors; decaying them does harm (arXiv:1812.01187).
     for decay, chosen in (
         (config.weight_decay, [item for item in named if item[1].dim() > 1]),
         (0.0, [item for item in named if item[1].dim() <= 1]),
@@ -164,8 +165,9 @@ def _groups(
                     "params": list(parameters),
                     "names": list(names),
                     "weight_decay": decay,
-                    "born_step": born_step,
-                    "rate": 1.0,
+                    "born_step": None,
+                    "warmup_steps": 0,
+                    "lr_factor": 1.0,
                 }
             )
     return groups

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from esper import urza
 from esper.build import Parts, parts
-from esper.configs import TolariaConfig
+from esper.configs import TolariaConfig, derive_seed
 from esper.configs.identity import checkpoints_folder, digest, outputs_folder, run_id, run_name
 from esper.contracts.events import Event, Notice
 from esper.costs import Cost, count
@@ -55,6 +55,7 @@ class Run:
     """What a training works with; `close` releases it.
 
     Attributes:
+        schedule: the host's learning rate by optimizer step.
         host_cost: parameters and MACs of the host before it grew.
         last_read: epoch sums at the last log line, on the device.
         ranks: the processes that train it. Only the first one writes in the run folder, keeps checkpoints and reports
@@ -70,6 +71,7 @@ class Run:
     parts: Parts
     model: MorphableModel
     optimizer: Optimizer
+    schedule: Callable[[int], float]
     step: TrainStep
     saver: Saver
     growth: Growth
@@ -91,14 +93,6 @@ class Run:
         """Optimizer steps of the whole training."""
         return self.steps_per_epoch * self.config.optimization.max_epochs
 
-    def learning_rate(self, step: int) -> float:
-        """The host's learning rate at a step."""
-        return self.growth.learning_rate(step)
-
-    def set_learning_rates(self) -> None:
-        """Give every parameter group its learning rate for the coming step."""
-        self.growth.set_learning_rates(self.state.global_step)
-
     def begin_together(self) -> None:
         """Let all processes begin with the first one's weights, each with random numbers of its own.
 
@@ -118,7 +112,7 @@ class Run:
         ranks.require_same("the run", found)
         ranks.copy_first([*self.model.parameters(), *self.model.buffers()])
         if not ranks.is_first:
-            torch.manual_seed(config.rng_seed + 1_000_003 * (ranks.rank + ranks.size * self.state.global_step))
+            torch.manual_seed(derive_seed(ranks.rank + ranks.size * self.state.global_step, config.rng_seed))
 
     def measure(self, split: ImageSet | FileSet) -> tuple[float, float]:
         """Mean loss in nats and accuracy in [0, 1] of a split; each process takes a part of it.
@@ -228,16 +222,17 @@ def open_run(
             rng_seed=config.rng_seed,
             host_cost=host_cost,
         )
+        schedule = functools.partial(
+            learning_rate,
+            config.optimization,
+            total_steps=built.loader.num_batches * config.optimization.max_epochs,
+            steps_per_epoch=built.loader.num_batches,
+        )
         growth = Growth(
             config=config.morphogenetic,
             life=life,
             tamiyo=built.tamiyo,
-            learning_rate=functools.partial(
-                learning_rate,
-                config.optimization,
-                total_steps=built.loader.num_batches * config.optimization.max_epochs,
-                steps_per_epoch=built.loader.num_batches,
-            ),
+            schedule=schedule,
             total_epochs=config.optimization.max_epochs,
         )
         saver = Saver(
@@ -255,6 +250,7 @@ def open_run(
             parts=built,
             model=model,
             optimizer=optimizer,
+            schedule=schedule,
             step=step,
             saver=saver,
             growth=growth,

@@ -1,4 +1,4 @@
-"""The learning rate as a pure function of the step.
+"""The learning rate as a pure function of the step: the host's, and the warm-up of newborn parameters.
 
 PyTorch's schedulers keep state per parameter group and break when a group is added (pytorch#53712); a function of
 (step, step of the group's birth) has nothing to break or to save.
@@ -10,14 +10,14 @@ import math
 
 from esper.configs import OptimizationConfig
 
-__all__ = ["learning_rate", "newborn_factor"]
+__all__ = ["learning_rate", "newborn_warmup"]
 
 
 def learning_rate(config: OptimizationConfig, step: int, *, total_steps: int, steps_per_epoch: int) -> float:
-    """Learning rate of one optimizer step.
+    """The host's learning rate at an optimizer step.
 
     Args:
-        config: peak rate, shape, warm-up.
+        config: peak learning rate, scheduler, warm-up.
         step: steps done before this one, from 0.
         total_steps: steps of the whole training.
         steps_per_epoch: steps in an epoch, the unit of the warm-up.
@@ -36,10 +36,10 @@ def learning_rate(config: OptimizationConfig, step: int, *, total_steps: int, st
     return config.learning_rate
 
 
-def newborn_factor(*, step: int, born_step: int | None, warmup_steps: int) -> float:
-    """Factor on the learning rate of parameters born in mid-training: a linear warm-up of their own.
+def newborn_warmup(*, step: int, born_step: int | None, warmup_steps: int) -> float:
+    """Factor on the learning rate of parameters added during training: a linear warm-up of their own.
 
-    The host's parameters have no `born_step`, and what was there from step 0 on is no newborn: their factor is 1.
+    It is 1 for the host's parameters (`born_step` None) and for modules that were there from step 0.
     """
     if not born_step or warmup_steps == 0:
         return 1.0

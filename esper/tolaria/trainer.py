@@ -38,6 +38,7 @@ from esper.tolaria.checkpoints.resume import restore, resume, snapshot
 from esper.tolaria.dry_run import Rehearsal, rehearse
 from esper.tolaria.finite import require_finite
 from esper.tolaria.library import record_outcomes, write_declared
+from esper.tolaria.optim import set_learning_rates
 from esper.tolaria.ranks import joined
 from esper.tolaria.result import result
 from esper.tolaria.run import Run, capture_obstacle, open_run
@@ -249,7 +250,7 @@ class TolariaTrainer:
         log = StepLog(run)
         with self._profiler() as profiled:
             while state.step < run.steps_per_epoch and not self._is_to_stop():
-                run.set_learning_rates()
+                set_learning_rates(run.optimizer, run.schedule(state.global_step), step=state.global_step)
                 run.life.before_step()
                 run.step(epoch=state.epoch, index=state.step, step=state.global_step)
                 state.step += 1
@@ -278,7 +279,7 @@ class TolariaTrainer:
         self._finish_saving()  # of the last epoch
         train = self._trained or require_finite(run)
         val_loss, val_accuracy = self._validated or self._validate()
-        rate = run.learning_rate(state.global_step - 1)
+        rate = run.schedule(state.global_step - 1)
         if self._note_best(val_loss, val_accuracy) and saving.save_best:
             self._start_saving(is_best=True)  # before growth: the network that was validated
         metrics = TrainingMetrics(

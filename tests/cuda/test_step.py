@@ -15,6 +15,7 @@ from torch import Tensor
 from esper.configs import DatasetConfig, TolariaConfig
 from esper.contracts.decisions import Action, AdaptationDecision
 from esper.tolaria import TolariaTrainer
+from esper.tolaria.optim import set_learning_rates
 from tests.conftest import tiny_config, use
 from tests.data.photos import write_photos
 from tests.tolaria.checkpoints.test_resume import assert_same, train
@@ -47,7 +48,7 @@ def do_steps(trainer: TolariaTrainer, num_steps: int) -> list[float]:
     run, sums = trainer.run, []
     for _ in range(num_steps):
         epoch, index = divmod(run.state.global_step, run.steps_per_epoch)
-        run.set_learning_rates()
+        set_learning_rates(run.optimizer, run.schedule(run.state.global_step), step=run.state.global_step)
         run.life.before_step()
         run.step(epoch=epoch, index=index, step=run.state.global_step)
         run.state.global_step += 1
@@ -106,7 +107,7 @@ def test_steps_never_wait_for_the_device(captured: bool, dtype: str, run_dir: Pa
         do_steps(trainer, run.steps_per_epoch + 1)  # an epoch begins with a copy of its order
         torch.cuda.set_sync_debug_mode("error")
         for index in range(1, run.steps_per_epoch):
-            run.set_learning_rates()
+            set_learning_rates(run.optimizer, run.schedule(run.state.global_step), step=run.state.global_step)
             run.life.before_step()
             run.step(epoch=1, index=index, step=run.state.global_step)
             run.state.global_step += 1

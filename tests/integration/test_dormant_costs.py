@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from esper.contracts.decisions import AdaptationDecision
 from esper.tolaria import TolariaTrainer
+from esper.tolaria.optim import set_learning_rates
 from esper.tolaria.run import Run
 from tests.conftest import tiny_config, use
 
@@ -62,7 +63,7 @@ class NoReadingMethods(TorchFunctionMode):
 
 def step(run: Run) -> None:
     """One step as the trainer does it, and nothing at an epoch's end."""
-    run.set_learning_rates()
+    set_learning_rates(run.optimizer, run.schedule(run.state.global_step), step=run.state.global_step)
     run.life.before_step()
     run.step(epoch=0, index=run.state.step, step=run.state.global_step)
     run.state.step += 1

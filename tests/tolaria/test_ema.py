@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from esper.contracts.decisions import Action, AdaptationDecision
 from esper.tolaria import TolariaTrainer
 from esper.tolaria.ema import WeightAverage
+from esper.tolaria.optim import set_learning_rates
 from tests.conftest import tiny_config, use
 from tests.tolaria.checkpoints.test_resume import assert_same, train
 
@@ -55,7 +56,7 @@ def test_the_average_of_a_newborn_is_over_its_own_life(run_dir: Path) -> None:
         run, state = trainer.run, trainer.run.state
         assert run.step.average is not None
         run.life.before_step()
-        run.set_learning_rates()
+        set_learning_rates(run.optimizer, run.schedule(run.state.global_step), step=run.state.global_step)
         run.step(epoch=1, index=0, step=state.global_step)
         newborn = [name for name, _ in run.model.graft_parameters(run.model.recipe[0])]
         now = {name: run.model.state_dict()[name].clone() for name in newborn}

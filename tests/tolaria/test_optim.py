@@ -8,7 +8,14 @@ from torch import nn
 
 from esper.configs import OptimizationConfig
 from esper.errors import CheckpointError, SurgeryError
-from esper.tolaria.optim import adopt, build_optimizer, check_membership, load_state_tensors, release, state_tensors
+from esper.tolaria.optim import (
+    add_parameters,
+    build_optimizer,
+    check_membership,
+    load_state_tensors,
+    remove_parameters,
+    state_tensors,
+)
 
 
 def host() -> nn.Module:
@@ -33,7 +40,7 @@ def test_momentum_of_the_host_survives_adoption_and_release(name: str) -> None:
     before = {key: value.clone() for key, value in state_tensors(optimizer).items()}
     newborn = nn.Conv2d(4, 4, 1)
     named = [(f"new.{key}", p) for key, p in newborn.named_parameters()]
-    adopt(optimizer, config, named, born_step=3)
+    add_parameters(optimizer, config, named, born_step=3)
     model.add_module("new", newborn)
     check_membership(optimizer, model)
     after = state_tensors(optimizer)
@@ -41,7 +48,7 @@ def test_momentum_of_the_host_survives_adoption_and_release(name: str) -> None:
     assert all(not value.any() for key, value in after.items() if key.startswith("new."))
     train(model, optimizer, 1)
     del model.new
-    release(optimizer, named)
+    remove_parameters(optimizer, named)
     check_membership(optimizer, model)
     assert state_tensors(optimizer).keys() == before.keys()
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from esper.configs import OptimizationConfig
-from esper.tolaria.schedule import learning_rate, newborn_factor
+from esper.tolaria.schedule import learning_rate, newborn_warmup
 
 
 def rates(scheduler: str, **changes: float) -> list[float]:
@@ -31,6 +31,6 @@ def test_wsd_is_constant_until_the_decay() -> None:
 
 
 def test_newborns_warm_up_from_their_own_birth() -> None:
-    assert [newborn_factor(step=s, born_step=10, warmup_steps=4) for s in (10, 11, 13, 20)] == [0.25, 0.5, 1.0, 1.0]
-    assert newborn_factor(step=0, born_step=None, warmup_steps=4) == 1.0
-    assert newborn_factor(step=10, born_step=10, warmup_steps=0) == 1.0
+    assert [newborn_warmup(step=s, born_step=10, warmup_steps=4) for s in (10, 11, 13, 20)] == [0.25, 0.5, 1.0, 1.0]
+    assert newborn_warmup(step=0, born_step=None, warmup_steps=4) == 1.0
+    assert newborn_warmup(step=10, born_step=10, warmup_steps=0) == 1.0

@@ -21,13 +21,13 @@ from esper.errors import BusError, EsperError, RankError, SurgeryError
 from esper.kasmina import SeedSlot, surgery
 from esper.kasmina.scores import scoring_macs
 from esper.tamiyo import TamiyoClient
-from esper.tolaria import optim
 from esper.tolaria.evaluate import evaluate, lowest
 from esper.tolaria.fingerprint import fingerprint
 from esper.tolaria.growth.forks import rewound
 from esper.tolaria.growth.lifecycle import Lifecycle
 from esper.tolaria.growth.signals import measure_signals
 from esper.tolaria.growth.targets import first_blueprint, resolve
+from esper.tolaria.optim import set_learning_rates
 from esper.tracking.recipe import read_recipe
 
 __all__ = ["Growth"]
@@ -40,7 +40,7 @@ class Growth:
         config: when and how to grow.
         life: the seeds of the network.
         tamiyo: who decides.
-        learning_rate: the host's learning rate at a step.
+        schedule: the host's learning rate by step; forks train with it.
         total_epochs: epochs of the whole training.
     """
 
@@ -50,13 +50,13 @@ class Growth:
         config: MorphogeneticConfig,
         life: Lifecycle,
         tamiyo: TamiyoClient,
-        learning_rate: Callable[[int], float],
+        schedule: Callable[[int], float],
         total_epochs: int,
     ) -> None:
         self.config = config
         self.life = life
         self.tamiyo = tamiyo
-        self.learning_rate = learning_rate
+        self.schedule = schedule
         self.total_epochs = total_epochs
 
     @property
@@ -80,15 +80,6 @@ class Growth:
         """
         if self.config.policy == "replay":
             self.life.rebuild(read_recipe(Path(self.config.recipe_path or "")))
-
-    def set_learning_rates(self, step: int, *, factor: float = 1.0) -> None:
-        """Give every parameter group its learning rate for a step, times a factor."""
-        optim.set_learning_rates(
-            self.life.optimizer,
-            self.learning_rate(step) * factor,
-            step=step,
-            newborn_warmup_steps=self.config.newborn_warmup_steps,
-        )
 
     def end_of_epoch(self, *, is_last: bool) -> None:
         """Judge what is due, then consult Tamiyo."""
@@ -243,7 +234,8 @@ class Growth:
                 surgery.begin_blending(slot, step=born, epoch=epoch)
                 surgery.set_alpha(slot, step=born, blending_steps=0)
                 for i in range(num_steps):
-                    self.set_learning_rates(born + i, factor=1.0 - i / num_steps)
+                    learning_rate = self.schedule(born + i) * (1.0 - i / num_steps)
+                    set_learning_rates(self.life.optimizer, learning_rate, step=born + i)
                     ahead, index = divmod(i, self.life.step.loader.num_batches)
                     self.life.step(epoch=epoch + ahead, index=index, step=born + i)
                 loss, _ = self.life.step.ranks.first(lambda: evaluate(self.life.model, self.life.data.controller()))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from esper import urza
-from esper.configs import MorphogeneticConfig, OptimizationConfig
+from esper.configs import MorphogeneticConfig, OptimizationConfig, derive_seed
 from esper.contracts.lifecycle import SeedLifecycleState
 from esper.contracts.recipe import Graft
 from esper.costs import Cost, count, training_macs
@@ -322,7 +322,7 @@ class Lifecycle:
         self._changed(slot, graft, _S.HOLDING, _S.FOSSILIZED, reason=reason)
 
     def _init_seed(self, number: int) -> int:
-        return self.rng_seed * 1_000_003 + number
+        return derive_seed(self.rng_seed, number)
 
     def adopt(self, graft: Graft) -> None:
         """Let optimizer and cost follow a kernel that was attached."""
@@ -330,13 +330,14 @@ class Lifecycle:
         kernel = self.model.slot(graft.site).kernel(graft)
         # Drawn from the same seed everywhere; processors may still differ in the last bit.
         self.step.ranks.copy_first([*kernel.parameters(), *kernel.buffers()])
-        optim.adopt(
+        optim.add_parameters(
             self.optimizer,
             self.optimization,
             self.model.graft_parameters(graft),
             born_step=graft.born_step,
+            warmup_steps=self.config.newborn_warmup_steps,
             output_scale=kernel.output_scale,
-            output_scale_rate=1.0 if is_old else self.config.insertion_gain_rate,
+            output_scale_lr_factor=1.0 if is_old else self.config.insertion_gain_rate,
             decayed=is_old or self.config.newborn_weight_decay,
         )
         self.step.adopt(kernel, step=self.state.global_step)
@@ -344,7 +345,7 @@ class Lifecycle:
         self.state.peak_parameters = max(self.state.peak_parameters, self.cost.num_parameters)
 
     def _release(self, graft: Graft, parameters: list[tuple[str, nn.Parameter]]) -> None:
-        optim.release(self.optimizer, parameters)
+        optim.remove_parameters(self.optimizer, parameters)
         self.step.follow(step=self.state.global_step)
         self.cost -= self._kernel_costs.pop(graft.graft_id, Cost(num_parameters=0, num_macs=0))
 

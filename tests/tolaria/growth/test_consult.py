@@ -16,6 +16,7 @@ from esper.errors import ConfigError
 from esper.tolaria import TolariaTrainer
 from esper.tolaria.checkpoints.resume import snapshot
 from esper.tolaria.evaluate import lowest
+from esper.tolaria.optim import set_learning_rates
 from esper.tracking.recipe import write_recipe
 from tests.conftest import tiny_config, use
 
@@ -115,7 +116,8 @@ def test_a_recorded_network_is_trained_from_scratch_like_a_host(run_dir: Path, t
     )
 
     async def replay(trainer: TolariaTrainer) -> None:
-        trainer.run.set_learning_rates()
+        run = trainer.run
+        set_learning_rates(run.optimizer, run.schedule(run.state.global_step), step=run.state.global_step)
         assert len({group["lr"] for group in trainer.run.optimizer.param_groups}) == 1
         decays = [group["weight_decay"] for group in trainer.run.optimizer.param_groups]
         assert decays[2:] == decays[:2]  # weights and vectors, of what was rebuilt as of the host
@@ -148,7 +150,7 @@ def test_a_newborn_may_have_a_rate_and_a_decay_of_its_own(run_dir: Path, setting
     async def groups(trainer: TolariaTrainer) -> list[dict[str, Any]]:
         await trainer.train_epoch()
         await trainer.handle_end_of_epoch()
-        trainer.run.growth.set_learning_rates(8)
+        set_learning_rates(trainer.run.optimizer, trainer.run.schedule(8), step=8)
         return [group for group in trainer.run.optimizer.param_groups if group["born_step"] is not None]
 
     newborn = use(tiny_config(**{f"morphogenetic__{setting}": value}), run_dir, groups)

@@ -15,6 +15,7 @@ from esper.models.resnet_small import SmallResNet
 from esper.tolaria import TolariaTrainer
 from esper.tolaria.evaluate import evaluate
 from esper.tolaria.growth.incubation import ALPHAS, incubate, try_alphas
+from esper.tolaria.optim import set_learning_rates
 from tests.conftest import tiny_config, use
 
 IMAGES, LABELS = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(16) % 4
@@ -94,7 +95,8 @@ def test_a_run_with_incubation_enters_at_the_best_alpha_and_says_so(run_dir: Pat
     async def host_weights(trainer: TolariaTrainer) -> dict[str, Tensor]:
         await trainer.train_epoch()
         await trainer.handle_end_of_epoch()
-        trainer.run.set_learning_rates()
+        run = trainer.run
+        set_learning_rates(run.optimizer, run.schedule(run.state.global_step), step=run.state.global_step)
         for _ in range(3):  # the steps of the incubation
             trainer.run.life.before_step()
             trainer.run.step(epoch=1, index=trainer.run.state.step, step=trainer.run.state.global_step)
