@@ -141,13 +141,7 @@ def _decisions(run: Run) -> Iterator[AdaptationDecision]:
     fitting: dict[str, deque[str]] = {}
     for slot in run.model.all_slots():
         site, config = slot.site, run.config.morphogenetic
-        blueprints = urza.fitting(
-            site.kind,
-            site.in_shape,
-            site.out_shape,
-            categories=config.blueprint_categories,
-            max_complexity=config.max_blueprint_complexity,
-        )
+        blueprints = urza.allowed(config, site.kind, site.in_shape, site.out_shape)
         allowed = {blueprint.blueprint_id for blueprint in blueprints}
         turn = fitting.setdefault(site.kind, deque(blueprint.blueprint_id for blueprint in blueprints))
         turn.extend(sorted(allowed - set(turn)))

@@ -211,15 +211,7 @@ def _wrap_for_replay(config: TolariaConfig, host: nn.Module, *, input_shape: tup
 def _require_blueprints(config: MorphogeneticConfig, model: MorphableModel) -> None:
     """Refuse settings under which nothing can ever grow, instead of training as if nothing had stood out."""
     for site in (slot.site for slot in model.all_slots()):
-        if urza.fitting(
-            site.kind,
-            site.in_shape,
-            site.out_shape,
-            categories=config.blueprint_categories,
-            max_complexity=config.max_blueprint_complexity,
-            only=config.blueprint,
-            library=config.library,
-        ):
+        if urza.allowed(config, site.kind, site.in_shape, site.out_shape):
             return
     raise ConfigError(
         "morphogenetic: no allowed blueprint fits any site; allow more by blueprint, blueprint_categories, "

@@ -14,7 +14,7 @@ def test_a_backward_pass_costs_two_forward_passes() -> None:
 
 
 def test_costs_are_those_counted_by_hand() -> None:
-    kernel = tezzeret.forge("basic_block", init_seed=0, output_scale=0.5, **SHAPES)  # type: ignore[arg-type]
+    kernel = tezzeret.build_kernel("basic_block", init_seed=0, output_scale=0.5, **SHAPES)  # type: ignore[arg-type]
     cost = costs.count(kernel.train(), (6, 8, 8))
     assert cost.num_parameters == 9 * 6 * 12 + 9 * 12 * 12 + 4 * 12
     assert cost.num_macs == (9 * 6 * 12 + 9 * 12 * 12) * 4 * 4
@@ -22,7 +22,7 @@ def test_costs_are_those_counted_by_hand() -> None:
 
 
 def test_attention_costs_include_the_products_between_positions() -> None:
-    kernel = tezzeret.forge(
+    kernel = tezzeret.build_kernel(
         "spatial_self_attention", in_shape=(8, 4, 4), out_shape=(8, 4, 4), init_seed=0, output_scale=0.5
     )
     cost = costs.count(kernel, (8, 4, 4))
@@ -31,7 +31,7 @@ def test_attention_costs_include_the_products_between_positions() -> None:
 
 
 def test_counting_changes_no_statistic() -> None:
-    kernel = tezzeret.forge("bottleneck", init_seed=0, output_scale=0.5, **SHAPES)  # type: ignore[arg-type]
+    kernel = tezzeret.build_kernel("bottleneck", init_seed=0, output_scale=0.5, **SHAPES)  # type: ignore[arg-type]
     kernel.layers[1].eval()  # type: ignore[index,union-attr]
     modes = [m.training for m in kernel.modules()]
     before = {name: value.clone() for name, value in kernel.state_dict().items()}

@@ -12,7 +12,7 @@ from torchvision.models.resnet import BasicBlock
 from esper.errors import SurgeryError
 from esper.kasmina.model import MorphableModel
 from esper.kasmina.slot import SeedSlot
-from esper.urza.foldable import ParallelBranch, centred
+from esper.urza.foldable import ParallelBranch, zero_pad
 from esper.urza.residual import ResidualBlock
 from esper.urza.width import InnerChannels
 
@@ -118,7 +118,10 @@ def _fold_width(first: nn.Conv2d, norm: nn.BatchNorm2d, last: nn.Conv2d, kernel:
     assert norm.running_var is not None
     assert new.running_mean is not None
     assert new.running_var is not None
-    inputs, outputs = centred(kernel.conv1.weight, *first.kernel_size), centred(kernel.conv2.weight, *last.kernel_size)
+    inputs, outputs = (
+        zero_pad(kernel.conv1.weight, *first.kernel_size),
+        zero_pad(kernel.conv2.weight, *last.kernel_size),
+    )
     first.weight = nn.Parameter(torch.cat([first.weight, inputs]))
     if first.bias is not None:
         first.bias = nn.Parameter(torch.cat([first.bias, first.bias.new_zeros(len(inputs))]))

@@ -73,7 +73,7 @@ class MorphableModel(nn.Module):
         if graft.definition is not None:
             urza.declare(graft.definition, where=f"definition of {graft.blueprint_id}")
         slot = self.slot(graft.site)
-        kernel = tezzeret.forge(
+        kernel = tezzeret.build_kernel(
             graft.blueprint_id,
             in_shape=slot.site.in_shape,
             out_shape=slot.site.out_shape,

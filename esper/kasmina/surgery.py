@@ -65,7 +65,7 @@ def germinate(model: MorphableModel, graft: Graft, *, images: Tensor, epoch: int
                 f"{graft.blueprint_id!r} at {graft.site!r} would clip negative values of the block's output, which "
                 "does not end in a ReLU; choose another blueprint"
             )
-        result = tezzeret.inspect(slot.kernel(graft), kernel_input, slot.site.out_shape)
+        result = tezzeret.check_kernel(slot.kernel(graft), kernel_input, slot.site.out_shape)
         if not result.is_open:
             raise SurgeryError(f"{graft.blueprint_id!r} at {graft.site!r} fails its check: {', '.join(result.failed)}")
         slot.enter(_S.GERMINATED, epoch=epoch)

@@ -1,7 +1,7 @@
-"""Tezzeret: the kernel forge."""
+"""Tezzeret, the kernel forge: builds, checks, counts and measures blueprints."""
 
 from __future__ import annotations
 
-from esper.tezzeret.forge import estimate, forge, inspect
+from esper.tezzeret.build import build_kernel, check_kernel, kernel_cost
 
-__all__ = ["estimate", "forge", "inspect"]
+__all__ = ["build_kernel", "check_kernel", "kernel_cost"]

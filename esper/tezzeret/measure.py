@@ -16,7 +16,7 @@ from esper import urza
 from esper.costs import count
 from esper.errors import one_line
 from esper.models import compile_as_it_lies, memory_format
-from esper.tezzeret.forge import forge, inspect
+from esper.tezzeret.build import build_kernel, check_kernel
 from esper.urza import Shape
 
 __all__ = ["Job", "measure"]
@@ -58,14 +58,16 @@ def measure(job: Job, *, device: torch.device, begin: Callable[[str], None]) -> 
     begin("building")
     if job.definition is not None:
         urza.declare(job.definition)
-    kernel = forge(job.blueprint_id, in_shape=job.in_shape, out_shape=job.out_shape, init_seed=0, output_scale=1.0)
+    kernel = build_kernel(
+        job.blueprint_id, in_shape=job.in_shape, out_shape=job.out_shape, init_seed=0, output_scale=1.0
+    )
     kernel = kernel.to(device)
     order = memory_format(kernel, channels_last=True, device=device)
     kernel = kernel.to(memory_format=order)
     x = torch.randn(job.batch_size, *job.in_shape, generator=torch.Generator().manual_seed(0)).to(device)
     x = x.to(memory_format=order).requires_grad_()
     begin("checking")
-    found = inspect(kernel, x, job.out_shape)
+    found = check_kernel(kernel, x, job.out_shape)
     if not found.is_open:
         return {"status": "unsound", "reason": f"fails its check: {', '.join(found.failed)}"}
     begin("measuring")

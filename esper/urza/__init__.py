@@ -1,8 +1,8 @@
-"""Urza: the blueprint library. What is built in lies in `catalogue`, what is declared in a `store`."""
+"""Urza: the blueprint library. `catalogue` holds the blueprints, `store` the database of declared ones."""
 
 from __future__ import annotations
 
-from esper.urza.catalogue import CATALOGUE, declare, fitting, get
+from esper.urza.catalogue import CATALOGUE, allowed, declare, get
 from esper.urza.kernel import Blueprint, Kernel, Shape
 
-__all__ = ["CATALOGUE", "Blueprint", "Kernel", "Shape", "declare", "fitting", "get"]
+__all__ = ["CATALOGUE", "Blueprint", "Kernel", "Shape", "allowed", "declare", "get"]

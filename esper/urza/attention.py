@@ -1,4 +1,4 @@
-"""Attention branches, written as what they add: y = h + f(h)."""
+"""Attention branches f of y = h + f(h)."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from esper.urza.kernel import Kernel, Shape
+from esper.urza.kernel import Kernel, Shape, blueprint
 from esper.urza.residual import ConvolutionBranch
 
 __all__ = ["ChannelAttention", "SpatialSelfAttention", "efficient_channel", "spatial_self_attention", "squeeze_excite"]
 
 
 class ChannelAttention(Kernel):
-    """Reweight channels: f(h) = scale * h * tanh(z), z computed from the channels' means.
+    """Reweight channels: f(h) = scale * h * tanh(z), where z is computed from the channels' means.
 
-    h + f(h) = h * (1 + scale * tanh(z)) is a gate around 1, between 0 and 2 at scale 1: the usual sigmoid gate would
-    halve the activations at birth.
+    h + f(h) = h * (1 + scale * tanh(z)) is a gate around 1, between 0 and 2 at scale 1. The usual sigmoid gate would
+    halve the activations at first.
 
     Shape: (N, C, H, W), kept.
     """
@@ -37,8 +37,8 @@ class ChannelAttention(Kernel):
         return x * (self.scale * weights)[:, :, None, None]
 
 
-class _Neighbours(nn.Module):
-    """One convolution along the channel axis. Shape: (N, C), kept."""
+class _ChannelConvolution(nn.Module):
+    """A convolution along the channel axis. Shape: (N, C), kept."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -50,8 +50,15 @@ class _Neighbours(nn.Module):
         return mixed
 
 
+@blueprint(
+    category="attention",
+    complexity=2,
+    kinds={"after"},
+    keeps_shape=True,
+    source="SENet, arXiv:1709.01507",
+)
 def squeeze_excite(in_shape: Shape, out_shape: Shape) -> Kernel:  # noqa: ARG001
-    """Two linear layers on the channels' means. Source: squeeze-and-excitation, arXiv:1709.01507."""
+    """Channels reweighted by a two-layer network of their means."""
     channels = in_shape[0]
     hidden = max(4, channels // 8)
     # SiLU, not ReLU: with few hidden units a dead one would be likely.
@@ -59,9 +66,10 @@ def squeeze_excite(in_shape: Shape, out_shape: Shape) -> Kernel:  # noqa: ARG001
     return ChannelAttention(gate, channels=channels)
 
 
+@blueprint(category="attention", complexity=1, kinds={"after"}, keeps_shape=True, source="ECA-Net, arXiv:1910.03151")
 def efficient_channel(in_shape: Shape, out_shape: Shape) -> Kernel:  # noqa: ARG001
-    """Each channel's weight from its five neighbours. Source: ECA-Net, arXiv:1910.03151."""
-    return ChannelAttention(_Neighbours(5), channels=in_shape[0])
+    """Channels reweighted by the means of their five neighbours."""
+    return ChannelAttention(_ChannelConvolution(5), channels=in_shape[0])
 
 
 class SpatialSelfAttention(nn.Module):
@@ -71,7 +79,7 @@ class SpatialSelfAttention(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.norm = nn.GroupNorm(1, channels)
-        # No bias for the keys: softmax does not see it, so it would never get a gradient.
+        # No bias for the keys: it cancels in the softmax and would never get a gradient.
         self.query = nn.Conv2d(channels, channels, 1)
         self.key = nn.Conv2d(channels, channels, 1, bias=False)
         self.value = nn.Conv2d(channels, channels, 1, bias=False)
@@ -88,8 +96,17 @@ class SpatialSelfAttention(nn.Module):
         return attended.transpose(2, 3).reshape(n, c, h, w)
 
 
+@blueprint(
+    category="attention",
+    complexity=4,
+    kinds={"after"},
+    keeps_shape=True,
+    min_positions=2,  # a softmax over one position is constant
+    max_positions=1024,
+    source="non-local networks, arXiv:1711.07971",
+)
 def spatial_self_attention(in_shape: Shape, out_shape: Shape) -> Kernel:
-    """Positions attend to each other. Source: non-local networks, arXiv:1711.07971; heads, arXiv:1706.03762."""
+    """Multi-head self-attention over positions."""
     channels = in_shape[0]
     num_heads = next(heads for heads in (4, 2, 1) if channels % heads == 0)
     project = nn.Conv2d(channels, out_shape[0], 1, bias=False)

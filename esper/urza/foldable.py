@@ -1,4 +1,4 @@
-"""Branches beside a convolution and its norm that can be written into their weights once training is over."""
+"""Branches parallel to a convolution and its norm, folded into their weights at export."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from esper.urza.kernel import Kernel, Shape
+from esper.urza.kernel import Kernel, Shape, blueprint
 from esper.urza.residual import convolution, stride_of
 
-__all__ = ["ParallelBranch", "centred", "fold_1x1", "fold_3x3", "fold_asymmetric"]
+__all__ = ["ParallelBranch", "fold_1x1", "fold_3x3", "fold_asymmetric", "zero_pad"]
 
 
 class ParallelBranch(Kernel):
-    """The norm of a sum of convolutions: linear in eval mode, so that it folds. Shape: as the convolution beside it.
+    """The norm of a sum of convolutions, linear in eval mode. Shape: that of the parallel convolution.
 
     Source: ACNet, arXiv:1908.03930.
     """
@@ -39,9 +39,9 @@ class ParallelBranch(Kernel):
         return output
 
     def fused(self, height: int, width: int) -> tuple[Tensor, Tensor]:
-        """The branch in eval mode as one convolution of an odd size: weight (C', C, height, width) and bias (C',).
+        """The branch in eval mode as a convolution of odd size: weight (C', C, height, width) and bias (C',), float64.
 
-        Both are float64. The size is at least that of each convolution of the branch.
+        The size must be at least that of each convolution of the branch.
         """
         mean, var = self.norm.running_mean, self.norm.running_var
         assert mean is not None
@@ -50,29 +50,32 @@ class ParallelBranch(Kernel):
         kernels = []
         for conv in self.convs:
             assert isinstance(conv, nn.Conv2d)
-            kernels.append(centred(conv.weight.double(), height, width))
+            kernels.append(zero_pad(conv.weight.double(), height, width))
         weight = torch.stack(kernels).sum(0) * factor[:, None, None, None]
         return weight, self.norm.bias.double() - mean.double() * factor
 
 
-def centred(weight: Tensor, height: int, width: int) -> Tensor:
-    """A convolution's weight of odd size, with zeros around it: (C', C, h, w) to (C', C, height, width)."""
+def zero_pad(weight: Tensor, height: int, width: int) -> Tensor:
+    """Pad a convolution's weight of odd size with zeros: (C', C, h, w) to (C', C, height, width)."""
     rows, columns = (height - weight.shape[2]) // 2, (width - weight.shape[3]) // 2
     return F.pad(weight, (columns, columns, rows, rows))
 
 
+@blueprint(category="residual", complexity=2, kinds={"parallel"}, foldable=True, source="RepVGG, arXiv:2101.03697")
 def fold_1x1(in_shape: Shape, out_shape: Shape) -> Kernel:
-    """One 1×1 convolution. Source: RepVGG, arXiv:2101.03697."""
+    """A 1x1 convolution, folded into the host's convolution at export."""
     return _branch([1], in_shape, out_shape)
 
 
+@blueprint(category="residual", complexity=4, kinds={"parallel"}, foldable=True, source="ACNet, arXiv:1908.03930")
 def fold_asymmetric(in_shape: Shape, out_shape: Shape) -> Kernel:
-    """1×3 plus 3×1, which strengthen the convolution's cross. Source: ACNet, arXiv:1908.03930."""
+    """1x3 plus 3x1 convolutions, folded into the host's convolution at export."""
     return _branch([(1, 3), (3, 1)], in_shape, out_shape)
 
 
+@blueprint(category="residual", complexity=3, kinds={"parallel"}, foldable=True, source="ExpandNets, arXiv:1811.10495")
 def fold_3x3(in_shape: Shape, out_shape: Shape) -> Kernel:
-    """One 3×3 convolution. Source: overparameterising by linear layers, ExpandNets, arXiv:1811.10495."""
+    """A 3x3 convolution, folded into the host's convolution at export."""
     return _branch([3], in_shape, out_shape)
 
 

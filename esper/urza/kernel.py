@@ -1,4 +1,4 @@
-"""What every module that grows has in common."""
+"""Base class of all modules that grow, and the `Blueprint` that describes and builds one."""
 
 from __future__ import annotations
 
@@ -6,32 +6,33 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Blueprint", "Kernel", "Shape", "stride_between"]
+__all__ = ["Blueprint", "Kernel", "Shape", "blueprint", "stride_between"]
 
 Shape = tuple[int, int, int]
 """(channels, height, width) of one example."""
 
 
-@functools.lru_cache(maxsize=4096)  # asked for every blueprint at every site, always about the same few shapes
+@functools.lru_cache(maxsize=4096)  # called for every blueprint at every site, with the same few shapes
 def stride_between(in_shape: Shape, out_shape: Shape) -> int | None:
-    """Stride at which a convolution padded by half its size leads from one shape to the other; None: none does.
+    """Stride of a convolution, padded by half its kernel size, that leads from one shape to the other; None: none does.
 
-    Such a convolution makes ceil(size / stride) positions of an odd size too, as ResNet's do: 7 become 4.
+    Its output size is ceil(size / stride), for odd sizes too, as in ResNet: 7 becomes 4.
     """
     sizes = list(zip(in_shape[1:], out_shape[1:], strict=True))
-    stride = max(math.ceil(size / wanted) for size, wanted in sizes)
-    return stride if all(math.ceil(size / stride) == wanted for size, wanted in sizes) else None
+    stride = max(math.ceil(in_size / out_size) for in_size, out_size in sizes)
+    return stride if all(math.ceil(in_size / stride) == out_size for in_size, out_size in sizes) else None
 
 
 class Kernel(nn.Module):
     """Base of all modules that grow: a branch whose output is added to the host's.
 
-    The last operation is a gain per channel, the kernel's one output scale; at 0 the output is exactly 0, because
-    every bias behind it starts at 0.
+    The last operation is a gain per channel, the kernel's output scale. At 0 the output is exactly 0, because any bias
+    added after it starts at 0.
 
     Shape: input (N, C, H, W), output (N, C', H', W').
     """
@@ -43,18 +44,18 @@ class Kernel(nn.Module):
 
     @torch.no_grad()
     def scale_output(self, factor: float) -> None:
-        """Multiply what the kernel's last operation puts out: its gain, and the bias that may stand behind it."""
+        """Multiply the kernel's output: its output scale, and the bias of that layer if there is one."""
         for module in self.modules():
             if getattr(module, "weight", None) is self.output_scale and isinstance(module.bias, Tensor):
                 module.bias.mul_(factor)
         self.output_scale.mul_(factor)
 
     def combine(self, x: Tensor, y: Tensor) -> Tensor:
-        """Output of a site with the kernel added in full: y + f(x).
+        """Output of a site with a kept kernel: y + f(x).
 
         Args:
             x: the kernel's input (N, C, H, W).
-            y: the site's output without it (N, C', H', W').
+            y: the site's output without the kernel (N, C', H', W').
         """
         output = y + self(x)
         assert isinstance(output, Tensor)
@@ -66,19 +67,19 @@ class Blueprint:
     """Recipe for a kernel.
 
     Attributes:
-        blueprint_id: its name.
+        blueprint_id: its name; of a declared one `name@hash`.
         category: residual, attention or normalization.
         complexity: 1 (a few vectors) to 5 (several convolutions).
         kinds: sites it fits: `after` a block, `beside` one, `parallel` to a convolution, in the `width` of a block.
-        keeps_shape: whether its output must have its input's shape.
-        min_positions: fewest positions (H × W) at which all its parameters can learn.
-        max_positions: most positions it can take; None: any.
-        foldable: whether a kept one can be written into the host's own layers at export; see `esper.kasmina.fold`.
-        build: makes a kernel for an input and an output shape.
-        admits: whether one can be built for these shapes, besides; None: always.
-        definition: what it was declared as, in JSON; None: it is written in Python.
-        summary: what it is, in a line.
-        source: where it comes from.
+        keeps_shape: its input and output shapes must be equal.
+        min_positions: fewest positions (H × W) at which all its parameters get a gradient.
+        max_positions: most positions it takes; None: no limit.
+        foldable: a kept kernel can be folded into the host's layers at export; see `esper.kasmina.fold`.
+        build: builds a kernel for an input and an output shape.
+        admits: a further condition on the shapes; None: no condition.
+        definition: JSON of a declared blueprint; None: it is written in Python.
+        summary: description in one line.
+        source: paper or origin.
     """
 
     blueprint_id: str
@@ -96,7 +97,7 @@ class Blueprint:
     source: str
 
     def fits(self, kind: str, in_shape: Shape, out_shape: Shape) -> bool:
-        """Whether a kernel can be built for a site of this kind and these shapes."""
+        """Whether it can grow at a site of this kind and these shapes."""
         if kind not in self.kinds or (self.keeps_shape and in_shape != out_shape):
             return False
         positions = in_shape[1] * in_shape[2]
@@ -105,3 +106,18 @@ class Blueprint:
         if stride_between(in_shape, out_shape) is None:
             return False
         return self.admits is None or self.admits(in_shape, out_shape)
+
+
+def blueprint(*, kinds: set[str], **fields: Any) -> Callable[[Callable[[Shape, Shape], Kernel]], Blueprint]:
+    """Decorator that makes a `Blueprint` of the function that builds its kernels.
+
+    Args:
+        kinds: kinds of site it fits.
+        fields: the other fields; the id is the function's name, the summary its docstring.
+    """
+
+    def declare(build: Callable[[Shape, Shape], Kernel]) -> Blueprint:
+        name, summary = build.__name__, (build.__doc__ or "").rstrip(".")
+        return Blueprint(blueprint_id=name, summary=summary, kinds=frozenset(kinds), build=build, **fields)
+
+    return declare

@@ -1,11 +1,11 @@
-"""Normalization branches, written as what they add."""
+"""Normalization branches f of y = h + f(h)."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from esper.urza.kernel import Kernel, Shape
+from esper.urza.kernel import Kernel, Shape, blueprint
 
 __all__ = ["GroupNormBranch", "LayerScale", "group_norm", "layer_scale"]
 
@@ -46,13 +46,22 @@ class LayerScale(Kernel):
         return x * self.scale[:, None, None]
 
 
+@blueprint(
+    category="normalization",
+    complexity=1,
+    kinds={"after"},
+    keeps_shape=True,
+    min_positions=2,  # a group of one value is normalised to 0
+    source="arXiv:1803.08494",
+)
 def group_norm(in_shape: Shape, out_shape: Shape) -> Kernel:  # noqa: ARG001
-    """Groups of channels, normalised per image. Source: arXiv:1803.08494."""
+    """Group normalization of the input."""
     channels = in_shape[0]
     num_groups = next(groups for groups in (8, 4, 2, 1) if channels % groups == 0)
     return GroupNormBranch(num_groups, channels)
 
 
+@blueprint(category="normalization", complexity=1, kinds={"after"}, keeps_shape=True, source="CaiT, arXiv:2103.17239")
 def layer_scale(in_shape: Shape, out_shape: Shape) -> Kernel:  # noqa: ARG001
-    """A gain per channel. Source: CaiT, arXiv:2103.17239."""
+    """A gain per channel."""
     return LayerScale(in_shape[0])

@@ -1,11 +1,11 @@
-"""Residual branches: convolutions whose last batch norm's gain is the output scale."""
+"""Residual branches: convolutions that end in a batch norm, whose gain is the output scale."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from esper.urza.kernel import Kernel, Shape, stride_between
+from esper.urza.kernel import Kernel, Shape, blueprint, stride_between
 
 __all__ = [
     "ConvolutionBranch",
@@ -41,9 +41,9 @@ class ConvolutionBranch(Kernel):
 
 
 class ResidualBlock(Kernel):
-    """One more basic block of the stage, written as what it adds: f(y) = relu(y + g(y)) - y.
+    """Another basic block of the stage, as a branch: f(y) = relu(y + g(y)) - y.
 
-    At output scale 0 it is the identity for y >= 0, as behind a block that ends in a ReLU. Layers are named as in
+    At output scale 0 the site is the identity for y >= 0, as after a block that ends in a ReLU. Layers are named as in
     torchvision's `BasicBlock`, which computes the same.
 
     Shape: (N, C, H, W), kept.
@@ -66,7 +66,7 @@ class ResidualBlock(Kernel):
         return self._block(x) - x
 
     def combine(self, x: Tensor, y: Tensor) -> Tensor:  # noqa: ARG002
-        """relu(y + g(y)), without the rounding of subtracting y and adding it again; x is y."""
+        """relu(y + g(y)), without the rounding error of subtracting and adding y; x equals y."""
         return self._block(y)
 
     def _block(self, y: Tensor) -> Tensor:
@@ -76,23 +76,24 @@ class ResidualBlock(Kernel):
 def convolution(
     in_channels: int, out_channels: int, size: int | tuple[int, int], *, stride: int = 1, groups: int = 1
 ) -> nn.Conv2d:
-    """A convolution without bias, padded by half its size, whose weights start at He's scale."""
+    """A convolution without bias, padded by half its size, with He initialization."""
     padding = size // 2 if isinstance(size, int) else (size[0] // 2, size[1] // 2)
     conv = nn.Conv2d(in_channels, out_channels, size, stride=stride, padding=padding, groups=groups, bias=False)
-    # torch's fan_out ignores groups: the weights of a depthwise convolution would start too small.
+    # torch's fan_out ignores groups: a depthwise convolution would be initialized too small.
     nn.init.kaiming_normal_(conv.weight, mode="fan_out" if groups == 1 else "fan_in", nonlinearity="relu")
     return conv
 
 
 def stride_of(in_shape: Shape, out_shape: Shape) -> int:
-    """The stride that leads from one shape to the other, where the blueprint fits."""
+    """The stride between two shapes at which the blueprint fits."""
     stride = stride_between(in_shape, out_shape)
-    assert stride is not None, "Blueprint.fits was not asked"
+    assert stride is not None, "call Blueprint.fits first"
     return stride
 
 
+@blueprint(category="residual", complexity=5, kinds={"after", "beside"}, source="ResNet, arXiv:1512.03385")
 def basic_block(in_shape: Shape, out_shape: Shape) -> Kernel:
-    """3×3, norm, ReLU, 3×3, norm. Source: ResNet's basic block, arXiv:1512.03385."""
+    """Two 3x3 convolutions."""
     width = out_shape[0]
     return ConvolutionBranch(
         convolution(in_shape[0], width, 3, stride=stride_of(in_shape, out_shape)),
@@ -103,14 +104,23 @@ def basic_block(in_shape: Shape, out_shape: Shape) -> Kernel:
     )
 
 
+@blueprint(
+    category="residual",
+    complexity=5,
+    kinds={"after"},
+    keeps_shape=True,
+    foldable=True,
+    source="AutoGrow, arXiv:1906.02909",
+)
 def residual_block(in_shape: Shape, out_shape: Shape) -> Kernel:  # noqa: ARG001
-    """A basic block with its shortcut and last ReLU: depth. Source: growing depth, AutoGrow, arXiv:1906.02909."""
+    """Another basic block of the stage, with its shortcut and last ReLU."""
     return ResidualBlock(in_shape[0])
 
 
+@blueprint(category="residual", complexity=4, kinds={"after", "beside"}, source="ResNet, arXiv:1512.03385")
 def bottleneck(in_shape: Shape, out_shape: Shape) -> Kernel:
-    """1×1 to a quarter of the channels (at least 4), 3×3, 1×1 back. Source: ResNet's bottleneck, arXiv:1512.03385."""
-    # At width 1 the norms cancel the size of every weight, so that nothing but signs could be learned.
+    """1x1, 3x3 and 1x1 convolutions through a quarter of the channels, at least 4."""
+    # At width 1 the norms cancel the size of every weight: only signs could be learned.
     width = max(4, out_shape[0] // 4)
     return ConvolutionBranch(
         convolution(in_shape[0], width, 1),
@@ -124,14 +134,16 @@ def bottleneck(in_shape: Shape, out_shape: Shape) -> Kernel:
     )
 
 
+@blueprint(category="residual", complexity=2, kinds={"after", "beside"}, source="RepVGG, arXiv:2101.03697")
 def conv1x1(in_shape: Shape, out_shape: Shape) -> Kernel:
-    """One linear map per position. Source: RepVGG's 1×1 branch, arXiv:2101.03697."""
+    """A 1x1 convolution."""
     conv = convolution(in_shape[0], out_shape[0], 1, stride=stride_of(in_shape, out_shape))
     return ConvolutionBranch(conv, channels=out_shape[0])
 
 
+@blueprint(category="residual", complexity=3, kinds={"after", "beside"}, source="MobileNet, arXiv:1704.04861")
 def depthwise(in_shape: Shape, out_shape: Shape) -> Kernel:
-    """3×3 per channel, norm, ReLU, 1×1 across channels. Source: MobileNet, arXiv:1704.04861."""
+    """A 3x3 convolution per channel, then a 1x1."""
     channels = in_shape[0]
     return ConvolutionBranch(
         convolution(channels, channels, 3, stride=stride_of(in_shape, out_shape), groups=channels),

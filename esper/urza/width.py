@@ -1,4 +1,4 @@
-"""More inner channels for a block, written as a path beside the ones it has."""
+"""More inner channels for a block, as a path parallel to the existing ones."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from esper.urza.kernel import Kernel, Shape
+from esper.urza.kernel import Kernel, Shape, blueprint
 from esper.urza.residual import convolution, stride_of
 
 __all__ = ["InnerChannels", "widen"]
 
 
 class InnerChannels(Kernel):
-    """3×3, norm, ReLU, 3×3, times a gain per channel: what new channels add to a block's last convolution.
+    """3×3, norm, ReLU, 3×3, times a gain per channel: added to the output of a block's last convolution.
 
-    Its sum with the block's own path is the block with all channels side by side, so that host weights, statistics and
-    optimizer state are left as they are.
+    The sum equals the block with old and new channels concatenated; host weights, statistics and optimizer state do not
+    change.
 
     Shape: (N, C, H, W) to (N, C', H/s, W/s), before the block's last norm.
     Source: function-preserving widening, Net2Net, arXiv:1511.05641.
@@ -36,15 +36,14 @@ class InnerChannels(Kernel):
 
     def forward(self, x: Tensor) -> Tensor:
         """Run the branch; see the class."""
-        # The gain acts on the weights: on the activations it would turn those of autocast back into float32.
+        # The gain scales the weights: scaling autocast activations would promote them to float32.
         weight = self.conv2.weight * self.scale[:, None, None, None]
         return F.conv2d(torch.relu(self.norm(self.conv1(x))), weight, padding=1)
 
 
+@blueprint(category="residual", complexity=4, kinds={"width"}, foldable=True, source="Net2Net, arXiv:1511.05641")
 def widen(in_shape: Shape, out_shape: Shape) -> Kernel:
-    """Half as many channels as the block puts out, rounded to a multiple of 8 that is at least 8.
-
-    A basic block's inner width is that of its output; tensor cores want channels in eights.
-    """
+    """Half as many inner channels again, in multiples of 8."""
+    # A basic block has as many inner as output channels; tensor cores need multiples of 8.
     width = max(8, 8 * round(out_shape[0] / 16))
     return InnerChannels(in_shape[0], width, out_shape[0], stride=stride_of(in_shape, out_shape))

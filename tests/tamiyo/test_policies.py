@@ -203,21 +203,23 @@ class TestLearned:
 
     def test_costs_are_those_of_the_kernel_that_would_be_forged(self) -> None:
         blueprint, in_shape, out_shape = urza.get("basic_block"), (6, 8, 8), (12, 4, 4)
-        kernel = tezzeret.forge("basic_block", in_shape=in_shape, out_shape=out_shape, init_seed=0, output_scale=0.5)
+        kernel = tezzeret.build_kernel(
+            "basic_block", in_shape=in_shape, out_shape=out_shape, init_seed=0, output_scale=0.5
+        )
         expected = costs.count(kernel, in_shape).num_macs + 12 * 4 * 4
         assert cost(blueprint, in_shape, out_shape) == expected
 
 
 def test_a_site_is_eligible_only_for_what_the_budget_still_pays() -> None:
     config = MorphogeneticConfig(blueprint_categories=["residual"])
-    costs = {name: tezzeret.estimate(name, (8, 4, 4), (8, 4, 4)).num_macs for name in ("basic_block", "conv1x1")}
+    costs = {name: tezzeret.kernel_cost(name, (8, 4, 4), (8, 4, 4)).num_macs for name in ("basic_block", "conv1x1")}
     (free,) = eligible([signal()], config)
     (tight,) = eligible([signal(macs_left=costs["conv1x1"])], config)
     assert free.blueprints[0].blueprint_id == "basic_block"
     assert {blueprint.blueprint_id for blueprint in tight.blueprints} == {
         blueprint.blueprint_id
         for blueprint in free.blueprints
-        if tezzeret.estimate(blueprint.blueprint_id, (8, 4, 4), (8, 4, 4)).num_macs <= costs["conv1x1"]
+        if tezzeret.kernel_cost(blueprint.blueprint_id, (8, 4, 4), (8, 4, 4)).num_macs <= costs["conv1x1"]
     }
     assert eligible([signal(parameters_left=1)], config) == []
 

@@ -64,7 +64,7 @@ def test_a_kernel_is_measured_and_in_the_library_before_it_is_announced(bad: For
     (kernel,) = characterise(wanted, forge=bad, store=store, announce=announce)
     assert kernel.status == "ready"
     assert (kernel.device, kernel.torch_version) == bad.hardware
-    cost = tezzeret.estimate(blueprint.blueprint_id, SHAPE, SHAPE)
+    cost = tezzeret.kernel_cost(blueprint.blueprint_id, SHAPE, SHAPE)
     assert (kernel.num_parameters, kernel.num_macs) == (cost.num_parameters, cost.num_macs)
     assert kernel.forward_s is not None
     assert kernel.backward_s is not None

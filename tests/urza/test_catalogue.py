@@ -5,6 +5,7 @@ import torch
 from torchvision.models.resnet import BasicBlock
 
 from esper import tezzeret, urza
+from esper.configs import MorphogeneticConfig
 from esper.errors import ConfigError
 from esper.urza.foldable import ParallelBranch
 
@@ -29,15 +30,17 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("gain", [0.0, 0.5])
+@pytest.mark.parametrize("output_scale", [0.0, 0.5])
 @pytest.mark.parametrize(("blueprint_id", "kind", "in_shape", "out_shape"), CASES)
 def test_every_blueprint_reaches_every_parameter_at_every_kind_of_site(
-    blueprint_id: str, kind: str, in_shape: urza.Shape, out_shape: urza.Shape, gain: float
+    blueprint_id: str, kind: str, in_shape: urza.Shape, out_shape: urza.Shape, output_scale: float
 ) -> None:
-    kernel = tezzeret.forge(blueprint_id, in_shape=in_shape, out_shape=out_shape, init_seed=3, output_scale=gain)
+    kernel = tezzeret.build_kernel(
+        blueprint_id, in_shape=in_shape, out_shape=out_shape, init_seed=3, output_scale=output_scale
+    )
     x = torch.randn(5, *in_shape, generator=torch.Generator().manual_seed(0)).relu()
     # In float64, where a gradient that ought to be 0 is not taken for one because of rounding.
-    found = tezzeret.inspect(kernel.double(), x.double(), out_shape)
+    found = tezzeret.check_kernel(kernel.double(), x.double(), out_shape)
     assert found.failed == ()
     assert set(found.passed) == {"shape", "dtype", "finite", "gradient_in_every_parameter"}
 
@@ -49,8 +52,8 @@ def test_an_output_scale_of_zero_silences_a_newborn_and_one_half_does_not(
     # Not below 0, as behind a ReLU: what a residual block needs to be the identity.
     x = torch.randn(5, *in_shape, generator=torch.Generator().manual_seed(0)).relu()
     build = {"in_shape": in_shape, "out_shape": out_shape, "init_seed": 3}
-    assert not tezzeret.forge(blueprint_id, output_scale=0.0, **build)(x).any()  # type: ignore[arg-type]
-    assert tezzeret.forge(blueprint_id, output_scale=0.5, **build)(x).any()  # type: ignore[arg-type]
+    assert not tezzeret.build_kernel(blueprint_id, output_scale=0.0, **build)(x).any()  # type: ignore[arg-type]
+    assert tezzeret.build_kernel(blueprint_id, output_scale=0.5, **build)(x).any()  # type: ignore[arg-type]
 
 
 def test_all_categories_are_there_and_each_offers_a_choice_of_complexity() -> None:
@@ -62,17 +65,18 @@ def test_all_categories_are_there_and_each_offers_a_choice_of_complexity() -> No
     assert sorted(by_category["attention"]) == [1, 2, 4]
 
 
-def test_fitting_obeys_categories_in_order_complexity_and_the_only_one_allowed() -> None:
+def test_allowed_obeys_categories_in_order_complexity_and_a_single_allowed_blueprint() -> None:
     def names(**changes: object) -> list[str]:
-        wanted = {"categories": ["attention", "residual"], "max_complexity": 4} | changes
-        return [b.blueprint_id for b in urza.fitting("after", (8, 4, 4), (8, 4, 4), **wanted)]  # type: ignore[arg-type]
+        settings = {"blueprint_categories": ["attention", "residual"], "max_blueprint_complexity": 4} | changes
+        config = MorphogeneticConfig(**settings)  # type: ignore[arg-type]
+        return [b.blueprint_id for b in urza.allowed(config, "after", (8, 4, 4), (8, 4, 4))]
 
     assert names() == [
         "spatial_self_attention", "squeeze_excite", "efficient_channel", "bottleneck", "depthwise", "conv1x1",
     ]  # fmt: skip
-    assert names(max_complexity=1) == ["efficient_channel"]
-    assert names(only="conv1x1") == ["conv1x1"]
-    assert names(categories=["normalization"], only="conv1x1") == []
+    assert names(max_blueprint_complexity=1) == ["efficient_channel"]
+    assert names(blueprint="conv1x1") == ["conv1x1"]
+    assert names(blueprint_categories=["normalization"], blueprint="conv1x1") == []
 
 
 @pytest.mark.parametrize(
@@ -83,7 +87,7 @@ def test_fitting_obeys_categories_in_order_complexity_and_the_only_one_allowed()
 def test_each_kind_of_site_has_its_first_choice_and_what_is_foldable_there(
     kind: str, first: str, foldable: list[str]
 ) -> None:
-    found = urza.fitting(kind, (8, 4, 4), (8, 4, 4), categories=["residual"], max_complexity=5)
+    found = urza.allowed(MorphogeneticConfig(blueprint_categories=["residual"]), kind, (8, 4, 4), (8, 4, 4))
     assert found[0].blueprint_id == first
     assert [b.blueprint_id for b in found if b.foldable] == foldable
 
@@ -95,7 +99,7 @@ def test_a_block_gets_half_as_many_new_channels_in_eights(channels: int, width: 
 
 
 def test_a_residual_block_adds_what_a_basic_block_computes() -> None:
-    kernel = tezzeret.forge(
+    kernel = tezzeret.build_kernel(
         "residual_block", in_shape=(8, 4, 4), out_shape=(8, 4, 4), init_seed=0, output_scale=0.5
     ).eval()
     block = BasicBlock(8, 8).eval()
@@ -107,7 +111,9 @@ def test_a_residual_block_adds_what_a_basic_block_computes() -> None:
 
 @pytest.mark.parametrize("blueprint_id", ["fold_1x1", "fold_asymmetric", "fold_3x3"])
 def test_a_parallel_branch_is_one_convolution_in_eval_mode(blueprint_id: str) -> None:
-    kernel = tezzeret.forge(blueprint_id, in_shape=(6, 7, 7), out_shape=(12, 4, 4), init_seed=0, output_scale=0.5)
+    kernel = tezzeret.build_kernel(
+        blueprint_id, in_shape=(6, 7, 7), out_shape=(12, 4, 4), init_seed=0, output_scale=0.5
+    )
     x = torch.randn(5, 6, 7, 7, generator=torch.Generator().manual_seed(0))
     kernel(3 * x + 1)  # statistics that are not those at birth
     assert isinstance(kernel, ParallelBranch)
@@ -122,7 +128,8 @@ def test_self_attention_is_not_offered_where_positions_are_too_many() -> None:
 
 
 def test_blueprints_that_cannot_learn_from_one_position_are_not_offered_there() -> None:
-    offered = urza.fitting("after", (8, 1, 1), (8, 1, 1), categories=["attention", "normalization"], max_complexity=5)
+    config = MorphogeneticConfig(blueprint_categories=["attention", "normalization"])
+    offered = urza.allowed(config, "after", (8, 1, 1), (8, 1, 1))
     assert [b.blueprint_id for b in offered] == ["squeeze_excite", "efficient_channel", "layer_scale"]
 
 
@@ -138,11 +145,13 @@ def test_a_site_that_no_padded_convolution_spans_is_refused(
 
 
 def test_the_weights_of_every_convolution_start_at_he_scale_also_depthwise() -> None:
-    kernel = tezzeret.forge("depthwise", in_shape=(256, 4, 4), out_shape=(256, 4, 4), init_seed=0, output_scale=0.5)
+    kernel = tezzeret.build_kernel(
+        "depthwise", in_shape=(256, 4, 4), out_shape=(256, 4, 4), init_seed=0, output_scale=0.5
+    )
     stds = [m.weight.std().item() for m in kernel.modules() if isinstance(m, torch.nn.Conv2d)]
     assert stds == pytest.approx([(2 / 9) ** 0.5, (2 / 256) ** 0.5], rel=0.05)
 
 
 def test_an_unknown_blueprint_is_an_error_with_the_nearest_name() -> None:
-    with pytest.raises(ConfigError, match=r"no blueprint 'squeeze_exite'; did you mean 'squeeze_excite'\?"):
+    with pytest.raises(ConfigError, match=r"no blueprint 'squeeze_exite'; did you mean squeeze_excite\?"):
         urza.get("squeeze_exite")

@@ -65,7 +65,7 @@ def test_a_blueprint_is_shown_with_its_layers(esper: Esper):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["show", "squeeze_exite"], "did you mean 'squeeze_excite'?"),
+        (["show", "squeeze_exite"], "did you mean squeeze_excite?"),
         (["export", "conv1x1"], "'conv1x1' is built in"),
         (["import", "missing.json"], "missing.json: cannot be read (No such file or directory)"),
         (["import", "/dev/zero"], "/dev/zero: 65,537 bytes; a definition has at most 65,536"),

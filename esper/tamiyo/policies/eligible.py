@@ -9,8 +9,8 @@ from esper.configs import MorphogeneticConfig
 from esper.contracts.decisions import AdaptationDecision
 from esper.contracts.health import HealthSignal
 from esper.contracts.lifecycle import LIVE, SeedLifecycleState
-from esper.tezzeret import estimate
-from esper.urza import Blueprint, fitting
+from esper.tezzeret import kernel_cost
+from esper.urza import Blueprint, allowed
 
 __all__ = ["Candidate", "eligible", "germinate", "nothing", "num_born"]
 
@@ -37,15 +37,7 @@ def eligible(signals: Sequence[HealthSignal], config: MorphogeneticConfig) -> li
         free = signal.state is SeedLifecycleState.DORMANT and signal.has_room
         if not free or cooling or signal.progress >= config.growth_until:
             continue
-        blueprints = fitting(
-            signal.kind,
-            signal.in_shape,
-            signal.out_shape,
-            categories=config.blueprint_categories,
-            max_complexity=config.max_blueprint_complexity,
-            only=config.blueprint,
-            library=config.library,
-        )
+        blueprints = allowed(config, signal.kind, signal.in_shape, signal.out_shape)
         affordable = tuple(blueprint for blueprint in blueprints if _is_affordable(blueprint, signal))
         if affordable:
             candidates.append(Candidate(signal=signal, blueprints=affordable))
@@ -55,7 +47,7 @@ def eligible(signals: Sequence[HealthSignal], config: MorphogeneticConfig) -> li
 def _is_affordable(blueprint: Blueprint, signal: HealthSignal) -> bool:
     if signal.macs_left is None and signal.parameters_left is None:
         return True
-    cost = estimate(blueprint.blueprint_id, signal.in_shape, signal.out_shape)
+    cost = kernel_cost(blueprint.blueprint_id, signal.in_shape, signal.out_shape)
     return (signal.macs_left is None or cost.num_macs <= signal.macs_left) and (
         signal.parameters_left is None or cost.num_parameters <= signal.parameters_left
     )

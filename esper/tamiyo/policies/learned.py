@@ -18,7 +18,7 @@ from esper.contracts.decisions import AdaptationDecision
 from esper.contracts.health import HealthSignal
 from esper.errors import ConfigError
 from esper.tamiyo.policies.eligible import eligible, germinate, nothing
-from esper.tezzeret import estimate
+from esper.tezzeret import kernel_cost
 from esper.urza import Blueprint, Shape
 
 __all__ = ["FEATURES", "SCHEMA", "Learned", "cost", "features", "load_policy"]
@@ -40,7 +40,7 @@ FEATURES = (
 
 def cost(blueprint: Blueprint, in_shape: Shape, out_shape: Shape) -> int:
     """Multiply-accumulates per example that a kernel adds, and one for each value of its output: never 0."""
-    return estimate(blueprint.blueprint_id, in_shape, out_shape).num_macs + math.prod(out_shape)
+    return kernel_cost(blueprint.blueprint_id, in_shape, out_shape).num_macs + math.prod(out_shape)
 
 
 def features(signal: HealthSignal, signals: Sequence[HealthSignal], blueprint: Blueprint) -> list[float]:

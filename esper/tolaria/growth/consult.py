@@ -168,7 +168,7 @@ class Growth:
         for slot in self.life.model.all_slots():
             with contextlib.suppress(SurgeryError):
                 blueprint_id = first_blueprint(slot, self.config)
-                added[slot.site.name] = tezzeret.estimate(blueprint_id, slot.site.in_shape, slot.site.out_shape)
+                added[slot.site.name] = tezzeret.kernel_cost(blueprint_id, slot.site.in_shape, slot.site.out_shape)
         return added
 
     def _refreshed(self, signal: HealthSignal) -> HealthSignal:

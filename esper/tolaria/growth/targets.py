@@ -40,15 +40,7 @@ def first_blueprint(slot: SeedSlot, config: MorphogeneticConfig) -> str:
         SurgeryError: none fits.
     """
     site = slot.site
-    fitting = urza.fitting(
-        site.kind,
-        site.in_shape,
-        site.out_shape,
-        categories=config.blueprint_categories,
-        max_complexity=config.max_blueprint_complexity,
-        only=config.blueprint,
-        library=config.library,
-    )
-    if not fitting:
+    allowed = urza.allowed(config, site.kind, site.in_shape, site.out_shape)
+    if not allowed:
         raise SurgeryError(f"no allowed blueprint fits site {site.name!r}")
-    return fitting[0].blueprint_id
+    return allowed[0].blueprint_id

@@ -1,4 +1,4 @@
-"""The kernel forge: build a blueprint for a site, check it on real data, estimate its cost."""
+"""Build a blueprint for a site, check the kernel on a real batch, count what it adds."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from esper.contracts.lifecycle import GateResult, gate
 from esper.costs import Cost, count
 from esper.urza import Kernel, Shape
 
-__all__ = ["estimate", "forge", "inspect"]
+__all__ = ["build_kernel", "check_kernel", "kernel_cost"]
 
 
-def forge(blueprint_id: str, *, in_shape: Shape, out_shape: Shape, init_seed: int, output_scale: float) -> Kernel:
-    """Build a kernel whose initial weights follow from `init_seed` alone; the global generator is left as it was.
+def build_kernel(
+    blueprint_id: str, *, in_shape: Shape, out_shape: Shape, init_seed: int, output_scale: float
+) -> Kernel:
+    """Build a kernel whose initial weights depend on `init_seed` alone; the global generator does not change.
 
     Args:
         blueprint_id: what to build.
@@ -35,16 +37,15 @@ def forge(blueprint_id: str, *, in_shape: Shape, out_shape: Shape, init_seed: in
     return kernel
 
 
-def inspect(kernel: Kernel, x: Tensor, out_shape: Shape) -> GateResult:
-    """Check a kernel on a real batch; kernel, statistics and random numbers stay as they were.
+def check_kernel(kernel: Kernel, x: Tensor, out_shape: Shape) -> GateResult:
+    """Check a copy of a kernel on a real batch; the kernel and the global generator do not change.
 
-    Checks: output shape, dtype, finite values, and a gradient in every parameter within two steps (at output scale 0
-    nothing but the scale has one at first).
+    Checks: output shape, dtype, finite values, and a gradient in every parameter within two steps (at output scale 0,
+    only the scale has one in the first).
 
     Args:
-        kernel: what to check.
         x: its input (N, C, H, W).
-        out_shape: (C, H, W) that its output must have.
+        out_shape: (C, H, W) required of its output.
     """
     trial = copy.deepcopy(kernel).train()
     with torch.enable_grad():
@@ -56,15 +57,15 @@ def inspect(kernel: Kernel, x: Tensor, out_shape: Shape) -> GateResult:
             "gradient_in_every_parameter": None,
         }
         if all(checks[name] for name in ("shape", "dtype", "finite")):
-            # A random direction: a constant one is invisible behind a norm, which subtracts the mean.
+            # A random direction: a norm, which subtracts the mean, hides a constant one.
             direction = torch.randn(output.shape, generator=torch.Generator().manual_seed(0)).to(output)
-            reached = [_reached(trial, x, direction), _reached(trial, x, direction)]
+            reached = [_step_gradients(trial, x, direction), _step_gradients(trial, x, direction)]
             checks["gradient_in_every_parameter"] = all(map(any, zip(*reached, strict=True)))
     return gate(checks)
 
 
-def _reached(trial: Kernel, x: Tensor, direction: Tensor) -> list[bool]:
-    """Whether each parameter got a gradient, in order; then takes a step along it."""
+def _step_gradients(trial: Kernel, x: Tensor, direction: Tensor) -> list[bool]:
+    """Take a sign-gradient step; returns whether each parameter, in order, got a finite gradient that is not 0."""
     parameters = list(trial.parameters())
     gradients = torch.autograd.grad((trial(x) * direction).mean(), parameters, allow_unused=True)
     with torch.no_grad():
@@ -75,8 +76,8 @@ def _reached(trial: Kernel, x: Tensor, direction: Tensor) -> list[bool]:
 
 
 @cache
-def estimate(blueprint_id: str, in_shape: Shape, out_shape: Shape) -> Cost:
-    """What a blueprint would add at a site, without building it: shapes only, no memory, no random numbers.
+def kernel_cost(blueprint_id: str, in_shape: Shape, out_shape: Shape) -> Cost:
+    """Parameters and MACs that a blueprint adds at a site, counted on the meta device: no memory, no random numbers.
 
     Raises:
         ConfigError: there is no such blueprint.

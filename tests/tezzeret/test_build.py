@@ -12,11 +12,11 @@ SHAPES = {"in_shape": (6, 8, 8), "out_shape": (12, 4, 4)}
 def test_weights_follow_from_the_seed_alone_and_the_global_generator_is_untouched() -> None:
     torch.manual_seed(1)
     before = torch.get_rng_state()
-    first = tezzeret.forge("basic_block", init_seed=5, output_scale=0.5, **SHAPES)  # type: ignore[arg-type]
+    first = tezzeret.build_kernel("basic_block", init_seed=5, output_scale=0.5, **SHAPES)  # type: ignore[arg-type]
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(2)
     again, other = (
-        tezzeret.forge("basic_block", init_seed=seed, output_scale=0.5, **SHAPES)  # type: ignore[arg-type]
+        tezzeret.build_kernel("basic_block", init_seed=seed, output_scale=0.5, **SHAPES)  # type: ignore[arg-type]
         for seed in (5, 6)
     )
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
@@ -24,10 +24,10 @@ def test_weights_follow_from_the_seed_alone_and_the_global_generator_is_untouche
 
 
 def test_inspecting_changes_neither_kernel_nor_generator() -> None:
-    kernel = tezzeret.forge("basic_block", init_seed=5, output_scale=0.0, **SHAPES)  # type: ignore[arg-type]
+    kernel = tezzeret.build_kernel("basic_block", init_seed=5, output_scale=0.0, **SHAPES)  # type: ignore[arg-type]
     before = {name: value.clone() for name, value in kernel.state_dict().items()}
     state = torch.get_rng_state()
-    tezzeret.inspect(kernel, torch.randn(4, 6, 8, 8, generator=torch.Generator().manual_seed(0)), (12, 4, 4))
+    tezzeret.check_kernel(kernel, torch.randn(4, 6, 8, 8, generator=torch.Generator().manual_seed(0)), (12, 4, 4))
     assert all(torch.equal(value, before[name]) for name, value in kernel.state_dict().items())
     assert all(p.grad is None for p in kernel.parameters())
     assert torch.equal(torch.get_rng_state(), state)
@@ -51,16 +51,16 @@ class DeadAtBirth(Kernel):
 
 
 def test_a_kernel_that_is_dead_at_birth_fails() -> None:
-    assert tezzeret.inspect(DeadAtBirth(), torch.randn(3, 4, 5, 5), (4, 5, 5)).failed == (
+    assert tezzeret.check_kernel(DeadAtBirth(), torch.randn(3, 4, 5, 5), (4, 5, 5)).failed == (
         "gradient_in_every_parameter",
     )
 
 
 def test_a_wrong_shape_or_a_value_that_is_not_finite_fails_and_gradients_count_as_unmeasured() -> None:
-    kernel = tezzeret.forge("conv1x1", in_shape=(4, 5, 5), out_shape=(4, 5, 5), init_seed=0, output_scale=0.5)
-    assert tezzeret.inspect(kernel, torch.randn(3, 4, 5, 5), (8, 5, 5)).failed == (
+    kernel = tezzeret.build_kernel("conv1x1", in_shape=(4, 5, 5), out_shape=(4, 5, 5), init_seed=0, output_scale=0.5)
+    assert tezzeret.check_kernel(kernel, torch.randn(3, 4, 5, 5), (8, 5, 5)).failed == (
         "shape",
         "gradient_in_every_parameter",
     )
     broken = torch.full((3, 4, 5, 5), torch.inf)
-    assert tezzeret.inspect(kernel, broken, (4, 5, 5)).failed == ("finite", "gradient_in_every_parameter")
+    assert tezzeret.check_kernel(kernel, broken, (4, 5, 5)).failed == ("finite", "gradient_in_every_parameter")
