@@ -22,7 +22,7 @@ from esper.contracts.health import HealthSignal
 from esper.contracts.lifecycle import SeedLifecycleState
 from esper.oona.publish import RunOnBus
 from esper.oona.redis import RedisBus, address
-from esper.tracking import Follower, Journal, Target
+from esper.tracking import Journal, Tracker, TrackerThread
 
 __all__ = ["FOUND", "SCORED_EVERY", "an_epoch", "some_signals"]
 
@@ -45,8 +45,8 @@ def main() -> None:
     follower = None
     if url != "-":
         config = RedisConfig(url=url)
-        target = Target(name="Redis", place=address(config), open=lambda: RunOnBus(RedisBus(config), run_dir=run_dir))
-        follower = Follower(target, interval_s=_FOLLOW_S, run_dir=run_dir, warn=_expected)
+        target = Tracker(name="Redis", place=address(config), open=lambda: RunOnBus(RedisBus(config), run_dir=run_dir))
+        follower = TrackerThread(target, interval_s=_FOLLOW_S, run_dir=run_dir, warn=_expected)
     seconds = []
     cpu_s = time.process_time() - time.thread_time()
     for index in range(num_events):

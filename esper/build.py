@@ -29,7 +29,7 @@ from esper.errors import ConfigError
 from esper.kasmina import MorphableModel, find_blocks, wrap
 from esper.models import build_host, checkpoint_blocks, memory_format
 from esper.tamiyo import LocalTamiyo, TamiyoClient
-from esper.tracking.recipe import read_recipe
+from esper.tracking.files import read_recipe
 
 __all__ = ["Parts", "parts", "select_device"]
 

@@ -26,7 +26,7 @@ from esper.sweep.compose import compose_member, member_of
 from esper.sweep.dry_run import rehearse_sweep
 from esper.sweep.launch import Queue, queue_of
 from esper.sweep.manifest import Member
-from esper.tracking.members import note_members
+from esper.tracking.files import write_members
 
 __all__ = ["CheckBeforeRun"]
 
@@ -84,7 +84,7 @@ class CheckBeforeRun(Callback):
             elif members:
                 named = {run_name(member, one): list(one) for member, one in zip(members, asked, strict=True)}
                 self._members = dict(zip(named, (member.tracking for member in members), strict=True))
-                note_members(Path(config.hydra.sweep.dir), named)
+                write_members(Path(config.hydra.sweep.dir), named)
         except EsperError as error:
             exit_with(error)
 

@@ -14,8 +14,7 @@ from esper.launch.exits import exit_with
 from esper.services import SERVICES
 
 if TYPE_CHECKING:
-    from esper.tracking import Target
-    from esper.tracking.trackers import Reported
+    from esper.tracking import Tracker
 
 __all__ = ["main"]
 
@@ -167,10 +166,10 @@ def _doctor(options: argparse.Namespace) -> int:
 def _sync(options: argparse.Namespace) -> int:
     from esper.tracking import sync
 
-    return sync.main(options.run_dirs, options.uri, also=_buses)
+    return sync.main(options.run_dirs, options.uri, more=_buses)
 
 
-def _buses(config: Mapping[str, Any], run_dir: Path) -> Iterable[Target[Reported]]:
+def _buses(config: Mapping[str, Any], run_dir: Path) -> Iterable[Tracker]:
     """The bus of a run with `bus=redis`."""
     if config.get("bus") == "redis":
         from esper.configs import RedisConfig

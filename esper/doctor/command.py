@@ -23,7 +23,7 @@ from esper.doctor.finding import FAILED, NOT_USED, OK, WARNING, Finding, Subject
 from esper.doctor.probe import probe
 from esper.errors import ConfigError, EsperError
 from esper.launch.exits import line_of
-from esper.terminal.text import table_console
+from esper.terminal.display import table_console
 
 __all__ = ["main"]
 

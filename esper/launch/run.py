@@ -22,13 +22,13 @@ from esper.errors import EsperError, RankError, RunError
 from esper.launch.arms import rehearsable, settle
 from esper.launch.exits import line_of
 from esper.terminal.display import Terminal
-from esper.terminal.text import duration
 from esper.tolaria import TolariaService, TolariaTrainer
-from esper.tolaria.checkpoints.resume import own_checkpoint_asked
+from esper.tolaria.checkpoints.resume import rewind_target
 from esper.tolaria.dry_run import Rehearsal
 from esper.tolaria.ranks import Ranks, joined
 from esper.tolaria.run_folder import RunFolder
 from esper.tracking import read, tracking_uri
+from esper.tracking.formatting import duration
 
 __all__ = ["Outcome", "rehearse", "run"]
 
@@ -93,7 +93,7 @@ def _run(config: TolariaConfig, run_dir: Path, ranks: Ranks, *, sibling: Callabl
         raise
     status = ranks.first(lambda: _take_over(run_dir, fresh=config.fresh))
     checkpoints = checkpoints_folder(run_dir, checkpoint_dir=config.checkpoint.checkpoint_dir)
-    is_done = status.get("status") == "finished" and not own_checkpoint_asked(config.checkpoint, checkpoints)
+    is_done = status.get("status") == "finished" and not rewind_target(config.checkpoint, checkpoints)
     if not ranks.is_first:
         return _outcome(0, status["result"], run_dir) if is_done else asyncio.run(_train(config, run_dir, []))
     with contextlib.ExitStack() as stack:
@@ -151,9 +151,9 @@ async def _train(config: TolariaConfig, run_dir: Path, terminals: list[Terminal]
             if not joined().is_first:
                 pass
             elif (run_dir / "journal.jsonl").exists():
-                from esper.report import page  # Matplotlib is only needed now
+                from esper.report import run_page  # Matplotlib is only needed now
 
-                page.write(run_dir)  # before the tracker closes: it takes the page along
+                run_page.write(run_dir)  # before the tracker closes: it takes the page along
             else:
                 _forget(run_dir)
     finally:

@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from esper.errors import RunError
-from esper.report import comparison, page, runs
+from esper.report import comparison, run_page, runs
 
 __all__ = ["main"]
 
@@ -47,7 +47,7 @@ def main(
         raise RunError(f"--out {out}: the page is an .html file, and the figures go beside it as .json; name one")
     is_compared = any(option is not None for option in (out, baseline, target))
     if len(paths) == 1 and (paths[0] / "journal.jsonl").is_file() and not is_compared:
-        sys.stdout.write(f"{page.write(paths[0])}\n")
+        sys.stdout.write(f"{run_page.write(paths[0])}\n")
         return 0
     found = runs.from_folders(paths) if mlflow is None else runs.from_mlflow(mlflow, uri=uri)
     report = comparison.compare(found, baseline=baseline, target=target)

@@ -21,10 +21,10 @@ from esper.costs import flops
 from esper.report import comparison_plots as plots
 from esper.report.arms import Arm, Comparison, group
 from esper.report.claims import EQUAL, LESS, MARGIN, MIN_PAIRS, Claim, claims, headline, p_text
-from esper.report.page import environment
+from esper.report.run_page import environment
 from esper.report.runs import Run
 from esper.report.statistics import mean_interval
-from esper.tracking import figures, write_atomically
+from esper.tracking import formatting, write_atomically
 
 __all__ = ["Report", "compare", "printed", "write"]
 
@@ -105,8 +105,12 @@ def printed(report: Report) -> Iterator[RenderableType]:
         table.add_column(heading, justify="right", no_wrap=True)
     for label, arm in report.arms.items():
         accuracy = _accuracy(arm["test_accuracy"])
-        cells = [str(arm["n"]), accuracy, figures.number(arm["flops"]), figures.percent(arm["growth_share"])]
-        cells += [figures.number(arm["num_parameters"]), figures.number(arm["num_macs"]), _duration(arm["seconds"])]
+        cells = [str(arm["n"]), accuracy, formatting.number(arm["flops"]), formatting.percent(arm["growth_share"])]
+        cells += [
+            formatting.number(arm["num_parameters"]),
+            formatting.number(arm["num_macs"]),
+            _duration(arm["seconds"]),
+        ]
         table.add_row(Text(label), *cells)
     yield table
     yield Text()
@@ -178,11 +182,11 @@ def _charged(runs: Sequence[Run], part: str) -> float | None:
 def _reached(runs: Sequence[Run], *, target: float) -> dict[str, Any]:
     """How many runs reached the target, and the median cost until then, where a run that never did costs infinity."""
     first = [next((point for point in run.curve if point.accuracy >= target), None) for run in runs]
-    flops = float(np.median([flops(point.macs) if point else math.inf for point in first]))
+    spent = float(np.median([flops(point.macs) if point else math.inf for point in first]))
     seconds = float(np.median([point.seconds if point else math.inf for point in first]))
     return {
         "num_runs": sum(point is not None for point in first),
-        "flops": flops if math.isfinite(flops) else None,
+        "flops": spent if math.isfinite(spent) else None,
         "seconds": seconds if math.isfinite(seconds) else None,
     }
 
@@ -250,7 +254,7 @@ def _accuracy(value: tuple[float, float]) -> str:
 
 def _duration(seconds: float | None) -> str:
     """Like `clock`, with a decimal below ten seconds."""
-    return f"{seconds:.1f} s" if seconds is not None and seconds < 10 else figures.clock(seconds)
+    return f"{seconds:.1f} s" if seconds is not None and seconds < 10 else formatting.clock(seconds)
 
 
 def _points(difference: float) -> str:

@@ -15,7 +15,7 @@ from esper.report.claims import MARGIN, Claim
 from esper.report.runs import Point
 from esper.report.statistics import mean_interval
 from esper.report.svg import INK, svg
-from esper.tracking.figures import number
+from esper.tracking.formatting import number
 
 __all__ = ["MARKS", "accuracy_against", "accuracy_over_flops", "differences", "mark"]
 

@@ -14,11 +14,11 @@ from sqlalchemy import make_url
 from esper.configs import TrackingConfig
 from esper.costs import flops, training_macs
 from esper.errors import RunError
-from esper.report.record import read_run
+from esper.report.run_record import read_run
 from esper.tracking import run_folders, tracking_uri
-from esper.tracking.members import read_members
-from esper.tracking.mlflow_store import connect
-from esper.tracking.records import parameters
+from esper.tracking.files import read_members
+from esper.tracking.metrics import parameters
+from esper.tracking.mlflow import connect
 
 __all__ = ["Point", "Run", "from_folders", "from_mlflow"]
 

@@ -15,7 +15,8 @@ from esper.sweep.labels import labels
 from esper.sweep.launch import Queue, plan, told_plan
 from esper.sweep.manifest import Member
 from esper.sweep.queues.slurm import SlurmQueue
-from esper.terminal.text import duration, table_console
+from esper.terminal.display import table_console
+from esper.tracking.formatting import duration
 
 if TYPE_CHECKING:
     from esper.tolaria.dry_run import Rehearsal

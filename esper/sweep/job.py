@@ -95,10 +95,10 @@ def _begin(member: Member, *, job_name: str | None) -> TolariaConfig:
 
 def _going_on(config: TolariaConfig, run_dir: Path) -> TolariaConfig:
     """The configuration for a job that begins again: the run goes on, wherever it was told to begin at first."""
-    from esper.tolaria.checkpoints.resume import own_checkpoint_asked
+    from esper.tolaria.checkpoints.resume import rewind_target
 
     folder = checkpoints_folder(run_dir, checkpoint_dir=config.checkpoint.checkpoint_dir)
-    went_back = own_checkpoint_asked(config.checkpoint, folder) is not None
+    went_back = rewind_target(config.checkpoint, folder) is not None
     resume_from = None if went_back else config.checkpoint.resume_from
     checkpoint = dataclasses.replace(config.checkpoint, auto_resume=True, resume_from=resume_from)
     return dataclasses.replace(config, fresh=False, checkpoint=checkpoint)

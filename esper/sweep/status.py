@@ -17,7 +17,8 @@ from rich.text import Text
 from esper.sweep.labels import labels
 from esper.sweep.manifest import Member, members_of
 from esper.sweep.states import Standing, log_of, standings
-from esper.terminal.text import duration, table_console
+from esper.terminal.display import table_console
+from esper.tracking.formatting import duration
 
 __all__ = ["Progress", "main"]
 

@@ -11,9 +11,9 @@ from rich.console import Console
 from esper.configs import TrackingConfig
 from esper.errors import EsperError
 from esper.launch.exits import line_of
-from esper.tracking.follow import reason
-from esper.tracking.sweep import report_sweep
+from esper.tracking.mlflow_sweep import report_sweep
 from esper.tracking.sync import sync
+from esper.tracking.tracker_thread import short_message
 
 __all__ = ["gather"]
 
@@ -41,7 +41,7 @@ def gather(sweep_dir: Path, members: Mapping[str, TrackingConfig]) -> None:
     try:
         report_sweep(sweep_dir, reported)
     except Exception as error:  # whatever MLflow, and what lies under it, may raise
-        sys.stdout.write(f"no parent in MLflow ({reason(error)}); esper sync {sweep_dir} catches up\n")
+        sys.stdout.write(f"no parent in MLflow ({short_message(error)}); esper sync {sweep_dir} catches up\n")
 
 
 def _compare(sweep_dir: Path, run_dirs: list[Path]) -> None:

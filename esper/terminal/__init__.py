@@ -1,1 +1,1 @@
-"""What `esper-train` prints: live panel, lines, tables."""
+"""What `esper-train` prints: live panel, lines, final table."""

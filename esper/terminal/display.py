@@ -1,9 +1,10 @@
-"""What a user sees of a run while it trains: a live display on a terminal, plain lines anywhere else."""
+"""Terminal output of a run: a live display on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
+import sys
 import time
 from collections.abc import Iterable, Mapping
 from types import TracebackType
@@ -14,28 +15,34 @@ from rich.live import Live
 from rich.text import Text
 
 from esper.contracts.events import Event
+from esper.terminal.final_table import file_list, run_end
 from esper.terminal.lines import Line, describe
 from esper.terminal.panel import Panel
-from esper.terminal.tables import ending, places
 from esper.tracking.history import History
 
-__all__ = ["Terminal"]
+__all__ = ["Terminal", "table_console"]
 
 _REFRESH_HZ = 4
 _PROGRESS_INTERVAL_S = 10.0
 _PLAIN_COLUMNS = 100
+_PIPE_COLUMNS = 1000
+
+
+def table_console() -> Console:
+    """Console for tables: wrapped to the terminal's width, unwrapped into files and pipes."""
+    return Console(width=None if sys.stdout.isatty() else _PIPE_COLUMNS)
 
 
 class Terminal:
-    """Owner of the terminal while a run lasts; leaving it prints how the run ended.
+    """Context manager that prints a run's events; on exit, the result.
 
-    On a terminal, the thread that trains only stores values; rich's own thread draws them. Growth, notices and the
-    result stay in the scrollback, the live part does not.
+    On a terminal, the training thread only stores values, and rich's thread draws them. Growth, notices and the result
+    stay in the scrollback; the live panel does not.
 
     Args:
-        level: least severe message shown, a logging level name; above INFO there is no live part either. The result
-            and the reason of an unfinished run are always printed.
-        console: where to; stdout by default.
+        level: least severe message shown, a logging level name; above INFO there is no live panel either. The result,
+            or why the run did not finish, is always printed.
+        console: stdout by default.
     """
 
     def __init__(self, *, level: str, console: Console | None = None) -> None:
@@ -51,11 +58,11 @@ class Terminal:
         self._is_closed = False
 
     def show(self, event: Event) -> None:
-        """Take in an event; called from the thread that trains."""
+        """Show an event; called from the training thread."""
         entry = {"kind": event.kind, **dataclasses.asdict(event)}
-        self._take(entry)
+        self._update(entry)
         if entry["kind"] == "run_started":
-            self._begin()
+            self._start_live()
         for line in describe(entry):
             if line.level >= self._level and not (line.is_progress and self._live):
                 self._print(line)
@@ -63,32 +70,29 @@ class Terminal:
             self._print(self._panel.progress_line())
 
     def replay(self, events: Iterable[dict[str, Any]]) -> None:
-        """Take in the lines of a journal, all from the start, without printing them one by one.
-
-        For what earlier processes did in a run that goes on here, and for a run that has finished.
-        """
+        """Load a whole journal without printing its events: for a run that is resumed, or has finished."""
         self._history = History()
         self._panel.history = self._history
         for entry in events:
-            self._take(entry)
+            self._update(entry)
 
     def files(self, files: Mapping[str, str]) -> None:
-        """Say where things are (name: path or command), for the end."""
+        """Set the paths and commands (by name) that are printed below the result."""
         self._files = dict(files)
 
     def close(self) -> None:
-        """Give the terminal back and print how the run ended; safe to call twice."""
+        """Stop the live panel and print the result; safe to call twice."""
         if self._is_closed:
             return
         self._is_closed = True
         if self._live is not None:
             self._live.stop()
         if self._history.started is not None:
-            for part in ending(self._history, columns=self._console.width):
+            for part in run_end(self._history, columns=self._console.width):
                 is_line = isinstance(part, Text) and not self._console.is_terminal
                 self._console.print(part, highlight=False, soft_wrap=is_line)
             if self._files:
-                self._console.print("", *places(self._files), sep="\n", highlight=False, soft_wrap=True)
+                self._console.print("", *file_list(self._files), sep="\n", highlight=False, soft_wrap=True)
 
     def __enter__(self) -> Self:
         return self
@@ -98,11 +102,11 @@ class Terminal:
     ) -> None:
         self.close()
 
-    def _take(self, entry: dict[str, Any]) -> None:
+    def _update(self, entry: dict[str, Any]) -> None:
         self._history.add(entry)
-        self._panel.take(entry)
+        self._panel.update(entry)
 
-    def _begin(self) -> None:
+    def _start_live(self) -> None:
         wants_live = self._level <= logging.INFO and self._console.is_terminal and not self._console.is_dumb_terminal
         if wants_live and self._live is None:
             self._live = Live(

@@ -1,4 +1,4 @@
-"""The lines that stay: what an event of the journal says to a user."""
+"""The lines printed for journal events; they stay in the scrollback."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from esper.contracts.events import MISSED
-from esper.tracking.figures import change, loss, number, percent, signed
+from esper.tracking.formatting import change, loss, number, percent, signed
 
 __all__ = ["Line", "describe"]
 
@@ -20,7 +20,7 @@ _LABEL_WIDTH = 10
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """What to say, under a label; `is_progress` ones are redundant beside a live display."""
+    """Text under a label; lines with `is_progress` are not printed beside a live panel."""
 
     level: int
     label: str
@@ -29,11 +29,11 @@ class Line:
     is_progress: bool = False
 
     def plain(self) -> Text:
-        """One line, however long."""
+        """One line of any length."""
         return Text(f"{self.label:<{_LABEL_WIDTH}}  {self.text}")
 
     def wrapped(self) -> Table:
-        """Text that wraps beside its label."""
+        """Text wrapped beside its label."""
         grid = Table.grid(padding=(0, 2))
         grid.add_column(width=_LABEL_WIDTH, no_wrap=True)
         grid.add_column(overflow="fold")
@@ -42,7 +42,7 @@ class Line:
 
 
 def describe(event: dict[str, Any]) -> Iterator[Line]:
-    """What to say about an event, as in the journal."""
+    """The lines for an event of the journal."""
     match event["kind"]:
         case "run_started":
             yield from _started(event)
@@ -61,14 +61,14 @@ def describe(event: dict[str, Any]) -> Iterator[Line]:
         case "state":
             yield Line(logging.DEBUG, event["new"], f"{event['site']}: {event['reason']}", "dim")
         case "decision":
-            asked, outcome = event["decision"], event["outcome"]
+            decision, outcome = event["decision"], event["outcome"]
             if outcome.startswith(MISSED):
                 text = f"{outcome.removeprefix(MISSED)} (step {event['step']:,})"
                 yield Line(logging.WARNING, "missed", text, "bold yellow")
-            elif asked["should_adapt"] and not event["applied"]:
+            elif decision["should_adapt"] and not event["applied"]:
                 yield _growth(event, "refused", outcome, style="yellow")
             else:
-                yield Line(logging.DEBUG, "decided", f"{asked['reasoning']}: {outcome}", "dim")
+                yield Line(logging.DEBUG, "decided", f"{decision['reasoning']}: {outcome}", "dim")
         case "signals":
             text = f"{len(event['signals'])} sites in {event['cost_s']:.1f} s"
             yield Line(logging.DEBUG, "measured", text, "dim")
@@ -88,7 +88,7 @@ def _started(event: dict[str, Any]) -> Iterator[Line]:
     config = event["config"]
     host = (
         f"{config['model']['name']} on {config['dataset']['name']}: {number(event['num_parameters'])} parameters, "
-        f"{number(event['num_macs'])} MACs an image"
+        f"{number(event['num_macs'])} MACs per image"
     )
     growth = config["morphogenetic"]
     may_grow = growth["enable_tamiyo"] and event["num_sites"]
@@ -100,7 +100,7 @@ def _started(event: dict[str, Any]) -> Iterator[Line]:
     yield Line(logging.INFO, "growth", sites, "bold")
     if event["resumed_from"] is not None:
         text = f"at step {event['step']:,}, from {event['resumed_from']}"
-        yield Line(logging.INFO, "goes on", text, "bold cyan")
+        yield Line(logging.INFO, "resumed", text, "bold cyan")
 
 
 def _epoch(event: dict[str, Any]) -> str:

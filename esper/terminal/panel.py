@@ -1,4 +1,4 @@
-"""The live part of the terminal: where the training stands now, and every seed's stage."""
+"""The live panel: progress, latest metrics, and the state of each seed."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from esper.terminal.lines import Line
-from esper.tracking.figures import clock, loss, memory, number, percent
-from esper.tracking.history import Fate, History
+from esper.tracking.formatting import clock, loss, memory, number, percent
+from esper.tracking.history import GrownModule, History
 
 __all__ = ["Panel"]
 
@@ -22,16 +22,16 @@ _STATE_STYLES = {"fossilized": "bold green", "culled": "yellow", "holding": "cya
 
 
 class Panel:
-    """Latest values of a run. One thread stores them (`take`), another draws them (`render`)."""
+    """Latest values of a run. One thread stores them (`update`), another draws them (`render`)."""
 
     def __init__(self, history: History) -> None:
         self.history = history
         self._latest: dict[str, Any] = {}
-        self._began = (0, time.monotonic())  # step and time at which this process took up the run
-        self._seen = self._began  # the same of the last news
+        self._began = (0, time.monotonic())  # step and time at which this process started the run
+        self._seen = self._began  # step and time of the latest event
 
-    def take(self, event: dict[str, Any]) -> None:
-        """Store what an event of the journal says."""
+    def update(self, event: dict[str, Any]) -> None:
+        """Store the values of a journal event."""
         now = time.monotonic()
         match event["kind"]:
             case "run_started":
@@ -46,7 +46,7 @@ class Panel:
         self._seen = (event["step"], now)
 
     def progress_line(self) -> Line:
-        """Where the training stands, in one line."""
+        """Progress in one line, for output without a live panel."""
         latest = self._latest
         text = (
             f"of {self._total('total_steps'):,}   "
@@ -63,7 +63,7 @@ class Panel:
         head.add_column(justify="right", no_wrap=True)
         name = Text.assemble((started.get("experiment_name", ""), "bold"), (f"/{started.get('run_name', '')}", "dim"))
         head.add_row(name, Text(f"{started.get('device', '')}  {memory(latest.get('memory_bytes'))}", style="dim"))
-        return Group(Text(), head, self._progress(), self._figures(), *self._seeds())
+        return Group(Text(), head, self._progress(), self._metrics(), *self._seeds())
 
     def _progress(self) -> Table:
         step, total = self.history.step, self._total("total_steps")
@@ -78,9 +78,9 @@ class Panel:
         row.add_row(ProgressBar(total=max(total, 1), completed=step, complete_style="cyan"), text)
         return row
 
-    def _figures(self) -> Table:
+    def _metrics(self) -> Table:
         latest = self._latest
-        rate = latest.get("learning_rate")
+        learning_rate = latest.get("learning_rate")
         grid = Table.grid(padding=(0, 2))
         for _ in range(4):
             grid.add_column(no_wrap=True, overflow="ellipsis")
@@ -94,20 +94,20 @@ class Panel:
             Text("val", style="dim"),
             f"loss {loss(latest.get('val_loss'))}",
             f"accuracy {percent(latest.get('val_accuracy')):>7}",
-            "" if rate is None else f"lr {rate:.2g}",
+            "" if learning_rate is None else f"lr {learning_rate:.2g}",
         )
         return grid
 
     def _seeds(self) -> list[RenderableType]:
-        fates = self.history.fates
-        if not fates:
+        modules = self.history.modules
+        if not modules:
             return []
-        live_last = sorted(fates, key=lambda fate: fate.is_live)  # stable: in order of birth otherwise
+        live_last = sorted(modules, key=lambda module: module.is_live)  # stable: otherwise by graft_id
         grid = Table.grid(padding=(0, 2))
         for _ in range(4):
             grid.add_column(no_wrap=True, overflow="ellipsis")
-        for index, fate in enumerate(live_last[-_MAX_SEEDS:]):
-            grid.add_row(Text("" if index else "seeds", style="dim"), *_seed(fate))
+        for index, module in enumerate(live_last[-_MAX_SEEDS:]):
+            grid.add_row(Text("" if index else "seeds", style="dim"), *_seed(module))
         return [grid]
 
     def _total(self, key: str) -> int:
@@ -121,10 +121,10 @@ class Panel:
         return max(0.0, left_s - (time.monotonic() - seen_s))
 
 
-def _seed(fate: Fate) -> tuple[Text, ...]:
-    since = "" if fate.state_epoch is None else f"epoch {fate.state_epoch}"
+def _seed(module: GrownModule) -> tuple[Text, ...]:
+    since = "" if module.state_epoch is None else f"epoch {module.state_epoch}"
     return (
-        Text(fate.site),
-        Text(fate.blueprint_id),
-        Text.assemble((fate.state, _STATE_STYLES.get(fate.state, "")), "  ", (since, "dim")),
+        Text(module.site),
+        Text(module.blueprint_id),
+        Text.assemble((module.state, _STATE_STYLES.get(module.state, "")), "  ", (since, "dim")),
     )

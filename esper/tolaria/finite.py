@@ -41,7 +41,7 @@ def require_finite(run: Run, reading: Reading | None = None) -> Window:
     grown = (
         f"last growth: {recipe[-1].blueprint_id} at {recipe[-1].site}, step {recipe[-1].born_step}; " if recipe else ""
     )
-    run.saver.settle()  # a checkpoint that cannot be written must not hide this
+    run.checkpoint_writer.wait()  # a checkpoint that cannot be written must not hide this
     saved = checkpoint.find_checkpoints(run.checkpoint_dir)
     last = saved[0] if saved else run.config.checkpoint.resume_from
     good = f"the last good checkpoint is {last}" if last else "there is no checkpoint yet"

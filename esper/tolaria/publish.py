@@ -7,13 +7,13 @@ from pathlib import Path
 from esper.configs import RedisConfig
 from esper.oona.publish import RunOnBus
 from esper.oona.redis import RedisBus, address
-from esper.tracking import Target
+from esper.tracking import Tracker
 
 __all__ = ["on_bus"]
 
 
-def on_bus(config: RedisConfig, *, run_dir: Path) -> Target[RunOnBus]:
+def on_bus(config: RedisConfig, *, run_dir: Path) -> Tracker:
     """The bus as a target that a journal's follower, or `esper sync`, brings up to date."""
-    return Target(
+    return Tracker(
         name="Redis", place=address(config), open=lambda: RunOnBus(RedisBus(config), run_dir=run_dir.absolute())
     )

@@ -25,7 +25,7 @@ from esper.errors import ConfigError
 from esper.kasmina import MorphableModel, find_blocks
 from esper.models import compile_as_it_lies
 from esper.tezzeret.compile_cache import keep_compiled
-from esper.tolaria.checkpoints.writer import Saver
+from esper.tolaria.checkpoints.writer import CheckpointWriter
 from esper.tolaria.ema import WeightAverage
 from esper.tolaria.evaluate import evaluate, example_losses
 from esper.tolaria.growth.consult import Growth
@@ -38,7 +38,7 @@ from esper.tolaria.run_folder import RunFolder
 from esper.tolaria.schedule import learning_rate
 from esper.tolaria.state import TrainingState
 from esper.tolaria.step import TrainStep
-from esper.tracking import Follower, Journal, trackers
+from esper.tracking import Journal, TrackerThread, trackers
 
 __all__ = ["Run", "capture_obstacle", "open_run"]
 
@@ -73,7 +73,7 @@ class Run:
     optimizer: Optimizer
     schedule: Callable[[int], float]
     step: TrainStep
-    saver: Saver
+    checkpoint_writer: CheckpointWriter
     growth: Growth
     life: Lifecycle
     state: TrainingState
@@ -143,18 +143,18 @@ class Run:
                 self.emit(Notice, level="INFO", message=message)
                 continue
             interval_s = tracking.flush_interval_s
-            follower = Follower(tracker, interval_s=interval_s, run_dir=self.run_dir, warn=self.warn)
+            follower = TrackerThread(tracker, interval_s=interval_s, run_dir=self.run_dir, warn=self.warn)
             self.closing.callback(follower.close)
         if self.config.bus == "redis":
             from esper.tolaria.publish import on_bus  # the client of Redis is only needed by who has a server
 
             bus = on_bus(self.config.redis, run_dir=self.run_dir)
-            follower = Follower(bus, interval_s=_PUBLISH_S, run_dir=self.run_dir, warn=self.warn)
+            follower = TrackerThread(bus, interval_s=_PUBLISH_S, run_dir=self.run_dir, warn=self.warn)
             self.closing.callback(follower.close)
 
     def stop_saving(self) -> None:
         """Finish the checkpoints that are being written."""
-        if problem := self.saver.close():
+        if problem := self.checkpoint_writer.close():
             self.warn(problem)
 
     def close(self) -> None:
@@ -235,7 +235,7 @@ def open_run(
             schedule=schedule,
             total_epochs=config.optimization.max_epochs,
         )
-        saver = Saver(
+        writer = CheckpointWriter(
             checkpoints,
             keep=config.checkpoint.max_checkpoints,
             sync=journal.sync,
@@ -244,7 +244,7 @@ def open_run(
             config=config,
             run_dir=run_dir,
             log_dir=log_dir,
-            checkpoint_dir=saver.folder,
+            checkpoint_dir=writer.folder,
             folder=folder,
             journal=journal,
             parts=built,
@@ -252,7 +252,7 @@ def open_run(
             optimizer=optimizer,
             schedule=schedule,
             step=step,
-            saver=saver,
+            checkpoint_writer=writer,
             growth=growth,
             life=life,
             state=state,

@@ -34,7 +34,8 @@ from esper.contracts.events import (
 from esper.costs import training_macs
 from esper.errors import CheckpointError
 from esper.tolaria.checkpoints import files as checkpoint
-from esper.tolaria.checkpoints.resume import restore, resume, snapshot
+from esper.tolaria.checkpoints.contents import restore, snapshot
+from esper.tolaria.checkpoints.resume import resume
 from esper.tolaria.dry_run import Rehearsal, rehearse
 from esper.tolaria.finite import require_finite
 from esper.tolaria.library import record_outcomes, write_declared
@@ -46,7 +47,7 @@ from esper.tolaria.state import TrainingMetrics, TrainingState
 from esper.tolaria.step_log import StepLog
 from esper.tolaria.sums import Window
 from esper.tracking import environment, git_diff, write_atomically
-from esper.tracking.recipe import write_recipe
+from esper.tracking.files import write_recipe
 
 __all__ = ["TolariaTrainer"]
 
@@ -364,12 +365,12 @@ class TolariaTrainer:
         """Save where the training stands while it goes on."""
         require_finite(self.run)
         if self.run.ranks.is_first:
-            self.run.saver.start(snapshot(self.run), epoch=self.run.state.epoch, is_best=is_best)
+            self.run.checkpoint_writer.start(snapshot(self.run), epoch=self.run.state.epoch, is_best=is_best)
 
     def _finish_saving(self) -> list[Path]:
         """Wait for the checkpoints that are being written; returns their paths."""
         run = self.run
-        saved = run.saver.wait()
+        saved = run.checkpoint_writer.collect()
         for one in saved:
             shown = one.path.relative_to(run.run_dir) if one.path.is_relative_to(run.run_dir) else one.path
             run.emit(CheckpointSaved, epoch=one.epoch, path=str(shown), is_best=one.is_best)

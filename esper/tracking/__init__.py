@@ -1,20 +1,20 @@
-"""The journal of a run, and the trackers that follow it."""
+"""The journal of a run, and the trackers that are updated from it."""
 
 from __future__ import annotations
 
 from esper.tracking.environment import environment, git_diff
 from esper.tracking.files import write_atomically
-from esper.tracking.follow import Follower
 from esper.tracking.journal import Journal, read, run_folders
 from esper.tracking.mlflow import MlflowRun, tracking_uri
-from esper.tracking.trackers import Target, trackers
+from esper.tracking.tracker_thread import TrackerThread
+from esper.tracking.trackers import Tracker, trackers
 from esper.tracking.wandb import WandbRun
 
 __all__ = [
-    "Follower",
     "Journal",
     "MlflowRun",
-    "Target",
+    "Tracker",
+    "TrackerThread",
     "WandbRun",
     "environment",
     "git_diff",

@@ -1,4 +1,4 @@
-"""What a run ran on: versions, machine, and the state of the user's code."""
+"""The environment of a run: versions, hardware, and the git state of the working directory."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _PACKAGES = ("torch", "torchvision", "hydra-core", "mlflow")
 
 
 def environment() -> dict[str, str | None]:
-    """Versions, hardware and git commit of the working directory; what cannot be found out is None."""
+    """Versions, hardware and git commit of the working directory; None where unknown."""
     import torch
 
     import esper
@@ -38,7 +38,7 @@ def environment() -> dict[str, str | None]:
 
 
 def git_diff(*, limit_bytes: int = 1_000_000) -> str:
-    """Uncommitted changes to files that git tracks, around the working directory; empty without a repository."""
+    """Uncommitted changes to tracked files of the working directory's repository; empty without one."""
     diff = without_credentials(_git("diff", "--no-ext-diff", "HEAD") or "").encode()
     if len(diff) <= limit_bytes:
         return diff.decode()
@@ -46,7 +46,7 @@ def git_diff(*, limit_bytes: int = 1_000_000) -> str:
 
 
 def without_credentials(text: str) -> str:
-    """The text without the user and password of the URLs in it."""
+    """The text with user and password removed from its URLs."""
     return re.sub(r"(?<=://)[^/\s?#]*@", "", text)
 
 
@@ -58,23 +58,23 @@ def _version(package: str) -> str | None:
 
 
 def cpu_name() -> str | None:
-    """Model of the processor; None where it cannot be found out."""
+    """Model of the processor; None if unknown."""
     try:
-        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        model = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     except OSError:  # not Linux
-        found = None
-    return found[1] if found else platform.processor() or None
+        model = None
+    return model[1] if model else platform.processor() or None
 
 
 def _git(*arguments: str) -> str | None:
-    """What git prints; None where there is no git, no repository, no commit, or no answer in 10 s."""
+    """Output of a git command; None without git, repository or commit, or after 10 s."""
     try:
         done = subprocess.run(
             ["git", *arguments],
             capture_output=True,
             timeout=10,
             check=True,
-            env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},  # the user may be committing right now
+            env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},  # do not disturb a commit in progress
         )
     except (OSError, subprocess.SubprocessError):
         return None

@@ -1,4 +1,4 @@
-"""What a journal tells: how a run began and ended, and the fate of every module that grew in it."""
+"""The state of a run, read from its journal: start, end, and every module that grew."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ from typing import Any
 
 from esper.contracts.lifecycle import SeedLifecycleState
 
-__all__ = ["Fate", "History"]
+__all__ = ["GrownModule", "History"]
 
 _ENDS = (SeedLifecycleState.FOSSILIZED, SeedLifecycleState.CULLED)
 
 
 @dataclass(kw_only=True)
-class Fate:
-    """One module, from its germination to the verdict.
+class GrownModule:
+    """A module that grew, from germination to verdict.
 
     Attributes:
         graft_id: running number of the germination in its run.
-        site: where it grew, e.g. `layer2.0:beside`.
-        blueprint_id: what was built.
+        site: e.g. `layer2.0:beside`.
+        blueprint_id: e.g. `conv3x3`.
         step: optimizer steps done when it was attached.
-        epoch: epochs finished then; None until the journal says.
-        added_parameters: what it added to the network.
-        added_macs: the same in multiply-accumulates per image.
-        state: its lifecycle state; fossilized and culled are final.
+        epoch: epochs finished then; None before the first `state` event.
+        added_parameters: parameters it added to the network.
+        added_macs: multiply-accumulates per image it added.
+        state: lifecycle state; fossilized and culled are final.
         state_step: step at which it entered that state.
         state_epoch: epochs finished then.
         reason: why it entered that state.
-        judgement: the `judgement` event, if it was judged.
+        judgement: the `judgement` event; None if it was not judged.
     """
 
     graft_id: int
@@ -47,7 +47,7 @@ class Fate:
 
     @property
     def is_live(self) -> bool:
-        """Whether the verdict is still out."""
+        """Whether it is neither kept nor culled yet."""
         return self.state not in _ENDS
 
     @property
@@ -57,31 +57,31 @@ class Fate:
 
     @property
     def verdict(self) -> str:
-        """`kept`, `culled`, or the state it is in."""
+        """`kept`, `culled`, or its current state."""
         return {"fossilized": "kept"}.get(self.state, str(self.state))
 
 
 @dataclass(kw_only=True)
 class History:
-    """Events of a journal, taken in one by one, as dicts (the lines of `journal.jsonl`).
+    """Summary of a journal's events, which are added one by one as dicts (the lines of `journal.jsonl`).
 
     Attributes:
         started: the last `run_started` event.
         ended: the `run_ended` event after it.
-        resume_step: step of the newest checkpoint from which the run can go on; None without one.
+        resume_step: step of the newest checkpoint that the run can resume from; None without one.
         step: optimizer steps done.
-        fates: every module that was germinated, in order.
+        modules: every module that germinated, in order.
     """
 
     started: dict[str, Any] | None = None
     ended: dict[str, Any] | None = None
     resume_step: int | None = None
     step: int = 0
-    fates: list[Fate] = field(default_factory=list)
+    modules: list[GrownModule] = field(default_factory=list)
 
     @classmethod
     def of(cls, events: Iterable[dict[str, Any]]) -> History:
-        """The history that these events make."""
+        """The history of these events."""
         history = cls()
         for event in events:
             history.add(event)
@@ -89,16 +89,16 @@ class History:
 
     @property
     def summary(self) -> str:
-        """What growing came to, in a few words."""
+        """Short text: how many modules grew and were kept."""
         if (self.started or {}).get("config", {}).get("morphogenetic", {}).get("policy") == "replay":
             return "trained a recorded network"
-        num_grown, num_kept = len(self.fates), sum(fate.is_kept for fate in self.fates)
+        num_grown, num_kept = len(self.modules), sum(module.is_kept for module in self.modules)
         if not num_grown:
             return "nothing grew"
         return f"grew {num_grown} module{'s' * (num_grown != 1)}, kept {num_kept}"
 
     def add(self, event: dict[str, Any]) -> None:
-        """Take in the next event."""
+        """Add the next event."""
         self.step = event["step"]
         match event["kind"]:
             case "run_started":
@@ -110,21 +110,21 @@ class History:
             case "checkpoint" if not event["is_best"]:
                 self.resume_step = event["step"]
             case "surgery" if event["committed"] and event["action"] == "germinate":
-                self.fates.append(_germinated(event))
-            case "judgement" if fate := self._live(event["site"]):
-                fate.judgement = event
-            case "state" if fate := self._live(event["site"]):
-                if fate.epoch is None:
-                    fate.epoch = event["epoch"]
-                fate.state, fate.reason = event["new"], event["reason"]
-                fate.state_step, fate.state_epoch = event["step"], event["epoch"]
+                self.modules.append(_germinated(event))
+            case "judgement" if module := self._live(event["site"]):
+                module.judgement = event
+            case "state" if module := self._live(event["site"]):
+                if module.epoch is None:
+                    module.epoch = event["epoch"]
+                module.state, module.reason = event["new"], event["reason"]
+                module.state_step, module.state_epoch = event["step"], event["epoch"]
 
-    def _live(self, site: str) -> Fate | None:
-        return next((fate for fate in reversed(self.fates) if fate.site == site and fate.is_live), None)
+    def _live(self, site: str) -> GrownModule | None:
+        return next((module for module in reversed(self.modules) if module.site == site and module.is_live), None)
 
 
-def _germinated(event: dict[str, Any]) -> Fate:
-    return Fate(
+def _germinated(event: dict[str, Any]) -> GrownModule:
+    return GrownModule(
         graft_id=event["graft_id"],
         site=event["site"],
         blueprint_id=event["blueprint_id"],

@@ -1,4 +1,4 @@
-"""The journal of a run: every event, one JSON line each, written before anyone else hears of it."""
+"""The journal of a run: every event is one JSON line, written before any listener or tracker gets it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import Any
 from esper.contracts.events import Event
 from esper.errors import RunError
 
-__all__ = ["Journal", "read", "run_folders", "tail"]
+__all__ = ["Journal", "read", "read_from", "run_folders"]
 
 logger = logging.getLogger(__name__)
 
@@ -25,10 +25,10 @@ Listener = Callable[[Event], None]
 
 
 class Journal:
-    """Owner of a `journal.jsonl`, to which only one process writes (the run folder's lock sees to that).
+    """Writer of a `journal.jsonl`; thread-safe, and the run folder's lock keeps other processes out.
 
-    A line is handed to the operating system at once, and forced to disk by `sync`. A number that is not finite becomes
-    null: the file is strict JSON. A last line that a crash cut short is removed on opening. Safe from any thread.
+    Lines are written unbuffered; `sync` forces them to disk. Numbers that are not finite become null (strict JSON). An
+    incomplete last line, left by a crash, is removed on opening.
 
     Raises:
         RunError: from any method: the file cannot be written, e.g. because the disk is full.
@@ -37,7 +37,7 @@ class Journal:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._listeners: list[Listener] = []
-        self._lock = threading.RLock()  # a tracker's thread writes notices; a listener may write too
+        self._lock = threading.RLock()  # reentrant: a listener may write
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = path.open("ab", buffering=0)
@@ -47,15 +47,15 @@ class Journal:
             raise _cannot_write(path, error) from None
 
     def subscribe(self, listener: Listener) -> None:
-        """Have a function called with every event written from now on, in the thread that writes.
+        """Call `listener` with every event written from now on, in the writing thread.
 
-        One that raises is logged and not called again: what shows or forwards events never stops a training.
+        A listener that raises is logged and removed: it must not stop the training.
         """
         self._listeners.append(listener)
 
     def write(self, event: Event) -> None:
-        """Append an event, then tell the listeners."""
-        # Not `asdict`, which copies whatever is in the fields: that takes longer than all the rest.
+        """Append an event, then call the listeners."""
+        # Not `asdict`: its deep copy takes longer than all the rest.
         fields = {field.name: getattr(event, field.name) for field in dataclasses.fields(event)}
         entry = {"kind": event.kind, "time_unix_s": time.time(), **fields}
         line = json.dumps(_strict(entry), allow_nan=False).encode() + b"\n"
@@ -65,11 +65,11 @@ class Journal:
                 try:
                     listener(event)
                 except Exception:
-                    logger.exception("a listener of the journal failed and is not told any more")
+                    logger.exception("a listener of the journal failed and was removed")
                     self._listeners.remove(listener)
 
     def sync(self) -> int:
-        """Force what was written to disk, while others may write; returns the size, to which `rewind` goes back."""
+        """Force the file to disk, without blocking writers; returns the size synced, an offset for `rewind`."""
         size = self._size
         try:
             os.fsync(self._file.fileno())
@@ -79,14 +79,14 @@ class Journal:
 
     @property
     def size(self) -> int:
-        """Bytes written, on disk or not."""
+        """Bytes written, synced or not."""
         return self._size
 
     def rewind(self, offset: int) -> None:
-        """Go back to an earlier size, and to the line it lies in the end of.
+        """Truncate to an earlier size, rounded down to the end of a line.
 
-        What was written since moves to `journal.abandoned.jsonl`: it is on disk there before it is cut off here, so a
-        crash between the two leaves it in both.
+        The rest moves to `journal.abandoned.jsonl`: it is synced there before it is cut off here, so a crash between
+        the two leaves it in both files.
         """
         with self._lock:
             try:
@@ -107,33 +107,30 @@ class Journal:
 
     def _append(self, line: bytes) -> None:
         try:
-            rest = memoryview(line)
-            while rest:
-                rest = rest[self._file.write(rest) :]
+            remaining = memoryview(line)
+            while remaining:
+                remaining = remaining[self._file.write(remaining) :]
         except OSError as error:
-            self._file.truncate(self._size)  # no torn line before the next one
+            self._file.truncate(self._size)  # remove the partial line
             raise _cannot_write(self.path, error) from None
         self._size += len(line)
 
 
 def run_folders(path: Path) -> list[Path]:
-    """The folders of runs at or below a path, in order.
-
-    What lies inside a run's folder is part of it: W&B keeps links to the run's files there, the journal among them.
-    """
-    found = []
+    """The run folders at or below a path, sorted; run folders are not searched (W&B links the journal in there)."""
+    run_dirs = []
     for folder, subfolders, files in os.walk(path):
         if "journal.jsonl" in files:
-            found.append(Path(folder))
+            run_dirs.append(Path(folder))
             subfolders.clear()
-    return sorted(found)
+    return sorted(run_dirs)
 
 
 def read(path: Path) -> Iterator[dict[str, Any]]:
-    """The events of a journal as dicts; a last line that was not finished is left out.
+    """The events of a journal as dicts, without an incomplete last line.
 
     Raises:
-        RunError: another line is not one of a journal.
+        RunError: a line is not an event.
     """
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
@@ -141,11 +138,11 @@ def read(path: Path) -> Iterator[dict[str, Any]]:
                 yield _parse(line, where=f"{path}, line {number}")
 
 
-def tail(path: Path, offset: int) -> tuple[list[dict[str, Any]], int]:
-    """The events whose lines are complete from byte `offset` on, and the offset behind them.
+def read_from(path: Path, offset: int) -> tuple[list[dict[str, Any]], int]:
+    """The complete events from byte `offset` on, and the offset after them.
 
     Raises:
-        RunError: a line is not one of a journal.
+        RunError: a line is not an event.
     """
     with path.open("rb") as file:
         file.seek(offset)
@@ -160,12 +157,12 @@ def _parse(line: bytes, *, where: str) -> dict[str, Any]:
     except ValueError:
         event = None
     if not isinstance(event, dict) or "kind" not in event:
-        raise RunError(f"{where}: not an event, so the journal is damaged; remove that line to use the rest")
+        raise RunError(f"{where}: not an event; the journal is damaged, remove that line to use the rest")
     return event
 
 
 def _end_of_last_line(path: Path, *, before: int | None = None) -> int:
-    """Offset behind the last line that is complete in the first `before` bytes."""
+    """Offset after the last complete line in the first `before` bytes."""
     content = path.read_bytes()
     return content.rfind(b"\n", 0, before) + 1
 
@@ -177,13 +174,13 @@ def _append_durably(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
     folder = os.open(path.parent, os.O_RDONLY)
     try:
-        os.fsync(folder)  # the file may be new
+        os.fsync(folder)  # for a new file
     finally:
         os.close(folder)
 
 
 def _strict(value: Any) -> Any:
-    """What JSON can hold, and means the same to every reader."""
+    """The value as strict JSON data."""
     match value:
         case Enum():
             return _strict(value.value)

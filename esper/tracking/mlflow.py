@@ -1,9 +1,11 @@
-"""A run in MLflow, made from the run's journal. MLflow itself is imported when a run is first reported."""
+"""Report runs to MLflow from their journals. MLflow is imported on the first connection."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import uuid
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,39 +17,50 @@ from esper.configs import TrackingConfig
 from esper.configs.identity import checkpoints_folder
 from esper.errors import RunError
 from esper.tracking.environment import without_credentials
+from esper.tracking.files import write_atomically
 from esper.tracking.history import History
-from esper.tracking.mlflow_store import connect, experiment_of, find_run
-from esper.tracking.records import FILES, Point, parameters, points, tags
+from esper.tracking.metrics import FILES, Point, parameters, points, tags
 
-__all__ = ["MlflowRun", "tracking_uri"]
+__all__ = ["MlflowRun", "connect", "find_run", "get_experiment_id", "tracking_uri"]
 
 _STATUS = {"finished": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
 _CHECKPOINT_FILES = ("manifest.json", "model.safetensors")
 
-# MLflow takes 1000 items a batch, of which 100 parameters and 100 tags.
+# MLflow's limits for a batch: 1000 items, of which 100 parameters and 100 tags.
 _MAX_METRICS, _MAX_PARAMETERS, _MAX_TAGS = 800, 100, 100
+
+_UID_TAG = "esper.run_uid"
+
+# Defaults where the user set nothing. MLflow's own: retry for 15 minutes, send usage data, print.
+_SETTINGS = {
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_LOGGING_LEVEL": "ERROR",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # printing would garble the live display
+}
 
 
 def tracking_uri(config: TrackingConfig, *, outputs_dir: Path) -> str:
-    """Where the run is reported: the URI that is set, or `mlflow.db` in the outputs folder."""
+    """The configured URI, or `mlflow.db` in the outputs folder."""
     return config.uri or f"sqlite:///{outputs_dir.absolute() / 'mlflow.db'}"
 
 
 class MlflowRun:
-    """One run in MLflow, brought up to date from the events of its journal, given from the first on.
+    """One run in MLflow, updated from the events of its journal, from the first event on.
 
-    What MLflow already holds is not logged again: which points those are is asked of MLflow itself, once. The run id is
-    kept in `mlflow.json` in the run folder, and only one process at a time reports a run. Every method raises whatever
-    MLflow raises, and then nothing is left to do with this object but to close it.
+    Points that MLflow holds already, queried once, are not logged again. The run id is kept in `mlflow.json` in the
+    run folder; a lock there lets one process at a time report a run. Every method may raise any error of MLflow; after
+    that the object can only be closed.
 
     Args:
-        config: where to report; `experiment` defaults to the run's own.
+        config: tracking settings; `experiment` defaults to the run's own.
         run_dir: folder of the run.
-        outputs_dir: folder of the default database and of the artifacts beside it.
+        outputs_dir: folder of the default database and its artifacts.
 
     Attributes:
         num_logged: points that were new to MLflow.
-        history: the run as told so far.
+        history: the events ingested so far.
     """
 
     def __init__(self, config: TrackingConfig, *, run_dir: Path, outputs_dir: Path) -> None:
@@ -60,12 +73,12 @@ class MlflowRun:
         self._client: Any = None
         self._run_id = ""
         self._status = ""
-        self._held: Counter[tuple[str, int]] = Counter()  # points in MLflow whose events have not been seen yet
+        self._held: Counter[tuple[str, int]] = Counter()  # points in MLflow whose events were not yet ingested
         self._params: dict[str, str] = {}
         self._tags: dict[str, str] = {}
 
     def ingest(self, events: Iterable[dict[str, Any]]) -> None:
-        """Report the next events, in one request as a rule. Nothing happens before the first `run_started`.
+        """Report the next events, usually in one request; does nothing before the first `run_started`.
 
         Raises:
             RunError: another process is reporting this run.
@@ -83,13 +96,13 @@ class MlflowRun:
             self._set_status("RUNNING")
 
     def finish(self) -> None:
-        """Set the final status (KILLED if the journal tells of no end), then upload what the run folder holds."""
+        """Set the final status (KILLED if the journal has no `run_ended`), then upload files of the run folder."""
         if self._client is None:
             return
         ended = self.history.ended
         self._set_status(_STATUS[ended["status"]] if ended else "KILLED")
-        if self.history.fates:
-            grown = [dataclasses.asdict(fate) for fate in self.history.fates]
+        if self.history.modules:
+            grown = [dataclasses.asdict(module) for module in self.history.modules]
             self._client.log_text(self._run_id, json.dumps(grown, indent=2), "growth.json")
         for path in (self._run_dir / name for name in FILES):
             if path.is_file():
@@ -99,7 +112,7 @@ class MlflowRun:
                 self._client.log_artifact(self._run_id, str(newest / name), "checkpoint")
 
     def close(self) -> None:
-        """Let others report this run; safe to call twice."""
+        """Release the lock; safe to call twice."""
         self._lock.release()
 
     # --- attaching ------------------------------------------------------------------------------------------------
@@ -115,12 +128,12 @@ class MlflowRun:
         run = find_run(
             client,
             self._run_dir / "mlflow.json",
-            where=without_credentials(uri),
-            experiment_id=experiment_of(client, experiment, uri=uri, outputs_dir=self._outputs_dir),
+            place=without_credentials(uri),
+            experiment_id=get_experiment_id(client, experiment, uri=uri, outputs_dir=self._outputs_dir),
             name=started["run_name"],
             start_time_s=started["time_unix_s"],
         )
-        # From MLflow and not from a file: a kill between logging and noting it would count wrongly.
+        # Queried, not kept in a file: a kill between logging and writing the file would miscount.
         for key in run.data.metrics:
             self._held.update((key, metric.step) for metric in client.get_metric_history(run.info.run_id, key))
         self._params, self._tags = dict(run.data.params), dict(run.data.tags)
@@ -129,7 +142,7 @@ class MlflowRun:
     # --- sending --------------------------------------------------------------------------------------------------
 
     def _take_held(self, point: Point) -> bool:
-        """Whether MLflow holds this point from before; several of one step are told apart by their number."""
+        """Whether MLflow holds this point from before; several at one step are counted."""
         at = (point.key, point.step)
         if not self._held[at]:
             return False
@@ -140,16 +153,16 @@ class MlflowRun:
         from mlflow.entities import Metric, Param, RunTag
 
         assert self.history.started is not None
-        wanted = parameters(self.history.started["config"])
-        told = tags(self.history)
-        # MLflow refuses to change a parameter; the current ones are in config.yaml.
-        if changed := [f"{key}={value}" for key, value in wanted.items() if self._params.get(key, value) != value]:
-            told["esper.changed_parameters"] = ", ".join(changed)[:5000]
-        told = {key: value for key, value in told.items() if self._tags.get(key, "") != value}
-        wanted = {key: value for key, value in wanted.items() if key not in self._params}
+        new_params = parameters(self.history.started["config"])
+        new_tags = tags(self.history)
+        # MLflow cannot change a parameter; config.yaml has the current ones.
+        if changed := [f"{key}={value}" for key, value in new_params.items() if self._params.get(key, value) != value]:
+            new_tags["esper.changed_parameters"] = ", ".join(changed)[:5000]
+        new_tags = {key: value for key, value in new_tags.items() if self._tags.get(key, "") != value}
+        new_params = {key: value for key, value in new_params.items() if key not in self._params}
         batch_metrics = [Metric(point.key, point.value, point.time_ms, point.step) for point in new]
-        batch_params = [Param(key, value) for key, value in wanted.items()]
-        batch_tags = [RunTag(key, value) for key, value in told.items()]
+        batch_params = [Param(key, value) for key, value in new_params.items()]
+        batch_tags = [RunTag(key, value) for key, value in new_tags.items()]
         while batch_metrics or batch_params or batch_tags:
             self._client.log_batch(
                 self._run_id,
@@ -159,8 +172,8 @@ class MlflowRun:
             )
             del batch_metrics[:_MAX_METRICS], batch_params[:_MAX_PARAMETERS], batch_tags[:_MAX_TAGS]
         self.num_logged += len(new)
-        self._params |= wanted
-        self._tags |= told
+        self._params |= new_params
+        self._tags |= new_tags
 
     def _set_status(self, status: str) -> None:
         if status == self._status:
@@ -180,10 +193,82 @@ class MlflowRun:
 
 
 def _newest_checkpoint(folder: Path) -> Path | None:
-    """The complete checkpoint of the latest step; of two at one step, the last and not the best."""
-    found = [path.parent for path in folder.glob("*/manifest.json") if not path.parent.name.startswith(".")]
-    return max(found, key=lambda path: (_step(path), path.name), default=None)
+    """The complete checkpoint of the latest step; at one step, `step-*` before `best-*`."""
+    complete = [path.parent for path in folder.glob("*/manifest.json") if not path.parent.name.startswith(".")]
+    return max(complete, key=lambda path: (_step(path), path.name), default=None)
 
 
 def _step(checkpoint: Path) -> int:
     return int(json.loads((checkpoint / "manifest.json").read_text())["step"])
+
+
+# --- experiments and runs --------------------------------------------------------------------------------------------
+
+
+def connect(uri: str) -> Any:
+    """A client of a tracking server, or of a database file, which is created if missing."""
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
+    from mlflow import MlflowClient
+    from sqlalchemy import make_url
+
+    file = make_url(uri).database if uri.startswith("sqlite") else None
+    if file is None:
+        return MlflowClient(tracking_uri=uri)
+    Path(file).parent.mkdir(parents=True, exist_ok=True)
+    # Processes that create the tables concurrently fail (measured: 7 of 8).
+    with FileLock(f"{file}.lock", timeout=60):
+        return MlflowClient(tracking_uri=uri)
+
+
+def get_experiment_id(client: Any, name: str, *, uri: str, outputs_dir: Path) -> str:
+    """The id of the experiment of this name, created if missing; a database's artifacts go to the outputs folder."""
+    from mlflow.exceptions import MlflowException
+
+    if found := client.get_experiment_by_name(name):
+        return str(found.experiment_id)
+    # A server has its own artifact store; a database defaults to ./mlruns of the current directory.
+    has_server = uri.startswith(("http", "databricks"))
+    artifacts = None if has_server else (outputs_dir.absolute() / "mlartifacts").as_uri()
+    try:
+        return str(client.create_experiment(name, artifact_location=artifacts))
+    except MlflowException:  # another process created it first
+        if found := client.get_experiment_by_name(name):
+            return str(found.experiment_id)
+        raise
+
+
+def find_run(client: Any, file: Path, *, place: str, experiment_id: str, name: str, start_time_s: float) -> Any:
+    """The run whose id is in a file; created if there is none or if it was deleted.
+
+    Args:
+        client: MLflow client.
+        file: `mlflow.json` in the folder of the run or sweep.
+        place: key of the tracker in the file.
+        experiment_id: experiment of a new run.
+        name: name of a new run.
+        start_time_s: Unix time at which a new run starts.
+    """
+    from mlflow.exceptions import MlflowException
+
+    known: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {"uid": uuid.uuid4().hex, "run_ids": {}}
+    if run_id := known["run_ids"].get(place):
+        try:
+            run = client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+        else:
+            if run.info.lifecycle_stage == "active":
+                return run
+    # The uid is saved first: a run whose creation is not confirmed can be found by it.
+    write_atomically(file, json.dumps(known, indent=2))
+    found = client.search_runs([experiment_id], f"tags.`{_UID_TAG}` = '{known['uid']}'", max_results=1)
+    if found:
+        run = found[0]
+    else:
+        tags = {_UID_TAG: known["uid"]}
+        run = client.create_run(experiment_id, start_time=round(1000 * start_time_s), tags=tags, run_name=name)
+    known["run_ids"][place] = run.info.run_id
+    write_atomically(file, json.dumps(known, indent=2))
+    return run

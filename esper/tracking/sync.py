@@ -1,4 +1,4 @@
-"""`esper sync`: report runs to their trackers from their journals, whether they were reported before or not."""
+"""`esper sync`: report runs to their trackers from their journals; points that a tracker holds are skipped."""
 
 from __future__ import annotations
 
@@ -14,96 +14,95 @@ from filelock import FileLock, Timeout
 from esper.configs import TrackingConfig
 from esper.configs.identity import outputs_folder
 from esper.errors import EsperError, RunError
-from esper.tracking.follow import reason
+from esper.tracking.files import read_members
 from esper.tracking.journal import read, run_folders
-from esper.tracking.members import read_members
-from esper.tracking.sweep import report_sweep
-from esper.tracking.trackers import Reported, Target, trackers
+from esper.tracking.mlflow_sweep import report_sweep
+from esper.tracking.tracker_thread import short_message
+from esper.tracking.trackers import Tracker, trackers
 
 __all__ = ["is_locked", "main", "sync"]
 
+MoreTrackers = Callable[[Mapping[str, Any], Path], Iterable[Tracker]]
 
-Also = Callable[[Mapping[str, Any], Path], Iterable[Target[Reported]]]
 
+def main(paths: Sequence[Path], uri: str | None, *, more: MoreTrackers = lambda *_: ()) -> int:
+    """Update the trackers of runs and print a line for each; idempotent. Returns the exit code.
 
-def main(paths: Sequence[Path], uri: str | None, *, also: Also = lambda *_: ()) -> int:
-    """Bring trackers up to date about runs, one line each; doing so again adds nothing. Returns the exit code.
-
-    A sweep gets a parent in MLflow; where none was launched, the runs that lie in the folder are taken for one.
+    A sweep gets a parent run in MLflow. In a folder where no sweep was launched, all runs count as its members.
 
     Args:
         paths: folders of runs, or folders that hold some at any depth.
-        uri: MLflow tracking URI, and no other tracker; None is each run's own trackers, MLflow if it has none.
-        also: where else a run of this configuration, in this folder, is reported unless a `uri` is given.
+        uri: report to this MLflow tracking URI only; None is each run's own trackers, MLflow if it has none.
+        more: (config, run_dir) to further trackers of a run; not used with a `uri`.
 
     Raises:
         RunError: a folder holds no run.
     """
-    found = [(path.absolute(), _find_runs(path)) for path in paths]
+    run_dirs_by_path = [(path.absolute(), _find_runs(path)) for path in paths]
     exit_code = 0
-    for path, run_dirs in found:
+    for path, run_dirs in run_dirs_by_path:
         for run_dir in run_dirs:
-            exit_code |= sync(run_dir, uri=uri, also=also)
-        inside = [run_dir for run_dir in run_dirs if run_dir.absolute().parent == path]
-        asked = read_members(path)
-        members = [run_dir for run_dir in inside if not asked or run_dir.name in asked]
+            exit_code |= sync(run_dir, uri=uri, more=more)
+        children = [run_dir for run_dir in run_dirs if run_dir.absolute().parent == path]
+        names = read_members(path)
+        members = [run_dir for run_dir in children if not names or run_dir.name in names]
         try:
-            num_children = report_sweep(path, members, uri=uri)
-        except Exception as error:  # as above: of MLflow's
-            sys.stdout.write(f"{path}: no parent in MLflow: {reason(error)}\n")
+            num_members = report_sweep(path, members, uri=uri)
+        except Exception as error:  # any error of MLflow
+            sys.stdout.write(f"{path}: no parent run in MLflow: {short_message(error)}\n")
             exit_code = 1
         else:
-            if num_children:
-                sys.stdout.write(f"{path}: the parent of {num_children} runs in MLflow\n")
+            if num_members:
+                sys.stdout.write(f"{path}: parent of {num_members} runs in MLflow\n")
     return exit_code
 
 
-def sync(run_dir: Path, *, uri: str | None = None, also: Also = lambda *_: ()) -> int:
-    """Bring a run's trackers up to date, a line for each; returns 1 if one could not be, else 0."""
+def sync(run_dir: Path, *, uri: str | None = None, more: MoreTrackers = lambda *_: ()) -> int:
+    """Update a run's trackers and print a line for each; returns 1 if one failed, else 0."""
     exit_code = 0
     run_dir = run_dir.absolute()
     try:
-        is_alive = is_locked(run_dir)  # asked first: a run that ends meanwhile is synced again, not taken for dead
+        is_alive = is_locked(run_dir)  # before reading: a run that ends in between must not count as killed
         events = list(read(run_dir / "journal.jsonl"))
-        targets = _targets(events, run_dir, uri, also)
-    except EsperError as error:  # neither a damaged journal nor a useless setting may keep the others back
-        sys.stdout.write(f"{run_dir}: failed: {reason(error)}\n")
+        selected = _trackers(events, run_dir, uri, more)
+    except EsperError as error:  # damaged journal or unusable setting: continue with the other runs
+        sys.stdout.write(f"{run_dir}: failed: {short_message(error)}\n")
         return 1
-    if not targets:
+    if not selected:
         sys.stdout.write(f"{run_dir}: nothing to report: it never started\n")
-    for tracker in targets:
+    for tracker in selected:
         try:
             outcome = _report(tracker, events, is_alive=is_alive)
-        except Exception as error:  # whatever it is of the tracker's, it must not keep the others back
-            outcome, exit_code = f"failed: {reason(error)}", 1
+        except Exception as error:  # any error of the tracker's library: continue with the others
+            outcome, exit_code = f"failed: {short_message(error)}", 1
         sys.stdout.write(f"{run_dir}: {tracker.name}: {outcome}\n")
     return exit_code
 
 
 def _find_runs(path: Path) -> list[Path]:
-    if found := run_folders(path):
-        return found
+    if run_dirs := run_folders(path):
+        return run_dirs
     raise RunError(
-        f"{path}: no journal.jsonl in it; name a run's folder, outputs/EXPERIMENT/RUN, or one that holds such"
+        f"{path}: no journal.jsonl in it; name a run's folder, outputs/EXPERIMENT/RUN, or a folder of such folders"
     )
 
 
-def _targets(
-    events: Sequence[dict[str, Any]], run_dir: Path, uri: str | None, also: Also
-) -> Sequence[Target[Reported]]:
-    """Whom to tell; nobody if the run never started."""
+def _trackers(
+    events: Sequence[dict[str, Any]], run_dir: Path, uri: str | None, more: MoreTrackers
+) -> Sequence[Tracker]:
+    """Where to report the run; nowhere if it never started."""
     started = next((event for event in reversed(events) if event["kind"] == "run_started"), None)
     if started is None:
         return []
     config = TrackingConfig(**started["config"]["tracking"])
-    others = list(also(started["config"], run_dir)) if uri is None else []
+    others = list(more(started["config"], run_dir)) if uri is None else []
     if uri is not None or (config.name == "none" and not others):
         config = dataclasses.replace(config, name="mlflow", uri=uri or config.uri)
     outputs_dir = outputs_folder(run_dir, experiment_name=started["experiment_name"])
     return [*trackers(config, run_dir=run_dir, outputs_dir=outputs_dir), *others]
 
 
-def _report(tracker: Target[Reported], events: Sequence[dict[str, Any]], *, is_alive: bool) -> str:
+def _report(tracker: Tracker, events: Sequence[dict[str, Any]], *, is_alive: bool) -> str:
     with contextlib.closing(tracker.open()) as run:
         run.ingest(events)
         if is_alive:

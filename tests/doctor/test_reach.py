@@ -13,7 +13,7 @@ import pytest
 from esper.configs import DatabaseConfig
 from esper.doctor import reach
 from esper.doctor.finding import FAILED, NOT_USED, OK, WARNING, Finding
-from esper.tracking.mlflow_store import connect
+from esper.tracking.mlflow import connect
 from esper.urza.store import Store
 from tests.doctor.conftest import CANARY, Server, program, subject
 

@@ -18,7 +18,7 @@ from esper.kasmina import MorphableModel, fold, surgery, unwrap, wrap
 from esper.models.resnet_small import SmallResNet
 from esper.tolaria import TolariaTrainer
 from esper.tolaria.checkpoints import files as checkpoint
-from esper.tolaria.checkpoints.resume import snapshot
+from esper.tolaria.checkpoints.contents import snapshot
 from esper.urza.residual import ResidualBlock
 from tests.conftest import tiny_config, use
 

@@ -15,7 +15,7 @@ from esper.configs.compose import compose
 from esper.configs.load import from_hydra
 from esper.errors import ConfigError
 from esper.launch.run import Outcome, run
-from esper.tracking.recipe import read_recipe
+from esper.tracking.files import read_recipe
 from tests.conftest import tiny_config
 
 TINY = (

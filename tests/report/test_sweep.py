@@ -9,7 +9,7 @@ import pytest
 
 from esper.report.comparison import compare
 from esper.report.runs import from_folders
-from esper.tracking.members import note_members
+from esper.tracking.files import write_members
 from tests.report.test_comparison import compared, write_run
 
 
@@ -23,7 +23,7 @@ def test_members_of_a_sweep_are_grouped_by_what_was_swept_and_not_by_what_follow
             is_on = growth == "default"
             changes = {"morphogenetic__enable_tamiyo": is_on, "optimization__learning_rate": rate}
             write_run(tmp_path / name, rng_seed=seed, accuracy=0.8 + is_on / 10 + seed / 100, **changes)
-    note_members(tmp_path, members)
+    write_members(tmp_path, members)
     report = compared(tmp_path)
     assert list(report.arms) == [
         "morphogenetic=default, learning_rate=0.1",
@@ -39,7 +39,7 @@ def test_members_of_a_sweep_are_grouped_by_what_was_swept_and_not_by_what_follow
 def test_overrides_that_do_not_change_what_is_trained_do_not_split_an_arm(tmp_path: Path, override: str) -> None:
     for seed in range(2):
         write_run(tmp_path / str(seed), rng_seed=seed)
-    note_members(tmp_path, {"0": ["rng_seed=0"], "1": ["rng_seed=1", override]})
+    write_members(tmp_path, {"0": ["rng_seed=0"], "1": ["rng_seed=1", override]})
     assert list(compared(tmp_path).arms) == ["all runs"]
 
 
@@ -48,7 +48,7 @@ def test_arms_that_were_swept_with_something_else_are_told_apart_by_both(tmp_pat
     for arm, size in itertools.product(("grown", "static"), (16, 32)):
         members[f"{arm}-{size}"] = [f"arm={arm}", f"dataset.batch_size={size}"]
         write_run(tmp_path / f"{arm}-{size}", comparison__arm=arm, dataset__batch_size=size)
-    note_members(tmp_path, members)
+    write_members(tmp_path, members)
     labels = [f"arm={arm}, dataset.batch_size={size}" for arm in ("grown", "static") for size in (16, 32)]
     assert list(compared(tmp_path).arms) == labels
 
@@ -56,7 +56,7 @@ def test_arms_that_were_swept_with_something_else_are_told_apart_by_both(tmp_pat
 def test_a_run_that_only_lies_in_the_folder_of_a_sweep_is_left_out_unless_it_is_named(tmp_path: Path) -> None:
     for name in ("a", "b", "other"):
         write_run(tmp_path / name, dataset__batch_size=16 if name == "a" else 32, rng_seed=int(name == "other"))
-    note_members(tmp_path, {"a": ["dataset.batch_size=16"], "b": ["dataset.batch_size=32"]})
+    write_members(tmp_path, {"a": ["dataset.batch_size=16"], "b": ["dataset.batch_size=32"]})
     report = compared(tmp_path)
     assert [arm["n"] for arm in report.arms.values()] == [1, 1]
     assert [(gone.run.name, gone.why) for gone in report.comparison.left_out] == [("other", "not of the sweep")]
@@ -67,7 +67,7 @@ def test_a_run_that_only_lies_in_the_folder_of_a_sweep_is_left_out_unless_it_is_
 def test_a_verdict_that_is_the_headline_keeps_the_arm_as_it_was_asked_for(tmp_path: Path) -> None:
     for growth in ("off", "default"):
         write_run(tmp_path / growth, morphogenetic__enable_tamiyo=growth == "default")
-    note_members(tmp_path, {growth: [f"morphogenetic={growth}"] for growth in ("off", "default")})
+    write_members(tmp_path, {growth: [f"morphogenetic={growth}"] for growth in ("off", "default")})
     assert compared(tmp_path).headline.startswith("morphogenetic=default against morphogenetic=off: not shown")
 
 

@@ -213,7 +213,7 @@ def test_a_resumed_run_counts_what_grew_before_it_was_interrupted(tmp_path: Path
         terminal.replay(read(journal.path))
         terminal.show(rest)
     journal.close()
-    assert "goes on     at step 70, from checkpoints/step-70" in stream.getvalue()
+    assert "resumed     at step 70, from checkpoints/step-70" in stream.getvalue()
     assert "grew 2 modules, kept 1" in stream.getvalue()
 
 
@@ -228,10 +228,10 @@ def test_an_interrupted_run_says_where_it_stopped_and_how_to_go_on():
     saved = CheckpointSaved(step=40, epoch=4, path="checkpoints/step-40", is_best=False)
     best = CheckpointSaved(step=42, epoch=4, path="checkpoints/best-42", is_best=True)
     end = RunEnded(step=45, status="interrupted", reason="Ctrl-C", result=None)
-    assert "interrupted (Ctrl-C) at step 45 of 100; the same command again goes on from step 40" in shown(
+    assert "interrupted (Ctrl-C) at step 45 of 100; the same command resumes from step 40" in shown(
         started(), saved, best, end
     )
-    assert "there is no checkpoint yet" in shown(started(), end)
+    assert "no checkpoint yet" in shown(started(), end)
 
 
 @pytest.mark.parametrize("width", [60, 200])

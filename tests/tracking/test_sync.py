@@ -74,7 +74,7 @@ def test_a_folder_of_runs_is_one_line_a_run(outputs: Path, capsys: pytest.Captur
         "/a: MLflow: finished, 71 new points",
         "/b: MLflow: finished, 71 new points",
         "/c: nothing to report: it never started",
-        ": the parent of 2 runs in MLflow",
+        ": parent of 2 runs in MLflow",
     ]
     assert [run_of(outputs, run)[0].info.status for run in runs] == ["FINISHED", "FINISHED"]
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from esper.configs import TrackingConfig
-from esper.tracking import Follower, Journal, WandbRun, read, sync, trackers
+from esper.tracking import Journal, TrackerThread, WandbRun, read, sync, trackers
 from tests.tracking.conftest import ended, started, trained
 from tests.tracking.wandb_server import Server, served
 
@@ -53,10 +53,10 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         yield server
 
 
-def follow(journal: Journal, warnings: list[str]) -> Follower:
+def follow(journal: Journal, warnings: list[str]) -> TrackerThread:
     run_dir = journal.path.parent
     (tracker,) = trackers(TrackingConfig(name="wandb"), run_dir=run_dir, outputs_dir=run_dir.parents[1])
-    return Follower(tracker, interval_s=0.05, run_dir=run_dir, warn=warnings.append)
+    return TrackerThread(tracker, interval_s=0.05, run_dir=run_dir, warn=warnings.append)
 
 
 def steps(server: Server) -> list[int]:

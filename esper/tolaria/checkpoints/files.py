@@ -1,13 +1,13 @@
-"""Checkpoints on disk: a folder that is complete or not there.
+"""Checkpoint folders: write, read, find, delete. For how they are filled from a run, see `contents.py`.
 
-    step-00000420/            the newest ones, from which a run goes on
-    best-00000400/            the network of the epoch with the lowest validation loss
+    step-00000420/            for resuming; the newest ones are kept
+    best-00000400/            the epoch with the lowest validation loss
         model.safetensors     parameters and buffers of the grown network
-        optimizer.safetensors optimizer state by parameter name, sums of the running epoch, random-number states
+        optimizer.safetensors optimizer state by parameter name, metric sums, random-number states, EMA
         state.json            counters, seeds, scaler
         manifest.json         schema, SHA-256 of each file, growth recipe, journal offset; written last
 
-A folder is written aside, each file fsynced, then renamed. Loading verifies every hash; there is no pickle.
+Saving is atomic: a temporary folder is written, fsynced and renamed. Loading verifies every hash. No pickle.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from torch import Tensor
 from esper.contracts.recipe import Graft
 from esper.errors import CheckpointError
 
-__all__ = ["Snapshot", "find_checkpoints", "load", "prune", "save", "set_aside"]
+__all__ = ["Snapshot", "find_checkpoints", "load", "move_to_abandoned", "remove_old", "save"]
 
 SCHEMA = 1
 _FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
@@ -36,16 +36,16 @@ _FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """What a checkpoint holds.
+    """The contents of a checkpoint.
 
     Attributes:
         step: optimizer steps done.
-        model: the network's state dict.
-        optimizer: optimizer state, epoch sums and random-number states by name.
-        state: JSON-able counters.
-        recipe: what has grown, in order of birth.
-        journal_offset: size in bytes of the journal when this was taken.
-        digest: digest of the configuration it was trained with.
+        model: state dict of the network.
+        optimizer: tensors by name: optimizer state, metric sums, random-number states, EMA.
+        state: the rest, as JSON data.
+        recipe: the growth recipe.
+        journal_offset: size of the journal in bytes when this was taken.
+        digest: digest of the run's configuration.
     """
 
     step: int
@@ -58,44 +58,44 @@ class Snapshot:
 
 
 def save(folder: Path, snapshot: Snapshot, *, prefix: str) -> Path:
-    """Write a checkpoint `<prefix>-<step>` (prefix step or best) into a folder of checkpoints; returns its path.
+    """Write the checkpoint `<prefix>-<step>` (prefix: step or best) into `folder`; returns its path.
 
     Raises:
-        CheckpointError: it cannot be written; what was there before is untouched.
+        CheckpointError: it cannot be written; earlier checkpoints are untouched.
     """
     target = folder / f"{prefix}-{snapshot.step:08d}"
-    aside = folder / f".{target.name}.{os.getpid()}"
+    temporary = folder / f".{target.name}.{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir()
-        save_file(_plain(snapshot.model), aside / "model.safetensors")
-        save_file(_plain(snapshot.optimizer), aside / "optimizer.safetensors")
-        (aside / "state.json").write_text(json.dumps(dict(snapshot.state)))
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        save_file(_contiguous(snapshot.model), temporary / "model.safetensors")
+        save_file(_contiguous(snapshot.optimizer), temporary / "optimizer.safetensors")
+        (temporary / "state.json").write_text(json.dumps(dict(snapshot.state)))
         manifest = {
             "schema": SCHEMA,
             "step": snapshot.step,
             "digest": snapshot.digest,
             "journal_offset": snapshot.journal_offset,
             "recipe": [graft.entry() for graft in snapshot.recipe],
-            "sha256": {name: _sha256(aside / name) for name in _FILES},
+            "sha256": {name: _sha256(temporary / name) for name in _FILES},
         }
-        (aside / "manifest.json").write_text(json.dumps(manifest, indent=2))
-        for file in aside.iterdir():
+        (temporary / "manifest.json").write_text(json.dumps(manifest, indent=2))
+        for file in temporary.iterdir():
             _fsync(file)
-        _fsync(aside)
-        if target.exists():  # the same step, taken up again with the same weights
+        _fsync(temporary)
+        if target.exists():  # the same step of a resumed run, with the same weights
             shutil.rmtree(target)
-        aside.rename(target)
+        temporary.rename(target)
         _fsync(folder)
     except (OSError, SafetensorError) as error:  # safetensors reports a full disk as its own error
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
         raise CheckpointError(f"cannot save {target}: {error}; earlier checkpoints are intact") from None
     return target
 
 
 def load(path: Path) -> Snapshot:
-    """Read a checkpoint and verify all of it.
+    """Read a checkpoint and verify its hashes.
 
     Raises:
         CheckpointError: it is missing, incomplete, damaged, or of another schema.
@@ -106,13 +106,12 @@ def load(path: Path) -> Snapshot:
     try:
         for name in _FILES:
             if _sha256(path / name) != manifest["sha256"][name]:
-                raise CheckpointError(f"{path / name} is damaged: its SHA-256 is not the one in manifest.json")
-        state = json.loads((path / "state.json").read_text())
+                raise CheckpointError(f"{path / name} is damaged: its SHA-256 differs from manifest.json")
         return Snapshot(
             step=manifest["step"],
             model=load_file(path / "model.safetensors"),
             optimizer=load_file(path / "optimizer.safetensors"),
-            state=state,
+            state=json.loads((path / "state.json").read_text()),
             recipe=[Graft(**entry) for entry in manifest["recipe"]],
             journal_offset=manifest["journal_offset"],
             digest=manifest["digest"],
@@ -125,12 +124,12 @@ def find_checkpoints(folder: Path, *, prefix: str = "step") -> list[Path]:
     """The complete checkpoints in a folder, newest first."""
     if not folder.is_dir():
         return []
-    found = [path for path in folder.glob(f"{prefix}-*") if (path / "manifest.json").is_file()]
-    return sorted(found, key=lambda path: path.name, reverse=True)
+    complete = [path for path in folder.glob(f"{prefix}-*") if (path / "manifest.json").is_file()]
+    return sorted(complete, key=lambda path: path.name, reverse=True)
 
 
-def set_aside(folder: Path, *, after_step: int) -> None:
-    """Move all checkpoints of later steps into `abandoned/`: a run that goes on from before them will make its own."""
+def move_to_abandoned(folder: Path, *, after_step: int) -> None:
+    """Move the checkpoints of later steps into `abandoned/`: a run that resumes at `after_step` writes them again."""
     abandoned = folder / "abandoned"
     for path in find_checkpoints(folder) + find_checkpoints(folder, prefix="best"):
         if int(path.name.rpartition("-")[2]) > after_step:
@@ -139,19 +138,19 @@ def set_aside(folder: Path, *, after_step: int) -> None:
             path.rename(abandoned / path.name)
 
 
-def prune(folder: Path, *, keep: int) -> None:
-    """Remove all but the `keep` newest checkpoints and the newest best one, and what broken saves left.
+def remove_old(folder: Path, *, keep: int) -> None:
+    """Remove all but the `keep` newest checkpoints and the newest best one, and leftovers of failed saves.
 
     Raises:
-        CheckpointError: one cannot be removed.
+        CheckpointError: a checkpoint cannot be removed.
     """
     for path in find_checkpoints(folder)[keep:] + find_checkpoints(folder, prefix="best")[1:]:
         try:
             shutil.rmtree(path)
         except OSError as error:
             raise CheckpointError(f"cannot remove {path}: {error}; newer checkpoints are intact") from None
-    for remains in folder.glob(".*-*"):
-        shutil.rmtree(remains, ignore_errors=True)
+    for leftover in folder.glob(".*-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _manifest(path: Path) -> dict[str, Any]:
@@ -166,8 +165,8 @@ def _manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    # safetensors refuses channels-last strides; loading copies into tensors that have them.
+def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    # safetensors refuses channels-last strides; `load_state_dict` copies into tensors that have them.
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 

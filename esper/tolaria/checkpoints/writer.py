@@ -1,4 +1,4 @@
-"""Writing checkpoints while training goes on."""
+"""A thread that writes checkpoints while training continues."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from esper.errors import EsperError
-from esper.tolaria.checkpoints import files as checkpoint
+from esper.tolaria.checkpoints import files
+from esper.tolaria.checkpoints.files import Snapshot
 
-__all__ = ["Saved", "Saver"]
+__all__ = ["CheckpointWriter", "Saved"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,29 +29,29 @@ class Saved:
     is_best: bool
 
 
-class Saver:
-    """Save checkpoints in a thread of its own, one after the other; only the copying to the host delays training.
+class CheckpointWriter:
+    """Writes checkpoints one after the other in its own thread; training waits only for the copy to host memory.
 
     Args:
-        folder: where they go.
-        keep: most of them that stay, besides the best.
-        sync: forces to disk what a checkpoint refers to; called before one is complete.
+        folder: where the checkpoints go.
+        keep: number of newest checkpoints that are not deleted, besides the best.
+        sync: syncs the journal, which checkpoints refer to; called before each checkpoint is written.
     """
 
     def __init__(self, folder: Path, *, keep: int, sync: Callable[[], object]) -> None:
         self.folder = folder
         self._keep = keep
         self._sync = sync
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="esper-saver")
-        # With the copies: pinned memory must not be given back by another thread while this one captures a graph, since
-        # that puts an event on the captured stream.
-        self._pending: list[tuple[Future[Saved], checkpoint.Snapshot]] = []
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="esper-checkpoints")
+        # Keeps the copies alive: freeing pinned memory in the writer's thread records an event on a stream that the
+        # training thread may be capturing.
+        self._pending: list[tuple[Future[Saved], Snapshot]] = []
         self._complete: list[Saved] = []
 
-    def start(self, snapshot: checkpoint.Snapshot, *, epoch: int, is_best: bool) -> None:
-        """Begin to save; the snapshot may be changed when this returns."""
-        model, model_ready = _on_host(snapshot.model)
-        optimizer, optimizer_ready = _on_host(snapshot.optimizer)
+    def start(self, snapshot: Snapshot, *, epoch: int, is_best: bool) -> None:
+        """Copy the snapshot, then write it in the background; the caller may change it after this returns."""
+        model, model_ready = _copy_to_host(snapshot.model)
+        optimizer, optimizer_ready = _copy_to_host(snapshot.optimizer)
         state = copy.deepcopy(dict(snapshot.state))
         copied = dataclasses.replace(snapshot, model=model, optimizer=optimizer, state=state)
 
@@ -58,22 +59,22 @@ class Saver:
             model_ready()
             optimizer_ready()
             self._sync()
-            path = checkpoint.save(self.folder, copied, prefix="best" if is_best else "step")
-            checkpoint.prune(self.folder, keep=self._keep)
+            path = files.save(self.folder, copied, prefix="best" if is_best else "step")
+            files.remove_old(self.folder, keep=self._keep)
             return Saved(epoch=epoch, path=path, is_best=is_best)
 
         self._pending.append((self._thread.submit(write), copied))
 
-    def settle(self) -> None:
-        """Wait for what was begun, whatever became of it; the next `wait` tells."""
+    def wait(self) -> None:
+        """Wait for all writes; `collect` raises their errors."""
         futures.wait([future for future, _ in self._pending])
 
-    def wait(self) -> list[Saved]:
-        """Wait for what was begun; returns what became complete and was not returned before.
+    def collect(self) -> list[Saved]:
+        """Wait for all writes; returns the checkpoints completed since the last call.
 
         Raises:
-            CheckpointError: one cannot be written; the next call returns those that could.
-            RunError: the journal cannot be.
+            CheckpointError: one could not be written; the next call returns those that could.
+            RunError: the journal could not be synced.
         """
         pending, self._pending = self._pending, []
         failures = []
@@ -88,23 +89,23 @@ class Saver:
         return complete
 
     def close(self) -> str | None:
-        """Finish what was begun, and the thread; returns what went wrong."""
+        """Finish all writes and end the thread; returns the message of a failure."""
         self._thread.shutdown()
         try:
-            self.wait()
+            self.collect()
         except EsperError as error:
             return str(error)
         return None
 
 
-def _on_host(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Callable[[], object]]:
-    """Copies on the host, contiguous as safetensors wants them, and what waits until they are filled."""
+def _copy_to_host(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Callable[[], object]]:
+    """Contiguous copies in host memory (as safetensors needs), and a function that waits until they are complete."""
     copies = {}
     for name, tensor in tensors.items():
         copies[name] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
         copies[name].copy_(tensor.detach(), non_blocking=True)
     if not any(tensor.is_cuda for tensor in tensors.values()):
         return copies, lambda: None
-    filled = torch.cuda.Event()  # type: ignore[no-untyped-call]
-    filled.record()
-    return copies, filled.synchronize
+    copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    copied.record()
+    return copies, copied.synchronize

@@ -28,7 +28,7 @@ from esper.tolaria.growth.lifecycle import Lifecycle
 from esper.tolaria.growth.signals import measure_signals
 from esper.tolaria.growth.targets import first_blueprint, resolve
 from esper.tolaria.optim import set_learning_rates
-from esper.tracking.recipe import read_recipe
+from esper.tracking.files import read_recipe
 
 __all__ = ["Growth"]
 

@@ -74,7 +74,7 @@ def test_pruning_keeps_the_newest_and_the_newest_best(tmp_path: Path) -> None:
     for step in (1, 2, 3, 4):
         checkpoint.save(tmp_path, snapshot(step), prefix="step")
         checkpoint.save(tmp_path, snapshot(step), prefix="best")
-    checkpoint.prune(tmp_path, keep=2)
+    checkpoint.remove_old(tmp_path, keep=2)
     left = sorted(path.name for path in tmp_path.iterdir())
     assert left == ["best-00000004", "step-00000003", "step-00000004"]
 
@@ -104,7 +104,7 @@ for step in range(10_000):
     weights += 1
     checkpoint.save(Path(sys.argv[1]), Snapshot(step=step, model={"w": weights}, optimizer={"w|m": weights}, state={},
         recipe=[], journal_offset=0, digest=""), prefix="step")
-    checkpoint.prune(Path(sys.argv[1]), keep=2)
+    checkpoint.remove_old(Path(sys.argv[1]), keep=2)
 """
 
 

@@ -16,7 +16,7 @@ from esper.configs import TolariaConfig
 from esper.errors import CheckpointError, RunError
 from esper.tolaria import TolariaTrainer
 from esper.tolaria.checkpoints import files as checkpoint
-from esper.tolaria.checkpoints.resume import snapshot
+from esper.tolaria.checkpoints.contents import snapshot
 from tests.conftest import tiny_config
 
 STEPS_PER_EPOCH = 6
@@ -112,9 +112,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_said_so(
         for line in map(json.loads, (run_dir / "journal.jsonl").read_text().splitlines())
         if line["kind"] == "notice"
     ]
-    assert (
-        "is damaged: its SHA-256 is not the one in manifest.json; went back to step-00000006" in notices[0]["message"]
-    )
+    assert "is damaged: its SHA-256 differs from manifest.json; resumed from step-00000006" in notices[0]["message"]
 
 
 def test_a_checkpoint_of_another_network_is_refused(run_dir: Path, tmp_path: Path) -> None:

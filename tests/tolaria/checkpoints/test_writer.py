@@ -13,7 +13,7 @@ import torch
 from esper.errors import CheckpointError
 from esper.tolaria import TolariaTrainer
 from esper.tolaria.checkpoints import files as checkpoint
-from esper.tolaria.checkpoints.writer import Saver
+from esper.tolaria.checkpoints.writer import CheckpointWriter
 from tests.conftest import tiny_config, use
 
 
@@ -25,51 +25,51 @@ def snapshot(weight: torch.Tensor, *, step: int) -> checkpoint.Snapshot:
 
 def test_a_checkpoint_holds_the_weights_of_the_moment_it_was_begun(tmp_path: Path) -> None:
     weight = torch.zeros(256, 1024)
-    saver = Saver(tmp_path, keep=9, sync=lambda: None)
+    writer = CheckpointWriter(tmp_path, keep=9, sync=lambda: None)
     for step in range(1, 5):
         weight.fill_(step)
-        saver.start(snapshot(weight, step=step), epoch=step, is_best=False)
+        writer.start(snapshot(weight, step=step), epoch=step, is_best=False)
     weight.fill_(-1)
-    saved = saver.wait()
-    saver.close()
+    saved = writer.collect()
+    writer.close()
     assert [one.epoch for one in saved] == [1, 2, 3, 4]
     assert [float(checkpoint.load(one.path).model["weight"].mean()) for one in saved] == [1, 2, 3, 4]
 
 
 def test_a_checkpoint_holds_the_counters_of_the_moment_it_was_begun(tmp_path: Path) -> None:
     released = threading.Event()
-    saver = Saver(tmp_path, keep=9, sync=released.wait)
+    writer = CheckpointWriter(tmp_path, keep=9, sync=released.wait)
     live = {"growth": {"last_adaptation": {"layer1": 1}}}
-    saver.start(dataclasses.replace(snapshot(torch.zeros(3), step=1), state=live), epoch=1, is_best=False)
+    writer.start(dataclasses.replace(snapshot(torch.zeros(3), step=1), state=live), epoch=1, is_best=False)
     live["growth"]["last_adaptation"]["layer2"] = 2
     released.set()
-    (saved,) = saver.wait()
-    saver.close()
+    (saved,) = writer.collect()
+    writer.close()
     assert checkpoint.load(saved.path).state == {"growth": {"last_adaptation": {"layer1": 1}}}
 
 
 def test_a_checkpoint_that_cannot_be_written_is_reported_at_the_next_call(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").write_text("a file where the folder should be")
-    saver = Saver(tmp_path / "checkpoints", keep=2, sync=lambda: None)
-    saver.start(snapshot(torch.zeros(3), step=1), epoch=1, is_best=False)
+    writer = CheckpointWriter(tmp_path / "checkpoints", keep=2, sync=lambda: None)
+    writer.start(snapshot(torch.zeros(3), step=1), epoch=1, is_best=False)
     with pytest.raises(CheckpointError, match="cannot save"):
-        saver.wait()
-    saver.start(snapshot(torch.zeros(3), step=2), epoch=2, is_best=False)
-    assert "cannot save" in (saver.close() or "")
+        writer.collect()
+    writer.start(snapshot(torch.zeros(3), step=2), epoch=2, is_best=False)
+    assert "cannot save" in (writer.close() or "")
 
 
 def test_a_checkpoint_that_cannot_be_written_does_not_hide_those_that_were(tmp_path: Path) -> None:
-    saver = Saver(tmp_path, keep=9, sync=lambda: None)
-    saver.start(snapshot(torch.zeros(3), step=1), epoch=1, is_best=False)
-    saver.settle()
+    writer = CheckpointWriter(tmp_path, keep=9, sync=lambda: None)
+    writer.start(snapshot(torch.zeros(3), step=1), epoch=1, is_best=False)
+    writer.wait()
     blocked = tmp_path / "step-00000002"
     blocked.write_text("a file where a checkpoint should be")
-    saver.start(snapshot(torch.zeros(3), step=2), epoch=2, is_best=False)
-    saver.settle()
+    writer.start(snapshot(torch.zeros(3), step=2), epoch=2, is_best=False)
+    writer.wait()
     with pytest.raises(CheckpointError):
-        saver.wait()
-    assert [one.epoch for one in saver.wait()] == [1]
-    saver.close()
+        writer.collect()
+    assert [one.epoch for one in writer.collect()] == [1]
+    writer.close()
 
 
 def test_every_checkpoint_is_journalled_once_it_is_complete(run_dir: Path) -> None:
@@ -92,9 +92,9 @@ def test_what_is_being_saved_is_complete_after_shutdown(run_dir: Path) -> None:
 
 def test_no_checkpoint_is_there_before_the_journal_it_refers_to_is_on_disk(tmp_path: Path) -> None:
     seen: list[list[Path]] = []
-    saver = Saver(tmp_path, keep=9, sync=lambda: seen.append(checkpoint.find_checkpoints(tmp_path)))
-    saver.start(snapshot(torch.zeros(3), step=1), epoch=1, is_best=False)
-    saver.wait()
-    saver.close()
+    writer = CheckpointWriter(tmp_path, keep=9, sync=lambda: seen.append(checkpoint.find_checkpoints(tmp_path)))
+    writer.start(snapshot(torch.zeros(3), step=1), epoch=1, is_best=False)
+    writer.collect()
+    writer.close()
     assert seen == [[]]
     assert len(checkpoint.find_checkpoints(tmp_path)) == 1

@@ -14,10 +14,10 @@ from esper.contracts.decisions import AdaptationDecision
 from esper.contracts.recipe import Graft
 from esper.errors import ConfigError
 from esper.tolaria import TolariaTrainer
-from esper.tolaria.checkpoints.resume import snapshot
+from esper.tolaria.checkpoints.contents import snapshot
 from esper.tolaria.evaluate import lowest
 from esper.tolaria.optim import set_learning_rates
-from esper.tracking.recipe import write_recipe
+from esper.tracking.files import write_recipe
 from tests.conftest import tiny_config, use
 
 

@@ -8,9 +8,9 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
-from esper.report import curves, drawing
-from esper.report.record import RunRecord, read_run
-from esper.tracking import figures, write_atomically
+from esper.report import architecture, run_plots
+from esper.report.run_record import RunRecord, read_run
+from esper.tracking import formatting, write_atomically
 
 __all__ = ["environment", "write"]
 
@@ -25,7 +25,7 @@ def write(run_dir: Path) -> Path:
         RunError: there is no journal in the folder, or it cannot be read.
     """
     record = read_run(run_dir)
-    page = environment().get_template("page.html.j2").render(_content(record), figures=figures)
+    page = environment().get_template("run_page.html.j2").render(_content(record), formatting=formatting)
     target = run_dir / "report.html"
     write_atomically(target, page)
     return target
@@ -40,7 +40,7 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= {name: getattr(figures, name) for name in figures.__all__}
+    made.filters |= {name: getattr(formatting, name) for name in formatting.__all__}
     return made
 
 
@@ -50,12 +50,14 @@ def _content(record: RunRecord) -> dict[str, Any]:
     return {
         "run": record,
         "started": history.started,
-        "fates": history.fates,
+        "modules": history.modules,
         "headline": _headline(record),
         "size": size,
         "plots": _plots(record),
-        "health": Markup(curves.health_map(record)) if consultations else None,
-        "forest": Markup(curves.forest(history.fates)) if any(fate.judgement for fate in history.fates) else None,
+        "health": Markup(run_plots.health_map(record)) if consultations else None,
+        "forest": Markup(run_plots.forest(history.modules))
+        if any(module.judgement for module in history.modules)
+        else None,
         "drawings": _drawings(record, size),
         "requests": _requests(record),
         "num_consultations": len(consultations),
@@ -70,7 +72,7 @@ def _headline(record: RunRecord) -> str:
     if record.history.started is None:
         return "This run has not begun to train."
     grown = record.history.summary.capitalize()
-    kept = [f"{fate.blueprint_id} at {fate.site}" for fate in record.history.fates if fate.is_kept]
+    kept = [f"{module.blueprint_id} at {module.site}" for module in record.history.modules if module.is_kept]
     if 0 < len(kept) <= _MAX_NAMED:
         grown += f" ({', '.join(kept)})"
     result = record.result
@@ -78,25 +80,25 @@ def _headline(record: RunRecord) -> str:
         state = {"running": "is still running", "failed": "failed"}.get(record.status, f"was {record.status}")
         reason = f": {record.reason}" if record.reason else ""
         return f"{grown}. The run {state}{reason}."
-    size = figures.change(result["num_parameters_before"], result["num_parameters"])
+    size = formatting.change(result["num_parameters_before"], result["num_parameters"])
     changed = f"{size} parameters" if result["num_kept"] else "the host's own size"
-    sentence = f"{grown}: {figures.percent(result['test_accuracy'])} test accuracy with {changed}."
+    sentence = f"{grown}: {formatting.percent(result['test_accuracy'])} test accuracy with {changed}."
     return sentence.replace(" %", "\u00a0%")
 
 
 def _requests(record: RunRecord) -> list[dict[str, Any]]:
-    """What Tamiyo asked for: the decision, the sites it saw that stood out most, and the fate of what grew."""
+    """What Tamiyo asked for: the decision, the sites it saw that stood out most, and the module of what grew."""
     requests = []
     for decision in record.of_kind("decision"):
         if not decision["decision"]["should_adapt"]:
             continue
         seen = [event["signals"] for event in record.of_kind("signals") if event["step"] == decision["step"]]
         measured = [signal for signal in (seen[-1] if seen else []) if signal["health"] is not None]
-        born = [fate for fate in record.history.fates if fate.step == decision["step"]]
+        born = [module for module in record.history.modules if module.step == decision["step"]]
         site = decision["decision"]["site"]
-        fates = [fate for fate in born if decision["applied"] and site in (None, fate.site)]
+        modules = [module for module in born if decision["applied"] and site in (None, module.site)]
         seen_first = sorted(measured, key=lambda signal: signal["health"])[:_MAX_NAMED]
-        requests.append({"event": decision, "seen": seen_first, "fate": fates[0] if fates else None})
+        requests.append({"event": decision, "seen": seen_first, "module": modules[0] if modules else None})
     return requests
 
 
@@ -123,12 +125,12 @@ def _size(record: RunRecord) -> dict[str, int]:
     return {f"{name}_before": value for name, value in before.items()} | after
 
 
-def _drawings(record: RunRecord, size: dict[str, int]) -> list[tuple[str, drawing.Drawing, int, int]]:
+def _drawings(record: RunRecord, size: dict[str, int]) -> list[tuple[str, architecture.Drawing, int, int]]:
     """Title, drawing, parameters and MACs of the network before and after; none without sites."""
-    host = drawing.blocks(record)
+    host = architecture.blocks(record)
     if not host:
         return []
-    before, after = drawing.draw(host, grown=False), drawing.draw(host, grown=True)
+    before, after = architecture.draw(host, grown=False), architecture.draw(host, grown=True)
     return [
         ("Before", before, size["num_parameters_before"], size["num_macs_before"]),
         ("After", after, size["num_parameters"], size["num_macs"]),
@@ -138,6 +140,6 @@ def _drawings(record: RunRecord, size: dict[str, int]) -> list[tuple[str, drawin
 def _plots(record: RunRecord) -> list[tuple[str, Markup]]:
     if not record.of_kind("step") and not record.of_kind("epoch"):
         return []
-    drawn = [("Loss", curves.loss_curve(record)), ("Accuracy", curves.accuracy_curve(record))]
-    drawn.append(("Learning rate", curves.learning_rate_curve(record)))
+    drawn = [("Loss", run_plots.loss_curve(record)), ("Accuracy", run_plots.accuracy_curve(record))]
+    drawn.append(("Learning rate", run_plots.learning_rate_curve(record)))
     return [(title, Markup(svg)) for title, svg in drawn]

@@ -10,7 +10,7 @@ import pytest
 
 from esper.configs import TrackingConfig
 from esper.tracking import Journal, MlflowRun, read
-from esper.tracking.sweep import report_sweep
+from esper.tracking.mlflow_sweep import report_sweep
 from tests.tracking.conftest import ended, started
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")

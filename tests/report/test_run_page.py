@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from esper.errors import RunError
-from esper.report import curves, page
-from esper.report.record import read_run
+from esper.report import run_page, run_plots
+from esper.report.run_record import read_run
 from esper.tolaria import TolariaTrainer
-from esper.tracking.history import Fate
+from esper.tracking.history import GrownModule
 from tests.conftest import tiny_config
 
 
@@ -32,7 +32,7 @@ def train(run_dir: Path, **changes: object) -> None:
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report") / "tiny" / "run"
     train(folder, description="<script>alert(1)</script>")
-    page.write(folder)
+    run_page.write(folder)
     return folder
 
 
@@ -88,7 +88,7 @@ def test_every_plot_and_drawing_is_sound_svg_and_every_tag_is_closed(run_dir: Pa
 
 def test_a_run_without_growth_has_a_page_without_growth(tmp_path: Path) -> None:
     train(tmp_path / "tiny" / "off", morphogenetic__enable_tamiyo=False)
-    text = page.write(tmp_path / "tiny" / "off").read_text()
+    text = run_page.write(tmp_path / "tiny" / "off").read_text()
     assert "Nothing grew" in text
     assert "Architecture" not in text
 
@@ -96,17 +96,17 @@ def test_a_run_without_growth_has_a_page_without_growth(tmp_path: Path) -> None:
 def test_a_run_that_is_still_going_on_has_a_page_too(run_dir: Path, tmp_path: Path) -> None:
     lines = (run_dir / "journal.jsonl").read_bytes().splitlines(keepends=True)
     (tmp_path / "journal.jsonl").write_bytes(b"".join(lines[: len(lines) // 2]) + b'{"kind": "st')
-    assert "is still running" in page.write(tmp_path).read_text()
+    assert "is still running" in run_page.write(tmp_path).read_text()
 
 
 def test_a_folder_without_a_journal_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"is not a run folder: it has no journal.jsonl"):
-        page.write(tmp_path)
+        run_page.write(tmp_path)
 
 
 def test_a_run_that_failed_before_its_first_step_has_a_page_too(tmp_path: Path) -> None:
     (tmp_path / "journal.jsonl").touch()
-    assert "has not begun to train" in page.write(tmp_path).read_text()
+    assert "has not begun to train" in run_page.write(tmp_path).read_text()
 
 
 def test_a_decision_stands_beside_what_was_seen_and_what_came_of_it(run_dir: Path) -> None:
@@ -119,17 +119,19 @@ def test_a_decision_stands_beside_what_was_seen_and_what_came_of_it(run_dir: Pat
 def test_the_costs_add_up_to_everything_the_run_spent(run_dir: Path) -> None:
     record = read_run(run_dir)
     assert record.result is not None
-    costs = dict(page._costs(record))
+    costs = dict(run_page._costs(record))
     assert sum(costs.values()) == record.result["train_macs"] + record.result["growth_macs"]
     assert min(costs.values()) >= 0
 
 
 def test_a_run_that_grew_dozens_of_modules_has_plots_of_a_bearable_height() -> None:
     verdict = {"gain": 0.01, "lower_bound": -0.01, "threshold": 0.001}
-    fates = [
-        Fate(graft_id=n, site="a:after", blueprint_id="x", step=n, added_parameters=1, added_macs=1, judgement=verdict)
+    modules = [
+        GrownModule(
+            graft_id=n, site="a:after", blueprint_id="x", step=n, added_parameters=1, added_macs=1, judgement=verdict
+        )
         for n in range(1, 41)
     ]
-    height = re.search(r'height="([\d.]+)pt"', curves.forest(fates))
+    height = re.search(r'height="([\d.]+)pt"', run_plots.forest(modules))
     assert height is not None
     assert float(height[1]) < 600

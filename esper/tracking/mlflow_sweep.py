@@ -1,4 +1,4 @@
-"""A sweep in MLflow: one run that is the parent of its members. In W&B the experiment's group is that by itself."""
+"""A sweep in MLflow: a run that is the parent of its members' runs. In W&B, the group does this already."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from esper.configs.identity import outputs_folder
 from esper.tracking.environment import without_credentials
 from esper.tracking.history import History
 from esper.tracking.journal import read
-from esper.tracking.mlflow import tracking_uri
-from esper.tracking.mlflow_store import connect, experiment_of, find_run
+from esper.tracking.mlflow import connect, find_run, get_experiment_id, tracking_uri
 
 __all__ = ["report_sweep"]
 
@@ -22,48 +21,48 @@ _FILES = ("comparison.html", "comparison.json")
 
 
 def report_sweep(sweep_dir: Path, run_dirs: Sequence[Path], *, uri: str | None = None) -> int:
-    """Give runs that MLflow has a parent there, with the comparison beside them; doing so again changes nothing.
+    """Create or update the parent run of a sweep in MLflow, and upload the comparison to it; idempotent.
 
-    The parent's id is kept in `mlflow.json` in the sweep's folder. A tracker that has fewer than two of the runs, as
-    where each has a database of its own, needs no parent.
+    The parent's id is kept in `mlflow.json` in the sweep's folder. No parent is made where fewer than two members were
+    reported, e.g. if each has its own database.
 
     Args:
-        sweep_dir: the folder that holds the runs' folders.
-        run_dirs: the members.
+        sweep_dir: folder of the sweep.
+        run_dirs: folders of its members.
         uri: MLflow tracking URI; None is each run's own.
 
     Returns:
-        How many runs have a parent.
+        Number of runs that have a parent.
     """
-    reported: dict[str, list[tuple[str, Path, str]]] = {}
+    children: dict[str, list[tuple[str, Path, str]]] = {}
     for run_dir in run_dirs:
         if not (run_dir / "mlflow.json").is_file():
             continue
         started = History.of(read(run_dir / "journal.jsonl")).started
-        assert started is not None  # else MLflow was told nothing
+        assert started is not None  # mlflow.json is written after it
         outputs_dir = outputs_folder(run_dir.absolute(), experiment_name=started["experiment_name"])
         config = TrackingConfig(**started["config"]["tracking"])
         place = uri or tracking_uri(config, outputs_dir=outputs_dir)
         ids = json.loads((run_dir / "mlflow.json").read_text())["run_ids"]
         if run_id := ids.get(without_credentials(place)):
             experiment = config.experiment or started["experiment_name"]
-            reported.setdefault(place, []).append((run_id, outputs_dir, experiment))
-    for place, found in reported.items():
-        if len(found) > 1:
-            _, outputs_dir, experiment = found[0]
-            children = [run_id for run_id, _, _ in found]
-            _adopt(sweep_dir, children, uri=place, experiment=experiment, outputs_dir=outputs_dir)
-    return sum(len(found) for found in reported.values() if len(found) > 1)
+            children.setdefault(place, []).append((run_id, outputs_dir, experiment))
+    children = {place: found for place, found in children.items() if len(found) > 1}
+    for place, found in children.items():
+        _, outputs_dir, experiment = found[0]
+        run_ids = [run_id for run_id, _, _ in found]
+        _update_parent(sweep_dir, run_ids, uri=place, experiment=experiment, outputs_dir=outputs_dir)
+    return sum(map(len, children.values()))
 
 
-def _adopt(sweep_dir: Path, run_ids: Sequence[str], *, uri: str, experiment: str, outputs_dir: Path) -> None:
+def _update_parent(sweep_dir: Path, run_ids: Sequence[str], *, uri: str, experiment: str, outputs_dir: Path) -> None:
     client = connect(uri)
     children = [client.get_run(run_id) for run_id in run_ids]
     parent = find_run(
         client,
         sweep_dir / "mlflow.json",
-        where=without_credentials(uri),
-        experiment_id=experiment_of(client, experiment, uri=uri, outputs_dir=outputs_dir),
+        place=without_credentials(uri),
+        experiment_id=get_experiment_id(client, experiment, uri=uri, outputs_dir=outputs_dir),
         name=sweep_dir.absolute().name,
         start_time_s=min(child.info.start_time for child in children) / 1000,
     )
@@ -71,8 +70,8 @@ def _adopt(sweep_dir: Path, run_ids: Sequence[str], *, uri: str, experiment: str
         if child.data.tags.get(_PARENT_TAG) != parent.info.run_id:
             client.set_tag(child.info.run_id, _PARENT_TAG, parent.info.run_id)
     statuses = Counter(child.info.status for child in children)
-    told = ", ".join(f"{number} {status.lower()}" for status, number in sorted(statuses.items()))
-    client.set_tag(parent.info.run_id, "mlflow.note.content", f"A sweep of {len(children)} runs: {told}.")
+    counts = ", ".join(f"{number} {status.lower()}" for status, number in sorted(statuses.items()))
+    client.set_tag(parent.info.run_id, "mlflow.note.content", f"A sweep of {len(children)} runs: {counts}.")
     if "RUNNING" in statuses:
         client.update_run(parent.info.run_id, status="RUNNING")
     else:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from esper.errors import RunError
-from esper.report.record import read_run
+from esper.report.run_record import read_run
 
 STARTED = {"kind": "run_started", "step": 0, "resumed_from": None}
 STEP = {"kind": "step", "step": 5, "loss": 0.5}

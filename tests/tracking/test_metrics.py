@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from esper.tracking import Journal, read
 from esper.tracking.history import History
-from esper.tracking.records import parameters, points, tags
+from esper.tracking.metrics import parameters, points, tags
 from tests.tracking.conftest import ended, grew, started, trained
 
 
@@ -52,7 +52,7 @@ def test_what_has_grown_is_told_in_a_tag_each(journal: Journal) -> None:
     ended(journal, "failed", reason="the loss is not finite")
     found = tags(History.of(read(journal.path)))
     assert found["growth.1"] == (
-        "conv1x1 at layer1.0:beside, step 4: kept, gain 0.1000 (at least 0.0500, needed 0.0160), "
+        "conv1x1 at layer1.0:beside, step 4: kept, gain 0.1000 (lower bound 0.0500, needed 0.0160), "
         "+20 parameters, +500 MACs"
     )
     assert found["growth.2"] == "conv1x1 at layer2.0:beside, step 4: germinated, +40 parameters, +500 MACs"

@@ -11,17 +11,16 @@ from typing import Any, NoReturn
 import pytest
 
 from esper.configs import TrackingConfig
-from esper.tracking import Follower, Journal, Target, sync, trackers
-from esper.tracking.trackers import TrackedRun
+from esper.tracking import Journal, Tracker, TrackerThread, sync, trackers
 from tests.tracking.conftest import ended, started, trained
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
 
 
-def follow(journal: Journal, warnings: list[str], **tracking: Any) -> Follower:
+def follow(journal: Journal, warnings: list[str], **tracking: Any) -> TrackerThread:
     run_dir = journal.path.parent
     (tracker,) = trackers(TrackingConfig(**tracking), run_dir=run_dir, outputs_dir=run_dir.parents[1])
-    return Follower(tracker, interval_s=0.05, run_dir=run_dir, warn=warnings.append)
+    return TrackerThread(tracker, interval_s=0.05, run_dir=run_dir, warn=warnings.append)
 
 
 def wait_for(path: Path) -> None:
@@ -116,10 +115,10 @@ def test_a_tracker_that_is_away_for_ever_is_tried_for_ever(journal: Journal) -> 
         tries += 1
         raise OSError("away")
 
-    target: Target[TrackedRun] = Target(name="nothing", place="nowhere", open=away)
+    target = Tracker(name="nothing", place="nowhere", open=away)
     started(journal)
     # So short that 1,100 doublings later it is still nothing.
-    follower = Follower(target, interval_s=5e-324, run_dir=journal.path.parent, warn=lambda _: None)
+    follower = TrackerThread(target, interval_s=5e-324, run_dir=journal.path.parent, warn=lambda _: None)
     started(journal)
     for _ in range(600):
         if tries > 1100:

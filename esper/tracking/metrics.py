@@ -1,4 +1,4 @@
-"""What a tracker is told about a run: points of its curves, the parameters of its configuration, its tags."""
+"""What trackers log of a run: metrics (from journal events), parameters (from the configuration), tags and files."""
 
 from __future__ import annotations
 
@@ -6,20 +6,19 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from esper.tracking import figures
+from esper.tracking import formatting
 from esper.tracking.environment import without_credentials
-from esper.tracking.history import Fate, History
+from esper.tracking.history import GrownModule, History
 
-__all__ = ["FILES", "Point", "parameters", "points", "stories", "tags"]
+__all__ = ["FILES", "Point", "module_summaries", "parameters", "points", "tags"]
 
 FILES = ("config.yaml", "git.diff", "journal.jsonl", "report.html")
-"""What a tracker is given of a run folder, as far as it is there."""
+"""Files of the run folder that a tracker uploads, if they exist."""
 
-_MAX_PARAMETER = 6000  # characters that MLflow takes
-_MAX_TAG = 5000
+_MAX_PARAMETER, _MAX_TAG = 6000, 5000  # characters; MLflow's limits
 
-# Event kind → its field → the curve it is a point of. Curves named epoch/* run over epochs, all others over steps.
-_CURVES: Mapping[str, Mapping[str, str]] = {
+# Event kind → field → metric. The x axis of epoch/* is the epoch, of all others the optimizer step.
+_METRICS: Mapping[str, Mapping[str, str]] = {
     "step": {
         name: f"train/{name}"
         for name in ("loss", "accuracy", "learning_rate", "grad_norm", "images_per_s", "memory_bytes")
@@ -42,7 +41,7 @@ _RESULT = {"test_loss": "test/loss", "test_accuracy": "test/accuracy"}
 
 
 class Point(NamedTuple):
-    """One value of a curve; `step` is an optimizer step, or the epoch on curves named epoch/*."""
+    """One value of a metric; `step` is an optimizer step, or the epoch for metrics named epoch/*."""
 
     key: str
     value: float
@@ -51,39 +50,39 @@ class Point(NamedTuple):
 
 
 def points(event: Mapping[str, Any]) -> Iterator[Point]:
-    """The points that an event adds; values that are not known (null) add none."""
-    kind, step, values, curves = event["kind"], event["step"], event, _CURVES.get(event["kind"], {})
+    """The metric values in an event, without those that are unknown (null)."""
+    kind, step, values, keys = event["kind"], event["step"], event, _METRICS.get(event["kind"], {})
     if kind == "run_started" and event["resumed_from"] is None:
-        curves = _HOST
+        keys = _HOST
     elif kind == "run_ended" and event["result"] is not None:
         values = event["result"]
-        curves = {name: _RESULT.get(name, f"result/{name}") for name in values}
+        keys = {name: _RESULT.get(name, f"result/{name}") for name in values}
     elif kind == "surgery" and not event["committed"]:
         return
     elif kind == "epoch":
         step = event["epoch"]
-    for name, key in curves.items():
+    for name, key in keys.items():
         if values[name] is not None:
             yield Point(key, float(values[name]), step, round(1000 * event["time_unix_s"]))
 
 
 def parameters(config: Mapping[str, Any], *, prefix: str = "") -> dict[str, str]:
-    """The settings by dotted name, as text as YAML has it, without credentials."""
-    found: dict[str, str] = {}
+    """The settings as text (as in YAML) by dotted name, without credentials."""
+    flat: dict[str, str] = {}
     for name, value in config.items():
         if isinstance(value, Mapping):
-            found |= parameters(value, prefix=f"{prefix}{name}.")
+            flat |= parameters(value, prefix=f"{prefix}{name}.")
         else:
             text = value if isinstance(value, str) else json.dumps(value)
-            found[prefix + name] = without_credentials(text)[:_MAX_PARAMETER]
-    return found
+            flat[prefix + name] = without_credentials(text)[:_MAX_PARAMETER]
+    return flat
 
 
 def tags(history: History) -> dict[str, str]:
-    """What the run is, what it runs on, and what has grown in it so far."""
+    """The run's description, environment, status, and modules grown so far."""
     started, ended = history.started or {}, history.ended or {}
     config, environment = started["config"], started["environment"]
-    found = {
+    values = {
         "mlflow.note.content": config["description"],
         "mlflow.source.git.commit": environment.get("git_commit"),
         "esper.run_name": started["run_name"],
@@ -91,19 +90,23 @@ def tags(history: History) -> dict[str, str]:
         "esper.device": started["device"],
         "esper.reason": ended.get("reason", ""),
         **{f"environment.{name}": value for name, value in environment.items()},
-        **stories(history),
+        **module_summaries(history),
     }
-    return {key: without_credentials(value)[:_MAX_TAG] for key, value in found.items() if value is not None}
+    return {key: without_credentials(value)[:_MAX_TAG] for key, value in values.items() if value is not None}
 
 
-def stories(history: History) -> dict[str, str]:
-    """What became of every module that grew, a sentence each."""
-    return {f"growth.{fate.graft_id}": _story(fate) for fate in history.fates}
+def module_summaries(history: History) -> dict[str, str]:
+    """One line for every module that grew: verdict, gain, cost."""
+    return {f"growth.{module.graft_id}": _summary(module) for module in history.modules}
 
 
-def _story(fate: Fate) -> str:
-    told = f"{fate.blueprint_id} at {fate.site}, step {fate.step}: {fate.verdict}"
-    if fate.judgement is not None:
-        gain, bound, threshold = (figures.loss(fate.judgement[name]) for name in ("gain", "lower_bound", "threshold"))
-        told += f", gain {gain} (at least {bound}, needed {threshold})"
-    return f"{told}, {figures.signed(fate.added_parameters)} parameters, {figures.signed(fate.added_macs)} MACs"
+def _summary(module: GrownModule) -> str:
+    text = f"{module.blueprint_id} at {module.site}, step {module.step}: {module.verdict}"
+    if module.judgement is not None:
+        gain, bound, threshold = (
+            formatting.loss(module.judgement[name]) for name in ("gain", "lower_bound", "threshold")
+        )
+        text += f", gain {gain} (lower bound {bound}, needed {threshold})"
+    return (
+        f"{text}, {formatting.signed(module.added_parameters)} parameters, {formatting.signed(module.added_macs)} MACs"
+    )

@@ -1,4 +1,4 @@
-"""A recipe is read as it was written, or refused in one line."""
+"""`recipe.json` and `sweep.json` are read as they were written, or refused in one line."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from esper.contracts.recipe import Graft
-from esper.errors import ConfigError
-from esper.tracking.recipe import read_recipe, write_recipe
+from esper.errors import ConfigError, RunError
+from esper.tracking.files import read_members, read_recipe, write_members, write_recipe
 
 GRAFT = Graft(graft_id=1, site="layer1.0:beside", blueprint_id="conv3x3", init_seed=7, init_gain=0.5, born_step=3)
 
@@ -31,17 +31,17 @@ def test_a_folder_without_a_recipe_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
-        ({"schema": 2}, "no recipe of schema 1"),
-        ({"grafts": None}, "no recipe of schema 1"),
+        ({"schema": 2}, "is not a recipe of schema 1"),
+        ({"grafts": None}, "is not a recipe of schema 1"),
         ({"grafts": [{"graft_id": 1}]}, "a graft needs exactly graft_id, site"),
         ({"grafts": [7]}, "a graft needs exactly graft_id, site"),
     ],
 )
-def test_content_of_another_shape_is_refused(file: Path, changes: dict[str, Any], told: str) -> None:
+def test_content_of_another_shape_is_refused(file: Path, changes: dict[str, Any], message: str) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
-    with pytest.raises(ConfigError, match=told):
+    with pytest.raises(ConfigError, match=message):
         read_recipe(file)
 
 
@@ -56,5 +56,17 @@ def test_a_field_of_another_type_is_named(file: Path, field: str, value: Any) ->
 
 def test_a_torn_file_is_refused(file: Path) -> None:
     file.write_text(file.read_text()[:40])
-    with pytest.raises(ConfigError, match=r"is no recipe; morphogenetic\.recipe_path"):
+    with pytest.raises(ConfigError, match=r"is not a recipe; morphogenetic\.recipe_path"):
         read_recipe(file)
+
+
+def test_a_second_command_adds_its_members(tmp_path: Path) -> None:
+    write_members(tmp_path / "new", {"a": ["rng_seed=0"], "b": ["rng_seed=1"]})
+    write_members(tmp_path / "new", {"b": ["rng_seed=1"], "c": ("rng_seed=2",)})
+    assert read_members(tmp_path / "new") == {"a": ["rng_seed=0"], "b": ["rng_seed=1"], "c": ["rng_seed=2"]}
+
+
+def test_a_damaged_list_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "sweep.json").write_text("[")
+    with pytest.raises(RunError, match="remove it, the sweep's command writes it again"):
+        read_members(tmp_path)

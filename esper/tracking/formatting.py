@@ -1,14 +1,16 @@
-"""Figures as text, for the terminal and the report; what is not known (None) reads `–`."""
+"""Numbers as text, for the terminal, the reports and the trackers; None becomes `–`."""
 
 from __future__ import annotations
 
-__all__ = ["change", "clock", "loss", "memory", "number", "percent", "signed"]
+import math
+
+__all__ = ["change", "clock", "duration", "loss", "memory", "number", "percent", "signed"]
 
 _UNKNOWN = "–"
 
 
 def number(value: float | None) -> str:
-    """A count: 950, 98,765, and from there in three digits: 123 k, 4.56 M, 7.89 G, 1.23 T."""
+    """A count: 950, 98,765; from 100,000 with three digits: 123 k, 4.56 M, 7.89 G, 1.23 T."""
     if value is None:
         return _UNKNOWN
     if abs(value) < 99_999.5:
@@ -32,7 +34,7 @@ def percent(fraction: float | None) -> str:
 
 
 def change(before: float | None, after: float | None) -> str:
-    """How much larger `after` is, relatively: `+4.2 %`."""
+    """Relative change from `before` to `after`: `+4.2 %`."""
     return f"{100 * (after / before - 1):+.1f} %" if before and after is not None else _UNKNOWN
 
 
@@ -42,12 +44,19 @@ def loss(value: float | None) -> str:
 
 
 def clock(seconds: float | None) -> str:
-    """A duration: 0:07, 12:34, 1:02:03."""
+    """A duration as on a clock: 0:07, 12:34, 1:02:03."""
     if seconds is None:
         return _UNKNOWN
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def duration(seconds: float) -> str:
+    """A duration in words: `5 h 20 min`, `12 min`, `8 s`, rounded up to seconds."""
+    whole = math.ceil(seconds)
+    minutes, hours = whole // 60, whole // 3600
+    return f"{hours} h {minutes % 60:02} min" if hours else f"{minutes} min" if minutes else f"{whole} s"
 
 
 def memory(num_bytes: float | None) -> str:

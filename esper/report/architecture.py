@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from esper.report.record import RunRecord
-from esper.tracking.history import Fate
+from esper.report.run_record import RunRecord
+from esper.tracking.history import GrownModule
 
 __all__ = ["Block", "Drawing", "Shape", "blocks", "draw"]
 
@@ -20,8 +20,8 @@ class Block:
 
     name: str
     shape: str
-    beside: list[Fate] | None
-    after: list[Fate] | None
+    beside: list[GrownModule] | None
+    after: list[GrownModule] | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,9 +51,9 @@ def blocks(record: RunRecord) -> list[Block]:
     consultations = record.of_kind("signals")
     signals = consultations[0]["signals"] if consultations else []
     shapes = {signal["site"]: "×".join(map(str, signal["out_shape"])) for signal in signals}
-    grown: dict[str, list[Fate]] = {site: [] for site in shapes}
-    for fate in record.history.fates:
-        grown.setdefault(fate.site, []).append(fate)
+    grown: dict[str, list[GrownModule]] = {site: [] for site in shapes}
+    for module in record.history.modules:
+        grown.setdefault(module.site, []).append(module)
     names = dict.fromkeys(site.rpartition(":")[0] for site in grown)
     return [
         Block(
@@ -129,20 +129,20 @@ def _seed(drawing: Drawing, y: float) -> None:
     drawing.shapes.append(Shape(kind="seed", x=x, y=y))
 
 
-def _branch_height(fates: list[Fate]) -> float:
-    return _LINE_HEIGHT * (len(fates) + 1) if fates else 0
+def _branch_height(modules: list[GrownModule]) -> float:
+    return _LINE_HEIGHT * (len(modules) + 1) if modules else 0
 
 
-def _branch(drawing: Drawing, fates: list[Fate], *, fork: float, join: float, middle: float) -> None:
+def _branch(drawing: Drawing, modules: list[GrownModule], *, fork: float, join: float, middle: float) -> None:
     """A way around the trunk, with the modules of one site in it."""
-    stands = any(fate.is_kept or fate.is_live for fate in fates)
-    style = "kept" if any(fate.is_kept for fate in fates) else "live" if stands else "culled"
-    height = _branch_height(fates)
+    stands = any(module.is_kept or module.is_live for module in modules)
+    style = "kept" if any(module.is_kept for module in modules) else "live" if stands else "culled"
+    height = _branch_height(modules)
     x = _BRANCH_X + _BRANCH_WIDTH / 2
     d = f"M{_TRUNK_X} {fork}H{x}V{join}H{_TRUNK_X + 8}"
     drawing.shapes.append(Shape(kind="path", style=style, d=d))
     marks = {"kept": "✓", "culled": "✗"}
-    lines = tuple(f"{fate.graft_id}  {fate.blueprint_id}  {marks.get(fate.verdict, '…')}" for fate in fates)
+    lines = tuple(f"{module.graft_id}  {module.blueprint_id}  {marks.get(module.verdict, '…')}" for module in modules)
     top = middle - height / 2 + 3
     drawing.shapes.append(
         Shape(kind="box", style=style, x=_BRANCH_X, y=top, width=_BRANCH_WIDTH, height=height - 6, lines=lines)

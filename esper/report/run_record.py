@@ -22,7 +22,7 @@ class RunRecord:
 
     Attributes:
         run_dir: its folder.
-        history: beginning, end, and the fate of every module.
+        history: beginning, end, and the module of every module.
         events: the events by kind, in order.
         num_processes: how many processes worked on it, one after the other.
         status: running, finished, failed or interrupted.

@@ -8,9 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
-from esper.report.record import RunRecord
+from esper.report.run_record import RunRecord
 from esper.report.svg import INK, svg
-from esper.tracking.history import Fate
+from esper.tracking.history import GrownModule
 
 __all__ = ["accuracy_curve", "forest", "health_map", "learning_rate_curve", "loss_curve"]
 
@@ -28,7 +28,7 @@ def loss_curve(record: RunRecord) -> str:
         axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.yaxis.set_minor_formatter(NullFormatter())
-        _growth_marks(axes, record.history.fates)
+        _growth_marks(axes, record.history.modules)
 
     return svg(draw, height=3.1)
 
@@ -39,7 +39,7 @@ def accuracy_curve(record: RunRecord) -> str:
     def draw(axes: Axes) -> None:
         _lines(axes, record, "accuracy")
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-        _growth_marks(axes, record.history.fates)
+        _growth_marks(axes, record.history.modules)
 
     return svg(draw, height=3.1)
 
@@ -52,7 +52,7 @@ def learning_rate_curve(record: RunRecord) -> str:
         axes.set_ylim(bottom=0)
         axes.set_xlabel("step")
         axes.grid(True)
-        _growth_marks(axes, record.history.fates)
+        _growth_marks(axes, record.history.modules)
 
     return svg(draw, height=1.9)
 
@@ -81,24 +81,24 @@ def health_map(record: RunRecord) -> str:
     return svg(draw, height=1.0 + 0.24 * len(sites))
 
 
-def forest(fates: list[Fate]) -> str:
+def forest(modules: list[GrownModule]) -> str:
     """Gain of every judged module, down to its lower bound, beside what the bound had to exceed.
 
     The interval is one-sided: nothing is claimed about how much larger the gain might be.
     """
-    judged = [(fate, fate.judgement) for fate in fates if fate.judgement is not None]
-    numbers = [str(fate.graft_id) for fate, _ in judged]
+    judged = [(module, module.judgement) for module in modules if module.judgement is not None]
+    numbers = [str(module.graft_id) for module, _ in judged]
     is_labelled = len(judged) <= _MAX_LABELLED
 
     def draw(axes: Axes) -> None:
-        for row, (fate, verdict) in enumerate(judged):
-            colour = _KEPT if fate.is_kept else _CULLED
+        for row, (module, verdict) in enumerate(judged):
+            colour = _KEPT if module.is_kept else _CULLED
             axes.plot([verdict["lower_bound"], verdict["gain"]], [row, row], color=colour, linewidth=2.2)
             axes.plot([verdict["lower_bound"]] * 2, [row - 0.12, row + 0.12], color=colour, linewidth=2.2)
             axes.plot(verdict["gain"], row, "o", color=colour, markersize=6)
             axes.plot([verdict["threshold"]] * 2, [row - 0.24, row + 0.24], color=INK, linewidth=1.2)
             if is_labelled:
-                label = f"{fate.graft_id}  {fate.blueprint_id} at {fate.site}"
+                label = f"{module.graft_id}  {module.blueprint_id} at {module.site}"
                 axes.text(0.0, row - 0.33, label, transform=axes.get_yaxis_transform(), fontsize=9)
         axes.axvline(0, color=INK, linewidth=0.6, alpha=0.5)
         axes.set_ylim(len(judged) - 0.4, -0.85)
@@ -127,17 +127,17 @@ def _lines(axes: Axes, record: RunRecord, name: str) -> None:
     axes.legend(frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1, 1.05), borderaxespad=0, handlelength=1.4)
 
 
-def _growth_marks(axes: Axes, fates: list[Fate]) -> None:
-    width = 1.1 if len(fates) <= _MAX_LABELLED else 0.6
+def _growth_marks(axes: Axes, modules: list[GrownModule]) -> None:
+    width = 1.1 if len(modules) <= _MAX_LABELLED else 0.6
     labels: dict[int, list[str]] = {}
-    for fate in fates:
-        axes.axvline(fate.step, color=_BORN, linewidth=width, linestyle=(0, (1.5, 1.5)))
-        labels.setdefault(fate.step, []).append(str(fate.graft_id))
-        if not fate.is_live:
-            colour, dashes = (_KEPT, "-") if fate.is_kept else (_CULLED, (0, (5, 2)))
-            axes.axvline(fate.state_step, color=colour, linewidth=width, linestyle=dashes)
-            labels.setdefault(fate.state_step, []).append(f"{fate.graft_id}{'✓' if fate.is_kept else '✗'}")
-    if len(fates) > _MAX_LABELLED:
+    for module in modules:
+        axes.axvline(module.step, color=_BORN, linewidth=width, linestyle=(0, (1.5, 1.5)))
+        labels.setdefault(module.step, []).append(str(module.graft_id))
+        if not module.is_live:
+            colour, dashes = (_KEPT, "-") if module.is_kept else (_CULLED, (0, (5, 2)))
+            axes.axvline(module.state_step, color=colour, linewidth=width, linestyle=dashes)
+            labels.setdefault(module.state_step, []).append(f"{module.graft_id}{'✓' if module.is_kept else '✗'}")
+    if len(modules) > _MAX_LABELLED:
         return
     for step, names in labels.items():
         where: Any = axes.get_xaxis_transform()

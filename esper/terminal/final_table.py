@@ -1,0 +1,115 @@
+"""The end of a run's output: the final table of a finished run, or how to resume an unfinished one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rich import box
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from esper.tracking.formatting import change, clock, loss, number, percent, signed
+from esper.tracking.history import GrownModule, History
+
+__all__ = ["file_list", "final_table", "growth_table", "run_end"]
+
+_NARROW_COLUMNS = 90
+_WIDE_COLUMNS = ["module", "site", "parameters", "MACs", "gain", "lower bound"]
+
+
+def run_end(history: History, *, columns: int) -> Iterator[RenderableType]:
+    """Everything to print at the end of a run that has started.
+
+    Args:
+        history: all events of the run.
+        columns: width of the terminal.
+    """
+    ended, started = history.ended, history.started
+    assert started is not None
+    yield Text()
+    if ended is not None and ended["status"] == "finished":
+        name = f"{started['experiment_name']}/{started['run_name']}"
+        yield Text.assemble((name, "bold"), f" finished: {history.summary}.\n")
+        yield final_table(ended["result"])
+        if history.modules:
+            yield Text()
+            yield growth_table(history.modules, is_narrow=columns < _NARROW_COLUMNS)
+    else:
+        yield _unfinished(history)
+
+
+def final_table(result: Mapping[str, Any]) -> Table:
+    """The result of a finished run, one row a metric; the keys are those of `contracts.events.RunEnded.result`."""
+    train_macs, growth_macs = result["train_macs"], result["growth_macs"]
+    total_macs = train_macs + growth_macs
+    shares = f"   training {percent(train_macs / total_macs)}, growth {percent(growth_macs / total_macs)}"
+    rows = {
+        "test accuracy": f"[bold]{percent(result['test_accuracy'])}[/]   loss {loss(result['test_loss'])}",
+        "val accuracy": f"{percent(result['val_accuracy'])}   loss {loss(result['val_loss'])}",
+        "parameters": _before_after(result, "num_parameters"),
+        "MACs per image": _before_after(result, "num_macs"),
+        "MACs spent": f"{number(total_macs)}{shares if growth_macs else ''}",
+        "time": clock(result["seconds"]),
+    }
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column()
+    for name, text in rows.items():
+        table.add_row(f" {name}", text)
+    return table
+
+
+def _before_after(result: Mapping[str, Any], key: str) -> str:
+    before, after = result[f"{key}_before"], result[key]
+    if before == after:
+        return f"{number(after)}   unchanged"
+    return f"{number(before)} → {number(after)}   {change(before, after)}"
+
+
+def growth_table(modules: list[GrownModule], *, is_narrow: bool) -> Table:
+    """One row a module: added cost, judged gain, verdict; `is_narrow` uses two lines a row."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0) if is_narrow else (0, 1), show_edge=False)
+    columns = ["module", "added", "gain"] if is_narrow else _WIDE_COLUMNS
+    table.add_column("epoch", justify="right")
+    for heading in columns:
+        table.add_column(heading, justify="left" if heading in ("module", "site") else "right", no_wrap=is_narrow)
+    table.add_column("verdict")
+    for module in modules:
+        judged = module.judgement or {}
+        cells = [module.blueprint_id, module.site, signed(module.added_parameters), signed(module.added_macs)]
+        cells += [loss(judged.get("gain")), loss(judged.get("lower_bound"))]
+        if is_narrow:
+            blueprint, site, parameters, macs, gain, bound = cells
+            cells = [f"{blueprint}\n{site}", f"{parameters}\n{macs} MACs", f"{gain}\n≥ {bound}" if judged else gain]
+        table.add_row(
+            str(module.epoch), *cells, Text(module.verdict, style="bold green" if module.is_kept else "yellow")
+        )
+    return table
+
+
+def file_list(files: Mapping[str, str]) -> Iterator[Text]:
+    """A line for each file or command (by name); print without wrapping, so that they can be copied."""
+    width = max(map(len, files), default=0)
+    for name, where in files.items():
+        yield Text.assemble((f" {name:<{width}}", "dim"), f"  {where}")
+
+
+def _unfinished(history: History) -> Text:
+    ended, started = history.ended, history.started
+    assert started is not None
+    # The error itself is printed where it is caught.
+    status = ended["status"] if ended is not None else "stopped without saving"
+    reason = f" ({ended['reason']})" if ended is not None and status == "interrupted" and ended["reason"] else ""
+    where = f"at step {history.step:,} of {started['total_steps']:,}"
+    return Text.assemble((f"{status}{reason}", "bold yellow"), f" {where}; {_how_to_resume(history)}")
+
+
+def _how_to_resume(history: History) -> str:
+    assert history.started is not None
+    if history.resume_step is None:
+        return "no checkpoint yet, the same command starts over"
+    if not history.started["config"]["checkpoint"]["auto_resume"]:
+        return f"add checkpoint.auto_resume=true to resume from step {history.resume_step:,}"
+    return f"the same command resumes from step {history.resume_step:,}"
