@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from esper.configs.comparison import ARMS
 from esper.configs.dataset import DATASETS, DatasetConfig
 from esper.configs.explain import kind, nearest
-from esper.configs.model import MODEL_NAMES, ModelConfig
+from esper.configs.model import HOSTS, ModelConfig
 from esper.configs.redis import parse_redis_url
 from esper.configs.schema import Allowed, allowed
 from esper.configs.tolaria import TolariaConfig
@@ -150,20 +150,17 @@ def _check_architecture(model: ModelConfig) -> None:
         if model.stem != "auto":
             raise ConfigError(f"model.stem={model.stem}: timm's networks keep their own stem; leave it auto")
         return
-    if model.name not in MODEL_NAMES:
-        raise ConfigError(
-            f"model.name={model.name}: allowed are {Allowed(choices=MODEL_NAMES)}{nearest(model.name, MODEL_NAMES)}"
-        )
-    if model.name == "resnet_small":
-        if not model.widths or len(model.widths) != len(model.depths):
-            raise ConfigError(
-                f"model.depths={model.depths}: needs one entry for each of model.widths={model.widths}, at least one"
-            )
-        if model.pretrained:
-            raise ConfigError("model.pretrained=true: resnet_small has no pretrained weights; use model=resnet18")
+    if model.name not in HOSTS:
+        raise ConfigError(f"model.name={model.name}: allowed are {', '.join(HOSTS)}{nearest(model.name, HOSTS)}")
+    if model.pretrained and not HOSTS[model.name].has_pretrained:
+        raise ConfigError(f"model.pretrained=true: {model.name} has no pretrained weights; use model=resnet18")
     if model.pretrained and model.stem == "cifar":
         raise ConfigError(
             "model.stem=cifar: the pretrained weights have an imagenet stem; use model.stem=auto or pretrained=false"
+        )
+    if model.name == "resnet_small" and (not model.widths or len(model.widths) != len(model.depths)):
+        raise ConfigError(
+            f"model.depths={model.depths}: needs one entry for each of model.widths={model.widths}, at least one"
         )
 
 

@@ -7,7 +7,7 @@ import difflib
 import re
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from hydra.errors import MissingConfigException, OverrideParseException
@@ -21,10 +21,10 @@ __all__ = ["explain", "kind", "nearest"]
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
 
-def nearest(word: str, known: Sequence[str]) -> str:
-    """`; did you mean X?` for the known name closest to a mistyped one, or nothing."""
-    found = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean {found[0]}?" if found else ""
+def nearest(word: str, known: Collection[str], *, num: int = 1) -> str:
+    """`; did you mean X?` for the known name (or up to `num`) most similar to a mistyped one; empty if none is."""
+    names = difflib.get_close_matches(word, known, n=num)
+    return f"; did you mean {' or '.join(names)}?" if names else ""
 
 
 def kind(hint: Any) -> str:

@@ -1,10 +1,15 @@
-"""Host networks, and gradient checkpointing for them."""
+"""Host networks, their memory format, and gradient checkpointing."""
 
 from __future__ import annotations
 
-from esper.models.host import build_host
-from esper.models.memory_format import compile_as_it_lies, memory_format
+from esper.models.host import build_host, host_family
+from esper.models.memory_format import disable_inductor_layout_optimization, memory_format
 from esper.models.recompute import checkpoint_blocks
-from esper.models.timm_host import timm_sizes
 
-__all__ = ["build_host", "checkpoint_blocks", "compile_as_it_lies", "memory_format", "timm_sizes"]
+__all__ = [
+    "build_host",
+    "checkpoint_blocks",
+    "disable_inductor_layout_optimization",
+    "host_family",
+    "memory_format",
+]

@@ -1,4 +1,7 @@
-"""Gradient checkpointing: keep a block's input, run the block again in the backward pass."""
+"""Gradient checkpointing: keep a block's input, and recompute its activations in the backward pass.
+
+Source: Chen et al., Training Deep Nets with Sublinear Memory Cost, arXiv:1604.06174.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +19,9 @@ __all__ = ["checkpoint_blocks"]
 
 
 def checkpoint_blocks(blocks: Iterable[nn.Module]) -> None:
-    """Make blocks recompute their activations; parameters, names, hooks and results stay as they were.
+    """Make blocks recompute their activations; parameters, names and hooks stay the same.
 
-    Batch-norm statistics are updated by the first run only, so training is bit-identical to that without.
+    The second forward pass leaves batch-norm statistics alone, so training is bit-identical to training without.
     """
     for block in blocks:
         block.forward = partial(_recomputed, block, block.forward)

@@ -1,18 +1,42 @@
-"""Small ResNets for CPUs: the CIFAR form of arXiv:1512.03385, widths and depths to choose."""
+"""Small ResNets for CPUs, with configurable widths and depths.
+
+Source: the CIFAR variant of He et al., Deep Residual Learning for Image Recognition, arXiv:1512.03385.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
-__all__ = ["SmallResNet"]
+from esper.configs import ModelConfig
+from esper.errors import ConfigError
+from esper.models import resnet
+from esper.models.resnet import describe
+
+__all__ = ["SmallResNet", "build", "describe", "infer_sizes"]
+
+
+def build(config: ModelConfig, *, in_channels: int, image_size: int, num_classes: int) -> nn.Module:
+    """Build a small ResNet; see `build_host`."""
+    if image_size < 2 ** (len(config.widths) - 1):
+        raise ConfigError(
+            f"model.widths={config.widths}: {len(config.widths)} stages halve an image of {image_size} pixels to "
+            "nothing; use fewer stages"
+        )
+    return SmallResNet(widths=config.widths, depths=config.depths, in_channels=in_channels, num_classes=num_classes)
+
+
+def infer_sizes(config: ModelConfig, weights: Mapping[str, Tensor], *, image_size: int | None) -> tuple[int, int, int]:
+    """Infer `in_channels`, `image_size` and `num_classes`; see `HostFamily`."""
+    in_channels, side, num_classes = resnet.infer_sizes(config, weights, image_size=image_size)
+    return in_channels, max(side, 2 ** len(config.widths)), num_classes
 
 
 class SmallResNet(nn.Module):
-    """A 3×3 stem and stages `layer1` … of torchvision's basic blocks; every stage but the first halves the image.
+    """A 3×3 stem and stages `layer1`, `layer2`, … of torchvision's basic blocks; all but the first halve the image.
 
     Shape: (N, C, H, W) to (N, num_classes).
     """
@@ -33,7 +57,7 @@ class SmallResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
-        """Run the network; see the class."""
+        """Compute the logits."""
         x = self.relu(self.bn1(self.conv1(x)))
         x = self._run_stages(x)
         logits = self.fc(torch.flatten(self.avgpool(x), 1))
@@ -41,7 +65,7 @@ class SmallResNet(nn.Module):
         return logits
 
     def _run_stages(self, x: Tensor) -> Tensor:
-        # Apart from `forward`: a function that loops over blocks compiled each for itself cannot be compiled.
+        # Not part of `forward`: torch.compile cannot compile a function that loops over separately compiled blocks.
         for name in self._stages:
             x = self.get_submodule(name)(x)
         return x

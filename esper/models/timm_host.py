@@ -1,8 +1,7 @@
-"""Networks of timm: any image classifier that it has, by name."""
+"""Image classifiers of timm, by name."""
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
@@ -10,66 +9,72 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from esper.configs import ModelConfig
+from esper.configs.explain import nearest
 from esper.errors import ConfigError, one_line
 
-__all__ = ["build_timm", "timm_sizes"]
+__all__ = ["build", "describe", "infer_sizes"]
 
 
-def build_timm(name: str, *, pretrained: bool, in_channels: int, image_size: int, num_classes: int) -> nn.Module:
-    """Build a network as timm makes it, with its own stem; initial weights come from the global random generator.
+def build(config: ModelConfig, *, in_channels: int, image_size: int, num_classes: int) -> nn.Module:
+    """Build a network with timm's own stem; see `build_host`.
 
-    Args:
-        name: timm's, perhaps with the tag of its weights: `convnext_atto`, `resnet10t.c3_in1k`.
-        pretrained: load its weights, which timm downloads unless they are in its cache.
-        in_channels: channels of the images; pretrained weights are adapted to them.
-        image_size: height and width of the images; networks that are made for one size are made for this one.
-        num_classes: outputs.
+    Names may have the tag of pretrained weights: `convnext_atto`, `resnet10t.c3_in1k`. timm downloads weights that are
+    not in its cache and adapts them to the channels of the images. Networks of fixed input size get that of the images.
 
     Raises:
-        ConfigError: timm is not installed, does not know the name, cannot make the network for such images, or
-            cannot get its weights.
+        ConfigError: timm is not installed, does not know the name, cannot build the network for such images, or
+            cannot load its weights.
     """
     timm = _timm()
+    name = config.name
     if not timm.is_model(name):
-        near = difflib.get_close_matches(name, timm.list_models(), n=3)
-        hint = f"did you mean {' or '.join(near)}?" if near else "timm.list_models() lists those that it has"
-        raise ConfigError(f"model.name={name}: timm {timm.__version__} has no such network; {hint}")
+        hint = nearest(name, timm.list_models(), num=3) or "; timm.list_models() lists its networks"
+        raise ConfigError(f"model.name={name}: timm {timm.__version__} has no such network{hint}")
     options: dict[str, Any] = {"in_chans": in_channels, "num_classes": num_classes}
     try:
-        made_for = timm.get_pretrained_cfg(name)
+        default = timm.get_pretrained_cfg(name)
     except RuntimeError:
-        known = ", ".join(timm.list_pretrained(name.partition(".")[0])) or "none"
-        raise ConfigError(f"model.name={name}: timm has no such weights; of this network it has {known}") from None
-    if made_for is not None and made_for.fixed_input_size and made_for.input_size[-1] != image_size:
+        tags = ", ".join(timm.list_pretrained(name.partition(".")[0])) or "none"
+        raise ConfigError(f"model.name={name}: timm has no such weights; those of this network are {tags}") from None
+    if default is not None and default.fixed_input_size and default.input_size[-1] != image_size:
         options["img_size"] = image_size
     try:
-        network = timm.create_model(name, pretrained=pretrained, **options)
+        network = timm.create_model(name, pretrained=config.pretrained, **options)
     except (AssertionError, OSError, RuntimeError, TypeError, ValueError) as error:
-        if pretrained:
+        reason = one_line(error, max_length=200)
+        if config.pretrained:
             raise ConfigError(
-                f"model.pretrained=true: timm cannot load weights for {name} ({one_line(error, max_length=200)}); run "
-                "it once where they can be downloaded, which keeps them in the cache of huggingface_hub, or set "
-                "model.pretrained=false"
+                f"model.pretrained=true: timm cannot load weights for {name} ({reason}); run it once where they can be "
+                "downloaded, which caches them for huggingface_hub, or set model.pretrained=false"
             ) from None
-        raise _unfit(name, in_channels, image_size, one_line(error, max_length=200)) from None
+        raise _unfit(name, in_channels, image_size, reason) from None
     assert isinstance(network, nn.Module)
-    _try_out(network, name, in_channels=in_channels, image_size=image_size, num_classes=num_classes)
+    _check_output(network, name, in_channels=in_channels, image_size=image_size, num_classes=num_classes)
     return network
 
 
-def timm_sizes(name: str, weights: Mapping[str, Tensor]) -> tuple[int, int, int]:
-    """Channels of the images and number of classes, read off a network's state dict, and the side timm made it for.
+def infer_sizes(config: ModelConfig, weights: Mapping[str, Tensor], *, image_size: int | None) -> tuple[int, int, int]:
+    """Infer `in_channels`, `image_size` (timm's default if unknown) and `num_classes`; see `HostFamily`.
 
     Raises:
-        ConfigError: timm is not installed, or does not say which layers are the network's first and last.
+        ConfigError: timm is not installed, or does not name the network's first and last layer.
     """
-    made_for = _timm().get_pretrained_cfg(name)
-    layers = [made_for.first_conv or (), made_for.classifier or ()]  # several where several read the images
-    ends = [layer if isinstance(layer, str) else next(iter(layer), "") for layer in layers]
-    first, last = (weights.get(f"{layer}.weight") for layer in ends)
+    default = _timm().get_pretrained_cfg(config.name)
+    layers = [default.first_conv or (), default.classifier or ()]  # a tuple if several layers read the images
+    names = [layer if isinstance(layer, str) else next(iter(layer), "") for layer in layers]
+    first, last = (weights.get(f"{name}.weight") for name in names)
     if first is None or last is None:
-        raise ConfigError(f"model.name={name}: timm does not name its first and last layer, so it cannot be exported")
-    return first.shape[1], len(last), made_for.input_size[-1]
+        raise ConfigError(
+            f"model.name={config.name}: timm does not name its first and last layer, so it cannot be exported"
+        )
+    return first.shape[1], image_size or default.input_size[-1], len(last)
+
+
+def describe(config: ModelConfig, network: nn.Module) -> dict[str, Any]:
+    """Channels of the images and number of classes."""
+    in_channels, _, num_classes = infer_sizes(config, network.state_dict(), image_size=None)
+    return {"in_channels": in_channels, "num_classes": num_classes}
 
 
 def _timm() -> ModuleType:
@@ -82,8 +87,8 @@ def _timm() -> ModuleType:
 
 
 @torch.no_grad()
-def _try_out(network: nn.Module, name: str, *, in_channels: int, image_size: int, num_classes: int) -> None:
-    """Refuse a network that shrinks such images to nothing, or that gives something else than logits."""
+def _check_output(network: nn.Module, name: str, *, in_channels: int, image_size: int, num_classes: int) -> None:
+    """Refuse a network that fails on such images, or whose output is not one logit per class."""
     network.eval()
     try:
         logits = network(torch.zeros(1, in_channels, image_size, image_size))
@@ -91,11 +96,11 @@ def _try_out(network: nn.Module, name: str, *, in_channels: int, image_size: int
         raise _unfit(name, in_channels, image_size, one_line(error, max_length=200)) from None
     network.train()
     if not isinstance(logits, Tensor) or logits.shape != (1, num_classes):
-        raise ConfigError(f"model.name={name}: it is no image classifier; name a network that gives one logit a class")
+        raise ConfigError(f"model.name={name}: not an image classifier; name a network that gives one logit per class")
 
 
 def _unfit(name: str, in_channels: int, image_size: int, reason: str) -> ConfigError:
     return ConfigError(
-        f"model.name={name}: it cannot take images of {image_size} pixels and {in_channels} channels ({reason}); name "
-        "another network, or use larger images (dataset.image_size, where the dataset has it)"
+        f"model.name={name}: cannot take images of {image_size} pixels and {in_channels} channels ({reason}); name "
+        "another network, or use larger images (dataset.image_size, if the dataset allows it)"
     )

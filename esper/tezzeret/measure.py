@@ -15,7 +15,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from esper import urza
 from esper.costs import count
 from esper.errors import one_line
-from esper.models import compile_as_it_lies, memory_format
+from esper.models import disable_inductor_layout_optimization, memory_format
 from esper.tezzeret.build import build_kernel, check_kernel
 from esper.urza import Shape
 
@@ -84,7 +84,7 @@ def measure(job: Job, *, device: torch.device, begin: Callable[[str], None]) -> 
     }
     if job.compile:
         begin("compiling")
-        compile_as_it_lies(device)
+        disable_inductor_layout_optimization(device)
         measured |= _compiled(kernel, x)
     return measured
 

@@ -23,7 +23,7 @@ from esper.costs import Cost, count
 from esper.data import FileSet, ImageSet
 from esper.errors import ConfigError
 from esper.kasmina import MorphableModel, find_blocks
-from esper.models import compile_as_it_lies
+from esper.models import disable_inductor_layout_optimization
 from esper.tezzeret.compile_cache import keep_compiled
 from esper.tolaria.checkpoints.writer import CheckpointWriter
 from esper.tolaria.ema import WeightAverage
@@ -317,7 +317,7 @@ def _step(config: TolariaConfig, built: Parts, optimizer: Optimizer, ranks: Rank
 
 def _regions(config: TolariaConfig, model: MorphableModel, device: torch.device) -> Regions:
     keep_compiled(config.storage)
-    compile_as_it_lies(device)
+    disable_inductor_layout_optimization(device)
     regions = Regions()
     try:
         blocks = list(find_blocks(model.host, config.model.target_layers))

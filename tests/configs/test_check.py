@@ -107,9 +107,13 @@ def test_widths_and_depths_go_together():
     assert "model.depths" in refusal(model__name="resnet_small", model__widths=[8, 16])
 
 
-@pytest.mark.parametrize("wrong", [{"model__name": "resnet_small"}, {"model__stem": "cifar"}])
-def test_pretrained_needs_a_model_that_has_weights(wrong):
-    assert "pretrained" in refusal(model__pretrained=True, **wrong)
+@pytest.mark.parametrize("name", ["resnet10", "resnet_small"])
+def test_pretrained_needs_a_model_that_has_weights(name):
+    assert f"{name} has no pretrained weights; use model=resnet18" in refusal(model__pretrained=True, model__name=name)
+
+
+def test_pretrained_weights_need_their_stem():
+    assert "pretrained weights have an imagenet stem" in refusal(model__pretrained=True, model__stem="cifar")
 
 
 def test_warm_up_ends_before_training_does():

@@ -108,10 +108,6 @@ class TestPretrained:
         with pytest.raises(ConfigError, match=r"resnet18-f37072fd.pth is damaged .* remove it"):
             build(pretrained=True, image_size=224, num_classes=1000)
 
-    def test_resnet10_has_none(self) -> None:
-        with pytest.raises(ConfigError, match="resnet10 has no pretrained weights; use model=resnet18"):
-            build(name="resnet10", pretrained=True)
-
     def test_images_without_three_channels_are_refused(self) -> None:
         with pytest.raises(ConfigError, match="the weights take 3 channels, the images have 1"):
             build(pretrained=True, in_channels=1)

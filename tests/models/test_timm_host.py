@@ -115,7 +115,7 @@ def test_an_unknown_name_is_told_with_what_is_near() -> None:
 
 
 def test_a_network_that_cannot_take_such_images_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"^model.name=inception_v4: it cannot take images of 16 pixels"):
+    with pytest.raises(ConfigError, match=r"^model.name=inception_v4: cannot take images of 16 pixels"):
         build_host(model("inception_v4"), in_channels=3, image_size=16, num_classes=5)
 
 

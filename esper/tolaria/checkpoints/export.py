@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ import yaml
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from esper.configs import ModelConfig
 from esper.configs.dataset import DATASETS
@@ -27,7 +25,7 @@ from esper.configs.model import SITE_KINDS
 from esper.contracts.lifecycle import SeedLifecycleState
 from esper.errors import CheckpointError, RunError, SurgeryError, one_line
 from esper.kasmina import MorphableModel, SeedSlot, find_sites, fold
-from esper.models import build_host, timm_sizes
+from esper.models import build_host, host_family
 from esper.tolaria.checkpoints import files as checkpoint
 from esper.tolaria.ema import corrected
 
@@ -93,7 +91,9 @@ def _rebuilt(
 ) -> MorphableModel:
     """The grown network of a checkpoint; sizes that followed from the data are read off its tensors."""
     try:
-        plain, (in_channels, num_classes, size) = _host(config, saved.model, image_size=image_size)
+        weights = {name.removeprefix("host."): tensor for name, tensor in saved.model.items()}
+        in_channels, size, num_classes = host_family(config).infer_sizes(config, weights, image_size=image_size)
+        plain = dataclasses.replace(config, pretrained=False)
         host = build_host(plain, in_channels=in_channels, image_size=size, num_classes=num_classes)
         states = saved.state["growth"]["slots"]
         sites = find_sites(
@@ -115,21 +115,6 @@ def _rebuilt(
     return model
 
 
-def _host(
-    config: ModelConfig, tensors: Mapping[str, Tensor], *, image_size: int | None
-) -> tuple[ModelConfig, tuple[int, int, int]]:
-    """How to build the host without its pretrained weights: settings; channels, classes and side of the images."""
-    if config.source == "timm":
-        weights = {name.removeprefix("host."): tensor for name, tensor in tensors.items()}
-        in_channels, num_classes, made_for = timm_sizes(config.name, weights)
-        return dataclasses.replace(config, pretrained=False), (in_channels, num_classes, image_size or made_for)
-    first, last = tensors["host.conv1.weight"], tensors["host.fc.weight"]
-    stem = "cifar" if first.shape[2] == 3 else "imagenet"
-    # Any size serves that the host can halve: kernels are built for channels and strides.
-    size = max(32 if stem == "cifar" else 224, 2 ** len(config.widths))
-    return dataclasses.replace(config, pretrained=False, stem=stem), (first.shape[1], len(last), size)
-
-
 def _averaged(saved: checkpoint.Snapshot, ema_decay: float | None) -> dict[str, Tensor]:
     """The averaged weights of a run that kept an average."""
     born = saved.state.get("average", {})
@@ -145,30 +130,9 @@ def _description(config: ModelConfig, saved: checkpoint.Snapshot, network: nn.Mo
         "schema": SCHEMA,
         "source": config.source,
         "host": config.name,
-        **_sizes(config, network),
+        **host_family(config).describe(config, network),
         "num_parameters": sum(p.numel() for p in network.parameters()),
         "step": saved.step,
         "recipe": [graft.entry() for graft in saved.recipe],
         "not_folded": [graft.entry() for graft in sorted(left, key=lambda graft: graft.graft_id)],
     }
-
-
-def _sizes(config: ModelConfig, network: nn.Module) -> dict[str, Any]:
-    if config.source == "timm":
-        in_channels, num_classes, _ = timm_sizes(config.name, network.state_dict())
-        return {"in_channels": in_channels, "num_classes": num_classes}
-    stages = {name: stage for name, stage in network.named_children() if isinstance(stage, nn.Sequential)}
-    conv, classifier = network.get_parameter("conv1.weight"), network.get_parameter("fc.weight")
-    return {
-        "stem": "cifar" if conv.shape[2] == 3 else "imagenet",
-        "in_channels": conv.shape[1],
-        "num_classes": len(classifier),
-        "depths": {name: len(stage) for name, stage in stages.items()},
-        "inner_widths": {name: _inner_widths(stage) for name, stage in stages.items()},
-    }
-
-
-def _inner_widths(stage: nn.Module) -> list[int]:
-    """Channels between the convolutions of each block of a stage."""
-    blocks = [block for block in stage.modules() if isinstance(block, BasicBlock | Bottleneck)]
-    return [block.conv1.out_channels for block in blocks]

@@ -1,0 +1,103 @@
+"""ResNets of torchvision, with the stem that CIFAR's small images need, and ResNet-10.
+
+Source: He et al., Deep Residual Learning for Image Recognition, arXiv:1512.03385.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import urllib.error
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+
+from esper.configs import ModelConfig
+from esper.errors import ConfigError
+
+__all__ = ["build", "describe", "infer_sizes"]
+
+_MAX_CIFAR_SIZE = 64
+"""Largest images for which stem=auto chooses the CIFAR stem."""
+
+
+def build(config: ModelConfig, *, in_channels: int, image_size: int, num_classes: int) -> nn.Module:
+    """Build a ResNet; see `build_host`."""
+    if config.pretrained and in_channels != 3:
+        raise ConfigError(f"model.pretrained=true: the weights take 3 channels, the images have {in_channels}")
+    if config.name == "resnet10":
+        network = ResNet(BasicBlock, [1, 1, 1, 1])
+    else:
+        network = torchvision.models.get_model(config.name, weights=None)
+    if config.pretrained:
+        _load_pretrained(network, config.name)
+    if num_classes != network.fc.out_features:
+        network.fc = nn.Linear(network.fc.in_features, num_classes)
+    is_small = image_size <= _MAX_CIFAR_SIZE and not config.pretrained
+    if config.stem == "cifar" or (config.stem == "auto" and is_small):
+        network.conv1 = _conv(in_channels, 3, stride=1)
+        network.maxpool = nn.Identity()
+    elif in_channels != 3:
+        network.conv1 = _conv(in_channels, 7, stride=2)
+    assert isinstance(network, nn.Module)
+    return network
+
+
+def infer_sizes(
+    _config: ModelConfig,
+    weights: Mapping[str, Tensor],
+    *,
+    image_size: int | None,  # noqa: ARG001  (weights do not depend on it, but stem=auto does)
+) -> tuple[int, int, int]:
+    """Infer `in_channels`, `image_size` and `num_classes`; see `HostFamily`."""
+    conv = weights["conv1.weight"]
+    return conv.shape[1], 32 if conv.shape[2] == 3 else 224, len(weights["fc.weight"])
+
+
+def describe(_config: ModelConfig, network: nn.Module) -> dict[str, Any]:
+    """Stem, channels, classes, and of each stage the number of blocks and their inner widths."""
+    stages = {name: stage for name, stage in network.named_children() if isinstance(stage, nn.Sequential)}
+    conv, classifier = network.get_parameter("conv1.weight"), network.get_parameter("fc.weight")
+    return {
+        "stem": "cifar" if conv.shape[2] == 3 else "imagenet",
+        "in_channels": conv.shape[1],
+        "num_classes": len(classifier),
+        "depths": {name: len(stage) for name, stage in stages.items()},
+        "inner_widths": {name: _inner_widths(stage) for name, stage in stages.items()},
+    }
+
+
+def _inner_widths(stage: nn.Module) -> list[int]:
+    """Channels between the convolutions of each block."""
+    blocks = [block for block in stage.modules() if isinstance(block, BasicBlock | Bottleneck)]
+    return [block.conv1.out_channels for block in blocks]
+
+
+def _conv(in_channels: int, size: int, *, stride: int) -> nn.Conv2d:
+    conv = nn.Conv2d(in_channels, 64, size, stride=stride, padding=size // 2, bias=False)
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    return conv
+
+
+def _load_pretrained(network: nn.Module, name: str) -> None:
+    weights = torchvision.models.get_model_weights(name).DEFAULT
+    file = Path(torch.hub.get_dir(), "checkpoints", Path(weights.url).name)
+    checksum = file.stem.rpartition("-")[2]
+    # torch.hub verifies downloads, but not a file that is already there, such as one copied by hand.
+    if file.is_file() and not hashlib.sha256(file.read_bytes()).hexdigest().startswith(checksum):
+        raise ConfigError(
+            f"model.pretrained=true: {file} is damaged (its SHA-256 does not begin with {checksum}); remove it, or put "
+            "an intact copy there"
+        )
+    try:
+        state = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
+    except (urllib.error.URLError, OSError, RuntimeError) as error:
+        raise ConfigError(
+            f"model.pretrained=true: cannot download {file.name} ({error}); put that file in {file.parent}, or set "
+            "model.pretrained=false"
+        ) from None
+    network.load_state_dict(state)
