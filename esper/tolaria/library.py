@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from esper import urza
 from esper.configs import DatabaseConfig, TolariaConfig
+from esper.configs.explain import nearest
 from esper.errors import ConfigError, EsperError, RunError, StoreError
 from esper.tracking import write_atomically
 from esper.urza import Blueprint
@@ -63,8 +63,7 @@ def _look_up(names: Sequence[str], config: DatabaseConfig, *, key: str, outputs_
             found = {name: store.get(name) for name in names}
             reasons = {name: store.quarantined(blueprint.blueprint_id) for name, blueprint in found.items()}
     except (ConfigError, StoreError) as error:
-        near = difflib.get_close_matches(names[0], urza.CATALOGUE, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(urza.CATALOGUE)}"
+        hint = nearest(names[0], urza.CATALOGUE).removeprefix("; ") or f"there are {', '.join(urza.CATALOGUE)}"
         raise ConfigError(
             f"morphogenetic.{key}: {names[0]!r} is not built in ({hint}), and of the library: {error}"
         ) from None
