@@ -43,7 +43,7 @@ from esper.tolaria.growth.judging import paired_losses
 
 BLUEPRINTS = ("basic_block", "conv1x1", "squeeze_excite")
 FORKED_AT, HOLDING_EPOCHS = 0.4, 2
-_ALPHA = 0.05
+_SIGNIFICANCE = 0.05
 """Error probability of one verdict here; a run spends less on each."""
 
 
@@ -95,7 +95,7 @@ def _forks(seed: int, data: str, epochs: int, out: Path) -> list[dict[str, Any]]
             run_dir = folder / f"judge-{seed}-{site.replace(':', '-')}-{blueprint}"
             with_kernel, pair = asyncio.run(_finish(_config(seed, data, epochs, checkpoint), run_dir, wish))
             assert pair is not None
-            verdict = judge(*pair, improvement_threshold=0.0, alpha=_ALPHA)
+            verdict = judge(*pair, improvement_threshold=0.0, significance=_SIGNIFICANCE)
             rows.append(
                 {
                     "seed": seed,

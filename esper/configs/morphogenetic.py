@@ -6,11 +6,37 @@ from dataclasses import dataclass
 
 from esper.configs.schema import setting
 
-__all__ = ["BLIND_POLICIES", "BLUEPRINT_CATEGORIES", "INCUBATIONS", "POLICY_NAMES", "MorphogeneticConfig"]
+__all__ = ["BLUEPRINT_CATEGORIES", "INCUBATIONS", "POLICIES", "MorphogeneticConfig", "PolicyInfo"]
 
-POLICY_NAMES = ("never", "schedule", "random", "heuristic", "learned", "replay")
-BLIND_POLICIES = ("schedule", "random")
-"""Policies that do not look at scores."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyInfo:
+    """What is known about a policy of Tamiyo before it is built.
+
+    Attributes:
+        module: where it is built: `build(config, rng_seed)` in this module.
+        summary: what it does, for the documents.
+        uses_scores: whether it needs the sites' scores.
+    """
+
+    module: str
+    summary: str
+    uses_scores: bool = True
+
+
+_PACKAGE = "esper.tamiyo.policies"
+POLICIES = {
+    "never": PolicyInfo(module=f"{_PACKAGE}.never", summary="measures, grows nothing"),
+    "schedule": PolicyInfo(
+        module=f"{_PACKAGE}.schedule", summary="fixed times, sites in forward order", uses_scores=False
+    ),
+    "random": PolicyInfo(module=f"{_PACKAGE}.random", summary="random times and sites", uses_scores=False),
+    "heuristic": PolicyInfo(module=f"{_PACKAGE}.heuristic", summary="the site that stands out"),
+    "learned": PolicyInfo(module=f"{_PACKAGE}.learned", summary="a fitted model, see tamiyo_policy_path"),
+    "replay": PolicyInfo(
+        module=f"{_PACKAGE}.never", summary="trains a recorded final architecture from scratch, see recipe_path"
+    ),
+}
 INCUBATIONS = ("none", "fit", "shadow")
 BLUEPRINT_CATEGORIES = ("residual", "attention", "normalization")
 
@@ -22,10 +48,8 @@ class MorphogeneticConfig:
     enable_tamiyo: bool = setting(True, "false: an ordinary training run, without slots")
     policy: str = setting(
         "heuristic",
-        "who decides: never (measures, grows nothing), schedule (fixed times, sites in order), random, heuristic "
-        "(the site that stands out), learned (a file, see tamiyo_policy_path), replay (train a recorded final "
-        "architecture from scratch, see recipe_path)",
-        choices=POLICY_NAMES,
+        "what decides: " + "; ".join(f"{name} ({policy.summary})" for name, policy in POLICIES.items()),
+        choices=tuple(POLICIES),
     )
     tamiyo: str = setting(
         "local",

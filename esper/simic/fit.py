@@ -15,7 +15,7 @@ from torch import Tensor
 from esper.contracts.health import HealthSignal
 from esper.contracts.lifecycle import SeedLifecycleState
 from esper.errors import RunError
-from esper.tamiyo.policies import FEATURES, SCHEMA, features
+from esper.tamiyo.policies.learned import FEATURES, SCHEMA, features
 from esper.tolaria.library import declare_recorded
 from esper.tracking import read, run_folders
 from esper.urza import get

@@ -1,28 +1,27 @@
-"""How a training asks Tamiyo."""
+"""The interface between a training run and Tamiyo, and Tamiyo in the run's own process."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Protocol
 
 from esper.configs import MorphogeneticConfig
 from esper.contracts.decisions import AdaptationDecision
 from esper.contracts.health import HealthSignal
-from esper.tamiyo.policies import Heuristic, Learned, Never, Random, Schedule, load_policy
+from esper.tamiyo.policies import build_policy
 
 __all__ = ["LocalTamiyo", "TamiyoClient"]
 
 
 class TamiyoClient(Protocol):
-    """Whoever answers signals with decisions."""
+    """Turns health signals into decisions."""
 
     def decide(self, signals: Sequence[HealthSignal]) -> AdaptationDecision:
-        """Answer the signals of all sites with at most one requested change."""
+        """Request at most one change, given the signals of all sites."""
         ...
 
     def close(self) -> None:
-        """Let go of what it holds; safe to call twice."""
+        """Release resources; safe to call twice."""
         ...
 
 
@@ -34,21 +33,11 @@ class LocalTamiyo:
     """
 
     def __init__(self, config: MorphogeneticConfig, *, rng_seed: int) -> None:
-        self._policy: Never | Schedule | Random | Heuristic | Learned
-        if config.policy in ("never", "replay"):
-            self._policy = Never()
-        elif config.policy == "schedule":
-            self._policy = Schedule(config)
-        elif config.policy == "random":
-            self._policy = Random(config, rng_seed)
-        elif config.policy == "learned":
-            self._policy = load_policy(Path(config.tamiyo_policy_path or "").expanduser(), config)
-        else:
-            self._policy = Heuristic(config)
+        self._policy = build_policy(config, rng_seed=rng_seed)
 
     def decide(self, signals: Sequence[HealthSignal]) -> AdaptationDecision:
-        """Ask the policy."""
+        """Return the policy's decision."""
         return self._policy.decide(signals)
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Nothing to release."""

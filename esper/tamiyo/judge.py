@@ -1,4 +1,4 @@
-"""The judge's statistics: is a kernel shown to help by more than it must?"""
+"""The judge's statistics: a one-sided paired test of whether a kernel lowers the loss by more than a threshold."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-__all__ = ["Verdict", "judge", "spend"]
+__all__ = ["Verdict", "judge", "significance_of"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """What the judge found; losses in nats.
+    """The result of a test; losses in nats.
 
     Attributes:
         loss_off: mean loss without the kernel.
         loss_on: mean loss with it.
         gain: mean of the paired differences, off - on.
         lower_bound: one-sided lower confidence bound of the gain.
-        threshold: what the bound had to exceed.
+        threshold: minimum that the bound has to exceed.
         num_examples: pairs.
-        kept: whether it did.
+        kept: whether the bound exceeds the threshold.
     """
 
     loss_off: float
@@ -34,26 +34,26 @@ class Verdict:
 
 
 def judge(
-    loss_off: Tensor, loss_on: Tensor, *, improvement_threshold: float, alpha: float, rent: float = 0.0
+    loss_off: Tensor, loss_on: Tensor, *, improvement_threshold: float, significance: float, rent: float = 0.0
 ) -> Verdict:
-    """Compare an example's loss with and without a kernel, over many examples.
+    """Compare the losses of many examples with and without a kernel.
 
-    The bound is mean - t(1 - alpha, N - 1) * sd / sqrt(N) of the paired differences; the kernel is kept if it exceeds
-    `(improvement_threshold + rent) * mean(loss_off)`. A loss that is not finite keeps nothing.
+    The bound is mean - t(1 - significance, N - 1) * sd / sqrt(N) of the paired differences; the kernel is kept if the
+    bound exceeds `(improvement_threshold + rent) * mean(loss_off)`. With a NaN or Inf loss it is not kept.
 
     Args:
         loss_off: losses without the kernel (N,), N >= 2.
         loss_on: losses with it (N,), in the same order.
         improvement_threshold: relative drop of the loss that must be exceeded.
-        alpha: error probability of this verdict, in (0, 0.5).
-        rent: relative drop asked for on top, for what the kernel costs.
+        significance: error probability of this test, in (0, 0.5).
+        rent: further relative drop required for the kernel's cost.
     """
-    from scipy.stats import t  # slow to import, and needed once a verdict
+    from scipy.stats import t  # here, because it is slow to import
 
     difference = loss_off.double() - loss_on.double()
     n = len(difference)
     gain, deviation = float(difference.mean()), float(difference.std())
-    lower_bound = gain - float(t.isf(alpha, n - 1)) * deviation / math.sqrt(n)
+    lower_bound = gain - float(t.isf(significance, n - 1)) * deviation / math.sqrt(n)
     threshold = (improvement_threshold + rent) * float(loss_off.double().mean())
     return Verdict(
         loss_off=float(loss_off.double().mean()),
@@ -62,13 +62,13 @@ def judge(
         lower_bound=lower_bound,
         threshold=threshold,
         num_examples=n,
-        kept=math.isfinite(lower_bound) and lower_bound > threshold,  # nan and inf compare false or are refused
+        kept=math.isfinite(lower_bound) and lower_bound > threshold,
     )
 
 
-def spend(confidence: float, verdict_number: int) -> float:
-    """Error probability that verdict number k (from 1) of a run may use: (1 - confidence) * 6 / (pi k)².
+def significance_of(verdict_number: int, *, confidence: float) -> float:
+    """Error probability of verdict number k (from 1) of a run: (1 - confidence) * 6 / (pi k)².
 
-    Over all k they add up to 1 - confidence, however many verdicts there will be.
+    The sum over all k is 1 - confidence, so the run's error is bounded however many verdicts there are.
     """
     return (1.0 - confidence) * 6.0 / (math.pi * verdict_number) ** 2

@@ -1,4 +1,4 @@
-"""Tamiyo elsewhere: asked over the bus, with a deadline."""
+"""The client of a Tamiyo service: requests over the bus, with a deadline."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ __all__ = ["SharedTamiyo"]
 
 
 class SharedTamiyo:
-    """The client of a Tamiyo that serves many runs: the same policies, so the same decisions as in process.
+    """Client of a Tamiyo service that many runs share; decisions are the same as those of `LocalTamiyo`.
 
-    An answer counts if it is to the question asked now: of this run, epoch and nonce, and in time. Any other is
+    A reply is accepted if its run, epoch and nonce are those of the request and it arrives by the deadline; others are
     ignored.
 
     Args:
-        bus: where she is asked.
+        bus: carries requests and replies.
         run_id: name of the run on the bus.
-        config: the run's settings of growth; its policy and its deadline.
+        config: the run's growth settings, among them policy and deadline.
         rng_seed: the run's random seed.
-        definitions: blueprints of the library that may grow, in JSON; asked for with every question.
+        definitions: returns the blueprints of the library that may grow, in JSON; called for every request.
     """
 
     def __init__(
@@ -49,13 +49,14 @@ class SharedTamiyo:
         self.num_ignored = 0
 
     def decide(self, signals: Sequence[HealthSignal]) -> AdaptationDecision:
-        """Ask, and wait for the answer until the deadline.
+        """Send a request and wait for the reply until the deadline.
 
         Raises:
-            BusError: there was none, she refused, or she cannot be asked; the run goes on unadapted.
+            BusError: no reply in time, the service reported an error, or the request cannot be sent; the run continues
+                without adaptation.
         """
-        until = time.monotonic() + self._config.tamiyo_deadline_s
-        question = Consultation(
+        deadline = time.monotonic() + self._config.tamiyo_deadline_s
+        request = Consultation(
             run_id=self._run_id,
             epoch=signals[0].epoch if signals else 0,
             nonce=uuid.uuid4().hex,
@@ -67,32 +68,31 @@ class SharedTamiyo:
         )
         latest = self._bus.latest(TopicName.COMMANDS, channel=self._run_id)
         cursor = latest.id if latest else ""
-        asked = message(TopicName.SEED_HEALTH, question, sender=self._run_id, trace=self._run_id)
         try:
-            self._bus.publish([asked])
+            self._bus.publish([message(TopicName.SEED_HEALTH, request, sender=self._run_id, trace=self._run_id)])
         except MessageError as error:
-            raise BusError(f"the shared Tamiyo cannot be asked: {error}") from None
-        while (left := until - time.monotonic()) > 0:
+            raise BusError(f"the request to the shared Tamiyo cannot be sent: {error}") from None
+        while (left := deadline - time.monotonic()) > 0:
             for entry in self._bus.after(TopicName.COMMANDS, channel=self._run_id, cursor=cursor, wait_s=left):
                 cursor = entry.id
-                answer = entry.message.payload
-                if self._is_to(question, answer) and time.monotonic() <= until:
-                    assert isinstance(answer, DecisionMade)
-                    if answer.decision is None:
-                        raise BusError(f"the shared Tamiyo refused: {answer.error}")
-                    return answer.decision
+                reply = entry.message.payload
+                if _answers(request, reply) and time.monotonic() <= deadline:
+                    assert isinstance(reply, DecisionMade)
+                    if reply.decision is None:
+                        raise BusError(f"the shared Tamiyo refused: {reply.error}")
+                    return reply.decision
                 self.num_ignored += 1
         raise BusError(f"the shared Tamiyo gave no answer within {self._config.tamiyo_deadline_s:g} s")
 
     def close(self) -> None:
-        """Let go of the bus."""
+        """Close the bus."""
         self._bus.close()
 
-    @staticmethod
-    def _is_to(question: Consultation, answer: object) -> bool:
-        return (
-            isinstance(answer, DecisionMade)
-            and answer.nonce == question.nonce
-            and answer.run_id == question.run_id
-            and answer.epoch == question.epoch
-        )
+
+def _answers(request: Consultation, reply: object) -> bool:
+    return (
+        isinstance(reply, DecisionMade)
+        and reply.nonce == request.nonce
+        and reply.run_id == request.run_id
+        and reply.epoch == request.epoch
+    )

@@ -14,7 +14,7 @@ from esper.contracts.events import Judged, Scored, SurgeryEnded
 from esper.contracts.lifecycle import SeedLifecycleState
 from esper.errors import RunError
 from esper.simic.fit import MIN_OUTCOMES, fit, main, outcomes
-from esper.tamiyo.policies import FEATURES, features, load_policy
+from esper.tamiyo.policies.learned import FEATURES, features, load_policy
 from esper.tracking import Journal
 from esper.urza import get
 

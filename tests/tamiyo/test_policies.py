@@ -16,8 +16,8 @@ from esper.contracts import HealthSignal
 from esper.contracts.lifecycle import SeedLifecycleState as S
 from esper.errors import ConfigError
 from esper.tamiyo import LocalTamiyo
-from esper.tamiyo.policies import FEATURES, SCHEMA, Learned, cost, load_policy
 from esper.tamiyo.policies.eligible import eligible
+from esper.tamiyo.policies.learned import FEATURES, SCHEMA, Learned, cost, load_policy
 
 
 def signal(site: str = "layer1.0:after", **changes: Any) -> HealthSignal:
@@ -170,7 +170,7 @@ def test_a_policy_of_another_version_is_refused(tmp_path: Path, metadata: Any) -
 
 def test_a_policy_with_values_that_are_not_finite_is_refused(tmp_path: Path) -> None:
     path = write_policy(tmp_path / "p", depth=float("nan"))
-    with pytest.raises(ConfigError, match="not finite"):
+    with pytest.raises(ConfigError, match="contains NaN or Inf"):
         load_policy(path, MorphogeneticConfig())
 
 

@@ -1,20 +1,32 @@
-"""Policies: from signals to a decision, without state of their own."""
+"""Policies, one a file: stateless functions from signals to a decision. `esper.configs.morphogenetic` lists them."""
 
 from __future__ import annotations
 
-from esper.tamiyo.policies.blind import Never, Random, Schedule
-from esper.tamiyo.policies.heuristic import Heuristic
-from esper.tamiyo.policies.learned import FEATURES, SCHEMA, Learned, cost, features, load_policy
+import importlib
+from collections.abc import Sequence
+from typing import Protocol
 
-__all__ = [
-    "FEATURES",
-    "SCHEMA",
-    "Heuristic",
-    "Learned",
-    "Never",
-    "Random",
-    "Schedule",
-    "cost",
-    "features",
-    "load_policy",
-]
+from esper.configs import MorphogeneticConfig
+from esper.configs.morphogenetic import POLICIES
+from esper.contracts.decisions import AdaptationDecision
+from esper.contracts.health import HealthSignal
+
+__all__ = ["Policy", "build_policy"]
+
+
+class Policy(Protocol):
+    """Makes decisions; the same signals give the same decision."""
+
+    def decide(self, signals: Sequence[HealthSignal]) -> AdaptationDecision:
+        """Request at most one change, given the signals of all sites."""
+        ...
+
+
+def build_policy(config: MorphogeneticConfig, *, rng_seed: int) -> Policy:
+    """Make the policy that the configuration names.
+
+    Raises:
+        ConfigError: a file that it needs cannot be used.
+    """
+    policy: Policy = importlib.import_module(POLICIES[config.policy].module).build(config, rng_seed)
+    return policy

@@ -1,4 +1,4 @@
-"""Where something may grow at all, whatever a policy would like."""
+"""Which sites are free to grow, and how decisions are made: shared by all policies."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from esper.contracts.lifecycle import LIVE, SeedLifecycleState
 from esper.tezzeret import kernel_cost
 from esper.urza import Blueprint, allowed
 
-__all__ = ["Candidate", "eligible", "germinate", "nothing", "num_born"]
+__all__ = ["Candidate", "eligible", "germinate", "no_growth", "num_born"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """A site that is free, and what may grow there, the preferred first."""
+    """A free site and the blueprints that may grow there, the preferred first."""
 
     signal: HealthSignal
     blueprints: tuple[Blueprint, ...]
 
 
 def eligible(signals: Sequence[HealthSignal], config: MorphogeneticConfig) -> list[Candidate]:
-    """The sites where a module may be germinated now, in forward order.
+    """The sites where a module may germinate now, in forward order.
 
-    A site needs a dormant seed with room, a layer that was not adapted in the last `adaptation_cooldown` epochs, time
-    left before `growth_until`, and a blueprint that fits, is allowed and lies within the budget.
+    A site needs a dormant seed with room for a kernel, a layer not adapted in the last `adaptation_cooldown` epochs,
+    progress before `growth_until`, and a blueprint that fits, is allowed and is within the budget.
     """
     candidates = []
     for signal in signals:
@@ -54,7 +54,7 @@ def _is_affordable(blueprint: Blueprint, signal: HealthSignal) -> bool:
 
 
 def num_born(signals: Sequence[HealthSignal]) -> int:
-    """Modules germinated at the end of this epoch so far."""
+    """Modules germinated in this epoch so far."""
     return sum(signal.state in LIVE and signal.state_epoch == signal.epoch for signal in signals)
 
 
@@ -66,7 +66,7 @@ def germinate(
     reasoning: str,
     alternatives: tuple[tuple[str, str], ...] = (),
 ) -> AdaptationDecision:
-    """The decision to grow a blueprint at a site, or after forks at one of the alternatives."""
+    """The decision to grow a blueprint at a site, or at one of the alternatives if forks choose it."""
     return AdaptationDecision(
         should_adapt=True,
         target_layer=signal.layer,
@@ -78,6 +78,6 @@ def germinate(
     )
 
 
-def nothing(reasoning: str) -> AdaptationDecision:
-    """The decision to leave everything as it is."""
+def no_growth(reasoning: str) -> AdaptationDecision:
+    """The decision to change nothing."""
     return AdaptationDecision(should_adapt=False, reasoning=reasoning)

@@ -8,24 +8,23 @@ from dataclasses import dataclass
 from esper.configs import MorphogeneticConfig
 from esper.contracts.decisions import AdaptationDecision
 from esper.contracts.health import HealthSignal
-from esper.tamiyo.policies.eligible import eligible, germinate, nothing
+from esper.tamiyo.policies.eligible import eligible, germinate, no_growth
 
-__all__ = ["Heuristic"]
+__all__ = ["Heuristic", "build"]
 
 
 @dataclass(frozen=True)
 class Heuristic:
     """Germinate at the free site with the lowest health, if it is at or below `health_threshold`.
 
-    Health compares a site's score with the median of the others of its kind, so scores of different kinds are never
-    compared. Confidence is 1 - health. With `fork_steps`, the site of the same kind that comes second is named as an
-    alternative, and short forks settle between the two.
+    Health is a ratio of scores of one kind of site, so scores of different kinds are never compared. Confidence is
+    1 - health. With `fork_steps`, the second-best site of the same kind is the alternative, and forks choose.
     """
 
     config: MorphogeneticConfig
 
     def decide(self, signals: Sequence[HealthSignal]) -> AdaptationDecision:
-        """Choose the site that stands out most; a site that was not measured is no candidate."""
+        """Choose the site with the lowest health among those that were measured."""
         measured = sorted(
             (
                 (candidate.signal.health, candidate)
@@ -35,12 +34,12 @@ class Heuristic:
             key=lambda pair: pair[0],
         )
         if not measured:
-            return nothing("no site is free, measured and within the budget")
+            return no_growth("no site is free, measured and within the budget")
         health, chosen = measured[0]
         threshold, site = self.config.health_threshold, chosen.signal.site
         if health > threshold:
-            return nothing(f"no site stands out: the least healthy, {site}, has {health:.2f}, above {threshold:g}")
-        peers = [
+            return no_growth(f"no site stands out: the least healthy, {site}, has {health:.2f}, above {threshold:g}")
+        alternatives = [
             (other.signal.site, other.blueprints[0].blueprint_id)
             for _, other in measured[1:]
             if other.signal.kind == chosen.signal.kind
@@ -50,5 +49,10 @@ class Heuristic:
             chosen.blueprints[0],
             confidence=1.0 - health,
             reasoning=f"{site} stands out: health {health:.2f} is at or below {threshold:g}",
-            alternatives=tuple(peers[:1]) if self.config.fork_steps else (),
+            alternatives=tuple(alternatives[:1]) if self.config.fork_steps else (),
         )
+
+
+def build(config: MorphogeneticConfig, rng_seed: int) -> Heuristic:  # noqa: ARG001
+    """Make the policy."""
+    return Heuristic(config)

@@ -1,4 +1,4 @@
-"""Grow what a fitted model expects to pay most for its cost; see `esper.simic`, which fits it."""
+"""Grow what a fitted linear model predicts to gain most per cost; `esper.simic` fits it."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from esper.configs import MorphogeneticConfig
 from esper.contracts.decisions import AdaptationDecision
 from esper.contracts.health import HealthSignal
 from esper.errors import ConfigError
-from esper.tamiyo.policies.eligible import eligible, germinate, nothing
+from esper.tamiyo.policies.eligible import eligible, germinate, no_growth
 from esper.tezzeret import kernel_cost
 from esper.urza import Blueprint, Shape
 
-__all__ = ["FEATURES", "SCHEMA", "Learned", "cost", "features", "load_policy"]
+__all__ = ["FEATURES", "SCHEMA", "Learned", "build", "cost", "features", "load_policy"]
 
 SCHEMA = 1
 FEATURES = (
@@ -39,18 +39,18 @@ FEATURES = (
 
 
 def cost(blueprint: Blueprint, in_shape: Shape, out_shape: Shape) -> int:
-    """Multiply-accumulates per example that a kernel adds, and one for each value of its output: never 0."""
+    """MACs per example that a kernel adds, plus one per output element so that it is never 0."""
     return kernel_cost(blueprint.blueprint_id, in_shape, out_shape).num_macs + math.prod(out_shape)
 
 
 def features(signal: HealthSignal, signals: Sequence[HealthSignal], blueprint: Blueprint) -> list[float]:
-    """What the model sees of a blueprint at a measured site, in the order of `FEATURES`.
+    """Model inputs for a blueprint at a measured site, in the order of `FEATURES`.
 
-    Health is left out: it is a function of the relative score.
+    Health is not included, as it is a function of the relative score.
     """
     if signal.score is None:
         raise ValueError(f"site {signal.site!r} was not measured")
-    own = max(0.0, signal.score)  # a cross-fitted score can lie below 0
+    own = max(0.0, signal.score)  # a cross-fitted score may be negative
     peers = [max(0.0, s.score) for s in signals if s.kind == signal.kind and s.score is not None]
     sites = [s.site for s in signals]
     return [
@@ -71,8 +71,8 @@ def features(signal: HealthSignal, signals: Sequence[HealthSignal], blueprint: B
 class Learned:
     """Germinate the blueprint with the largest predicted gain per cost among those predicted to be kept.
 
-    Gain is the judge loss's relative drop, weights · (features - mean) / deviation + bias, all float64; a blueprint is
-    predicted to be kept if it exceeds `improvement_threshold`. Confidence is the predicted gain.
+    Gain is the relative drop of the judge loss, weights · (features - mean) / deviation + bias, in float64; a blueprint
+    is predicted to be kept if its gain exceeds `improvement_threshold`. Confidence is the gain, at most 1.
     """
 
     config: MorphogeneticConfig
@@ -82,7 +82,7 @@ class Learned:
     deviation: Tensor
 
     def decide(self, signals: Sequence[HealthSignal]) -> AdaptationDecision:
-        """Predict every allowed blueprint at every free, measured site; take the best."""
+        """Predict the gain of every allowed blueprint at every free, measured site."""
         options = [
             (candidate.signal, blueprint)
             for candidate in eligible(signals, self.config)
@@ -90,20 +90,25 @@ class Learned:
             for blueprint in candidate.blueprints
         ]
         if not options:
-            return nothing("no site is free and measured")
+            return no_growth("no site is free and measured")
         rows = [features(signal, signals, blueprint) for signal, blueprint in options]
         inputs = (torch.tensor(rows, dtype=torch.float64) - self.mean) / self.deviation
         gains: list[float] = (inputs @ self.weights + self.bias).tolist()
         threshold = self.config.improvement_threshold
         keepable = [(gain, *option) for gain, option in zip(gains, options, strict=True) if gain > threshold]
         if not keepable:
-            return nothing(f"the largest relative gain predicted is {max(gains):.3f}, not above {threshold:g}")
+            return no_growth(f"the largest relative gain predicted is {max(gains):.3f}, not above {threshold:g}")
         gain, signal, blueprint = max(keepable, key=lambda o: o[0] / cost(o[2], o[1].in_shape, o[1].out_shape))
         reasoning = (
             f"{blueprint.blueprint_id} at {signal.site}: predicted relative gain {gain:.3f} is above {threshold:g}, "
-            f"and the most per cost of {len(keepable)} such"
+            f"and the largest per cost of {len(keepable)} candidates"
         )
         return germinate(signal, blueprint, confidence=min(1.0, gain), reasoning=reasoning)
+
+
+def build(config: MorphogeneticConfig, rng_seed: int) -> Learned:  # noqa: ARG001
+    """Make the policy from its file; see `load_policy`."""
+    return load_policy(Path(config.tamiyo_policy_path or "").expanduser(), config)
 
 
 def load_policy(path: Path, config: MorphogeneticConfig) -> Learned:
@@ -132,5 +137,5 @@ def load_policy(path: Path, config: MorphogeneticConfig) -> Learned:
     ):
         raise ConfigError(f"morphogenetic.tamiyo_policy_path={path}: made for another version of Esper; {remedy}")
     if not all(tensor.isfinite().all() for tensor in tensors.values()) or not (tensors["deviation"] > 0).all():
-        raise ConfigError(f"morphogenetic.tamiyo_policy_path={path}: holds values that are not finite; {remedy}")
+        raise ConfigError(f"morphogenetic.tamiyo_policy_path={path}: contains NaN or Inf; {remedy}")
     return Learned(config, *(tensors[name] for name in names))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from esper import tezzeret
 from esper.configs import MorphogeneticConfig
-from esper.configs.morphogenetic import BLIND_POLICIES
+from esper.configs.morphogenetic import POLICIES
 from esper.contracts.decisions import Action, AdaptationDecision
 from esper.contracts.events import MISSED
 from esper.contracts.health import HealthSignal
@@ -144,7 +144,7 @@ class Growth:
     def _measure(self) -> list[HealthSignal]:
         started = time.monotonic()
         macs_left, parameters_left = self._budget_left()
-        scored = self.config.always_score or self.config.policy not in BLIND_POLICIES
+        scored = self.config.always_score or POLICIES[self.config.policy].uses_scores
         signals = measure_signals(
             self.life.model,
             self.life.data.controller() if scored else None,

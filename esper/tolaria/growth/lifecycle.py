@@ -18,7 +18,7 @@ from esper.contracts.recipe import Graft
 from esper.costs import Cost, count, training_macs
 from esper.kasmina import MorphableModel, SeedSlot, surgery
 from esper.kasmina.modes import reestimate_norms
-from esper.tamiyo import Verdict, judge, spend
+from esper.tamiyo import Verdict, judge, significance_of
 from esper.tolaria import optim
 from esper.tolaria.evaluate import lowest
 from esper.tolaria.growth.incubation import ALPHAS, incubate, try_alphas
@@ -294,7 +294,7 @@ class Lifecycle:
         graft = slot.live_graft
         cost = self._kernel_cost(graft)
         self.num_verdicts += 1
-        alpha = spend(self.config.judge_confidence, self.num_verdicts)
+        alpha = significance_of(self.num_verdicts, confidence=self.config.judge_confidence)
         verdict = self.step.ranks.first(lambda: self._verdict(slot, cost, alpha=alpha))
         cost_macs = 2 * (self.data.num_judge + self.data.num_norm) * self.cost.num_macs
         self.state.ledger.judging_macs += cost_macs
@@ -313,7 +313,7 @@ class Lifecycle:
             without,
             with_kernel,
             improvement_threshold=self.config.improvement_threshold,
-            alpha=alpha,
+            significance=alpha,
             rent=self.config.cost_rent * cost.num_macs / self.host_cost.num_macs,
         )
 
