@@ -214,7 +214,7 @@ def _export(options: argparse.Namespace) -> int:
 def _urza_list(options: argparse.Namespace) -> int:
     from esper.urza import command
 
-    return command.listing(options.database, as_json=options.json)
+    return command.list_blueprints(options.database, as_json=options.json)
 
 
 def _urza_show(options: argparse.Namespace) -> int:
@@ -246,7 +246,7 @@ def _urza_characterise(options: argparse.Namespace) -> int:
     from esper.tezzeret import command
     from esper.tezzeret.characterise import Limits
 
-    return command.main(
+    return command.characterise_blueprints(
         options.names,
         url=options.database,
         sites=options.site,

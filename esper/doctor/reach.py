@@ -265,7 +265,7 @@ def look_into_library(config: DatabaseConfig, *, outputs_dir: Path, is_needed: b
     engine = open_engine(url, timeout_s=min(_DEADLINE_S, config.timeout_s))
     try:
         with engine.connect() as connection, connection.begin():
-            if not tables.are_there(connection):
+            if not tables.exist(connection):
                 return failed(missing, make) if is_needed else ok(f"{missing}; it can be made there")
             tables.require_version(connection, where=shown)
     except StoreError as error:

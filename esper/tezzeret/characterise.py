@@ -188,7 +188,7 @@ def characterise(
     """
     forge.start()
     for blueprint_id in {job.blueprint_id for job in wanted} if again else ():
-        store.forget_kernels(blueprint_id)
+        store.delete_kernels(blueprint_id)
     for job in wanted:
         site = (job.in_shape, job.out_shape, job.batch_size, *forge.hardware)
         known = {_site(kernel): kernel for kernel in store.kernels(job.blueprint_id)}

@@ -15,13 +15,14 @@ from esper.oona.codec import message
 from esper.oona.redis import RedisBus
 from esper.tezzeret.characterise import SITES, Forge, Limits, characterise, jobs
 from esper.urza import Shape
-from esper.urza.command import find, maybe_library, open_library
+from esper.urza.command import open_if_exists, open_library
 from esper.urza.records import KernelRecord
+from esper.urza.store import find_blueprint
 
-__all__ = ["main", "submit"]
+__all__ = ["characterise_blueprints", "submit"]
 
 
-def main(
+def characterise_blueprints(
     names: Sequence[str],
     *,
     url: str | None,
@@ -44,7 +45,7 @@ def main(
         open_library(url, create=True) as store,
         contextlib.closing(Forge(device=device, limits=limits, storage=storage)) as forge,
     ):
-        found = [find(name, store) for name in names]
+        found = [find_blueprint(name, store) for name in names]
         wanted = [job for one in found for job in jobs(one, shapes, batch_size=batch_size, compile=compile)]
         is_ready = True
         for kernel in characterise(wanted, forge=forge, store=store, again=again):
@@ -60,8 +61,8 @@ def submit(names: Sequence[str], *, url: str | None, redis: RedisConfig) -> int:
     Raises:
         EsperError: there is no such blueprint, or the bus cannot be reached.
     """
-    with maybe_library(url) as store:
-        found = [find(name, store) for name in names]
+    with open_if_exists(url) as store:
+        found = [find_blueprint(name, store) for name in names]
     sender = socket.gethostname()
     with contextlib.closing(RedisBus(redis)) as bus:
         for one in found:

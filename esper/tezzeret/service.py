@@ -20,9 +20,8 @@ from esper.oona.service import serve
 from esper.tezzeret.characterise import SITES, Forge, characterise, jobs
 from esper.tezzeret.process import Stopped
 from esper.urza import Blueprint, Shape
-from esper.urza.command import find
 from esper.urza.records import KernelRecord
-from esper.urza.store import Store
+from esper.urza.store import Store, find_blueprint
 
 __all__ = ["GROUP", "TezzeretService"]
 
@@ -127,4 +126,4 @@ class TezzeretService:
 def _blueprint(submitted: BlueprintSubmitted, store: Store) -> Blueprint:
     if submitted.definition is not None:
         return store.add(submitted.definition, where=submitted.blueprint_id)
-    return find(submitted.blueprint_id, store)
+    return find_blueprint(submitted.blueprint_id, store)

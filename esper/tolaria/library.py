@@ -19,7 +19,7 @@ from esper.configs.explain import nearest
 from esper.errors import ConfigError, EsperError, RunError, StoreError
 from esper.tracking import write_atomically
 from esper.urza import Blueprint
-from esper.urza.outcomes import read_outcomes
+from esper.urza.records import read_outcomes
 
 if TYPE_CHECKING:
     from esper.tolaria.run import Run
@@ -112,7 +112,7 @@ def record_outcomes(run: Run) -> str | None:
 
     try:
         with contextlib.closing(Store(database, outputs_dir=run.outputs_dir, create=True)) as store:
-            store.record(read_outcomes(run.run_dir))
+            store.put_outcomes(read_outcomes(run.run_dir))
     except EsperError as error:
         return f"outcomes were not recorded: {error}; later: esper urza record {run.run_dir}"
     return None

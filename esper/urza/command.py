@@ -1,4 +1,4 @@
-"""`esper urza list|show|export|import|record`: look into the blueprint library, and fill it."""
+"""`esper urza list|show|export|import|record`: read and fill the blueprint library."""
 
 from __future__ import annotations
 
@@ -20,62 +20,62 @@ from esper.errors import ConfigError, RunError
 from esper.tracking import run_folders, write_atomically
 from esper.urza import catalogue
 from esper.urza.definition import MAX_BYTES
-from esper.urza.kernel import Blueprint
-from esper.urza.outcomes import read_outcomes
-from esper.urza.records import KernelRecord, Outcome
-from esper.urza.store import Store
+from esper.urza.records import KernelRecord, Outcome, read_outcomes
+from esper.urza.store import Store, find_blueprint
 
-__all__ = ["OUTPUTS", "add", "export", "find", "listing", "maybe_library", "open_library", "record", "show"]
+__all__ = ["OUTPUTS", "add", "export", "list_blueprints", "open_if_exists", "open_library", "record", "show"]
 
 OUTPUTS = Path("outputs")
-"""Folder of the library that no URL is given for, as a run's is."""
+"""Folder of the default library, in the working directory."""
 
 
 def open_library(url: str | None, *, create: bool = False) -> contextlib.closing[Store]:
-    """The library at a URL, or of this folder's runs.
+    """Open the library at a URL, or the default one.
 
     Raises:
-        StoreError: it cannot be used, or is not there.
+        StoreError: it cannot be used, or does not exist and `create` is false.
     """
     return contextlib.closing(Store(DatabaseConfig(url=url), outputs_dir=OUTPUTS, create=create))
 
 
-def listing(url: str | None, *, as_json: bool) -> int:
-    """Print what may grow, built in or declared, and what is known of it; returns the exit code."""
+def list_blueprints(url: str | None, *, as_json: bool) -> int:
+    """Print all blueprints, built-in and declared, with counts of their kernels and outcomes; returns the exit code."""
+    with open_if_exists(url) as store:
+        blueprints = [*catalogue.CATALOGUE.values(), *(store.blueprints() if store else ())]
+        all_kernels, all_outcomes = (store.kernels(), store.outcomes()) if store else ([], [])
     rows = []
-    blueprints, kernels, outcomes = _all(url)
-    for one in blueprints:
-        name = one.blueprint_id
-        known = [kernel for kernel in kernels if kernel.blueprint_id == name]
-        judged = [outcome for outcome in outcomes if outcome.blueprint_id == name]
-        gains = [outcome.gain for outcome in judged if outcome.gain is not None]
+    for blueprint in blueprints:
+        name = blueprint.blueprint_id
+        kernels = [kernel for kernel in all_kernels if kernel.blueprint_id == name]
+        outcomes = [outcome for outcome in all_outcomes if outcome.blueprint_id == name]
+        gains = [outcome.gain for outcome in outcomes if outcome.gain is not None]
         row: dict[str, Any] = {
             "blueprint": name,
-            "category": one.category,
-            "complexity": one.complexity,
-            "sites": ", ".join(sorted(one.kinds)),
-            "kernels": sum(kernel.status == "ready" for kernel in known),
-            "refused": sum(kernel.status != "ready" for kernel in known),
-            "judged": len(judged),
-            "kept": sum(outcome.kept for outcome in judged),
+            "category": blueprint.category,
+            "complexity": blueprint.complexity,
+            "sites": ", ".join(sorted(blueprint.kinds)),
+            "kernels": sum(kernel.status == "ready" for kernel in kernels),
+            "refused": sum(kernel.status != "ready" for kernel in kernels),
+            "judged": len(outcomes),
+            "kept": sum(outcome.kept for outcome in outcomes),
             "median_gain": median(gains) if gains else None,
-            "summary": one.summary,
+            "summary": blueprint.summary,
         }
         rows.append(row)
     if as_json:
-        _say(json.dumps(rows, indent=1))
+        _write_line(json.dumps(rows, indent=1))
     else:
-        _print(rows)
+        _print_table(rows)
     return 0
 
 
 def show(name: str, url: str | None, *, as_json: bool) -> int:
-    """Print all that is known of one blueprint; returns the exit code."""
-    with maybe_library(url) as store:
-        blueprint = find(name, store)
+    """Print a blueprint with its kernels and outcomes; returns the exit code."""
+    with open_if_exists(url) as store:
+        blueprint = find_blueprint(name, store)
         kernels = store.kernels(blueprint.blueprint_id) if store else []
         outcomes = store.outcomes(blueprint.blueprint_id) if store else []
-    found = {
+    content = {
         "blueprint": blueprint.blueprint_id,
         "category": blueprint.category,
         "complexity": blueprint.complexity,
@@ -87,15 +87,15 @@ def show(name: str, url: str | None, *, as_json: bool) -> int:
         "outcomes": [dataclasses.asdict(outcome) for outcome in outcomes],
     }
     if as_json:
-        _say(json.dumps(found, indent=1))
+        _write_line(json.dumps(content, indent=1))
         return 0
     for key in ("blueprint", "category", "complexity", "summary", "source"):
-        _say(f"{key:11}{found[key]}")
-    _say(f"{'sites':11}{', '.join(sorted(blueprint.kinds))}")
+        _write_line(f"{key:11}{content[key]}")
+    _write_line(f"{'sites':11}{', '.join(sorted(blueprint.kinds))}")
     if blueprint.definition:
-        _say(json.dumps(json.loads(blueprint.definition)["layers"], indent=1))
-    _print([_shown(kernel) for kernel in kernels])
-    _print([_gained(outcome) for outcome in outcomes])
+        _write_line(json.dumps(json.loads(blueprint.definition)["layers"], indent=1))
+    _print_table([_kernel_row(kernel) for kernel in kernels])
+    _print_table([_outcome_row(outcome) for outcome in outcomes])
     return 0
 
 
@@ -103,27 +103,27 @@ def export(name: str, url: str | None, out: Path | None) -> int:
     """Write a declared blueprint's definition to a file, or print it; returns the exit code.
 
     Raises:
-        ConfigError: it is built in, or the file is there already.
+        ConfigError: it is built in, or the file exists.
     """
-    with maybe_library(url) as store:
-        blueprint = find(name, store)
+    with open_if_exists(url) as store:
+        blueprint = find_blueprint(name, store)
     if blueprint.definition is None:
-        raise ConfigError(f"{name!r} is built in, written in Python; only declared blueprints are exported")
+        raise ConfigError(f"{name!r} is built in; only declared blueprints can be exported")
     content = json.dumps(json.loads(blueprint.definition), indent=1)
     if out is None:
-        _say(content)
+        _write_line(content)
         return 0
     if out.exists():
-        raise ConfigError(f"{out} is there already; choose another file with --out, or remove it")
+        raise ConfigError(f"{out} exists; choose another file with --out, or remove it")
     write_atomically(out, content + "\n")
     return 0
 
 
 def add(files: Sequence[Path], url: str | None) -> int:
-    """Bring definitions into the library, which is made if need be; returns the exit code.
+    """Add definitions to the library, created if necessary; returns the exit code.
 
     Raises:
-        ConfigError, StoreError: a definition cannot be used; those before it are in.
+        ConfigError, StoreError: a file or definition is invalid; those before it have been added.
     """
     with open_library(url, create=True) as store:
         for file in files:
@@ -132,30 +132,30 @@ def add(files: Sequence[Path], url: str | None) -> int:
                     content = opened.read(MAX_BYTES + 1)
             except OSError as error:
                 raise ConfigError(f"{file}: cannot be read ({error.strerror}); give a definition in JSON") from None
-            _say(store.add(content, where=str(file)).blueprint_id)
+            _write_line(store.add(content, where=str(file)).blueprint_id)
     return 0
 
 
 def record(run_dirs: Sequence[Path], url: str | None) -> int:
-    """Tell the library what the modules of finished runs gained; returns the exit code.
+    """Store the outcomes of finished runs in the library; returns the exit code.
 
     Raises:
         RunError: a folder holds no run.
     """
-    found = [folder for path in run_dirs for folder in run_folders(path)]
-    if not found:
-        raise RunError(f"no journal.jsonl in {', '.join(map(str, run_dirs))}; name folders of runs")
+    folders = [folder for path in run_dirs for folder in run_folders(path)]
+    if not folders:
+        raise RunError(f"no journal.jsonl in {', '.join(map(str, run_dirs))}; give folders of runs")
     with open_library(url, create=True) as store:
-        for run_dir in found:
+        for run_dir in folders:
             outcomes = read_outcomes(run_dir)
-            store.record(outcomes)
-            _say(f"{run_dir}: {len(outcomes)} judged modules")
+            store.put_outcomes(outcomes)
+            _write_line(f"{run_dir}: {len(outcomes)} judged modules")
     return 0
 
 
 @contextlib.contextmanager
-def maybe_library(url: str | None) -> Iterator[Store | None]:
-    """The library, or None where none was named and none is there: what is built in needs none."""
+def open_if_exists(url: str | None) -> Iterator[Store | None]:
+    """Open the library; None if no URL is given and the default library does not exist."""
     if url is None and not (OUTPUTS / "urza.db").exists():
         yield None
         return
@@ -163,24 +163,7 @@ def maybe_library(url: str | None) -> Iterator[Store | None]:
         yield store
 
 
-def _all(url: str | None) -> tuple[list[Blueprint], list[KernelRecord], list[Outcome]]:
-    with maybe_library(url) as store:
-        built_in = list(catalogue.CATALOGUE.values())
-        if store is None:
-            return built_in, [], []
-        return [*built_in, *store.blueprints()], store.kernels(), store.outcomes()
-
-
-def find(name: str, store: Store | None) -> Blueprint:
-    """A blueprint by its name, built in or of the library.
-
-    Raises:
-        EsperError: there is none.
-    """
-    return catalogue.get(name) if name in catalogue.CATALOGUE or store is None else store.get(name)
-
-
-def _shown(kernel: KernelRecord) -> dict[str, Any]:
+def _kernel_row(kernel: KernelRecord) -> dict[str, Any]:
     def milliseconds(seconds: float | None) -> str | None:
         return None if seconds is None else f"{1000 * seconds:.3f}"
 
@@ -201,7 +184,7 @@ def _shown(kernel: KernelRecord) -> dict[str, Any]:
     }
 
 
-def _gained(outcome: Outcome) -> dict[str, Any]:
+def _outcome_row(outcome: Outcome) -> dict[str, Any]:
     return {
         "run": f"{outcome.experiment_name}/{outcome.run_name}",
         "site": outcome.site,
@@ -213,18 +196,18 @@ def _gained(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _print(rows: Sequence[dict[str, Any]]) -> None:
-    """A table; columns in which nothing stands are left out."""
+def _print_table(rows: Sequence[dict[str, Any]]) -> None:
+    """Print a table without its empty columns."""
     names = [name for name in (rows[0] if rows else ()) if any(row[name] not in (None, "") for row in rows)]
     if not names:
         return
     table = Table(*names, box=None, pad_edge=False)
     for row in rows:
-        table.add_row(*(_written(row[name]) for name in names))
+        table.add_row(*(_format(row[name]) for name in names))
     Console(width=None if sys.stdout.isatty() else 240).print(table)
 
 
-def _written(value: Any) -> str:
+def _format(value: Any) -> str:
     match value:
         case None:
             return "-"
@@ -238,5 +221,5 @@ def _written(value: Any) -> str:
             return escape(str(value))
 
 
-def _say(line: str) -> None:
+def _write_line(line: str) -> None:
     sys.stdout.write(f"{line}\n")

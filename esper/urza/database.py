@@ -1,4 +1,4 @@
-"""Connecting to the database of the blueprint library."""
+"""Connections to the library's database, SQLite or PostgreSQL."""
 
 from __future__ import annotations
 
@@ -16,27 +16,25 @@ __all__ = ["database_url", "open_engine"]
 
 
 def database_url(config: DatabaseConfig, *, outputs_dir: Path) -> URL:
-    """Where the library lies.
+    """URL of the library; by default a SQLite file in `outputs_dir`.
 
     Raises:
-        StoreError: it is neither SQLite nor PostgreSQL.
+        StoreError: the configured URL is neither SQLite nor PostgreSQL.
     """
     if config.url is None:
         return URL.create("sqlite", database=str(outputs_dir / "urza.db"))
     try:
         url = make_url(config.url)
         backend = url.get_backend_name()
-    except (ArgumentError, ValueError):  # the message would repeat what may be a password
+    except (ArgumentError, ValueError):  # not its message, which may contain a password
         backend = ""
     if backend not in ("sqlite", "postgresql") or (backend == "sqlite" and not url.database):
-        raise StoreError(
-            "database.url is none of sqlite:///FILE and postgresql://USER@HOST/DATABASE; set one of them, or null"
-        )
+        raise StoreError("database.url must be sqlite:///FILE, postgresql://USER@HOST/DATABASE or null")
     return url.set(drivername="postgresql+psycopg") if backend == "postgresql" else url
 
 
 def open_engine(url: URL, *, timeout_s: float) -> Engine:
-    """Get ready to connect; nothing waits longer than `timeout_s`.
+    """Create an engine whose connections and statements time out after `timeout_s`.
 
     Raises:
         StoreError: the driver is not installed.
@@ -44,9 +42,9 @@ def open_engine(url: URL, *, timeout_s: float) -> Engine:
     if url.get_backend_name() == "sqlite":
         return _sqlite(url, timeout_s=timeout_s)
     milliseconds = round(1000 * timeout_s)
-    waits = f"-c statement_timeout={milliseconds} -c lock_timeout={milliseconds}"
+    options = f"-c statement_timeout={milliseconds} -c lock_timeout={milliseconds}"
     try:
-        return create_engine(url, connect_args={"connect_timeout": max(2, round(timeout_s)), "options": waits})
+        return create_engine(url, connect_args={"connect_timeout": max(2, round(timeout_s)), "options": options})
     except (ImportError, NoSuchModuleError):
         raise StoreError("database.url: psycopg is not installed; pip install 'esper-train[postgres]'") from None
 
@@ -55,12 +53,12 @@ def _sqlite(url: URL, *, timeout_s: float) -> Engine:
     engine = create_engine(url, connect_args={"timeout": timeout_s})
 
     @event.listens_for(engine, "connect")
-    def leave_transactions_to_us(connection: Any, _: Any) -> None:
+    def disable_driver_transactions(connection: Any, _: Any) -> None:
         connection.isolation_level = None
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
-        # Two that read first and write then would fail each other at once, without waiting.
+        # Two transactions that read and then write would fail at once instead of waiting for the lock.
         writes = connection.get_execution_options().get("esper_writes", False)
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 

@@ -1,39 +1,40 @@
-"""What the library knows of a blueprint: kernels that were characterised, and what past growth gained."""
+"""Records of the library: characterised kernels, and outcomes of past growth, which come from journals of runs."""
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from esper.errors import RunError
+from esper.tracking import read
 from esper.urza.kernel import Shape
 
-__all__ = ["BROKEN", "KernelRecord", "Outcome", "from_row", "to_row"]
+__all__ = ["BROKEN", "KernelRecord", "Outcome", "from_row", "read_outcomes", "to_row"]
 
 BROKEN = ("crashed", "hung")
-"""Kernel states for which a blueprint is quarantined: it took its process with it."""
+"""Kernel states that quarantine a blueprint: its worker process had to be replaced."""
 
-_APART = {"kernel_id", "outcome_id", "measured_at", "recorded_at"}
+_SHAPES = ("in_shape", "out_shape")
+_GENERATED_COLUMNS = {"kernel_id", "outcome_id", "measured_at", "recorded_at"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelRecord:
-    """A blueprint characterised at a site shape, on a device, with a version of torch.
+    """Measurements of a blueprint at a site's shapes, on one device and version of torch.
 
     Attributes:
-        blueprint_id: what it is.
         in_shape, out_shape: (C, H, W) of its input and output.
-        batch_size: examples it was measured with.
-        device: name of the processor.
-        torch_version: of torch.
+        batch_size: examples of a timed pass.
+        device: name of the CPU or GPU.
         status: ready, crashed, hung, too_large (memory) or unsound (failed a check).
-        reason: why it is not ready; of a ready one, why it was not compiled.
-        num_parameters, num_macs: its size; multiply-accumulates of one example.
-        memory_bytes: what a training step keeps for it at this batch size: parameters, gradients and what the backward
-            pass needs.
-        forward_s, backward_s: medians of a pass of the batch.
-        compile_s: time that torch.compile took; None: it was not compiled.
-        compiled_forward_s, compiled_backward_s: medians after that.
+        reason: why it is not ready, or if ready, why it was not compiled.
+        num_macs: multiply-accumulates of one example.
+        memory_bytes: memory of a training step at this batch size: parameters, gradients and saved activations.
+        forward_s, backward_s: median time of a pass.
+        compile_s: time of torch.compile; None: not compiled.
+        compiled_forward_s, compiled_backward_s: median time of a pass of the compiled kernel.
     """
 
     blueprint_id: str
@@ -56,7 +57,7 @@ class KernelRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What the judge of a run found a module to be worth; see `contracts.events.Judged` for the figures."""
+    """A judged module of a run; for the fields see `contracts.events.Judged`."""
 
     experiment_name: str
     run_name: str
@@ -79,16 +80,43 @@ class Outcome:
 
 
 def to_row(record: KernelRecord | Outcome) -> dict[str, Any]:
-    """A record as a row of its table."""
+    """The columns of a record."""
     row = dataclasses.asdict(record)
-    for name in ("in_shape", "out_shape"):
+    for name in _SHAPES:
         row[name] = "x".join(map(str, row[name])) if row[name] is not None else None
     return row
 
 
 def from_row(row: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a record from a row of its table."""
-    fields = {name: value for name, value in row.items() if name not in _APART}
-    for name in ("in_shape", "out_shape"):
+    """The fields of a record, from its columns."""
+    fields = {name: value for name, value in row.items() if name not in _GENERATED_COLUMNS}
+    for name in _SHAPES:
         fields[name] = tuple(map(int, row[name].split("x"))) if row[name] is not None else None
     return fields
+
+
+def read_outcomes(run_dir: Path) -> list[Outcome]:
+    """The judged modules of a run, in order, from its journal.
+
+    Raises:
+        RunError: the folder holds no run, or its journal is damaged or of another version.
+    """
+    journal = run_dir / "journal.jsonl"
+    if not journal.is_file():
+        raise RunError(f"{run_dir} holds no run: no journal.jsonl; give a folder that esper-train made")
+    run: dict[str, Any] = {}
+    shapes: dict[str, dict[str, Shape]] = {}
+    outcomes = []
+    try:
+        for event in read(journal):
+            if event["kind"] == "run_started":
+                run = {name: event[name] for name in ("experiment_name", "run_name")}
+            elif event["kind"] == "signals":
+                shapes |= {s["site"]: {name: tuple(s[name]) for name in _SHAPES} for s in event["signals"]}
+            elif event["kind"] == "judgement":
+                known = {**run, **(shapes.get(event["site"]) or dict.fromkeys(_SHAPES))}
+                names = {field.name for field in dataclasses.fields(Outcome)} - known.keys()
+                outcomes.append(Outcome(**known, **{name: event[name] for name in names}))
+    except (KeyError, TypeError) as error:
+        raise RunError(f"{journal}: events of another version of Esper ({error}); leave that run out") from None
+    return outcomes

@@ -1,4 +1,4 @@
-"""The store: declared blueprints, characterised kernels and what past growth gained, in SQLite or PostgreSQL."""
+"""The library's database: declared blueprints, characterised kernels, and outcomes of past growth."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from esper.urza.definition import parse
 from esper.urza.kernel import Blueprint
 from esper.urza.records import BROKEN, KernelRecord, Outcome, from_row, to_row
 
-__all__ = ["Store"]
+__all__ = ["Store", "find_blueprint"]
 
 
 class Store:
-    """Owner of a connection to the library; `close` it. Safe from any thread.
+    """Owner of a connection to the library; `close` it. Thread-safe.
 
     Args:
         config: which database.
-        outputs_dir: folder in which the default database lies.
-        create: make the library where there is none, instead of refusing.
+        outputs_dir: folder of the default database.
+        create: create the library if there is none, instead of raising.
 
     Raises:
-        StoreError: also from any method: the database cannot be reached or used, or is of another version.
+        StoreError: here and in every method: the database cannot be reached or used, or is of another version.
     """
 
     def __init__(self, config: DatabaseConfig, *, outputs_dir: Path, create: bool = False) -> None:
@@ -43,33 +43,33 @@ class Store:
             if file is not None and create:
                 file.parent.mkdir(parents=True, exist_ok=True)
             elif file is not None and not file.exists():
-                raise self._no_library()
+                raise self._missing()
             with self._begin(writes=create) as connection:
                 if create:
-                    tables.make(connection)
-                elif not tables.are_there(connection):
-                    raise self._no_library()
+                    tables.create(connection)
+                elif not tables.exist(connection):
+                    raise self._missing()
                 tables.require_version(connection, where=self.where)
         except OSError as error:
-            raise StoreError(f"{self.where}: cannot be made ({error.strerror}); give another database.url") from None
+            raise StoreError(f"{self.where}: cannot be created ({error.strerror}); give another database.url") from None
         except BaseException:
             self.close()
             raise
 
     def close(self) -> None:
-        """Let the database go; safe to call twice."""
+        """Close all connections; safe to call twice."""
         self._engine.dispose()
 
     # --- blueprints -----------------------------------------------------------------------------------------------
 
     def add(self, text: str | bytes, *, where: str = "blueprint") -> Blueprint:
-        """Keep a declared blueprint; one that is there already changes nothing.
+        """Add a declared blueprint, unless the library has it already.
 
         Raises:
-            ConfigError: it cannot be used, or another one has its name.
+            ConfigError: it is invalid, or another blueprint has its name.
         """
         definition = parse(text, where=where)
-        found = catalogue.declare(text, where=where)
+        blueprint = catalogue.declare(text, where=where)
         values = {
             "name": definition.name,
             "blueprint_id": definition.blueprint_id,
@@ -83,31 +83,31 @@ class Store:
                 connection.execute(insert(tables.blueprints).values(values))
             elif known != definition.blueprint_id:
                 raise ConfigError(
-                    f"{where}: {self.where} holds another blueprint {definition.name!r} ({known}) and runs rely on it; "
+                    f"{where}: {self.where} holds another blueprint {definition.name!r} ({known}), which runs may use; "
                     "rename this one"
                 )
-        return found
+        return blueprint
 
     def blueprints(self) -> list[Blueprint]:
-        """The declared blueprints by name."""
+        """All declared blueprints, sorted by name."""
         with self._begin() as connection:
             rows = connection.execute(select(tables.blueprints).order_by(tables.blueprints.c.name)).all()
         return [catalogue.declare(row.definition, where=f"{self.where}: {row.name}") for row in rows]
 
     def get(self, name: str) -> Blueprint:
-        """A declared blueprint by its name or id.
+        """Look up a declared blueprint by its name or id.
 
         Raises:
             ConfigError: there is none.
         """
         columns = tables.blueprints.c
-        wanted = columns.blueprint_id == name if "@" in name else columns.name == name
+        is_it = columns.blueprint_id == name if "@" in name else columns.name == name
         with self._begin() as connection:
-            row = connection.execute(select(tables.blueprints).where(wanted)).one_or_none()
+            row = connection.execute(select(tables.blueprints).where(is_it)).one_or_none()
             names = connection.execute(select(columns.name).order_by(columns.name)).scalars().all()
         if row is None:
             raise ConfigError(
-                f"no blueprint {name!r} in {self.where} (there are {', '.join(names) or 'none'}); bring it there with: "
+                f"no blueprint {name!r} in {self.where} (known: {', '.join(names) or 'none'}); add it with: "
                 "esper urza import FILE"
             )
         return catalogue.declare(row.definition, where=f"{self.where}: {name}")
@@ -115,21 +115,21 @@ class Store:
     # --- kernels --------------------------------------------------------------------------------------------------
 
     def put_kernel(self, record: KernelRecord) -> None:
-        """Keep how a kernel was characterised, instead of what was known of it before."""
+        """Store a characterised kernel; replaces an earlier record of it."""
         self._replace(tables.kernels, to_row(record), key=tables.KERNEL_KEY)
 
     def kernels(self, blueprint_id: str | None = None) -> list[KernelRecord]:
-        """The characterised kernels, of one blueprint or all."""
+        """Characterised kernels, of one blueprint or all."""
         rows = self._select(tables.kernels, blueprint_id, order="kernel_id")
         return [KernelRecord(**row) for row in rows]
 
-    def forget_kernels(self, blueprint_id: str) -> None:
-        """Forget all kernels of a blueprint, and with them that it is quarantined."""
+    def delete_kernels(self, blueprint_id: str) -> None:
+        """Delete all kernels of a blueprint, which also ends its quarantine."""
         with self._begin(writes=True) as connection:
             connection.execute(delete(tables.kernels).where(tables.kernels.c.blueprint_id == blueprint_id))
 
     def quarantined(self, blueprint_id: str) -> str | None:
-        """Why a blueprint is quarantined; None: it is not."""
+        """Why a blueprint is quarantined; None: it is not quarantined."""
         for kernel in self.kernels(blueprint_id):
             if kernel.status in BROKEN:
                 return f"{kernel.status} at {kernel.in_shape} on {kernel.device}: {kernel.reason}"
@@ -137,22 +137,22 @@ class Store:
 
     # --- outcomes -------------------------------------------------------------------------------------------------
 
-    def record(self, outcomes: Sequence[Outcome]) -> None:
-        """Keep what modules gained; of a module that is known already, the newest."""
+    def put_outcomes(self, outcomes: Sequence[Outcome]) -> None:
+        """Store outcomes; replaces earlier records of the same modules."""
         for outcome in outcomes:
             self._replace(tables.outcomes, to_row(outcome), key=tables.OUTCOME_KEY)
 
     def outcomes(self, blueprint_id: str | None = None) -> list[Outcome]:
-        """What past growth gained, of one blueprint or all."""
+        """Outcomes of past growth, of one blueprint or all."""
         return [Outcome(**row) for row in self._select(tables.outcomes, blueprint_id, order="outcome_id")]
 
-    # --- pieces ---------------------------------------------------------------------------------------------------
+    # --- SQL ------------------------------------------------------------------------------------------------------
 
     def _replace(self, table: Table, row: dict[str, Any], *, key: Sequence[str]) -> None:
         with self._begin(writes=True) as connection:
             upsert = (postgresql if connection.dialect.name == "postgresql" else sqlite).insert(table).values(row)
-            changed = {name: value for name, value in row.items() if name not in key}
-            connection.execute(upsert.on_conflict_do_update(index_elements=list(key), set_=changed))
+            updates = {name: value for name, value in row.items() if name not in key}
+            connection.execute(upsert.on_conflict_do_update(index_elements=list(key), set_=updates))
 
     def _select(self, table: Table, blueprint_id: str | None, *, order: str) -> list[dict[str, Any]]:
         query = select(table).order_by(table.c[order])
@@ -164,7 +164,7 @@ class Store:
 
     @contextlib.contextmanager
     def _begin(self, *, writes: bool = False) -> Iterator[Connection]:
-        """A transaction."""
+        """Run a transaction; errors of the database become a `StoreError`."""
         try:
             with self._engine.connect() as connection:
                 connection.execution_options(esper_writes=writes)
@@ -177,5 +177,14 @@ class Store:
         except SQLAlchemyError as error:
             raise StoreError(f"{self.where}: {one_line(error)}") from None
 
-    def _no_library(self) -> StoreError:
-        return StoreError(f"{self.where} holds no blueprint library; make one with: esper urza import FILE")
+    def _missing(self) -> StoreError:
+        return StoreError(f"{self.where} holds no blueprint library; create one with: esper urza import FILE")
+
+
+def find_blueprint(name: str, store: Store | None) -> Blueprint:
+    """Look up a blueprint by its name or id, built-in or of the library.
+
+    Raises:
+        EsperError: there is none, or the library cannot be used.
+    """
+    return catalogue.get(name) if name in catalogue.CATALOGUE or store is None else store.get(name)

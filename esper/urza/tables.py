@@ -1,4 +1,4 @@
-"""The tables of the blueprint library, and their version."""
+"""Tables of the library's database, and the version of their schema."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ __all__ = [
     "KERNEL_KEY",
     "OUTCOME_KEY",
     "VERSION",
-    "are_there",
     "blueprints",
+    "create",
+    "exist",
     "kernels",
-    "make",
     "outcomes",
     "require_version",
 ]
 
 VERSION = 1
 _LOCK = 5_927_731_004
-"""Number of the lock under which PostgreSQL's tables are made."""
+"""Key of PostgreSQL's advisory lock for creating the tables."""
 
 _metadata = MetaData()
 
@@ -95,33 +95,33 @@ outcomes = Table(
 )
 
 
-def are_there(connection: Connection) -> bool:
-    """Whether a database holds a library, of whatever version."""
+def exist(connection: Connection) -> bool:
+    """Whether a database holds a library, of any version."""
     return inspect(connection).has_table(_schema.name)
 
 
-def make(connection: Connection) -> None:
-    """Make the tables in a database that has none; of SQLite's, the transaction is one that writes."""
+def create(connection: Connection) -> None:
+    """Create the tables unless they exist; SQLite needs a writing transaction."""
     if connection.dialect.name == "postgresql":
-        connection.execute(text(f"SELECT pg_advisory_xact_lock({_LOCK})"))  # two processes may come at once
-    if not are_there(connection):
+        connection.execute(text(f"SELECT pg_advisory_xact_lock({_LOCK})"))  # against concurrent creation
+    if not exist(connection):
         _metadata.create_all(connection)
         connection.execute(insert(_schema).values(version=VERSION))
 
 
 def require_version(connection: Connection, *, where: str) -> None:
-    """Refuse the tables of another version of Esper.
+    """Check the version of the schema.
 
     Args:
         connection: in a transaction.
-        where: the database, as the error names it.
+        where: name of the database for the error.
 
     Raises:
-        StoreError: they are of another version.
+        StoreError: it is another version.
     """
     versions = connection.execute(select(_schema.c.version)).scalars().all()
     if versions != [VERSION]:
         raise StoreError(
-            f"{where} is a library of schema {', '.join(map(str, versions)) or 'none'}, this version of Esper reads "
+            f"{where} has schema version {', '.join(map(str, versions)) or 'none'}, this version of Esper reads "
             f"{VERSION}; use the version of Esper that made it, or another database.url"
         )

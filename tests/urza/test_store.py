@@ -64,7 +64,7 @@ def test_what_is_put_in_is_there_for_whoever_opens_it_next(database: DatabaseCon
     with opened(database) as store:
         added = store.add(text())
         store.put_kernel(KERNEL)
-        store.record([OUTCOME])
+        store.put_outcomes([OUTCOME])
     with opened(database, create=False) as store:
         assert store.blueprints() == [added]
         assert store.get("wide_depthwise") == store.get(added.blueprint_id) == added
@@ -77,7 +77,7 @@ def test_what_is_known_anew_takes_the_place_of_what_was_known(database: Database
     with opened(database) as store:
         for forward_s in (2e-4, 3e-4):
             store.put_kernel(dataclasses.replace(KERNEL, forward_s=forward_s))
-            store.record([dataclasses.replace(OUTCOME, gain=forward_s, loss_off=None)])
+            store.put_outcomes([dataclasses.replace(OUTCOME, gain=forward_s, loss_off=None)])
         store.put_kernel(dataclasses.replace(KERNEL, device="other"))
         assert [kernel.forward_s for kernel in store.kernels()] == [3e-4, 1e-4]
         assert [(outcome.gain, outcome.loss_off) for outcome in store.outcomes()] == [(3e-4, None)]
@@ -110,12 +110,12 @@ def test_a_library_of_another_version_is_refused_and_left_alone(database: Databa
         connection.execute(sql("UPDATE urza_schema SET version = 99"))
     engine.dispose()
     for create in (True, False):
-        with pytest.raises(StoreError, match=r"schema 99, this version of Esper reads 1; use the version"):
+        with pytest.raises(StoreError, match=r"schema version 99, this version of Esper reads 1; use the version"):
             opened(database, create=create)
 
 
 def test_a_database_without_a_library_is_only_made_one_when_asked(database: DatabaseConfig):
-    with pytest.raises(StoreError, match="holds no blueprint library; make one with: esper urza import FILE"):
+    with pytest.raises(StoreError, match="holds no blueprint library; create one with: esper urza import FILE"):
         opened(database, create=False)
 
 
@@ -148,15 +148,15 @@ def test_a_definition_that_was_tampered_with_is_refused(tmp_path: Path):
 def test_a_name_that_is_not_there_is_told_with_those_that_are(tmp_path: Path):
     with opened(DatabaseConfig(url=f"sqlite:///{tmp_path}/library.db")) as store:
         store.add(text())
-        with pytest.raises(ConfigError, match=r"no blueprint 'x' in .*\(there are wide_depthwise\)"):
+        with pytest.raises(ConfigError, match=r"no blueprint 'x' in .*\(known: wide_depthwise\)"):
             store.get("x")
 
 
 @pytest.mark.parametrize(
     ("url", "says"),
     [
-        ("mysql://me:secret@host/db", "database.url is none of"),
-        ("not a url with secret", "database.url is none of"),
+        ("mysql://me:secret@host/db", "database.url must be sqlite"),
+        ("not a url with secret", "database.url must be sqlite"),
         (
             "postgresql://me:secret@127.0.0.1:1/db",
             r"postgresql\+psycopg://me:\*\*\*@127.0.0.1:1/db: .*check the server",
