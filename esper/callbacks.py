@@ -1,4 +1,4 @@
-"""Hydra callbacks: refuse bad input before Hydra has made a single folder."""
+"""Hydra callback: refuse bad input before Hydra makes a single folder."""
 
 from __future__ import annotations
 
@@ -21,39 +21,38 @@ from esper.configs.identity import run_name
 from esper.configs.load import from_hydra
 from esper.configs.place import place
 from esper.errors import ConfigError, EsperError
-from esper.launch.exits import exit_with, line_of
-from esper.sweep.compose import compose_member, member_of
-from esper.sweep.dry_run import rehearse_sweep
-from esper.sweep.launch import Queue, queue_of
+from esper.launch.exits import error_line, exit_with
+from esper.sweep.compose import compose_config, compose_member
+from esper.sweep.dry_run import dry_run_sweep
+from esper.sweep.launchers import QUEUES, queue_of
 from esper.sweep.manifest import Member
+from esper.sweep.queues.base import Queue
 from esper.tracking.files import write_members
 
 __all__ = ["CheckBeforeRun"]
 
 
 class CheckBeforeRun(Callback):
-    """Check the run, or every member of a sweep, before anything is written; then give a dry run a folder that goes.
+    """Checks a run, or every member of a sweep, before anything is written; gives a dry run a temporary folder.
 
     Source: Hydra makes the run folder before it calls the app, and only warns when a callback raises.
     """
 
     def __init__(self) -> None:
-        self._members: dict[str, TrackingConfig] = {}
+        self._tracking: dict[str, TrackingConfig] = {}  # of the members of a sweep, by name
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         """Check a single run."""
         try:
             launcher = config.hydra.runtime.choices["hydra/launcher"]
             if launcher != "basic":
-                raise ConfigError(
-                    f"hydra/launcher={launcher}: launches with -m only; without it the run would be local"
-                )
-            member = from_hydra(config)
-            if member.comparison.arm is None and "arm" in (config.hydra.sweeper.get("params") or {}):
-                raise ConfigError("arm=null: a comparison trains several runs; add -m, or give one, such as arm=grown")
-            _check_device(member)
-            if member.dry_run:
-                _set(config, "hydra.run.dir", _folder_that_goes())
+                raise ConfigError(f"hydra/launcher={launcher}: launches sweeps only; add -m")
+            run_config = from_hydra(config)
+            if run_config.comparison.arm is None and "arm" in (config.hydra.sweeper.get("params") or {}):
+                raise ConfigError("arm=null: a comparison is a sweep; add -m, or choose one arm, such as arm=grown")
+            _check_device(run_config)
+            if run_config.dry_run:
+                _set(config, "hydra.run.dir", _temporary_run_dir())
         except EsperError as error:
             exit_with(error)
 
@@ -61,39 +60,39 @@ class CheckBeforeRun(Callback):
         """Check every member of a sweep."""
         try:
             launcher = config.hydra.runtime.choices["hydra/launcher"]
-            if launcher.startswith("submitit_"):  # Hydra's own: they compose again inside the job, and cannot resume
+            if launcher.startswith("submitit_"):  # Hydra's: they compose again inside the job, and cannot resume
                 raise ConfigError(f"hydra/launcher={launcher}: use {launcher.removeprefix('submitit_')}")
-            queue = queue_of(launcher, _options(config)) if launcher in ("slurm", "local") else None
-            asked = _expand(config)
-            members = [compose_member(config, overrides) for overrides in asked]
-            dry = {member.dry_run for member in members}
-            if len(dry) > 1:
-                raise ConfigError("dry_run=true,false: a sweep is dry or it is not; give one value")
-            if queue is not None and True not in dry:
+            queue = queue_of(launcher, _options(config)) if launcher in QUEUES else None
+            overrides = _expand(config)
+            configs = [compose_config(config, member) for member in overrides]
+            is_dry = {member.dry_run for member in configs}
+            if len(is_dry) > 1:
+                raise ConfigError("dry_run=true,false: applies to the whole sweep; give one value")
+            if queue is not None and True not in is_dry:
                 queue.require()
-            if launcher in ("basic", "local"):
-                for member in members:
+            if launcher == "basic" or (queue is not None and queue.runs_here):
+                for member in configs:
                     _check_device(member)
-            if queue is not None and True in dry:
-                _rehearse([member_of(config, overrides) for overrides in asked], queue)
-            if True in dry:
-                folder = _folder_that_goes()
+            if queue is not None and True in is_dry:
+                _dry_run_and_exit([compose_member(config, member) for member in overrides], queue)
+            if True in is_dry:
+                folder = _temporary_run_dir()
                 _set(config, "hydra.sweep.dir", folder)
-                # Members are composed anew, from these.
+                # Hydra composes each member again, from these overrides.
                 _set(config, "hydra.overrides.hydra", [*config.hydra.overrides.hydra, f"hydra.sweep.dir='{folder}'"])
-            elif members:
-                named = {run_name(member, one): list(one) for member, one in zip(members, asked, strict=True)}
-                self._members = dict(zip(named, (member.tracking for member in members), strict=True))
-                write_members(Path(config.hydra.sweep.dir), named)
+            elif configs:
+                names = [run_name(member, given) for member, given in zip(configs, overrides, strict=True)]
+                self._tracking = dict(zip(names, (member.tracking for member in configs), strict=True))
+                write_members(Path(config.hydra.sweep.dir), dict(zip(names, map(list, overrides), strict=True)))
         except EsperError as error:
             exit_with(error)
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
-        """Bring the runs together."""
-        if self._members:
-            from esper.sweep.summary import gather  # what it takes is only needed after a sweep
+        """Summarize the sweep."""
+        if self._tracking:
+            from esper.sweep.summary import summarize  # imports MLflow, which is only needed after a sweep
 
-            gather(Path(config.hydra.sweep.dir), self._members)
+            summarize(Path(config.hydra.sweep.dir), self._tracking)
 
 
 def _options(config: DictConfig) -> dict[str, Any]:
@@ -101,23 +100,22 @@ def _options(config: DictConfig) -> dict[str, Any]:
     return {key: value for key, value in config.hydra.launcher.items() if key != "_target_"}
 
 
-def _rehearse(members: Sequence[tuple[Member, TolariaConfig]], queue: Queue) -> NoReturn:
-    """Rehearse a sweep of jobs and leave: from here on Hydra would write into its folder."""
+def _dry_run_and_exit(members: Sequence[tuple[Member, TolariaConfig]], queue: Queue) -> NoReturn:
+    """Dry-run a sweep and exit, because Hydra would make the sweep's folder next."""
     try:
-        rehearse_sweep(members, queue)
+        dry_run_sweep(members, queue)
     except EsperError:
         raise
-    except Exception as error:  # Hydra would only warn, and go on
-        raise EsperError(line_of(error)) from error
+    except Exception as error:  # Hydra would only warn, and launch the sweep
+        raise EsperError(error_line(error)) from error
     raise SystemExit(0)
 
 
 def _expand(config: DictConfig) -> Sequence[Sequence[str]]:
-    """The overrides of each member, as Hydra's basic sweeper makes them; none when only another sweeper knows them."""
+    """The overrides of each member, as Hydra's basic sweeper makes them; none for other sweepers, which search."""
     if config.hydra.runtime.choices["hydra/sweeper"] != "basic":
         return []
-    # It imports half of Hydra's plug-ins; only sweeps need it.
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper  # imports many of Hydra's plugins
 
     params = [f"{key}={value}" for key, value in (config.hydra.sweeper.get("params") or {}).items()]
     parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
@@ -129,14 +127,15 @@ def _expand(config: DictConfig) -> Sequence[Sequence[str]]:
 
 
 def _check_device(config: TolariaConfig) -> None:
-    """Ask torch for a device that was named; jobs elsewhere find other devices, so only runs of this process."""
-    if config.device == "cuda" and place().size == 1:  # several processes tell each other
+    """Check that this machine has the device of a run that trains here; with several ranks, `Ranks` checks."""
+    if config.device == "cuda" and place().size == 1:
         from esper.build import select_device
 
         select_device(config.device)
 
 
-def _folder_that_goes() -> str:
+def _temporary_run_dir() -> str:
+    """A folder that is removed at exit."""
     folder = tempfile.mkdtemp(prefix="esper-dry-run-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder

@@ -1,4 +1,4 @@
-"""`esper-train`, and `fit`, the same from Python. Torch and its like are imported only when a run starts."""
+"""`esper-train`, and `fit`, the same from Python. Torch and MLflow are imported only when a run starts."""
 
 from __future__ import annotations
 
@@ -26,9 +26,7 @@ from esper.configs.explain import explain
 from esper.configs.identity import run_name
 from esper.configs.load import from_hydra
 from esper.errors import ConfigError, EsperError
-from esper.launch import exits
-from esper.launch.exits import exit_with, line_of
-from hydra_plugins.esper.launchers import LocalLauncher, SlurmLauncher
+from esper.launch.exits import collect_failures, error_line, exit_with, record_failure
 
 if TYPE_CHECKING:
     from esper.launch.run import Outcome
@@ -39,16 +37,14 @@ _shows_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
 
 
 def main() -> None:
-    """Run the command; ends with `SystemExit`, 0 finished, 1 failed, 2 bad input, 130 Ctrl-C, 143 SIGTERM."""
-    failures: list[str] = []
-    exits.failures = failures
+    """Run the command; ends with `SystemExit`: 0 finished, 1 failed, 2 bad input, 130 Ctrl-C, 143 SIGTERM."""
     register()
-    for launcher in (LocalLauncher, SlurmLauncher):  # Hydra cannot look for them in an editable install
-        Plugins.instance().register(launcher)
-    # Hydra then raises its errors instead of printing them with a traceback; they are told in one line here.
+    _register_launchers()
+    # Hydra then raises its errors instead of printing them with a traceback; they are printed here, in one line.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
-        hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")(app)()
+        with collect_failures() as failures:
+            hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")(app)()
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     except Exception as error:
@@ -56,14 +52,23 @@ def main() -> None:
             raise
         if isinstance(error, EsperError):
             exit_with(error)
-        exit_with(explain(error) if isinstance(error, BAD_INPUT) else EsperError(line_of(error)))
+        exit_with(explain(error) if isinstance(error, BAD_INPUT) else EsperError(error_line(error)))
     for line in failures:
         sys.stderr.write(f"error: {line}\n")
     raise SystemExit(1 if failures else 0)
 
 
+def _register_launchers() -> None:
+    """Register the queues as Hydra launchers, which Hydra itself cannot find in an editable install."""
+    from esper.sweep.launchers import QUEUES  # takes time to import that `fit` does not need
+    from hydra_plugins.esper.launchers import launcher_class
+
+    for name in QUEUES:
+        Plugins.instance().register(launcher_class(name))
+
+
 def app(cfg: DictConfig) -> float | None:
-    """One run, in the folder that Hydra made; returns the validation accuracy, for sweepers that search."""
+    """Train one run in the folder that Hydra made; returns the validation accuracy, for sweepers that search."""
     settings = HydraConfig.get()
     try:
         from esper.launch.run import run
@@ -71,15 +76,14 @@ def app(cfg: DictConfig) -> float | None:
         run_dir = Path(settings.runtime.output_dir)
         outcome = run(from_hydra(cfg), run_dir, sibling=_sibling(run_dir, settings.overrides.task, _recompose))
     except Exception as error:
-        told = error if isinstance(error, EsperError) else EsperError(line_of(error))
-        if _shows_traceback or told is not error or (cfg.debug_mode and told.exit_code != 2):
+        shown = error if isinstance(error, EsperError) else EsperError(error_line(error))
+        if _shows_traceback or shown is not error or (cfg.debug_mode and shown.exit_code != 2):
             traceback.print_exc()
         if settings.mode is RunMode.RUN:
-            exit_with(told)
-        if exits.failures is None:
-            raise
-        exits.failures.append(f"{' '.join(settings.overrides.task)}: {line_of(error)}")
-        return None
+            exit_with(shown)
+        if record_failure(f"{' '.join(settings.overrides.task)}: {error_line(error)}"):
+            return None
+        raise
     if outcome.exit_code:
         raise SystemExit(outcome.exit_code)
     return outcome.metric
@@ -88,12 +92,12 @@ def app(cfg: DictConfig) -> float | None:
 def fit(*overrides: str, config: TolariaConfig | None = None, run_dir: Path | str | None = None) -> Outcome:
     """Train as `esper-train` does, with the same settings and the same run folder: `fit("model=resnet34")`.
 
-    Works in a notebook too, where an event loop runs already.
+    Works in a notebook too, where an event loop is already running.
 
     Args:
-        overrides: what would follow `esper-train`.
-        config: a configuration to use instead.
-        run_dir: where the run goes; else outputs/<experiment_name>/<run name>.
+        overrides: the arguments of `esper-train`.
+        config: a configuration to use instead of overrides.
+        run_dir: the run folder; by default outputs/<experiment_name>/<run name>.
 
     Raises:
         EsperError: bad input, or the training failed.
@@ -110,7 +114,7 @@ def fit(*overrides: str, config: TolariaConfig | None = None, run_dir: Path | st
 
 
 def _recompose(overrides: Sequence[str]) -> DictConfig:
-    """The same inside the command, where Hydra knows what else was given (`--config-dir`)."""
+    """`compose` inside the command, where Hydra also knows `--config-dir`."""
     cfg: Any = HydraConfig.instance().cfg
     return GlobalHydra.instance().config_loader().load_sweep_config(cfg, list(overrides))
 
@@ -118,11 +122,11 @@ def _recompose(overrides: Sequence[str]) -> DictConfig:
 def _sibling(
     run_dir: Path, overrides: Sequence[str], compose_again: Callable[[Sequence[str]], DictConfig]
 ) -> Callable[[str], Path]:
-    """Where the run is that the same overrides make with another arm of the comparison, beside this one."""
+    """A function that gives the folder of the same overrides' run with another arm of the comparison."""
 
     def folder(arm: str) -> Path:
-        asked = [*(one for one in overrides if not one.startswith("arm=")), f"arm={arm}"]
-        return run_dir.absolute().parent / run_name(from_hydra(compose_again(asked)), asked)
+        other = [*(override for override in overrides if not override.startswith("arm=")), f"arm={arm}"]
+        return run_dir.absolute().parent / run_name(from_hydra(compose_again(other)), other)
 
     return folder
 
@@ -130,11 +134,11 @@ def _sibling(
 def _run_anywhere(config: TolariaConfig, run_dir: Path, sibling: Callable[[str], Path] | None) -> Outcome:
     from esper.launch.run import run
 
-    go = functools.partial(run, config, run_dir, sibling=sibling)
+    start = functools.partial(run, config, run_dir, sibling=sibling)
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        return go()
-    # A running loop cannot be entered again; a thread has its own.
+        return start()
+    # asyncio.run fails inside a running loop, as in a notebook; a thread has its own.
     with ThreadPoolExecutor(max_workers=1) as thread:
-        return thread.submit(go).result()
+        return thread.submit(start).result()

@@ -69,8 +69,8 @@ def test_looking_needs_neither_torch_nor_mlflow(tmp_path: Path, arguments: list[
         (["optimization.max_epochs=0"], "allowed is at least 1"),
         (["model=resnet19"], "did you mean resnet18?"),
         (["rng_seed=0,1"], "add -m"),
-        (["hydra/launcher=submitit_slurm"], "launches with -m only"),
-        (["hydra/launcher=slurm"], "launches with -m only"),
+        (["hydra/launcher=submitit_slurm"], "launches sweeps only; add -m"),
+        (["hydra/launcher=slurm"], "launches sweeps only; add -m"),
         (["-m", "rng_seed=0,1", "hydra/launcher=slurm", "hydra.launcher.timeout_min=1h"], "must be a whole number"),
         (
             ["-m", "rng_seed=0,1", "hydra/launcher=slurm", "hydra.launcher.timeout_min=1"],
@@ -87,7 +87,7 @@ def test_looking_needs_neither_torch_nor_mlflow(tmp_path: Path, arguments: list[
         (["-m", "model=resnet18,resnet19"], "did you mean resnet18?"),
         (["-m", "dry_run=true,false"], "give one value"),
         (["arm=finl"], "did you mean final?"),
-        (["experiment=fair_comparison"], "add -m, or give one, such as arm=grown"),
+        (["experiment=fair_comparison"], "add -m, or choose one arm, such as arm=grown"),
         (["-m", "experiment=fair_comparison", "rng_seed=0", "optimization.patience=3"], "leave it null"),
     ],
 )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from esper.configs.schema import setting
 
-__all__ = ["ARMS", "ComparisonConfig", "wave"]
+__all__ = ["ARMS", "ComparisonConfig", "dependency_level"]
 
 # What the policy of each arm has to be: "" whatever grown has, None no growth at all.
 ARMS: dict[str, str | None] = {
@@ -20,8 +20,8 @@ ARMS: dict[str, str | None] = {
     "random": "random",
 }
 
-# What an arm is measured against has to have finished before it can begin.
-_WAVES = {"static_flops": 1, "final": 1, "final_flops": 1, "final_seconds": 2}
+# An arm can begin once the arms of lower levels have finished: grown, and final_flops for final_seconds.
+_DEPENDENCY_LEVELS = {"static_flops": 1, "final": 1, "final_flops": 1, "final_seconds": 2}
 
 
 @dataclass(kw_only=True)
@@ -38,6 +38,6 @@ class ComparisonConfig:
     grown_macs: int | None = setting(None, "multiply-accumulates that the grown run spent in all; set at launch", low=1)
 
 
-def wave(arm: str | None) -> int:
-    """In which wave of a sweep an arm's runs can begin; 0 at once, 1 after the grown runs, 2 after those of wave 1."""
-    return _WAVES.get(arm or "", 0)
+def dependency_level(arm: str | None) -> int:
+    """0 for arms that depend on no other, 1 for those that need the grown run, 2 for those that need one of level 1."""
+    return _DEPENDENCY_LEVELS.get(arm or "", 0)

@@ -22,7 +22,7 @@ from esper.doctor import checks, folders, reach
 from esper.doctor.finding import FAILED, NOT_USED, OK, WARNING, Finding, Subject, failed
 from esper.doctor.probe import probe
 from esper.errors import ConfigError, EsperError
-from esper.launch.exits import line_of
+from esper.launch.exits import error_line
 from esper.terminal.display import table_console
 
 __all__ = ["main"]
@@ -93,7 +93,7 @@ def _examine(overrides: Sequence[str]) -> dict[str, Finding]:
     except EsperError:
         raise
     except Exception as error:  # Hydra or OmegaConf are of a version that cannot even be imported
-        fault = failed(f"cannot be read: {_scrubbed(line_of(error))}", "put the packages right first")
+        fault = failed(f"cannot be read: {_scrubbed(error_line(error))}", "put the packages right first")
     else:
         asked |= {name: functools.partial(check, subject) for name, check in _OF_RUN.items()}
     found = _side_by_side(asked)
@@ -148,10 +148,10 @@ def _side_by_side(asked: Mapping[str, Callable[[], Finding]]) -> dict[str, Findi
                 f"no answer within {deadline_s:g} s", "see whether a file server or a name server hangs"
             )
         except EsperError as error:
-            what, _, remedy = _scrubbed(line_of(error)).rpartition("; ")
+            what, _, remedy = _scrubbed(error_line(error)).rpartition("; ")
             found[name] = failed(what or remedy, remedy if what else "see what it says")
         except Exception as error:  # a check that breaks must not take the others with it
-            found[name] = failed(f"cannot be checked: {_scrubbed(line_of(error))}", "see what it says")
+            found[name] = failed(f"cannot be checked: {_scrubbed(error_line(error))}", "see what it says")
     return found
 
 

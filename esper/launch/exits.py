@@ -2,39 +2,59 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import NoReturn
 
-from esper.errors import ConfigError, EsperError, RankError
+from esper.errors import ConfigError, EsperError, RankError, one_line
 
-__all__ = ["exit_with", "failures", "line_of"]
+__all__ = ["collect_failures", "error_line", "exit_with", "record_failure"]
 
-# Failures of a sweep's members, in the process that runs `esper-train`: told in one line each when it ends. None
-# anywhere else (a job of another launcher): there a failure has to be raised, so that the launcher hears of it.
-failures: list[str] | None = None
+# Failed members of a sweep in the process of `esper-train`. Unset in the processes of foreign launchers (joblib, ...),
+# where a failure must be raised for the launcher to notice.
+_failures: ContextVar[list[str]] = ContextVar("failures")
 
 
-def line_of(error: BaseException) -> str:
-    """The error's message on one line; with its type, unless it is Esper's."""
-    message = " ".join(str(error).split())
-    return message if isinstance(error, EsperError) and message else f"{type(error).__name__}: {message}"
+@contextlib.contextmanager
+def collect_failures() -> Iterator[list[str]]:
+    """Collect the lines that `record_failure` gets inside this context."""
+    token = _failures.set([])
+    try:
+        yield _failures.get()
+    finally:
+        _failures.reset(token)
+
+
+def record_failure(line: str) -> bool:
+    """Record that a member of the sweep failed, so that the others still run; False outside `collect_failures`."""
+    failures = _failures.get(None)
+    if failures is not None:
+        failures.append(line)
+    return failures is not None
+
+
+def error_line(error: BaseException) -> str:
+    """The error's message on one line, after the name of its type unless it is an `EsperError`."""
+    line = one_line(error)
+    return line if isinstance(error, EsperError) else f"{type(error).__name__}: {line}"
 
 
 def exit_with(error: EsperError) -> NoReturn:
-    """Print the one line and leave; as `SystemExit`, because Hydra swallows ordinary exceptions in callbacks.
+    """Print the error and raise `SystemExit`, because Hydra swallows ordinary exceptions in callbacks.
 
-    Where several processes train one network, all of them refuse bad input, and the first one says so.
+    All ranks of a run refuse bad input; rank 0 prints the error.
     """
-    if not _is_told_elsewhere(error):
-        sys.stderr.write(f"error: {line_of(error)}\n")
+    if not _is_printed_by_rank_0(error):
+        sys.stderr.write(f"error: {error_line(error)}\n")
     raise SystemExit(error.exit_code)
 
 
-def _is_told_elsewhere(error: EsperError) -> bool:
-    # Here, because that package imports Hydra, which `esper --help` does without.
-    from esper.configs.place import place
+def _is_printed_by_rank_0(error: EsperError) -> bool:
+    from esper.configs.place import place  # imports Hydra, which takes time that `esper --help` does not need
 
     try:
         return place().rank > 0 and not isinstance(error, RankError)
-    except ConfigError:  # nobody knows who this is
+    except ConfigError:  # the rank is unknown
         return False

@@ -1,13 +1,11 @@
-"""One run from start to end: the path of the command and of `esper.fit`."""
+"""One run from start to end, for `esper-train`, `esper.fit` and the jobs of a sweep."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import shutil
 import signal
-import tempfile
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,21 +14,21 @@ from typing import Any
 
 from rich.console import Console
 
-from esper.configs import MorphogeneticConfig, TolariaConfig
+from esper.configs import TolariaConfig
 from esper.configs.identity import checkpoints_folder, digest, outputs_folder
 from esper.errors import EsperError, RankError, RunError
-from esper.launch.arms import rehearsable, settle
-from esper.launch.exits import line_of
+from esper.launch.arms import resolve_arm
+from esper.launch.dry_run import dry_run
+from esper.launch.exits import error_line
 from esper.terminal.display import Terminal
-from esper.tolaria import TolariaService, TolariaTrainer
+from esper.tolaria import TolariaService
 from esper.tolaria.checkpoints.resume import rewind_target
-from esper.tolaria.dry_run import Rehearsal
 from esper.tolaria.ranks import Ranks, joined
 from esper.tolaria.run_folder import RunFolder
 from esper.tracking import read, tracking_uri
 from esper.tracking.formatting import duration
 
-__all__ = ["Outcome", "rehearse", "run"]
+__all__ = ["Outcome", "run"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,8 +38,8 @@ class Outcome:
     Attributes:
         exit_code: 0 finished, 130 Ctrl-C, 143 SIGTERM.
         metric: validation accuracy at the end, in [0, 1]; None unless finished.
-        result: figures of the finished run; see `contracts.events.RunEnded`.
-        run_dir: where everything is.
+        result: of the finished run, as `contracts.events.RunEnded` holds it.
+        run_dir: the run folder.
     """
 
     exit_code: int
@@ -51,55 +49,55 @@ class Outcome:
 
 
 def run(config: TolariaConfig, run_dir: Path, *, sibling: Callable[[str], Path] | None = None) -> Outcome:
-    """Train, or show the result of a run that has finished before.
+    """Train, resume, or show the result of a run that has finished before.
 
     Args:
-        config: what to train.
-        run_dir: the run's folder.
-        sibling: the folder of the same command's run with another arm of the comparison; see `arms.settle`.
+        config: the run's configuration.
+        run_dir: the run folder.
+        sibling: gives the folder of the run that the same command makes with another arm of the comparison; see
+            `resolve_arm`.
 
     Raises:
         EsperError: bad input, or the training failed.
+        SystemExit: this rank failed, and another rank has reported the error.
     """
     ranks = joined()
     try:
         return _run(config, run_dir.absolute(), ranks, sibling=sibling)
     except Exception as error:
-        line, code = line_of(error), error.exit_code if isinstance(error, EsperError) else 1
-        if not ranks.is_first_to_fail(line):  # another process has told
-            raise SystemExit(code) from None
+        line, exit_code = error_line(error), error.exit_code if isinstance(error, EsperError) else 1
+        if not ranks.is_first_to_fail(line):
+            raise SystemExit(exit_code) from None
         if ranks.is_first:
             raise
-        told = RankError(f"process {ranks.rank} of {ranks.size}: {line}")
-        told.exit_code = code
-        raise told from error
+        reported = RankError(f"rank {ranks.rank} of {ranks.size}: {line}")
+        reported.exit_code = exit_code
+        raise reported from error
 
 
 def _run(config: TolariaConfig, run_dir: Path, ranks: Ranks, *, sibling: Callable[[str], Path] | None) -> Outcome:
     if config.dry_run:
-        found = rehearse(config, run_dir)
-        time = (
-            f"time       about {duration(found.seconds)}: steps of {1000 * found.step_seconds:.3g} ms, without the rest"
-        )
+        report = dry_run(config, run_dir)
         if ranks.is_first:
-            print("\n".join([*found.lines, time]))  # noqa: T201
+            step = f"{1000 * report.step_seconds:.3g} ms a step, excluding evaluation, growth, checkpointing"
+            print("\n".join([*report.lines, f"time       about {duration(report.seconds)}: {step}"]))  # noqa: T201
         return Outcome(exit_code=0, metric=None, result=None, run_dir=run_dir)
     try:
         ranks.require_same("the run", {"configuration": digest(config), "folder": run_dir.name})
-        config = ranks.first(lambda: settle(config, run_dir=run_dir, sibling=sibling))
+        config = ranks.first(lambda: resolve_arm(config, run_dir=run_dir, sibling=sibling))
     except EsperError:
         if ranks.is_first:
-            _forget(run_dir)
+            _remove_empty(run_dir)
         raise
-    status = ranks.first(lambda: _take_over(run_dir, fresh=config.fresh))
+    status = ranks.first(lambda: _previous_status(run_dir, fresh=config.fresh))
     checkpoints = checkpoints_folder(run_dir, checkpoint_dir=config.checkpoint.checkpoint_dir)
-    is_done = status.get("status") == "finished" and not rewind_target(config.checkpoint, checkpoints)
+    is_finished = status.get("status") == "finished" and not rewind_target(config.checkpoint, checkpoints)
     if not ranks.is_first:
-        return _outcome(0, status["result"], run_dir) if is_done else asyncio.run(_train(config, run_dir, []))
+        return _outcome(0, status["result"], run_dir) if is_finished else asyncio.run(_train(config, run_dir, []))
     with contextlib.ExitStack() as stack:
         terminal = stack.enter_context(Terminal(level=config.logging.log_level))
         terminal.files(_files(config, run_dir))
-        if is_done:
+        if is_finished:
             terminal.replay(read(run_dir / "journal.jsonl"))
             return _outcome(0, status["result"], run_dir)
         log_dir = Path(config.logging.log_dir or run_dir)
@@ -109,24 +107,8 @@ def _run(config: TolariaConfig, run_dir: Path, ranks: Ranks, *, sibling: Callabl
         return asyncio.run(_train(config, run_dir, [terminal, log]))
 
 
-def rehearse(config: TolariaConfig, run_dir: Path) -> Rehearsal:
-    """Build everything, do a few steps, grow by force; leave nothing behind.
-
-    Args:
-        config: what would be trained.
-        run_dir: where; from there the blueprint library is found.
-
-    Raises:
-        EsperError: bad input, or it failed.
-    """
-    outputs = outputs_folder(run_dir.absolute(), experiment_name=config.experiment_name)
-    database = config.database.url or f"sqlite:///{outputs / 'urza.db'}"
-    found = dataclasses.replace(config, database=dataclasses.replace(config.database, url=database))
-    return asyncio.run(_rehearse(rehearsable(found)))
-
-
-def _take_over(run_dir: Path, *, fresh: bool) -> dict[str, Any]:
-    """How the run in a folder stands; with `fresh`, what is there is set aside first."""
+def _previous_status(run_dir: Path, *, fresh: bool) -> dict[str, Any]:
+    """Status of the run that the folder holds, {} if none; with `fresh`, the folder is moved aside first."""
     folder = RunFolder(run_dir)
     folder.acquire()
     try:
@@ -139,23 +121,17 @@ def _take_over(run_dir: Path, *, fresh: bool) -> dict[str, Any]:
 
 async def _train(config: TolariaConfig, run_dir: Path, terminals: list[Terminal]) -> Outcome:
     service = TolariaService(config, run_dir=run_dir, listeners=[terminal.show for terminal in terminals])
-    if threading.current_thread() is threading.main_thread():  # signals reach no other
+    if threading.current_thread() is threading.main_thread():  # other threads cannot handle signals
         service.setup_signal_handlers()
     try:
         try:
             await service.start()
-            for terminal in terminals:  # what a resumed run did before; the training's task has not begun yet
+            for terminal in terminals:  # the earlier part of a resumed run; the training task has not begun yet
                 terminal.replay(read(run_dir / "journal.jsonl"))
             await service.run_training()
         finally:
-            if not joined().is_first:
-                pass
-            elif (run_dir / "journal.jsonl").exists():
-                from esper.report import run_page  # Matplotlib is only needed now
-
-                run_page.write(run_dir)  # before the tracker closes: it takes the page along
-            else:
-                _forget(run_dir)
+            if joined().is_first:
+                _write_report(run_dir)  # before the tracker closes, which uploads the page
     finally:
         await service.stop()
     assert service.trainer is not None
@@ -164,16 +140,25 @@ async def _train(config: TolariaConfig, run_dir: Path, terminals: list[Terminal]
     return _outcome(128 + (service.signal_number or signal.SIGTERM), None, run_dir)
 
 
-def _forget(run_dir: Path) -> None:
-    """Remove a folder in which nothing began: bad input that shows only while building leaves nothing behind."""
+def _write_report(run_dir: Path) -> None:
+    if (run_dir / "journal.jsonl").exists():
+        from esper.report import run_page  # imports Matplotlib
+
+        run_page.write(run_dir)
+    else:
+        _remove_empty(run_dir)
+
+
+def _remove_empty(run_dir: Path) -> None:
+    """Remove a run folder in which no run has begun, so that bad input leaves nothing behind."""
     folder = RunFolder(run_dir)
     try:
         folder.acquire()
-    except RunError:  # another process is at work there: that was the error
+    except RunError:  # the error was that another process uses the folder
         return
     if {entry.name for entry in run_dir.iterdir()} <= {".lock", "train.log"}:
         shutil.rmtree(run_dir)
-        with contextlib.suppress(OSError):  # others lie beside it
+        with contextlib.suppress(OSError):  # the parents may hold other runs
             run_dir.parent.rmdir()
             run_dir.parents[1].rmdir()
     folder.release()
@@ -185,7 +170,7 @@ def _outcome(exit_code: int, result: dict[str, Any] | None, run_dir: Path) -> Ou
 
 
 def _files(config: TolariaConfig, run_dir: Path) -> dict[str, str]:
-    """What lies where, for the end of the terminal's output."""
+    """Where the run's files are, for the last lines of the terminal's output."""
     files = {
         "run": str(run_dir),
         "report": str(run_dir / "report.html"),
@@ -197,30 +182,3 @@ def _files(config: TolariaConfig, run_dir: Path) -> dict[str, str]:
     if config.tracking.name in ("wandb", "both"):
         files["wandb"] = f"project {config.tracking.wandb_project}, group {config.experiment_name}"
     return files
-
-
-def _alone(config: MorphogeneticConfig) -> MorphogeneticConfig:
-    """Growth without a shared Tamiyo, whose policy need not be here; a rehearsal does not ask it."""
-    if config.tamiyo == "local":
-        return config
-    return dataclasses.replace(
-        config, tamiyo="local", policy="heuristic" if config.policy == "learned" else config.policy
-    )
-
-
-async def _rehearse(config: TolariaConfig) -> Rehearsal:
-    with tempfile.TemporaryDirectory(prefix="esper-dry-run-") as folder:
-        rehearsal = dataclasses.replace(
-            config,
-            logging=dataclasses.replace(config.logging, log_dir=None),
-            checkpoint=dataclasses.replace(config.checkpoint, checkpoint_dir=None, auto_resume=False),
-            tracking=dataclasses.replace(config.tracking, name="none"),
-            bus="memory",
-            morphogenetic=_alone(config.morphogenetic),
-        )
-        trainer = TolariaTrainer(rehearsal, run_dir=Path(folder))
-        try:
-            await trainer.initialize()
-            return await trainer.rehearse()
-        finally:
-            await trainer.shutdown()

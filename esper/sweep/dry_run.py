@@ -1,4 +1,4 @@
-"""A dry run of a sweep: every kind of member is built and does a few steps here, and nothing is submitted."""
+"""Dry run of a sweep: build every distinct member and train it for a few steps here; submit nothing."""
 
 from __future__ import annotations
 
@@ -11,69 +11,68 @@ from rich.table import Table
 from esper.configs import TolariaConfig
 from esper.configs.identity import digest
 from esper.errors import EsperError
-from esper.sweep.labels import labels
-from esper.sweep.launch import Queue, plan, told_plan
-from esper.sweep.manifest import Member
-from esper.sweep.queues.slurm import SlurmQueue
+from esper.sweep.launch import plan_submission
+from esper.sweep.manifest import Member, labels
+from esper.sweep.queues.base import Queue
 from esper.terminal.display import table_console
 from esper.tracking.formatting import duration
 
 if TYPE_CHECKING:
     from esper.tolaria.dry_run import Rehearsal
 
-__all__ = ["rehearse_sweep"]
+__all__ = ["dry_run_sweep"]
 
 
-def rehearse_sweep(members: Sequence[tuple[Member, TolariaConfig]], queue: Queue) -> None:
-    """List the members with their parameters, their time and what becomes of them.
+def dry_run_sweep(members: Sequence[tuple[Member, TolariaConfig]], queue: Queue) -> None:
+    """Print a table of the members: state, epochs, parameters, estimated time.
 
-    Members that differ in nothing but `rng_seed` are built once.
+    Members that differ only in `rng_seed` are built once.
 
     Raises:
         EsperError: a member cannot be built, or does not train.
     """
-    kept, todo = plan(members)
-    waiting = {member.name for member, _ in todo}
-    kinds: dict[str, Rehearsal] = {}
-    seconds: list[float | None] = []
+    plan = plan_submission(members)
+    to_submit = {member.name for member, _ in plan.to_submit}
+    reports: dict[str, Rehearsal] = {}
+    times_s: list[float | None] = []
     short = labels([member for member, _ in members])
     table = Table(box=None, pad_edge=False)
     for heading in ("run", "state", "epochs", "parameters", "about"):
         table.add_column(heading, justify="left" if heading in ("run", "state") else "right", overflow="fold")
     for member, config in members:
-        kind = digest(dataclasses.replace(config, rng_seed=0))
-        found = kinds[kind] = kinds.get(kind) or _rehearse(member, config)
-        time_s = _seconds(found, config, queue)
-        if member.name in waiting:
-            seconds.append(time_s)
-        state = (
-            "to submit" if member.name in waiting else kept[member.name].state if member.name in kept else "finished"
-        )
-        told = duration(time_s) if time_s is not None else "?"
+        key = digest(dataclasses.replace(config, rng_seed=0))
+        report = reports[key] = reports.get(key) or _dry_run(member, config)
+        time_s = _time_s(report, config, queue)
+        if member.name in to_submit:
+            state = "to submit"
+            times_s.append(time_s)
+        else:
+            state = plan.active[member.name].state if member.name in plan.active else "finished"
+        time = duration(time_s) if time_s is not None else "?"
         epochs = str(config.optimization.max_epochs)
-        table.add_row(short[member.name], state, epochs, f"{found.num_parameters:,}", told)
+        table.add_row(short[member.name], state, epochs, f"{report.num_parameters:,}", time)
     table_console().print(table)
-    print(f"{told_plan(len(members), kept=kept, todo=todo, verb='to submit')}; {queue.describe()}")  # noqa: T201
-    print(f"{_told_time(seconds)}\nnothing was submitted")  # noqa: T201
+    print(f"{plan.describe('to submit')}; {queue.describe()}")  # noqa: T201
+    print(f"{_total_time(times_s)}\nnothing was submitted")  # noqa: T201
 
 
-def _rehearse(member: Member, config: TolariaConfig) -> Rehearsal:
-    from esper.launch.run import rehearse  # torch
+def _dry_run(member: Member, config: TolariaConfig) -> Rehearsal:
+    from esper.launch.dry_run import dry_run  # torch
 
     try:
-        return rehearse(config, member.run_dir)
+        return dry_run(config, member.run_dir)
     except EsperError as error:
         raise type(error)(f"{' '.join(member.overrides)}: {error}") from error
 
 
-def _seconds(found: Rehearsal, config: TolariaConfig, queue: Queue) -> float | None:
-    """How long the steps take; None if the job is to have a GPU, and there is none here."""
-    elsewhere = isinstance(queue, SlurmQueue) and queue.options.gpus_per_node is not None
-    return None if elsewhere and found.device == "cpu" and config.device != "cpu" else found.seconds
+def _time_s(report: Rehearsal, config: TolariaConfig, queue: Queue) -> float | None:
+    """Time of the run's steps; None if its job gets a GPU and this machine has none to measure on."""
+    on_gpu = queue.requests_gpus and config.device != "cpu"
+    return None if on_gpu and report.device == "cpu" else report.seconds
 
 
-def _told_time(seconds: Sequence[float | None]) -> str:
-    known = [one for one in seconds if one is not None]
-    if len(known) < len(seconds):
-        return "time: there is no GPU here to measure it on"
-    return f"time: about {duration(sum(known))} one after the other; evaluation, growth and start are not in it"
+def _total_time(times_s: Sequence[float | None]) -> str:
+    known = [time_s for time_s in times_s if time_s is not None]
+    if len(known) < len(times_s):
+        return "time: this machine has no GPU to measure it on"
+    return f"time: about {duration(sum(known))} one after the other, excluding start, evaluation and growth"

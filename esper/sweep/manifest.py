@@ -1,12 +1,12 @@
-"""What a sweep consists of, on disk: each member's frozen configuration, its job, and how that ended.
+"""A sweep on disk: each member's frozen configuration, its job, and the job's outcome.
 
-outputs/<experiment>/.sweep/       for its owner alone
-launcher.json                    how the sweep was launched last
-<member>/config.yaml             frozen when it was submitted; what its job runs, however often it is requeued
+outputs/<experiment>/.sweep/       readable by its owner only
+launcher.json                    the launcher of the last launch, and its options
+<member>/config.yaml             frozen at submission; the job runs it, however often it is requeued
 <member>/member.json             overrides, working directory, the runs that an arm is measured against
-<member>/job.json                the queue it is in, and its id there
-<member>/began                   the job has begun
-<member>/outcome.json            how the job ended, if it could say so
+<member>/job.json                the job's queue and id
+<member>/began                   exists once the job has begun
+<member>/outcome.json            how the job ended, unless it was killed
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,15 +25,25 @@ from esper.configs.load import load_config, to_yaml
 from esper.errors import RunError
 from esper.tracking import write_atomically
 
-__all__ = ["Job", "Member", "freeze", "launcher_of", "members_of", "write_launcher"]
+__all__ = ["Job", "Member", "freeze", "labels", "launcher_of", "members_of", "write_launcher"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """Where a member was submitted: `queue` is slurm or local, `id` the job's there."""
+    """A member's job.
+
+    Attributes:
+        queue: name of its queue.
+        id: its id there: ARRAY_INDEX in SLURM, PID@CREATION_TIME on this machine.
+    """
 
     queue: str
     id: str
+
+    @property
+    def short_id(self) -> str:
+        """The id as it is shown: without the creation time."""
+        return self.id.partition("@")[0]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,10 +51,10 @@ class Member:
     """One run of a sweep.
 
     Attributes:
-        sweep_dir: the sweep's folder; the run's folder has the member's name in it.
-        name: the run's name.
-        overrides: what tells it from the others on the command line.
-        cwd: where the command was given, from which its relative paths count.
+        sweep_dir: the sweep's folder, which holds the run folders.
+        name: name of the run and of its folder.
+        overrides: the run's command-line overrides.
+        cwd: working directory of the command; relative paths start there.
         siblings: names of the runs that the arm of a comparison is measured against, by arm.
     """
 
@@ -55,20 +66,20 @@ class Member:
 
     @property
     def run_dir(self) -> Path:
-        """The run's folder."""
+        """The run folder."""
         return self.sweep_dir / self.name
 
     @property
     def folder(self) -> Path:
-        """Where the member is described."""
+        """The member's folder in `.sweep`."""
         return self.sweep_dir / ".sweep" / self.name
 
     @classmethod
     def read(cls, folder: Path) -> Member:
-        """The member that a folder describes.
+        """Read a member from its folder.
 
         Raises:
-            RunError: it describes none.
+            RunError: member.json is missing or unreadable.
         """
         content = _read(folder / "member.json")
         try:
@@ -81,20 +92,20 @@ class Member:
             )
         except KeyError:
             raise RunError(
-                f"{folder / 'member.json'} is missing or unreadable; start the sweep's command again"
+                f"{folder / 'member.json'} is missing or unreadable; run the sweep's command again"
             ) from None
 
     def config(self) -> TolariaConfig:
-        """The configuration as it was when the member was submitted."""
+        """The configuration that was frozen at submission."""
         return load_config(self.folder / "config.yaml")
 
     def job(self) -> Job | None:
-        """The job it was submitted as last."""
+        """The last job that it was submitted as."""
         content = _read(self.folder / "job.json")
         return Job(**content) if content else None
 
     def set_job(self, job: Job) -> None:
-        """Write down which job the member is now."""
+        """Record the member's job."""
         _write(self.folder / "job.json", dataclasses.asdict(job))
 
     @property
@@ -103,68 +114,92 @@ class Member:
         return (self.folder / "began").exists()
 
     def begin(self) -> None:
-        """Write down that the job has begun; a job that begins again has not ended."""
+        """Record that the job has begun, and remove the outcome of an earlier attempt."""
         (self.folder / "began").touch()
         (self.folder / "outcome.json").unlink(missing_ok=True)
 
     def outcome(self) -> dict[str, Any]:
-        """How the job ended: status, reason and metric; {} while it has not, or could not say so."""
+        """How the job ended: status, reason and metric; {} while it has not, or if it was killed."""
         return _read(self.folder / "outcome.json")
 
     def end(self, status: str, *, reason: str = "", metric: float | None = None) -> None:
-        """Write down how the job ended: finished, failed or interrupted."""
+        """Record how the job ended: finished, failed, interrupted or lost."""
         _write(self.folder / "outcome.json", {"status": status, "reason": reason, "metric": metric})
 
     def result(self) -> dict[str, Any] | None:
-        """The figures of the run if it has finished."""
+        """The run's result if it has finished."""
         status = _read(self.run_dir / "status.json")
         return status["result"] if status.get("status") == "finished" else None
 
 
 def freeze(member: Member, config: TolariaConfig) -> None:
-    """Write down what the member's job is to run; what an earlier job left is forgotten."""
-    private = member.folder.parent
-    private.mkdir(parents=True, exist_ok=True, mode=0o700)
-    private.chmod(0o700)  # it may be older than this
+    """Write the configuration that the member's job will run, and remove the records of earlier jobs."""
+    sweep_folder = member.folder.parent
+    sweep_folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    sweep_folder.chmod(0o700)  # an existing folder may have other permissions
     member.folder.mkdir(exist_ok=True, mode=0o700)
-    for left in ("job.json", "began", "outcome.json"):
-        (member.folder / left).unlink(missing_ok=True)
+    for name in ("job.json", "began", "outcome.json"):
+        (member.folder / name).unlink(missing_ok=True)
     write_atomically(member.folder / "config.yaml", to_yaml(config))
-    described = {"overrides": list(member.overrides), "cwd": member.cwd, "siblings": dict(member.siblings)}
-    _write(member.folder / "member.json", described)
+    content = {"overrides": list(member.overrides), "cwd": member.cwd, "siblings": dict(member.siblings)}
+    _write(member.folder / "member.json", content)
 
 
 def members_of(sweep_dir: Path) -> list[Member]:
     """The members of a sweep, in the order of their overrides.
 
     Raises:
-        RunError: no sweep was submitted from there.
+        RunError: no sweep was launched there.
     """
-    found = [path.parent for path in (sweep_dir.absolute() / ".sweep").glob("*/member.json")]
-    if not found:
+    folders = [path.parent for path in (sweep_dir.absolute() / ".sweep").glob("*/member.json")]
+    if not folders:
         raise RunError(
-            f"{sweep_dir}: no sweep was launched there with hydra/launcher=local or slurm; give the folder that holds "
-            "its runs, outputs/EXPERIMENT as a rule"
+            f"{sweep_dir}: no sweep was launched there with -m hydra/launcher=...; give the sweep's folder, usually "
+            "outputs/EXPERIMENT"
         )
-    return sorted(map(Member.read, found), key=_in_order)
+    return sorted(map(Member.read, folders), key=_sort_key)
 
 
-def _in_order(member: Member) -> list[tuple[int, str]]:
-    """A key that puts `rng_seed=2` before `rng_seed=10`."""
+def _sort_key(member: Member) -> list[tuple[int, str]]:
+    """Sorts by overrides, with `rng_seed=2` before `rng_seed=10`."""
     words = re.split(r"(\d+)", " ".join(member.overrides))
     return [(int(word), "") if word.isdecimal() else (0, word) for word in words]
 
 
+def labels(members: Sequence[Member]) -> dict[str, str]:
+    """Short labels for tables, by name: the overrides that the members do not share.
+
+    Where that is empty or not unique, the label is the name.
+    """
+    counts = Counter(override for member in members for override in set(member.overrides))
+    short = {
+        member.name: " ".join(_short(override) for override in member.overrides if counts[override] < len(members))
+        for member in members
+    }
+    uses = Counter(short.values())
+    return {name: label if label and uses[label] == 1 else name for name, label in short.items()}
+
+
+def _short(override: str) -> str:
+    """`learning_rate=0.05` for `optimization.learning_rate=0.05`."""
+    key, equals, value = override.partition("=")
+    return f"{key.rpartition('.')[2]}{equals}{value}"
+
+
 def write_launcher(sweep_dir: Path, *, queue: str, options: Mapping[str, Any]) -> None:
-    """Write down how the sweep is launched, for `esper sweep resume`."""
+    """Record how the sweep is launched, for `esper sweep resume`."""
     _write(sweep_dir / ".sweep" / "launcher.json", {"queue": queue, "options": dict(options)})
 
 
 def launcher_of(sweep_dir: Path) -> tuple[str, dict[str, Any]]:
-    """The queue of a sweep, and its options."""
+    """The queue of the last launch, and its options.
+
+    Raises:
+        RunError: launcher.json is missing or unreadable.
+    """
     content = _read(sweep_dir / ".sweep" / "launcher.json")
     if not content:
-        raise RunError(f"{sweep_dir / '.sweep' / 'launcher.json'} is missing; start the sweep's command again")
+        raise RunError(f"{sweep_dir / '.sweep' / 'launcher.json'} is missing; run the sweep's command again")
     return content["queue"], content["options"]
 
 
@@ -173,7 +208,7 @@ def _write(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """A JSON file; {} if it is not there, or is of no use."""
+    """A JSON file; {} if it is missing or unreadable."""
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError):

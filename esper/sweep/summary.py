@@ -1,4 +1,4 @@
-"""The end of a sweep: its runs beside each other on one page, and below one parent in MLflow."""
+"""The summary of a sweep that has ended: a page that compares its runs, and a parent run in MLflow."""
 
 from __future__ import annotations
 
@@ -10,42 +10,42 @@ from rich.console import Console
 
 from esper.configs import TrackingConfig
 from esper.errors import EsperError
-from esper.launch.exits import line_of
+from esper.launch.exits import error_line
 from esper.tracking.mlflow_sweep import report_sweep
 from esper.tracking.sync import sync
 from esper.tracking.tracker_thread import short_message
 
-__all__ = ["gather"]
+__all__ = ["summarize"]
 
 
-def gather(sweep_dir: Path, members: Mapping[str, TrackingConfig]) -> None:
-    """Write the comparison of a sweep's runs and print its table; then tell MLflow what belongs together.
+def summarize(sweep_dir: Path, tracking: Mapping[str, TrackingConfig]) -> None:
+    """Write and print the comparison of the runs, then report them to MLflow below one parent.
 
-    What cannot be done is one line: the runs themselves are done.
+    An error is printed in one line; it does not change the result of the runs.
 
     Args:
-        sweep_dir: the folder that the runs' folders are in.
-        members: where each was to be reported, by the run's name.
+        sweep_dir: the folder that holds the run folders.
+        tracking: settings of each run, by name.
     """
-    begun = {name: sweep_dir / name for name in members if (sweep_dir / name / "journal.jsonl").is_file()}
-    reported = [run_dir for name, run_dir in begun.items() if members[name].name in ("mlflow", "both")]
-    for run_dir in reported:
-        if not (run_dir / "mlflow.json").is_file():  # where it ran, there was only the journal
+    run_dirs = {name: sweep_dir / name for name in tracking if (sweep_dir / name / "journal.jsonl").is_file()}
+    in_mlflow = [run_dir for name, run_dir in run_dirs.items() if tracking[name].name in ("mlflow", "both")]
+    for run_dir in in_mlflow:
+        if not (run_dir / "mlflow.json").is_file():  # a SLURM job only writes the journal
             sync(run_dir)
-    if len(begun) < 2:
+    if len(run_dirs) < 2:
         return
     try:
-        _compare(sweep_dir, list(begun.values()))
+        _compare(sweep_dir, list(run_dirs.values()))
     except EsperError as error:
-        sys.stdout.write(f"\nno comparison: {line_of(error)}\n")
+        sys.stdout.write(f"\nno comparison: {error_line(error)}\n")
     try:
-        report_sweep(sweep_dir, reported)
-    except Exception as error:  # whatever MLflow, and what lies under it, may raise
-        sys.stdout.write(f"no parent in MLflow ({short_message(error)}); esper sync {sweep_dir} catches up\n")
+        report_sweep(sweep_dir, in_mlflow)
+    except Exception as error:  # MLflow and its database drivers raise many types
+        sys.stdout.write(f"no parent run in MLflow ({short_message(error)}); to try again: esper sync {sweep_dir}\n")
 
 
 def _compare(sweep_dir: Path, run_dirs: list[Path]) -> None:
-    from esper.report import comparison, runs  # Matplotlib and SciPy are only needed now
+    from esper.report import comparison, runs  # imports Matplotlib and SciPy
 
     report = comparison.compare(runs.from_folders(run_dirs))
     if not report.arms:

@@ -1,1 +1,1 @@
-"""What Hydra finds of Esper by itself: it takes launchers from nowhere but `hydra_plugins`."""
+"""Esper's plugins for Hydra, which only accepts launchers from `hydra_plugins`."""

@@ -1,4 +1,7 @@
-"""Hydra's launchers `slurm` and `local`. Hydra imports this whenever it starts: the work is in `esper.launch`."""
+"""Hydra's launchers for the queues of `esper.sweep.launchers`, such as `SlurmLauncher` for `slurm`.
+
+Every Hydra application imports this module at its start, so it imports nothing of Esper.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,11 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-__all__ = ["LocalLauncher", "SlurmLauncher"]
+__all__ = ["launcher_class"]
 
 
 class _QueueLauncher(Launcher):
-    """Submits every member of a sweep with its configuration, and returns how they ended."""
+    """Submits every member of a sweep with its configuration, and waits for all of them."""
 
     queue = ""
 
@@ -28,7 +31,7 @@ class _QueueLauncher(Launcher):
         task_function: TaskFunction,  # noqa: ARG002
         config: DictConfig,
     ) -> None:
-        """Take what Hydra has composed; the task is not called here, jobs have the same from `esper.launch`."""
+        """Keep the composed configuration; the jobs call `esper.launch.run` instead of the task function."""
         self._config = config
 
     def launch(
@@ -36,23 +39,28 @@ class _QueueLauncher(Launcher):
         job_overrides: Sequence[Sequence[str]],
         initial_job_idx: int,  # noqa: ARG002
     ) -> Sequence[JobReturn]:
-        """Launch the members with these overrides; blocks until all have ended."""
-        from esper.sweep.compose import launch_members
+        """Launch the members with these overrides and wait for them; returns their validation accuracies."""
+        from esper.launch.exits import record_failure
+        from esper.sweep.compose import compose_member
+        from esper.sweep.dry_run import dry_run_sweep
+        from esper.sweep.launch import launch
+        from esper.sweep.launchers import queue_of
 
-        metrics = launch_members(self._config, job_overrides, queue=self.queue, options=self._options)
+        members = [compose_member(self._config, overrides) for overrides in job_overrides]
+        queue = queue_of(self.queue, self._options)
         returns = [JobReturn(overrides=list(overrides), status=JobStatus.COMPLETED) for overrides in job_overrides]
-        for one, metric in zip(returns, metrics, strict=True):
-            one.return_value = metric
+        if members[0][1].dry_run:  # of a sweeper that searches; `esper.callbacks` does that of the basic sweeper
+            dry_run_sweep(members, queue)
+            return returns
+        states = launch(members, queue)
+        for (member, _), job_return in zip(members, returns, strict=True):
+            state = states[member.name]
+            job_return.return_value = state.metric
+            if state.state != "finished":
+                record_failure(f"{' '.join(member.overrides)}: {state.reason or state.state}")
         return returns
 
 
-class SlurmLauncher(_QueueLauncher):
-    """`hydra/launcher=slurm`."""
-
-    queue = "slurm"
-
-
-class LocalLauncher(_QueueLauncher):
-    """`hydra/launcher=local`."""
-
-    queue = "local"
+def launcher_class(queue: str) -> type[Launcher]:
+    """Hydra's launcher for the queue of that name, for the `_target_` of conf/hydra/launcher/NAME.yaml."""
+    return type(f"{queue.capitalize()}Launcher", (_QueueLauncher,), {"queue": queue, "__module__": __name__})

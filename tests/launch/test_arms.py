@@ -115,7 +115,7 @@ def test_without_the_grown_run_the_error_names_it_and_nothing_is_left(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
-        ConfigError, match=r"needs the run arm_grown-.*, which is not there; .* arm=grown first"
+        ConfigError, match=r"needs the run arm_grown-.*, which does not exist; .* arm=grown first"
     ) as told:
         train("static_flops")
     assert "\n" not in str(told.value)
@@ -123,7 +123,7 @@ def test_without_the_grown_run_the_error_names_it_and_nothing_is_left(
 
 
 def test_the_grown_run_of_another_seed_does_not_do(beside: Path) -> None:
-    with pytest.raises(ConfigError, match="which is not there"):
+    with pytest.raises(ConfigError, match="which does not exist"):
         train("final", "rng_seed=1")
 
 

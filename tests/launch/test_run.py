@@ -60,9 +60,7 @@ def test_fresh_sets_the_old_run_aside(run_dir: Path) -> None:
     assert (run_dir.with_name("run.old1") / "journal.jsonl").exists()
 
 
-def test_a_rehearsal_takes_the_first_site_that_something_fits(
-    run_dir: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_dry_run_takes_the_first_site_that_something_fits(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(tiny_config(dry_run=True, morphogenetic__blueprint_categories=["attention"]), run_dir)
     assert "growth     spatial_self_attention at layer1.0:after" in capsys.readouterr().out
     assert not run_dir.exists()

@@ -29,7 +29,7 @@ def test_an_array_of_eight_finishes_and_its_jobs_say_which_run_they_are(sweep: S
     assert stat.S_IMODE((sweep.folder / ".sweep").stat().st_mode) == 0o700
     code, out, _ = sweep.run(*asked)
     assert code == 0
-    assert "0 submitted, 8 finished before" in out
+    assert "0 submitted, 8 already finished" in out
 
 
 def test_a_crashing_member_fails_alone_and_is_told_by_its_last_line(sweep: Sweep):
@@ -126,7 +126,7 @@ def test_scancel_of_one_member_ends_that_one_and_the_launcher_says_so(sweep: Swe
     assert sorted(sweep.statuses()) == ["finished", "interrupted"]
     code, out, err = sweep.run("resume", str(sweep.folder), script="import sys; sys.argv.insert(1, 'sweep');" + ESPER)
     assert (code, err) == (0, "")
-    assert "1 submitted, 1 finished before" in out
+    assert "1 submitted, 1 already finished" in out
     assert resumed(cancelled) == [False, True]
     assert epochs(cancelled) == list(range(1, 151))
 
@@ -159,7 +159,7 @@ def test_editing_the_configuration_changes_nothing_in_jobs_that_wait_though_the_
     left.send_signal(signal.SIGINT)  # no terminal to ask at: the jobs are left alone
     code, out, _ = ended(left)
     assert code == 130
-    assert f"left to slurm: jobs {sweep.job_id('rng_seed_0').partition('_')[0]}_[0-1]" in out
+    assert f"jobs {sweep.job_id('rng_seed_0').partition('_')[0]}_[0-1] remain in the queue" in out
     mine.write_text(written.format(7))
     command("scancel", blocker)
     follower = sweep.start("resume", str(sweep.folder), script="import sys; sys.argv.insert(1, 'sweep');" + ESPER)
@@ -179,7 +179,7 @@ def test_interrupting_the_launcher_cancels_if_that_was_asked(sweep: Sweep):
     launcher.send_signal(signal.SIGINT)
     code, out, _ = ended(launcher)
     assert code == 130
-    assert f"cancelled: jobs {sweep.job_id('rng_seed_0').partition('_')[0]}_[0-2]" in out
+    assert f"cancelled jobs {sweep.job_id('rng_seed_0').partition('_')[0]}_[0-2]" in out
     assert set(sweep.statuses()) == {"interrupted"}
     assert any((run_dir / "checkpoints").iterdir())
     code, out, _ = sweep.run("status", str(sweep.folder), script="import sys; sys.argv.insert(1, 'sweep');" + ESPER)

@@ -2,8 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from esper.sweep.labels import labels
-from esper.sweep.manifest import Member
+from esper.sweep.manifest import Member, labels
 
 
 def members(*overrides: str) -> list[Member]:

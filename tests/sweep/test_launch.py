@@ -16,10 +16,10 @@ import pytest
 
 from esper.configs import TolariaConfig
 from esper.errors import ConfigError, RunError
-from esper.sweep.launch import queue_of
+from esper.sweep.launchers import queue_of
 from esper.sweep.manifest import Job, Member, freeze, members_of
+from esper.sweep.member_state import member_states
 from esper.sweep.queues.local import LocalQueue
-from esper.sweep.states import standings
 from esper.sweep.status import Progress
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -63,7 +63,7 @@ def test_members_run_two_at_a_time_and_a_failed_one_is_told_at_the_end(tmp_path:
     assert "3 runs: 3 submitted; this machine, 2 at a time" in out
     code, out, err = finish(start(*asked, cwd=tmp_path))
     assert code == 1
-    assert "3 runs: 1 submitted, 2 finished before" in out
+    assert "3 runs: 1 submitted, 2 already finished" in out
     code, out, _ = finish(start("sweep", "status", "outputs/debug", cwd=tmp_path, script=ESPER))
     assert code == 1
     assert out.startswith("3 runs: 2 finished, 1 failed\n")
@@ -71,7 +71,7 @@ def test_members_run_two_at_a_time_and_a_failed_one_is_told_at_the_end(tmp_path:
     assert re.search(
         r"^failed learning_rate=1e\+20: loss, gradient or weights at step 1 are not finite", out, flags=re.MULTILINE
     )
-    assert "DivergenceError" in Path(out.split("what its job wrote: ")[1].strip()).read_text()
+    assert "DivergenceError" in Path(out.split("log: ")[1].strip()).read_text()
 
 
 @pytest.mark.long
@@ -86,11 +86,11 @@ def test_ctrl_c_cancels_what_runs_after_it_saved_and_resume_goes_on(tmp_path: Pa
     launcher.send_signal(signal.SIGINT)
     code, out, _ = finish(launcher)
     assert code == 130
-    assert "cancelled: jobs " in out
+    assert "cancelled jobs " in out
     first, second = members_of(sweep_dir)
-    now = standings([first, second])
-    assert {one.state for one in now.values()} == {"interrupted"}
-    assert now[second.name].reason == "cancelled before it began"
+    states = member_states([first, second])
+    assert {state.state for state in states.values()} == {"interrupted"}
+    assert states[second.name].reason == "cancelled before it began"
     code, _, err = finish(start("sweep", "resume", str(sweep_dir), cwd=tmp_path, script=ESPER))
     assert (code, err) == (0, "")
     began = [json.loads(line) for line in (first.run_dir / "journal.jsonl").read_text().splitlines()]
@@ -113,11 +113,11 @@ def test_ctrl_c_at_a_terminal_asks_and_leaves_what_is_not_cancelled(tmp_path: Pa
     assert code == 130
     (one,) = members_of(tmp_path / "outputs" / "debug")
     pid = one.job().id.partition("@")[0]
-    assert f"1 runs are waiting or running as jobs {pid}. Cancel them? [y/N] left to local: jobs {pid};" in out
-    assert not standings([one])[one.name].is_over
+    assert f"1 runs are waiting or running as jobs {pid}. Cancel them? [y/N] jobs {pid} remain in the queue;" in out
+    assert not member_states([one])[one.name].is_over
     code, out, err = finish(start(*asked, cwd=tmp_path))
     assert (code, err) == (0, "")
-    assert "1 runs: 0 submitted, 1 on their way already" in out
+    assert "1 runs: 0 submitted, 1 already submitted" in out
     assert one.result() is not None
 
 
@@ -172,19 +172,19 @@ def test_freezing_again_forgets_how_the_last_job_ended(tmp_path: Path):
     one = member(tmp_path)
     one.begin()
     one.end("failed", reason="no luck")
-    assert standings([one])["run-1"].state == "failed"
+    assert member_states([one])["run-1"].state == "failed"
     member(tmp_path)
-    assert standings([one])["run-1"].reason == "was never submitted"
+    assert member_states([one])["run-1"].reason == "was never submitted"
 
 
-def test_a_job_whose_process_has_gone_without_a_word_is_lost_with_its_last_line(tmp_path: Path):
+def test_a_job_whose_process_ended_without_an_outcome_is_lost_with_its_last_line(tmp_path: Path):
     one = member(tmp_path)
     one.set_job(Job(queue="local", id=f"{os.getpid()}@1.00"))  # the number is another process's by now
     one.begin()
     (one.folder / "job.log").write_text("first\nKilled\n\n")
-    standing = standings([one])["run-1"]
-    assert (standing.state, standing.reason) == ("lost", "its process has gone: Killed")
-    assert standing.is_over
+    state = member_states([one])["run-1"]
+    assert (state.state, state.reason) == ("lost", "its process ended: Killed")
+    assert state.is_over
 
 
 def test_a_folder_without_a_sweep_is_refused(tmp_path: Path):

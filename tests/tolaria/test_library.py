@@ -10,7 +10,7 @@ import pytest
 
 from esper.configs import DatabaseConfig, TolariaConfig
 from esper.errors import ConfigError, RunError
-from esper.launch.run import rehearse
+from esper.launch.dry_run import dry_run
 from esper.simic.fit import outcomes
 from esper.tolaria import TolariaTrainer
 from esper.tolaria.checkpoints import files as checkpoint
@@ -165,5 +165,5 @@ def test_a_library_that_fails_at_the_end_costs_a_warning_and_not_the_run(run_dir
 def test_a_dry_run_takes_from_the_library_of_the_run_s_outputs(run_dir: Path, tmp_path: Path):
     with contextlib.closing(Store(DatabaseConfig(), outputs_dir=tmp_path, create=True)) as store:
         store.add(text())
-    found = rehearse(tiny_config(morphogenetic__blueprint="wide_depthwise"), run_dir)
+    found = dry_run(tiny_config(morphogenetic__blueprint="wide_depthwise"), run_dir)
     assert any("wide_depthwise@" in line for line in found.lines)

@@ -1,1 +1,1 @@
-"""Where the jobs of a sweep run: SLURM, or this machine."""
+"""Where the jobs of a sweep run: on a SLURM cluster or on this machine."""

@@ -1,4 +1,7 @@
-"""Members of a sweep on this machine: a process of its own runs them, and goes on when the launcher has gone."""
+"""Sweep members as processes on this machine.
+
+A background process, `python -m esper.sweep.queues.local`, starts them; it outlives the launcher.
+"""
 
 from __future__ import annotations
 
@@ -18,72 +21,91 @@ import psutil
 
 from esper.configs.schema import setting
 from esper.sweep.manifest import Job, Member
+from esper.sweep.queues.base import JobState, Queue, QueueOptions
 
-__all__ = ["LocalOptions", "LocalQueue", "is_alive"]
+__all__ = ["LocalOptions", "LocalQueue"]
 
 
 @dataclass(kw_only=True)
-class LocalOptions:
+class LocalOptions(QueueOptions):
     """`hydra.launcher` of `hydra/launcher=local`."""
 
     jobs: int | None = setting(None, "how many runs at a time; null: one for each GPU, or one", low=1)
-    poll_s: float = setting(1.0, "seconds between two looks at the runs", above=0)
-    on_interrupt: str = setting("ask", "what Ctrl-C does with the runs", choices=("ask", "leave", "cancel"))
 
 
-class LocalQueue:
-    """Starts the process that runs the members, and stops it."""
+class LocalQueue(Queue):
+    """Jobs that are processes of this machine, so many at a time."""
 
     name = "local"
+    options_type = LocalOptions
+    runs_here = True
+    requests_gpus = False
+    options: LocalOptions
 
     def __init__(self, options: LocalOptions) -> None:
         self.options = options
 
     def require(self) -> None:
-        """Nothing is needed."""
+        """Nothing is required."""
 
     def describe(self) -> str:
-        """What is done, in one line."""
+        """How many runs at a time, and on how many GPUs, in one line."""
         gpus = _gpus()
-        return f"this machine, {self._num_jobs(gpus)} at a time" + (f", a GPU each of {len(gpus)}" if gpus else "")
+        return f"this machine, {self._num_jobs(gpus)} at a time" + (f", one of {len(gpus)} GPUs each" if gpus else "")
 
-    def submit(self, waves: Sequence[Sequence[Member]], *, after: Sequence[Job]) -> None:
-        """Start the waves one after the other, once the jobs in `after` have ended."""
+    def submit(self, levels: Sequence[Sequence[Member]], *, after: Sequence[Job]) -> None:
+        """Start the background process, which runs the levels one after the other once the jobs in `after` ended."""
         gpus = _gpus()
-        private = waves[0][0].folder.parent
-        order = {
-            "waves": [[str(member.folder) for member in members] for members in waves],
+        request = {
+            "levels": [[str(member.folder) for member in members] for members in levels],
             "after": [job.id for job in after],
-            "jobs": self._num_jobs(gpus),
+            "num_jobs": self._num_jobs(gpus),
             "gpus": gpus,
         }
-        with (private / "local.log").open("ab") as log:
+        with (levels[0][0].folder.parent / "local.log").open("ab") as log:
             runner = subprocess.Popen(
                 [sys.executable, "-m", "esper.sweep.queues.local"],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
-                start_new_session=True,  # Ctrl-C and a closed terminal are for the launcher
+                start_new_session=True,  # Ctrl-C and a closed terminal end the launcher only
             )
         assert runner.stdin is not None
-        for members in waves:
+        job = Job(queue=self.name, id=f"{runner.pid}@{psutil.Process(runner.pid).create_time():.2f}")
+        for members in levels:
             for member in members:
-                member.set_job(Job(queue=self.name, id=_identity(runner.pid)))
-        runner.stdin.write(json.dumps(order).encode())
+                member.set_job(job)
+        runner.stdin.write(json.dumps(request).encode())
         runner.stdin.close()
 
     def cancel(self, jobs: Sequence[Job]) -> None:
-        """Stop the processes: each run saves first, and no other begins."""
+        """Stop the background processes: each run saves a checkpoint, and no other run begins."""
         for job_id in {job.id for job in jobs}:
-            if is_alive(job_id):
+            if _is_alive(job_id):
                 os.kill(int(job_id.partition("@")[0]), signal.SIGTERM)
+
+    @staticmethod
+    def job_states(jobs: Sequence[tuple[Member, Job]]) -> list[JobState]:
+        """State of each member's job."""
+        return [_job_state(member, job) for member, job in jobs]
+
+    @staticmethod
+    def log_file(member: Member, job: Job) -> Path:  # noqa: ARG004
+        """The file that holds the output of the member's job."""
+        return member.folder / "job.log"
 
     def _num_jobs(self, gpus: Sequence[str]) -> int:
         return self.options.jobs or len(gpus) or 1
 
 
-def is_alive(job_id: str) -> bool:
-    """Whether the process is still there that a job's id names."""
+def _job_state(member: Member, job: Job) -> JobState:
+    if not _is_alive(job.id) or member.outcome():
+        return JobState(state="ended", reason="its process ended")
+    return JobState(state="running" if member.began else "waiting")
+
+
+def _is_alive(job_id: str) -> bool:
+    """Whether the background process `PID@CREATION_TIME` is still running."""
     pid, _, created = job_id.partition("@")
     try:
         process = psutil.Process(int(pid))
@@ -93,22 +115,22 @@ def is_alive(job_id: str) -> bool:
 
 
 class _Runner:
-    """The process's work: start members, reap them, pass on that they are to stop."""
+    """Runs members in the background process, at most `num_jobs` at a time, until SIGTERM."""
 
-    def __init__(self, *, jobs: int, gpus: list[str]) -> None:
-        self._free = list(range(jobs))
+    def __init__(self, *, num_jobs: int, gpus: list[str]) -> None:
+        self._free_workers = list(range(num_jobs))
         self._gpus = gpus
-        self._threads = max(1, (os.cpu_count() or 1) // jobs)
+        self._num_threads = max(1, (os.cpu_count() or 1) // num_jobs)
         self._running: list[tuple[Member, subprocess.Popen[bytes], int]] = []
         self._is_stopping = False
         signal.signal(signal.SIGTERM, self._stop)
 
-    def run(self, waves: list[list[Member]], *, after: list[str]) -> None:
-        while any(map(is_alive, after)) and not self._is_stopping:
+    def run(self, levels: list[list[Member]], *, after: list[str]) -> None:
+        while any(map(_is_alive, after)) and not self._is_stopping:
             time.sleep(0.5)
-        for members in waves:
+        for members in levels:
             for member in members:
-                while not self._free and not self._is_stopping:
+                while not self._free_workers and not self._is_stopping:
                     self._reap()
                 if self._is_stopping:
                     member.end("interrupted", reason="cancelled before it began")
@@ -118,10 +140,10 @@ class _Runner:
                 self._reap()
 
     def _start(self, member: Member) -> None:
-        place = self._free.pop(0)
-        environment = {"OMP_NUM_THREADS": str(self._threads)} | os.environ
+        worker = self._free_workers.pop(0)
+        environment = {"OMP_NUM_THREADS": str(self._num_threads)} | os.environ
         if self._gpus:
-            environment["CUDA_VISIBLE_DEVICES"] = self._gpus[place % len(self._gpus)]
+            environment["CUDA_VISIBLE_DEVICES"] = self._gpus[worker % len(self._gpus)]
         with (member.folder / "job.log").open("ab") as log:
             process = subprocess.Popen(
                 [sys.executable, "-u", "-m", "esper.sweep.job", str(member.folder)],
@@ -130,31 +152,27 @@ class _Runner:
                 stderr=log,
                 env=environment,
             )
-        self._running.append((member, process, place))
+        self._running.append((member, process, worker))
 
     def _reap(self) -> None:
         time.sleep(0.1)
-        for one in list(self._running):
-            member, process, place = one
+        for running in list(self._running):
+            member, process, worker = running
             if process.poll() is None:
                 continue
-            self._running.remove(one)
-            self._free.append(place)
+            self._running.remove(running)
+            self._free_workers.append(worker)
             if not member.outcome():
-                member.end("lost", reason=f"its process ended with {process.returncode}")
+                member.end("lost", reason=f"its process exited with code {process.returncode}")
 
     def _stop(self, *_: Any) -> None:
         self._is_stopping = True
-        for _member, process, _place in self._running:
+        for _member, process, _worker in self._running:
             process.terminate()
 
 
-def _identity(pid: int) -> str:
-    return f"{pid}@{psutil.Process(pid).create_time():.2f}"
-
-
 def _gpus() -> list[str]:
-    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    """The GPUs that this process may use, in the notation of CUDA_VISIBLE_DEVICES."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return [name for name in visible.split(",") if name]
@@ -166,9 +184,9 @@ def _gpus() -> list[str]:
 
 
 def _main() -> None:
-    order = json.load(sys.stdin)
-    waves = [[Member.read(Path(folder)) for folder in folders] for folders in order["waves"]]
-    _Runner(jobs=order["jobs"], gpus=order["gpus"]).run(waves, after=order["after"])
+    request = json.load(sys.stdin)
+    levels = [[Member.read(Path(folder)) for folder in folders] for folders in request["levels"]]
+    _Runner(num_jobs=request["num_jobs"], gpus=request["gpus"]).run(levels, after=request["after"])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Members of a sweep as jobs of SLURM: submitted as arrays through submitit, watched through squeue."""
+"""Sweep members as SLURM jobs: submitted as arrays through submitit, monitored through squeue."""
 
 from __future__ import annotations
 
@@ -9,51 +9,60 @@ import shutil
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from esper.configs.schema import setting
-from esper.errors import ConfigError, RunError
+from esper.errors import ConfigError, RunError, one_line
 from esper.sweep.job import MemberJob
-from esper.sweep.labels import labels
-from esper.sweep.manifest import Job, Member, members_of
+from esper.sweep.manifest import Job, Member, labels, members_of
+from esper.sweep.queues.base import JobState, Queue, QueueOptions
 
-__all__ = ["SlurmOptions", "SlurmQueue", "states"]
+__all__ = ["SlurmOptions", "SlurmQueue"]
 
 _TIMEOUT_S = 60
-# Passed on to sbatch as they are.
+# Passed to sbatch as they are.
 _RESOURCES = (
     *("partition", "account", "qos", "constraint"),
     *("nodes", "ntasks_per_node", "cpus_per_task", "gpus_per_node", "mem"),
 )
+# SLURM's final job states; in any other a job waits, runs, or is about to.
+_FINAL_STATES = frozenset(
+    {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "REVOKED", "TIMEOUT"}
+)
 
 
 @dataclass(kw_only=True)
-class SlurmOptions:
-    """`hydra.launcher` of `hydra/launcher=slurm`; null leaves a choice to the cluster."""
+class SlurmOptions(QueueOptions):
+    """`hydra.launcher` of `hydra/launcher=slurm`; null uses the cluster's default."""
 
     partition: str | None = setting(None, "partition")
-    account: str | None = setting(None, "account that pays")
+    account: str | None = setting(None, "account to charge")
     qos: str | None = setting(None, "quality of service")
-    constraint: str | None = setting(None, "features that a node must have")
-    timeout_min: int = setting(240, "minutes until SLURM takes the machine back", low=1)
-    signal_delay_s: int = setting(120, "seconds before that at which the run saves and requeues itself", low=1)
-    max_num_timeout: int = setting(20, "how often a run that ran out of time goes on in a new job", low=0)
-    nodes: int = setting(1, "machines of a run", low=1)
-    ntasks_per_node: int = setting(1, "processes of a run on each machine: one for each GPU, as a rule", low=1)
-    cpus_per_task: int | None = setting(4, "CPUs of a process", low=1)
-    gpus_per_node: int | None = setting(1, "GPUs of a run on each machine", low=1)
-    mem: str | None = setting(None, "memory of a run on each machine, such as 16G")
-    max_running: int = setting(256, "how many runs of an array SLURM may run at once", low=1)
+    constraint: str | None = setting(None, "required node features")
+    timeout_min: int = setting(240, "time limit of a job, in minutes", low=1)
+    signal_delay_s: int = setting(
+        120, "seconds before the time limit at which the run saves a checkpoint and requeues itself", low=1
+    )
+    max_num_timeout: int = setting(20, "how often a run that reached the time limit is requeued", low=0)
+    nodes: int = setting(1, "nodes of a run", low=1)
+    ntasks_per_node: int = setting(1, "processes of a run on each node, usually one for each GPU", low=1)
+    cpus_per_task: int | None = setting(4, "CPUs of each process", low=1)
+    gpus_per_node: int | None = setting(1, "GPUs of a run on each node", low=1)
+    mem: str | None = setting(None, "memory of a run on each node, such as 16G")
+    max_running: int = setting(256, "how many jobs of an array may run at once", low=1)
     setup: list[str] = setting([], "shell commands before the run, such as module load")
     additional_parameters: dict[str, Any] = setting({}, "further options of sbatch, by name")
-    poll_s: float = setting(10.0, "seconds between two looks at the queue", above=0)
-    on_interrupt: str = setting("ask", "what Ctrl-C does with the jobs", choices=("ask", "leave", "cancel"))
+    poll_s: float = setting(10.0, "seconds between two polls of the jobs", above=0)
 
 
-class SlurmQueue:
-    """Submits to SLURM, and cancels there."""
+class SlurmQueue(Queue):
+    """Jobs of a SLURM cluster."""
 
     name = "slurm"
+    options_type = SlurmOptions
+    runs_here = False
+    options: SlurmOptions
 
     def __init__(self, options: SlurmOptions) -> None:
         if options.signal_delay_s >= 60 * options.timeout_min:
@@ -63,52 +72,67 @@ class SlurmQueue:
             )
         self.options = options
 
-    def require(self) -> None:
-        """Refuse where there is no SLURM.
+    @property
+    def requests_gpus(self) -> bool:
+        """Whether jobs get GPUs of another machine."""
+        return self.options.gpus_per_node is not None
 
-        Raises:
-            RunError: sbatch is not there.
-        """
+    def require(self) -> None:
+        """Raise a `RunError` where there is no sbatch."""
         if shutil.which("sbatch") is None:
-            raise RunError("hydra/launcher=slurm: no sbatch here; start the sweep on a login node of the cluster")
+            raise RunError(
+                "hydra/launcher=slurm: sbatch is not installed here; start the sweep on a login node of the cluster"
+            )
 
     def describe(self) -> str:
-        """What is asked for, in one line."""
-        asked = {name: getattr(self.options, name) for name in (*_RESOURCES, "timeout_min", "max_num_timeout")}
-        return "SLURM: " + ", ".join(f"{name}={value}" for name, value in asked.items() if value is not None)
+        """The requested resources, in one line."""
+        requested = {name: getattr(self.options, name) for name in (*_RESOURCES, "timeout_min", "max_num_timeout")}
+        return "SLURM: " + ", ".join(f"{name}={value}" for name, value in requested.items() if value is not None)
 
-    def submit(self, waves: Sequence[Sequence[Member]], *, after: Sequence[Job]) -> None:
-        """Submit an array a wave; each begins when the jobs of the waves before, and those in `after`, have ended.
+    def submit(self, levels: Sequence[Sequence[Member]], *, after: Sequence[Job]) -> None:
+        """Submit an array for each level; it depends on the arrays of the levels before and on `after`.
 
         Raises:
-            RunError: SLURM refused.
+            RunError: sbatch refused.
         """
-        before = [job.id for job in after]
-        for members in waves:
-            submitted = self._submit_array(members, after=before)
-            before = [*before, *submitted]
+        dependencies = [job.id for job in after]
+        for members in levels:
+            dependencies += self._submit_array(members, after=dependencies)
 
     def cancel(self, jobs: Sequence[Job]) -> None:
-        """Cancel jobs: each run saves first."""
+        """Cancel jobs; a run that has begun saves a checkpoint first."""
         subprocess.run(["scancel", *(job.id for job in jobs)], check=False, timeout=_TIMEOUT_S)
 
+    @staticmethod
+    def job_states(jobs: Sequence[tuple[Member, Job]]) -> list[JobState]:
+        """State of each member's job."""
+        slurm_states = _squeue()
+        if slurm_states is None:
+            return [JobState(state="unknown", reason="squeue did not respond")] * len(jobs)
+        return [_job_state(slurm_states.get(job.id), has_begun=member.began) for member, job in jobs]
+
+    @staticmethod
+    def log_file(member: Member, job: Job) -> Path:
+        """The file that holds the output of the member's job, as submitit names it."""
+        return member.folder.parent / "jobs" / f"{job.id}_0_log.err"
+
     def _submit_array(self, members: Sequence[Member], *, after: Sequence[str]) -> list[str]:
-        import submitit  # a second, and only who submits needs it
+        import submitit  # takes a second to import
         from submitit.core.utils import FailedJobError
 
         folder = members[0].folder.parent / "jobs"
         folder.mkdir(mode=0o700, exist_ok=True)
-        short = labels(members_of(members[0].sweep_dir))
-        submissions = [MemberJob(one.folder, job_name=short[one.name].replace(" ", "-")) for one in members]
+        names = labels(members_of(members[0].sweep_dir))
+        submissions = [MemberJob(member.folder, job_name=names[member.name].replace(" ", "-")) for member in members]
         executor = submitit.SlurmExecutor(folder, max_num_timeout=self.options.max_num_timeout)
         executor.update_parameters(**self._parameters(members[0].sweep_dir.name, after=after))
         try:
-            with contextlib.redirect_stderr(io.StringIO()):  # submitit repeats what sbatch says
+            with contextlib.redirect_stderr(io.StringIO()):  # submitit repeats sbatch's output
                 jobs = executor.submit_array(submissions)
         except FailedJobError as error:
-            lines = [line for line in str(error).splitlines() if "error" in line] or [str(error)]
-            told = " ".join(lines[0].split()).removeprefix("sbatch: error: ")
-            raise RunError(f"hydra/launcher=slurm: sbatch refused: {told}; set hydra.launcher.*") from None
+            errors = [line for line in str(error).splitlines() if "error" in line] or [str(error)]
+            reason = one_line(errors[0]).removeprefix("sbatch: error: ")
+            raise RunError(f"hydra/launcher=slurm: sbatch refused: {reason}; set hydra.launcher.*") from None
         for member, job in zip(members, jobs, strict=True):
             member.set_job(Job(queue=self.name, id=job.job_id))
         return [job.job_id for job in jobs]
@@ -116,27 +140,27 @@ class SlurmQueue:
     def _parameters(self, sweep: str, *, after: Sequence[str]) -> dict[str, Any]:
         options = self.options
         parameters: dict[str, Any] = {
-            "job_name": f"esper-{sweep}",  # of the array; a member that begins gives its job its own name
+            "job_name": f"esper-{sweep}",  # of the array; each job renames itself when it begins
             "time": options.timeout_min,
             "signal_delay_s": options.signal_delay_s,
             "array_parallelism": options.max_running,
             "additional_parameters": {"requeue": True, **options.additional_parameters},
         }
         if options.nodes * options.ntasks_per_node > 1:
-            parameters["srun_args"] = ["--kill-on-bad-exit=1"]  # who waits for a process that has died waits long
+            parameters["srun_args"] = ["--kill-on-bad-exit=1"]  # the other ranks would wait for the dead one
         if options.setup:
             parameters["setup"] = options.setup
         if after:
-            arrays = dict.fromkeys(one.partition("_")[0] for one in after)
+            arrays = dict.fromkeys(job_id.partition("_")[0] for job_id in after)
             parameters["dependency"] = "afterany:" + ":".join(arrays)
-        asked = {name: getattr(options, name) for name in _RESOURCES}
-        return parameters | {name: value for name, value in asked.items() if value is not None}
+        resources = {name: getattr(options, name) for name in _RESOURCES}
+        return parameters | {name: value for name, value in resources.items() if value is not None}
 
 
-def states() -> dict[str, str] | None:
-    """SLURM's word for the state of each of the user's jobs, by id; None if it does not answer.
+def _squeue() -> dict[str, str] | None:
+    """SLURM's state of each of the user's jobs, by id; None if squeue did not respond.
 
-    From squeue, which works without an accounting database too. Jobs that ended are there for some minutes.
+    squeue also works without an accounting database. It lists jobs for some minutes after they ended.
     """
     command = ["squeue", "--noheader", "--array", "--states=all", f"--user={os.getuid()}", "--format=%i|%T"]
     try:
@@ -144,3 +168,15 @@ def states() -> dict[str, str] | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return dict(line.split("|") for line in done.stdout.split())
+
+
+def _job_state(slurm_state: str | None, *, has_begun: bool) -> JobState:
+    if slurm_state == "CANCELLED" and not has_begun:
+        return JobState(state="interrupted", reason="cancelled before it began")
+    if slurm_state is None or slurm_state in _FINAL_STATES:
+        return JobState(state="ended", reason=slurm_state or "gone from the queue")
+    if slurm_state in ("RUNNING", "COMPLETING"):
+        return JobState(state="running")
+    if has_begun:
+        return JobState(state="waiting", reason=f"requeued, {slurm_state.lower()}")
+    return JobState(state="waiting", reason="" if slurm_state == "PENDING" else slurm_state.lower())

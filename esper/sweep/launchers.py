@@ -1,0 +1,43 @@
+"""The launchers: `hydra/launcher=NAME` runs the members of a sweep as jobs of the queue of that name.
+
+To add one, write queues/NAME.py and conf/hydra/launcher/NAME.yaml and list its class here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from esper.configs.check import check_group
+from esper.configs.explain import nearest
+from esper.errors import ConfigError
+from esper.sweep.queues.base import Queue
+from esper.sweep.queues.local import LocalQueue
+from esper.sweep.queues.slurm import SlurmQueue
+
+__all__ = ["QUEUES", "queue_of"]
+
+QUEUES: dict[str, type[Queue]] = {
+    "local": LocalQueue,
+    "slurm": SlurmQueue,
+}
+
+
+def queue_of(name: str, options: Mapping[str, Any]) -> Queue:
+    """The queue of a launcher, with its options checked.
+
+    Raises:
+        ConfigError: an option that does not exist, or a value that is not allowed.
+    """
+    schema = QUEUES[name].options_type
+    given = OmegaConf.to_container(OmegaConf.create(dict(options)), resolve=True)
+    assert isinstance(given, dict)
+    known = [field.name for field in dataclasses.fields(schema)]
+    if unknown := [str(key) for key in given if key not in known]:
+        raise ConfigError(f"hydra.launcher.{unknown[0]}: no such setting{nearest(unknown[0], known)}")
+    checked = schema(**{str(key): value for key, value in given.items()})
+    check_group(checked, prefix="hydra.launcher.")
+    return QUEUES[name](checked)

@@ -1,0 +1,78 @@
+"""States of a sweep's members: from the queues while their jobs exist, then from the files that the jobs left."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from esper.sweep.launchers import QUEUES
+from esper.sweep.manifest import Job, Member
+from esper.sweep.queues.base import JobState
+
+__all__ = ["MemberState", "log_file", "member_states"]
+
+_MAX_TAIL_BYTES = 16384
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemberState:
+    """State of a member.
+
+    Attributes:
+        state: waiting, running, finished, failed, interrupted (it saved a checkpoint, or had not begun), lost (its job
+            ended without recording an outcome), or unknown (the queue did not respond).
+        reason: why it waits, failed or was interrupted.
+        metric: validation accuracy of a finished run, in [0, 1].
+    """
+
+    state: str
+    reason: str = ""
+    metric: float | None = None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the member has no job any more."""
+        return self.state in ("finished", "failed", "interrupted", "lost")
+
+
+def member_states(members: Sequence[Member]) -> dict[str, MemberState]:
+    """The members' states, by name."""
+    jobs: dict[str, list[tuple[Member, Job]]] = {}
+    for member in members:
+        if (job := member.job()) is not None:
+            jobs.setdefault(job.queue, []).append((member, job))
+    states = dict.fromkeys((member.name for member in members), JobState(state="ended", reason="was never submitted"))
+    for queue, submitted in jobs.items():
+        names = [member.name for member, _ in submitted]
+        states.update(zip(names, QUEUES[queue].job_states(submitted), strict=True))
+    return {member.name: _member_state(member, states[member.name]) for member in members}
+
+
+def _member_state(member: Member, job: JobState) -> MemberState:
+    if job.state != "ended":
+        return MemberState(state=job.state, reason=job.reason)
+    if outcome := member.outcome():
+        return MemberState(state=outcome["status"], reason=outcome["reason"], metric=outcome["metric"])
+    if result := member.result():
+        return MemberState(state="finished", metric=result["val_accuracy"])
+    path = log_file(member) if member.began else None
+    last_line = _last_line(path) if path else ""
+    return MemberState(state="lost", reason=f"{job.reason}: {last_line}" if last_line else job.reason)
+
+
+def log_file(member: Member) -> Path | None:
+    """The file that holds the output of the member's job; None if it was never submitted."""
+    job = member.job()
+    return QUEUES[job.queue].log_file(member, job) if job else None
+
+
+def _last_line(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(max(0, size - _MAX_TAIL_BYTES))
+            lines = file.read().decode(errors="replace").split("\n")
+    except OSError:
+        return ""
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")
