@@ -6,6 +6,8 @@ import os
 import subprocess
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 STAND_IN = """#!/bin/bash
 echo "table of $1"
@@ -16,6 +18,7 @@ exit 0
 """
 
 
+@pytest.mark.long
 def test_all_programs_run_though_one_fails_and_one_takes_too_long(tmp_path: Path) -> None:
     done = run_script("gpu.sh", tmp_path, GPU_SH_SECONDS="7")
     assert done.returncode == 1

@@ -11,6 +11,7 @@ import pytest
 from benchmarks.growth_latency import main
 
 
+@pytest.mark.long
 def test_each_growth_is_at_another_site_and_every_part_of_its_pause_is_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

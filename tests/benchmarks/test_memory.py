@@ -30,6 +30,7 @@ def test_an_arm_trains_validates_and_only_dormant_seeds_are_scored(arm: str, tmp
     assert peak == sorted(peak)  # of the process so far
 
 
+@pytest.mark.long
 def test_every_cycle_is_counted_and_nothing_grows(tmp_path: Path) -> None:
     counted = cycles(argparse.Namespace(**SMALL), tmp_path)
     assert len(counted) == 3

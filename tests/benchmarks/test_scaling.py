@@ -25,12 +25,14 @@ def cells(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]
     return {cell["kind"]: cell for cell in json.loads(out.read_text())["cells"]}
 
 
+@pytest.mark.long
 def test_every_cell_is_measured_the_most_important_first(cells: dict[str, dict[str, Any]]) -> None:
     assert [(kind, cell["status"]) for kind, cell in cells.items()] == [
         ("per rank", "done"), ("growth", "done"), ("global", "done"),
     ]  # fmt: skip
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("kind", "arms"), [("per rank", ["off", "default"]), ("global", ["off"])])
 def test_efficiency_is_the_share_of_so_many_times_one_process(
     cells: dict[str, dict[str, Any]], kind: str, arms: list[str]
@@ -43,10 +45,12 @@ def test_efficiency_is_the_share_of_so_many_times_one_process(
         assert found["efficiency"][arm]["mean"] == pytest.approx(expected)
 
 
+@pytest.mark.long
 def test_dormant_seeds_are_compared_with_none_alone_and_together(cells: dict[str, dict[str, Any]]) -> None:
     assert [ratio["n"] for ratio in cells["per rank"]["default_to_off"].values()] == [2, 2]
 
 
+@pytest.mark.long
 def test_after_a_growth_all_processes_have_the_same_weights_which_go_on_changing(
     cells: dict[str, dict[str, Any]],
 ) -> None:
@@ -69,6 +73,7 @@ def test_what_begins_after_the_budget_is_not_measured_and_is_told(
     assert "not begun, the time was over: resnet_small, 8 px, per rank, 2 ranks" in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_a_cell_that_fails_does_not_stop_the_next(tmp_path: Path) -> None:
     out = tmp_path / "scaling.json"
     with pytest.raises(SystemExit, match="1"):

@@ -17,6 +17,7 @@ SMALL = (
 )
 
 
+@pytest.mark.long
 def test_esper_and_a_plain_loop_are_measured_in_every_round(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "throughput.json"
     main([*SMALL, "--out", str(out), "--parts", "esper,bare,peers", "--peers", "plain PyTorch"])

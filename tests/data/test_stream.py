@@ -169,6 +169,7 @@ def test_a_damaged_file_is_told_in_one_line(tmp_path: Path, num_workers: int) ->
     assert set(multiprocessing.active_children()) <= others
 
 
+@pytest.mark.long
 def test_a_process_that_dies_is_told_in_one_line_and_the_others_end(photos: Path) -> None:
     splits, pool = load_splits(settings(photos), rng_seed=0), DecodePool(2)
     others = set(multiprocessing.active_children())
@@ -197,6 +198,7 @@ def test_ctrl_c_does_not_reach_the_processes(photos: Path, processes: DecodePool
     assert torch.equal(torch.cat(again), torch.cat(expected))
 
 
+@pytest.mark.long
 def test_processes_end_when_the_one_that_started_them_is_killed(photos: Path, tmp_path: Path) -> None:
     killed = multiprocessing.get_context("spawn").Process(target=start_and_be_killed, args=(photos, tmp_path / "pids"))
     killed.start()

@@ -29,21 +29,23 @@ def config(photos: Path, **changes: Any) -> TolariaConfig:
     return tiny_config(dataset=dataset, **changes)
 
 
+@pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.long)])
 def test_a_streamed_training_that_grows_is_interrupted_and_goes_on_gives_the_same_bits(
-    photos: Path, tmp_path: Path
+    photos: Path, tmp_path: Path, num_workers: int
 ) -> None:
     others = set(multiprocessing.active_children())
     whole, growth = train(config(photos, dataset__num_workers=0), tmp_path / "whole")
     assert growth["num_germinated"] == 1
     for stop_at in (4, 9):
-        train(config(photos), tmp_path / "parts", stop_at=stop_at)
+        train(config(photos, dataset__num_workers=num_workers), tmp_path / "parts", stop_at=stop_at)
         assert json.loads((tmp_path / "parts" / "status.json").read_text())["status"] == "interrupted"
-    resumed, resumed_growth = train(config(photos), tmp_path / "parts")
+    resumed, resumed_growth = train(config(photos, dataset__num_workers=num_workers), tmp_path / "parts")
     assert resumed_growth == growth
     assert_same(resumed, whole)
     assert set(multiprocessing.active_children()) <= others
 
 
+@pytest.mark.long
 def test_a_file_that_is_damaged_stops_the_run_in_one_line(tmp_path: Path) -> None:
     photos = write_photos(tmp_path / "photos")
     (photos / "val" / CLASSES[0] / f"{CLASSES[0]}_003.JPEG").write_bytes(b"")
@@ -54,7 +56,7 @@ def test_a_file_that_is_damaged_stops_the_run_in_one_line(tmp_path: Path) -> Non
 
 
 def test_normal_settings_stream_too(photos: Path, tmp_path: Path) -> None:
-    settings = config(photos, morphogenetic__incubation="fit", morphogenetic__incubation_steps=2)
+    settings = config(photos, dataset__num_workers=1, morphogenetic__incubation="fit", morphogenetic__incubation_steps=2)
     tensors, growth = train(settings, tmp_path / "run")
     assert growth["num_germinated"] == 1
     assert all(bool(torch.isfinite(value.float()).all()) for value in tensors.values())

@@ -103,6 +103,7 @@ def test_services_come_up_answer_runs_and_go_down(own: Path, tmp_path: Path):
     assert checked()[0] == 1
 
 
+@pytest.mark.long
 def test_what_is_submitted_to_a_forge_that_is_killed_is_done_by_the_next(own: Path, tmp_path: Path):
     up("--only=tezzeret", "--name=first")
     submitted = esper("urza", "submit", "conv1x1", "--redis=embedded")
@@ -120,6 +121,7 @@ def test_what_is_submitted_to_a_forge_that_is_killed_is_done_by_the_next(own: Pa
     assert (code, found["library"]["status"]) == (0, "healthy")
 
 
+@pytest.mark.long
 def test_a_stop_is_obeyed_soon_also_in_the_middle_of_a_job(own: Path):
     up()
     esper("urza", "submit", "basic_block", "--redis=embedded")
@@ -133,6 +135,7 @@ def test_a_stop_is_obeyed_soon_also_in_the_middle_of_a_job(own: Path):
     assert "stopped: tamiyo 0 done" in next(Path("outputs/services").glob("*.log")).read_text()
 
 
+@pytest.mark.long
 def test_a_service_that_is_missing_or_no_server_is_an_exit_code_and_a_remedy(own: Path):
     up("--only=tamiyo")
     code, found = checked()

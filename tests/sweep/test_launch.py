@@ -147,6 +147,7 @@ def test_the_installed_command_has_the_launchers(tmp_path: Path):
     assert "1 runs: 1 submitted" in done.stdout
 
 
+@pytest.mark.long
 def test_a_dry_run_says_which_member_cannot_train(tmp_path: Path):
     code, _, err = finish(start(*TINY, "optimization.learning_rate=0.05,1e20", "dry_run=true", cwd=tmp_path))
     assert code == 1

@@ -104,6 +104,7 @@ def test_what_ends_the_worker_is_kept_with_the_reason_and_the_next_job_gets_a_ne
     assert (store.quarantined(blueprint_id) is not None) == (status != "too_large")
 
 
+@pytest.mark.long
 def test_what_is_quarantined_gets_no_second_job_unless_asked(bad: Forge, store: Store):
     wanted = [job("crash"), job("crash", batch_size=2)]
     assert [kernel.batch_size for kernel in characterise(wanted, forge=bad, store=store)] == [4]
@@ -121,6 +122,7 @@ def test_what_the_library_knows_is_not_measured_twice(bad: Forge, store: Store):
     assert third.forward_s != first.forward_s
 
 
+@pytest.mark.long
 def test_a_worker_that_was_killed_between_jobs_is_told_of(bad: Forge):
     bad.start()
     os.kill(newest_worker().pid, signal.SIGKILL)
@@ -134,6 +136,7 @@ def test_a_kernel_that_fails_its_check_is_unsound_and_not_quarantined(bad: Forge
     assert store.quarantined("idle") is None
 
 
+@pytest.mark.long
 def test_a_stop_ends_a_job_that_hangs(store: Store):
     stop = threading.Event()
     with contextlib.closing(Forge(device="cpu", stop=stop, worker=BAD)) as forge:
@@ -156,6 +159,7 @@ def test_a_worker_that_does_not_start_is_told_in_one_line():
         forge.start()
 
 
+@pytest.mark.long
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_a_device_that_is_not_there_is_refused():
     with contextlib.closing(Forge(device="cuda")) as forge, pytest.raises(ConfigError, match="no usable CUDA device"):
@@ -180,6 +184,7 @@ def test_a_kernel_is_compiled_and_what_came_of_it_stays_in_the_storage_folder(tm
     assert any((tmp_path / "compiled").rglob("*"))
 
 
+@pytest.mark.long
 def test_a_worker_that_hangs_does_not_outlive_its_forge():
     code = f"""
 from esper.tezzeret.characterise import Forge

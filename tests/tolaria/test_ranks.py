@@ -75,6 +75,7 @@ def test_only_the_first_process_writes(runs: tuple[Path, Path]) -> None:
     assert len(events(runs[1], "run_started")) == 1
 
 
+@pytest.mark.long
 def test_a_process_that_dies_ends_the_others_with_one_line_and_the_run_resumes_with_another_number(
     tmp_path: Path,
 ) -> None:
@@ -94,6 +95,7 @@ def test_a_process_that_dies_ends_the_others_with_one_line_and_the_run_resumes_w
     assert [line["epoch"] for line in events(run_dir, "epoch")] == list(range(1, 21))
 
 
+@pytest.mark.long
 def test_a_signal_to_one_process_stops_all_of_them_at_the_same_step(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     processes = start_step(*[(*LONG, f"hydra.run.dir={run_dir}")] * 2)
@@ -113,6 +115,7 @@ def test_processes_with_different_settings_refuse_to_train(tmp_path: Path) -> No
     assert "the run differs: configuration is" in told
 
 
+@pytest.mark.long
 def test_what_the_first_process_cannot_read_ends_all_of_them_and_is_told_once(tmp_path: Path) -> None:
     damaged = tmp_path / "step-00000001"
     damaged.mkdir()

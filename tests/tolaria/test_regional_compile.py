@@ -141,6 +141,7 @@ def test_a_machine_that_cannot_compile_is_told_in_one_line() -> None:
         model(IMAGES)
 
 
+@pytest.mark.long
 def test_a_compiled_run_trains_and_grows_as_a_plain_one(run_dir: Path, tmp_path: Path) -> None:
     async def losses(trainer: TolariaTrainer) -> list[float]:
         first = await trainer.train_epoch()

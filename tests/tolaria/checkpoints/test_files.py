@@ -1,12 +1,12 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import resource
-import signal
-import subprocess
-import sys
 import time
+import warnings
 from dataclasses import replace
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import pytest
@@ -93,30 +93,28 @@ def test_a_save_that_does_not_fit_leaves_earlier_checkpoints_intact(tmp_path: Pa
     checkpoint.load(good)
 
 
-SAVER = """
-import sys, torch
-from pathlib import Path
-from esper.tolaria.checkpoints import files as checkpoint
-from esper.tolaria.checkpoints.files import Snapshot
-weights = torch.zeros(400_000)
-print("ready", flush=True)
-for step in range(10_000):
-    weights += 1
-    checkpoint.save(Path(sys.argv[1]), Snapshot(step=step, model={"w": weights}, optimizer={"w|m": weights}, state={},
-        recipe=[], journal_offset=0, digest=""), prefix="step")
-    checkpoint.remove_old(Path(sys.argv[1]), keep=2)
-"""
+def save_without_end(folder: Path, ready: Event) -> None:
+    weights = torch.zeros(400_000)
+    for step in range(10_000):
+        weights += 1
+        tensors = {"model": {"w": weights}, "optimizer": {"w|m": weights}}
+        checkpoint.save(folder, replace(snapshot(step), **tensors), prefix="step")
+        checkpoint.remove_old(folder, keep=2)
+        ready.set()
 
 
 def test_killing_a_process_while_it_saves_never_costs_the_last_checkpoint(tmp_path: Path) -> None:
-    for delay in (0.03, 0.05, 0.08, 0.13):
-        process = subprocess.Popen([sys.executable, "-c", SAVER, str(tmp_path)], stdout=subprocess.PIPE)
-        assert process.stdout is not None
-        process.stdout.readline()
-        time.sleep(0.2 + delay)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
+    fork = multiprocessing.get_context("fork")  # importing torch anew takes longer than the whole test
+    for delay_s in (0.03, 0.05, 0.08, 0.13):
+        ready = fork.Event()
+        process = fork.Process(target=save_without_end, args=(tmp_path, ready), daemon=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # threads are not copied, and are not needed
+            process.start()
+        assert ready.wait(60)
+        time.sleep(delay_s)
+        process.kill()
+        process.join()
         newest = checkpoint.find_checkpoints(tmp_path)[0]
         loaded = checkpoint.load(newest)
         assert torch.equal(loaded.model["w"], torch.full((400_000,), float(loaded.step + 1)))
