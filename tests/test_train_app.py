@@ -11,11 +11,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra.core.hydra_config import HydraConfig
 
 from esper import fit
 from esper.configs import TolariaConfig
 from esper.configs.comparison import ARMS
 from esper.errors import ConfigError
+from esper.launch import exits
+from esper.train import main
 
 NEEDS_NO_CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason="the device that is asked for is there")
 ROOT = Path(__file__).resolve().parents[1]
@@ -91,12 +94,26 @@ def test_looking_needs_neither_torch_nor_mlflow(tmp_path: Path, arguments: list[
         (["-m", "experiment=fair_comparison", "rng_seed=0", "optimization.patience=3"], "leave it null"),
     ],
 )
-def test_bad_input_is_one_line_exit_code_2_and_nothing_on_disk(tmp_path: Path, arguments: list[str], line: str):
-    done = esper_train(*arguments, cwd=tmp_path)
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: ")
-    assert done.stderr.count("\n") == 1
-    assert line in done.stderr
+def test_bad_input_is_one_line_exit_code_2_and_nothing_on_disk(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    arguments: list[str],
+    line: str,
+):
+    # In this process: a new one imports for seconds.
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["esper-train", *arguments])
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "")  # main sets these three
+    monkeypatch.setattr(exits, "failures", None)
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", None)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    told = capfd.readouterr().err
+    assert told.startswith("error: ")
+    assert told.count("\n") == 1
+    assert line in told
     assert not list(tmp_path.iterdir())
 
 

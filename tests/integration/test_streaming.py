@@ -24,7 +24,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def config(photos: Path, **changes: Any) -> TolariaConfig:
     dataset = DatasetConfig(
-        name="imagefolder", storage="stream", data_dir=str(photos), image_size=8, batch_size=16, num_workers=2
+        name="imagefolder", storage="stream", data_dir=str(photos), image_size=8, batch_size=16, num_workers=1
     )
     return tiny_config(dataset=dataset, **changes)
 
@@ -56,7 +56,7 @@ def test_a_file_that_is_damaged_stops_the_run_in_one_line(tmp_path: Path) -> Non
 
 
 def test_normal_settings_stream_too(photos: Path, tmp_path: Path) -> None:
-    settings = config(photos, dataset__num_workers=1, morphogenetic__incubation="fit", morphogenetic__incubation_steps=2)
+    settings = config(photos, morphogenetic__incubation="fit", morphogenetic__incubation_steps=2)
     tensors, growth = train(settings, tmp_path / "run")
     assert growth["num_germinated"] == 1
     assert all(bool(torch.isfinite(value.float()).all()) for value in tensors.values())
