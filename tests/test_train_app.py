@@ -117,7 +117,6 @@ def test_bad_input_is_one_line_exit_code_2_and_nothing_on_disk(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.long
 def test_a_dry_run_leaves_nothing_behind(tmp_path: Path):
     (tmp_path / "cwd").mkdir()
     (tmp_path / "tmp").mkdir()
@@ -125,20 +124,6 @@ def test_a_dry_run_leaves_nothing_behind(tmp_path: Path):
     assert done.returncode == 0, done.stderr
     assert not list((tmp_path / "cwd").iterdir())
     assert not [left for left in (tmp_path / "tmp").iterdir() if left.name.startswith("esper")]
-
-
-@pytest.mark.long
-def test_a_failed_member_does_not_stop_a_sweep(tmp_path: Path):
-    done = esper_train(
-        "-m", "experiment=debug", "debug_mode=false", "optimization.learning_rate=1e20,0.05", cwd=tmp_path
-    )
-    assert done.returncode == 1
-    assert "Traceback" not in done.stderr
-    last = done.stderr.splitlines()[-1]
-    assert last.startswith("error: ")
-    assert "optimization.learning_rate=1e+20" in last
-    statuses = [path.read_text() for path in (tmp_path / "outputs" / "debug").glob("*/status.json")]
-    assert sorted('"finished"' in status for status in statuses) == [False, True]
 
 
 @pytest.mark.long
@@ -176,7 +161,6 @@ def test_fit_takes_overrides_or_a_configuration():
         fit("rng_seed=1", config=TolariaConfig())
 
 
-@pytest.mark.long
 def test_fit_works_inside_a_running_event_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
 

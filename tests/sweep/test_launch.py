@@ -125,12 +125,12 @@ def test_a_dry_run_lists_what_there_is_and_what_would_be_submitted_and_leaves_no
     code, out, err = finish(start(*TINY, "rng_seed=0,1", "dry_run=true", cwd=tmp_path))
     assert (code, err) == (0, "")
     rows = [line.split() for line in out.splitlines()]
-    assert rows[1:3] == [[f"rng_seed={seed}", "to", "submit", "2", "1,454", "1", "s"] for seed in (0, 1)]
+    assert [row[:5] for row in rows[1:3]] == [[f"rng_seed={seed}", "to", "submit", "2", "1,454"] for seed in (0, 1)]
+    assert all(row[5].isdigit() and row[6:] == ["s"] for row in rows[1:3])  # as the machine is busy
     assert "2 runs: 2 to submit; this machine, 1 at a time\n" in out
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.long
 def test_the_installed_command_has_the_launchers(tmp_path: Path):
     # An editable install has a hydra_plugins that Hydra cannot look into.
     done = subprocess.run(

@@ -86,9 +86,9 @@ def test_the_memory_is_that_of_parameters_gradients_and_what_backward_keeps(bad:
     ("blueprint_id", "status", "reason"),
     [
         ("crash", "crashed", "ended with exit code 3: about to end while building"),
-        ("kill", "crashed", "ended with SIGABRT"),
-        ("hang", "hung", "no answer in time of 4 s while building"),
-        ("hoard", "too_large", "took more than 1,536 MiB while building"),
+        pytest.param("kill", "crashed", "ended with SIGABRT", marks=pytest.mark.long),
+        pytest.param("hang", "hung", "no answer in time of 4 s while building", marks=pytest.mark.long),
+        pytest.param("hoard", "too_large", "took more than 1,536 MiB while building", marks=pytest.mark.long),
     ],
 )
 def test_what_ends_the_worker_is_kept_with_the_reason_and_the_next_job_gets_a_new_one(

@@ -95,6 +95,7 @@ def test_what_cannot_be_used_or_crashes_does_not_end_the_service(service: Runnin
     assert b"unknown" in reasons[0]
 
 
+@pytest.mark.long
 def test_a_stop_ends_it_soon_and_what_is_under_way_is_not_done(service: Running):
     service.submit("conv1x1")
     service.wait_until_done(1)
@@ -108,6 +109,7 @@ def test_a_stop_ends_it_soon_and_what_is_under_way_is_not_done(service: Running)
     assert len(service.kernels()) == 1
 
 
+@pytest.mark.long
 def test_a_library_that_cannot_be_reached_is_tried_again(service: Running):
     (service.outputs_dir / "urza.db").mkdir()
     service.submit("conv1x1")

@@ -107,6 +107,7 @@ def test_a_signal_to_one_process_stops_all_of_them_at_the_same_step(tmp_path: Pa
     assert run_dir.joinpath("checkpoints", f"step-{ended['step']:08d}").is_dir()
 
 
+@pytest.mark.long
 def test_processes_with_different_settings_refuse_to_train(tmp_path: Path) -> None:
     same = (*GROWS, f"hydra.run.dir={tmp_path / 'run'}")
     codes, told = ends(start_step(same, (*same, "optimization.weight_decay=0.1")))
