@@ -101,7 +101,7 @@ class Trunk:
             epoch, index = divmod(number, self.loader.num_batches)
             rate = learning_rate(_RECIPE, number, total_steps=self.total_steps, steps_per_epoch=self.loader.num_batches)
             optim.set_learning_rates(optimizer, rate, step=number)
-            step(epoch=epoch, index=index, step=number)
+            step.forward_backward_update(epoch=epoch, index=index, step=number)
 
     def measure(self, model: MorphableModel) -> dict[str, float]:
         """Loss and accuracy on images that neither training nor scoring has seen."""

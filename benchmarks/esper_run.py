@@ -123,7 +123,9 @@ class EsperRun:
         watch = Stopwatch(run.parts.device, batch_size=self._config.dataset.batch_size, seconds=seconds)
         for number in itertools.count():
             ahead, index = divmod(number, run.steps_per_epoch)
-            run.step(epoch=run.state.epoch + ahead, index=index, step=run.state.global_step + number)
+            run.step.forward_backward_update(
+                epoch=run.state.epoch + ahead, index=index, step=run.state.global_step + number
+            )
             if watch.tick():
                 break
         return Rates(watch.images_per_s)

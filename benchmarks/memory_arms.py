@@ -46,7 +46,7 @@ def peaks(options: argparse.Namespace, folder: Path) -> Phases:
     rss = _rss()
     with opened(config, folder / "benchmark" / "run") as run:
         if arm == "off, not captured":
-            run.step._capture = None
+            run.step._graph = None
         validation = run.parts.evaluation_batches(run.parts.splits.controller)
         phase = functools.partial(_phase, device=run.parts.device, rss=rss)
         found = {

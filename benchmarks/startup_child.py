@@ -48,7 +48,7 @@ def _watch(file: Path) -> None:
 
     build.load_splits = _timed("data", build.load_splits)  # type: ignore[attr-defined]
     build._build_model = _timed("network", build._build_model)
-    initialize, step = trainer.TolariaTrainer._initialize, TrainStep.__call__
+    initialize, step = trainer.TolariaTrainer._initialize, TrainStep.forward_backward_update
 
     def initialized(self: trainer.TolariaTrainer) -> None:
         initialize(self)
@@ -66,7 +66,7 @@ def _watch(file: Path) -> None:
         os._exit(0)  # the rest of the training is not what is measured
 
     trainer.TolariaTrainer._initialize = initialized  # type: ignore[method-assign]
-    TrainStep.__call__ = stepped  # type: ignore[method-assign]
+    TrainStep.forward_backward_update = stepped  # type: ignore[method-assign]
 
 
 def _timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:

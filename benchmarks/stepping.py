@@ -77,7 +77,7 @@ def train_steps(run: Run, num_steps: int) -> None:
     for _ in range(num_steps):
         set_learning_rates(run.optimizer, run.schedule(run.state.global_step), step=run.state.global_step)
         run.life.before_step()
-        run.step(epoch=state.epoch, index=state.step, step=state.global_step)
+        run.step.forward_backward_update(epoch=state.epoch, index=state.step, step=state.global_step)
         state.step += 1
         state.global_step += 1
         state.ledger.train_macs += training_macs(run.config.dataset.batch_size, run.life.running_macs)

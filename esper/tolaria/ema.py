@@ -1,7 +1,7 @@
-"""Exponential moving average of the weights, keyed by parameter name, in step with growth.
+"""Exponential moving average (EMA) of the weights, keyed by parameter name; growth adds and removes parameters.
 
-a ← d a + (1 - d) w from a = 0, divided by 1 - d^n where it is used (as Adam does): the average of a module that grew is
-over the steps since its birth, and its random initial weights weigh no more than any others.
+a ← d a + (1 - d) w from a = 0, divided by 1 - d^n where it is used (bias correction, as in Adam): the average of a
+grown module is over the steps since its birth, and its random initial weights count no more than any others.
 Source: B. Polyak, A. Juditsky, Acceleration of Stochastic Approximation by Averaging, 1992; Adam, arXiv:1412.6980.
 """
 
@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-__all__ = ["WeightAverage", "corrected"]
+__all__ = ["WeightEMA", "bias_corrected"]
 
 
-class WeightAverage:
-    """Average of a network's parameters and batch-norm statistics.
+class WeightEMA:
+    """EMA of a network's parameters and batch-norm statistics.
 
     Args:
         model: the network.
@@ -26,7 +26,7 @@ class WeightAverage:
 
     Attributes:
         sums: a above by state-dict name, shaped like the weights.
-        born: step before which each of them was begun.
+        born: optimizer step before which each of them was started.
     """
 
     def __init__(self, model: nn.Module, *, decay: float) -> None:
@@ -36,10 +36,10 @@ class WeightAverage:
         self._model = model
         self._live: list[Tensor] = []
         self._averages: list[Tensor] = []
-        self.follow(step=0)
+        self.sync_parameters(step=0)
 
-    def follow(self, *, step: int) -> None:
-        """Begin averages of what is new in the network at a step, forget those of what left."""
+    def sync_parameters(self, *, step: int) -> None:
+        """Before step `step`, start averages of the network's new parameters and drop those of removed ones."""
         weights = _averaged_tensors(self._model)
         for name in self.sums.keys() - weights.keys():
             del self.sums[name], self.born[name]
@@ -50,29 +50,29 @@ class WeightAverage:
         self._averages = [self.sums[name] for name in weights]
 
     def restart(self, *, step: int) -> None:
-        """Begin anew: what was averaged so far belongs to another network."""
+        """Start all averages again before step `step`: those so far are of another network."""
         torch._foreach_zero_(self._averages)
         self.born = dict.fromkeys(self.born, step)
 
     def is_empty(self, *, step: int) -> bool:
-        """Whether nothing has been averaged yet before step `step`: the network's own weights stand in."""
+        """Whether no step was averaged before step `step`; `applied` then leaves the network's own weights."""
         return all(born >= step for born in self.born.values())
 
     def load(self, sums: Mapping[str, Tensor], born: Mapping[str, int], *, step: int) -> None:
-        """Take up saved averages before step `step`; of what was not averaged then, they begin there."""
+        """Restore saved averages before step `step`; those that were not saved start there."""
         self.born = {name: born.get(name, step) for name in self.sums}
         for name in sums.keys() & self.sums.keys():
             self.sums[name].copy_(sums[name])
 
     def update(self) -> None:
-        """Take in the weights after a step; nothing is read from the device."""
+        """Average in the weights after a step, without reading the device."""
         torch._foreach_lerp_(self._averages, self._live, 1.0 - self.decay)
 
     @contextmanager
     def applied(self, *, step: int) -> Iterator[None]:
-        """Give the network its averaged weights for a while; its own come back bit-identical."""
+        """Context manager: give the network its averaged weights; its own come back bit-identical."""
         saved = [tensor.detach().clone() for tensor in self._live]
-        averaged = corrected(self.sums, self.born, decay=self.decay, step=step)
+        averaged = bias_corrected(self.sums, self.born, decay=self.decay, step=step)
         with torch.no_grad():
             for live, name in zip(self._live, _averaged_tensors(self._model), strict=True):
                 if name in averaged:
@@ -85,8 +85,10 @@ class WeightAverage:
                     live.copy_(own)
 
 
-def corrected(sums: Mapping[str, Tensor], born: Mapping[str, int], *, decay: float, step: int) -> dict[str, Tensor]:
-    """Averages from sums and the steps at which they were begun, before step `step`; without what was just begun."""
+def bias_corrected(
+    sums: Mapping[str, Tensor], born: Mapping[str, int], *, decay: float, step: int
+) -> dict[str, Tensor]:
+    """Averages before step `step` from sums and the steps they started at; without those that start now."""
     return {name: a / (1.0 - decay ** (step - born[name])) for name, a in sums.items() if step > born[name]}
 
 

@@ -26,7 +26,7 @@ from esper.kasmina import MorphableModel, find_blocks
 from esper.models import disable_inductor_layout_optimization
 from esper.tezzeret.compile_cache import keep_compiled
 from esper.tolaria.checkpoints.writer import CheckpointWriter
-from esper.tolaria.ema import WeightAverage
+from esper.tolaria.ema import WeightEMA
 from esper.tolaria.evaluate import evaluate, example_losses
 from esper.tolaria.growth.consult import Growth
 from esper.tolaria.growth.lifecycle import GrowthData, Lifecycle
@@ -309,7 +309,7 @@ def _step(config: TolariaConfig, built: Parts, optimizer: Optimizer, ranks: Rank
         autocast_dtype=getattr(torch, config.autocast_dtype) if mixed else None,
         clip_norm=config.optimization.gradient_clip_norm,
         is_captured=capture_obstacle(config) is None,
-        average=WeightAverage(built.model, decay=decay) if decay is not None else None,
+        ema=WeightEMA(built.model, decay=decay) if decay is not None else None,
         regions=_regions(config, built.model, built.device) if config.compile_model else None,
         ranks=ranks,
     )

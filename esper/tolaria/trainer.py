@@ -253,7 +253,7 @@ class TolariaTrainer:
             while state.step < run.steps_per_epoch and not self._is_to_stop():
                 set_learning_rates(run.optimizer, run.schedule(state.global_step), step=state.global_step)
                 run.life.before_step()
-                run.step(epoch=state.epoch, index=state.step, step=state.global_step)
+                run.step.forward_backward_update(epoch=state.epoch, index=state.step, step=state.global_step)
                 state.step += 1
                 state.global_step += 1
                 state.ledger.train_macs += training_macs(self.config.dataset.batch_size, run.life.running_macs)
@@ -309,9 +309,9 @@ class TolariaTrainer:
 
     def _finish(self) -> None:
         run, splits = self.run, self.run.parts.splits
-        if run.step.average is not None and run.step.average.is_empty(step=run.state.global_step):
+        if run.step.ema is not None and run.step.ema.is_empty(step=run.state.global_step):
             run.warn("a module was removed after the last step: the result is of the weights, not of their average")
-        with run.step.averaged(step=run.state.global_step):
+        with run.step.ema_weights(step=run.state.global_step):
             validation = run.measure(splits.controller)
             # The only reading of the test split in a run.
             test = run.measure(splits.test)
@@ -346,7 +346,7 @@ class TolariaTrainer:
 
     def _validate(self) -> tuple[float, float]:
         run = self.run
-        with run.step.averaged(step=run.state.global_step), run.step.autocast():
+        with run.step.ema_weights(step=run.state.global_step), run.step.autocast():
             loss, accuracy = run.measure(run.parts.splits.controller)
         run.emit(Validated, epoch=run.state.epoch, val_loss=loss, val_accuracy=accuracy)
         self._validated = (loss, accuracy)

@@ -50,7 +50,7 @@ def do_steps(trainer: TolariaTrainer, num_steps: int) -> list[float]:
         epoch, index = divmod(run.state.global_step, run.steps_per_epoch)
         set_learning_rates(run.optimizer, run.schedule(run.state.global_step), step=run.state.global_step)
         run.life.before_step()
-        run.step(epoch=epoch, index=index, step=run.state.global_step)
+        run.step.forward_backward_update(epoch=epoch, index=index, step=run.state.global_step)
         run.state.global_step += 1
         sums.append(run.step.sums.epoch[0].clone())
     return [float(value) for value in sums]
@@ -59,7 +59,7 @@ def do_steps(trainer: TolariaTrainer, num_steps: int) -> list[float]:
 def growing(num_steps: int = 8, *, captured: bool) -> Callable[[TolariaTrainer], Any]:
     async def body(trainer: TolariaTrainer) -> tuple[list[float], dict[str, Tensor]]:
         if not captured:
-            trainer.run.step._capture = None
+            trainer.run.step._graph = None
         losses = do_steps(trainer, num_steps)
         assert trainer.run.growth.apply(GROW)
         losses += do_steps(trainer, num_steps)
@@ -103,13 +103,13 @@ def test_steps_never_wait_for_the_device(captured: bool, dtype: str, run_dir: Pa
     async def body(trainer: TolariaTrainer) -> None:
         run = trainer.run
         if not captured:
-            run.step._capture = None
+            run.step._graph = None
         do_steps(trainer, run.steps_per_epoch + 1)  # an epoch begins with a copy of its order
         torch.cuda.set_sync_debug_mode("error")
         for index in range(1, run.steps_per_epoch):
             set_learning_rates(run.optimizer, run.schedule(run.state.global_step), step=run.state.global_step)
             run.life.before_step()
-            run.step(epoch=1, index=index, step=run.state.global_step)
+            run.step.forward_backward_update(epoch=1, index=index, step=run.state.global_step)
             run.state.global_step += 1
 
     use(on_cuda(autocast_dtype=dtype, optimization__ema_decay=0.9), run_dir, body)
@@ -189,7 +189,7 @@ def test_random_numbers_are_new_in_every_replay_and_resume_where_they_stood(tmp_
             step = trainer.run.step
             step.model = _Dropped(trainer.run.model).train()
             if not captured:
-                step._capture = None
+                step._graph = None
             torch.cuda.manual_seed(7)
             return do_steps(trainer, 10), torch.cuda.get_rng_state()
 
@@ -210,12 +210,12 @@ def test_a_streamed_training_is_captured_too_and_never_waits(tmp_path: Path) -> 
     def steps(*, captured: bool) -> Callable[[TolariaTrainer], Any]:
         async def body(trainer: TolariaTrainer) -> list[float]:
             if not captured:
-                trainer.run.step._capture = None
+                trainer.run.step._graph = None
             losses = do_steps(trainer, 8)
             torch.cuda.set_sync_debug_mode("error")
             for index in range(8, 12):  # within an epoch
                 epoch, within = divmod(index, trainer.run.steps_per_epoch)
-                trainer.run.step(epoch=epoch, index=within, step=index)
+                trainer.run.step.forward_backward_update(epoch=epoch, index=within, step=index)
             torch.cuda.set_sync_debug_mode("default")
             return [*losses, float(trainer.run.step.sums.epoch[0])]
 

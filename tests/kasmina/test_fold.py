@@ -235,8 +235,8 @@ def test_a_run_that_grows_inside_blocks_resumes_with_the_same_bits(
         step = trainer.run.step
 
         class Stopping(type(step)):  # type: ignore[misc]
-            def __call__(self, *, epoch: int, index: int, step: int) -> None:
-                super().__call__(epoch=epoch, index=index, step=step)
+            def forward_backward_update(self, *, epoch: int, index: int, step: int) -> None:
+                super().forward_backward_update(epoch=epoch, index=index, step=step)
                 if step + 1 == step_after_birth:
                     trainer.request_stop("test")
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from esper.contracts.decisions import Action, AdaptationDecision
 from esper.tolaria import TolariaTrainer
-from esper.tolaria.ema import WeightAverage
+from esper.tolaria.ema import WeightEMA
 from esper.tolaria.optim import set_learning_rates
 from tests.conftest import tiny_config, use
 from tests.tolaria.checkpoints.test_resume import assert_same, train
@@ -18,14 +18,14 @@ from tests.tolaria.checkpoints.test_resume import assert_same, train
 DECAY = 0.8
 
 
-def averaged(average: WeightAverage, model: nn.Module, *, step: int) -> dict[str, Tensor]:
+def averaged(average: WeightEMA, model: nn.Module, *, step: int) -> dict[str, Tensor]:
     with average.applied(step=step):
         return {name: value.detach().clone() for name, value in model.state_dict().items()}
 
 
 def test_it_is_the_weighted_mean_of_the_weights_seen() -> None:
     model = nn.Linear(3, 2)
-    average = WeightAverage(model, decay=DECAY)
+    average = WeightEMA(model, decay=DECAY)
     seen = []
     for _ in range(5):
         nn.init.normal_(model.weight)
@@ -38,7 +38,7 @@ def test_it_is_the_weighted_mean_of_the_weights_seen() -> None:
 
 def test_the_weights_come_back_bit_identical() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
-    average = WeightAverage(model, decay=DECAY)
+    average = WeightEMA(model, decay=DECAY)
     average.update()
     model(torch.randn(2, 3, 5, 5))
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -54,14 +54,14 @@ def test_the_average_of_a_newborn_is_over_its_own_life(run_dir: Path) -> None:
         await trainer.train_epoch()
         await trainer.handle_adaptation_signal(AdaptationDecision(should_adapt=True, site="layer1.0:after"))
         run, state = trainer.run, trainer.run.state
-        assert run.step.average is not None
+        assert run.step.ema is not None
         run.life.before_step()
         set_learning_rates(run.optimizer, run.schedule(run.state.global_step), step=run.state.global_step)
-        run.step(epoch=1, index=0, step=state.global_step)
+        run.step.forward_backward_update(epoch=1, index=0, step=state.global_step)
         newborn = [name for name, _ in run.model.graft_parameters(run.model.recipe[0])]
         now = {name: run.model.state_dict()[name].clone() for name in newborn}
         assert newborn
-        mean = averaged(run.step.average, run.model, step=state.global_step + 1)
+        mean = averaged(run.step.ema, run.model, step=state.global_step + 1)
         assert all(torch.allclose(mean[name], now[name], rtol=1e-4, atol=1e-6) for name in newborn)
 
     use(config, run_dir, body)
@@ -72,7 +72,7 @@ def test_what_is_culled_leaves_the_average_and_begins_it_anew(run_dir: Path) -> 
 
     async def body(trainer: TolariaTrainer) -> None:
         grow = AdaptationDecision(should_adapt=True, site="layer1.0:after")
-        average = trainer.run.step.average
+        average = trainer.run.step.ema
         assert average is not None
         host = set(average.sums)
         await trainer.handle_adaptation_signal(grow)
@@ -89,7 +89,7 @@ def test_what_is_culled_leaves_the_average_and_begins_it_anew(run_dir: Path) -> 
 
 
 def test_an_average_is_empty_until_a_step_was_taken_in() -> None:
-    average = WeightAverage(nn.Linear(3, 2), decay=DECAY)
+    average = WeightEMA(nn.Linear(3, 2), decay=DECAY)
     average.update()
     assert not average.is_empty(step=1)
     average.restart(step=1)

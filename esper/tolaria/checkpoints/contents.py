@@ -18,9 +18,9 @@ def snapshot(run: Run) -> Snapshot:
     tensors = {"rng|cpu": torch.get_rng_state(), "sums|epoch": run.step.sums.epoch, "sums|read": run.last_read}
     if run.parts.device.type == "cuda":
         tensors["rng|cuda"] = torch.cuda.get_rng_state(run.parts.device)
-    average = run.step.average
-    if average is not None:
-        tensors |= {f"average|{name}": tensor for name, tensor in average.sums.items()}
+    ema = run.step.ema
+    if ema is not None:
+        tensors |= {f"average|{name}": tensor for name, tensor in ema.sums.items()}
     return Snapshot(
         step=run.state.global_step,
         model=run.model.state_dict(),
@@ -29,7 +29,7 @@ def snapshot(run: Run) -> Snapshot:
             "training": run.state.state_dict(),
             "growth": run.life.state_dict(),
             "scaler": run.step.scaler.state_dict(),
-            "average": average.born if average is not None else {},
+            "average": ema.born if ema is not None else {},
         },
         recipe=run.model.recipe,
         journal_offset=run.journal.size,  # the writer syncs it
@@ -68,8 +68,8 @@ def restore(run: Run, saved: Snapshot) -> None:
     run.last_read.copy_(tensors.pop("sums|read"))
     born = saved.state.get("average", {})
     sums = {name: tensors.pop(f"average|{name}") for name in born}
-    if run.step.average is not None:
-        run.step.average.load(sums, born, step=saved.step)
+    if run.step.ema is not None:
+        run.step.ema.load(sums, born, step=saved.step)
     load_state_tensors(run.optimizer, tensors)
     run.step.scaler.load_state_dict(saved.state["scaler"])
     run.state.load_state_dict(saved.state["training"])

@@ -27,7 +27,7 @@ from esper.errors import CheckpointError, RunError, SurgeryError, one_line
 from esper.kasmina import MorphableModel, SeedSlot, find_sites, fold
 from esper.models import build_host, host_family
 from esper.tolaria.checkpoints import files as checkpoint
-from esper.tolaria.ema import corrected
+from esper.tolaria.ema import bias_corrected
 
 __all__ = ["export"]
 
@@ -121,7 +121,7 @@ def _averaged(saved: checkpoint.Snapshot, ema_decay: float | None) -> dict[str, 
     if ema_decay is None:
         return {}
     sums = {name: saved.optimizer[f"average|{name}"] for name in born}
-    return corrected(sums, born, decay=ema_decay, step=saved.step)
+    return bias_corrected(sums, born, decay=ema_decay, step=saved.step)
 
 
 def _description(config: ModelConfig, saved: checkpoint.Snapshot, network: nn.Module) -> dict[str, Any]:

@@ -237,7 +237,7 @@ class Growth:
                     learning_rate = self.schedule(born + i) * (1.0 - i / num_steps)
                     set_learning_rates(self.life.optimizer, learning_rate, step=born + i)
                     ahead, index = divmod(i, self.life.step.loader.num_batches)
-                    self.life.step(epoch=epoch + ahead, index=index, step=born + i)
+                    self.life.step.forward_backward_update(epoch=epoch + ahead, index=index, step=born + i)
                 loss, _ = self.life.step.ranks.first(lambda: evaluate(self.life.model, self.life.data.controller()))
                 macs = self.life.running_macs
             finally:

@@ -23,7 +23,7 @@ def rewound(model: nn.Module, optimizer: Optimizer, step: TrainStep) -> Iterator
     states = [
         value for state in optimizer.state.values() for value in state.values() if isinstance(value, torch.Tensor)
     ]
-    averages = step.average.sums.values() if step.average is not None else ()
+    averages = step.ema.sums.values() if step.ema is not None else ()
     tensors = [*model.parameters(), *model.buffers(), *states, *averages, step.sums.epoch, step.sums.bad_step]
     saved = [tensor.detach().clone() for tensor in tensors]
     scale = step.scaler.state_dict()

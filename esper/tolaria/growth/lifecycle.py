@@ -229,7 +229,7 @@ class Lifecycle:
             return
         images, labels = self.step.loader.batch(state.epoch, state.step)
         incubate(self.model, slot, images, labels, method=config.incubation, autocast=self.step.autocast())
-        self.step.average_gradients(num_images=len(labels))
+        self.step.all_reduce_gradients(num_images=len(labels))
         self.optimizer.step()  # only the kernel's parameters have gradients
         self.optimizer.zero_grad(set_to_none=True)
         macs = self.running_macs + self._kernel_cost(graft).num_macs
@@ -287,7 +287,8 @@ class Lifecycle:
         # The statistics of the host's norms were gathered with the branch.
         reestimate_norms(self.model, self.data.norm_images())
         self.state.ledger.judging_macs += self.data.num_norm * self.cost.num_macs
-        self.step.restart_average(step=self.state.global_step)
+        if self.step.ema is not None:
+            self.step.ema.restart(step=self.state.global_step)
 
     def _judge(self, slot: SeedSlot) -> None:
         started = time.monotonic()
@@ -340,13 +341,13 @@ class Lifecycle:
             output_scale_lr_factor=1.0 if is_old else self.config.insertion_gain_rate,
             decayed=is_old or self.config.newborn_weight_decay,
         )
-        self.step.adopt(kernel, step=self.state.global_step)
+        self.step.add_kernel(kernel, step=self.state.global_step)
         self.cost += self._kernel_cost(graft)
         self.state.peak_parameters = max(self.state.peak_parameters, self.cost.num_parameters)
 
     def _release(self, graft: Graft, parameters: list[tuple[str, nn.Parameter]]) -> None:
         optim.remove_parameters(self.optimizer, parameters)
-        self.step.follow(step=self.state.global_step)
+        self.step.sync_parameters(step=self.state.global_step)
         self.cost -= self._kernel_costs.pop(graft.graft_id, Cost(num_parameters=0, num_macs=0))
 
     def _kernel_cost(self, graft: Graft) -> Cost:

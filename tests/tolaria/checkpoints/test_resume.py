@@ -38,8 +38,8 @@ def train(
         step = trainer.run.step
 
         class Stopping(type(step)):  # type: ignore[misc]
-            def __call__(self, *, epoch: int, index: int, step: int) -> None:
-                super().__call__(epoch=epoch, index=index, step=step)
+            def forward_backward_update(self, *, epoch: int, index: int, step: int) -> None:
+                super().forward_backward_update(epoch=epoch, index=index, step=step)
                 if stop_at is not None and step + 1 == stop_at:
                     trainer.request_stop("test")
 

@@ -99,7 +99,9 @@ def test_a_run_with_incubation_enters_at_the_best_alpha_and_says_so(run_dir: Pat
         set_learning_rates(run.optimizer, run.schedule(run.state.global_step), step=run.state.global_step)
         for _ in range(3):  # the steps of the incubation
             trainer.run.life.before_step()
-            trainer.run.step(epoch=1, index=trainer.run.state.step, step=trainer.run.state.global_step)
+            trainer.run.step.forward_backward_update(
+                epoch=1, index=trainer.run.state.step, step=trainer.run.state.global_step
+            )
             trainer.run.state.step += 1
             trainer.run.state.global_step += 1
         weights = {name: value.clone() for name, value in trainer.run.model.host.state_dict().items()}
