@@ -1,4 +1,4 @@
-"""`esper doctor`: is everything here that a run would need? A row for each check, with what to do about it."""
+"""`esper doctor`: runs all checks in parallel and prints a row for each, with a remedy for each problem."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ from concurrent.futures import Future
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from esper.doctor import checks, folders, reach
-from esper.doctor.finding import FAILED, NOT_USED, OK, WARNING, Finding, Subject, failed
+from esper.doctor import folders, machine, servers
+from esper.doctor.finding import FAILED, NOT_USED, OK, WARNING, Finding, PlannedRun, failed, failed_with
 from esper.doctor.probe import probe
 from esper.errors import ConfigError, EsperError
 from esper.launch.exits import error_line
@@ -29,79 +28,74 @@ __all__ = ["main"]
 
 _STYLES = {OK: "green", WARNING: "yellow", FAILED: "red", NOT_USED: "dim"}
 _DEADLINE_S = 15.0
-"""The most that a check may take, beyond its own deadlines: a folder of a dead file server answers never."""
+"""Time limit of a check beside its own timeouts: a dead NFS mount never returns."""
 _PROBE_DEADLINE_S = 75.0
 
-_ALONE: dict[str, Callable[[], Finding]] = {
-    "python": checks.python,
-    "packages": checks.packages,
-    "memory": checks.memory,
-    "open files": checks.open_files,
+_CHECKS: dict[str, Callable[[], Finding]] = {
+    "python": machine.python,
+    "packages": machine.packages,
+    "memory": machine.memory,
+    "open files": machine.open_files,
 }
-_OF_RUN: dict[str, Callable[[Subject], Finding]] = {
-    "torch": checks.torch,
-    "torchvision": checks.torchvision,
-    "gpu": checks.gpu,
-    "cores": checks.cores,
-    "shared memory": checks.shared_memory,
-    "compiler": checks.compiler,
-    "environment": checks.environment,
+_RUN_CHECKS: dict[str, Callable[[PlannedRun], Finding]] = {
+    "torch": machine.torch,
+    "torchvision": machine.torchvision,
+    "gpu": machine.gpu,
+    "cores": machine.cores,
+    "shared memory": machine.shared_memory,
+    "compiler": machine.compiler,
+    "environment": machine.environment,
     "settings": folders.settings,
     "outputs": folders.outputs,
     "checkpoints": folders.checkpoints,
     "filesystem": folders.filesystem,
     "runs": folders.runs,
-    "mlflow": reach.mlflow,
-    "wandb": reach.wandb,
-    "redis": reach.redis,
-    "library": reach.library,
-    "slurm": reach.slurm,
+    "mlflow": servers.mlflow,
+    "wandb": servers.wandb,
+    "redis": servers.redis,
+    "library": servers.library,
+    "slurm": servers.slurm,
 }
-_WAIT_FOR_TORCH = ("torch", "torchvision", "gpu", "cores", "library")
+_NEED_PROBE = ("torch", "torchvision", "gpu", "cores", "library")
 
 
 def main(overrides: Sequence[str], *, as_json: bool) -> int:
-    """Print how everything stands; returns 1 if a check failed, else 0.
+    """Print the findings; returns exit code 1 if a check failed, else 0.
 
     Args:
-        overrides: those of `esper-train`.
-        as_json: a list of rows, for programs.
+        overrides: as for `esper-train`.
+        as_json: print JSON instead of a table.
 
     Raises:
-        ConfigError: the overrides cannot be used.
+        ConfigError: invalid overrides.
     """
-    found = _examine(overrides)
+    findings = _check(overrides)
     if as_json:
         rows = [
             {"name": name, "status": one.status, "found": one.found, "remedy": one.remedy}
-            for name, one in found.items()
+            for name, one in findings.items()
         ]
         sys.stdout.write(json.dumps(rows, indent=2) + "\n")
     else:
-        table_console().print(_told(found))
-    return 1 if any(one.status == FAILED for one in found.values()) else 0
+        table_console().print(_table(findings), _summary(findings), sep="\n")
+    return 1 if any(one.status == FAILED for one in findings.values()) else 0
 
 
-def _examine(overrides: Sequence[str]) -> dict[str, Finding]:
-    """What each check found, by name."""
-    asked: dict[str, Callable[[], Finding]] = dict(_ALONE)
-    fault = None
+def _check(overrides: Sequence[str]) -> dict[str, Finding]:
     try:
-        subject = _subject(overrides)
+        run = _planned_run(overrides)
     except ConfigError as error:
-        raise ConfigError(_scrubbed(str(error))) from None
+        raise ConfigError(_redact(str(error))) from None
     except EsperError:
         raise
-    except Exception as error:  # Hydra or OmegaConf are of a version that cannot even be imported
-        fault = failed(f"cannot be read: {_scrubbed(error_line(error))}", "put the packages right first")
-    else:
-        asked |= {name: functools.partial(check, subject) for name, check in _OF_RUN.items()}
-    found = _side_by_side(asked)
-    return found if fault is None else found | {"settings": fault}
+    except Exception as error:  # the installed Hydra or OmegaConf cannot be imported
+        unreadable = failed(f"cannot be read: {_redact(error_line(error))}", "fix the packages first")
+        return _run_parallel(_CHECKS) | {"settings": unreadable}
+    return _run_parallel(_CHECKS | {name: functools.partial(check, run) for name, check in _RUN_CHECKS.items()})
 
 
-def _subject(overrides: Sequence[str]) -> Subject:
-    # Here, as what they import may be what is broken.
+def _planned_run(overrides: Sequence[str]) -> PlannedRun:
+    # Imported here, as their own imports may fail with the installed package versions.
     from pathlib import Path
 
     from esper.configs.compose import compose
@@ -112,75 +106,73 @@ def _subject(overrides: Sequence[str]) -> Subject:
     config = from_hydra(cfg)
     run_dir = Path(cfg.hydra.run.dir)
     outputs_dir = outputs_folder(run_dir.absolute(), experiment_name=config.experiment_name)
-    return Subject(
+    return PlannedRun(
         config=config,
         run_dir=run_dir,
         outputs_dir=outputs_dir,
         launcher=cfg.hydra.runtime.choices["hydra/launcher"],
-        probe=_begin(functools.partial(probe, config, outputs_dir=outputs_dir)).result,
+        probe=_start(functools.partial(probe, config, outputs_dir=outputs_dir)).result,
     )
 
 
-def _begin(work: Callable[[], Any]) -> Future[Any]:
-    """Do it in a thread that nobody waits for at the end of the process, as executors' are."""
+def _start(work: Callable[[], Any]) -> Future[Any]:
+    """Start work in a daemon thread, which does not delay the exit of the process as an executor's would."""
     future: Future[Any] = Future()
 
     def run() -> None:
         try:
             future.set_result(work())
-        except Exception as error:  # whoever asks for the result gets it
+        except Exception as error:  # raised by `future.result`
             future.set_exception(error)
 
     threading.Thread(target=run, daemon=True).start()
     return future
 
 
-def _side_by_side(asked: Mapping[str, Callable[[], Finding]]) -> dict[str, Finding]:
-    began = time.monotonic()
-    futures = {name: _begin(check) for name, check in asked.items()}
-    found = {}
+def _run_parallel(checks: Mapping[str, Callable[[], Finding]]) -> dict[str, Finding]:
+    started = time.monotonic()
+    futures = {name: _start(check) for name, check in checks.items()}
+    findings = {}
     for name, future in futures.items():
-        deadline_s = _PROBE_DEADLINE_S if name in _WAIT_FOR_TORCH else _DEADLINE_S
+        deadline_s = _PROBE_DEADLINE_S if name in _NEED_PROBE else _DEADLINE_S
         try:
-            found[name] = future.result(max(0.0, began + deadline_s - time.monotonic()))
+            findings[name] = future.result(max(0.0, started + deadline_s - time.monotonic()))
         except TimeoutError:
-            found[name] = failed(
-                f"no answer within {deadline_s:g} s", "see whether a file server or a name server hangs"
+            findings[name] = failed(
+                f"no response within {deadline_s:g} s", "see whether a file server or a name server hangs"
             )
         except EsperError as error:
-            what, _, remedy = _scrubbed(error_line(error)).rpartition("; ")
-            found[name] = failed(what or remedy, remedy if what else "see what it says")
-        except Exception as error:  # a check that breaks must not take the others with it
-            found[name] = failed(f"cannot be checked: {_scrubbed(error_line(error))}", "see what it says")
-    return found
+            findings[name] = failed_with(_redact(error_line(error)))
+        except Exception as error:  # the other checks must still run
+            findings[name] = failed(f"cannot be checked: {_redact(error_line(error))}", "see the message")
+    return findings
 
 
-def _told(found: Mapping[str, Finding]) -> Group:
-    """A table and the verdict."""
+def _table(findings: Mapping[str, Finding]) -> Table:
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(no_wrap=True)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
-    for name, one in found.items():
+    for name, one in findings.items():
         style = _STYLES[one.status]
-        what = Text(one.found, style="dim" if one.status == NOT_USED else "")
+        found = Text(one.found, style="dim" if one.status == NOT_USED else "")
         if one.remedy:
-            what.append(f"\n→ {one.remedy}", style=style)
-        table.add_row(Text(name), Text(one.status, style=style), what)
-    return Group(table, Text(_verdict(found)))
+            found.append(f"\n→ {one.remedy}", style=style)
+        table.add_row(Text(name), Text(one.status, style=style), found)
+    return table
 
 
-def _verdict(found: Mapping[str, Finding]) -> str:
-    told = []
+def _summary(findings: Mapping[str, Finding]) -> Text:
+    parts = []
     for status, word in ((FAILED, "problem"), (WARNING, "warning")):
-        names = [name for name, one in found.items() if one.status == status]
+        names = [name for name, one in findings.items() if one.status == status]
         if names:
-            told.append(f"{len(names)} {word}{'s' if len(names) > 1 else ''}: {', '.join(names)}")
-    return "; ".join(told) or "all well"
+            parts.append(f"{len(names)} {word}{'s' if len(names) > 1 else ''}: {', '.join(names)}")
+    return Text("; ".join(parts) or "all well")
 
 
-def _scrubbed(text: str) -> str:
-    """What a library says, without the credentials that may stand in it."""
+def _redact(text: str) -> str:
+    """Text without the credentials of the environment and of URLs, which messages of libraries may contain."""
     for name, value in os.environ.items():
         if value and re.search("PASSWORD|PASSWD|SECRET|TOKEN|API_KEY", name):
             text = text.replace(value, "***")

@@ -1,4 +1,4 @@
-"""What a check of `esper doctor` looks at, and what it says."""
+"""What the checks of `esper doctor` take, a planned run, and return, a finding."""
 
 from __future__ import annotations
 
@@ -7,24 +7,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # the versions may be such that it cannot be imported
+if TYPE_CHECKING:  # its import may fail with the installed package versions
     from esper.configs import TolariaConfig
 
-__all__ = ["FAILED", "NOT_USED", "OK", "WARNING", "Finding", "Subject", "failed", "not_used", "ok", "warning"]
+__all__ = [
+    "FAILED", "NOT_USED", "OK", "WARNING", "Finding", "PlannedRun", "failed", "failed_with", "not_used", "ok",
+    "warning",
+]  # fmt: skip
 
 OK, WARNING, FAILED, NOT_USED = "ok", "warning", "failed", "not used"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Subject:
-    """The run that would be started.
+class PlannedRun:
+    """The run that the command line would start.
 
     Attributes:
         config: its settings.
-        run_dir: its folder.
-        outputs_dir: the folder that it shares with other runs.
-        launcher: choice of `hydra/launcher`.
-        probe: what torch found, as `probe.probe` returns it; waits for it.
+        run_dir: its run folder.
+        outputs_dir: parent folder of all runs.
+        launcher: the choice of `hydra/launcher`.
+        probe: waits for and returns the result of `probe.probe`.
     """
 
     config: TolariaConfig
@@ -36,12 +39,12 @@ class Subject:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """What a check found.
+    """Result of a check.
 
     Attributes:
-        status: ok, warning, failed, or not used (by the run that would be started).
-        found: what there is.
-        remedy: what to do about it; empty unless it is a warning or has failed.
+        status: ok, warning, failed or not used.
+        found: description of the current state.
+        remedy: how to fix it; empty unless a warning or failed.
     """
 
     status: str
@@ -55,15 +58,21 @@ def ok(found: str) -> Finding:
 
 
 def warning(found: str, remedy: str) -> Finding:
-    """Works, but not as well as it could."""
+    """The run works, but not well."""
     return Finding(status=WARNING, found=found, remedy=remedy)
 
 
 def failed(found: str, remedy: str) -> Finding:
-    """A run would fail, or do something else than it was asked for."""
+    """The run would fail, or differ from its settings."""
     return Finding(status=FAILED, found=found, remedy=remedy)
 
 
+def failed_with(message: str) -> Finding:
+    """The finding for the message of an `EsperError`, `PROBLEM; REMEDY`."""
+    found, _, remedy = message.rpartition("; ")
+    return failed(found or remedy, remedy if found else "see the message")
+
+
 def not_used(found: str) -> Finding:
-    """The run would not need it."""
+    """This run does not need it."""
     return Finding(status=NOT_USED, found=found)

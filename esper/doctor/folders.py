@@ -1,4 +1,4 @@
-"""What `esper doctor` checks of the folders that a run writes into."""
+"""Checks of the folders that a run reads and writes."""
 
 from __future__ import annotations
 
@@ -8,142 +8,129 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from esper.doctor.finding import Finding, Subject, failed, not_used, ok, warning
+from esper.doctor.finding import Finding, PlannedRun, failed, not_used, ok, warning
 
 __all__ = ["checkpoints", "filesystem", "outputs", "runs", "settings", "sqlite_files"]
 
 _GIB = 2**30
-_NO_SPACE_BYTES, _LITTLE_SPACE_BYTES = _GIB, 10 * _GIB
-_NETWORK = frozenset(
-    {
-        "9p",
-        "afs",
-        "beegfs",
-        "ceph",
-        "cifs",
-        "fhgfs",
-        "gpfs",
-        "lustre",
-        "nfs",
-        "nfs4",
-        "panfs",
-        "smb3",
-        "smbfs",
-        "wekafs",
-    }
-)
+_MIN_SPACE_BYTES, _LOW_SPACE_BYTES = _GIB, 10 * _GIB
+_NETWORK = frozenset((
+    "9p", "afs", "beegfs", "ceph", "cifs", "fhgfs", "gpfs", "lustre", "nfs", "nfs4", "panfs", "smb3", "smbfs", "wekafs",
+))  # fmt: skip
 _MAX_RUNS = 1000
 
 
-def settings(subject: Subject) -> Finding:
-    """Which run the settings make; and whether a folder of settings lies here that nobody reads."""
+def settings(run: PlannedRun) -> Finding:
+    """The run folder of these settings; no `conf` folder here is ignored."""
     from esper.configs.compose import conf_folder
 
-    found = f"run {subject.run_dir}"
-    mine = Path("conf").absolute()
-    if any(mine.glob("*/*.yaml")) and mine.resolve() != conf_folder().resolve():
-        return warning(f"{found}; {mine} is not read", "esper-train --config-dir conf …")
+    found = f"run {run.run_dir}"
+    conf = Path("conf").absolute()
+    if any(conf.glob("*/*.yaml")) and conf.resolve() != conf_folder().resolve():
+        return warning(f"{found}; {conf} is ignored", "esper-train --config-dir conf …")
     return ok(found)
 
 
-def outputs(subject: Subject) -> Finding:
-    """Whether the outputs folder takes files, and how many still."""
-    return _takes_files(subject.outputs_dir, "free some space, or start where there is more (outputs lies there)")
+def outputs(run: PlannedRun) -> Finding:
+    """The outputs folder is writable and has free space."""
+    return _writable(run.outputs_dir, "free some space, or start in a folder with more: outputs is created there")
 
 
-def checkpoints(subject: Subject) -> Finding:
-    """The same of a folder for checkpoints."""
-    folder = subject.config.checkpoint.checkpoint_dir
+def checkpoints(run: PlannedRun) -> Finding:
+    """The folder of checkpoints, if not the run folder, is writable and has free space."""
+    folder = run.config.checkpoint.checkpoint_dir
     if folder is None:
-        return not_used("they go into the run's folder")
-    return _takes_files(Path(folder).absolute(), "free some space, or set another checkpoint.checkpoint_dir")
+        return not_used("saved in the run folder")
+    return _writable(Path(folder).absolute(), "free some space, or set another checkpoint.checkpoint_dir")
 
 
-def _takes_files(folder: Path, remedy: str) -> Finding:
-    place = folder
-    while not place.exists() and place != place.parent:
-        place = place.parent
+def _writable(folder: Path, remedy: str) -> Finding:
+    existing = folder
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
     try:
-        with tempfile.TemporaryFile(dir=place) as file:  # permissions, quotas and read-only mounts all show here
+        with tempfile.TemporaryFile(dir=existing) as file:  # fails for permissions, quotas and read-only mounts
             file.write(bytes(4096))
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        return failed(f"{folder}: cannot be written ({error.strerror or error})", remedy)
-    free = shutil.disk_usage(place).free
+        return failed(f"{folder}: not writable ({error.strerror or error})", remedy)
+    free = shutil.disk_usage(existing).free
     found = f"{folder}, {free / _GIB:.1f} GiB free"
-    if free < _NO_SPACE_BYTES:
+    if free < _MIN_SPACE_BYTES:
         return failed(found, remedy)
-    return warning(found, remedy) if free < _LITTLE_SPACE_BYTES else ok(found)
+    return warning(found, remedy) if free < _LOW_SPACE_BYTES else ok(found)
 
 
-def filesystem(subject: Subject) -> Finding:
-    """SQLite's locks do not hold on network filesystems."""
-    kind = _kind(subject.outputs_dir)
-    shaky = {name: on for name, file in sqlite_files(subject).items() if (on := _kind(file.parent)) and _is_remote(on)}
-    if shaky:
-        listed = ", ".join(f"{name} is SQLite on {on}" for name, on in shaky.items())
-        remedy = "tracking.uri and database.url: name a server, or a file on a local disk (sqlite:////tmp/mlflow.db)"
-        return warning(f"{listed}: two writers may damage it", remedy)
-    return ok(f"{kind or 'of unknown kind'}{', over the network' if _is_remote(kind) else ''}")
+def filesystem(run: PlannedRun) -> Finding:
+    """SQLite files are on a local filesystem, as locks are unreliable on network filesystems."""
+    kind = _kind(run.outputs_dir)
+    kinds = {name: _kind(file.parent) for name, file in sqlite_files(run).items()}
+    remote = [f"{name} is SQLite on {kind}" for name, kind in kinds.items() if _is_remote(kind)]
+    if remote:
+        remedy = (
+            "set tracking.uri and database.url to a server, or to a file on a local disk (sqlite:////tmp/mlflow.db)"
+        )
+        return warning(f"{', '.join(remote)}: concurrent writes may corrupt it", remedy)
+    return ok(f"{kind or 'unknown'}{', over the network' if _is_remote(kind) else ''}")
 
 
-def sqlite_files(subject: Subject) -> dict[str, Path]:
-    """The SQLite files that a run would use, by what they are."""
+def sqlite_files(run: PlannedRun) -> dict[str, Path]:
+    """Paths of the SQLite files that a run would use, by default name."""
     from sqlalchemy import make_url
     from sqlalchemy.exc import ArgumentError
 
     from esper.tracking import tracking_uri
 
-    config, found = subject.config, {}
-    urls = {"urza.db": config.database.url or f"sqlite:///{subject.outputs_dir / 'urza.db'}"}
+    config, files = run.config, {}
+    urls = {"urza.db": config.database.url or f"sqlite:///{run.outputs_dir / 'urza.db'}"}
     if config.tracking.name in ("mlflow", "both"):
-        urls["mlflow.db"] = tracking_uri(config.tracking, outputs_dir=subject.outputs_dir)
+        urls["mlflow.db"] = tracking_uri(config.tracking, outputs_dir=run.outputs_dir)
     for name, url in urls.items():
         try:
             file = make_url(url).database if url.startswith("sqlite") else None
         except (ArgumentError, ValueError):
             continue
         if file:
-            found[name] = Path(file).absolute()
-    return found
+            files[name] = Path(file).absolute()
+    return files
 
 
 def _kind(folder: Path) -> str:
-    """The type of the filesystem that a folder lies on, or would lie on; empty where nobody knows."""
+    """Type of the filesystem of a folder, which need not exist; empty if unknown."""
     import psutil
 
     folder = folder.resolve()
-    mounts = {Path(one.mountpoint): one.fstype for one in psutil.disk_partitions(all=True)}
-    return next((mounts[one] for one in (folder, *folder.parents) if one in mounts), "")
+    mounts = {Path(mount.mountpoint): mount.fstype for mount in psutil.disk_partitions(all=True)}
+    return next((mounts[path] for path in (folder, *folder.parents) if path in mounts), "")
 
 
 def _is_remote(kind: str) -> bool:
     return kind in _NETWORK or (kind.startswith("fuse.") and kind != "fuse.overlayfs")
 
 
-def runs(subject: Subject) -> Finding:
-    """How the runs stand that lie in the outputs folder: some may have been killed."""
+def runs(run: PlannedRun) -> Finding:
+    """No run in the outputs folder was killed."""
     from esper.tracking.sync import is_locked
 
-    files = sorted(subject.outputs_dir.glob("*/*/status.json"))[:_MAX_RUNS]
+    files = sorted(run.outputs_dir.glob("*/*/status.json"))[:_MAX_RUNS]
     if not files:
-        return not_used(f"none in {subject.outputs_dir}")
-    killed, num_going_on = [], 0
+        return not_used(f"none in {run.outputs_dir}")
+    killed, num_running = [], 0
     for file in files:
         try:
             status = json.loads(file.read_text()).get("status")
             if is_locked(file.parent):
-                num_going_on += 1
+                num_running += 1
             elif status == "running":
-                killed.append(file.parent.relative_to(subject.outputs_dir))
-        except (OSError, ValueError, AttributeError):  # somebody else's, or about to be replaced
+                killed.append(file.parent.relative_to(run.outputs_dir))
+        except (OSError, ValueError, AttributeError):  # unreadable, or just being replaced
             continue
-    found = f"{len(files)}, of which {num_going_on} going on"
-    if (subject.run_dir / ".lock").exists() and is_locked(subject.run_dir):
-        return warning(f"{found}; {subject.run_dir} too", "wait for it, or change a setting to get another run")
+    found = f"{len(files)}, {num_running} of them running"
+    if (run.run_dir / ".lock").exists() and is_locked(run.run_dir):
+        return warning(f"{found}, also {run.run_dir}", "wait for it, or change a setting to start another run")
     if killed:
         named = ", ".join(map(str, killed[:2])) + (", …" if len(killed) > 2 else "")
-        remedy = "give the same command again and it goes on; a .lock that lies there does not matter"
+        remedy = "repeat the same command to resume; a leftover .lock is harmless"
         return warning(f"{found}, {len(killed)} killed: {named}", remedy)
     return ok(found)

@@ -1,4 +1,4 @@
-"""What it takes torch to find out, in a process of its own: where torch crashes, `esper doctor` does not."""
+"""Probes torch, the GPU and the library in a subprocess, so that `esper doctor` survives a torch that crashes."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # the versions may be such that it cannot be imported
+if TYPE_CHECKING:  # its import may fail with the installed package versions
     from esper.configs import TolariaConfig
 
-from esper.doctor.finding import Finding, failed
-from esper.doctor.reach import look_into_library
+from esper.doctor.finding import Finding, failed, failed_with
+from esper.doctor.servers import check_library
 
 __all__ = ["probe"]
 
@@ -22,79 +22,76 @@ _TIMEOUT_S = 60
 
 
 def probe(config: TolariaConfig, *, outputs_dir: Path) -> dict[str, Any]:
-    """Versions, threads, the GPU and the library that a run would use, as far as they could be found out.
+    """Versions, threads, and the GPU and library that a run would use.
 
-    The keys are there as far as things work: torch, cuda, num_threads, gpu, num_gpus, free_bytes, total_bytes,
-    torchvision, library (a `Finding`); instead of them torch_error, gpu_error, torchvision_error.
+    Keys: torch, cuda, num_threads, gpu, num_gpus, free_bytes, total_bytes, torchvision, library (the fields of a
+    `Finding`). What fails is missing; torch_error, gpu_error and torchvision_error give the reason.
     """
-    asked = {
+    request = {
         "database": dataclasses.asdict(config.database),
         "outputs_dir": str(outputs_dir),
         "needs_library": bool(config.morphogenetic.library),
     }
-    command = [sys.executable, "-m", "esper.doctor.probe"]
     try:
-        done = subprocess.run(
-            command,
+        process = subprocess.run(
+            [sys.executable, "-m", "esper.doctor.probe"],
             check=False,
             timeout=_TIMEOUT_S,
-            input=json.dumps(asked),
+            input=json.dumps(request),
             capture_output=True,
             text=True,
             errors="replace",
         )
     except subprocess.TimeoutExpired:
-        return {"torch_error": f"its import takes longer than {_TIMEOUT_S} s"}
-    lines = done.stdout.splitlines()
+        return {"torch_error": f"the import takes longer than {_TIMEOUT_S} s"}
     try:
-        found: dict[str, Any] = json.loads(lines[-1])
+        result: dict[str, Any] = json.loads(process.stdout.splitlines()[-1])
     except (IndexError, ValueError):
-        told = done.stderr.strip().splitlines() or [""]
-        return {"torch_error": f"its import ended Python with {done.returncode}: {told[-1]}"}
-    return found
+        last_line = (process.stderr.strip().splitlines() or [""])[-1]
+        return {"torch_error": f"the import ended Python with exit code {process.returncode}: {last_line}"}
+    return result
 
 
-def _look(asked: dict[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def _probe(request: dict[str, Any]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
     try:
         import torch
-    except Exception as error:  # whatever a broken installation raises
+    except Exception as error:  # a broken installation may raise anything
         return {"torch_error": _line(error)}
-    found |= {
+    result |= {
         "torch": torch.__version__,
         "cuda": torch.version.cuda or getattr(torch.version, "hip", None),
         "num_threads": torch.get_num_threads(),
     }
     try:
         if torch.cuda.is_available():
-            found |= {"gpu": torch.cuda.get_device_name(), "num_gpus": torch.cuda.device_count()}
-            found["free_bytes"], found["total_bytes"] = torch.cuda.mem_get_info()
-            torch.ones(1, device="cuda").add_(1).item()  # it may be too old, or too new, for what torch was built for
-        elif found["cuda"]:
-            torch.zeros(1, device="cuda")  # raises, and says why
+            result |= {"gpu": torch.cuda.get_device_name(), "num_gpus": torch.cuda.device_count()}
+            result["free_bytes"], result["total_bytes"] = torch.cuda.mem_get_info()
+            torch.ones(1, device="cuda").add_(1).item()  # fails on a GPU that this build does not support
+        elif result["cuda"]:
+            torch.zeros(1, device="cuda")  # raises with the reason
     except Exception as error:
-        found["gpu_error"] = _line(error)
+        result["gpu_error"] = _line(error)
     try:
         import torchvision
 
-        found["torchvision"] = torchvision.__version__
+        result["torchvision"] = torchvision.__version__
     except Exception as error:
-        found["torchvision_error"] = _line(error)
-    return found | {"library": dataclasses.asdict(_library(asked))}
+        result["torchvision_error"] = _line(error)
+    return result | {"library": dataclasses.asdict(_library(request))}
 
 
-def _library(asked: dict[str, Any]) -> Finding:
+def _library(request: dict[str, Any]) -> Finding:
     from esper.configs import DatabaseConfig
     from esper.errors import EsperError
 
-    config, outputs_dir = DatabaseConfig(**asked["database"]), Path(asked["outputs_dir"])
+    config, outputs_dir = DatabaseConfig(**request["database"]), Path(request["outputs_dir"])
     try:
-        return look_into_library(config, outputs_dir=outputs_dir, is_needed=asked["needs_library"])
+        return check_library(config, outputs_dir=outputs_dir, is_needed=request["needs_library"])
     except EsperError as error:
-        found, _, remedy = str(error).rpartition("; ")
-        return failed(found, remedy)
-    except Exception as error:  # as it imports torch and torchvision, whatever these raise
-        return failed(f"cannot be looked at: {_line(error)}", "see what it says")
+        return failed_with(str(error))
+    except Exception as error:  # it imports torch and torchvision, which may raise anything
+        return failed(f"cannot be checked: {_line(error)}", "see the message")
 
 
 def _line(error: Exception) -> str:
@@ -103,4 +100,4 @@ def _line(error: Exception) -> str:
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
-    print(json.dumps(_look(json.load(sys.stdin))))  # noqa: T201
+    print(json.dumps(_probe(json.load(sys.stdin))))  # noqa: T201

@@ -21,7 +21,7 @@ import redis
 from esper.configs.compose import compose
 from esper.configs.identity import outputs_folder
 from esper.configs.load import from_hydra
-from esper.doctor.finding import Subject
+from esper.doctor.finding import PlannedRun
 
 ROOT = Path(__file__).resolve().parents[2]
 CANARY = "canary-3f9a1c"
@@ -37,10 +37,10 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(name)
 
 
-def subject(*overrides: str, probe: dict[str, Any] | None = None) -> Subject:
+def planned_run(*overrides: str, probe: dict[str, Any] | None = None) -> PlannedRun:
     cfg: Any = compose(overrides)
     config, run_dir = from_hydra(cfg), Path(cfg.hydra.run.dir)
-    return Subject(
+    return PlannedRun(
         config=config,
         run_dir=run_dir,
         outputs_dir=outputs_folder(run_dir.absolute(), experiment_name=config.experiment_name),

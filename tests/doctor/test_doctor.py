@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from esper.doctor import checks, command
+from esper.doctor import command, machine
 from esper.doctor.finding import FAILED, OK, WARNING
 from tests.doctor.conftest import CANARY, ROOT, Server, esper_doctor, rows
 
@@ -76,7 +76,7 @@ def test_servers_that_hang_do_not_hang_the_doctor(
     assert time.monotonic() - began < 30  # two seconds each and side by side, besides starting on a busy machine
     for name in ("redis", "mlflow"):
         assert rows(done)[name]["status"] == FAILED
-        assert "no answer within 2 s" in rows(done)[name]["found"]
+        assert "no response within 2 s" in rows(done)[name]["found"]
     assert CANARY not in done.stdout + done.stderr
 
 
@@ -109,7 +109,7 @@ def test_a_check_that_breaks_is_a_failed_row_and_the_others_go_on(monkeypatch: p
     def breaks() -> Any:
         raise RuntimeError(f"{CANARY} at redis://u:{CANARY}@h")
 
-    found = command._side_by_side({"a": breaks, "b": checks.memory})
+    found = command._run_parallel({"a": breaks, "b": machine.memory})
     assert found["a"].status == FAILED
     assert CANARY not in found["a"].found
     assert found["b"].status in (OK, WARNING)
@@ -117,5 +117,5 @@ def test_a_check_that_breaks_is_a_failed_row_and_the_others_go_on(monkeypatch: p
 
 def test_a_check_that_never_ends_is_given_up(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(command, "_DEADLINE_S", 0.2)
-    found = command._side_by_side({"a": lambda: time.sleep(3), "b": checks.memory})  # type: ignore[dict-item, func-returns-value]
+    found = command._run_parallel({"a": lambda: time.sleep(3), "b": machine.memory})  # type: ignore[dict-item, func-returns-value]
     assert found["a"].status == FAILED

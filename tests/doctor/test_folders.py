@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from esper.doctor import folders, reach
+from esper.doctor import folders, servers
 from esper.doctor.finding import FAILED, NOT_USED, OK, WARNING
-from tests.doctor.conftest import subject
+from tests.doctor.conftest import planned_run
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 
@@ -22,33 +22,33 @@ def test_little_space_is_a_warning_and_hardly_any_a_failure(
 ):
     usage = (100 * 2**30, 0, int(free_gib * 2**30))
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(*usage))  # type: ignore[attr-defined]
-    assert folders.outputs(subject()).status == status
-    assert folders.checkpoints(subject("checkpoint.checkpoint_dir=kept")).status == status
+    assert folders.outputs(planned_run()).status == status
+    assert folders.checkpoints(planned_run("checkpoint.checkpoint_dir=kept")).status == status
 
 
 def test_a_folder_that_cannot_be_written_is_a_failure(tmp_path: Path):
     (tmp_path / "file").write_text("")
-    assert folders.checkpoints(subject("checkpoint.checkpoint_dir=file/kept")).status == FAILED
+    assert folders.checkpoints(planned_run("checkpoint.checkpoint_dir=file/kept")).status == FAILED
 
 
 def test_looking_leaves_nothing_behind(tmp_path: Path):
-    one = subject()
-    for check in (folders.outputs, folders.filesystem, folders.runs, reach.mlflow):
+    one = planned_run()
+    for check in (folders.outputs, folders.filesystem, folders.runs, servers.mlflow):
         assert check(one).status in (OK, WARNING, NOT_USED)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_conf_folder_that_nobody_reads_is_a_warning(tmp_path: Path):
-    assert folders.settings(subject()).status == OK
+    assert folders.settings(planned_run()).status == OK
     (tmp_path / "conf" / "experiment").mkdir(parents=True)
     (tmp_path / "conf" / "experiment" / "mine.yaml").write_text("")
-    assert "--config-dir" in folders.settings(subject()).remedy
+    assert "--config-dir" in folders.settings(planned_run()).remedy
 
 
 def test_a_killed_run_is_named_and_one_that_goes_on_is_not(tmp_path: Path):
     from esper.tolaria.run_folder import RunFolder
 
-    here = subject()
+    here = planned_run()
     alive, killed = (RunFolder(here.outputs_dir / "mine" / name) for name in ("alive", "killed"))
     for run in (alive, killed):
         run.acquire()
@@ -72,4 +72,4 @@ def test_a_killed_run_is_named_and_one_that_goes_on_is_not(tmp_path: Path):
         holder.kill()
         holder.communicate()
     assert found.status == WARNING
-    assert found.found == "2, of which 1 going on, 1 killed: mine/killed"
+    assert found.found == "2, 1 of them running, 1 killed: mine/killed"

@@ -11,23 +11,23 @@ from pathlib import Path
 import pytest
 
 from esper.configs import DatabaseConfig
-from esper.doctor import reach
+from esper.doctor import servers
 from esper.doctor.finding import FAILED, NOT_USED, OK, WARNING, Finding
 from esper.tracking.mlflow import connect
 from esper.urza.store import Store
-from tests.doctor.conftest import CANARY, Server, program, subject
+from tests.doctor.conftest import CANARY, Server, planned_run, program
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 
 
 def test_redis_is_not_asked_where_the_bus_is_memory():
-    assert reach.redis(subject("redis.url=redis://10.255.255.1:6379")).status == NOT_USED
+    assert servers.redis(planned_run("redis.url=redis://10.255.255.1:6379")).status == NOT_USED
 
 
 def test_redis_is_let_in_and_told_by_its_version(redis_server: Callable[..., Server], monkeypatch: pytest.MonkeyPatch):
     server = redis_server("--appendonly", "yes")
     monkeypatch.setenv("ESPER_REDIS_PASSWORD", CANARY)
-    found = reach.redis(subject("bus=redis", f"redis.url={server.url}"))
+    found = servers.redis(planned_run("bus=redis", f"redis.url={server.url}"))
     assert found.status == OK
     assert re.search(r": (Redis|Valkey) \d", found.found)
 
@@ -37,7 +37,7 @@ def test_a_redis_that_refuses_the_password_is_a_failure(
     redis_server: Callable[..., Server], monkeypatch: pytest.MonkeyPatch, password: str
 ):
     monkeypatch.setenv("ESPER_REDIS_PASSWORD", password)
-    found = reach.redis(subject("bus=redis", f"redis.url={redis_server().url}"))
+    found = servers.redis(planned_run("bus=redis", f"redis.url={redis_server().url}"))
     assert found.status == FAILED
     assert "ESPER_REDIS_PASSWORD" in found.remedy
 
@@ -45,50 +45,50 @@ def test_a_redis_that_refuses_the_password_is_a_failure(
 @pytest.mark.parametrize(
     ("options", "word"),
     [
-        (("--appendonly", "yes", "--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru"), "loses messages"),
-        (("--save", "", "--appendonly", "no"), "nothing on disk"),
+        (("--appendonly", "yes", "--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru"), "may evict messages"),
+        (("--save", "", "--appendonly", "no"), "without persistence"),
     ],
 )
 def test_a_redis_that_forgets_is_a_warning(
     redis_server: Callable[..., Server], monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], word: str
 ):
     monkeypatch.setenv("ESPER_REDIS_PASSWORD", CANARY)
-    found = reach.redis(subject("bus=redis", f"redis.url={redis_server(*options).url}"))
+    found = servers.redis(planned_run("bus=redis", f"redis.url={redis_server(*options).url}"))
     assert found.status == WARNING
     assert word in found.found
 
 
 def test_a_redis_without_xautoclaim_is_a_failure():
-    assert reach._judged("redis://h", {"redis_version": "6.0.16"}, None).status == FAILED
-    assert reach._judged("redis://h", {"redis_version": "6.2.0", "aof_enabled": 1}, None).status == OK
+    assert servers._redis_settings("redis://h", {"redis_version": "6.0.16"}, None).status == FAILED
+    assert servers._redis_settings("redis://h", {"redis_version": "6.2.0", "aof_enabled": 1}, None).status == OK
 
 
 def test_an_mlflow_server_that_is_not_there_or_none_is_a_failure(black_hole: int):
-    gone = reach.mlflow(subject("tracking.uri=http://127.0.0.1:1"))
+    gone = servers.mlflow(planned_run("tracking.uri=http://127.0.0.1:1"))
     assert gone.status == FAILED
     assert "refused" in gone.found
-    silent = reach.mlflow(subject(f"tracking.uri=http://127.0.0.1:{black_hole}"))
-    assert silent.found.endswith("no answer within 2 s")
+    silent = servers.mlflow(planned_run(f"tracking.uri=http://127.0.0.1:{black_hole}"))
+    assert silent.found.endswith("no response within 2 s")
 
 
 def test_a_folder_as_mlflow_store_is_a_failure():
-    assert reach.mlflow(subject("tracking.uri=mlruns")).status == FAILED
+    assert servers.mlflow(planned_run("tracking.uri=mlruns")).status == FAILED
 
 
 def test_an_mlflow_database_is_usable_of_another_version_or_damaged(tmp_path: Path):
     file = tmp_path / "our 100% mlflow.db"
     uri = f"sqlite:///{file}"
     connect(uri)
-    assert reach.mlflow(subject(f"tracking.uri={uri}")).found.endswith("usable")
+    assert servers.mlflow(planned_run(f"tracking.uri={uri}")).found.endswith("usable")
     head = sqlite3.connect(file).execute("SELECT version_num FROM alembic_version").fetchone()[0]
-    for schema, word in ((reach._mlflow_schemas()[head], "older"), ("f00f00f00f00", "another")):
+    for schema, word in ((servers._mlflow_schemas()[head], "older"), ("f00f00f00f00", "another")):
         with sqlite3.connect(file) as database:
             database.execute("UPDATE alembic_version SET version_num = ?", (schema,))
-        found = reach.mlflow(subject(f"tracking.uri={uri}"))
+        found = servers.mlflow(planned_run(f"tracking.uri={uri}"))
         assert found.status == FAILED
         assert word in found.found
     file.write_bytes(b"not SQLite at all" * 100)
-    assert "not a database" in reach.mlflow(subject(f"tracking.uri={uri}")).found
+    assert "not a database" in servers.mlflow(planned_run(f"tracking.uri={uri}")).found
 
 
 def test_a_library_is_sound_of_another_version_or_damaged(tmp_path: Path):
@@ -96,7 +96,7 @@ def test_a_library_is_sound_of_another_version_or_damaged(tmp_path: Path):
     config = DatabaseConfig()
 
     def look(*, is_needed: bool = False) -> Finding:
-        return reach.look_into_library(config, outputs_dir=file.parent, is_needed=is_needed)
+        return servers.check_library(config, outputs_dir=file.parent, is_needed=is_needed)
 
     assert look().status == NOT_USED
     assert look(is_needed=True).status == FAILED
@@ -117,28 +117,28 @@ def test_a_library_is_sound_of_another_version_or_damaged(tmp_path: Path):
 def test_a_library_whose_server_hangs_is_given_up(black_hole: int, tmp_path: Path):
     began = time.monotonic()
     config = DatabaseConfig(url=f"postgresql://lab@127.0.0.1:{black_hole}/esper")
-    assert reach.look_into_library(config, outputs_dir=tmp_path, is_needed=True).status == FAILED
+    assert servers.check_library(config, outputs_dir=tmp_path, is_needed=True).status == FAILED
     assert time.monotonic() - began < 15
 
 
 def test_wandb_needs_a_key_or_works_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    here = subject("tracking=wandb")
-    assert reach.wandb(here).status == FAILED
+    here = planned_run("tracking=wandb")
+    assert servers.wandb(here).status == FAILED
     (tmp_path / ".netrc").write_text(f"machine api.wandb.ai login user password {CANARY}\n")
-    assert reach.wandb(here).status == OK
+    assert servers.wandb(here).status == OK
     monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.lab.example")
-    assert reach.wandb(here).status == FAILED
+    assert servers.wandb(here).status == FAILED
     monkeypatch.setenv("WANDB_MODE", "offline")
-    assert "offline" in reach.wandb(here).found
-    assert reach.wandb(subject()).status == NOT_USED
+    assert "offline" in servers.wandb(here).found
+    assert servers.wandb(planned_run()).status == NOT_USED
 
 
 def test_slurm_answers_with_its_partitions_and_needs_no_accounting(programs: Path):
     program(programs, "sbatch", "exit 0")
     program(programs, "sinfo", "echo gpu; echo debug")
     program(programs, "sacct", "echo 'Slurm accounting storage is disabled' >&2; exit 1")
-    found = reach.slurm(subject())
+    found = servers.slurm(planned_run())
     assert found.status == OK
     assert "partitions gpu, debug" in found.found
     assert "no accounting" in found.found
@@ -148,12 +148,12 @@ def test_a_controller_that_hangs_fails_only_who_asks_for_it(programs: Path):
     program(programs, "sbatch", "exit 0")
     program(programs, "sinfo", "exec sleep 20")
     began = time.monotonic()
-    assert reach.slurm(subject()).status == WARNING
-    assert reach.slurm(subject("hydra/launcher=slurm")).status == FAILED
+    assert servers.slurm(planned_run()).status == WARNING
+    assert servers.slurm(planned_run("hydra/launcher=slurm")).status == FAILED
     assert time.monotonic() - began < 15
 
 
 def test_without_slurm_only_who_asks_for_it_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert reach.slurm(subject()).status == NOT_USED
-    assert reach.slurm(subject("hydra/launcher=slurm")).status == FAILED
+    assert servers.slurm(planned_run()).status == NOT_USED
+    assert servers.slurm(planned_run("hydra/launcher=slurm")).status == FAILED

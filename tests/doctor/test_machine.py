@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from esper.doctor import checks
+from esper.doctor import machine
 from esper.doctor.finding import FAILED, NOT_USED, OK, WARNING
-from tests.doctor.conftest import CANARY, GPU, ROOT, program, subject
+from tests.doctor.conftest import CANARY, GPU, ROOT, planned_run, program
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 
 
 def test_a_build_for_cpus_beside_a_gpu_is_a_failure(programs: Path):
     program(programs, "nvidia-smi", "echo 'NVIDIA H100, 550.54'")
-    found = checks.gpu(subject(probe={**GPU, "cuda": None}))
+    found = machine.gpu(planned_run(probe={**GPU, "cuda": None}))
     assert found.status == FAILED
     assert "NVIDIA H100 (driver 550.54)" in found.found
     assert "CPU" in found.found
@@ -24,7 +24,9 @@ def test_a_build_for_cpus_beside_a_gpu_is_a_failure(programs: Path):
 
 def test_a_driver_that_is_too_old_is_a_failure(programs: Path):
     program(programs, "nvidia-smi", "echo 'NVIDIA H100, 470.1'")
-    found = checks.gpu(subject(probe={**GPU, "gpu_error": "RuntimeError: The NVIDIA driver on your system is too old"}))
+    found = machine.gpu(
+        planned_run(probe={**GPU, "gpu_error": "RuntimeError: The NVIDIA driver on your system is too old"})
+    )
     assert found.status == FAILED
     assert "too old" in found.found
     assert "driver" in found.remedy
@@ -33,62 +35,64 @@ def test_a_driver_that_is_too_old_is_a_failure(programs: Path):
 def test_gpus_that_are_hidden_are_a_warning_or_a_failure(programs: Path, monkeypatch: pytest.MonkeyPatch):
     program(programs, "nvidia-smi", "echo 'NVIDIA H100, 550.54'")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert checks.gpu(subject()).status == WARNING
-    assert checks.gpu(subject("device=cuda")).status == FAILED
-    assert checks.gpu(subject("device=cpu")).status == NOT_USED
+    assert machine.gpu(planned_run()).status == WARNING
+    assert machine.gpu(planned_run("device=cuda")).status == FAILED
+    assert machine.gpu(planned_run("device=cpu")).status == NOT_USED
 
 
 def test_a_gpu_that_others_have_filled_is_a_warning():
     card = {**GPU, "gpu": "NVIDIA H100", "num_gpus": 1, "total_bytes": 80 * 2**30}
-    assert checks.gpu(subject(probe={**card, "free_bytes": 2**20})).status == WARNING
-    assert checks.gpu(subject(probe={**card, "free_bytes": 70 * 2**30})).status == OK
+    assert machine.gpu(planned_run(probe={**card, "free_bytes": 2**20})).status == WARNING
+    assert machine.gpu(planned_run(probe={**card, "free_bytes": 70 * 2**30})).status == OK
 
 
 def test_a_torchvision_that_cannot_be_imported_is_a_failure():
-    found = checks.torchvision(subject(probe={**GPU, "torchvision_error": "operator torchvision::nms does not exist"}))
+    found = machine.torchvision(
+        planned_run(probe={**GPU, "torchvision_error": "operator torchvision::nms does not exist"})
+    )
     assert found.status == FAILED
     assert "nms" in found.found
 
 
 def test_a_torchvision_of_another_torch_is_a_failure():
-    assert checks.torchvision(subject(probe={**GPU, "torch": "1.0", "torchvision": "0.29.1"})).status == FAILED
+    assert machine.torchvision(planned_run(probe={**GPU, "torch": "1.0", "torchvision": "0.29.1"})).status == FAILED
 
 
 def test_versions_are_held_against_the_ranges():
-    assert checks.packages().status == OK
-    assert checks.python().status == OK
+    assert machine.packages().status == OK
+    assert machine.python().status == OK
 
 
 def test_threads_and_decoding_processes_beyond_the_cores_are_a_warning(tmp_path: Path):
-    assert checks.cores(subject(probe={**GPU, "num_threads": 4096})).status == WARNING
+    assert machine.cores(planned_run(probe={**GPU, "num_threads": 4096})).status == WARNING
     for name in ("train", "val"):
         (tmp_path / "data" / name).mkdir(parents=True)
     streams = ("dataset=imagefolder", "dataset.data_dir=data", "dataset.image_size=32", "dataset.storage=stream")
-    found = checks.cores(subject(*streams, "dataset.num_workers=4096"))
+    found = machine.cores(planned_run(*streams, "dataset.num_workers=4096"))
     assert found.status == WARNING
     assert "dataset.num_workers=4096" in found.found
-    assert checks.cores(subject(*streams, "dataset.num_workers=1")).status == OK
-    assert checks.shared_memory(subject(*streams)).status != NOT_USED
+    assert machine.cores(planned_run(*streams, "dataset.num_workers=1")).status == OK
+    assert machine.shared_memory(planned_run(*streams)).status != NOT_USED
 
 
 def test_a_misspelt_variable_is_named_with_its_neighbour(monkeypatch: pytest.MonkeyPatch):
-    assert checks.environment(subject()).status == OK
+    assert machine.environment(planned_run()).status == OK
     monkeypatch.setenv("ESPER_REDIS_PASSWRD", CANARY)
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAM", CANARY)
-    found = checks.environment(subject())
+    found = machine.environment(planned_run())
     assert found.status == WARNING
-    assert found.remedy == "call it ESPER_REDIS_PASSWORD; call it MLFLOW_TRACKING_USERNAME"
+    assert found.remedy == "rename it to ESPER_REDIS_PASSWORD; rename it to MLFLOW_TRACKING_USERNAME"
     assert CANARY not in found.found
 
 
 def test_an_environment_of_torchrun_that_is_incomplete_is_a_failure(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    found = checks.environment(subject())
+    found = machine.environment(planned_run())
     assert found.status == FAILED
     assert found.remedy
 
 
 def test_the_variables_that_esper_reads_are_known():
     text = "".join(file.read_text() for file in (ROOT / "esper").rglob("*.py") if file.parent.name != "doctor")
-    assert set(re.findall(r"\"(ESPER_[A-Z_]+)\"", text)) <= set(checks._VARIABLES)
+    assert set(re.findall(r"\"(ESPER_[A-Z_]+)\"", text)) <= set(machine._VARIABLES)
