@@ -20,7 +20,7 @@ from esper.configs.redis import RedisConfig
 from esper.contracts.events import EpochEnded, Event, Scored
 from esper.contracts.health import HealthSignal
 from esper.contracts.lifecycle import SeedLifecycleState
-from esper.oona.publish import RunOnBus
+from esper.oona.publish import RunPublisher
 from esper.oona.redis import RedisBus, address
 from esper.tracking import Journal, Tracker, TrackerThread
 
@@ -45,7 +45,9 @@ def main() -> None:
     follower = None
     if url != "-":
         config = RedisConfig(url=url)
-        target = Tracker(name="Redis", place=address(config), open=lambda: RunOnBus(RedisBus(config), run_dir=run_dir))
+        target = Tracker(
+            name="Redis", place=address(config), open=lambda: RunPublisher(RedisBus(config), run_dir=run_dir)
+        )
         follower = TrackerThread(target, interval_s=_FOLLOW_S, run_dir=run_dir, warn=_expected)
     seconds = []
     cpu_s = time.process_time() - time.thread_time()

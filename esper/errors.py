@@ -1,17 +1,17 @@
-"""The errors Esper raises on purpose.
+"""Errors that Esper raises on purpose.
 
-EsperError                  anything a user can act on; `exit_code` is the process's
-├── ConfigError             bad input: key, value, what is allowed, remedy (also a ValueError); exit 2
+EsperError                  base class; `exit_code` is that of the process
+├── ConfigError             invalid setting: key, value, allowed values, remedy (also a ValueError); exit 2
 ├── DataError               a dataset that is missing, unreadable or too small; exit 2
 ├── StoreError              a blueprint library that cannot be used; exit 2
-├── BusError                a message bus that cannot be reached, or refuses; exit 1
+├── BusError                a message bus that cannot be reached, or refuses a command; exit 1
 │   └── BusFullError        a stream whose readers are too far behind
-├── MessageError            a message that is too long, or not one of this version; exit 1
-├── RunError                a run folder that is locked, foreign or unreadable; exit 2
+├── MessageError            a message that is too long, invalid or of another version; exit 1
+├── RunError                a run folder that is locked, of another version or unreadable; exit 2
 ├── CheckpointError         a checkpoint that is damaged or does not fit; exit 1
 ├── SurgeryError            a growth operation that is not allowed or failed its checks; exit 1
-├── DivergenceError         the loss or a weight is no longer finite; exit 1
-└── RankError               another process of the run has ended, or differs; exit 1
+├── DivergenceError         the loss or a weight is not finite; exit 1
+└── RankError               another rank of the run has ended, failed or differs; exit 1
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ __all__ = [
 
 
 class EsperError(Exception):
-    """Base of all errors whose message is meant for the user: one line, what and what to do."""
+    """Base of all errors whose message is for the user: one line, the problem and the remedy."""
 
     exit_code = 1
 
 
 class ConfigError(EsperError, ValueError):
-    """A setting that cannot be used."""
+    """An invalid setting."""
 
     exit_code = 2
 
@@ -58,15 +58,15 @@ class StoreError(EsperError):
 
 
 class BusError(EsperError):
-    """A message bus that cannot be reached, or refuses."""
+    """A message bus that cannot be reached, or refuses a command."""
 
 
 class BusFullError(BusError):
-    """A stream whose readers are too far behind; it takes no telemetry until they have caught up."""
+    """A stream whose readers are too far behind; it accepts no messages until they catch up."""
 
 
 class MessageError(EsperError):
-    """A message that is too long, or not one of this version."""
+    """A message that is too long, invalid or of another version."""
 
 
 class RunError(EsperError):
@@ -80,7 +80,7 @@ class CheckpointError(EsperError):
 
 
 class SurgeryError(EsperError):
-    """A growth operation that was refused; the model is as it was before."""
+    """A growth operation that was refused; the model is unchanged."""
 
 
 class DivergenceError(EsperError):
@@ -88,7 +88,7 @@ class DivergenceError(EsperError):
 
 
 class RankError(EsperError):
-    """Several processes train one network, and another one has ended, failed or differs."""
+    """Another rank of the run has ended, failed or differs."""
 
 
 def one_line(error: object, *, max_length: int | None = None) -> str:

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Stop what slurm_up.sh started, each daemon by its own pid file, jobs first. --purge also removes state and settings.
+# Stop the daemons that slurm_up.sh started, by their PID files, after cancelling all jobs. --purge also removes state and
+# settings.
 set -uo pipefail
 STATE=${ESPER_SLURM_STATE:-/var/tmp/esper-slurm}
 MARK="# Written by Esper's slurm_up.sh"
 
-runs() { # pid file, command that must be the process's
+runs() { # PID file, command of the process
   [ -s "$1" ] && [ "$(cat "/proc/$(cat "$1")/comm" 2>/dev/null)" = "$2" ]
 }
 
@@ -25,7 +26,7 @@ if grep -qs "^$MARK" /etc/slurm/slurm.conf && runs "$STATE/run/slurmctld.pid" sl
 fi
 for file in "$STATE"/run/slurmd-*.pid; do stop "$file" slurmd & done
 stop "$STATE/run/slurmctld.pid" slurmctld &
-wait # each takes seconds
+wait # in parallel: each takes seconds
 stop "$STATE/run/slurmdbd.pid" slurmdbd
 stop "$STATE/mariadb/pid" mariadbd &
 stop "$STATE/run/munged.pid" munged &

@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# Bring up a real SLURM on one Debian machine, for tests and for trying out sweeps: munged, slurmctld and several
-# slurmd, without systemd or cgroups, so it works in a container. Needs root; installs what is missing with apt.
+# Start a real SLURM on one Debian machine, for tests and for trying out sweeps: munged, slurmctld and several slurmd,
+# without systemd or cgroups, so it works in a container. Needs root; installs missing packages with apt.
 #
-#   NODES=2          slurmd daemons, called n0, n1, ...
-#   CPUS_PER_NODE=1  CPUs that each claims; they may be more than the machine has
+#   NODES=2          number of slurmd daemons, named n0, n1, ...
+#   CPUS_PER_NODE=1  CPUs of each node; may exceed those of the machine
 #   ACCOUNTING=0     1: also MariaDB and slurmdbd, for sacct
-#   GRACE=20         seconds between the signal of a preemption and the end of the job
-#   REQUEUE_DELAY=5  seconds that a requeued job waits (SLURM's own default is 120)
+#   GRACE=20         seconds between the signal of a preemption and the kill
+#   REQUEUE_DELAY=5  seconds that a requeued job waits (SLURM's default is 120)
 #
-# Partition `main` is preempted (and requeued) by partition `urgent`. A second call changes nothing, mends what is
-# down, and takes over other settings. Stop it with slurm_down.sh.
+# Jobs of partition `main` are preempted (and requeued) by those of partition `urgent`. Call it again to restart daemons
+# that are down, or to change settings. Stop it with slurm_down.sh.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 NODES=${NODES:-2} CPUS_PER_NODE=${CPUS_PER_NODE:-1} ACCOUNTING=${ACCOUNTING:-0} GRACE=${GRACE:-20}
@@ -24,7 +24,7 @@ refuse_another_cluster() {
   local file
   for file in slurm slurmdbd cgroup; do
     file=/etc/slurm/$file.conf
-    [ ! -s "$file" ] || grep -q "^$MARK" "$file" || fail "$file is not this script's; this machine has a SLURM of its own"
+    [ ! -s "$file" ] || grep -q "^$MARK" "$file" || fail "$file was not written by this script: this machine already has a SLURM"
   done
 }
 
@@ -38,7 +38,7 @@ install_packages() {
   fi
   [ ${#missing[@]} -gt 0 ] || return 0
   command -v apt-get >/dev/null || fail "cannot install ${missing[*]}: no apt-get"
-  # A package must not start a daemon of its own.
+  # Keep the packages from starting their daemons.
   local policy=/usr/sbin/policy-rc.d added=0
   if [ ! -e $policy ]; then printf '#!/bin/sh\nexit 101\n' >$policy; chmod 755 $policy; added=1; fi
   local status=0
@@ -57,10 +57,10 @@ wait_for() { # command, seconds
     tries=$((tries - 1)); sleep 0.1
   done
   tail -n 5 "$STATE"/log/*.log >&2
-  fail "waited ${2:-15} s in vain for: $1"
+  fail "timed out after ${2:-15} s waiting for: $1"
 }
 
-munge_up() { # With a key, a socket and a pid file of its own: a munged that is there already stays untouched.
+munge_up() { # Own key, socket and PID file, to leave an existing munged alone.
   local dir=$STATE/munge
   install -d -m 755 "$dir"
   [ -s "$dir/key" ] || (umask 077; head -c 1024 /dev/urandom >"$dir/key")
@@ -160,7 +160,7 @@ install_packages
 
 conf=$(slurm_conf)
 if [ -s /etc/slurm/slurm.conf ] && [ "$(cat /etc/slurm/slurm.conf)" != "$conf" ]; then
-  "$here/slurm_down.sh" >/dev/null # daemons keep what they began with; start them anew
+  "$here/slurm_down.sh" >/dev/null # running daemons keep their old settings
 fi
 printf '%s\n' "$conf" >/etc/slurm/slurm.conf
 printf '%s\nCgroupAutomount=no\nConstrainCores=no\nConstrainRAMSpace=no\n' "$MARK" >/etc/slurm/cgroup.conf

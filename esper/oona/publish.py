@@ -32,7 +32,7 @@ from esper.errors import BusFullError, MessageError
 from esper.oona.codec import message
 from esper.oona.redis import RedisBus
 
-__all__ = ["RunOnBus"]
+__all__ = ["RunPublisher"]
 
 _MAX_AGE_S = 30.0
 """Telemetry older than this is dropped."""
@@ -42,7 +42,7 @@ _SIGNALS: TypeAdapter[tuple[HealthSignal, ...]] = TypeAdapter(tuple[HealthSignal
 _DECISION: TypeAdapter[AdaptationDecision] = TypeAdapter(AdaptationDecision)
 
 
-class RunOnBus:
+class RunPublisher:
     """Publisher of one run. It is given the journal's events in order, from the first on, also after a restart.
 
     The position is kept in the run folder's `bus.json`, so a restart continues from there; after a crash the last few
@@ -58,9 +58,9 @@ class RunOnBus:
         self._bus = bus
         self._run_id = run_id(run_dir)
         self._file = run_dir / "bus.json"
-        self._seen = 0
+        self._num_seen = 0
         self._experiment = ""
-        self._done, self._latest_unix_s, self.num_dropped = _load_position(self._file)
+        self._num_done, self._latest_unix_s, self.num_dropped = _load_position(self._file)
         self.num_logged = 0
 
     def ingest(self, events: Iterable[dict[str, Any]]) -> None:
@@ -73,17 +73,17 @@ class RunOnBus:
         for event in events:
             if event["kind"] == "run_started":
                 self._experiment = event["experiment_name"]
-            self._seen += 1
-            if self._seen <= self._done and event["time_unix_s"] <= self._latest_unix_s:
+            self._num_seen += 1
+            if self._num_seen <= self._num_done and event["time_unix_s"] <= self._latest_unix_s:
                 continue
-            self._done = min(self._done, self._seen - 1)
+            self._num_done = min(self._num_done, self._num_seen - 1)
             self._latest_unix_s = max(self._latest_unix_s, event["time_unix_s"])
             if (message := self._message(event)) is not None:
-                waiting.append((self._seen, message))
+                waiting.append((self._num_seen, message))
             if len(waiting) >= _BATCH:
                 self._send(waiting)
                 waiting = []
-        if self._done < self._seen:
+        if self._num_done < self._num_seen:
             self._send(waiting)
 
     def finish(self) -> None:
@@ -102,13 +102,13 @@ class RunOnBus:
                 try:
                     self._send_or_drop(message)
                 except BusFullError:
-                    self._save_position(done=number - 1)
+                    self._save_position(num_done=number - 1)
                     raise
-        self._save_position(done=self._seen)
+        self._save_position(num_done=self._num_seen)
 
-    def _save_position(self, *, done: int) -> None:
-        self._done = done
-        position = {"done": self._done, "latest_unix_s": self._latest_unix_s, "dropped": self.num_dropped}
+    def _save_position(self, *, num_done: int) -> None:
+        self._num_done = num_done
+        position = {"done": self._num_done, "latest_unix_s": self._latest_unix_s, "dropped": self.num_dropped}
         temporary = self._file.with_suffix(".new")
         temporary.write_text(json.dumps(position) + "\n")
         temporary.replace(self._file)
@@ -136,7 +136,7 @@ class RunOnBus:
         if isinstance(payload, _TELEMETRY) and time.time() - event["time_unix_s"] > _MAX_AGE_S:
             self.num_dropped += 1
             return None
-        name = f"{self._run_id}:{self._seen}:{event['time_unix_s']}"
+        name = f"{self._run_id}:{self._num_seen}:{event['time_unix_s']}"
         event_id = uuid.uuid5(uuid.NAMESPACE_URL, name).hex
         return message(_TOPICS[type(payload)], payload, sender=self._run_id, trace=self._run_id, event_id=event_id)
 

@@ -1,11 +1,11 @@
-"""Where a run is published: the bus, as another target of its journal."""
+"""The bus as a tracker, beside MLflow and W&B."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from esper.configs import RedisConfig
-from esper.oona.publish import RunOnBus
+from esper.oona.publish import RunPublisher
 from esper.oona.redis import RedisBus, address
 from esper.tracking import Tracker
 
@@ -13,7 +13,7 @@ __all__ = ["on_bus"]
 
 
 def on_bus(config: RedisConfig, *, run_dir: Path) -> Tracker:
-    """The bus as a target that a journal's follower, or `esper sync`, brings up to date."""
+    """The bus as a tracker of a run."""
     return Tracker(
-        name="Redis", place=address(config), open=lambda: RunOnBus(RedisBus(config), run_dir=run_dir.absolute())
+        name="Redis", place=address(config), open=lambda: RunPublisher(RedisBus(config), run_dir=run_dir.absolute())
     )

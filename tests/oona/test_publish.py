@@ -17,7 +17,7 @@ from esper.contracts.decisions import AdaptationDecision
 from esper.contracts.events import Decided, Event, Notice, RunEnded, Scored
 from esper.contracts.messages import DecisionReport, FieldReport, HealthReport, Message, RunReport, TopicName
 from esper.errors import BusError, BusFullError
-from esper.oona.publish import RunOnBus
+from esper.oona.publish import RunPublisher
 from esper.oona.redis import RedisBus
 from tests.oona.server import RedisServer
 from tests.tamiyo.test_policies import signal
@@ -97,8 +97,8 @@ def folder(tmp_path: Path) -> Path:
     return run_dir
 
 
-def publish(bus: RedisBus, folder: Path, events: list[dict[str, Any]]) -> RunOnBus:
-    run = RunOnBus(bus, run_dir=folder)
+def publish(bus: RedisBus, folder: Path, events: list[dict[str, Any]]) -> RunPublisher:
+    run = RunPublisher(bus, run_dir=folder)
     run.ingest(events)
     return run
 
@@ -170,7 +170,7 @@ def test_old_telemetry_is_dropped_and_counted_decisions_and_outcomes_are_sent(bu
     run = publish(bus, folder, a_run(at=-3600))
     assert [one.payload.kind for one in bus.sent] == ["run", "decision_report", "field_report", "run"]
     assert (run.num_logged, run.num_dropped) == (4, 3)
-    assert RunOnBus(bus, run_dir=folder).num_dropped == 3
+    assert RunPublisher(bus, run_dir=folder).num_dropped == 3
 
 
 def test_what_could_not_be_sent_is_sent_when_the_bus_is_back(
