@@ -1,4 +1,4 @@
-"""Whether a configuration can be used: each setting by its declaration, then the settings against each other."""
+"""Check a configuration: each setting against its declaration, then settings against each other."""
 
 from __future__ import annotations
 
@@ -26,17 +26,22 @@ __all__ = ["check", "check_group"]
 
 
 def check(config: TolariaConfig) -> None:
-    """Refuse a configuration that cannot be used. Looks at paths, never at devices.
+    """Refuse a configuration that cannot be used. Looks at paths, but not at devices.
 
     Raises:
-        ConfigError: the first problem: key, value, what is allowed or what to do.
+        ConfigError: the first problem: key, value, and what is allowed or what to do.
     """
     check_group(config)
     _check_names(config)
     _check_model(config)
-    _check_dataset(config)
-    _check_length(config)
-    _check_arm(config)
+    _check_dataset(config.dataset)
+    if config.optimization.warmup_epochs >= config.optimization.max_epochs:
+        raise ConfigError(
+            f"optimization.warmup_epochs={config.optimization.warmup_epochs:g}: allowed is below "
+            f"optimization.max_epochs={config.optimization.max_epochs}"
+        )
+    if config.comparison.arm is not None:
+        _check_arm(config, config.comparison.arm)
     if config.morphogenetic.enable_tamiyo:
         _check_growth(config)
     if config.checkpoint.resume_from is not None and not Path(config.checkpoint.resume_from).is_dir():
@@ -47,7 +52,7 @@ def check(config: TolariaConfig) -> None:
 
 
 def check_group(group: Any, prefix: str = "") -> None:
-    """Refuse a value that its declaration does not allow, in a dataclass of settings whose names follow `prefix`.
+    """Check each setting of a dataclass against its type and declaration; `prefix` precedes their names in messages.
 
     Raises:
         ConfigError: the first problem.
@@ -56,8 +61,8 @@ def check_group(group: Any, prefix: str = "") -> None:
         _check_setting(key, value, hint, limits)
 
 
-def _settings(group: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any, Allowed]]:
-    """Dotted name, value, type and declaration of every setting."""
+def _settings(group: Any, prefix: str) -> Iterator[tuple[str, Any, Any, Allowed]]:
+    """Dotted name, value, type and allowed values of each setting."""
     hints = typing.get_type_hints(type(group))
     for field in dataclasses.fields(group):
         key, value, hint = prefix + field.name, getattr(group, field.name), hints[field.name]
@@ -70,51 +75,45 @@ def _settings(group: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any, All
 
 
 def _check_setting(key: str, value: Any, hint: Any, limits: Allowed) -> None:
-    if isinstance(hint, types.UnionType):
+    if isinstance(hint, types.UnionType):  # such as int | None
         if value is None:
             return
-        hint = next(one for one in typing.get_args(hint) if one is not types.NoneType)
-    if typing.get_origin(hint) is list:
-        if not isinstance(value, list):
-            raise ConfigError(f"{key}={value!r}: must be {kind(hint)}")
+        hint = typing.get_args(hint)[0]
+    expected = typing.get_origin(hint) or hint
+    is_type = isinstance(value, int | float if expected is float else expected)
+    if not is_type or (isinstance(value, bool) and expected is not bool):
+        raise ConfigError(f"{key}={value!r}: must be {kind(hint)}")
+    if isinstance(value, list):
         for index, item in enumerate(value):
             _check_setting(f"{key}[{index}]", item, typing.get_args(hint)[0], limits)
-        return
-    if typing.get_origin(hint) is dict:
-        if not isinstance(value, dict):
-            raise ConfigError(f"{key}={value!r}: must be {kind(hint)}")
-        return
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not (number if hint is float else number and isinstance(value, int) if hint is int else isinstance(value, hint)):
-        raise ConfigError(f"{key}={value!r}: must be {kind(hint)}")
-    if isinstance(value, float) and not math.isfinite(value):
+    elif isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(f"{key}={value}: must be finite")
-    if not limits.admits(value):
-        verb, hint_to_user = ("are", nearest(value, limits.choices)) if limits.choices else ("is", "")
-        raise ConfigError(f"{key}={value}: allowed {verb} {limits}{hint_to_user}")
+    elif not limits.admits(value):
+        verb, suggestion = ("are", nearest(value, limits.choices)) if limits.choices else ("is", "")
+        raise ConfigError(f"{key}={value}: allowed {verb} {limits}{suggestion}")
 
 
 def _check_names(config: TolariaConfig) -> None:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", config.experiment_name) or ".." in config.experiment_name:
         raise ConfigError(
-            f"experiment_name={config.experiment_name!r}: it names a folder; allowed are up to 64 letters, digits, "
-            "'_', '-' and single '.', a letter or digit first"
+            f"experiment_name={config.experiment_name!r}: allowed is the name of a folder: up to 64 letters, digits, "
+            "'_', '-' and single '.', beginning with a letter or digit"
         )
-    # The configuration is written to disk and shown in trackers; the value must not be repeated here either.
     if config.redis.url not in (None, "embedded"):
         parse_redis_url(config.redis.url)
+    # The configuration is written to disk and sent to trackers. The message must not repeat the password either.
     for key, url, variables in (
         (
             "tracking.uri",
             config.tracking.uri,
             "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (or the database's own variable)",
         ),
-        ("database.url", config.database.url, "PGPASSWORD, or write it into ~/.pgpass"),
+        ("database.url", config.database.url, "PGPASSWORD, or add it to ~/.pgpass"),
         ("redis.url", config.redis.url, "ESPER_REDIS_PASSWORD (and ESPER_REDIS_USERNAME), or ESPER_REDIS_URL"),
     ):
         if url is not None and urlsplit(url).password is not None:
             raise ConfigError(
-                f"{key} holds a password, which would be written into the run folder; take it out and set {variables}"
+                f"{key}: contains a password, which would be written into the run folder; remove it and set {variables}"
             )
     if config.tracking.name in ("wandb", "both") and find_spec("wandb") is None:
         raise ConfigError(
@@ -132,14 +131,14 @@ def _check_model(config: TolariaConfig) -> None:
         raise ConfigError("model.site_kinds=[]: nothing may grow; name kinds of site, or use morphogenetic=off")
     if model.gradient_checkpointing and config.compile_model:
         raise ConfigError(
-            "model.gradient_checkpointing=true: blocks that run twice cannot be compiled (compile_model=true); leave "
-            "one of both out"
+            "model.gradient_checkpointing=true: recomputed blocks cannot be compiled (compile_model=true); set one of "
+            "the two to false"
         )
-    inside = [kind for kind in model.site_kinds if kind in ("parallel", "width")]
+    inside = [name for name in model.site_kinds if name in ("parallel", "width")]
     if model.gradient_checkpointing and inside:
         raise ConfigError(
-            f"model.gradient_checkpointing=true: with it blocks run twice, and what grows inside them "
-            f"({', '.join(inside)} in model.site_kinds) would count every batch twice; leave one of both out"
+            f"model.gradient_checkpointing=true: blocks run twice, so that modules growing inside them "
+            f"({', '.join(inside)} in model.site_kinds) would count every batch twice; use one of the two"
         )
 
 
@@ -164,8 +163,7 @@ def _check_architecture(model: ModelConfig) -> None:
         )
 
 
-def _check_dataset(config: TolariaConfig) -> None:
-    dataset = config.dataset
+def _check_dataset(dataset: DatasetConfig) -> None:
     info = DATASETS[dataset.name]
     if info.has_fixed_size and dataset.image_size is not None:
         raise ConfigError(
@@ -179,8 +177,7 @@ def _check_dataset(config: TolariaConfig) -> None:
         _check_folder(dataset)
     elif dataset.storage == "stream":
         raise ConfigError(
-            f"dataset.storage=stream: {dataset.name} has no image files and stays in memory; use auto, or "
-            "dataset=imagefolder"
+            f"dataset.storage=stream: {dataset.name} has no image files to stream; use auto, or dataset=imagefolder"
         )
 
 
@@ -188,8 +185,8 @@ def _check_folder(dataset: DatasetConfig) -> None:
     folder = Path(dataset.data_dir).expanduser()
     if not (folder / "train").is_dir() or not ((folder / "val").is_dir() or (folder / "test").is_dir()):
         raise ConfigError(
-            f"dataset.data_dir={dataset.data_dir}: needs a folder train/ and a folder val/ or test/, each with one "
-            "folder of images a class"
+            f"dataset.data_dir={dataset.data_dir}: needs a folder train/ and a folder val/ or test/, with a subfolder "
+            "of images for each class"
         )
     if dataset.image_size is None:
         if dataset.storage == "stream" or DATASETS[dataset.name].is_streamed:
@@ -201,28 +198,17 @@ def _check_folder(dataset: DatasetConfig) -> None:
         )
 
 
-def _check_length(config: TolariaConfig) -> None:
-    recipe = config.optimization
-    if recipe.warmup_epochs >= recipe.max_epochs:
-        raise ConfigError(
-            f"optimization.warmup_epochs={recipe.warmup_epochs:g}: allowed is below optimization.max_epochs="
-            f"{recipe.max_epochs}"
-        )
-
-
-def _check_arm(config: TolariaConfig) -> None:
-    arm, growth = config.comparison.arm, config.morphogenetic
-    if arm is None:
-        return
+def _check_arm(config: TolariaConfig, arm: str) -> None:
+    growth, policy = config.morphogenetic, ARMS[arm]
     if config.optimization.patience is not None:
         raise ConfigError(
             f"optimization.patience={config.optimization.patience}: with early stopping the arms of a comparison get "
             "unequal budgets; leave it null"
         )
-    policy = ARMS[arm]
     if policy is None and growth.enable_tamiyo:
         raise ConfigError(
-            f"morphogenetic.enable_tamiyo=true: comparison.arm={arm} does not grow; leave it to arm={arm}"
+            f"morphogenetic.enable_tamiyo=true: comparison.arm={arm} does not grow; select it with arm={arm}, which "
+            "sets that"
         )
     if policy is not None and not growth.enable_tamiyo:
         raise ConfigError(
@@ -231,13 +217,13 @@ def _check_arm(config: TolariaConfig) -> None:
         )
     if policy and growth.policy != policy:
         raise ConfigError(
-            f"morphogenetic.policy={growth.policy}: comparison.arm={arm} is policy={policy}; give no policy, or one "
-            "for arm=grown by morphogenetic=NAME"
+            f"morphogenetic.policy={growth.policy}: comparison.arm={arm} is policy={policy}; leave the policy out, or "
+            "choose that of arm=grown with morphogenetic=NAME"
         )
 
 
 def _check_growth(config: TolariaConfig) -> None:
-    growth, recipe = config.morphogenetic, config.optimization
+    growth = config.morphogenetic
     if growth.policy == "never":
         return
     if growth.policy == "replay":
@@ -245,37 +231,47 @@ def _check_growth(config: TolariaConfig) -> None:
         return
     if not growth.blueprint_categories:
         raise ConfigError("morphogenetic.blueprint_categories=[]: nothing may grow; name one, or use policy=never")
+    _check_growth_period(config)
+    if growth.incubation != "none" and config.autocast_dtype == "float16":
+        raise ConfigError(
+            f"morphogenetic.incubation={growth.incubation}: its gradients underflow in autocast_dtype=float16; use "
+            "bfloat16, or incubation=none"
+        )
+    if growth.alpha_search and growth.incubation == "none":
+        raise ConfigError(
+            "morphogenetic.alpha_search=true: needs a module that was trained before it joins; set "
+            "morphogenetic.incubation=fit or shadow"
+        )
+    _check_policy(config)
+
+
+def _check_growth_period(config: TolariaConfig) -> None:
+    growth, recipe = config.morphogenetic, config.optimization
     latest = {"wsd": 1 - recipe.decay_fraction, "cosine": 0.5, "linear": 0.5, "constant": 1.0}[recipe.scheduler]
     if growth.growth_until > latest + 1e-9:
         raise ConfigError(
-            f"morphogenetic.growth_until={growth.growth_until:g}: with optimization.scheduler={recipe.scheduler} "
-            f"allowed is at most {latest:g}: what is grown needs the high learning rate"
+            f"morphogenetic.growth_until={growth.growth_until:g}: allowed is at most {latest:g} with "
+            f"optimization.scheduler={recipe.scheduler}: new modules need the high learning rate"
         )
     if growth.growth_from >= growth.growth_until:
         raise ConfigError(
             f"morphogenetic.growth_from={growth.growth_from:g}: allowed is below morphogenetic.growth_until="
             f"{growth.growth_until:g}"
         )
-    if growth.incubation != "none" and config.autocast_dtype == "float16":
-        raise ConfigError(
-            f"morphogenetic.incubation={growth.incubation}: its gradients vanish in autocast_dtype=float16; use "
-            "bfloat16, or incubation=none"
-        )
-    if growth.alpha_search and growth.incubation == "none":
-        raise ConfigError(
-            "morphogenetic.alpha_search=true: there is nothing to search for before a module has been trained; set "
-            "morphogenetic.incubation=fit or shadow"
-        )
     if growth.plateau_epochs is not None and not growth.growth_from:
         raise ConfigError(
-            f"morphogenetic.plateau_epochs={growth.plateau_epochs}: it lets growth begin before "
+            f"morphogenetic.plateau_epochs={growth.plateau_epochs}: lets growth begin before "
             "morphogenetic.growth_from, which is 0; set that, or leave plateau_epochs null"
         )
-    # The control arms of a comparison share the grown arm's settings, also those that only its policy reads.
+
+
+def _check_policy(config: TolariaConfig) -> None:
+    growth = config.morphogenetic
+    # The control arms of a comparison share the grown arm's settings, even those that their policies do not use.
     if growth.fork_steps and growth.policy != "heuristic" and config.comparison.arm is None:
         raise ConfigError(
-            f"morphogenetic.fork_steps={growth.fork_steps}: policy={growth.policy} never hesitates between two sites; "
-            "use policy=heuristic, or 0"
+            f"morphogenetic.fork_steps={growth.fork_steps}: policy={growth.policy} never compares two sites; use "
+            "policy=heuristic, or 0"
         )
     if growth.policy == "schedule":
         late = [at for at in growth.schedule_at if at > growth.growth_until]
@@ -285,23 +281,18 @@ def _check_growth(config: TolariaConfig) -> None:
                 f"morphogenetic.growth_until={growth.growth_until:g}"
             )
     if growth.tamiyo == "shared" and config.bus != "redis":
+        raise ConfigError(f"morphogenetic.tamiyo=shared: needs the message bus, but bus={config.bus}; set bus=redis")
+    path = growth.tamiyo_policy_path
+    if growth.tamiyo == "local" and growth.policy == "learned" and not (path and Path(path).is_file()):
         raise ConfigError(
-            f"morphogenetic.tamiyo=shared: she is asked over the bus, but bus={config.bus}; set bus=redis"
-        )
-    if (
-        growth.tamiyo == "local"
-        and growth.policy == "learned"
-        and not (growth.tamiyo_policy_path and Path(growth.tamiyo_policy_path).is_file())
-    ):
-        raise ConfigError(
-            f"morphogenetic.tamiyo_policy_path={growth.tamiyo_policy_path}: policy=learned needs a policy file; make "
-            "one with: esper simic RUN_FOLDER... --out policy.safetensors"
+            f"morphogenetic.tamiyo_policy_path={path}: policy=learned needs a policy file; make one with: "
+            "esper simic RUN_FOLDER... --out policy.safetensors"
         )
 
 
 def _check_recipe(config: TolariaConfig) -> None:
     path = config.morphogenetic.recipe_path
-    if config.comparison.arm is not None:  # the recipe is the grown run's, and found at launch
+    if config.comparison.arm is not None:  # it is that of the grown run, set at launch
         return
     if path is None or not ((Path(path) / "recipe.json").is_file() or Path(path).is_file()):
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""Which arm of a fair comparison a run is."""
+"""The arms of a fair comparison."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from esper.configs.schema import setting
 
 __all__ = ["ARMS", "ComparisonConfig", "dependency_level"]
 
-# What the policy of each arm has to be: "" whatever grown has, None no growth at all.
+# Required policy of each arm: "" allows any, None means no growth.
 ARMS: dict[str, str | None] = {
     "grown": "",
     "static": None,
@@ -30,12 +30,15 @@ class ComparisonConfig:
 
     arm: str | None = setting(
         None,
-        "grown; static (the host), static_flops (at grown's compute); final (grown's last architecture from scratch), "
-        "final_flops (at grown's compute), final_seconds (in grown's time); scheduled; random; null: no comparison",
+        "grown; static (the host), static_flops (the host at the compute of grown); final (the final architecture of "
+        "grown, from scratch), final_flops (at the compute of grown), final_seconds (in the time of grown); scheduled; "
+        "random; null: no comparison",
         choices=tuple(ARMS),
     )
-    grown_run: str | None = setting(None, "name of the grown run that this one is measured against; set at launch")
-    grown_macs: int | None = setting(None, "multiply-accumulates that the grown run spent in all; set at launch", low=1)
+    grown_run: str | None = setting(None, "name of the grown run that this one is compared with; set at launch")
+    grown_macs: int | None = setting(
+        None, "multiply-accumulates that the grown run spent in total; set at launch", low=1
+    )
 
 
 def dependency_level(arm: str | None) -> int:

@@ -1,4 +1,4 @@
-"""What Hydra composes from overrides, outside of its own command too."""
+"""Compose the configuration with Hydra, inside and outside its own command."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from esper.configs.tolaria import TolariaConfig
 __all__ = ["BAD_INPUT", "compose", "conf_folder", "register"]
 
 BAD_INPUT = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError)
-"""What Hydra raises when the user made a mistake; `explain` says it in one line."""
+"""Errors of Hydra that a user's mistake causes; `explain` turns them into one line."""
 
 
 def compose(overrides: Sequence[str]) -> DictConfig:
-    """The configuration that `esper-train` would compose, with Hydra's own.
+    """The configuration that `esper-train` would compose, including the group `hydra`.
 
     Raises:
         ConfigError: the overrides cannot be used.
@@ -39,13 +39,13 @@ def compose(overrides: Sequence[str]) -> DictConfig:
 
 
 def register() -> None:
-    """Tell Hydra the schema, and OmegaConf the name of a run (`${esper.run_name:}` in conf/config.yaml)."""
+    """Register the schema with Hydra, and the resolver `${esper.run_name:}` of conf/config.yaml with OmegaConf."""
     ConfigStore.instance().store(name="tolaria_schema", node=TolariaConfig)
     OmegaConf.register_new_resolver("esper.run_name", _run_name, replace=True)
 
 
 def conf_folder() -> Path:
-    """In a wheel the YAML groups lie inside the package, in a checkout beside it."""
+    """Folder of the YAML groups: inside the package in a wheel, beside it in a checkout."""
     package = Path(__file__).resolve().parents[1]
     return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
 

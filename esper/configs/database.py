@@ -1,4 +1,4 @@
-"""Where the blueprint library lies, and whether a run adds to it."""
+"""The blueprint library, and whether a run adds to it."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class DatabaseConfig:
 
     url: str | None = setting(
         None,
-        "URL of the blueprint library, such as postgresql://lab@host/esper (password by PGPASSWORD or ~/.pgpass); "
+        "URL of the blueprint library, such as postgresql://lab@host/esper (password in PGPASSWORD or ~/.pgpass); "
         "null: urza.db (SQLite) in the outputs folder",
     )
-    record_outcomes: bool = setting(False, "write what each grown module gained into the library when a run finishes")
-    timeout_s: float = setting(10.0, "seconds to wait for a database that is busy or does not answer", above=0)
+    record_outcomes: bool = setting(False, "when a run finishes, record in the library what each grown module gained")
+    timeout_s: float = setting(10.0, "seconds to wait for a database that is busy or does not respond", above=0)

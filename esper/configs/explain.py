@@ -1,4 +1,4 @@
-"""One clear line for what OmegaConf, Hydra and YAML say about a configuration."""
+"""Explain configuration errors of OmegaConf, Hydra and YAML in one line."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def nearest(word: str, known: Collection[str], *, num: int = 1) -> str:
 
 
 def kind(hint: Any) -> str:
-    """What a setting's type is called, e.g. `a whole number, or null` for `int | None`."""
+    """Describe the type of a setting, such as `a whole number, or null` for `int | None`."""
     if isinstance(hint, types.UnionType):
-        return f"{kind(next(one for one in typing.get_args(hint) if one is not type(None)))}, or null"
+        return f"{kind(typing.get_args(hint)[0])}, or null"
     if typing.get_origin(hint) is list:
         return f"a list, each {kind(typing.get_args(hint)[0])}"
     if typing.get_origin(hint) is dict:
@@ -42,8 +42,8 @@ def explain(error: Exception, *, where: str = "") -> ConfigError:
     """Turn an error of OmegaConf, Hydra or YAML into a `ConfigError` of one line.
 
     Args:
-        error: what was raised; the OmegaConf error behind one of Hydra's is found by itself.
-        where: the file it is about, put in front.
+        error: the error; if Hydra wrapped one of OmegaConf's, that is explained.
+        where: the file that caused it, put in front of the message.
     """
     cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
     if isinstance(error, MissingConfigException):
@@ -65,9 +65,9 @@ def _of_omegaconf(error: OmegaConfBaseException) -> str:
     key = error.full_key or str(error.key or "the configuration")
     message = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
     if isinstance(error, ConfigKeyError | ConfigAttributeError):
-        if key.startswith("hydra.") and error.parent_node is not None:  # not of Esper's settings
-            return f"{key}: no such setting{nearest(_leaf(key), [str(one) for one in error.parent_node])}"
-        return _unknown(key)
+        if key.startswith("hydra.") and error.parent_node is not None:
+            return f"{key}: no such setting{nearest(_leaf(key), [str(name) for name in error.parent_node])}"
+        return _unknown_setting(key)
     hint = dict(_settings(TolariaConfig)).get(key.partition("[")[0])
     if isinstance(error, ValidationError) and hint is not None:
         value = re.match(r"Value '(.*)' of type", message)
@@ -75,17 +75,17 @@ def _of_omegaconf(error: OmegaConfBaseException) -> str:
     return f"{key}: {message}"
 
 
-def _unknown(key: str) -> str:
-    """`key` names nothing: say what was probably meant, else what its group holds."""
+def _unknown_setting(key: str) -> str:
+    """Suggest a setting of the same group, else of any group, else list the settings of the group."""
     known = [*dict(_settings(TolariaConfig)), "experiment", "arm"]
     group, _, name = key.rpartition(".")
-    inside = {_leaf(one): one for one in known if one.rpartition(".")[0] == group}
-    anywhere = {_leaf(one): one for one in known}
-    for names in (inside, anywhere):
-        if close := difflib.get_close_matches(name, names, n=1):
-            return f"{key}: no such setting; did you mean {names[close[0]]}?"
-    has = f"; {group or 'the top level'} has {', '.join(inside)}" if inside else ""
-    return f"{key}: no such setting{has}"
+    in_group = {_leaf(known_key): known_key for known_key in known if known_key.rpartition(".")[0] == group}
+    anywhere = {_leaf(known_key): known_key for known_key in known}
+    for keys in (in_group, anywhere):
+        if close := difflib.get_close_matches(name, keys, n=1):
+            return f"{key}: no such setting; did you mean {keys[close[0]]}?"
+    listing = f"; {group or 'the top level'} has {', '.join(in_group)}" if in_group else ""
+    return f"{key}: no such setting{listing}"
 
 
 def _leaf(key: str) -> str:

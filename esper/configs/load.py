@@ -1,4 +1,4 @@
-"""From YAML or Hydra to a checked configuration, and back to YAML."""
+"""Load a checked configuration from YAML or Hydra, and write it as YAML."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from esper.errors import ConfigError
 
 __all__ = ["from_hydra", "load_config", "to_yaml"]
 
-# 271 bytes of nested aliases kept OmegaConf busy for more than 10 s: count before it sees them.
+# 271 bytes of nested aliases keep OmegaConf busy for more than 10 s, so limits are checked before it parses.
 _MAX_BYTES = 256 * 1024
 _MAX_ALIASES = 10
 _MAX_DEPTH = 20
@@ -33,10 +33,10 @@ _PATHS = (
 
 
 def load_config(path: str | Path, schema: type[TolariaConfig] = TolariaConfig) -> TolariaConfig:
-    """Read a run's frozen `config.yaml`, or any YAML file with some of the settings; the rest has its default.
+    """Read a run's `config.yaml`, or any YAML file of settings; settings that it lacks have their defaults.
 
     Raises:
-        ConfigError: the file is missing, too large, not YAML, or holds something that `check` refuses.
+        ConfigError: the file is missing, too large or not YAML, or `check` refuses it.
     """
     try:
         with Path(path).expanduser().open("rb") as file:
@@ -44,7 +44,7 @@ def load_config(path: str | Path, schema: type[TolariaConfig] = TolariaConfig) -
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); give a configuration in YAML") from None
     if len(content) > _MAX_BYTES:
-        raise ConfigError(f"{path}: larger than {_MAX_BYTES // 1024} KiB, which is no configuration of Esper")
+        raise ConfigError(f"{path}: larger than {_MAX_BYTES // 1024} KiB, too large for a configuration")
     try:
         text = content.decode()
         _refuse_bombs(text)
@@ -54,15 +54,15 @@ def load_config(path: str | Path, schema: type[TolariaConfig] = TolariaConfig) -
     except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, RecursionError) as error:
         raise explain(error, where=str(path)) from None
     if not isinstance(settings, dict):
-        raise ConfigError(f"{path}: holds no settings; write KEY: VALUE lines")
+        raise ConfigError(f"{path}: contains no settings; write KEY: VALUE lines")
     return _build(settings, schema)
 
 
 def from_hydra(cfg: DictConfig) -> TolariaConfig:
-    """The checked configuration that Hydra composed. Interpolations are resolved in memory only.
+    """Convert and check the configuration that Hydra composed. Interpolations are resolved in memory only.
 
     Raises:
-        ConfigError: an unknown key (`+typo=1` passes Hydra), a wrong type, or something that `check` refuses.
+        ConfigError: a key is unknown (`+typo=1` passes Hydra), a type is wrong, or `check` refuses it.
     """
     settings = OmegaConf.to_container(cfg, resolve=False)
     assert isinstance(settings, dict)
@@ -71,7 +71,7 @@ def from_hydra(cfg: DictConfig) -> TolariaConfig:
 
 
 def to_yaml(config: TolariaConfig) -> str:
-    """The whole configuration as YAML, which `load_config` reads back equal."""
+    """The whole configuration as YAML; `load_config` restores an equal one."""
     return OmegaConf.to_yaml(OmegaConf.structured(config))
 
 
@@ -91,7 +91,7 @@ def _build(settings: dict[Any, Any], schema: type[TolariaConfig]) -> TolariaConf
 
 
 def _refuse_bombs(text: str) -> None:
-    """Look at the YAML as a stream of events, which expands nothing."""
+    """Refuse alias bombs and deep nesting, by YAML events: nothing is expanded."""
     num_aliases = depth = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         num_aliases += isinstance(event, yaml.AliasEvent)

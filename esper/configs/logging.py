@@ -1,4 +1,4 @@
-"""What is written down, where, and how often."""
+"""Logging: level, folder and intervals."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ __all__ = ["LoggingConfig"]
 class LoggingConfig:
     """Group `logging`."""
 
-    log_level: str = setting("INFO", "least severe message shown", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
+    log_level: str = setting("INFO", "lowest severity that is shown", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
     log_dir: str | None = setting(
-        None, "folder of train.log (what the terminal shows, in plain lines) and profile.json; null: the run folder"
+        None, "folder of train.log (the terminal output as plain lines) and profile.json; null: the run folder"
     )
     log_interval: int = setting(50, "steps between logged training metrics", low=1)
     eval_interval: int | None = setting(
-        None, "steps between validations, besides the one after every epoch; null: only that", low=1
+        None, "steps between validations, in addition to one after each epoch; null: only after epochs", low=1
     )

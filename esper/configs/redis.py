@@ -1,4 +1,4 @@
-"""Where the message bus is."""
+"""The Redis server of the message bus."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ class RedisConfig:
 
     url: str | None = setting(
         None,
-        "redis://HOST:PORT/DB, rediss:// with TLS, unix:///PATH, or embedded (one's own, see redis=embedded); "
+        "redis://HOST:PORT/DB, rediss:// with TLS, unix:///PATH, or embedded (a private server, see redis=embedded); "
         "null: ESPER_REDIS_URL, else redis://localhost:6379/0",
     )
-    ca_file: str | None = setting(None, "certificates that a server's own is checked with; null: the system's")
-    allow_unauthenticated: bool = setting(False, "use a server on another machine though it asks for no password")
-    timeout_s: float = setting(2.0, "seconds to wait for the server, at most", above=0)
-    stream_limit: int = setting(10_000, "messages that a topic keeps; those not yet acknowledged stay", low=100)
+    ca_file: str | None = setting(None, "CA certificates to verify the server with; null: those of the system")
+    allow_unauthenticated: bool = setting(False, "use a server on another machine even if it needs no password")
+    timeout_s: float = setting(2.0, "maximum seconds to wait for the server", above=0)
+    stream_limit: int = setting(10_000, "messages that a topic keeps, besides those not yet acknowledged", low=100)
 
 
 def parse_redis_url(url: str) -> SplitResult:
-    """The parts of a server's URL.
+    """Split the URL of a server.
 
     Raises:
-        ConfigError: it is none; it is not repeated, since what is wrong may be part of a password.
+        ConfigError: it is invalid. The message does not repeat it, since the invalid part may be a password.
     """
     if not _URL.fullmatch(url):
         raise ConfigError(

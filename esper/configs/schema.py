@@ -1,4 +1,4 @@
-"""How a setting is declared: its default, what it does, and which values it takes, in one place."""
+"""Declare a setting: default, help text and allowed values."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["Allowed", "allowed", "setting"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Allowed:
-    """The values a setting takes; bounds are inclusive unless they say otherwise."""
+    """Values that a setting accepts; `low` and `high` are inclusive, `above` and `below` exclusive."""
 
     low: float | None = None
     above: float | None = None
@@ -22,7 +22,7 @@ class Allowed:
     choices: tuple[str, ...] | None = None
 
     def admits(self, value: Any) -> bool:
-        """Whether one value (not a list) is allowed."""
+        """Whether a single value (not a list) is allowed."""
         if self.choices is not None:
             return value in self.choices
         return (
@@ -52,10 +52,10 @@ def setting(
     """Declare a dataclass field.
 
     Args:
-        default: its default; lists and dicts are copied per instance.
-        help: what it does, for the documents.
-        low, above, high, below: bounds of a number (of each number in a list).
-        choices: values of a string (of each string in a list).
+        default: default value; lists and dicts are copied for each instance.
+        help: what it does, for --help and the documentation.
+        low, above, high, below: bounds of a number, or of each number in a list.
+        choices: allowed values of a string, or of each string in a list.
     """
     metadata = {
         "help": help,
@@ -67,7 +67,7 @@ def setting(
 
 
 def allowed(field: dataclasses.Field[Any]) -> Allowed:
-    """What a field declared with `setting` takes."""
-    found = field.metadata.get("allowed", Allowed())
-    assert isinstance(found, Allowed)
-    return found
+    """Allowed values of a field declared with `setting`."""
+    limits = field.metadata.get("allowed", Allowed())
+    assert isinstance(limits, Allowed)
+    return limits

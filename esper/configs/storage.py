@@ -1,4 +1,4 @@
-"""Where files lie that runs share besides the library."""
+"""Files shared by runs, besides the library."""
 
 from __future__ import annotations
 
@@ -15,6 +15,6 @@ class StorageConfig:
 
     compile_cache_dir: str | None = setting(
         None,
-        "folder in which what torch.compile made is kept, and found again by runs and the forge; it holds machine "
-        "code: share it only with people whose code you would run; null: torch's own, in the temporary folder",
+        "cache of torch.compile, used by runs and the forge; it contains machine code, so share it only with people "
+        "whose code you would run; null: torch's own, in the temporary folder",
     )

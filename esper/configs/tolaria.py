@@ -27,7 +27,7 @@ def derive_seed(rng_seed: int, number: int) -> int:
 
 @dataclass(kw_only=True)
 class TolariaConfig:
-    """Everything that defines a run. Constructing one has no side effects; `check` judges it."""
+    """All settings of a run. Constructing one has no side effects; `check` validates it."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
@@ -41,32 +41,34 @@ class TolariaConfig:
     comparison: ComparisonConfig = field(default_factory=ComparisonConfig)
     redis: RedisConfig = field(default_factory=RedisConfig)
 
-    experiment_name: str = setting("morphogenetic_training", "name of the experiment; the outputs folder it lies in")
+    experiment_name: str = setting("morphogenetic_training", "name of the experiment, and of its folder in outputs/")
     description: str = setting("", "free text, recorded with the run")
-    tags: list[str] = setting([], "free words, recorded with the run")
+    tags: list[str] = setting([], "free-form tags, recorded with the run")
 
     bus: str = setting(
-        "memory", "redis: publish health, decisions and outcomes; memory: they stay here", choices=("memory", "redis")
+        "memory", "redis: publish health, decisions and outcomes; memory: publish nothing", choices=("memory", "redis")
     )
-    rng_seed: int = setting(0, "random seed of splits, initial weights, order and augmentation", low=0)
-    device: str = setting("auto", "auto: cuda where there is one", choices=("auto", "cpu", "cuda"))
+    rng_seed: int = setting(0, "random seed of splits, initial weights, shuffling and augmentation", low=0)
+    device: str = setting("auto", "auto: cuda if available, else cpu", choices=("auto", "cpu", "cuda"))
     mixed_precision: bool | None = setting(
         None,
-        "autocast training and validation to autocast_dtype (judging and the result are always in float32); "
-        "null: on CUDA only (few CPUs have units for it)",
+        "autocast training and validation to autocast_dtype (judging and the final test use float32); null: only on "
+        "CUDA, since few CPUs are faster with it",
     )
     autocast_dtype: str = setting("bfloat16", "number format of mixed precision", choices=("bfloat16", "float16"))
-    channels_last: bool = setting(True, "memory format NHWC, which convolutions on tensor cores want")
+    channels_last: bool = setting(True, "memory format NHWC, which is faster for convolutions on tensor cores")
 
     compile_model: bool = setting(
-        False, "compile blocks and what grows with torch.compile; faster steps after some 20 s, and seconds per growth"
+        False, "torch.compile blocks and new modules: faster steps, but some 20 s at the start and seconds per growth"
     )
     cudnn_benchmark: bool = setting(
         False,
-        "let cuDNN try out its algorithms: some 3 % faster after some 10 s; a run is then not repeatable bit by bit",
+        "let cuDNN benchmark its algorithms: some 3 % faster after some 10 s, but runs are not reproducible bit by bit",
     )
 
-    debug_mode: bool = setting(False, "check every step for values that are not finite, name the operation; slow")
-    profile_training: bool = setting(False, "write a torch.profiler trace of a few steps into the run folder")
-    dry_run: bool = setting(False, "validate, build, run two steps with one forced growth, leave nothing behind")
-    fresh: bool = setting(False, "start anew, whatever the run folder holds")
+    debug_mode: bool = setting(
+        False, "check every step for NaN and Inf, and name the operation that produced them; slow"
+    )
+    profile_training: bool = setting(False, "write a torch.profiler trace of a few steps to the run folder")
+    dry_run: bool = setting(False, "validate, build, and run two steps with one forced growth; leaves no files")
+    fresh: bool = setting(False, "start from scratch; an existing run folder is set aside")

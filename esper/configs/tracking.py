@@ -1,4 +1,4 @@
-"""Where results are reported besides the journal."""
+"""Experiment trackers, which receive results besides the journal."""
 
 from __future__ import annotations
 
@@ -17,5 +17,5 @@ class TrackingConfig:
     uri: str | None = setting(None, "MLflow tracking URI; null: mlflow.db (SQLite) in the outputs folder")
     experiment: str | None = setting(None, "MLflow experiment; null: experiment_name")
     wandb_project: str = setting("esper-morphogenetic", "W&B project")
-    wandb_entity: str | None = setting(None, "W&B user or team; null: your default there")
+    wandb_entity: str | None = setting(None, "W&B user or team; null: your default entity")
     flush_interval_s: float = setting(5.0, "seconds between uploads to the tracker", above=0)

@@ -225,7 +225,7 @@ def test_growth_begins_before_it_ends():
 
 
 def test_a_plateau_needs_a_time_to_come_before():
-    assert "plateau_epochs=3: it lets growth begin before" in refusal(morphogenetic__plateau_epochs=3)
+    assert "plateau_epochs=3: lets growth begin before" in refusal(morphogenetic__plateau_epochs=3)
     check(changed(morphogenetic__plateau_epochs=3, morphogenetic__growth_from=0.3))
 
 
