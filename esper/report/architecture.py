@@ -1,4 +1,4 @@
-"""The architecture as a drawing: the host's blocks from input to output, and what has grown at them."""
+"""Draw the architecture: the host's blocks from input to output, and the modules that grew at them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _GAP = 26
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Block:
-    """A block of the host, and what grew `beside` and `after` it; None where there is no site."""
+    """A block of the host, and the modules that grew `beside` and `after` it; None where there is no site."""
 
     name: str
     shape: str
@@ -26,7 +26,7 @@ class Block:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
-    """One thing to draw: `box` (x, y, width, height, lines of text), `path` (d), or `seed` and `sum` (x, y)."""
+    """A shape; `kind` is box (x, y, width, height, lines of text), path (d), seed (x, y) or sum (x, y)."""
 
     kind: str
     style: str = ""
@@ -40,14 +40,14 @@ class Shape:
 
 @dataclass(kw_only=True)
 class Drawing:
-    """Shapes on a canvas 400 wide."""
+    """Shapes on a canvas of width 400."""
 
     shapes: list[Shape] = field(default_factory=list)
     height: float = 0
 
 
 def blocks(record: RunRecord) -> list[Block]:
-    """The blocks that may grow, in forward order, as the health signals list them."""
+    """The blocks with sites, in forward order, taken from the first health signals."""
     consultations = record.of_kind("signals")
     signals = consultations[0]["signals"] if consultations else []
     shapes = {signal["site"]: "×".join(map(str, signal["out_shape"])) for signal in signals}
@@ -67,10 +67,7 @@ def blocks(record: RunRecord) -> list[Block]:
 
 
 def draw(host: list[Block], *, grown: bool) -> Drawing:
-    """Draw the host with its dormant seeds, or (`grown`) with what became of them.
-
-    Both drawings of one host are equally high, so that they can stand side by side.
-    """
+    """Draw the host with dormant seeds, or with the modules that grew (`grown`); both drawings have the same height."""
     drawing = Drawing()
     trunk = len(drawing.shapes)
     _end(drawing, "input")
@@ -134,9 +131,9 @@ def _branch_height(modules: list[GrownModule]) -> float:
 
 
 def _branch(drawing: Drawing, modules: list[GrownModule], *, fork: float, join: float, middle: float) -> None:
-    """A way around the trunk, with the modules of one site in it."""
-    stands = any(module.is_kept or module.is_live for module in modules)
-    style = "kept" if any(module.is_kept for module in modules) else "live" if stands else "culled"
+    """A branch around the trunk, with the modules of one site."""
+    is_attached = any(module.is_kept or module.is_live for module in modules)
+    style = "kept" if any(module.is_kept for module in modules) else "live" if is_attached else "culled"
     height = _branch_height(modules)
     x = _BRANCH_X + _BRANCH_WIDTH / 2
     d = f"M{_TRUNK_X} {fork}H{x}V{join}H{_TRUNK_X + 8}"
@@ -147,5 +144,5 @@ def _branch(drawing: Drawing, modules: list[GrownModule], *, fork: float, join: 
     drawing.shapes.append(
         Shape(kind="box", style=style, x=_BRANCH_X, y=top, width=_BRANCH_WIDTH, height=height - 6, lines=lines)
     )
-    if stands:
+    if is_attached:
         drawing.shapes.append(Shape(kind="sum", style=style, x=_TRUNK_X, y=join))

@@ -1,14 +1,14 @@
-"""`comparison.html` and `comparison.json`: runs of several arms against each other, and the table in the terminal."""
+"""Compare arms: `comparison.html`, `comparison.json`, and the table in the terminal."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from markupsafe import Markup
@@ -21,27 +21,27 @@ from esper.costs import flops
 from esper.report import comparison_plots as plots
 from esper.report.arms import Arm, Comparison, group
 from esper.report.claims import EQUAL, LESS, MARGIN, MIN_PAIRS, Claim, claims, headline, p_text
-from esper.report.run_page import environment
-from esper.report.runs import Run
+from esper.report.run_page import template_environment
+from esper.report.runs import ComparedRun
 from esper.report.statistics import mean_interval
 from esper.tracking import formatting, write_atomically
 
 __all__ = ["Report", "compare", "printed", "write"]
 
 _PARTS = ("forward", "backward", "scoring", "forking", "incubation", "judging", "discarded")
-"""What a result charges; what culled modules took is part of forward and backward."""
+"""Parts of the compute of a run; "discarded", spent on culled modules, is also in forward and backward."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """A comparison with its claims.
+    """A comparison with its claims and metrics.
 
     Attributes:
         comparison: the arms.
-        claims: one for every arm but the one they are about, or the baseline.
-        headline: all of it in one sentence.
-        target: validation accuracy that `reached` is about; nan if no run has a validation.
-        arms: the figures of each arm by its label.
+        claims: a claim for every arm except the baseline.
+        headline: the outcome in one sentence.
+        target: validation accuracy that `reached` refers to; nan if no run has a validation.
+        arms: metrics of each arm, by label.
     """
 
     comparison: Comparison
@@ -51,13 +51,13 @@ class Report:
     arms: Mapping[str, Mapping[str, Any]]
 
 
-def compare(runs: Sequence[Run], *, baseline: str | None = None, target: float | None = None) -> Report:
-    """Group runs into arms and judge them.
+def compare(runs: Sequence[ComparedRun], *, baseline: str | None = None, target: float | None = None) -> Report:
+    """Group runs into arms, test the claims and average the metrics.
 
     Args:
-        runs: all of them.
-        baseline: label of the arm that the others are compared with; None is what the arms themselves say.
-        target: validation accuracy in [0, 1] to be reached; None is what the worst arm ends at.
+        runs: all of them, finished or not.
+        baseline: see `group`.
+        target: validation accuracy in [0, 1], for the time to reach it; None is the worst arm's final accuracy.
 
     Raises:
         RunError: the runs cannot be compared, see `group`.
@@ -67,18 +67,19 @@ def compare(runs: Sequence[Run], *, baseline: str | None = None, target: float |
     if target is None:
         finals = [_mean([run.curve[-1].accuracy for run in _runs(arm) if run.curve]) for arm in comparison.arms]
         target = min((final for final in finals if not math.isnan(final)), default=float("nan"))
-    arms = {arm.label: _figures(arm, target=target) for arm in comparison.arms}
-    said = headline(comparison, made) if made or len(arms) < 2 else _best(arms)
-    return Report(comparison=comparison, claims=made, headline=said, target=target, arms=arms)
+    arms = {arm.label: _arm_metrics(arm, target=target) for arm in comparison.arms}
+    sentence = headline(comparison, made) if made or len(arms) < 2 else _best(arms)
+    return Report(comparison=comparison, claims=made, headline=sentence, target=target, arms=arms)
 
 
 def write(report: Report, target: Path) -> None:
-    """Write the page, and the same figures beside it as `.json`."""
-    renderer = environment()
-    renderer.filters |= {"accuracy": _accuracy, "duration": _duration, "points": _points, "p": p_text, "more": _more}
+    """Write the page, and its content as `.json` beside it."""
+    renderer = template_environment()
+    renderer.filters |= {"short_clock": _short_clock, "points": _points, "p": p_text, "more": _more}
     page = renderer.get_template("comparison.html.j2").render(
         report=report,
         comparison=report.comparison,
+        columns=_COLUMNS,
         signs=[plots.mark(index) for index in range(len(report.arms))],
         plots=_plots(report),
         forest=Markup(plots.differences(report.claims)) if report.claims else None,
@@ -96,22 +97,16 @@ def write(report: Report, target: Path) -> None:
 
 
 def printed(report: Report) -> Iterator[RenderableType]:
-    """What the terminal shows: the verdicts and a row an arm."""
+    """The output in the terminal: a row for each arm, verdicts and warnings."""
     yield Text(report.headline, style="bold")
     yield Text()
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     table.add_column("arm", overflow="fold")
-    for heading in ("n", "test accuracy", "FLOPs", "growth", "params", "MACs", "time"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    columns = [column for column in _COLUMNS if column.in_terminal]
+    for column in columns:
+        table.add_column(column.heading, justify="right", no_wrap=True)
     for label, arm in report.arms.items():
-        accuracy = _accuracy(arm["test_accuracy"])
-        cells = [str(arm["n"]), accuracy, formatting.number(arm["flops"]), formatting.percent(arm["growth_share"])]
-        cells += [
-            formatting.number(arm["num_parameters"]),
-            formatting.number(arm["num_macs"]),
-            _duration(arm["seconds"]),
-        ]
-        table.add_row(Text(label), *cells)
+        table.add_row(Text(label), *(column.text(arm[column.metric]) for column in columns))
     yield table
     yield Text()
     style = {"yes": "green", "no": "yellow"}
@@ -123,64 +118,59 @@ def printed(report: Report) -> Iterator[RenderableType]:
         if claim.unpaired:
             seeds = ", ".join(map(str, claim.unpaired))
             yield Text(f"unpaired, {claim.ours} against {claim.other}: seeds {seeds}", style="yellow")
-    for gone in report.comparison.left_out:
-        yield Text(f"left out: {gone.run.name}: {gone.why}", style="yellow")
+    for left in report.comparison.left_out:
+        yield Text(f"left out: {left.run.name}: {left.reason}", style="yellow")
     for warning in report.comparison.warnings:
         yield Text(warning, style="yellow")
 
 
 def _best(arms: Mapping[str, Mapping[str, Any]]) -> str:
-    """Which arm to choose where none is the baseline; by validation, as the test set must not choose."""
+    """The arm to choose if there is no baseline; by validation accuracy, as the test set must not be used for it."""
     known = {label: arm["val_accuracy"] for label, arm in arms.items() if not math.isnan(arm["val_accuracy"][0])}
     if not known:
-        return "Nothing is claimed about these runs."
-    label = max(known, key=lambda one: known[one][0])
+        return "No claims about these runs."
+    label = max(known, key=lambda label: known[label][0])
     return f"Highest validation accuracy: {label}, {_accuracy(known[label])}."
 
 
-def _runs(arm: Arm) -> list[Run]:
+def _runs(arm: Arm) -> list[ComparedRun]:
     return list(arm.runs.values())
 
 
-def _figures(arm: Arm, *, target: float) -> dict[str, Any]:
-    """Means over the runs of an arm; accuracy and loss with half their interval."""
+def _arm_metrics(arm: Arm, *, target: float) -> dict[str, Any]:
+    """Means over the runs of an arm; accuracies and loss as (mean, half the 95 % interval)."""
     runs = _runs(arm)
-    means = {
-        name: _mean([run.figure(name) for run in runs])
-        for name in ("num_parameters", "num_macs", "total_macs", "seconds")
-    }
+    names = ("num_parameters", "num_macs", "total_macs", "seconds")
     peaks = [float(run.result["peak_parameters"]) for run in runs if run.result and "peak_parameters" in run.result]
-    charged = {part: _charged(runs, part) for part in _PARTS}
-    growth = _mean([run.figure("growth_macs") / run.figure("total_macs") for run in runs])
     return {
         "n": len(runs),
         "seeds": sorted(arm.runs),
         "val_accuracy": mean_interval(np.array([_val_accuracy(run) for run in runs])),
         "test_accuracy": mean_interval(np.array([run.accuracy for run in runs])),
-        "test_loss": mean_interval(np.array([run.figure("test_loss") for run in runs])),
+        "test_loss": mean_interval(np.array([run.metric("test_loss") for run in runs])),
         "flops": _mean([run.flops for run in runs]),
-        "growth_share": growth,
+        "growth_share": _mean([run.metric("growth_macs") / run.metric("total_macs") for run in runs]),
         "peak_parameters": _mean(peaks) if peaks else None,
-        **means,
-        "charged_flops": charged,
+        **{name: _mean([run.metric(name) for run in runs]) for name in names},
+        "charged_flops": {part: _charged(runs, part) for part in _PARTS},
         "reached": _reached(runs, target=target),
     }
 
 
-def _val_accuracy(run: Run) -> float:
-    """Validation accuracy of its last step; nan if a run does not tell, as the first ones do not."""
+def _val_accuracy(run: ComparedRun) -> float:
+    """Validation accuracy at the last step; nan for the first journals, which lack it."""
     value = (run.result or {}).get("val_accuracy")
     return float("nan") if value is None else float(value)
 
 
-def _charged(runs: Sequence[Run], part: str) -> float | None:
-    """Mean FLOPs that went into a part of the work; None if a run does not tell, as the first ones do not."""
-    found = [run.result[f"{part}_macs"] for run in runs if run.result and f"{part}_macs" in run.result]
-    return 2 * _mean(found) if len(found) == len(runs) else None
+def _charged(runs: Sequence[ComparedRun], part: str) -> float | None:
+    """Mean FLOPs of a part of the compute; None for the first journals, which lack it."""
+    spent = [run.result[f"{part}_macs"] for run in runs if run.result and f"{part}_macs" in run.result]
+    return flops(_mean(spent)) if len(spent) == len(runs) else None
 
 
-def _reached(runs: Sequence[Run], *, target: float) -> dict[str, Any]:
-    """How many runs reached the target, and the median cost until then, where a run that never did costs infinity."""
+def _reached(runs: Sequence[ComparedRun], *, target: float) -> dict[str, Any]:
+    """Number of runs that reached the target, and the median cost until then; infinite for runs that never did."""
     first = [next((point for point in run.curve if point.accuracy >= target), None) for run in runs]
     spent = float(np.median([flops(point.macs) if point else math.inf for point in first]))
     seconds = float(np.median([point.seconds if point else math.inf for point in first]))
@@ -201,12 +191,12 @@ def _plots(report: Report) -> list[tuple[str, Markup]]:
         ("Accuracy against wall time", plots.accuracy_against(arms, "seconds", "seconds")),
     ]
     if not math.isnan(report.target):
-        drawn.append(("On the way", plots.accuracy_over_flops(arms, target=report.target)))
+        drawn.append(("Validation accuracy during training", plots.accuracy_over_flops(arms, target=report.target)))
     return [(title, Markup(drawing)) for title, drawing in drawn]
 
 
 def _content(report: Report) -> dict[str, Any]:
-    """The report as plain data."""
+    """The report as JSON data."""
     comparison = report.comparison
     runs = [(arm.label, seed, run) for arm in comparison.arms for seed, run in sorted(arm.runs.items())]
     return {
@@ -226,13 +216,13 @@ def _content(report: Report) -> dict[str, Any]:
             for claim in report.claims
         ],
         "runs": [{"arm": arm, "seed": seed, "name": run.name, "result": run.result} for arm, seed, run in runs],
-        "left_out": [{"name": gone.run.name, "arm": gone.label, "why": gone.why} for gone in comparison.left_out],
+        "left_out": [{"name": left.run.name, "arm": left.label, "why": left.reason} for left in comparison.left_out],
         "warnings": comparison.warnings,
     }
 
 
 def _plain(value: Any) -> Any:
-    """Numbers that are not finite as null: strict JSON has none."""
+    """Replace numbers that are not finite by null (strict JSON)."""
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -245,15 +235,15 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _accuracy(value: tuple[float, float]) -> str:
-    """Mean and half its interval: `93.21 ± 0.40 %`."""
+    """Mean and half the interval: `93.21 ± 0.40 %`."""
     mean, half = value
     if math.isnan(mean):
         return "–"
     return f"{100 * mean:.2f} %" if math.isnan(half) else f"{100 * mean:.2f} ± {100 * half:.2f} %"
 
 
-def _duration(seconds: float | None) -> str:
-    """Like `clock`, with a decimal below ten seconds."""
+def _short_clock(seconds: float | None) -> str:
+    """Like `clock`, but `1.2 s` below ten seconds."""
     return f"{seconds:.1f} s" if seconds is not None and seconds < 10 else formatting.clock(seconds)
 
 
@@ -263,3 +253,24 @@ def _points(difference: float) -> str:
 
 def _more(cost: float) -> str:
     return "–" if math.isnan(cost) else f"{100 * cost:+.1f} %"
+
+
+class _Column(NamedTuple):
+    heading: str
+    metric: str
+    text: Callable[[Any], str]
+    in_terminal: bool = True
+
+
+_COLUMNS = (
+    _Column("n", "n", str),
+    _Column("test accuracy", "test_accuracy", _accuracy),
+    _Column("val accuracy", "val_accuracy", _accuracy, in_terminal=False),
+    _Column("FLOPs", "flops", formatting.number),
+    _Column("growth", "growth_share", formatting.percent),
+    _Column("params", "num_parameters", formatting.number),
+    _Column("peak params", "peak_parameters", formatting.number, in_terminal=False),
+    _Column("MACs", "num_macs", formatting.number),
+    _Column("time", "seconds", _short_clock),
+)
+"""Columns of the table of arms, on the page and in the terminal; the metrics are those of `_arm_metrics`."""

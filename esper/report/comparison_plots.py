@@ -1,4 +1,4 @@
-"""The plots of a comparison: a point a run, a colour and a mark an arm."""
+"""Plots of a comparison: each run is a point, each arm has a colour and a marker."""
 
 from __future__ import annotations
 
@@ -12,44 +12,43 @@ from numpy.typing import NDArray
 from esper.costs import flops
 from esper.report.arms import Arm
 from esper.report.claims import MARGIN, Claim
-from esper.report.runs import Point
+from esper.report.runs import ComparedRun, CurvePoint
 from esper.report.statistics import mean_interval
 from esper.report.svg import INK, svg
 from esper.tracking.formatting import number
 
-__all__ = ["MARKS", "accuracy_against", "accuracy_over_flops", "differences", "mark"]
+__all__ = ["accuracy_against", "accuracy_over_flops", "differences", "mark"]
 
-MARKS = (
+_MARKS = (
     *(("#16a34a", "o", "●"), ("#8a94a6", "s", "■"), ("#3b82f6", "^", "▲"), ("#ea7317", "D", "◆")),
     *(("#c026d3", "v", "▼"), ("#0d9488", "P", "✚"), ("#a78bfa", "X", "✖"), ("#ca8a04", "*", "★")),
 )
-"""Colour, marker in the plots, and the same in text; the arms take them in turn."""
+"""Colour, Matplotlib marker, and the marker as text; arms take them in turn."""
 _VERDICT = {"yes": "#16a34a", "no": "#ea7317", "not shown": "#8a94a6"}
 _LOGARITHMIC_FROM = 4
-"""Ratio of largest to smallest value from which an axis is logarithmic."""
+"""Ratio of largest to smallest value above which an axis is logarithmic."""
 _DECADES_FROM = 30
-"""Ratio from which a logarithmic axis has no labels between powers of ten."""
+"""Ratio above which a logarithmic axis has labels at powers of ten only."""
 
 
 def mark(index: int) -> tuple[str, str, str]:
-    """Colour, marker and sign of the arm at a place in the order."""
-    return MARKS[index % len(MARKS)]
+    """Colour, marker and text marker of the arm with this index."""
+    return _MARKS[index % len(_MARKS)]
 
 
-def accuracy_against(arms: Sequence[Arm], figure: str, label: str) -> str:
-    """Test accuracy against a figure of the result: every run, and each arm's mean with its 95 % t interval."""
+def accuracy_against(arms: Sequence[Arm], metric: str, label: str) -> str:
+    """Test accuracy against a metric of the result: every run, and each arm's mean with its 95 % t interval."""
 
     def draw(axes: Axes) -> None:
         for index, arm in enumerate(arms):
             colour, marker, _ = mark(index)
-            across = np.array([_spent(run.figure(figure), figure) for run in arm.runs.values()])
-            up = np.array([run.accuracy for run in arm.runs.values()])
-            axes.plot(across, up, marker, color=colour, alpha=0.35, markersize=4, markeredgewidth=0)
-            mean, half = mean_interval(up)
+            x = np.array([_value(run, metric) for run in arm.runs.values()])
+            accuracy = np.array([run.accuracy for run in arm.runs.values()])
+            axes.plot(x, accuracy, marker, color=colour, alpha=0.35, markersize=4, markeredgewidth=0)
+            mean, half = mean_interval(accuracy)
             error = None if np.isnan(half) else half
-            axes.errorbar(across.mean(), mean, error, fmt=marker, color=colour, markersize=7, linewidth=1.4, capsize=3)
-        values = [_spent(run.figure(figure), figure) for arm in arms for run in arm.runs.values()]
-        _scale(axes, values)
+            axes.errorbar(x.mean(), mean, error, fmt=marker, color=colour, markersize=7, linewidth=1.4, capsize=3)
+        _scale_x(axes, [_value(run, metric) for arm in arms for run in arm.runs.values()])
         _percent(axes)
         axes.set_xlabel(label)
         axes.set_ylabel("test accuracy")
@@ -58,14 +57,14 @@ def accuracy_against(arms: Sequence[Arm], figure: str, label: str) -> str:
 
 
 def accuracy_over_flops(arms: Sequence[Arm], *, target: float) -> str:
-    """Validation accuracy against the FLOPs spent until then, the mean of each arm's runs; `target` is dotted."""
+    """Validation accuracy against the FLOPs spent until then, averaged over each arm's runs; dotted line: `target`."""
 
     def draw(axes: Axes) -> None:
         for index, arm in enumerate(arms):
             if not any(run.curve for run in arm.runs.values()):
                 continue
-            # Runs of an arm spend different amounts: they are averaged where each has done the same share of its work.
-            spent, reached = np.mean([_along(run.curve) for run in arm.runs.values() if run.curve], axis=0)
+            # Runs of an arm spend different amounts: average at equal fractions of each run's compute.
+            spent, reached = np.mean([_resampled(run.curve) for run in arm.runs.values() if run.curve], axis=0)
             colour, marker, _ = mark(index)
             axes.plot(spent, reached, color=colour, linewidth=1.5)
             axes.plot(spent[-1:], reached[-1:], marker, color=colour, markersize=5)
@@ -81,7 +80,7 @@ def accuracy_over_flops(arms: Sequence[Arm], *, target: float) -> str:
 
 def differences(claims: Sequence[Claim]) -> str:
     """Paired differences of each claim: every pair, the mean, its t interval (thick) and bootstrap interval (thin)."""
-    names_ours = len({claim.other for claim in claims}) == 1  # then the other is the same in all, else ours is
+    has_common_other = len({claim.other for claim in claims}) == 1  # label by `ours`
 
     def draw(axes: Axes) -> None:
         for row, claim in enumerate(claims):
@@ -93,9 +92,9 @@ def differences(claims: Sequence[Claim]) -> str:
             ):
                 axes.plot([100 * low, 100 * high], [row + below] * 2, color=colour, linewidth=width)
             axes.plot(100 * claim.test.mean, row, "o", color=colour, markersize=6)
-            label = f"{claim.ours if names_ours else f'against {claim.other}'}: {claim.verdict}"
+            label = f"{claim.ours if has_common_other else f'against {claim.other}'}: {claim.verdict}"
             text = axes.text(0.0, row - 0.33, label, transform=axes.get_yaxis_transform(), fontsize=9, parse_math=False)
-            text.set_in_layout(False)  # a long one must not take the axes' place
+            text.set_in_layout(False)  # a long label must not shrink the axes
         axes.axvline(0, color=INK, linewidth=0.6, alpha=0.5)
         axes.axvline(-100 * MARGIN, color=INK, linewidth=0.8, linestyle=(0, (1.5, 2)))
         axes.set_ylim(len(claims) - 0.4, -0.85)
@@ -108,19 +107,18 @@ def differences(claims: Sequence[Claim]) -> str:
     return svg(draw, height=0.75 + 0.55 * len(claims))
 
 
-def _along(curve: Sequence[Point]) -> NDArray[np.float64]:
-    """FLOPs and accuracy (2, 200) at equal shares of what a run spent between its first validation and its last."""
+def _resampled(curve: Sequence[CurvePoint]) -> NDArray[np.float64]:
+    """FLOPs and accuracy (2, 200) at equal steps of compute from the first validation to the last."""
     spent = np.array([flops(point.macs) for point in curve])
     grid = np.linspace(spent[0], spent[-1], 200)
     return np.stack([grid, np.interp(grid, spent, [point.accuracy for point in curve])])
 
 
-def _spent(value: float, figure: str) -> float:
-    """MACs that were spent as FLOPs; every other figure as it is."""
-    return flops(value) if figure == "total_macs" else value
+def _value(run: ComparedRun, metric: str) -> float:
+    return run.flops if metric == "total_macs" else run.metric(metric)
 
 
-def _scale(axes: Axes, values: Sequence[float]) -> None:
+def _scale_x(axes: Axes, values: Sequence[float]) -> None:
     def show(value: float, _: int) -> str:
         return number(value) if value >= 10 else f"{value:g}"
 

@@ -1,4 +1,4 @@
-"""`report.html`: one run on one page that needs nothing beside it."""
+"""`report.html`: one run on one self-contained page."""
 
 from __future__ import annotations
 
@@ -12,36 +12,35 @@ from esper.report import architecture, run_plots
 from esper.report.run_record import RunRecord, read_run
 from esper.tracking import formatting, write_atomically
 
-__all__ = ["environment", "write"]
+__all__ = ["template_environment", "write"]
 
 _MAX_NAMED = 3
-"""Sites or modules that a sentence names."""
+"""Most sites or modules that a sentence names."""
 
 
 def write(run_dir: Path) -> Path:
-    """Write `report.html` into a run folder, also while the run goes on; returns its path.
+    """Write `report.html` into the folder of a run, which may still be running; returns its path.
 
     Raises:
-        RunError: there is no journal in the folder, or it cannot be read.
+        RunError: the journal is missing or damaged.
     """
-    record = read_run(run_dir)
-    page = environment().get_template("run_page.html.j2").render(_content(record), formatting=formatting)
+    page = template_environment().get_template("run_page.html.j2").render(_content(read_run(run_dir)))
     target = run_dir / "report.html"
     write_atomically(target, page)
     return target
 
 
-def environment() -> Environment:
-    """What renders the templates of this package: strict, and everything escaped."""
-    made = Environment(
+def template_environment() -> Environment:
+    """Jinja environment for this package's templates: strict, autoescaping, with `formatting` as filters."""
+    environment = Environment(
         loader=PackageLoader("esper.report", "."),
         autoescape=select_autoescape(default=True),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= {name: getattr(formatting, name) for name in formatting.__all__}
-    return made
+    environment.filters |= {name: getattr(formatting, name) for name in formatting.__all__}
+    return environment
 
 
 def _content(record: RunRecord) -> dict[str, Any]:
@@ -70,55 +69,55 @@ def _content(record: RunRecord) -> dict[str, Any]:
 def _headline(record: RunRecord) -> str:
     """The outcome in one sentence."""
     if record.history.started is None:
-        return "This run has not begun to train."
+        return "This run has not started training."
     grown = record.history.summary.capitalize()
     kept = [f"{module.blueprint_id} at {module.site}" for module in record.history.modules if module.is_kept]
     if 0 < len(kept) <= _MAX_NAMED:
         grown += f" ({', '.join(kept)})"
     result = record.result
     if result is None:
-        state = {"running": "is still running", "failed": "failed"}.get(record.status, f"was {record.status}")
+        status = {"running": "is still running", "failed": "failed"}.get(record.status, f"was {record.status}")
         reason = f": {record.reason}" if record.reason else ""
-        return f"{grown}. The run {state}{reason}."
+        return f"{grown}. The run {status}{reason}."
     size = formatting.change(result["num_parameters_before"], result["num_parameters"])
-    changed = f"{size} parameters" if result["num_kept"] else "the host's own size"
+    changed = f"{size} parameters" if result["num_kept"] else "the host's size"
     sentence = f"{grown}: {formatting.percent(result['test_accuracy'])} test accuracy with {changed}."
     return sentence.replace(" %", "\u00a0%")
 
 
 def _requests(record: RunRecord) -> list[dict[str, Any]]:
-    """What Tamiyo asked for: the decision, the sites it saw that stood out most, and the module of what grew."""
+    """The decisions that requested a change: event, the least healthy sites at that time, and the module that grew."""
     requests = []
     for decision in record.of_kind("decision"):
         if not decision["decision"]["should_adapt"]:
             continue
-        seen = [event["signals"] for event in record.of_kind("signals") if event["step"] == decision["step"]]
-        measured = [signal for signal in (seen[-1] if seen else []) if signal["health"] is not None]
+        scored = [event["signals"] for event in record.of_kind("signals") if event["step"] == decision["step"]]
+        measured = [signal for signal in (scored[-1] if scored else []) if signal["health"] is not None]
         born = [module for module in record.history.modules if module.step == decision["step"]]
         site = decision["decision"]["site"]
         modules = [module for module in born if decision["applied"] and site in (None, module.site)]
-        seen_first = sorted(measured, key=lambda signal: signal["health"])[:_MAX_NAMED]
-        requests.append({"event": decision, "seen": seen_first, "module": modules[0] if modules else None})
+        lowest = sorted(measured, key=lambda signal: signal["health"])[:_MAX_NAMED]
+        requests.append({"event": decision, "lowest": lowest, "module": modules[0] if modules else None})
     return requests
 
 
 def _costs(record: RunRecord) -> list[tuple[str, int]]:
-    """Where the multiply-accumulates went: name and MACs, as far as the run has got."""
+    """MACs spent so far, by purpose."""
     result = record.result
     if result is None:
-        kinds = {"scoring sites": "signals", "trying sites in short forks": "fork", "judging modules": "judgement"}
+        kinds = {"scoring sites": "signals", "short forks": "fork", "judging modules": "judgement"}
         return [(name, sum(event["cost_macs"] for event in record.of_kind(kind))) for name, kind in kinds.items()]
     discarded = result["discarded_macs"]
-    costs = [("training", result["train_macs"] - discarded), ("training modules that were culled", discarded)]
+    costs = [("training", result["train_macs"] - discarded), ("training culled modules", discarded)]
     costs.append(("scoring sites", result["scoring_macs"]))
-    for name, key in (("trying sites in short forks", "forking"), ("incubating modules", "incubation")):
+    for name, key in (("short forks", "forking"), ("incubating modules", "incubation")):
         if result[f"{key}_macs"]:
             costs.append((name, result[f"{key}_macs"]))
     return [*costs, ("judging modules", result["judging_macs"])]
 
 
 def _size(record: RunRecord) -> dict[str, int]:
-    """Parameters and MACs of the host, and of the network as it stands."""
+    """Parameters and MACs of the host and of the current network."""
     started, surgery = record.history.started or {}, [s for s in record.of_kind("surgery") if s["committed"]]
     before = {name: started.get(name, 0) for name in ("num_parameters", "num_macs")}
     after = {name: surgery[-1][f"{name}_after"] if surgery else before[name] for name in before}
@@ -126,7 +125,7 @@ def _size(record: RunRecord) -> dict[str, int]:
 
 
 def _drawings(record: RunRecord, size: dict[str, int]) -> list[tuple[str, architecture.Drawing, int, int]]:
-    """Title, drawing, parameters and MACs of the network before and after; none without sites."""
+    """Title, drawing, parameters and MACs of the network before and after growth; empty without sites."""
     host = architecture.blocks(record)
     if not host:
         return []

@@ -1,4 +1,4 @@
-"""The plots of a report, as SVG that takes its text colour from the page around it."""
+"""Plots of one run's report, as SVG."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["accuracy_curve", "forest", "health_map", "learning_rate_curve", "los
 
 _TRAIN, _VAL, _KEPT, _CULLED, _BORN = "#8a94a6", "#3b82f6", "#16a34a", "#ea7317", "#a78bfa"
 _MAX_LABELLED = 10
-"""Modules above which labels would overlap; the table has them."""
+"""Number of modules above which labels would overlap."""
 
 
 def loss_curve(record: RunRecord) -> str:
@@ -58,18 +58,18 @@ def learning_rate_curve(record: RunRecord) -> str:
 
 
 def health_map(record: RunRecord) -> str:
-    """Health of every site at every consultation of Tamiyo; what stands out (low) is dark."""
+    """Health of every site at every consultation of Tamiyo; low values are dark."""
     consultations = record.of_kind("signals")
     sites = [signal["site"] for signal in consultations[0]["signals"]]
     healths = [
-        [{s["site"]: s["health"] for s in seen["signals"]}.get(site) for seen in consultations] for site in sites
+        [{s["site"]: s["health"] for s in event["signals"]}.get(site) for event in consultations] for site in sites
     ]
     colours = LinearSegmentedColormap.from_list("health", ["#b3261e", "#f6a560", "#dfe4ec"])
 
     def draw(axes: Axes) -> None:
         values = [[float("nan") if health is None else health for health in row] for row in healths]
         mesh = axes.pcolormesh(values, cmap=colours, vmin=0, vmax=1, edgecolors="none")
-        epochs = [seen["epoch"] for seen in consultations]
+        epochs = [event["epoch"] for event in consultations]
         shown = range(0, len(epochs), max(1, len(epochs) // 12))
         axes.set_xticks([index + 0.5 for index in shown], [str(epochs[index]) for index in shown])
         axes.set_yticks([index + 0.5 for index in range(len(sites))], sites)
@@ -82,10 +82,7 @@ def health_map(record: RunRecord) -> str:
 
 
 def forest(modules: list[GrownModule]) -> str:
-    """Gain of every judged module, down to its lower bound, beside what the bound had to exceed.
-
-    The interval is one-sided: nothing is claimed about how much larger the gain might be.
-    """
+    """Forest plot: gain, one-sided lower bound and threshold of every judged module."""
     judged = [(module, module.judgement) for module in modules if module.judgement is not None]
     numbers = [str(module.graft_id) for module, _ in judged]
     is_labelled = len(judged) <= _MAX_LABELLED
@@ -113,7 +110,7 @@ def forest(modules: list[GrownModule]) -> str:
 
 
 def _finest(record: RunRecord, of_steps: str, of_epochs: str) -> tuple[list[int], list[float]]:
-    """A series by `log_interval` or by epoch, whichever has more points."""
+    """A series by step or by epoch, whichever has more points."""
     by_step, by_epoch = record.series("step", of_steps), record.series("epoch", of_epochs)
     return by_step if len(by_step[0]) >= len(by_epoch[0]) else by_epoch
 

@@ -1,4 +1,4 @@
-"""A run as its folder tells it: journal, status and configuration, also while it goes on."""
+"""A run folder in memory: journal, status and configuration; also of a run that is still running."""
 
 from __future__ import annotations
 
@@ -18,16 +18,15 @@ Event = dict[str, Any]
 
 @dataclass(kw_only=True)
 class RunRecord:
-    """What is known of a run; events are the lines of its journal.
+    """The contents of a run folder.
 
     Attributes:
-        run_dir: its folder.
-        history: beginning, end, and the module of every module.
-        events: the events by kind, in order.
-        num_processes: how many processes worked on it, one after the other.
+        run_dir: the folder.
+        history: start, end, and every module that grew.
+        events: journal events by kind, in order.
         status: running, finished, failed or interrupted.
         reason: why it failed or was interrupted.
-        config_yaml: its frozen configuration; empty if there is none.
+        config_yaml: the configuration; empty if there is none.
     """
 
     run_dir: Path
@@ -39,12 +38,12 @@ class RunRecord:
 
     @property
     def num_processes(self) -> int:
-        """How many processes worked on the run, one after the other."""
+        """Number of processes that worked on the run one after the other (resumes + 1)."""
         return len(self.of_kind("run_started"))
 
     @property
     def result(self) -> dict[str, Any] | None:
-        """Figures of a finished run."""
+        """Result of a finished run."""
         return self.history.ended["result"] if self.history.ended else None
 
     def of_kind(self, kind: str) -> list[Event]:
@@ -52,17 +51,17 @@ class RunRecord:
         return self.events.get(kind, [])
 
     def series(self, kind: str, key: str) -> tuple[list[int], list[float]]:
-        """Steps and values of a field of the events of one kind; what was not finite (null) is nan."""
+        """Steps and values of a field, over the events of one kind; null (not finite) becomes nan."""
         events = self.of_kind(kind)
         values = [float("nan") if event[key] is None else float(event[key]) for event in events]
         return [event["step"] for event in events], values
 
 
 def read_run(run_dir: Path) -> RunRecord:
-    """Read a run folder; a last journal line that is still being written is left out.
+    """Read a run folder, without an incomplete last line of the journal.
 
     Raises:
-        RunError: there is no journal, or it is not one.
+        RunError: the journal is missing or damaged.
     """
     record = RunRecord(run_dir=run_dir, history=History())
     path = run_dir / "journal.jsonl"

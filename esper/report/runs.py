@@ -1,4 +1,4 @@
-"""The runs of a comparison, from their folders or from MLflow, reduced to what is compared."""
+"""The runs of a comparison, read from their folders or from MLflow."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from esper.tracking.files import read_members
 from esper.tracking.metrics import parameters
 from esper.tracking.mlflow import connect
 
-__all__ = ["Point", "Run", "from_folders", "from_mlflow"]
+__all__ = ["ComparedRun", "CurvePoint", "from_folders", "from_mlflow"]
 
 
-class Point(NamedTuple):
-    """A validation: MACs and seconds spent until then, and its accuracy."""
+class CurvePoint(NamedTuple):
+    """Validation accuracy, and the MACs and seconds spent until then."""
 
     macs: float
     seconds: float
@@ -32,19 +32,19 @@ class Point(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
-    """One run.
+class ComparedRun:
+    """One run of a comparison.
 
     Attributes:
-        name: of its folder.
-        settings: its configuration by dotted name, each as text, as a tracker is told.
-        status: not begun, running, finished, failed, interrupted, set aside (`fresh=true` put another in its place), or
-            not of the sweep (it only lies in its folder).
+        name: name of its folder.
+        settings: configuration as text, by dotted name.
+        status: not started, running, finished, failed, interrupted, replaced (by a run with `fresh=true`), or not in
+            the sweep (in whose folder it is).
         reason: why it failed or was interrupted.
-        machine: what it ran on.
-        result: the figures of a finished run, see `contracts.events.RunEnded`.
-        curve: its validations, in order.
-        overrides: what was asked of it, by setting or group, as a member of a sweep; None if it was none.
+        machine: device and processor.
+        result: result of a finished run, see `contracts.events.RunEnded`.
+        curve: validations, in order.
+        overrides: overrides of a member of a sweep, by setting or group; None for other runs.
     """
 
     name: str
@@ -53,34 +53,34 @@ class Run:
     reason: str
     machine: str
     result: Mapping[str, Any] | None
-    curve: Sequence[Point]
+    curve: Sequence[CurvePoint]
     overrides: Mapping[str, str] | None = None
 
     @property
     def seed(self) -> int:
-        """The seed that pairs it with runs of other arms."""
+        """The random seed, by which runs of two arms are paired."""
         return int(self.settings["rng_seed"])
 
     @property
     def accuracy(self) -> float:
-        """Test accuracy of its last step."""
-        return self.figure("test_accuracy")
+        """Test accuracy at the last step."""
+        return self.metric("test_accuracy")
 
     @property
     def flops(self) -> float:
-        """Everything it computed: two floating-point operations a multiply-accumulate."""
-        return flops(self.figure("total_macs"))
+        """All FLOPs of the run, growth included."""
+        return flops(self.metric("total_macs"))
 
-    def figure(self, name: str) -> float:
-        """A figure of its result."""
+    def metric(self, name: str) -> float:
+        """An entry of `result`."""
         assert self.result is not None
         return float(self.result[name])
 
 
-def from_folders(paths: Sequence[Path]) -> list[Run]:
-    """Every run folder at or below the paths, each once, in the order of their names.
+def from_folders(paths: Sequence[Path]) -> list[ComparedRun]:
+    """All runs at or below the paths, each once, sorted by folder.
 
-    In the folder of a sweep only its members count, unless other runs are named themselves.
+    In the folder of a sweep, other runs than its members have the status "not in the sweep" unless they are in `paths`.
 
     Raises:
         RunError: a path holds no run, or a journal cannot be read.
@@ -92,34 +92,34 @@ def from_folders(paths: Sequence[Path]) -> list[Run]:
             raise RunError(f"{path} holds no run folder: there is no journal.jsonl at or below it; name another path")
         folders |= below
     named = {path.resolve() for path in paths}
-    found = []
+    runs = []
     for folder in sorted(folders):
         members = read_members(folder.parent)
-        is_stranger = bool(members) and folder.name not in members and folder not in named
-        found.append(_from_folder(folder, overrides=members.get(folder.name), is_stranger=is_stranger))
-    return found
+        is_other = bool(members) and folder.name not in members and folder not in named
+        runs.append(_from_folder(folder, overrides=members.get(folder.name), is_other=is_other))
+    return runs
 
 
-def from_mlflow(experiment: str, *, uri: str | None) -> list[Run]:
-    """Every run of an MLflow experiment.
+def from_mlflow(experiment: str, *, uri: str | None) -> list[ComparedRun]:
+    """All runs of an MLflow experiment.
 
     Args:
-        experiment: its name.
-        uri: MLflow tracking URI; None is where runs report by default, `outputs/mlflow.db`.
+        experiment: name of the experiment.
+        uri: MLflow tracking URI; None is the default, `outputs/mlflow.db`.
 
     Raises:
         RunError: there is no such database or experiment, or nothing in it.
     """
     uri = uri or tracking_uri(TrackingConfig(), outputs_dir=Path("outputs"))
-    # MLflow would make the database.
+    # MLflow would create the database.
     file = make_url(uri).database if uri.startswith("sqlite") else None
     if file is not None and not Path(file).exists():
-        raise RunError(f"--uri {uri}: there is no such database; name the one that the runs reported to")
+        raise RunError(f"--uri {uri}: there is no such database; give the one that the runs reported to")
     client = connect(uri)
     known = client.get_experiment_by_name(experiment)
     if known is None:
         raise RunError(f"--mlflow {experiment}: there is no such experiment at {uri}; see MLflow for the names")
-    runs: list[Run] = []
+    runs: list[ComparedRun] = []
     token: str | None = None
     while True:
         page = client.search_runs([known.experiment_id], max_results=500, page_token=token)
@@ -127,22 +127,22 @@ def from_mlflow(experiment: str, *, uri: str | None) -> list[Run]:
         if not (token := page.token):
             break
     if not runs:
-        raise RunError(f"--mlflow {experiment}: holds no run of Esper; name another experiment")
+        raise RunError(f"--mlflow {experiment}: has no run of Esper; name another experiment")
     return sorted(runs, key=lambda run: run.name)
 
 
-def _from_folder(folder: Path, *, overrides: Sequence[str] | None, is_stranger: bool) -> Run:
+def _from_folder(folder: Path, *, overrides: Sequence[str] | None, is_other: bool) -> ComparedRun:
     record = read_run(folder)
     started = record.history.started
     config = started["config"] if started else yaml.safe_load(record.config_yaml) or {}
     events = sorted((event for kind in record.events.values() for event in kind), key=lambda e: e["time_unix_s"])
     result = _result(record.result)
-    status = record.status if started else "not begun"
-    if _is_set_aside(folder):
-        status = "set aside"
-    elif is_stranger:
-        status = "not of the sweep"
-    return Run(
+    status = record.status if started else "not started"
+    if _is_replaced(folder):
+        status = "replaced"
+    elif is_other:
+        status = "not in the sweep"
+    return ComparedRun(
         name=folder.name,
         settings=parameters(config),
         status=status,
@@ -150,40 +150,40 @@ def _from_folder(folder: Path, *, overrides: Sequence[str] | None, is_stranger: 
         machine=_machine(started["device"], started["environment"]) if started else "",
         result=result,
         curve=_curve(events, result, batch_size=config["dataset"]["batch_size"]) if started else [],
-        overrides=None if overrides is None else dict(_setting(one) for one in overrides),
+        overrides=None if overrides is None else dict(map(_setting, overrides)),
     )
 
 
 def _setting(override: str) -> tuple[str, str]:
-    """Name and value of an override; `+` and `~` are left to the name."""
+    """Name and value of an override; a prefix `+` or `~` is part of the name."""
     name, _, value = override.partition("=")
     return name, value
 
 
-def _is_set_aside(folder: Path) -> bool:
-    """Whether another run took the folder's place, see `tolaria.rundir`."""
+def _is_replaced(folder: Path) -> bool:
+    """Whether the folder was renamed for a run with `fresh=true`, see `tolaria.run_folder`."""
     name = re.sub(r"\.old\d+$", "", folder.name)
     return name != folder.name and (folder.with_name(name) / "journal.jsonl").is_file()
 
 
-def _from_mlflow(client: Any, run: Any) -> Run:
+def _from_mlflow(client: Any, run: Any) -> ComparedRun:
     metrics, tags = run.data.metrics, run.data.tags
-    found = {name.removeprefix("result/"): value for name, value in metrics.items() if name.startswith("result/")}
-    found |= {name.replace("/", "_"): metrics[name] for name in ("test/accuracy", "test/loss") if name in metrics}
+    logged = {name.removeprefix("result/"): value for name, value in metrics.items() if name.startswith("result/")}
+    logged |= {name.replace("/", "_"): metrics[name] for name in ("test/accuracy", "test/loss") if name in metrics}
     is_finished = run.info.status == "FINISHED"
-    result = _result(found) if is_finished and found else None
-    # The same events as the journal's, as far as MLflow was told of them.
-    told = [("validation", "val_accuracy", "val/accuracy"), ("surgery", "num_macs_after", "growth/num_macs")]
-    begun = run.info.start_time / 1000
+    result = _result(logged) if is_finished and logged else None
+    # The journal's events, as far as MLflow has them.
+    keys = [("validation", "val_accuracy", "val/accuracy"), ("surgery", "num_macs_after", "growth/num_macs")]
+    started_s = run.info.start_time / 1000
     events: list[dict[str, Any]] = [
         {"kind": kind, "step": point.step, "time_unix_s": point.timestamp / 1000, "committed": True, field: point.value}
-        for kind, field, key in told
+        for kind, field, key in keys
         for point in client.get_metric_history(run.info.run_id, key)
     ]
     events.sort(key=lambda event: (event["step"], event["time_unix_s"]))
-    first = {"kind": "run_started", "step": 0, "time_unix_s": begun, "num_macs": 0}
+    first = {"kind": "run_started", "step": 0, "time_unix_s": started_s, "num_macs": 0}
     environment = {name.removeprefix("environment."): value for name, value in tags.items()}
-    return Run(
+    return ComparedRun(
         name=run.info.run_name,
         settings=run.data.params,
         status={"FINISHED": "finished", "FAILED": "failed", "KILLED": "interrupted"}.get(run.info.status, "running"),
@@ -199,24 +199,26 @@ def _machine(device: str, environment: Mapping[str, str | None]) -> str:
 
 
 def _result(result: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """The figures with the total of what was computed, which the first journals do not have."""
+    """The result with `total_macs`, which the first journals lack."""
     if result is None:
         return None
     total = result.get("total_macs")
     return {**result, "total_macs": result["train_macs"] + result["growth_macs"] if total is None else total}
 
 
-def _curve(events: Iterable[Mapping[str, Any]], result: Mapping[str, Any] | None, *, batch_size: int) -> list[Point]:
-    """Accuracy over what was spent until then.
+def _curve(
+    events: Iterable[Mapping[str, Any]], result: Mapping[str, Any] | None, *, batch_size: int
+) -> list[CurvePoint]:
+    """Validation accuracy against the MACs and seconds spent until then.
 
-    The journal tells the network's size at every step and what scoring, forks and judging cost; what it does not tell
-    (incubation) is spread over the run, so that the last point is the total of the result.
+    The journal has the network's size at every step and the cost of scoring, forks and judging. Costs without a time
+    (incubation) are spread over the run, so that the last point matches the total in the result.
     """
-    points: list[tuple[int, Point]] = []
+    points: list[CurvePoint] = []
     step, macs, num_macs, seconds, last = 0, 0.0, 0, 0.0, 0.0
     for event in events:
         if event["kind"] == "run_started":
-            # The journal before it ends where the run goes on from; only steps after its last event are not told of.
+            # On a resume, the journal was cut at the checkpoint's offset; steps after its last event are added here.
             num_macs = num_macs or event["num_macs"]
             macs += training_macs(batch_size * max(0, event["step"] - step), num_macs) if step else 0
             step, last = event["step"], event["time_unix_s"]
@@ -227,8 +229,9 @@ def _curve(events: Iterable[Mapping[str, Any]], result: Mapping[str, Any] | None
         if event["kind"] == "surgery" and event["committed"]:
             num_macs = event["num_macs_after"]
         elif event["kind"] == "validation" and event["val_accuracy"] is not None:
-            points.append((event["step"], Point(macs, seconds, float(event["val_accuracy"]))))
+            points.append(CurvePoint(macs, seconds, float(event["val_accuracy"])))
     if result is None or not points or not macs:
-        return [point for _, point in points]
-    of_macs, of_seconds = result["total_macs"] / macs, min(1.0, result["seconds"] / seconds) if seconds else 1.0
-    return [Point(point.macs * of_macs, point.seconds * of_seconds, point.accuracy) for _, point in points]
+        return points
+    macs_factor = result["total_macs"] / macs
+    seconds_factor = min(1.0, result["seconds"] / seconds) if seconds else 1.0
+    return [CurvePoint(point.macs * macs_factor, point.seconds * seconds_factor, point.accuracy) for point in points]

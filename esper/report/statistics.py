@@ -1,4 +1,4 @@
-"""Statistics of paired runs: plain functions on arrays, over the last axis where one is named."""
+"""Statistics of paired runs: functions of arrays; `...` in a shape stands for leading axes."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ Floats = NDArray[np.float64]
 _CONFIDENCE = 0.95
 _NUM_RESAMPLES = 9999
 _SAME = 1e-12
-"""Differences of accuracy that vary by less than this do not vary: what is left is rounding."""
+"""Variation of accuracy differences below this is rounding error."""
 
 
 class PairedT(NamedTuple):
-    """A paired t test; every field has the shape of the leading axes, nan with fewer than two pairs.
+    """A paired t test; every field has the shape of the leading axes, and is nan with fewer than two pairs.
 
-    `p` is two-sided against no difference, `low` and `high` the 95 % interval of the mean, `p_not_worse` one-sided
-    against a mean of `-margin` or less, and `lower_bound` the one-sided 95 % bound that goes with it.
+    `p`: two-sided, against a mean of 0. `low`, `high`: 95 % interval of the mean. `p_not_worse`: one-sided, against a
+    mean of `-margin` or less. `lower_bound`: one-sided 95 % bound of the mean.
     """
 
     mean: Any
@@ -34,7 +34,7 @@ class PairedT(NamedTuple):
 
 
 def mean_interval(values: Floats) -> tuple[float, float]:
-    """Mean of (n,) values and half the width of its 95 % t interval; that is nan for n < 2."""
+    """Mean of (n,) values and half the width of its 95 % t interval, which is nan for n < 2."""
     if len(values) < 2:
         return float(np.mean(values)) if len(values) else float("nan"), float("nan")
     half = stats.t.ppf((1 + _CONFIDENCE) / 2, len(values) - 1) * stats.sem(values)
@@ -42,10 +42,7 @@ def mean_interval(values: Floats) -> tuple[float, float]:
 
 
 def paired_t(differences: Floats, *, margin: float = 0.0) -> PairedT:
-    """Paired t test of differences (..., n) between the two runs of each pair.
-
-    Differences that are all the same leave no doubt: p is 0 or 1.
-    """
+    """Paired t test of differences (..., n); if they are all equal, p is 0 or 1."""
     n = differences.shape[-1]
     mean = differences.mean(axis=-1) if n else np.full(differences.shape[:-1], np.nan)
     if n < 2:
@@ -72,36 +69,36 @@ def paired_t(differences: Floats, *, margin: float = 0.0) -> PairedT:
 
 
 def bootstrap_interval(differences: Floats) -> tuple[float, float]:
-    """95 % BCa bootstrap interval of the mean of (n,) differences, always from the same random numbers.
+    """95 % BCa bootstrap interval of the mean of (n,) differences, with a fixed random seed; nan for n < 2.
 
-    Source: Efron (1987), Better bootstrap confidence intervals; nan for n < 2.
+    Source: Efron (1987), Better bootstrap confidence intervals.
     """
     if len(differences) < 2:
         return float("nan"), float("nan")
     if np.ptp(differences) <= _SAME:
         return float(differences[0]), float(differences[0])
-    found = stats.bootstrap(
+    interval = stats.bootstrap(
         (differences,),
         np.mean,
         confidence_level=_CONFIDENCE,
         n_resamples=_NUM_RESAMPLES,
         random_state=np.random.default_rng(0),
     ).confidence_interval
-    return float(found.low), float(found.high)
+    return float(interval.low), float(interval.high)
 
 
 def wilcoxon_p(differences: Floats) -> float:
-    """Two-sided p of Wilcoxon's signed-rank test on (n,) differences: a check on the t test that needs no normality."""
+    """Two-sided p of Wilcoxon's signed-rank test on (n,) differences, which assumes no normality; nan for n < 2."""
     if len(differences) < 2:
         return float("nan")
     if np.all(np.abs(differences) <= _SAME):
         return 1.0
-    # Differences of accuracies that are equal on paper differ in the last bit; ranks must not.
+    # Equal differences may differ in the last bit, which must not change their ranks.
     return float(stats.wilcoxon(np.round(differences, 12)).pvalue)
 
 
 def holm(p: Floats) -> Floats:
-    """Holm's adjusted p values of families (..., k); nan counts as a test that showed nothing.
+    """Holm-adjusted p values of families (..., k); nan counts as 1 and stays nan.
 
     Source: Holm (1979), A simple sequentially rejective multiple test procedure.
     """

@@ -1,4 +1,4 @@
-"""A plot as SVG that takes its text colour from the page around it."""
+"""Render a Matplotlib plot as inline SVG in the page's text colour."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 __all__ = ["INK", "svg"]
 
 INK = "#010203"
-"""Stands for the page's text colour; becomes `currentColor`."""
+"""Placeholder for the page's text colour; replaced by `currentColor`."""
 _STYLE: Any = {
     "font.size": 9.5,
     "svg.fonttype": "none",
@@ -34,8 +34,8 @@ _STYLE: Any = {
 
 
 def svg(draw: Callable[[Axes], None], *, height: float) -> str:
-    """What `draw` draws, as an SVG element; `height` is in inches, as the 5.2 of its width."""
-    # A Figure of its own instead of pyplot: nothing global, safe in any thread.
+    """An SVG element with what `draw` plots, 5.2 inches wide; `height` in inches."""
+    # Figure, not pyplot: no global state, so it is safe in any thread.
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(5.2, height), layout="constrained")
         figure.patch.set_alpha(0)

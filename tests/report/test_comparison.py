@@ -157,14 +157,14 @@ def test_a_higher_accuracy_at_more_compute_is_not_a_yes_and_says_the_price(tmp_p
     write_arms(tmp_path, {"grown": (0.9, 2 * _MACS), "static": (0.8, _MACS)})
     claim = compared(tmp_path).claims[0]
     assert claim.verdict == "not shown"
-    assert claim.reason.startswith("it cost 100.0 % more compute for its +")
+    assert re.match(r"\+10\.\d\d points of test accuracy, but 100\.0 % more compute; compare with", claim.reason)
 
 
 def test_no_gain_at_more_compute_is_a_no(tmp_path: Path) -> None:
     write_arms(tmp_path, {"grown": (0.9, 2 * _MACS), "static": (0.9, _MACS)})
     claim = compared(tmp_path).claims[0]
     assert claim.verdict == "no"
-    assert "it cost 100.0 % more compute and no gain was shown" in claim.reason
+    assert "100.0 % more compute and no gain was shown" in claim.reason
 
 
 @pytest.mark.parametrize(("accuracy", "verdict"), [(0.903, "yes"), (0.898, "not shown"), (0.89, "no")])
@@ -201,7 +201,7 @@ def test_what_a_fresh_run_set_aside_is_listed_and_not_taken_for_a_second_run_of_
         write_run(tmp_path / name, comparison__arm="grown")
     report = compared(tmp_path)
     assert report.arms["grown"]["n"] == 1
-    assert [(gone.run.name, gone.why) for gone in report.comparison.left_out] == [("a.old1", "set aside")]
+    assert [(left.run.name, left.reason) for left in report.comparison.left_out] == [("a.old1", "replaced")]
 
 
 def test_without_arms_the_runs_are_told_apart_by_their_settings_and_the_static_one_is_the_baseline(
@@ -323,11 +323,11 @@ def test_several_paths_are_compared_and_their_page_goes_to_the_file_that_is_name
     ("arguments", "told"),
     [
         (["empty"], "holds no run folder"),
-        ([], "give folders of runs, or --mlflow"),
-        (["empty", "--target", "90"], "for 90 % say 0.9"),
-        (["empty", "--out", "page.json"], "is an .html file"),
+        ([], "give either folders of runs or --mlflow"),
+        (["empty", "--target", "90"], "0.9 for 90 %"),
+        (["empty", "--out", "page.json"], "must be an .html file"),
         (["--mlflow", "x", "--uri", "sqlite:///absent.db"], "no such database"),
-        (["empty", "--uri", "sqlite:///absent.db"], "goes with --mlflow"),
+        (["empty", "--uri", "sqlite:///absent.db"], "only used with --mlflow"),
     ],
 )
 def test_what_cannot_be_reported_is_one_line_and_exit_code_2(
@@ -345,8 +345,8 @@ def test_a_run_that_has_not_begun_is_listed(tmp_path: Path) -> None:
     write_run(tmp_path / "a", comparison__arm="grown")
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "journal.jsonl").touch()
-    (gone,) = compared(tmp_path).comparison.left_out
-    assert (gone.run.name, gone.why) == ("b", "not begun")
+    (left,) = compared(tmp_path).comparison.left_out
+    assert (left.run.name, left.reason) == ("b", "not started")
 
 
 def test_real_runs_are_compared_and_mlflow_tells_the_same_of_them(tmp_path: Path) -> None:
@@ -357,8 +357,8 @@ def test_real_runs_are_compared_and_mlflow_tells_the_same_of_them(tmp_path: Path
     assert run_cli(folder) == 0
     runs = from_folders([folder])
     for run in runs:
-        assert run.curve[-1].macs <= run.figure("total_macs")
-        assert run.curve[-1].macs == pytest.approx(run.figure("total_macs"), rel=0.25)
+        assert run.curve[-1].macs <= run.metric("total_macs")
+        assert run.curve[-1].macs == pytest.approx(run.metric("total_macs"), rel=0.25)
         assert [point.macs for point in run.curve] == sorted(point.macs for point in run.curve)
     sync.main([folder / "grows", folder / "static"], uri)
     told = from_mlflow("tiny", uri=uri)

@@ -106,7 +106,7 @@ def test_a_folder_without_a_journal_is_refused(tmp_path: Path) -> None:
 
 def test_a_run_that_failed_before_its_first_step_has_a_page_too(tmp_path: Path) -> None:
     (tmp_path / "journal.jsonl").touch()
-    assert "has not begun to train" in run_page.write(tmp_path).read_text()
+    assert "has not started training" in run_page.write(tmp_path).read_text()
 
 
 def test_a_decision_stands_beside_what_was_seen_and_what_came_of_it(run_dir: Path) -> None:

@@ -32,7 +32,7 @@ def test_members_of_a_sweep_are_grouped_by_what_was_swept_and_not_by_what_follow
         "morphogenetic=off, learning_rate=0.2",
     ]
     assert report.arms["morphogenetic=off, learning_rate=0.1"]["test_accuracy"] == pytest.approx((0.805, 0.0635), 1e-3)
-    assert not any("recipes differ" in warning for warning in report.comparison.warnings)
+    assert not any("arms also differ" in warning for warning in report.comparison.warnings)
 
 
 @pytest.mark.parametrize("override", ["bus=redis", "redis=embedded", "device=cuda", "hydra/launcher=slurm"])
@@ -59,7 +59,7 @@ def test_a_run_that_only_lies_in_the_folder_of_a_sweep_is_left_out_unless_it_is_
     write_members(tmp_path, {"a": ["dataset.batch_size=16"], "b": ["dataset.batch_size=32"]})
     report = compared(tmp_path)
     assert [arm["n"] for arm in report.arms.values()] == [1, 1]
-    assert [(gone.run.name, gone.why) for gone in report.comparison.left_out] == [("other", "not of the sweep")]
+    assert [(left.run.name, left.reason) for left in report.comparison.left_out] == [("other", "not in the sweep")]
     named = compare(from_folders([tmp_path / name for name in ("a", "b", "other")]))
     assert [arm["n"] for arm in named.arms.values()] == [1, 2]
 
