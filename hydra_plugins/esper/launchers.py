@@ -62,5 +62,8 @@ class _QueueLauncher(Launcher):
 
 
 def launcher_class(queue: str) -> type[Launcher]:
-    """Hydra's launcher for the queue of that name, for the `_target_` of conf/hydra/launcher/NAME.yaml."""
-    return type(f"{queue.capitalize()}Launcher", (_QueueLauncher,), {"queue": queue, "__module__": __name__})
+    """Define Hydra's launcher for a queue: `SlurmLauncher` for `slurm`, as conf/hydra/launcher/slurm.yaml names it."""
+    name = f"{queue.capitalize()}Launcher"
+    defined = type(name, (_QueueLauncher,), {"queue": queue, "__module__": __name__})
+    globals()[name] = defined  # Hydra looks it up in this module
+    return defined
