@@ -1,4 +1,4 @@
-"""Fit a policy to recorded runs: ridge regression of a module's judged gain on the signals it was grown by."""
+"""Fit a policy to recorded runs: ridge regression of a module's judged gain on the signals at its germination."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from esper.tolaria.library import declare_recorded
 from esper.tracking import read, run_folders
 from esper.urza import get
 
-__all__ = ["MIN_OUTCOMES", "fit", "main", "outcomes"]
+__all__ = ["MIN_OUTCOMES", "fit", "main", "training_examples"]
 
 MIN_OUTCOMES = 8
-"""Fewest judged modules to learn from."""
+"""Minimum number of judged modules."""
 
 
 def main(paths: Sequence[Path], out: Path) -> int:
@@ -34,38 +34,38 @@ def main(paths: Sequence[Path], out: Path) -> int:
     """
     journals = [folder / "journal.jsonl" for path in paths for folder in run_folders(path)]
     if not journals:
-        raise RunError(f"no journal.jsonl in {', '.join(map(str, paths))}; name folders of runs")
-    rows = [row for journal in journals for row in outcomes(journal)]
+        raise RunError(f"no journal.jsonl in {', '.join(map(str, paths))}; give folders of runs")
+    rows = [row for journal in journals for row in training_examples(journal)]
     if len(rows) < MIN_OUTCOMES:
         raise RunError(
-            f"{len(rows)} judged modules in {len(journals)} runs; at least {MIN_OUTCOMES} are needed: run more "
-            "trainings that grow, e.g. esper-train -m experiment=quickstart 'rng_seed=range(0,10)' "
+            f"{len(rows)} judged modules in {len(journals)} runs; at least {MIN_OUTCOMES} are needed: train more "
+            "runs that grow, e.g. esper-train -m experiment=quickstart 'rng_seed=range(0,10)' "
             "morphogenetic.policy=random"
         )
     out.parent.mkdir(parents=True, exist_ok=True)
     save_file(fit(rows), out, metadata={"esper": json.dumps({"schema": SCHEMA, "features": FEATURES, "n": len(rows)})})
-    sys.stdout.write(f"learned from {len(rows)} judged modules of {len(journals)} runs: {out}\n")
+    sys.stdout.write(f"fitted to {len(rows)} judged modules of {len(journals)} runs: {out}\n")
     return 0
 
 
-def outcomes(journal: Path) -> list[tuple[list[float], float]]:
-    """The judged modules of a run: their features when they were germinated, and their judged relative gain."""
+def training_examples(journal: Path) -> list[tuple[list[float], float]]:
+    """Features at germination and relative gain of each judged module of a run."""
     declare_recorded(journal.parent)
     signals: list[HealthSignal] = []
-    grown: dict[int, list[float]] = {}
-    found = []
+    germinated: dict[int, list[float]] = {}
+    rows = []
     for event in read(journal):
         if event["kind"] == "signals":
             signals = _signals(event["signals"], journal)
         elif event["kind"] == "surgery" and event["action"] == "germinate" and event["committed"]:
             measured = [s for s in signals if s.site == event["site"] and s.score is not None]
             if measured:
-                grown[event["graft_id"]] = features(measured[0], signals, get(event["blueprint_id"]))
-        elif event["kind"] == "judgement" and event["graft_id"] in grown and event["gain"] is not None:
-            if event["loss_off"] == 0.0:  # nothing was left to gain
+                germinated[event["graft_id"]] = features(measured[0], signals, get(event["blueprint_id"]))
+        elif event["kind"] == "judgement" and event["graft_id"] in germinated and event["gain"] is not None:
+            if event["loss_off"] == 0.0:  # no loss to reduce
                 continue
-            found.append((grown[event["graft_id"]], event["gain"] / event["loss_off"]))
-    return found
+            rows.append((germinated[event["graft_id"]], event["gain"] / event["loss_off"]))
+    return rows
 
 
 def fit(rows: Sequence[tuple[list[float], float]], *, ridge: float = 1.0) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Characterise blueprints in a process of their own, and keep in the library what came of it."""
+"""Characterise blueprints in a worker process and store the results in the library."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from typing import Any
 
 from esper.configs import StorageConfig
 from esper.errors import ConfigError, EsperError
-from esper.tezzeret.compile_cache import keep_compiled
-from esper.tezzeret.measure import Job
+from esper.tezzeret.measure import Job, set_compile_cache
 from esper.tezzeret.process import ProcessFault, Stopped, WorkerProcess
 from esper.urza import Blueprint, Shape
 from esper.urza.records import KernelRecord
@@ -28,13 +27,13 @@ SITES: tuple[tuple[Shape, Shape], ...] = (
     ((256, 8, 8), (256, 8, 8)),
     ((512, 4, 4), (512, 4, 4)),
 )
-"""Shapes of ResNet-18's stages on images of 32 × 32."""
-_START_S = 120.0
+"""Input and output shapes of ResNet-18's stages on 32×32 images."""
+_START_TIMEOUT_S = 120.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What a job may take; memory is that of the worker and its children, and a device's own apart from it."""
+    """Limits of a job; `memory_bytes` applies to the worker with its children, and separately to its GPU."""
 
     timeout_s: float = 300.0
     memory_bytes: int = 8 * 2**30
@@ -45,10 +44,10 @@ class Forge:
 
     Args:
         device: auto, cpu or cuda.
-        limits: what a job may take.
-        storage: where compiled code is kept.
-        stop: when set, a job under way is given up.
-        worker: arguments of Python that run the worker.
+        limits: of each job.
+        storage: compile cache.
+        stop: cancels the current job when set.
+        worker: Python's arguments that run the worker.
     """
 
     def __init__(
@@ -66,22 +65,22 @@ class Forge:
         self._command = [sys.executable, *worker, device, str(self._limits.memory_bytes)]
         self._worker: WorkerProcess | None = None
         self.hardware = ("", "")
-        """Name of the device, and torch's version; there after `start`."""
+        """Name of the device and version of torch, set by `start`."""
 
     def start(self) -> None:
-        """Start the worker, if there is none.
+        """Start the worker, unless it runs.
 
         Raises:
-            ConfigError: there is no such device.
-            EsperError: it does not start.
-            Stopped: a stop was asked for.
+            ConfigError: the device does not exist.
+            EsperError: the worker does not start.
+            Stopped: `stop` was set.
         """
         if self._worker is not None:
             return
-        keep_compiled(self._storage)
+        set_compile_cache(self._storage)
         self._worker = WorkerProcess(self._command, stop=self._stop)
         try:
-            hello = self._worker.read(deadline=time.monotonic() + _START_S)
+            hello = self._worker.read(deadline=time.monotonic() + _START_TIMEOUT_S)
         except ProcessFault as fault:
             self.close()
             raise EsperError(f"the forge's worker does not start: {fault}") from None
@@ -96,11 +95,11 @@ class Forge:
     def characterise(self, job: Job) -> KernelRecord:
         """Build, check, measure and compile a kernel.
 
-        A worker that dies, hangs or takes too much memory is ended; the next job gets a new one.
+        A worker that dies, hangs or uses too much memory is killed; the next job starts a new one.
 
         Raises:
             EsperError: the worker does not start.
-            Stopped: a stop was asked for; the job is not done.
+            Stopped: `stop` was set; the job was cancelled.
         """
         self.start()
         device, torch_version = self.hardware
@@ -111,45 +110,45 @@ class Forge:
             batch_size=job.batch_size,
             device=device,
             torch_version=torch_version,
-            **self._answer(job),
+            **self._run(job),
         )
 
     def close(self) -> None:
-        """End the worker; safe to call twice."""
+        """Kill the worker; safe to call twice."""
         if self._worker is not None:
             self._worker.close()
             self._worker = None
 
-    def _answer(self, job: Job) -> dict[str, Any]:
+    def _run(self, job: Job) -> dict[str, Any]:
         assert self._worker is not None
         limits, phase = self._limits, "starting"
         deadline = time.monotonic() + limits.timeout_s
         self._worker.write(dataclasses.asdict(job))
         try:
-            while "phase" in (answer := self._worker.read(deadline=deadline, memory_bytes=limits.memory_bytes)):
-                phase = answer["phase"]
+            while "phase" in (reply := self._worker.read(deadline=deadline, memory_bytes=limits.memory_bytes)):
+                phase = reply["phase"]
         except ProcessFault as fault:
             self.close()
-            within = f" of {limits.timeout_s:g} s" if fault.status == "hung" else ""
+            within = f" within {limits.timeout_s:g} s" if fault.status == "hung" else ""
             return {"status": fault.status, "reason": f"{fault}{within} while {phase}"}
         except Stopped:
             self.close()
             raise
-        return answer
+        return reply
 
 
 def jobs(
     blueprint: Blueprint, sites: Sequence[tuple[Shape, Shape]] = SITES, *, batch_size: int = 128, compile: bool = True
 ) -> list[Job]:
-    """A job for each of the shapes at which a blueprint fits.
+    """A job for each pair of shapes that a blueprint fits.
 
     Raises:
-        ConfigError: it fits at none.
+        ConfigError: it fits none of them.
     """
     fitting = [site for site in sites if any(blueprint.fits(kind, *site) for kind in blueprint.kinds)]
     if not fitting:
         raise ConfigError(
-            f"{blueprint.blueprint_id} fits at none of {', '.join(f'{a} to {b}' for a, b in sites)}; give other shapes"
+            f"{blueprint.blueprint_id} fits none of {', '.join(f'{a} to {b}' for a, b in sites)}; give other shapes"
         )
     return [
         Job(
@@ -165,31 +164,33 @@ def jobs(
 
 
 def characterise(
-    wanted: Sequence[Job],
+    pending: Sequence[Job],
     *,
     forge: Forge,
     store: Store,
     announce: Callable[[KernelRecord], object] = lambda _: None,
     again: bool = False,
 ) -> Iterator[KernelRecord]:
-    """Characterise kernels one after the other; each is in the library before it is announced and yielded.
+    """Characterise kernels one by one; each is stored in the library before it is announced and yielded.
+
+    A kernel that the library has for this device and version of torch is yielded from there. Jobs of a quarantined
+    blueprint are skipped.
 
     Args:
-        wanted: what to do.
-        forge: who does it.
-        store: where it is kept.
-        announce: tells others of it, refused ones too.
-        again: do also what the library knows of this device and version of torch, instead of yielding that, and what is
-            quarantined, instead of leaving it out. What crashes or hangs here gets no second job.
+        pending: the jobs.
+        forge: owner of the worker.
+        store: the library.
+        announce: called with each kernel, whatever its status.
+        again: first delete what the library has of these blueprints, which also ends their quarantine.
 
     Raises:
         EsperError: the worker does not start, or the library cannot be used.
-        Stopped: the forge was asked to stop.
+        Stopped: the forge's `stop` was set.
     """
     forge.start()
-    for blueprint_id in {job.blueprint_id for job in wanted} if again else ():
+    for blueprint_id in {job.blueprint_id for job in pending} if again else ():
         store.delete_kernels(blueprint_id)
-    for job in wanted:
+    for job in pending:
         site = (job.in_shape, job.out_shape, job.batch_size, *forge.hardware)
         known = {_site(kernel): kernel for kernel in store.kernels(job.blueprint_id)}
         kernel = known.get(site)

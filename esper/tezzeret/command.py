@@ -1,4 +1,4 @@
-"""`esper urza characterise|submit`: measure blueprints on this machine, or have a forge do it."""
+"""`esper urza characterise|submit`: measure blueprints on this machine, or submit them to forges on the bus."""
 
 from __future__ import annotations
 
@@ -34,21 +34,26 @@ def characterise_blueprints(
     limits: Limits,
     storage: StorageConfig,
 ) -> int:
-    """Characterise blueprints at site shapes and print what came of it; returns the exit code: 1 if one is not ready.
+    """Characterise blueprints and print the results; returns the exit code, 1 if a kernel is not ready.
+
+    Args:
+        sites: shapes as `_site` parses them; those of ResNet-18 if empty.
 
     Raises:
-        ConfigError: a site is not a pair of shapes, or a blueprint fits at none.
-        EsperError: there is no such blueprint, or the library, the device or the worker cannot be used.
+        ConfigError: a site is not valid, or a blueprint fits none.
+        EsperError: a blueprint does not exist, or the library, the device or the worker cannot be used.
     """
-    shapes = [_site(one) for one in sites] or SITES
+    shapes = [_site(text) for text in sites] or SITES
     with (
         open_library(url, create=True) as store,
         contextlib.closing(Forge(device=device, limits=limits, storage=storage)) as forge,
     ):
-        found = [find_blueprint(name, store) for name in names]
-        wanted = [job for one in found for job in jobs(one, shapes, batch_size=batch_size, compile=compile)]
+        blueprints = [find_blueprint(name, store) for name in names]
+        pending = [
+            job for blueprint in blueprints for job in jobs(blueprint, shapes, batch_size=batch_size, compile=compile)
+        ]
         is_ready = True
-        for kernel in characterise(wanted, forge=forge, store=store, again=again):
+        for kernel in characterise(pending, forge=forge, store=store, again=again):
             sys.stdout.write(f"{_line(kernel)}\n")
             sys.stdout.flush()
             is_ready &= kernel.status == "ready"
@@ -56,31 +61,29 @@ def characterise_blueprints(
 
 
 def submit(names: Sequence[str], *, url: str | None, redis: RedisConfig) -> int:
-    """Put blueprints on the bus for the forges that listen there; returns the exit code.
+    """Submit blueprints to the forges on the bus; returns the exit code.
 
     Raises:
-        EsperError: there is no such blueprint, or the bus cannot be reached.
+        EsperError: a blueprint does not exist, or the bus cannot be reached.
     """
     with open_if_exists(url) as store:
-        found = [find_blueprint(name, store) for name in names]
+        blueprints = [find_blueprint(name, store) for name in names]
     sender = socket.gethostname()
     with contextlib.closing(RedisBus(redis)) as bus:
-        for one in found:
-            name = one.blueprint_id.partition("@")[0]
-            wanted = BlueprintSubmitted(blueprint_id=one.blueprint_id, submitted_by=sender, definition=one.definition)
-            bus.publish([message(TopicName.BLUEPRINT_SUBMITTED, wanted, sender=sender, trace=one.blueprint_id)])
-            sys.stdout.write(f"{one.blueprint_id}: submitted; what comes of it: esper urza show {name}\n")
+        for blueprint in blueprints:
+            name = blueprint.blueprint_id
+            submission = BlueprintSubmitted(blueprint_id=name, submitted_by=sender, definition=blueprint.definition)
+            bus.publish([message(TopicName.BLUEPRINT_SUBMITTED, submission, sender=sender, trace=name)])
+            sys.stdout.write(f"{name}: submitted; results: esper urza show {name.partition('@')[0]}\n")
     return 0
 
 
 def _site(text: str) -> tuple[Shape, Shape]:
-    """`64x32x32` or `64x32x32:128x16x16`."""
-    found = re.fullmatch(r"(\d+)x(\d+)x(\d+)(?::(\d+)x(\d+)x(\d+))?", text)
-    sizes = [int(size) for size in found.groups() if size is not None] if found else []
+    """Parse `64x32x32` or `64x32x32:128x16x16`."""
+    match = re.fullmatch(r"(\d+)x(\d+)x(\d+)(?::(\d+)x(\d+)x(\d+))?", text)
+    sizes = [int(size) for size in match.groups() if size is not None] if match else []
     if not sizes or min(sizes) < 1 or max(sizes) > 2**16:
-        raise ConfigError(
-            f"--site {text}: give CHANNELSxHEIGHTxWIDTH of a site, or INPUT:OUTPUT, as 64x32x32:128x16x16"
-        )
+        raise ConfigError(f"--site {text}: give CHANNELSxHEIGHTxWIDTH, or INPUT:OUTPUT, e.g. 64x32x32:128x16x16")
     in_shape, out_shape = tuple(sizes[:3]), tuple(sizes[-3:])
     return (in_shape[0], in_shape[1], in_shape[2]), (out_shape[0], out_shape[1], out_shape[2])
 

@@ -1,10 +1,12 @@
-"""Build a kernel, check it, and measure what it costs where it runs: for people and presets, never for decisions."""
+"""Build, check and measure a kernel on a device. For people and presets; decisions of a run never read it."""
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -13,18 +15,19 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from esper import urza
+from esper.configs import StorageConfig
 from esper.costs import count
 from esper.errors import one_line
 from esper.models import disable_inductor_layout_optimization, memory_format
 from esper.tezzeret.build import build_kernel, check_kernel
 from esper.urza import Shape
 
-__all__ = ["Job", "measure"]
+__all__ = ["Job", "measure", "set_compile_cache"]
 
 _WARM_UP = 3
 _PASSES = 20
 _SECONDS = 2.0
-"""Most seconds of timed passes; at least three are timed."""
+"""Timing stops after so many seconds, but not before three passes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,11 +35,10 @@ class Job:
     """A blueprint to characterise at a site's shape.
 
     Attributes:
-        blueprint_id: what to build.
-        definition: what a declared one is made of, in JSON.
+        definition: JSON of a declared blueprint.
         in_shape, out_shape: (C, H, W) of its input and output.
         batch_size: examples of a pass.
-        compile: whether to measure it compiled as well.
+        compile: also measure it compiled.
     """
 
     blueprint_id: str
@@ -48,12 +50,12 @@ class Job:
 
 
 def measure(job: Job, *, device: torch.device, begin: Callable[[str], None]) -> dict[str, Any]:
-    """The fields of a `KernelRecord` that say how a kernel is, as float32 in the memory format that runs have.
+    """Measure a kernel in float32, in the memory format of runs; returns the measured fields of a `KernelRecord`.
 
     Args:
-        job: what to measure.
-        device: where.
-        begin: called with the name of each phase before it.
+        job: the kernel.
+        device: where it runs.
+        begin: called with the name of each phase when it begins.
     """
     begin("building")
     if job.definition is not None:
@@ -67,9 +69,9 @@ def measure(job: Job, *, device: torch.device, begin: Callable[[str], None]) -> 
     x = torch.randn(job.batch_size, *job.in_shape, generator=torch.Generator().manual_seed(0)).to(device)
     x = x.to(memory_format=order).requires_grad_()
     begin("checking")
-    found = check_kernel(kernel, x, job.out_shape)
-    if not found.is_open:
-        return {"status": "unsound", "reason": f"fails its check: {', '.join(found.failed)}"}
+    result = check_kernel(kernel, x, job.out_shape)
+    if not result.is_open:
+        return {"status": "unsound", "reason": f"fails its check: {', '.join(result.failed)}"}
     begin("measuring")
     cost = count(kernel, job.in_shape)
     forward_s, backward_s = _time_passes(kernel, x)
@@ -78,7 +80,7 @@ def measure(job: Job, *, device: torch.device, begin: Callable[[str], None]) -> 
         "reason": "",
         "num_parameters": cost.num_parameters,
         "num_macs": cost.num_macs,
-        "memory_bytes": _kept_bytes(kernel, x),
+        "memory_bytes": _memory_bytes(kernel, x),
         "forward_s": forward_s,
         "backward_s": backward_s,
     }
@@ -90,7 +92,7 @@ def measure(job: Job, *, device: torch.device, begin: Callable[[str], None]) -> 
 
 
 def _compiled(kernel: nn.Module, x: Tensor) -> dict[str, Any]:
-    """Figures of the compiled kernel; where torch cannot compile it, why."""
+    """Measurements of the compiled kernel, or the reason why torch cannot compile it."""
     started = time.perf_counter()
     try:
         compiled = torch.compile(kernel)
@@ -98,7 +100,7 @@ def _compiled(kernel: nn.Module, x: Tensor) -> dict[str, Any]:
         _synchronize(x)
         compile_s = time.perf_counter() - started
         forward_s, backward_s = _time_passes(compiled, x)
-    except Exception as error:  # torch raises what the compiler, the toolchain and the cache raise
+    except Exception as error:  # compiler, toolchain and cache may raise anything
         return {"reason": f"not compiled: {one_line(error, max_length=300)}"}
     return {"compile_s": compile_s, "compiled_forward_s": forward_s, "compiled_backward_s": backward_s}
 
@@ -126,23 +128,29 @@ def _time_passes(run: Callable[[Tensor], Tensor], x: Tensor) -> tuple[float, flo
     return median(forward), median(backward)
 
 
-def _kept_bytes(kernel: nn.Module, x: Tensor) -> int:
-    """Bytes that a training step keeps for the kernel: parameters, gradients, and what backward needs of them."""
-    kept: dict[int, int] = {}
+def _memory_bytes(kernel: nn.Module, x: Tensor) -> int:
+    """Memory of a training step: parameters, gradients and saved activations, without the input."""
+    saved: dict[int, int] = {}
     own = {p.untyped_storage().data_ptr() for p in kernel.parameters()} | {x.untyped_storage().data_ptr()}
 
-    def keep(saved: Tensor) -> Tensor:
-        storage = saved.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()
-        return saved
+    def save(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
 
-    with saved_tensors_hooks(keep, lambda saved: saved):
+    with saved_tensors_hooks(save, lambda tensor: tensor):
         output = kernel(x)
     parameters = sum(p.numel() * p.element_size() for p in kernel.parameters())
     del output
-    return 2 * parameters + sum(size for pointer, size in kept.items() if pointer not in own)
+    return 2 * parameters + sum(size for pointer, size in saved.items() if pointer not in own)
 
 
 def _synchronize(x: Tensor) -> None:
     if x.device.type == "cuda":
         torch.cuda.synchronize(x.device)
+
+
+def set_compile_cache(config: StorageConfig) -> None:
+    """Let torch.compile use the configured cache folder, in this process and its children."""
+    if config.compile_cache_dir is not None:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(Path(config.compile_cache_dir).absolute())

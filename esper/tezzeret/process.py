@@ -1,4 +1,4 @@
-"""A process that may crash, hang or take too much memory, without harm to the one that started it."""
+"""A child process that may crash, hang or use too much memory without harm to its parent."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _POLL_S = 0.02
 
 
 class ProcessFault(Exception):  # noqa: N818
-    """The process is of no use any more; `status` is crashed, hung or too_large, the message says why."""
+    """The process must be closed; `status` is crashed, hung or too_large, the message says why."""
 
     def __init__(self, status: str, reason: str) -> None:
         super().__init__(reason)
@@ -30,15 +30,15 @@ class ProcessFault(Exception):  # noqa: N818
 
 
 class Stopped(Exception):  # noqa: N818
-    """Waiting was given up because a stop was asked for."""
+    """Waiting for the process was cancelled by a stop."""
 
 
 class WorkerProcess:
-    """Owner of a process that reads and writes lines of JSON; `close` ends it, and what it started.
+    """Owner of a process that reads and writes lines of JSON; `close` kills it and its children.
 
     Args:
-        command: what to run.
-        stop: when set, `read` gives up.
+        command: program and arguments.
+        stop: cancels a `read` when set.
     """
 
     def __init__(self, command: Sequence[str], *, stop: threading.Event) -> None:
@@ -49,28 +49,28 @@ class WorkerProcess:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
-            start_new_session=True,  # so that the compilers it starts can be ended with it
+            start_new_session=True,  # a process group, so that its compilers are killed with it
         )
         self._unread = b""
-        self._ended = False
+        self._closed = False
 
     def write(self, content: dict[str, Any]) -> None:
-        """Send a line; of a process that has died, `read` says how."""
+        """Send a line; if the process has died, the next `read` raises."""
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.write(json.dumps(content).encode() + b"\n")
             self._process.stdin.flush()
 
     def read(self, *, deadline: float, memory_bytes: int | None = None) -> dict[str, Any]:
-        """The next line.
+        """Wait for the next line.
 
         Args:
-            deadline: of `time.monotonic`.
-            memory_bytes: most resident memory of the process and its children.
+            deadline: in seconds of `time.monotonic`.
+            memory_bytes: limit on the resident memory of the process and its children.
 
         Raises:
-            ProcessFault: it died, did not answer in time, or took more memory.
-            Stopped: see the class.
+            ProcessFault: it died, passed the deadline, or exceeded the memory limit.
+            Stopped: `stop` was set.
         """
         assert self._process.stdout is not None
         pipe = self._process.stdout.fileno()
@@ -80,28 +80,28 @@ class WorkerProcess:
                 if self._stop.is_set():
                     raise Stopped
                 if time.monotonic() > deadline:
-                    raise ProcessFault("hung", "no answer in time")
+                    raise ProcessFault("hung", "no reply")
                 if memory_bytes is not None and self._memory_bytes() > memory_bytes:
-                    raise ProcessFault("too_large", f"took more than {memory_bytes / 2**20:,.0f} MiB")
+                    raise ProcessFault("too_large", f"used more than {memory_bytes / 2**20:,.0f} MiB")
                 if selector.select(_POLL_S):
                     received = os.read(pipe, 65536)
                     if not received:
-                        raise ProcessFault("crashed", self._epitaph())
+                        raise ProcessFault("crashed", self._exit_message())
                     self._unread += received
         line, _, self._unread = self._unread.partition(b"\n")
         try:
-            answer = json.loads(line)
+            reply = json.loads(line)
         except ValueError:
-            answer = None
-        if not isinstance(answer, dict):
-            raise ProcessFault("crashed", f"answered {line[:100]!r}, which is no answer")
-        return answer
+            reply = None
+        if not isinstance(reply, dict):
+            raise ProcessFault("crashed", f"invalid reply {line[:100]!r}")
+        return reply
 
     def close(self) -> None:
-        """End the process and what it started; safe to call twice."""
-        if self._ended:
+        """Kill the process and its children; safe to call twice."""
+        if self._closed:
             return
-        self._ended = True
+        self._closed = True
         with contextlib.suppress(ProcessLookupError):  # the group outlives its leader
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
@@ -113,16 +113,16 @@ class WorkerProcess:
     def _memory_bytes(self) -> int:
         total = 0
         with contextlib.suppress(psutil.NoSuchProcess):
-            whole = psutil.Process(self._process.pid)
-            for process in (whole, *whole.children(recursive=True)):
+            worker = psutil.Process(self._process.pid)
+            for process in (worker, *worker.children(recursive=True)):
                 with contextlib.suppress(psutil.NoSuchProcess):
                     total += process.memory_info().rss
         return total
 
-    def _epitaph(self) -> str:
+    def _exit_message(self) -> str:
         code = self._process.wait()
         self._errors.seek(max(0, self._errors.seek(0, os.SEEK_END) - 2000))
         lines = self._errors.read().decode(errors="replace").split("\n")
         last = next((line.strip() for line in reversed(lines) if line.strip()), "")
-        how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-        return f"ended with {how}{': ' if last else ''}{last[:300]}"
+        message = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
+        return f"{message}: {last[:300]}" if last else message

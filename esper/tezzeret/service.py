@@ -1,4 +1,4 @@
-"""The forge as a service: blueprints are submitted on the bus, and kernels announced there."""
+"""The forge as a service: characterises blueprints submitted on the bus and announces the kernels."""
 
 from __future__ import annotations
 
@@ -28,25 +28,24 @@ __all__ = ["GROUP", "TezzeretService"]
 logger = logging.getLogger(__name__)
 
 GROUP = "tezzeret"
-"""Several forges share what is submitted."""
+"""Consumer group: each submission goes to one of several forges."""
 _WAIT_S = 0.5
 
 
 class TezzeretService:
-    """Characterises what is submitted until it is stopped; each kernel is in the library before it is announced.
+    """Characterises submitted blueprints until stopped; stores each kernel in the library before announcing it.
 
-    A submission that cannot be used goes to the dead letters, with the reason. One under way at a stop is given up, and
-    comes again.
+    An invalid submission becomes a dead letter, with the reason. A submission interrupted by a stop is delivered again.
 
     Args:
-        bus: where it reads and announces.
-        name: of this process, among those that share the work.
-        forge: who does it; made with the event that stops the service.
-        database: which library.
-        outputs_dir: folder in which the default one lies.
-        sites: shapes at which blueprints are characterised where they fit.
+        bus: source of submissions, and where kernels are announced.
+        name: of this process in the consumer group.
+        forge: owner of the worker; its `stop` must be the event that stops the service.
+        database: the library.
+        outputs_dir: folder of the default library.
+        sites: input and output shapes; a blueprint is characterised at those that it fits.
         batch_size: examples of a pass.
-        compile: whether to measure them compiled as well.
+        compile: also measure kernels compiled.
     """
 
     def __init__(
@@ -72,15 +71,15 @@ class TezzeretService:
         self.num_done = 0
 
     def run(self, stop: threading.Event) -> None:
-        """Serve until `stop` is set; while the bus or the library is away, or no worker starts, try again."""
+        """Serve until `stop` is set; retry while the bus, the library or the worker is unavailable."""
         with contextlib.closing(self._forge):
             serve(self.serve_once, stop=stop)
 
     def serve_once(self) -> None:
-        """Deal with one submission, if one comes soon.
+        """Handle one submission, if there is one within half a second.
 
         Raises:
-            EsperError: something is away; called again, it goes on with the same submission.
+            EsperError: the bus, library or worker is unavailable; the next call retries the same submission.
         """
         topic = TopicName.BLUEPRINT_SUBMITTED
         if self._entry is None:
@@ -93,7 +92,7 @@ class TezzeretService:
         except Stopped:
             return
         if problem:
-            logger.warning("a submitted blueprint cannot be used: %s", problem)
+            logger.warning("invalid submission: %s", problem)
             self._bus.refuse(topic, group=GROUP, entry=self._entry, reason=problem)
         else:
             self._bus.acknowledge(topic, group=GROUP, entries=[self._entry])
@@ -101,24 +100,23 @@ class TezzeretService:
         self.num_done += 1
 
     def _characterise(self, entry: Entry) -> str:
-        """Why the submission is of no use, or nothing."""
+        """Characterise a submission; returns why it is invalid, or an empty text."""
         submitted = entry.message.payload
         assert isinstance(submitted, BlueprintSubmitted)
 
         def announce(kernel: KernelRecord) -> None:
             ready = KernelReady(**dataclasses.asdict(kernel))
-            submitted_as = entry.message
-            named = f"{submitted_as.event_id}:{kernel.in_shape}:{kernel.out_shape}"  # the same when it is done again
-            event_id = uuid.uuid5(uuid.NAMESPACE_URL, named).hex
-            topic, trace = TopicName.KERNEL_READY, submitted_as.trace_id
+            key = f"{entry.message.event_id}:{kernel.in_shape}:{kernel.out_shape}"  # equal if announced twice
+            event_id = uuid.uuid5(uuid.NAMESPACE_URL, key).hex
+            topic, trace = TopicName.KERNEL_READY, entry.message.trace_id
             self._bus.publish([message(topic, ready, sender=self._name, trace=trace, event_id=event_id)])
 
         with contextlib.closing(Store(self._database, outputs_dir=self._outputs_dir, create=True)) as store:
             try:
-                wanted = jobs(_blueprint(submitted, store), self._sites, **self._settings)
+                pending = jobs(_blueprint(submitted, store), self._sites, **self._settings)
             except ConfigError as error:
                 return str(error)
-            for kernel in characterise(wanted, forge=self._forge, store=store, announce=announce):
+            for kernel in characterise(pending, forge=self._forge, store=store, announce=announce):
                 logger.info("%s at %s: %s %s", kernel.blueprint_id, kernel.in_shape, kernel.status, kernel.reason)
         return ""
 

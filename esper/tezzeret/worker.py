@@ -1,6 +1,6 @@
-"""The forge's worker: a process that characterises one job after the other, and may die of one.
+"""The forge's worker process, which a job may crash: `python -m esper.tezzeret.worker DEVICE MEMORY_BYTES`.
 
-It reads jobs and writes answers as lines of JSON, until its input ends. First it says what it runs on.
+It reads jobs and writes replies as lines of JSON, until its input ends. The first line is its device and torch version.
 """
 
 from __future__ import annotations
@@ -22,50 +22,50 @@ __all__ = ["main"]
 
 
 def main(device_name: str, memory_bytes: int) -> None:
-    """Answer until the input ends.
+    """Run jobs until the input ends.
 
     Args:
         device_name: auto, cpu or cuda.
-        memory_bytes: most memory of the device, where it is not the host's; that of the process is its parent's matter.
+        memory_bytes: limit on GPU memory; the parent process limits host memory.
     """
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # what compilers print must not get among the answers
-    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+    replies = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # compilers print to stdout; keep it apart from replies
+    threading.Thread(target=_exit_with_parent, args=(os.getppid(),), daemon=True).start()
     if device_name == "cuda" and not torch.cuda.is_available():
-        _say(answers, refused="device=cuda: this machine has no usable CUDA device; give device=cpu or device=auto")
+        _reply(replies, refused="device=cuda: this machine has no usable CUDA device; give device=cpu or device=auto")
         return
     device = torch.device("cuda" if device_name != "cpu" and torch.cuda.is_available() else "cpu")
-    _limit(device, memory_bytes)
-    _say(answers, device=_name(device), torch_version=torch.__version__)
+    _limit_memory(device, memory_bytes)
+    _reply(replies, device=_device_name(device), torch_version=torch.__version__)
     for line in sys.stdin:
         fields = json.loads(line)
         job = Job(**{**fields, "in_shape": tuple(fields["in_shape"]), "out_shape": tuple(fields["out_shape"])})
         try:
-            result = measure(job, device=device, begin=lambda phase: _say(answers, phase=phase))
+            result = measure(job, device=device, begin=lambda phase: _reply(replies, phase=phase))
         except torch.OutOfMemoryError:
-            result = {"status": "too_large", "reason": f"needs more than {memory_bytes / 2**20:,.0f} MiB of the device"}
+            result = {"status": "too_large", "reason": f"needs more than {memory_bytes / 2**20:,.0f} MiB of GPU memory"}
         except (EsperError, RuntimeError, ValueError) as error:
             result = {"status": "unsound", "reason": one_line(error, max_length=300)}
-        _say(answers, **result)
+        _reply(replies, **result)
 
 
-def _say(answers: TextIO, **content: Any) -> None:
-    answers.write(json.dumps(content) + "\n")
+def _reply(replies: TextIO, **content: Any) -> None:
+    replies.write(json.dumps(content) + "\n")
 
 
-def _limit(device: torch.device, memory_bytes: int) -> None:
+def _limit_memory(device: torch.device, memory_bytes: int) -> None:
     if device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, memory_bytes / total))
 
 
-def _name(device: torch.device) -> str:
+def _device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{cpu_name() or 'cpu'}, {torch.get_num_threads()} threads"
 
 
-def _end_with_parent(parent: int) -> None:
+def _exit_with_parent(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(1.0)
     os._exit(1)

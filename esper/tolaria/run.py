@@ -24,7 +24,7 @@ from esper.data import FileSet, ImageSet
 from esper.errors import ConfigError
 from esper.kasmina import MorphableModel, find_blocks
 from esper.models import disable_inductor_layout_optimization
-from esper.tezzeret.compile_cache import keep_compiled
+from esper.tezzeret.measure import set_compile_cache
 from esper.tolaria.checkpoints.writer import CheckpointWriter
 from esper.tolaria.ema import WeightEMA
 from esper.tolaria.evaluate import evaluate, example_losses
@@ -316,7 +316,7 @@ def _step(config: TolariaConfig, built: Parts, optimizer: Optimizer, ranks: Rank
 
 
 def _regions(config: TolariaConfig, model: MorphableModel, device: torch.device) -> Regions:
-    keep_compiled(config.storage)
+    set_compile_cache(config.storage)
     disable_inductor_layout_optimization(device)
     regions = Regions()
     try:

@@ -13,7 +13,7 @@ from esper.contracts import HealthSignal
 from esper.contracts.events import Judged, Scored, SurgeryEnded
 from esper.contracts.lifecycle import SeedLifecycleState
 from esper.errors import RunError
-from esper.simic.fit import MIN_OUTCOMES, fit, main, outcomes
+from esper.simic.fit import MIN_OUTCOMES, fit, main, training_examples
 from esper.tamiyo.policies.learned import FEATURES, features, load_policy
 from esper.tracking import Journal
 from esper.urza import get
@@ -75,7 +75,7 @@ def write_run(folder: Path, num_grown: int) -> Path:
 def test_an_outcome_is_what_tamiyo_saw_and_the_relative_gain_judged_later(tmp_path: Path) -> None:
     write_run(tmp_path, 1)
     signals = [signal("a:after", math.exp(1)), signal("b:after", 1.0)]
-    [(seen, gain)] = outcomes(tmp_path / "journal.jsonl")
+    [(seen, gain)] = training_examples(tmp_path / "journal.jsonl")
     assert seen == pytest.approx(features(signals[0], signals, get("conv1x1")))
     assert gain == pytest.approx(0.01)
 
@@ -86,7 +86,7 @@ def test_what_was_not_measured_not_committed_or_judged_without_a_number_teaches_
     grow(journal, 2, signals=[signal("a:after", 1.0)], gain=0.1, committed=False)
     grow(journal, 3, signals=[signal("a:after", 1.0)], gain=math.nan)
     journal.close()
-    assert outcomes(tmp_path / "journal.jsonl") == []
+    assert training_examples(tmp_path / "journal.jsonl") == []
 
 
 def test_judgements_out_of_order_find_the_signals_of_their_own_kernel(tmp_path: Path) -> None:
@@ -94,7 +94,7 @@ def test_judgements_out_of_order_find_the_signals_of_their_own_kernel(tmp_path: 
     path = tmp_path / "journal.jsonl"
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join([*lines[:2], *lines[3:5], lines[2], lines[5]]))
-    found = outcomes(path)
+    found = training_examples(path)
     assert [seen[0] for seen, _ in found] == pytest.approx([1.0, 2.0])
     assert [gain for _, gain in found] == pytest.approx([0.01, 0.02])
 
@@ -140,4 +140,4 @@ def test_signals_of_another_version_are_an_error_that_names_the_journal(tmp_path
     path = tmp_path / "journal.jsonl"
     path.write_text('{"kind": "signals", "signals": [{"site": "a:after"}]}\n')
     with pytest.raises(RunError, match=r"journal\.jsonl: signals of another version"):
-        outcomes(path)
+        training_examples(path)

@@ -11,7 +11,7 @@ import pytest
 from esper.configs import DatabaseConfig, TolariaConfig
 from esper.errors import ConfigError, RunError
 from esper.launch.dry_run import dry_run
-from esper.simic.fit import outcomes
+from esper.simic.fit import training_examples
 from esper.tolaria import TolariaTrainer
 from esper.tolaria.checkpoints import files as checkpoint
 from esper.tolaria.checkpoints.export import export
@@ -150,7 +150,7 @@ def test_what_modules_gained_is_recorded_when_a_run_finishes(library: Path, run_
         assert getattr(outcome, name) == judged[name]
     assert (outcome.run_name, outcome.in_shape) == ("run", (4, 8, 8))
     _forget()
-    assert len(outcomes(run_dir / "journal.jsonl")) == 1  # simic learns from it without the library
+    assert len(training_examples(run_dir / "journal.jsonl")) == 1  # simic learns from it without the library
 
 
 def test_a_library_that_fails_at_the_end_costs_a_warning_and_not_the_run(run_dir: Path, tmp_path: Path):
