@@ -24,10 +24,10 @@ test: setup
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest -n 2 --dist worksteal --cov -m "not long"
+	$(BIN)/pytest -n 2 --dist worksteal --cov -rs -m "not long"
 
 test-all: setup
-	$(BIN)/pytest -n 2 --dist worksteal -m long --ignore=tests/slurm
+	$(BIN)/pytest -n 2 --dist worksteal -rs -m long --ignore=tests/slurm
 	@# The tests share one SLURM cluster; without SLURM they skip and say why.
 	$(BIN)/pytest -rs tests/slurm
 
