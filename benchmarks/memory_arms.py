@@ -109,7 +109,7 @@ def cycles(options: argparse.Namespace, folder: Path) -> list[dict[str, int]]:
                 if not run.growth.apply(decision):
                     raise RuntimeError(f"{decision.action} at {site} was refused: see the journal")
                 train_steps(run, _STEPS_IN_A_CYCLE)
-            run.life.end_of_epoch(is_last=False)  # the embargo ends
+            run.growth.advance_seeds(is_last=False)  # the embargo ends
             found.append(census(run))
     return found
 

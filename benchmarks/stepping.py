@@ -76,7 +76,7 @@ def train_steps(run: Run, num_steps: int) -> None:
     state = run.state
     for _ in range(num_steps):
         set_learning_rates(run.optimizer, run.schedule(run.state.global_step), step=run.state.global_step)
-        run.life.before_step()
+        run.growth.before_step()
         run.step.forward_backward_update(epoch=state.epoch, index=state.step, step=state.global_step)
         state.step += 1
         state.global_step += 1

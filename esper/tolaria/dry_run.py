@@ -59,7 +59,7 @@ def rehearse(run: Run) -> Rehearsal:
     while len(seconds) < 2 or run.ranks.first(lambda: len(seconds) < num_steps and sum(seconds) < _MAX_SECONDS):
         index, started = len(seconds), time.perf_counter()
         set_learning_rates(run.optimizer, run.schedule(index), step=index)
-        run.life.before_step()
+        run.growth.before_step()
         run.step.forward_backward_update(epoch=0, index=index % run.steps_per_epoch, step=index)
         run.state.global_step += 1
         loss = require_finite(run).loss  # waits for the device, so that the time is the step's

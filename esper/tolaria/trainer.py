@@ -252,7 +252,7 @@ class TolariaTrainer:
         with self._profiler() as profiled:
             while state.step < run.steps_per_epoch and not self._is_to_stop():
                 set_learning_rates(run.optimizer, run.schedule(state.global_step), step=state.global_step)
-                run.life.before_step()
+                run.growth.before_step()
                 run.step.forward_backward_update(epoch=state.epoch, index=state.step, step=state.global_step)
                 state.step += 1
                 state.global_step += 1

@@ -49,7 +49,7 @@ def do_steps(trainer: TolariaTrainer, num_steps: int) -> list[float]:
     for _ in range(num_steps):
         epoch, index = divmod(run.state.global_step, run.steps_per_epoch)
         set_learning_rates(run.optimizer, run.schedule(run.state.global_step), step=run.state.global_step)
-        run.life.before_step()
+        run.growth.before_step()
         run.step.forward_backward_update(epoch=epoch, index=index, step=run.state.global_step)
         run.state.global_step += 1
         sums.append(run.step.sums.epoch[0].clone())
@@ -108,7 +108,7 @@ def test_steps_never_wait_for_the_device(captured: bool, dtype: str, run_dir: Pa
         torch.cuda.set_sync_debug_mode("error")
         for index in range(1, run.steps_per_epoch):
             set_learning_rates(run.optimizer, run.schedule(run.state.global_step), step=run.state.global_step)
-            run.life.before_step()
+            run.growth.before_step()
             run.step.forward_backward_update(epoch=1, index=index, step=run.state.global_step)
             run.state.global_step += 1
 
@@ -123,7 +123,7 @@ def test_growing_and_culling_again_and_again_keeps_no_memory(run_dir: Path) -> N
             assert trainer.run.growth.apply(GROW)
             do_steps(trainer, 4)
             assert trainer.run.growth.apply(CULL)
-            trainer.run.life.end_of_epoch(is_last=False)
+            trainer.run.growth.advance_seeds(is_last=False)
             trainer.run.state.epoch += 1  # the embargo ends
             torch.cuda.synchronize()
             memory.append((torch.cuda.memory_allocated(), torch.cuda.memory_reserved()))

@@ -64,7 +64,7 @@ class NoReadingMethods(TorchFunctionMode):
 def step(run: Run) -> None:
     """One step as the trainer does it, and nothing at an epoch's end."""
     set_learning_rates(run.optimizer, run.schedule(run.state.global_step), step=run.state.global_step)
-    run.life.before_step()
+    run.growth.before_step()
     run.step.forward_backward_update(epoch=0, index=run.state.step, step=run.state.global_step)
     run.state.step += 1
     run.state.global_step += 1

@@ -28,7 +28,7 @@ def test_modules_that_are_grown_and_culled_leave_nothing_behind(run_dir: Path, n
             if number == 0:
                 grown = census(run)
             assert run.growth.apply(AdaptationDecision(should_adapt=True, site=site, action=Action.CULL))
-            run.life.end_of_epoch(is_last=False)  # the embargo ends
+            run.growth.advance_seeds(is_last=False)  # the embargo ends
             if number in (0, 1, num_cycles - 1):
                 train_steps(run, 1)
                 seen.append(census(run))

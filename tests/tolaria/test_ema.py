@@ -55,7 +55,7 @@ def test_the_average_of_a_newborn_is_over_its_own_life(run_dir: Path) -> None:
         await trainer.handle_adaptation_signal(AdaptationDecision(should_adapt=True, site="layer1.0:after"))
         run, state = trainer.run, trainer.run.state
         assert run.step.ema is not None
-        run.life.before_step()
+        run.growth.before_step()
         set_learning_rates(run.optimizer, run.schedule(run.state.global_step), step=run.state.global_step)
         run.step.forward_backward_update(epoch=1, index=0, step=state.global_step)
         newborn = [name for name, _ in run.model.graft_parameters(run.model.recipe[0])]
@@ -77,7 +77,7 @@ def test_what_is_culled_leaves_the_average_and_begins_it_anew(run_dir: Path) -> 
         host = set(average.sums)
         await trainer.handle_adaptation_signal(grow)
         assert set(average.sums) > host
-        trainer.run.life.before_step()
+        trainer.run.growth.before_step()
         await trainer.train_epoch()
         cull = AdaptationDecision(should_adapt=True, site="layer1.0:after", action=Action.CULL)
         assert await trainer.handle_adaptation_signal(cull)

@@ -1,1 +1,1 @@
-"""Growing during a training: when Tamiyo is asked, what lives at the sites, judging, incubation, forks."""
+"""Growth during a run: when to consult Tamiyo, the seeds' lifecycle, incubation, judging, forks."""

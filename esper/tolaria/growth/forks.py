@@ -1,24 +1,102 @@
-"""Trying something out in a training, and going back as if it had not happened."""
+"""Short forks of a run: train a few steps with a kernel, measure the loss, rewind; choose the site by their losses."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from esper.contracts.decisions import AdaptationDecision
+from esper.contracts.events import Forked
+from esper.costs import training_macs
+from esper.errors import EsperError, SurgeryError
+from esper.kasmina import SeedSlot, surgery
+from esper.tolaria.evaluate import evaluate, lowest
+from esper.tolaria.growth.lifecycle import Lifecycle
+from esper.tolaria.growth.targets import first_blueprint, resolve
+from esper.tolaria.optim import set_learning_rates
 from esper.tolaria.step import TrainStep
 
-__all__ = ["rewound"]
+__all__ = ["choose_by_forks", "rewound"]
+
+Schedule = Callable[[int], float]
+"""The host's learning rate by step."""
+
+
+def choose_by_forks(life: Lifecycle, decision: AdaptationDecision, *, schedule: Schedule) -> AdaptationDecision:
+    """Replace a decision's site by the one, among it and the alternatives, whose fork has the lowest controller loss.
+
+    Sites where the kernel cannot grow are skipped. If that is all of them, the decision keeps its site, and is refused
+    when it is carried out.
+    """
+    blueprints = dict(decision.alternatives)
+    with contextlib.suppress(SurgeryError):
+        slot = resolve(life.model, decision)
+        blueprints = {slot.site.name: decision.blueprint_id or first_blueprint(slot, life.config), **blueprints}
+    losses: dict[str, float] = {}
+    for site, blueprint_id in blueprints.items():
+        with contextlib.suppress(EsperError):
+            losses[site] = _fork(life, life.model.slot(site), blueprint_id, schedule)
+    if not losses:
+        return dataclasses.replace(decision, alternatives=())
+    best = lowest(losses)
+    shown = ", ".join(f"{site} {loss:.4f}" for site, loss in losses.items())
+    return dataclasses.replace(
+        decision,
+        site=best,
+        target_layer=life.model.slot(best).site.layer,
+        blueprint_id=blueprints[best],
+        alternatives=(),
+        reasoning=f"{decision.reasoning}; forks of {life.config.fork_steps} steps ended at loss {shown}",
+    )
+
+
+def _fork(life: Lifecycle, slot: SeedSlot, blueprint_id: str, schedule: Schedule) -> float:
+    """Loss on the controller split after `fork_steps` with a kernel here, the learning rate decaying to 0."""
+    started, num_steps, state_epoch = time.monotonic(), life.config.fork_steps, slot.state_epoch
+    epoch, first_step = life.state.epoch, life.state.global_step
+    graft = life.new_graft(slot, blueprint_id)
+    with rewound(life.model, life.optimizer, life.step):
+        life.attach(graft)
+        try:
+            surgery.begin_blending(slot, step=first_step, epoch=epoch)
+            surgery.set_alpha(slot, step=first_step, blending_steps=0)
+            for i in range(num_steps):
+                learning_rate = schedule(first_step + i) * (1.0 - i / num_steps)
+                set_learning_rates(life.optimizer, learning_rate, step=first_step + i)
+                epochs_ahead, index = divmod(i, life.step.loader.num_batches)
+                life.step.forward_backward_update(epoch=epoch + epochs_ahead, index=index, step=first_step + i)
+            loss, _ = life.step.ranks.first(lambda: evaluate(life.model, life.data.controller()))
+            macs = life.running_macs
+        finally:
+            life.undo(graft)
+            slot.state_epoch = state_epoch
+    cost_macs = training_macs(num_steps * life.step.loader.batch_size, macs) + life.data.num_controller * macs
+    life.state.ledger.forking_macs += cost_macs
+    life.emit(
+        Forked,
+        epoch=life.state.epoch,
+        site=graft.site,
+        blueprint_id=graft.blueprint_id,
+        num_steps=num_steps,
+        loss=loss,
+        cost_macs=cost_macs,
+        cost_s=time.monotonic() - started,
+    )
+    return loss
 
 
 @contextmanager
 def rewound(model: nn.Module, optimizer: Optimizer, step: TrainStep) -> Iterator[None]:
-    """Give weights, buffers, optimizer state, averages, sums, loss scale and random numbers back, bit-identical.
+    """Context manager: restore weights, buffers, optimizer state, EMA, sums, loss scale, random state, bit-identical.
 
-    What was added to the model or the optimizer meanwhile must be taken out again before the end.
+    Parameters added to the model and the optimizer inside must be removed before the end.
     """
     states = [
         value for state in optimizer.state.values() for value in state.values() if isinstance(value, torch.Tensor)

@@ -1,8 +1,8 @@
-"""Training a module before it joins the host, and finding how much of it to let in.
+"""Incubation: training a kernel before it joins the host, and choosing the scale at which it enters.
 
-The host only lends its activations and gradients: it stays bit-identical, its statistics included. Both ways cost a
-forward and a backward pass of the host a step. A pilot found no incubation better than simply inserting with a gain of
-0.5 and training jointly; they are here to be compared with that.
+Incubation uses the host's activations and gradients; the host stays bit-identical, batch-norm statistics included. Both
+methods cost a forward and a backward pass of the host per step. A pilot found none better than inserting a kernel with
+output scale 0.5 and training jointly; they exist for comparison with that.
 """
 
 from __future__ import annotations
@@ -14,17 +14,62 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from esper.contracts.events import Incubated
+from esper.costs import training_macs
 from esper.kasmina import MorphableModel, SeedSlot
 from esper.kasmina.modes import preserved_buffers
-from esper.tolaria.evaluate import evaluate
+from esper.tolaria.evaluate import evaluate, lowest
+from esper.tolaria.growth.lifecycle import Lifecycle
 
-__all__ = ["ALPHAS", "incubate", "try_alphas"]
+__all__ = ["SCALES", "incubate", "incubation_step", "try_scales"]
 
-ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
-"""Blend weights tried by `try_alphas`."""
+SCALES = (0.0, 0.25, 0.5, 0.75, 1.0)
+"""Factors on the kernel's output that `try_scales` compares."""
 
-_REACH = 0.1
-"""`fit`: size of the wanted output, relative to the activations it is added to (root mean squares)."""
+_TARGET_RATIO = 0.1
+"""`fit`: size of the target output relative to the activations it is added to (root mean squares)."""
+
+
+def incubation_step(life: Lifecycle, slot: SeedSlot) -> None:
+    """Train the slot's kernel on the batch of the next step; after `incubation_steps`, begin blending instead."""
+    graft, state, config, step = slot.live_graft, life.state, life.config, life.step
+    if state.global_step - graft.born_step >= config.incubation_steps:
+        _finish(life, slot)
+        return
+    images, labels = step.loader.batch(state.epoch, state.step)
+    incubate(life.model, slot, images, labels, method=config.incubation, autocast=step.autocast())
+    step.all_reduce_gradients(num_images=len(labels))
+    life.optimizer.step()  # only the kernel's parameters have gradients
+    life.optimizer.zero_grad(set_to_none=True)
+    macs = life.running_macs + life.kernel_cost(graft).num_macs
+    state.ledger.incubation_macs += training_macs(step.loader.batch_size, macs)
+
+
+def _finish(life: Lifecycle, slot: SeedSlot) -> None:
+    graft, config, ranks = slot.live_graft, life.config, life.step.ranks
+    kernel = slot.kernel(graft)
+    ranks.copy_first(kernel.buffers())  # batch-norm statistics differ between ranks
+    if not all(bool(p.isfinite().all()) for p in kernel.parameters()):
+        life.cull(slot, reason="its weights are not finite after incubation")
+        return
+    scale, losses = 1.0, dict[float, float]()
+    if config.alpha_search:
+        losses = ranks.first(lambda: try_scales(life.model, slot, life.data.controller))
+        scale = lowest(losses)
+        kernel.scale_output(scale)
+        num_images = len(SCALES) * life.data.num_controller
+        life.state.ledger.incubation_macs += num_images * (life.running_macs + life.kernel_cost(graft).num_macs)
+    life.emit(
+        Incubated,
+        epoch=life.state.epoch,
+        site=graft.site,
+        graft_id=graft.graft_id,
+        method=config.incubation,
+        num_steps=config.incubation_steps,
+        alpha=scale,
+        losses={f"{tried:g}": loss for tried, loss in losses.items()},
+    )
+    life.begin_blending(slot, reason=f"incubated for {config.incubation_steps} steps, enters times {scale:g}")
 
 
 def incubate(
@@ -36,20 +81,20 @@ def incubate(
     method: str,
     autocast: AbstractContextManager[object],
 ) -> None:
-    """Set the gradients of a slot's live kernel from one training batch; nothing else changes but its statistics.
+    """Set the gradients of a slot's live kernel from a training batch; besides, only its batch-norm statistics change.
 
-    `fit` minimises <g, f(x)> + |f(x)|² / (2 eta), with g the host's gradient at the site: without the second term the
-    objective has no minimum. That is, up to a constant and a factor, |f(x) + eta g|², and eta is chosen for each batch
-    so that the wanted output has a tenth of the activations' size. `shadow` is the loss of the whole network with the
+    `fit` minimises <g, f(x)> + |f(x)|² / (2 eta), with g the host's gradient at the site; without the second term the
+    objective has no minimum. Up to a constant and a factor this is |f(x) + eta g|². For each batch, eta is such that
+    the target -eta g has a tenth of the activations' size. `shadow` minimises the loss of the whole network with the
     kernel added in full.
 
     Args:
         model: the network, in training mode.
-        slot: where the kernel stands.
+        slot: holds the kernel.
         images: training images (N, C, H, W), normalised.
         labels: their classes (N,).
         method: fit or shadow.
-        autocast: number format of the forward passes.
+        autocast: context of the forward passes.
     """
     kernel = slot.kernel(slot.live_graft)
     devices = [images.device] if images.is_cuda else []
@@ -60,17 +105,17 @@ def incubate(
             p.grad = gradient
 
 
-def try_alphas(
+def try_scales(
     model: MorphableModel, slot: SeedSlot, batches: Callable[[], Iterable[tuple[Tensor, Tensor]]]
 ) -> dict[float, float]:
-    """Mean loss of the network with the live kernel's output scaled by each of `ALPHAS`, in eval mode."""
+    """Mean loss of the network with the live kernel's output multiplied by each of `SCALES`, in eval mode."""
     kernel = slot.kernel(slot.live_graft)
     saved = [p.detach().clone() for p in kernel.parameters()]
     losses = {}
-    for alpha in ALPHAS:
-        kernel.scale_output(alpha)
+    for scale in SCALES:
+        kernel.scale_output(scale)
         with slot.live_kernel_replaced(kernel.combine):
-            losses[alpha], _ = evaluate(model, batches())
+            losses[scale], _ = evaluate(model, batches())
         with torch.no_grad():
             for p, value in zip(kernel.parameters(), saved, strict=True):
                 p.copy_(value)
@@ -84,22 +129,22 @@ def _fit(
     labels: Tensor,
     autocast: AbstractContextManager[object],
 ) -> Tensor:
-    seen: list[Tensor] = []
+    recorded: list[Tensor] = []
 
-    def tap(x: Tensor, y: Tensor) -> Tensor:
-        tapped = y.clone()  # a copy each: what follows may write into the tensor that it gets
-        seen[:] = [x.detach(), tapped]
-        return tapped.clone()
+    def record(x: Tensor, y: Tensor) -> Tensor:
+        copy = y.clone()  # not the tensor that is passed on, which an in-place operation may modify
+        recorded[:] = [x.detach(), copy]
+        return copy.clone()
 
     with autocast:
-        with slot.live_kernel_replaced(tap):
+        with slot.live_kernel_replaced(record):
             host_loss = F.cross_entropy(model(images), labels)
-        x, y = seen
+        x, y = recorded
         (gradient,) = torch.autograd.grad(host_loss, y)
         size = _rms(y.detach())
-        wanted = -_REACH * size / _rms(gradient) * gradient.float()
+        target = -_TARGET_RATIO * size / _rms(gradient) * gradient.float()
         output = slot.kernel(slot.live_graft)(x).float()
-    loss = ((output - wanted) / size).square().mean()
+    loss = ((output - target) / size).square().mean()
     assert isinstance(loss, Tensor)
     return loss
 

@@ -1,16 +1,69 @@
-"""The trial of a live kernel: paired losses with it and without it, on the judge split."""
+"""The judge: losses with and without a live kernel on the judge split, and the verdict to keep or cull it."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
 
 from torch import Tensor
 
+from esper.contracts.events import Judged
 from esper.kasmina import MorphableModel, SeedSlot
 from esper.kasmina.modes import preserved_buffers, reestimate_norms
+from esper.tamiyo import Verdict, judge, significance_of
 from esper.tolaria.evaluate import example_losses
+from esper.tolaria.growth.lifecycle import Lifecycle
 
-__all__ = ["paired_losses"]
+__all__ = ["judge_kernel", "paired_losses"]
+
+
+def judge_kernel(life: Lifecycle, slot: SeedSlot) -> None:
+    """Judge the live kernel of a slot, and keep or cull it."""
+    started = time.monotonic()
+    graft, cost = slot.live_graft, life.kernel_cost(slot.live_graft)
+    life.num_verdicts += 1
+    significance = significance_of(life.num_verdicts, confidence=life.config.judge_confidence)
+    verdict = life.step.ranks.first(lambda: _verdict(life, slot, significance=significance))
+    cost_macs = 2 * (life.data.num_judge + life.data.num_norm) * life.cost.num_macs
+    life.state.ledger.judging_macs += cost_macs
+    life.emit(
+        Judged,
+        epoch=life.state.epoch,
+        graft_id=graft.graft_id,
+        site=graft.site,
+        blueprint_id=graft.blueprint_id,
+        loss_off=verdict.loss_off,
+        loss_on=verdict.loss_on,
+        gain=verdict.gain,
+        lower_bound=verdict.lower_bound,
+        threshold=verdict.threshold,
+        confidence=1.0 - significance,
+        num_examples=verdict.num_examples,
+        kept=verdict.kept,
+        added_parameters=cost.num_parameters,
+        added_macs=cost.num_macs,
+        cost_macs=cost_macs,
+        cost_s=time.monotonic() - started,
+    )
+    bound = f"lower bound {verdict.lower_bound:.4f}, threshold {verdict.threshold:.4f}"
+    if verdict.kept:
+        life.keep(slot, reason=f"kept: {bound}")
+    else:
+        life.cull(slot, reason=f"not shown to help: {bound}")
+
+
+def _verdict(life: Lifecycle, slot: SeedSlot, *, significance: float) -> Verdict:
+    config, kernel_macs = life.config, life.kernel_cost(slot.live_graft).num_macs
+    loss_off, loss_on = paired_losses(
+        life.model, slot, judge_batches=life.data.judge, norm_images=life.data.norm_images
+    )
+    return judge(
+        loss_off,
+        loss_on,
+        improvement_threshold=config.improvement_threshold,
+        significance=significance,
+        rent=config.cost_rent * kernel_macs / life.host_cost.num_macs,
+    )
 
 
 def paired_losses(
@@ -20,19 +73,19 @@ def paired_losses(
     judge_batches: Callable[[], Iterable[tuple[Tensor, Tensor]]],
     norm_images: Callable[[], Iterable[Tensor]],
 ) -> tuple[Tensor, Tensor]:
-    """Losses of the judge split's examples without and with the live kernel; the model stays bit-identical.
+    """Losses of the judge split's examples without and with the live kernel; the model is bit-identical afterwards.
 
-    Both arms get batch-norm statistics of their own from the same training images: statistics gathered with the
-    kernel would make its absence look worse than it is. What remains overstated is co-adaptation: the host has
-    trained with the kernel and not without.
+    Batch-norm statistics are re-estimated for either case from the same training images: statistics gathered with the
+    kernel would make the network without it look worse than it is. Co-adaptation still overstates the kernel's value:
+    the host has been trained with it.
 
     Returns:
         (loss off, loss on), float32 (N,) each.
     """
     with preserved_buffers(model):
         reestimate_norms(model, norm_images())
-        with_kernel, _ = example_losses(model, judge_batches())
+        loss_on, _ = example_losses(model, judge_batches())
         with slot.live_kernel_disabled():
             reestimate_norms(model, norm_images())
-            without, _ = example_losses(model, judge_batches())
-    return without, with_kernel
+            loss_off, _ = example_losses(model, judge_batches())
+    return loss_off, loss_on

@@ -1,10 +1,11 @@
-"""The lives of seeds in a training: germinate, incubate, blend, judge, keep or cull, and write down all of it."""
+"""The seeds of a network during a run: germinate, blend, hold, keep or cull, with optimizer, costs and journal."""
 
 from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,17 +14,13 @@ from torch.optim import Optimizer
 
 from esper import urza
 from esper.configs import MorphogeneticConfig, OptimizationConfig, derive_seed
+from esper.contracts.events import Event, StateChanged, SurgeryEnded, SurgeryIntended
 from esper.contracts.lifecycle import SeedLifecycleState
 from esper.contracts.recipe import Graft
 from esper.costs import Cost, count, training_macs
 from esper.kasmina import MorphableModel, SeedSlot, surgery
 from esper.kasmina.modes import reestimate_norms
-from esper.tamiyo import Verdict, judge, significance_of
 from esper.tolaria import optim
-from esper.tolaria.evaluate import lowest
-from esper.tolaria.growth.incubation import ALPHAS, incubate, try_alphas
-from esper.tolaria.growth.judging import paired_losses
-from esper.tolaria.growth.log import GrowthLog
 from esper.tolaria.state import TrainingState
 from esper.tolaria.step import TrainStep
 from esper.tracking import Journal
@@ -36,12 +33,12 @@ Batches = Iterable[tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GrowthData:
-    """The images that growing looks at; each call starts a new pass.
+    """The images that growth uses; each call starts a new pass.
 
     Attributes:
         controller: batches of the controller split, for scores.
         judge: batches of the judge split, for verdicts.
-        norm_images: training batches from which batch-norm statistics are estimated.
+        norm_images: training batches for re-estimating batch-norm statistics.
         sample: a few training images, for checking a new kernel.
         num_controller: images in the controller split.
         num_judge: images in the judge split.
@@ -58,15 +55,16 @@ class GrowthData:
 
 
 class Lifecycle:
-    """Owner of everything that changes the architecture during a run; `Growth` decides what it does.
+    """The state machine of all seeds; owner of every change of the architecture during a run.
 
-    It shares `state` with the trainer and adds to what growing cost.
+    A change of state is made in the model, the optimizer and the captured step, added to the costs, and journalled.
+    `Growth` decides which changes to make and when.
 
     Attributes:
-        cost: the network's size as it stands.
-        host_cost: that of the host.
-        num_germinated: modules that were grown, kept or not.
-        num_verdicts: verdicts of the judge.
+        cost: current size of the network.
+        host_cost: size of the host.
+        num_germinated: kernels grown so far, kept or not.
+        num_verdicts: verdicts of the judge so far.
         last_adaptation: epoch of the last change, by layer.
     """
 
@@ -90,7 +88,7 @@ class Lifecycle:
         self.optimizer = optimizer
         self.data = data
         self.step = step
-        self.log = GrowthLog(journal, state)
+        self.journal = journal
         self.state = state
         self.rng_seed = rng_seed
         self.host_cost = self.cost = host_cost
@@ -100,48 +98,22 @@ class Lifecycle:
         self._kernel_costs: dict[int, Cost] = {}
         state.peak_parameters = host_cost.num_parameters
 
-    def rebuild(self, recipe: Iterable[Graft]) -> None:
-        """Before the first step of a run, build a recorded network.
-
-        Every kernel is there from the start like the host: weights of its own, output scale 1, no warm-up of its own.
-
-        Raises:
-            SurgeryError: the recipe is not one of this host.
-        """
-        for number, graft in enumerate(recipe, start=1):
-            fresh = dataclasses.replace(
-                graft, graft_id=number, init_seed=self._init_seed(number), init_gain=1.0, born_step=0
-            )
-            self.model.graft(fresh)
-            self.adopt(fresh)
-        optim.check_membership(self.optimizer, self.model)
-
-    def before_step(self) -> None:
-        """Before the coming step: train what incubates, raise the alpha of what blends."""
-        for slot in self.model.all_slots():
-            if slot.state is _S.TRAINING:
-                self._incubate(slot)
-            if slot.state is _S.BLENDING:
-                self._blend(slot)
-
-    def end_of_epoch(self, *, is_last: bool) -> None:
-        """Judge what is due and end embargoes; after the last epoch nothing stays undecided."""
-        epoch = self.state.epoch
-        for slot in self.model.all_slots():
-            held = epoch - slot.state_epoch
-            if slot.state is _S.HOLDING and (is_last or held >= self.config.holding_epochs):
-                self._judge(slot) if self.config.judged else self._keep(slot, reason="kept without being judged")
-            elif slot.is_live and is_last:
-                self.cull(slot, reason="training ended before it reached alpha 1: unmeasured is not healthy")
-            elif slot.state is _S.EMBARGOED and held >= self.config.adaptation_cooldown:
-                slot.enter(_S.DORMANT, epoch=epoch)
-                self._changed(slot, None, _S.EMBARGOED, _S.DORMANT, reason="the embargo is over")
-
     @property
     def running_macs(self) -> int:
-        """Multiply-accumulates of the network as a training step runs it: without what incubates."""
+        """MACs per image of the network in a training step: without kernels that incubate."""
         incubating = [slot for slot in self.model.all_slots() if slot.state is _S.TRAINING]
-        return self.cost.num_macs - sum(self._kernel_cost(slot.live_graft).num_macs for slot in incubating)
+        return self.cost.num_macs - sum(self.kernel_cost(slot.live_graft).num_macs for slot in incubating)
+
+    def kernel_cost(self, graft: Graft) -> Cost:
+        """Parameters and MACs of a kernel."""
+        if graft.graft_id not in self._kernel_costs:
+            slot = self.model.slot(graft.site)
+            self._kernel_costs[graft.graft_id] = count(slot.kernel(graft), slot.site.in_shape)
+        return self._kernel_costs[graft.graft_id]
+
+    def emit(self, kind: type[Event], **fields: Any) -> None:
+        """Journal an event of this step."""
+        self.journal.write(kind(step=self.state.global_step, **fields))
 
     def state_dict(self) -> dict[str, Any]:
         """Everything but the recipe and the tensors, as JSON."""
@@ -156,7 +128,7 @@ class Lifecycle:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up where `state_dict` stood; the recipe has been replayed on the model before."""
+        """Restore what `state_dict` returned; the model must have been rebuilt from its recipe before."""
         self.num_germinated = state["num_germinated"]
         self.num_verdicts = state["num_verdicts"]
         self.last_adaptation = dict(state["last_adaptation"])
@@ -166,30 +138,48 @@ class Lifecycle:
             slot.state_epoch = saved["epoch"]
             slot.blend_start = saved["blend_start"]
         for graft in self.model.recipe:
-            self.adopt(graft)
+            self._register(graft)
+
+    def rebuild(self, recipe: Iterable[Graft]) -> None:
+        """Build a recorded network before the first step of a run.
+
+        The kernels train like the host: new initial weights, output scale 1, no warm-up of their own.
+
+        Raises:
+            SurgeryError: the recipe is not one of this host.
+        """
+        for number, graft in enumerate(recipe, start=1):
+            fresh = dataclasses.replace(
+                graft, graft_id=number, init_seed=derive_seed(self.rng_seed, number), init_gain=1.0, born_step=0
+            )
+            self.model.graft(fresh)
+            self._register(fresh)
+        optim.check_membership(self.optimizer, self.model)
+
+    # --- attaching and removing kernels ---------------------------------------------------------------------------
 
     def new_graft(self, slot: SeedSlot, blueprint_id: str) -> Graft:
-        """Recipe entry of a kernel that would be attached now.
+        """Recipe entry for the next kernel.
 
         Raises:
             ConfigError: there is no such blueprint.
         """
-        blueprint = urza.get(blueprint_id)  # an unknown name is refused before anything is intended
+        blueprint = urza.get(blueprint_id)
         return Graft(
             graft_id=self.num_germinated + 1,
             site=slot.site.name,
             blueprint_id=blueprint.blueprint_id,
             definition=blueprint.definition,
-            init_seed=self._init_seed(self.num_germinated + 1),
+            init_seed=derive_seed(self.rng_seed, self.num_germinated + 1),
             init_gain=self.config.insertion_gain if self.config.insertion == "gain" else 0.0,
             born_step=self.state.global_step,
         )
 
     def attach(self, graft: Graft) -> surgery.Change:
-        """Attach a kernel, checked, with optimizer and cost; on an error everything is as it was."""
+        """Attach and check a kernel, and add it to optimizer and costs; on an error nothing has changed."""
         change = surgery.germinate(self.model, graft, images=self.data.sample(), epoch=self.state.epoch)
         try:
-            self.adopt(graft)
+            self._register(graft)
             optim.check_membership(self.optimizer, self.model)
         except BaseException:
             self.undo(graft)
@@ -197,139 +187,16 @@ class Lifecycle:
         return change
 
     def undo(self, graft: Graft) -> None:
-        """Take a live kernel out as if it had never been attached."""
+        """Reverse `attach`."""
         parameters = self.model.graft_parameters(graft)
         surgery.abort(self.model, graft)
-        self._release(graft, parameters)
+        self._unregister(graft, parameters)
 
-    def germinate(self, slot: SeedSlot, blueprint_id: str, *, reason: str) -> None:
-        """Grow a kernel in a slot, and begin what comes first: incubation, or blending.
-
-        Raises:
-            EsperError: it cannot grow there; nothing has changed.
-        """
-        graft = self.new_graft(slot, blueprint_id)
-        with self.log.operation("germinate", graft, self.cost) as operation:
-            change = self.attach(graft)
-            operation.after = self.cost
-        self.num_germinated += 1
-        self.last_adaptation[slot.site.layer] = self.state.epoch
-        self._changed(slot, graft, _S.DORMANT, _S.GERMINATED, reason=reason)
-        self._changed(
-            slot, graft, _S.GERMINATED, _S.TRAINING, reason="it passed its checks", passed=change.checks_passed
-        )
-        if self.config.incubation == "none":
-            self._begin_blending(slot, reason="no incubation: it trains with the host")
-
-    def _incubate(self, slot: SeedSlot) -> None:
-        """One step of incubation, on the batch of the coming step; or its end."""
-        graft, state, config = slot.live_graft, self.state, self.config
-        if state.global_step - graft.born_step >= config.incubation_steps:
-            self._end_incubation(slot)
-            return
-        images, labels = self.step.loader.batch(state.epoch, state.step)
-        incubate(self.model, slot, images, labels, method=config.incubation, autocast=self.step.autocast())
-        self.step.all_reduce_gradients(num_images=len(labels))
-        self.optimizer.step()  # only the kernel's parameters have gradients
-        self.optimizer.zero_grad(set_to_none=True)
-        macs = self.running_macs + self._kernel_cost(graft).num_macs
-        state.ledger.incubation_macs += training_macs(self.step.loader.batch_size, macs)
-
-    def _end_incubation(self, slot: SeedSlot) -> None:
-        graft, config = slot.live_graft, self.config
-        kernel = slot.kernel(graft)
-        ranks = self.step.ranks
-        ranks.copy_first(kernel.buffers())  # a norm's statistics are those of each process's images
-        if not all(bool(p.isfinite().all()) for p in kernel.parameters()):
-            self.cull(slot, reason="its weights are not finite after incubation")
-            return
-        alpha, losses = 1.0, dict[float, float]()
-        if config.alpha_search:
-            losses = ranks.first(lambda: try_alphas(self.model, slot, self.data.controller))
-            alpha = lowest(losses)
-            kernel.scale_output(alpha)
-            num_images = len(ALPHAS) * self.data.num_controller
-            self.state.ledger.incubation_macs += num_images * (self.running_macs + self._kernel_cost(graft).num_macs)
-        self.log.incubated(
-            graft, method=config.incubation, num_steps=config.incubation_steps, alpha=alpha, losses=losses
-        )
-        self._begin_blending(slot, reason=f"incubated for {config.incubation_steps} steps, enters times {alpha:g}")
-
-    def _begin_blending(self, slot: SeedSlot, *, reason: str) -> None:
-        surgery.begin_blending(slot, step=self.state.global_step, epoch=self.state.epoch)
-        self._changed(slot, slot.live_graft, _S.TRAINING, _S.BLENDING, reason=reason)
-        if self.config.blending_steps == 0:
-            self._blend(slot)
-
-    def _blend(self, slot: SeedSlot) -> None:
-        blending_steps = self.config.blending_steps
-        if surgery.set_alpha(slot, step=self.state.global_step, blending_steps=blending_steps) == 1.0:
-            passed = surgery.hold(slot, epoch=self.state.epoch)
-            self._changed(slot, slot.live_graft, _S.BLENDING, _S.HOLDING, reason="alpha is 1", passed=passed)
-
-    def cull(self, slot: SeedSlot, *, reason: str) -> None:
-        """Remove the live kernel of a slot."""
-        graft, old = slot.live_graft, slot.state
-        cost = self._kernel_cost(graft)
-        with self.log.operation("cull", graft, self.cost) as operation:
-            change = surgery.cull(self.model, graft.site, epoch=self.state.epoch)
-            self._release(graft, change.removed)
-            optim.check_membership(self.optimizer, self.model)
-            operation.after = self.cost
-        self.last_adaptation[slot.site.layer] = self.state.epoch
-        self._changed(slot, graft, old, _S.CULLED, reason=reason)
-        self._changed(slot, graft, _S.CULLED, _S.EMBARGOED, reason="nothing grows here for a while")
-        if old is _S.TRAINING:
-            return  # it never ran in the host
-        joined = self.state.global_step - graft.born_step
-        joined -= 0 if self.config.incubation == "none" else self.config.incubation_steps
-        self.state.ledger.discarded_macs += training_macs(joined * self.step.loader.batch_size, cost.num_macs)
-        # The statistics of the host's norms were gathered with the branch.
-        reestimate_norms(self.model, self.data.norm_images())
-        self.state.ledger.judging_macs += self.data.num_norm * self.cost.num_macs
-        if self.step.ema is not None:
-            self.step.ema.restart(step=self.state.global_step)
-
-    def _judge(self, slot: SeedSlot) -> None:
-        started = time.monotonic()
-        graft = slot.live_graft
-        cost = self._kernel_cost(graft)
-        self.num_verdicts += 1
-        alpha = significance_of(self.num_verdicts, confidence=self.config.judge_confidence)
-        verdict = self.step.ranks.first(lambda: self._verdict(slot, cost, alpha=alpha))
-        cost_macs = 2 * (self.data.num_judge + self.data.num_norm) * self.cost.num_macs
-        self.state.ledger.judging_macs += cost_macs
-        self.log.judged(graft, verdict, alpha=alpha, added=cost, cost_macs=cost_macs, cost_s=time.monotonic() - started)
-        bound = f"lower bound {verdict.lower_bound:.4f}, threshold {verdict.threshold:.4f}"
-        if verdict.kept:
-            self._keep(slot, reason=f"kept: {bound}")
-        else:
-            self.cull(slot, reason=f"not shown to help: {bound}")
-
-    def _verdict(self, slot: SeedSlot, cost: Cost, *, alpha: float) -> Verdict:
-        without, with_kernel = paired_losses(
-            self.model, slot, judge_batches=self.data.judge, norm_images=self.data.norm_images
-        )
-        return judge(
-            without,
-            with_kernel,
-            improvement_threshold=self.config.improvement_threshold,
-            significance=alpha,
-            rent=self.config.cost_rent * cost.num_macs / self.host_cost.num_macs,
-        )
-
-    def _keep(self, slot: SeedSlot, *, reason: str) -> None:
-        graft = surgery.fossilize(slot, epoch=self.state.epoch)
-        self._changed(slot, graft, _S.HOLDING, _S.FOSSILIZED, reason=reason)
-
-    def _init_seed(self, number: int) -> int:
-        return derive_seed(self.rng_seed, number)
-
-    def adopt(self, graft: Graft) -> None:
-        """Let optimizer and cost follow a kernel that was attached."""
-        is_old = graft.born_step == 0  # rebuilt: it is trained like the host
+    def _register(self, graft: Graft) -> None:
+        """Add an attached kernel to optimizer, step and costs."""
+        is_rebuilt = graft.born_step == 0  # trains like the host
         kernel = self.model.slot(graft.site).kernel(graft)
-        # Drawn from the same seed everywhere; processors may still differ in the last bit.
+        # All ranks draw from the same seed; different processors may still differ in the last bit.
         self.step.ranks.copy_first([*kernel.parameters(), *kernel.buffers()])
         optim.add_parameters(
             self.optimizer,
@@ -338,23 +205,108 @@ class Lifecycle:
             born_step=graft.born_step,
             warmup_steps=self.config.newborn_warmup_steps,
             output_scale=kernel.output_scale,
-            output_scale_lr_factor=1.0 if is_old else self.config.insertion_gain_rate,
-            decayed=is_old or self.config.newborn_weight_decay,
+            output_scale_lr_factor=1.0 if is_rebuilt else self.config.insertion_gain_rate,
+            decayed=is_rebuilt or self.config.newborn_weight_decay,
         )
         self.step.add_kernel(kernel, step=self.state.global_step)
-        self.cost += self._kernel_cost(graft)
+        self.cost += self.kernel_cost(graft)
         self.state.peak_parameters = max(self.state.peak_parameters, self.cost.num_parameters)
 
-    def _release(self, graft: Graft, parameters: list[tuple[str, nn.Parameter]]) -> None:
+    def _unregister(self, graft: Graft, parameters: list[tuple[str, nn.Parameter]]) -> None:
         optim.remove_parameters(self.optimizer, parameters)
         self.step.sync_parameters(step=self.state.global_step)
         self.cost -= self._kernel_costs.pop(graft.graft_id, Cost(num_parameters=0, num_macs=0))
 
-    def _kernel_cost(self, graft: Graft) -> Cost:
-        if graft.graft_id not in self._kernel_costs:
-            slot = self.model.slot(graft.site)
-            self._kernel_costs[graft.graft_id] = count(slot.kernel(graft), slot.site.in_shape)
-        return self._kernel_costs[graft.graft_id]
+    @contextmanager
+    def _transaction(self, action: str, graft: Graft) -> Iterator[None]:
+        """Journal the intent before the body, and the commit or failure after it; a failed body undoes its changes."""
+        where = {"graft_id": graft.graft_id, "action": action, "site": graft.site, "blueprint_id": graft.blueprint_id}
+        self.emit(SurgeryIntended, **where)
+        started, before, error = time.monotonic(), self.cost, None
+        try:
+            yield
+        except Exception as failure:
+            error = str(failure)
+            raise
+        finally:
+            after = self.cost if error is None else before
+            self.emit(
+                SurgeryEnded,
+                **where,
+                committed=error is None,
+                error=error,
+                num_parameters_before=before.num_parameters,
+                num_parameters_after=after.num_parameters,
+                num_macs_before=before.num_macs,
+                num_macs_after=after.num_macs,
+                duration_s=time.monotonic() - started,
+            )
+
+    # --- changes of state -----------------------------------------------------------------------------------------
+
+    def germinate(self, slot: SeedSlot, blueprint_id: str, *, reason: str) -> None:
+        """DORMANT → GERMINATED → TRAINING, and → BLENDING if there is no incubation.
+
+        Raises:
+            EsperError: the kernel cannot grow there; nothing has changed.
+        """
+        graft = self.new_graft(slot, blueprint_id)
+        with self._transaction("germinate", graft):
+            change = self.attach(graft)
+        self.num_germinated += 1
+        self.last_adaptation[slot.site.layer] = self.state.epoch
+        self._changed(slot, graft, _S.DORMANT, _S.GERMINATED, reason=reason)
+        self._changed(
+            slot, graft, _S.GERMINATED, _S.TRAINING, reason="it passed its checks", passed=change.checks_passed
+        )
+        if self.config.incubation == "none":
+            self.begin_blending(slot, reason="no incubation: it trains with the host")
+
+    def begin_blending(self, slot: SeedSlot, *, reason: str) -> None:
+        """TRAINING → BLENDING, and → HOLDING if alpha is 1 at once."""
+        surgery.begin_blending(slot, step=self.state.global_step, epoch=self.state.epoch)
+        self._changed(slot, slot.live_graft, _S.TRAINING, _S.BLENDING, reason=reason)
+        if self.config.blending_steps == 0:
+            self.blend(slot)
+
+    def blend(self, slot: SeedSlot) -> None:
+        """Set alpha for the next step; BLENDING → HOLDING once it is 1."""
+        blending_steps = self.config.blending_steps
+        if surgery.set_alpha(slot, step=self.state.global_step, blending_steps=blending_steps) == 1.0:
+            passed = surgery.hold(slot, epoch=self.state.epoch)
+            self._changed(slot, slot.live_graft, _S.BLENDING, _S.HOLDING, reason="alpha is 1", passed=passed)
+
+    def keep(self, slot: SeedSlot, *, reason: str) -> None:
+        """HOLDING → FOSSILIZED."""
+        graft = surgery.fossilize(slot, epoch=self.state.epoch)
+        self._changed(slot, graft, _S.HOLDING, _S.FOSSILIZED, reason=reason)
+
+    def cull(self, slot: SeedSlot, *, reason: str) -> None:
+        """Remove the live kernel: any live state → CULLED → EMBARGOED."""
+        graft, old = slot.live_graft, slot.state
+        cost = self.kernel_cost(graft)
+        with self._transaction("cull", graft):
+            change = surgery.cull(self.model, graft.site, epoch=self.state.epoch)
+            self._unregister(graft, change.removed)
+            optim.check_membership(self.optimizer, self.model)
+        self.last_adaptation[slot.site.layer] = self.state.epoch
+        self._changed(slot, graft, old, _S.CULLED, reason=reason)
+        self._changed(slot, graft, _S.CULLED, _S.EMBARGOED, reason="nothing grows here for a while")
+        if old is _S.TRAINING:
+            return  # it never ran in the host
+        num_steps = self.state.global_step - graft.born_step
+        num_steps -= 0 if self.config.incubation == "none" else self.config.incubation_steps
+        self.state.ledger.discarded_macs += training_macs(num_steps * self.step.loader.batch_size, cost.num_macs)
+        # The host's batch-norm statistics include the removed branch.
+        reestimate_norms(self.model, self.data.norm_images())
+        self.state.ledger.judging_macs += self.data.num_norm * self.cost.num_macs
+        if self.step.ema is not None:
+            self.step.ema.restart(step=self.state.global_step)
+
+    def end_embargo(self, slot: SeedSlot) -> None:
+        """EMBARGOED → DORMANT."""
+        slot.enter(_S.DORMANT, epoch=self.state.epoch)
+        self._changed(slot, None, _S.EMBARGOED, _S.DORMANT, reason="the embargo is over")
 
     def _changed(
         self,
@@ -367,5 +319,13 @@ class Lifecycle:
         passed: tuple[str, ...] = (),
     ) -> None:
         self.step.invalidate()
-        blueprint_id = graft.blueprint_id if graft else None
-        self.log.changed(slot.site.name, blueprint_id, old, new, reason=reason, passed=passed)
+        self.emit(
+            StateChanged,
+            epoch=self.state.epoch,
+            site=slot.site.name,
+            blueprint_id=graft.blueprint_id if graft else None,
+            old=old,
+            new=new,
+            reason=reason,
+            checks_passed=passed,
+        )

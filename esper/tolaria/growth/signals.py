@@ -1,76 +1,104 @@
-"""Health signals: scores of all sites, put into the words that Tamiyo reads."""
+"""Health signals: what Tamiyo sees of every site."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Iterable, Mapping
+import time
+from typing import Any
 
-from torch import Tensor
-
+from esper import tezzeret
+from esper.contracts.events import Scored
 from esper.contracts.health import HealthSignal
-from esper.costs import Cost
-from esper.kasmina import MorphableModel
-from esper.kasmina.scores import SiteScore, health, score_sites
+from esper.costs import Cost, training_macs
+from esper.errors import SurgeryError
+from esper.kasmina import SeedSlot
+from esper.kasmina.scores import SiteScore, health, score_sites, scoring_macs
+from esper.tolaria.growth.lifecycle import Lifecycle
+from esper.tolaria.growth.targets import first_blueprint
 
-__all__ = ["measure_signals"]
+__all__ = ["measure_signals", "updated"]
 
 
-def measure_signals(
-    model: MorphableModel,
-    batches: Iterable[tuple[Tensor, Tensor]] | None,
-    *,
-    epoch: int,
-    progress: float,
-    last_adaptation: Mapping[str, int],
-    added: Mapping[str, Cost],
-    score_per: str,
-    macs_left: int | None = None,
-    parameters_left: int | None = None,
-) -> list[HealthSignal]:
-    """Measure every site on the controller split, in forward order.
+def measure_signals(life: Lifecycle, *, progress: float, with_scores: bool) -> list[HealthSignal]:
+    """Measure every site on the controller split, in forward order, and journal the signals; no tensor changes.
 
     Args:
-        model: the network; nothing of it changes.
-        batches: normalised images and labels; None: nothing is measured, and every score is None.
-        epoch: epochs finished.
+        life: the seeds of the network.
         progress: fraction of training done.
-        last_adaptation: epoch of the last adaptation by layer.
-        added: what the preferred blueprint would add, by site; sites where nothing may grow are missing.
-        score_per: what scores are divided by before sites are compared: site (nothing), macs or parameters.
-        macs_left: multiply-accumulates that growing may still add; None without a budget.
-        parameters_left: parameters that it may still add; None without a budget.
+        with_scores: False: no image is read, and every score is None.
     """
-    slots = model.all_slots()
-    scores = score_sites(model, batches) if batches is not None else {}
-    compared = {site: _per(score, added.get(site), score_per) for site, score in scores.items()}
+    started = time.monotonic()
+    slots = life.model.all_slots()
+    scores = score_sites(life.model, life.data.controller()) if with_scores else {}
+    added = _added_costs(life)
+    compared = {site: _per_cost(score, added.get(site), life.config.score_per) for site, score in scores.items()}
     health_of = health([(slot.site, compared[slot.site.name]) for slot in slots if slot.site.name in compared])
-    return [
+    signals = [
         HealthSignal(
             site=slot.site.name,
             layer=slot.site.layer,
             kind=slot.site.kind,
-            epoch=epoch,
+            epoch=life.state.epoch,
             progress=progress,
             in_shape=slot.site.in_shape,
             out_shape=slot.site.out_shape,
-            state=slot.state,
-            state_epoch=slot.state_epoch,
-            num_kernels=len(slot.kept_grafts),
-            has_room=slot.has_room,
-            last_adaptation_epoch=last_adaptation.get(slot.site.layer),
             health=health_of.get(slot.site.name),
             added_macs=added[slot.site.name].num_macs if slot.site.name in added else None,
             added_parameters=added[slot.site.name].num_parameters if slot.site.name in added else None,
-            macs_left=macs_left,
-            parameters_left=parameters_left,
+            **_seed_fields(life, slot),
             **(dataclasses.asdict(scores[slot.site.name]) if slot.site.name in scores else {}),
         )
         for slot in slots
     ]
+    num_images = life.data.num_controller if with_scores else 0
+    cost_macs = training_macs(num_images, life.running_macs) + num_images * scoring_macs(life.model)
+    life.state.ledger.scoring_macs += cost_macs
+    life.emit(
+        Scored,
+        epoch=life.state.epoch,
+        signals=[dataclasses.asdict(signal) for signal in signals],
+        cost_macs=cost_macs,
+        cost_s=time.monotonic() - started,
+    )
+    return signals
 
 
-def _per(score: SiteScore, added: Cost | None, score_per: str) -> SiteScore:
-    """A score for each multiply-accumulate or parameter of what would grow."""
+def updated(life: Lifecycle, signal: HealthSignal) -> HealthSignal:
+    """The signal after a change of the architecture: new seed state and budget, the same scores."""
+    return dataclasses.replace(signal, **_seed_fields(life, life.model.slot(signal.site)))
+
+
+def _seed_fields(life: Lifecycle, slot: SeedSlot) -> dict[str, Any]:
+    """The fields of a signal that a change of the architecture changes."""
+    config, host, now = life.config, life.host_cost, life.cost
+    return {
+        "state": slot.state,
+        "state_epoch": slot.state_epoch,
+        "num_kernels": len(slot.kept_grafts),
+        "has_room": slot.has_room,
+        "last_adaptation_epoch": life.last_adaptation.get(slot.site.layer),
+        "macs_left": _budget_left(config.max_added_macs, host.num_macs, now.num_macs),
+        "parameters_left": _budget_left(config.max_added_parameters, host.num_parameters, now.num_parameters),
+    }
+
+
+def _budget_left(share: float | None, host: int, now: int) -> int | None:
+    return None if share is None else int(share * host) - (now - host)
+
+
+def _added_costs(life: Lifecycle) -> dict[str, Cost]:
+    """Cost of the preferred blueprint at each site where one is allowed."""
+    added = {}
+    for slot in life.model.all_slots():
+        with contextlib.suppress(SurgeryError):
+            blueprint_id = first_blueprint(slot, life.config)
+            added[slot.site.name] = tezzeret.kernel_cost(blueprint_id, slot.site.in_shape, slot.site.out_shape)
+    return added
+
+
+def _per_cost(score: SiteScore, added: Cost | None, score_per: str) -> SiteScore:
+    """A score divided by the MACs or parameters that the preferred blueprint would add."""
     if score_per == "site" or added is None:
         return score
     cost = max(1, added.num_macs if score_per == "macs" else added.num_parameters)

@@ -1,4 +1,4 @@
-"""What a decision means for this network: which slot, which blueprint."""
+"""Which slot and which blueprint a decision refers to."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ __all__ = ["first_blueprint", "resolve"]
 
 
 def resolve(model: MorphableModel, decision: AdaptationDecision) -> SeedSlot:
-    """The slot that a decision asks for: its site, or the first of its layer where the action is possible.
+    """The slot at a decision's site, or the first slot of its layer where the action is possible.
 
     Raises:
-        SurgeryError: there is no such site or layer, or no seed of it can be acted on now.
+        SurgeryError: there is no such site or layer, or the action is possible at none of the layer's slots.
     """
     if decision.site is not None:
         return model.slot(decision.site)
@@ -34,7 +34,7 @@ def resolve(model: MorphableModel, decision: AdaptationDecision) -> SeedSlot:
 
 
 def first_blueprint(slot: SeedSlot, config: MorphogeneticConfig) -> str:
-    """The preferred blueprint among those allowed at a slot's site.
+    """The preferred one of the blueprints allowed at a slot's site.
 
     Raises:
         SurgeryError: none fits.

@@ -16,6 +16,7 @@ from esper.errors import ConfigError
 from esper.tolaria import TolariaTrainer
 from esper.tolaria.checkpoints.contents import snapshot
 from esper.tolaria.evaluate import lowest
+from esper.tolaria.growth.forks import choose_by_forks
 from esper.tolaria.optim import set_learning_rates
 from esper.tracking.files import write_recipe
 from tests.conftest import tiny_config, use
@@ -35,39 +36,39 @@ def test_a_fork_leaves_every_tensor_bit_identical_and_picks_the_lower_loss(run_d
     async def body(trainer: TolariaTrainer) -> AdaptationDecision:
         await trainer.train_epoch()
         before = await tensors(trainer)
-        wish = AdaptationDecision(
+        decision = AdaptationDecision(
             should_adapt=True,
             site="layer1.0:after",
             blueprint_id="conv1x1",
             alternatives=(("layer2.0:beside", "bottleneck"),),
         )
-        settled = trainer.run.growth._settle(wish)
+        chosen = choose_by_forks(trainer.run.life, decision, schedule=trainer.run.schedule)
         after = await tensors(trainer)
         assert before.keys() == after.keys()
         assert [name for name in before if not torch.equal(before[name], after[name])] == []
         assert trainer.run.life.cost == trainer.run.host_cost
-        return settled
+        return chosen
 
-    settled = use(tiny_config(morphogenetic__fork_steps=8, morphogenetic__policy="heuristic"), run_dir, body)
+    chosen = use(tiny_config(morphogenetic__fork_steps=8, morphogenetic__policy="heuristic"), run_dir, body)
     forks = journal(run_dir, "fork")
     assert [fork["site"] for fork in forks] == ["layer1.0:after", "layer2.0:beside"]
-    assert settled.site == min(forks, key=lambda fork: fork["loss"])["site"]
+    assert chosen.site == min(forks, key=lambda fork: fork["loss"])["site"]
     assert [fork["blueprint_id"] for fork in forks] == ["conv1x1", "bottleneck"]
-    assert settled.blueprint_id == ("conv1x1" if settled.site == "layer1.0:after" else "bottleneck")
+    assert chosen.blueprint_id == ("conv1x1" if chosen.site == "layer1.0:after" else "bottleneck")
     assert all(fork["cost_macs"] > 0 for fork in forks)
 
 
 def test_a_fork_that_cannot_be_made_is_left_out_and_the_decision_refused_if_none_can(run_dir: Path) -> None:
-    def wish(first: str, second: str) -> AdaptationDecision:
+    def choose(trainer: TolariaTrainer, first: str, second: str) -> AdaptationDecision:
         alternatives = (("layer2.0:beside", second),)
-        return AdaptationDecision(
+        decision = AdaptationDecision(
             should_adapt=True, site="layer1.0:after", blueprint_id=first, alternatives=alternatives
         )
+        return choose_by_forks(trainer.run.life, decision, schedule=trainer.run.schedule)
 
     async def body(trainer: TolariaTrainer) -> tuple[AdaptationDecision, AdaptationDecision]:
         await trainer.train_epoch()
-        settle = trainer.run.growth._settle
-        return settle(wish("fold_1x1", "conv1x1")), settle(wish("fold_1x1", "squeeze_excite"))
+        return choose(trainer, "fold_1x1", "conv1x1"), choose(trainer, "fold_1x1", "squeeze_excite")
 
     one, none = use(tiny_config(morphogenetic__fork_steps=2, morphogenetic__policy="heuristic"), run_dir, body)
     assert (one.site, one.blueprint_id) == ("layer2.0:beside", "conv1x1")

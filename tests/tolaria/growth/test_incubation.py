@@ -14,7 +14,7 @@ from esper.kasmina.modes import reestimate_norms
 from esper.models.resnet_small import SmallResNet
 from esper.tolaria import TolariaTrainer
 from esper.tolaria.evaluate import evaluate
-from esper.tolaria.growth.incubation import ALPHAS, incubate, try_alphas
+from esper.tolaria.growth.incubation import SCALES, incubate, try_scales
 from esper.tolaria.optim import set_learning_rates
 from tests.conftest import tiny_config, use
 
@@ -59,10 +59,10 @@ def test_incubating_lowers_the_loss_of_the_blended_network(method: str) -> None:
         do(model, "layer1.0:beside", method)
         optimizer.step()
         optimizer.zero_grad()
-    losses = try_alphas(model, slot, lambda: [(IMAGES, LABELS)])
-    assert tuple(losses) == ALPHAS
+    losses = try_scales(model, slot, lambda: [(IMAGES, LABELS)])
+    assert tuple(losses) == SCALES
     assert losses[0.0] == evaluate(model, [(IMAGES, LABELS)])[0]
-    assert min(losses[alpha] for alpha in ALPHAS[1:]) < losses[0.0]
+    assert min(losses[scale] for scale in SCALES[1:]) < losses[0.0]
 
 
 def test_what_enters_after_the_search_is_what_was_tried_also_behind_what_grew_after_the_block() -> None:
@@ -73,7 +73,7 @@ def test_what_enters_after_the_search_is_what_was_tried_also_behind_what_grew_af
     slot = model.slot(site)
     kernel = slot.kernel(slot.live_graft)
     torch.nn.init.normal_(kernel.get_parameter("norm.bias"))  # as if trained: it must be scaled too
-    losses = try_alphas(model, slot, lambda: [(IMAGES, LABELS)])
+    losses = try_scales(model, slot, lambda: [(IMAGES, LABELS)])
     kernel.scale_output(0.25)
     surgery.begin_blending(slot, step=0, epoch=0)
     surgery.set_alpha(slot, step=0, blending_steps=0)
@@ -98,7 +98,7 @@ def test_a_run_with_incubation_enters_at_the_best_alpha_and_says_so(run_dir: Pat
         run = trainer.run
         set_learning_rates(run.optimizer, run.schedule(run.state.global_step), step=run.state.global_step)
         for _ in range(3):  # the steps of the incubation
-            trainer.run.life.before_step()
+            trainer.run.growth.before_step()
             trainer.run.step.forward_backward_update(
                 epoch=1, index=trainer.run.state.step, step=trainer.run.state.global_step
             )
