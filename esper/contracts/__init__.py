@@ -1,4 +1,4 @@
-"""Frozen messages and enums that the parts of Esper exchange. Standard library only."""
+"""Frozen dataclasses and enums shared by the packages: lifecycle, health, decisions, events, messages. stdlib only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What Tamiyo answers."""
+"""Tamiyo's decisions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["Action", "AdaptationDecision"]
 
 
 class Action(StrEnum):
-    """What a decision asks for."""
+    """What a decision requests."""
 
     NONE = "none"
     GERMINATE = "germinate"
@@ -18,17 +18,16 @@ class Action(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdaptationDecision:
-    """One requested change of the architecture, or the reasoned wish for none.
+    """A requested change of the architecture, or none, with the reason.
 
     Attributes:
-        should_adapt: whether anything is asked for.
+        should_adapt: whether a change is requested.
         target_layer: entry of `model.target_layers`, or a block below it; used when `site` is not given.
-        blueprint_id: what to grow; `None` lets the trainer take the first that fits.
-        confidence: how sure the policy is, in [0, 1].
+        blueprint_id: blueprint to grow; None is the first that fits.
+        confidence: confidence of the policy, in [0, 1].
         reasoning: one sentence for the journal.
-        site: exact site; `None` means the first free one in `target_layer`.
-        alternatives: other sites that are nearly as good, each with what would grow there; short forks settle between
-            them and `site`.
+        site: exact site; None is the first free one in `target_layer`.
+        alternatives: (site, blueprint) pairs that are nearly as good; short forks choose between them and `site`.
         action: defaults to germinate when `should_adapt`, else none.
     """
 
@@ -47,6 +46,6 @@ class AdaptationDecision:
         if self.should_adapt != (self.action is not Action.NONE):
             raise ValueError(f"should_adapt={self.should_adapt} contradicts action={self.action}")
         if self.should_adapt and self.site is None and self.target_layer is None:
-            raise ValueError("a decision to adapt names a site or a target_layer")
+            raise ValueError("a decision to adapt needs a site or a target_layer")
         if not 0.0 <= self.confidence <= 1.0:
-            raise ValueError(f"confidence={self.confidence}: allowed is 0 to 1")
+            raise ValueError(f"confidence={self.confidence} must be in [0, 1]")

@@ -1,7 +1,7 @@
-"""The events of a run: what `journal.jsonl` holds, one a line.
+"""The events of a run, one line each in `journal.jsonl`.
 
-A line is the event's fields plus `kind` (the class's `kind`) and `time_unix_s`. Losses are mean cross-entropy in
-nats, accuracies fractions in [0, 1], `step` counts optimizer updates done, `epoch` epochs finished or begun.
+A line has the event's fields, `kind` and `time_unix_s`. Losses are mean cross-entropy in nats, accuracies are in
+[0, 1], `step` counts optimizer steps done, `epoch` epochs finished or started.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ __all__ = [
 ]
 
 MISSED = "missed: "
-"""How the outcome of a decision begins that Tamiyo did not make in time, or could not make."""
+"""Prefix of the outcome of a decision that Tamiyo could not make, or not in time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """Base: every event says at which step it happened."""
+    """Base class; `step`: when it happened."""
 
     kind: ClassVar[str] = ""
     step: int
@@ -43,7 +43,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunStarted(Event):
-    """A process took up the run; `resumed_from` names the checkpoint it went on from."""
+    """A process started or resumed the run; `resumed_from`: path of the checkpoint."""
 
     kind: ClassVar[str] = "run_started"
     run_name: str
@@ -63,7 +63,7 @@ class RunStarted(Event):
 class StepLogged(Event):
     """Means over the last `logging.log_interval` steps; `memory_bytes` is the peak of the device (or process).
 
-    On CUDA it is written up to one interval later, after events of later steps: nothing waits for its figures.
+    On CUDA it is written up to one interval late, after events of later steps, as nothing waits for the values.
     """
 
     kind: ClassVar[str] = "step"
@@ -78,7 +78,7 @@ class StepLogged(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Validated(Event):
-    """One pass over the controller split, in or at the end of an epoch."""
+    """An evaluation on the controller split, during or at the end of an epoch."""
 
     kind: ClassVar[str] = "validation"
     epoch: int
@@ -88,9 +88,9 @@ class Validated(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EpochEnded(Event):
-    """The fields of `TrainingMetrics`: an epoch's training means, and the controller split after it.
+    """The metrics of an epoch: means over its training steps, and the controller split at its end.
 
-    What the end of the epoch brings (verdicts, decisions, growth) follows it.
+    It comes before the verdicts, decisions and growth at the end of the epoch.
     """
 
     kind: ClassVar[str] = "epoch"
@@ -106,7 +106,7 @@ class EpochEnded(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scored(Event):
-    """What Tamiyo was shown: one dict of `HealthSignal` fields per site, and what measuring cost."""
+    """The signals given to Tamiyo: one dict of `HealthSignal` fields per site, and the cost of measuring them."""
 
     kind: ClassVar[str] = "signals"
     epoch: int
@@ -117,7 +117,7 @@ class Scored(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decided(Event):
-    """What Tamiyo asked for (the fields of `AdaptationDecision`), and whether it was done or why not."""
+    """Tamiyo's decision (the fields of `AdaptationDecision`), and whether it was applied or why not."""
 
     kind: ClassVar[str] = "decision"
     epoch: int
@@ -128,7 +128,7 @@ class Decided(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Forked(Event):
-    """A short fork of the training with a module at a site; `loss` is that of the controller split at its end."""
+    """A short fork of the training with a module at a site; `loss` on the controller split at its end."""
 
     kind: ClassVar[str] = "fork"
     epoch: int
@@ -142,9 +142,9 @@ class Forked(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Incubated(Event):
-    """A module's incubation ended; `alpha` is what its output scale was multiplied with (1 without a search).
+    """A module's incubation ended; `alpha` is the factor applied to its output scale (1 without a search).
 
-    `losses` are those of the controller split at the alphas tried (keys), empty without a search.
+    `losses`: factor tried to loss on the controller split; empty without a search.
     """
 
     kind: ClassVar[str] = "incubation"
@@ -159,7 +159,7 @@ class Incubated(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StateChanged(Event):
-    """A seed went from one lifecycle state to another; `checks_passed` are those of the gate between."""
+    """A seed went from one lifecycle state to another; `checks_passed`: checks of the gate between them."""
 
     kind: ClassVar[str] = "state"
     epoch: int
@@ -173,7 +173,7 @@ class StateChanged(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SurgeryIntended(Event):
-    """A change of the architecture is about to be made; without a `SurgeryEnded` behind it, it did not happen."""
+    """A change of the architecture is about to be made; it happened if a committed `SurgeryEnded` follows."""
 
     kind: ClassVar[str] = "surgery_intended"
     graft_id: int
@@ -184,7 +184,7 @@ class SurgeryIntended(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SurgeryEnded(Event):
-    """A change of the architecture was committed, or undone (`committed` false, `error` says why)."""
+    """A change of the architecture was committed, or rolled back because of `error` (`committed` is false)."""
 
     kind: ClassVar[str] = "surgery"
     graft_id: int
@@ -205,8 +205,8 @@ class Judged(Event):
     """The judge's verdict on a module, on the judge split.
 
     `gain` is the mean of loss(off) - loss(on) per example, `lower_bound` its one-sided lower confidence bound at
-    `confidence`, `threshold` what the bound had to exceed: `improvement_threshold` plus the rent of what it costs,
-    times `loss_off`.
+    `confidence`. The module is kept if the bound exceeds `threshold`: `loss_off` times the sum of
+    `improvement_threshold` and the rent for the module's cost.
     """
 
     kind: ClassVar[str] = "judgement"
@@ -230,7 +230,7 @@ class Judged(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointSaved(Event):
-    """A checkpoint is complete on disk; `path` is relative to the run folder where it lies inside it."""
+    """A checkpoint is complete on disk; `path` is relative if it is inside the run folder."""
 
     kind: ClassVar[str] = "checkpoint"
     epoch: int
@@ -249,13 +249,13 @@ class Notice(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunEnded(Event):
-    """The process ended the run: `status` is finished, failed or interrupted.
+    """The process ended the run; `status` is finished, failed or interrupted.
 
-    `result` (when finished) holds test_loss, test_accuracy, val_loss, val_accuracy, epochs, num_parameters_before,
-    num_parameters, peak_parameters, num_macs_before, num_macs, num_grown, num_kept, total_macs (everything that was
-    computed), its parts forward_macs, backward_macs, scoring_macs, forking_macs, incubation_macs and judging_macs,
-    train_macs (forward and backward of the training steps), growth_macs (all others), discarded_macs (the part of
-    train_macs that culled modules took), and seconds.
+    `result` of a finished run: test_loss, test_accuracy, val_loss, val_accuracy, epochs, num_parameters_before,
+    num_parameters, peak_parameters, num_macs_before, num_macs, num_grown, num_kept, total_macs (all compute), its parts
+    forward_macs, backward_macs, scoring_macs, forking_macs, incubation_macs and judging_macs, train_macs (forward and
+    backward of the training steps), growth_macs (all others), discarded_macs (the part of train_macs spent on culled
+    modules), and seconds.
     """
 
     kind: ClassVar[str] = "run_ended"

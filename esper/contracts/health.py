@@ -1,4 +1,4 @@
-"""What Tamiyo sees of one site when it is asked to decide."""
+"""The measurements of a site on which Tamiyo decides."""
 
 from __future__ import annotations
 
@@ -11,36 +11,36 @@ __all__ = ["HealthSignal"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HealthSignal:
-    """Measurements of one site at the end of an epoch. What was not measured is `None`, never "healthy".
+    """Measurements of one site at the end of an epoch; None: not measured, which never counts as healthy.
 
     Attributes:
         site: name of the site, e.g. `layer2.0:beside`.
-        layer: entry of `model.target_layers` it belongs to.
+        layer: its entry of `model.target_layers`.
         kind: `after` a block (y = h + f(h)), `beside` it (y = m(x) + g(x)), `parallel` to a convolution and its norm,
             or in the `width` of a block's inner channels; scores compare within one kind.
-        epoch: epochs finished when this was measured.
+        epoch: epochs finished.
         progress: fraction of training done, in [0, 1].
         in_shape: (C, H, W) of the kernel's input.
         out_shape: (C, H, W) of the kernel's output.
-        state: where the site's seed stands.
+        state: lifecycle state of the site's seed.
         state_epoch: epochs finished when it entered that state.
         num_kernels: kernels kept here so far.
         has_room: whether another kernel may grow here (`model.max_kernels_per_seed`).
-        last_adaptation_epoch: epoch in which this layer was last adapted; `None` if never.
+        last_adaptation_epoch: epoch of the last adaptation in this layer; None if there was none.
         score: first-order gain of growing here that the existing module cannot reach; for `parallel` sites, which
-            add no capacity, the plain one. See `esper.kasmina.scores`.
+            add no capacity, `plain_score`. See `esper.kasmina.scores`.
         score_error: standard error of `score`.
         plain_score: squared Frobenius norm of E[g xᵀ], the first-order gain of growing a 1×1 convolution here.
-        health: min(1, median score of the other sites of its kind / own score), per cost if `score_per` says so; low
-            means capacity is missing.
+        health: min(1, median score of the other sites of its kind / own score), scores divided by cost depending on
+            `score_per`; a low value means that capacity is missing.
         effective_rank: effective rank of the activations at the site's output, in channels.
         narrowest_width: fewest channels of any layer of the block.
         activation_variance: variance of the site's input over the controller split.
         gradient_norm: norm of the loss's gradient at the site's output, root mean square over examples.
-        added_macs: multiply-accumulates that the preferred blueprint would add here; `None` if none is allowed.
+        added_macs: MACs that the preferred blueprint would add; None if no blueprint is allowed here.
         added_parameters: parameters that it would add.
-        macs_left: multiply-accumulates that growing may still add to the network; `None` without a budget.
-        parameters_left: parameters that it may still add; `None` without a budget.
+        macs_left: MACs that growth may still add to the network; None without a budget.
+        parameters_left: parameters that growth may still add; None without a budget.
     """
 
     site: str

@@ -1,4 +1,4 @@
-"""The life of a seed: its states, the transitions allowed between them, and the gates on the way.
+"""The lifecycle of a seed: states, allowed transitions, and gates.
 
 DORMANT → GERMINATED → TRAINING → BLENDING → HOLDING → FOSSILIZED
 any live state → CULLED → EMBARGOED → DORMANT
@@ -17,7 +17,7 @@ __all__ = ["LIVE", "TRANSITIONS", "GateResult", "SeedLifecycleState", "gate", "t
 
 
 class SeedLifecycleState(StrEnum):
-    """Where a seed stands; see the module's diagram."""
+    """Lifecycle state of a seed; see the module's diagram."""
 
     DORMANT = "dormant"
     GERMINATED = "germinated"
@@ -32,7 +32,7 @@ class SeedLifecycleState(StrEnum):
 _S = SeedLifecycleState
 
 LIVE = frozenset({_S.GERMINATED, _S.TRAINING, _S.BLENDING, _S.HOLDING})
-"""States in which a module is attached whose fate is not decided."""
+"""States in which an attached module is neither kept nor culled yet."""
 
 TRANSITIONS: Mapping[SeedLifecycleState, frozenset[SeedLifecycleState]] = MappingProxyType(
     {
@@ -62,7 +62,7 @@ def transition(site: str, old: SeedLifecycleState, new: SeedLifecycleState) -> S
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GateResult:
-    """What a gate found: the names of the checks that passed and of those that failed."""
+    """Outcome of a gate: names of the checks that passed and of those that failed."""
 
     passed: tuple[str, ...]
     failed: tuple[str, ...]
@@ -74,7 +74,7 @@ class GateResult:
 
 
 def gate(checks: Mapping[str, bool | None]) -> GateResult:
-    """Judge named checks; one that was not measured (`None`) fails: unmeasured is not healthy."""
+    """Evaluate named checks; a check that was not measured (None) fails."""
     return GateResult(
         passed=tuple(name for name, ok in checks.items() if ok),
         failed=tuple(name for name, ok in checks.items() if not ok),

@@ -1,6 +1,6 @@
-"""What travels on the bus: an envelope (`Message`) with one payload; each topic takes some kinds of payload.
+"""Messages on the bus: an envelope (`Message`) with one payload; each topic allows some kinds of payload.
 
-Every field is declared: a decoder refuses unknown kinds, unknown fields and values of other types.
+All fields are declared: the decoder rejects unknown kinds, unknown fields and values of other types.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 STRICT: dict[str, object] = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
-"""How pydantic, which decodes, reads a payload."""
+"""Pydantic's configuration for decoding a payload."""
 
 
 class TopicName(StrEnum):
@@ -46,7 +46,7 @@ class TopicName(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HealthReport:
-    """What a run measured at the end of an epoch; its own Tamiyo, or the shared one, was shown it."""
+    """The signals a run measured at the end of an epoch and gave to its Tamiyo."""
 
     __pydantic_config__: ClassVar[Any] = STRICT
     kind: Literal["health"] = "health"
@@ -57,13 +57,13 @@ class HealthReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Consultation:
-    """A run asks the shared Tamiyo.
+    """A request to the shared Tamiyo for a decision.
 
     Attributes:
-        run_id: who asks.
-        epoch: epochs it has finished.
-        nonce: names this question; the answer repeats it.
-        deadline_s: seconds after which the run goes on without an answer.
+        run_id: the run that sends it.
+        epoch: epochs finished.
+        nonce: identifies the request; the answer repeats it.
+        deadline_s: seconds after which the run continues without an answer.
         policy: the fields of the run's `MorphogeneticConfig`.
         rng_seed: the run's random seed.
         signals: health of all sites.
@@ -84,7 +84,7 @@ class Consultation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecisionMade:
-    """The shared Tamiyo answers; `error` says why there is no decision."""
+    """The shared Tamiyo's answer; `error`: why there is no decision."""
 
     __pydantic_config__: ClassVar[Any] = STRICT
     kind: Literal["decision"] = "decision"
@@ -97,7 +97,7 @@ class DecisionMade:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecisionReport:
-    """What a run made of a decision: whether it was carried out, or why not."""
+    """Whether a run applied a decision, or why not."""
 
     __pydantic_config__: ClassVar[Any] = STRICT
     kind: Literal["decision_report"] = "decision_report"
@@ -111,7 +111,7 @@ class DecisionReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EpochReport:
-    """An epoch of a run: losses in nats, accuracies in [0, 1], seconds."""
+    """The metrics of an epoch: losses in nats, accuracies in [0, 1], `epoch_time` in seconds."""
 
     __pydantic_config__: ClassVar[Any] = STRICT
     kind: Literal["epoch"] = "epoch"
@@ -129,7 +129,7 @@ class EpochReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FieldReport:
-    """The judge's verdict on a module that grew: `gain` in nats per example, its lower confidence bound, the cost."""
+    """The judge's verdict on a module: `gain` and its lower confidence bound in nats per example, and the cost."""
 
     __pydantic_config__: ClassVar[Any] = STRICT
     kind: Literal["field_report"] = "field_report"
@@ -148,7 +148,7 @@ class FieldReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunReport:
-    """A run started, or ended with `status` finished, failed or interrupted."""
+    """A run started (`status` running) or ended."""
 
     __pydantic_config__: ClassVar[Any] = STRICT
     kind: Literal["run"] = "run"
@@ -162,7 +162,7 @@ class RunReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlueprintSubmitted:
-    """A blueprint is to be characterised: one that the library knows, or the `definition` (JSON) of a new one."""
+    """A request to characterise a blueprint: one in the library, or a new one by its `definition` (JSON)."""
 
     __pydantic_config__: ClassVar[Any] = STRICT
     kind: Literal["blueprint_submitted"] = "blueprint_submitted"
@@ -173,7 +173,7 @@ class BlueprintSubmitted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelReady:
-    """The forge is done with a blueprint at a site shape; for the fields see `urza.KernelRecord`."""
+    """The forge has characterised a blueprint at a site shape; for the fields see `urza.KernelRecord`."""
 
     __pydantic_config__: ClassVar[Any] = STRICT
     kind: Literal["kernel_ready"] = "kernel_ready"
@@ -216,7 +216,7 @@ KINDS: dict[TopicName, tuple[type, ...]] = {
     TopicName.BLUEPRINT_SUBMITTED: (BlueprintSubmitted,),
     TopicName.KERNEL_READY: (KernelReady,),
 }
-"""What a topic takes."""
+"""The payloads that each topic allows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -224,13 +224,13 @@ class Message:
     """The envelope.
 
     Attributes:
-        version: of this format.
-        event_id: the same for the same event, however often it is sent.
-        sender_id: process that sent it, such as a run's name.
-        timestamp_unix_s: when, by the sender's clock; nothing is decided by it.
-        trace_id: what belongs together has the same; the run's name.
-        topic: where it belongs.
-        payload: what it says.
+        version: version of this format.
+        event_id: idempotency key: the same if an event is sent again.
+        sender_id: the sender, e.g. a run's name.
+        timestamp_unix_s: time by the sender's clock; informative only.
+        trace_id: the same for related messages: the run's name.
+        topic: the topic.
+        payload: the content.
     """
 
     __pydantic_config__: ClassVar[Any] = STRICT

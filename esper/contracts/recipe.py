@@ -11,16 +11,16 @@ __all__ = ["Graft"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Graft:
-    """One module that stands in the network.
+    """One growth event: a module in the network.
 
     Attributes:
-        graft_id: running number of the germination in its run, from 1; also names the module's parameters.
-        site: where it stands, e.g. `layer2.0:beside`.
-        blueprint_id: what was built, e.g. `conv3x3`.
+        graft_id: number of the germination in its run, from 1; part of the names of the module's parameters.
+        site: e.g. `layer2.0:beside`.
+        blueprint_id: e.g. `conv3x3`.
         init_seed: random seed of its initial weights.
-        init_gain: value of its output scale at birth.
+        init_gain: initial output scale.
         born_step: optimizer step before which it was attached.
-        definition: what a declared blueprint is made of, in JSON: the recipe needs no library; None: it is built in.
+        definition: definition of a declared blueprint, in JSON, so that no library is needed; None for built-in ones.
     """
 
     graft_id: int
@@ -32,7 +32,7 @@ class Graft:
     definition: str | None = None
 
     def entry(self) -> dict[str, Any]:
-        """The fields, as a recipe on disk holds them."""
+        """The fields as JSON data, for files."""
         fields = dataclasses.asdict(self)
         if self.definition is None:
             del fields["definition"]

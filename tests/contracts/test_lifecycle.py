@@ -57,5 +57,5 @@ def test_a_decision_says_what_it_asks_for() -> None:
     ],
 )
 def test_a_decision_that_contradicts_itself_is_refused(fields: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match=r"site or a target_layer|allowed is 0 to 1|contradicts"):
+    with pytest.raises(ValueError, match=r"site or a target_layer|must be in \[0, 1\]|contradicts"):
         AdaptationDecision(**fields)  # type: ignore[arg-type]

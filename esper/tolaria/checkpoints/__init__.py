@@ -1,1 +1,1 @@
-"""Checkpoints: what they hold, writing, reading, resuming, export."""
+"""Checkpoints: contents, files, writer thread, resume, export."""

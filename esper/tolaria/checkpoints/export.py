@@ -1,9 +1,9 @@
-"""From a run to a network for use: its checkpoint, with what grew folded into the host.
+"""Export the network of a run's checkpoint, with its kernels folded into the host where possible.
 
-    model.safetensors     parameters and buffers, by torchvision's names wherever everything could be folded
-    model.json            what they belong to: host, stages, classes, growth recipe, and what could not be folded
+    model.safetensors     parameters and buffers, with torchvision's names if everything could be folded
+    model.json            host, stages, classes, growth recipe, and the grafts that could not be folded
 
-Needs neither the data nor a device; the network computes in eval mode what the run's computed.
+Needs neither the data nor a GPU. In eval mode, the exported network computes the same as the run's.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from esper.contracts.lifecycle import SeedLifecycleState
 from esper.errors import CheckpointError, RunError, SurgeryError, one_line
 from esper.kasmina import MorphableModel, SeedSlot, find_sites, fold
 from esper.models import build_host, host_family
-from esper.tolaria.checkpoints import files as checkpoint
+from esper.tolaria.checkpoints.files import Snapshot, find_checkpoints, load
 from esper.tolaria.ema import bias_corrected
 
 __all__ = ["export"]
@@ -39,27 +39,29 @@ def export(run_dir: Path, out: Path, *, best: bool = False) -> Path:
 
     Args:
         run_dir: folder of the run, finished or not.
-        out: where to write.
-        best: take the checkpoint of the lowest validation loss instead of the newest one.
+        out: folder to write to.
+        best: export the checkpoint with the lowest validation loss instead of the newest one.
 
     Raises:
-        RunError: it is no run, or `out` cannot be used.
-        CheckpointError: there is no checkpoint, or it cannot be used, or the fate of a module in it is open.
+        RunError: `run_dir` is not a run, or `out` cannot be used.
+        CheckpointError: there is no usable checkpoint, or a module in it is neither kept nor culled yet.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise RunError(f"{out} is there already and not an empty folder; choose another with --out, or remove it")
+        raise RunError(f"{out} already exists and is not an empty folder; choose another with --out, or remove it")
     config, image_size, ema_decay, folder = _settings(run_dir)
-    found = checkpoint.find_checkpoints(folder, prefix="best" if best else "step")
-    if not found:
+    checkpoints = find_checkpoints(folder, prefix="best" if best else "step")
+    if not checkpoints:
         raise CheckpointError(
-            f"{folder} holds no {'best' if best else 'complete'} checkpoint; "
+            f"{folder} has no {'best' if best else 'complete'} checkpoint; "
             f"{'export without --best' if best else 'let the run reach the end of an epoch'}"
         )
-    saved = checkpoint.load(found[0])
+    saved = load(checkpoints[0])
     try:
         network = fold(_rebuilt(config, saved, image_size=image_size, ema_decay=ema_decay))
     except SurgeryError as error:
-        raise CheckpointError(f"{found[0]}: the run has not finished; give its command again ({error})") from None
+        raise CheckpointError(
+            f"{checkpoints[0]}: the run has not finished; resume it with the same command ({error})"
+        ) from None
     tensors = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -71,7 +73,7 @@ def export(run_dir: Path, out: Path, *, best: bool = False) -> Path:
 
 
 def _settings(run_dir: Path) -> tuple[ModelConfig, int | None, float | None, Path]:
-    """The run's host, its images' side where known, its weight average's decay, and its checkpoints' folder."""
+    """The run's host, image size (if known), EMA decay, and checkpoints folder."""
     try:
         settings = yaml.safe_load((run_dir / "config.yaml").read_text())
         config = ModelConfig(**settings["model"])
@@ -81,15 +83,15 @@ def _settings(run_dir: Path) -> tuple[ModelConfig, int | None, float | None, Pat
         image_size = dataset.get("image_size") or (known.image_size if known else None)
         return config, image_size, settings.get("optimization", {}).get("ema_decay"), folder
     except FileNotFoundError:
-        raise RunError(f"{run_dir} is no run: it has no config.yaml; give a folder that esper-train made") from None
+        raise RunError(f"{run_dir} is not a run folder: it has no config.yaml") from None
     except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
         raise RunError(f"{run_dir / 'config.yaml'} cannot be used: {error}") from None
 
 
 def _rebuilt(
-    config: ModelConfig, saved: checkpoint.Snapshot, *, image_size: int | None, ema_decay: float | None
+    config: ModelConfig, saved: Snapshot, *, image_size: int | None, ema_decay: float | None
 ) -> MorphableModel:
-    """The grown network of a checkpoint; sizes that followed from the data are read off its tensors."""
+    """The grown network of a checkpoint; sizes that come from the data are inferred from its tensors."""
     try:
         weights = {name.removeprefix("host."): tensor for name, tensor in saved.model.items()}
         in_channels, size, num_classes = host_family(config).infer_sizes(config, weights, image_size=image_size)
@@ -115,8 +117,8 @@ def _rebuilt(
     return model
 
 
-def _averaged(saved: checkpoint.Snapshot, ema_decay: float | None) -> dict[str, Tensor]:
-    """The averaged weights of a run that kept an average."""
+def _averaged(saved: Snapshot, ema_decay: float | None) -> dict[str, Tensor]:
+    """The weights of the EMA; empty without one."""
     born = saved.state.get("average", {})
     if ema_decay is None:
         return {}
@@ -124,8 +126,8 @@ def _averaged(saved: checkpoint.Snapshot, ema_decay: float | None) -> dict[str, 
     return bias_corrected(sums, born, decay=ema_decay, step=saved.step)
 
 
-def _description(config: ModelConfig, saved: checkpoint.Snapshot, network: nn.Module) -> dict[str, Any]:
-    left = [graft for slot in network.modules() if isinstance(slot, SeedSlot) for graft in slot.grafts]
+def _description(config: ModelConfig, saved: Snapshot, network: nn.Module) -> dict[str, Any]:
+    not_folded = [graft for slot in network.modules() if isinstance(slot, SeedSlot) for graft in slot.grafts]
     return {
         "schema": SCHEMA,
         "source": config.source,
@@ -134,5 +136,5 @@ def _description(config: ModelConfig, saved: checkpoint.Snapshot, network: nn.Mo
         "num_parameters": sum(p.numel() for p in network.parameters()),
         "step": saved.step,
         "recipe": [graft.entry() for graft in saved.recipe],
-        "not_folded": [graft.entry() for graft in sorted(left, key=lambda graft: graft.graft_id)],
+        "not_folded": [graft.entry() for graft in sorted(not_folded, key=lambda graft: graft.graft_id)],
     }

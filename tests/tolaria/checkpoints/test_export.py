@@ -67,9 +67,9 @@ def test_a_run_with_parallel_kernels_is_exported_as_its_plain_host(run_dir: Path
     )
     out = export(run_dir, tmp_path / "out")
     assert_gives(SmallResNet(widths=[4, 8], depths=[1, 1], in_channels=3, num_classes=10), out, logits)
-    told = described(out)
-    assert (told["host"], told["num_classes"], told["not_folded"]) == ("resnet_small", 10, [])
-    assert [graft["blueprint_id"] for graft in told["recipe"]] == ["fold_3x3", "fold_asymmetric", "fold_1x1"]
+    model_json = described(out)
+    assert (model_json["host"], model_json["num_classes"], model_json["not_folded"]) == ("resnet_small", 10, [])
+    assert [graft["blueprint_id"] for graft in model_json["recipe"]] == ["fold_3x3", "fold_asymmetric", "fold_1x1"]
 
 
 def test_resnet10_grown_by_four_residual_blocks_is_exported_as_torchvisions_resnet18(
@@ -93,13 +93,13 @@ def test_resnet10_grown_by_four_residual_blocks_is_exported_as_torchvisions_resn
 def test_what_could_not_be_folded_and_what_became_wider_is_told(run_dir: Path, tmp_path: Path) -> None:
     config = tiny_config(model__site_kinds=["after", "width"], morphogenetic__adaptation_frequency=99)
     train(config, run_dir, ("layer2.0:width", "widen"), ("layer1.0:after", "squeeze_excite"))
-    told = described(export(run_dir, tmp_path / "out"))
-    assert told["inner_widths"] == {"layer1": [4], "layer2": [16]}
-    assert [graft["site"] for graft in told["not_folded"]] == ["layer1.0:after"]
+    model_json = described(export(run_dir, tmp_path / "out"))
+    assert model_json["inner_widths"] == {"layer1": [4], "layer2": [16]}
+    assert [graft["site"] for graft in model_json["not_folded"]] == ["layer1.0:after"]
     tensors = load_file(tmp_path / "out" / "model.safetensors")
     assert (
         sum(t.numel() for n, t in tensors.items() if not n.endswith(("mean", "var", "tracked", "alpha")))
-        == (told["num_parameters"])
+        == (model_json["num_parameters"])
     )
 
 
@@ -127,20 +127,20 @@ def test_a_network_with_a_live_kernel_is_refused_and_leaves_nothing(run_dir: Pat
         await trainer.train()
 
     use(tiny_config(morphogenetic__holding_epochs=2), run_dir, stop_early)
-    with pytest.raises(CheckpointError, match=r"the run has not finished; give its command again.*is holding"):
+    with pytest.raises(CheckpointError, match=r"the run has not finished; resume it with the same command.*is holding"):
         export(run_dir, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_that_holds_something_is_left_alone(run_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(RunError, match="is there already and not an empty folder"):
+    with pytest.raises(RunError, match="already exists and is not an empty folder"):
         export(run_dir, tmp_path)
 
 
 def test_a_folder_that_is_no_run_or_has_no_checkpoint_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="is no run"):
+    with pytest.raises(RunError, match="is not a run folder"):
         export(tmp_path, tmp_path / "out")
     (tmp_path / "config.yaml").write_text("model: {name: resnet18}\ncheckpoint: {checkpoint_dir: null}\n")
-    with pytest.raises(CheckpointError, match="holds no complete checkpoint"):
+    with pytest.raises(CheckpointError, match="has no complete checkpoint"):
         export(tmp_path, tmp_path / "out")
