@@ -9,7 +9,7 @@ from esper.urza import Kernel
 SHAPES = {"in_shape": (6, 8, 8), "out_shape": (12, 4, 4)}
 
 
-def test_weights_follow_from_the_seed_alone_and_the_global_generator_is_untouched() -> None:
+def test_weights_depend_on_the_seed_alone_and_the_global_generator_is_untouched() -> None:
     torch.manual_seed(1)
     before = torch.get_rng_state()
     first = tezzeret.build_kernel("basic_block", init_seed=5, output_scale=0.5, **SHAPES)  # type: ignore[arg-type]
@@ -23,7 +23,7 @@ def test_weights_follow_from_the_seed_alone_and_the_global_generator_is_untouche
     assert not torch.equal(first.layers[0].weight, other.layers[0].weight)  # type: ignore[index,union-attr]
 
 
-def test_inspecting_changes_neither_kernel_nor_generator() -> None:
+def test_checking_changes_neither_kernel_nor_generator() -> None:
     kernel = tezzeret.build_kernel("basic_block", init_seed=5, output_scale=0.0, **SHAPES)  # type: ignore[arg-type]
     before = {name: value.clone() for name, value in kernel.state_dict().items()}
     state = torch.get_rng_state()

@@ -37,7 +37,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 @pytest.fixture(scope="module")
 def bad() -> Iterator[Forge]:
-    """A forge whose worker knows blueprints that are up to no good."""
+    """A forge whose worker knows blueprints that misbehave."""
     limits = Limits(timeout_s=4.0, memory_bytes=3 * 2**29)
     with contextlib.closing(Forge(device="cpu", limits=limits, worker=BAD)) as forge:
         yield forge
@@ -91,7 +91,7 @@ def test_the_memory_is_that_of_parameters_gradients_and_what_backward_keeps(bad:
         pytest.param("hoard", "too_large", "used more than 1,536 MiB while building", marks=pytest.mark.long),
     ],
 )
-def test_what_ends_the_worker_is_kept_with_the_reason_and_the_next_job_gets_a_new_one(
+def test_a_failed_worker_is_recorded_with_the_reason_and_replaced(
     bad: Forge, store: Store, blueprint_id: str, status: str, reason: str
 ):
     bad.start()
@@ -105,7 +105,7 @@ def test_what_ends_the_worker_is_kept_with_the_reason_and_the_next_job_gets_a_ne
 
 
 @pytest.mark.long
-def test_what_is_quarantined_gets_no_second_job_unless_asked(bad: Forge, store: Store):
+def test_a_quarantined_blueprint_gets_no_second_job_without_again(bad: Forge, store: Store):
     wanted = [job("crash"), job("crash", batch_size=2)]
     assert [kernel.batch_size for kernel in characterise(wanted, forge=bad, store=store)] == [4]
     assert [kernel.batch_size for kernel in characterise(wanted[1:], forge=bad, store=store)] == []
@@ -123,7 +123,7 @@ def test_what_the_library_knows_is_not_measured_twice(bad: Forge, store: Store):
 
 
 @pytest.mark.long
-def test_a_worker_that_was_killed_between_jobs_is_told_of(bad: Forge):
+def test_a_worker_killed_between_jobs_fails_one_job_and_is_replaced(bad: Forge):
     bad.start()
     os.kill(newest_worker().pid, signal.SIGKILL)
     assert bad.characterise(job("conv1x1")).reason == "killed by SIGKILL while starting"
@@ -151,7 +151,7 @@ def test_a_stop_ends_a_job_that_hangs(store: Store):
     assert store.kernels() == []
 
 
-def test_a_worker_that_does_not_start_is_told_in_one_line():
+def test_a_worker_that_does_not_start_is_an_error_of_one_line():
     with (
         contextlib.closing(Forge(worker=("-c", "raise SystemExit('no luck')"))) as forge,
         pytest.raises(EsperError, match=r"^the forge's worker does not start: exited with code 1: no luck$"),
@@ -166,13 +166,13 @@ def test_a_device_that_is_not_there_is_refused():
         forge.start()
 
 
-def test_a_blueprint_that_fits_nowhere_asked_is_refused():
+def test_a_blueprint_that_fits_none_of_the_sites_is_refused():
     with pytest.raises(ConfigError, match=r"group_norm fits none of \(8, 4, 4\) to \(8, 2, 2\); give other shapes"):
         jobs(urza.get("group_norm"), [(SHAPE, (8, 2, 2))])
 
 
 @pytest.mark.long
-def test_a_kernel_is_compiled_and_what_came_of_it_stays_in_the_storage_folder(tmp_path: Path, monkeypatch: Any):
+def test_a_kernel_is_compiled_into_the_configured_cache_folder(tmp_path: Path, monkeypatch: Any):
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
     storage = StorageConfig(compile_cache_dir=str(tmp_path / "compiled"))
     with contextlib.closing(Forge(device="cpu", storage=storage)) as forge:

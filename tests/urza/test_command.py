@@ -74,7 +74,7 @@ def test_a_blueprint_is_shown_with_its_layers(esper: Esper):
         (["list", "--database", "sqlite:///none.db"], "none.db holds no blueprint library"),
     ],
 )
-def test_bad_input_is_told_in_one_line_with_exit_code_2(esper: Esper, arguments: list[str], says: str):
+def test_bad_input_is_an_error_of_one_line_with_exit_code_2(esper: Esper, arguments: list[str], says: str):
     code, printed = esper(*arguments)
     assert code == 2
     assert says in printed
@@ -82,7 +82,7 @@ def test_bad_input_is_told_in_one_line_with_exit_code_2(esper: Esper, arguments:
     assert printed.count("\n") == 1
 
 
-def test_characterising_says_what_it_found_and_the_library_shows_it(esper: Esper):
+def test_characterising_prints_its_results_and_the_library_lists_them(esper: Esper):
     sites = ["--site", "8x4x4", "--batch-size", "4", "--device", "cpu", "--no-compile"]
     code, printed = esper("characterise", "layer_scale", *sites)
     assert code == 0

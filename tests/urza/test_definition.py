@@ -49,7 +49,7 @@ def test_the_hash_is_the_same_in_every_process_and_version():
     assert d.parse(text()).blueprint_id == "wide_depthwise@04537be1d294"
 
 
-def test_the_hash_follows_what_it_computes_and_not_what_it_is_called():
+def test_the_hash_depends_on_layers_and_sites_and_not_on_the_name():
     first, renamed = d.parse(text()), d.parse(text("other", summary="else", source=""))
     assert first.content_hash == renamed.content_hash
     assert d.parse(text(kinds=["beside", "after", "after"])) == first
@@ -118,7 +118,7 @@ def test_garbage_is_refused_in_one_line(raw: bytes, says: str):
         st.none() | st.integers() | st.text() | st.floats(), lambda x: st.lists(x) | st.dictionaries(st.text(), x)
     )
 )
-def test_whatever_stands_in_place_of_the_layers_is_refused(layers: Any):
+def test_arbitrary_json_in_place_of_the_layers_is_refused(layers: Any):
     assume(layers != [])
     with pytest.raises(ConfigError):
         d.parse(text(layers=layers))
@@ -142,7 +142,7 @@ def test_where_it_would_be_too_large_it_does_not_fit(layers: Any, shape: Any, sa
     assert definition.blueprint().fits("after", (64, 8, 8), (64, 8, 8))
 
 
-def test_without_a_convolution_outside_of_sums_it_takes_no_stride():
+def test_without_a_convolution_outside_of_sums_it_fits_no_strided_site():
     layers = [{"op": "sum", "branches": [[], [{"op": "depthwise", "size": 3}]]}]
     found = d.parse(text("keeps", layers=layers)).blueprint()
     assert found.fits("beside", (8, 4, 4), (8, 4, 4))

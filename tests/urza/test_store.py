@@ -60,7 +60,7 @@ def opened(database: DatabaseConfig, *, create: bool = True) -> contextlib.closi
     return contextlib.closing(Store(database, outputs_dir=Path("unused"), create=create))
 
 
-def test_what_is_put_in_is_there_for_whoever_opens_it_next(database: DatabaseConfig):
+def test_records_survive_closing_the_store(database: DatabaseConfig):
     with opened(database) as store:
         added = store.add(text())
         store.put_kernel(KERNEL)
@@ -73,7 +73,7 @@ def test_what_is_put_in_is_there_for_whoever_opens_it_next(database: DatabaseCon
         assert store.kernels("bottleneck") == store.outcomes("bottleneck") == []
 
 
-def test_what_is_known_anew_takes_the_place_of_what_was_known(database: DatabaseConfig):
+def test_a_newer_record_replaces_the_older(database: DatabaseConfig):
     with opened(database) as store:
         for forward_s in (2e-4, 3e-4):
             store.put_kernel(dataclasses.replace(KERNEL, forward_s=forward_s))
@@ -86,7 +86,7 @@ def test_what_is_known_anew_takes_the_place_of_what_was_known(database: Database
 def test_a_name_means_one_blueprint_for_good(database: DatabaseConfig):
     with opened(database) as store:
         store.add(text())
-        store.add(text(summary="told otherwise"))
+        store.add(text(summary="another summary"))
         with pytest.raises(ConfigError, match=r"^FILE: .*holds another blueprint 'wide_depthwise'.*rename this one$"):
             store.add(text(kinds=["after"]), where="FILE")
         assert len(store.blueprints()) == 1
@@ -114,22 +114,22 @@ def test_a_library_of_another_version_is_refused_and_left_alone(database: Databa
             opened(database, create=create)
 
 
-def test_a_database_without_a_library_is_only_made_one_when_asked(database: DatabaseConfig):
+def test_a_library_is_only_created_with_create(database: DatabaseConfig):
     with pytest.raises(StoreError, match="holds no blueprint library; create one with: esper urza import FILE"):
         opened(database, create=False)
 
 
-def test_many_that_come_at_once_all_get_in(database: DatabaseConfig):
+def test_concurrent_writers_all_succeed(database: DatabaseConfig):
     start = threading.Barrier(6)
 
-    def come(number: int) -> None:
+    def write(number: int) -> None:
         start.wait()
         with opened(database) as store:
             store.add(text(f"number_{number}"))
             store.put_kernel(KERNEL)
 
     with ThreadPoolExecutor(6) as pool:
-        list(pool.map(come, range(6)))
+        list(pool.map(write, range(6)))
     with opened(database) as store:
         assert len(store.blueprints()) == 6
         assert store.kernels() == [KERNEL]
@@ -145,7 +145,7 @@ def test_a_definition_that_was_tampered_with_is_refused(tmp_path: Path):
         store.get("wide_depthwise")
 
 
-def test_a_name_that_is_not_there_is_told_with_those_that_are(tmp_path: Path):
+def test_an_unknown_name_is_an_error_that_lists_the_known_names(tmp_path: Path):
     with opened(DatabaseConfig(url=f"sqlite:///{tmp_path}/library.db")) as store:
         store.add(text())
         with pytest.raises(ConfigError, match=r"no blueprint 'x' in .*\(known: wide_depthwise\)"):
@@ -163,14 +163,14 @@ def test_a_name_that_is_not_there_is_told_with_those_that_are(tmp_path: Path):
         ),
     ],
 )
-def test_a_database_that_cannot_be_used_is_told_in_one_line_without_its_password(url: str, says: str):
+def test_an_unusable_database_is_an_error_of_one_line_without_its_password(url: str, says: str):
     with pytest.raises(StoreError, match=says) as refused:
         opened(DatabaseConfig(url=url, timeout_s=2))
     assert "secret" not in str(refused.value)
     assert "\n" not in str(refused.value)
 
 
-def test_a_server_that_hangs_is_given_up_after_the_timeout(postgres: str):
+def test_a_server_that_hangs_is_an_error_after_the_timeout(postgres: str):
     folder = Path(make_url(postgres).query["host"])
     pid = int((folder / "data" / "postmaster.pid").read_text().split()[0])
     os.kill(pid, signal.SIGSTOP)
@@ -183,7 +183,7 @@ def test_a_server_that_hangs_is_given_up_after_the_timeout(postgres: str):
         os.kill(pid, signal.SIGCONT)
 
 
-def test_a_file_that_is_no_database_is_told_in_one_line(tmp_path: Path):
+def test_a_file_that_is_no_database_is_an_error_of_one_line(tmp_path: Path):
     (tmp_path / "library.db").write_text("something else altogether" * 100)
     with pytest.raises(StoreError, match="file is not a database; check"):
         opened(DatabaseConfig(url=f"sqlite:///{tmp_path}/library.db"))
