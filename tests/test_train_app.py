@@ -84,7 +84,7 @@ def test_looking_needs_neither_torch_nor_mlflow(tmp_path: Path, arguments: list[
         (["-m", "rng_seed=0,1", "hydra/launcher=local", "+hydra.launcher.job=2"], "did you mean jobs?"),
         (["-m", "optimization.max_epochs=3,0", "hydra/launcher=local"], "allowed is at least 1"),
         pytest.param(["experiment=debug", "device=cuda"], "no usable CUDA", marks=NEEDS_NO_CUDA),
-        (["experiment=debug", "model.target_layers=[layr1]"], "did you mean 'layer1'?"),
+        (["experiment=debug", "model.target_layers=[layr1]"], "did you mean layer1?"),
         (["experiment=debug", "dataset.batch_size=5000"], "the training split of synthetic has"),
         (["-m", "optimization.max_epochs=3,0"], "allowed is at least 1"),
         (["-m", "model=resnet18,resnet19"], "did you mean resnet18?"),
