@@ -22,7 +22,7 @@ from esper.doctor.finding import FAILED, NOT_USED, OK, WARNING, Finding, Planned
 from esper.doctor.probe import probe
 from esper.errors import ConfigError, EsperError
 from esper.launch.exits import error_line
-from esper.terminal.display import table_console
+from esper.terminal import table_console
 
 __all__ = ["main"]
 

@@ -13,7 +13,7 @@ from rich.table import Table
 from esper.configs.compose import compose
 from esper.configs.load import from_hydra
 from esper.oona.service import Health, service_health
-from esper.terminal.display import table_console
+from esper.terminal import table_console
 
 __all__ = ["show", "status"]
 

@@ -14,7 +14,7 @@ from esper.errors import EsperError
 from esper.sweep.launch import plan_submission
 from esper.sweep.manifest import Member, labels
 from esper.sweep.queues.base import Queue
-from esper.terminal.display import table_console
+from esper.terminal import table_console
 from esper.tracking.formatting import duration
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from esper.sweep.manifest import Member, labels, members_of
 from esper.sweep.member_state import MemberState, log_file, member_states
-from esper.terminal.display import table_console
+from esper.terminal import table_console
 from esper.tracking.formatting import duration
 
 __all__ = ["Progress", "main"]

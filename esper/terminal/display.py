@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import sys
 import time
 from collections.abc import Iterable, Mapping
 from types import TracebackType
@@ -20,17 +19,11 @@ from esper.terminal.lines import Line, describe
 from esper.terminal.panel import Panel
 from esper.tracking.history import History
 
-__all__ = ["Terminal", "table_console"]
+__all__ = ["Terminal"]
 
 _REFRESH_HZ = 4
 _PROGRESS_INTERVAL_S = 10.0
 _PLAIN_COLUMNS = 100
-_PIPE_COLUMNS = 1000
-
-
-def table_console() -> Console:
-    """Console for tables: wrapped to the terminal's width, unwrapped into files and pipes."""
-    return Console(width=None if sys.stdout.isatty() else _PIPE_COLUMNS)
 
 
 class Terminal:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,8 @@ import pytest
 
 from esper.doctor import command, machine
 from esper.doctor.finding import FAILED, OK, WARNING
-from tests.doctor.conftest import CANARY, ROOT, Server, esper_doctor, rows
+from tests.doctor.conftest import CANARY, ROOT, esper_doctor, rows
+from tests.oona.server import RedisServer
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 
@@ -61,11 +60,9 @@ def test_bad_input_is_exit_code_2(arguments: list[str]):
     assert not done.stdout
 
 
-def test_servers_that_hang_do_not_hang_the_doctor(
-    broken_torch: str, black_hole: int, redis_server: Callable[..., Server]
-):
-    server = redis_server()
-    server.process.send_signal(signal.SIGSTOP)
+def test_servers_that_hang_do_not_hang_the_doctor(broken_torch: str, black_hole: int, redis_server: RedisServer):
+    server = redis_server.start()
+    server.stop()
     began = time.monotonic()
     done = esper_doctor(
         *("bus=redis", f"redis.url={server.url}", f"tracking.uri=http://127.0.0.1:{black_hole}"),
@@ -80,10 +77,10 @@ def test_servers_that_hang_do_not_hang_the_doctor(
     assert CANARY not in done.stdout + done.stderr
 
 
-def test_no_credential_is_ever_printed(broken_torch: str, redis_server: Callable[..., Server]):
-    server = redis_server("--user", "other", "on", f">{CANARY}x", "~*", "+@all")
+def test_no_credential_is_ever_printed(broken_torch: str, redis_server: RedisServer):
+    server = redis_server.start("--user", "other", "on", f">{CANARY}x", "~*", "+@all")
     secrets = {
-        "ESPER_REDIS_URL": f"unix://u:{CANARY}@{server.url.removeprefix('unix://')}",
+        "ESPER_REDIS_URL": f"redis://u:{CANARY}@127.0.0.1:{server.port}",
         "MLFLOW_TRACKING_USERNAME": "me",
         "MLFLOW_TRACKING_PASSWORD": CANARY,
         "MLFLOW_TRACKING_TOKEN": CANARY,

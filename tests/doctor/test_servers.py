@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import sqlite3
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,8 @@ from esper.doctor import servers
 from esper.doctor.finding import FAILED, NOT_USED, OK, WARNING, Finding
 from esper.tracking.mlflow import connect
 from esper.urza.store import Store
-from tests.doctor.conftest import CANARY, Server, planned_run, program
+from tests.doctor.conftest import CANARY, planned_run, program
+from tests.oona.server import RedisServer
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 
@@ -24,9 +24,8 @@ def test_redis_is_not_asked_where_the_bus_is_memory():
     assert servers.redis(planned_run("redis.url=redis://10.255.255.1:6379")).status == NOT_USED
 
 
-def test_redis_is_let_in_and_told_by_its_version(redis_server: Callable[..., Server], monkeypatch: pytest.MonkeyPatch):
-    server = redis_server("--appendonly", "yes")
-    monkeypatch.setenv("ESPER_REDIS_PASSWORD", CANARY)
+def test_a_redis_that_responds_is_ok(redis_server: RedisServer):
+    server = redis_server.start("--appendonly", "yes")
     found = servers.redis(planned_run("bus=redis", f"redis.url={server.url}"))
     assert found.status == OK
     assert re.search(r": (Redis|Valkey) \d", found.found)
@@ -34,10 +33,10 @@ def test_redis_is_let_in_and_told_by_its_version(redis_server: Callable[..., Ser
 
 @pytest.mark.parametrize("password", ["", "wrong"])
 def test_a_redis_that_refuses_the_password_is_a_failure(
-    redis_server: Callable[..., Server], monkeypatch: pytest.MonkeyPatch, password: str
+    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch, password: str
 ):
     monkeypatch.setenv("ESPER_REDIS_PASSWORD", password)
-    found = servers.redis(planned_run("bus=redis", f"redis.url={redis_server().url}"))
+    found = servers.redis(planned_run("bus=redis", f"redis.url={redis_server.start().url}"))
     assert found.status == FAILED
     assert "ESPER_REDIS_PASSWORD" in found.remedy
 
@@ -49,11 +48,8 @@ def test_a_redis_that_refuses_the_password_is_a_failure(
         (("--save", "", "--appendonly", "no"), "without persistence"),
     ],
 )
-def test_a_redis_that_forgets_is_a_warning(
-    redis_server: Callable[..., Server], monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], word: str
-):
-    monkeypatch.setenv("ESPER_REDIS_PASSWORD", CANARY)
-    found = servers.redis(planned_run("bus=redis", f"redis.url={redis_server(*options).url}"))
+def test_a_redis_that_forgets_is_a_warning(redis_server: RedisServer, options: tuple[str, ...], word: str):
+    found = servers.redis(planned_run("bus=redis", f"redis.url={redis_server.start(*options).url}"))
     assert found.status == WARNING
     assert word in found.found
 

@@ -39,6 +39,7 @@ class RedisServer:
         self.folder = Path(tempfile.mkdtemp(prefix="esper-redis-"))
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]
+        self.url = f"redis://127.0.0.1:{self.port}"
 
     def start(self, *settings: str) -> Self:
         """Start or restart it, on the same port with the same data; returns when it accepts connections."""
@@ -81,7 +82,7 @@ class RedisServer:
 
     def config(self, **changes: Any) -> RedisConfig:
         """Settings to reach it, without the password; the timeout allows for a busy machine."""
-        return RedisConfig(**{"url": f"redis://127.0.0.1:{self.port}", "timeout_s": 5.0, **changes})
+        return RedisConfig(**{"url": self.url, "timeout_s": 5.0, **changes})
 
     def bus(self, *, claim_after_s: float = 60.0, user: str = "default", **changes: Any) -> RedisBus:
         """A bus with the password."""
