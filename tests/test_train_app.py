@@ -17,7 +17,6 @@ from esper import fit
 from esper.configs import TolariaConfig
 from esper.configs.comparison import ARMS
 from esper.errors import ConfigError
-from esper.launch import exits
 from esper.train import main
 
 NEEDS_NO_CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason="the device that is asked for is there")
@@ -104,8 +103,7 @@ def test_bad_input_is_one_line_exit_code_2_and_nothing_on_disk(
     # In this process: a new one imports for seconds.
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["esper-train", *arguments])
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "")  # main sets these three
-    monkeypatch.setattr(exits, "failures", None)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "")  # main sets these two
     monkeypatch.setattr(HydraConfig.instance(), "cfg", None)
     with pytest.raises(SystemExit) as ended:
         main()

@@ -5,6 +5,7 @@ Every Hydra application imports this module at its start, so it imports nothing 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -61,6 +62,7 @@ class _QueueLauncher(Launcher):
         return returns
 
 
+@functools.cache
 def launcher_class(queue: str) -> type[Launcher]:
     """Define Hydra's launcher for a queue: `SlurmLauncher` for `slurm`, as conf/hydra/launcher/slurm.yaml names it."""
     name = f"{queue.capitalize()}Launcher"
