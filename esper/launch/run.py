@@ -130,23 +130,20 @@ async def _train(config: TolariaConfig, run_dir: Path, terminals: list[Terminal]
                 terminal.replay(read(run_dir / "journal.jsonl"))
             await service.run_training()
         finally:
-            if joined().is_first:
-                _write_report(run_dir)  # before the tracker closes, which uploads the page
+            if not joined().is_first:
+                pass
+            elif (run_dir / "journal.jsonl").exists():
+                from esper.report import run_page  # imports Matplotlib
+
+                run_page.write(run_dir)  # before the tracker closes, which uploads the page
+            else:
+                _remove_empty(run_dir)
     finally:
         await service.stop()
     assert service.trainer is not None
     if service.trainer.result is not None:
         return _outcome(0, service.trainer.result, run_dir)
     return _outcome(128 + (service.signal_number or signal.SIGTERM), None, run_dir)
-
-
-def _write_report(run_dir: Path) -> None:
-    if (run_dir / "journal.jsonl").exists():
-        from esper.report import run_page  # imports Matplotlib
-
-        run_page.write(run_dir)
-    else:
-        _remove_empty(run_dir)
 
 
 def _remove_empty(run_dir: Path) -> None:
