@@ -1,4 +1,4 @@
-"""The command `esper`: subcommands, and how they end."""
+"""The command `esper`: subcommands and exit codes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_version_is_printed(capsys: pytest.CaptureFixture[str]):
 @pytest.mark.parametrize(
     "arguments", [["sync"], ["simic", "--out", "policy.safetensors"], ["export", "--out", "exported"]]
 )
-def test_a_folder_that_is_no_run_is_one_line_and_exit_code_2(
+def test_a_folder_without_a_run_is_one_line_and_exit_code_2(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str]
 ):
     with pytest.raises(SystemExit) as ended:
@@ -36,7 +36,7 @@ def test_a_folder_that_is_no_run_is_one_line_and_exit_code_2(
     assert told.count("\n") == 1
 
 
-def test_the_help_needs_neither_torch_nor_mlflow():
+def test_help_imports_neither_torch_nor_mlflow():
     script = """
 import sys
 from esper.cli import main

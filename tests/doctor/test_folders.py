@@ -1,4 +1,4 @@
-"""What `esper doctor` says of the folders that a run writes into."""
+"""Findings of `esper doctor` about folders."""
 
 from __future__ import annotations
 
@@ -17,35 +17,33 @@ pytestmark = pytest.mark.usefixtures("elsewhere")
 
 
 @pytest.mark.parametrize(("free_gib", "status"), [(0.5, FAILED), (5, WARNING), (50, OK)])
-def test_little_space_is_a_warning_and_hardly_any_a_failure(
-    monkeypatch: pytest.MonkeyPatch, free_gib: float, status: str
-):
+def test_low_space_is_a_warning_and_no_space_a_failure(monkeypatch: pytest.MonkeyPatch, free_gib: float, status: str):
     usage = (100 * 2**30, 0, int(free_gib * 2**30))
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(*usage))  # type: ignore[attr-defined]
     assert folders.outputs(planned_run()).status == status
     assert folders.checkpoints(planned_run("checkpoint.checkpoint_dir=kept")).status == status
 
 
-def test_a_folder_that_cannot_be_written_is_a_failure(tmp_path: Path):
+def test_an_unwritable_folder_is_a_failure(tmp_path: Path):
     (tmp_path / "file").write_text("")
     assert folders.checkpoints(planned_run("checkpoint.checkpoint_dir=file/kept")).status == FAILED
 
 
-def test_looking_leaves_nothing_behind(tmp_path: Path):
+def test_checks_create_no_files(tmp_path: Path):
     one = planned_run()
     for check in (folders.outputs, folders.filesystem, folders.runs, servers.mlflow):
         assert check(one).status in (OK, WARNING, NOT_USED)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_conf_folder_that_nobody_reads_is_a_warning(tmp_path: Path):
+def test_an_ignored_conf_folder_is_a_warning(tmp_path: Path):
     assert folders.settings(planned_run()).status == OK
     (tmp_path / "conf" / "experiment").mkdir(parents=True)
     (tmp_path / "conf" / "experiment" / "mine.yaml").write_text("")
     assert "--config-dir" in folders.settings(planned_run()).remedy
 
 
-def test_a_killed_run_is_named_and_one_that_goes_on_is_not(tmp_path: Path):
+def test_killed_runs_are_listed_and_running_ones_are_not(tmp_path: Path):
     from esper.tolaria.run_folder import RunFolder
 
     here = planned_run()
@@ -53,7 +51,7 @@ def test_a_killed_run_is_named_and_one_that_goes_on_is_not(tmp_path: Path):
     for run in (alive, killed):
         run.acquire()
         run.set_status("running")
-    killed.release()  # as the system does for a process that is killed; its .lock stays
+    killed.release()  # as when a process is killed; its .lock remains
     holder = subprocess.Popen(
         [
             *(sys.executable, "-c"),

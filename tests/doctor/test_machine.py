@@ -1,4 +1,4 @@
-"""What `esper doctor` says of a machine; programs of the system are small scripts."""
+"""Findings of `esper doctor` about the machine; system programs are stub scripts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.doctor.conftest import CANARY, GPU, ROOT, planned_run, program
 pytestmark = pytest.mark.usefixtures("elsewhere")
 
 
-def test_a_build_for_cpus_beside_a_gpu_is_a_failure(programs: Path):
+def test_a_cpu_build_of_torch_with_a_gpu_is_a_failure(programs: Path):
     program(programs, "nvidia-smi", "echo 'NVIDIA H100, 550.54'")
     found = machine.gpu(planned_run(probe={**GPU, "cuda": None}))
     assert found.status == FAILED
@@ -22,7 +22,7 @@ def test_a_build_for_cpus_beside_a_gpu_is_a_failure(programs: Path):
     assert "CPU" in found.found
 
 
-def test_a_driver_that_is_too_old_is_a_failure(programs: Path):
+def test_an_old_driver_is_a_failure(programs: Path):
     program(programs, "nvidia-smi", "echo 'NVIDIA H100, 470.1'")
     found = machine.gpu(
         planned_run(probe={**GPU, "gpu_error": "RuntimeError: The NVIDIA driver on your system is too old"})
@@ -32,7 +32,7 @@ def test_a_driver_that_is_too_old_is_a_failure(programs: Path):
     assert "driver" in found.remedy
 
 
-def test_gpus_that_are_hidden_are_a_warning_or_a_failure(programs: Path, monkeypatch: pytest.MonkeyPatch):
+def test_hidden_gpus_are_a_warning_or_with_device_cuda_a_failure(programs: Path, monkeypatch: pytest.MonkeyPatch):
     program(programs, "nvidia-smi", "echo 'NVIDIA H100, 550.54'")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert machine.gpu(planned_run()).status == WARNING
@@ -40,7 +40,7 @@ def test_gpus_that_are_hidden_are_a_warning_or_a_failure(programs: Path, monkeyp
     assert machine.gpu(planned_run("device=cpu")).status == NOT_USED
 
 
-def test_a_gpu_that_others_have_filled_is_a_warning():
+def test_a_gpu_without_free_memory_is_a_warning():
     card = {**GPU, "gpu": "NVIDIA H100", "num_gpus": 1, "total_bytes": 80 * 2**30}
     assert machine.gpu(planned_run(probe={**card, "free_bytes": 2**20})).status == WARNING
     assert machine.gpu(planned_run(probe={**card, "free_bytes": 70 * 2**30})).status == OK
@@ -54,16 +54,16 @@ def test_a_torchvision_that_cannot_be_imported_is_a_failure():
     assert "nms" in found.found
 
 
-def test_a_torchvision_of_another_torch_is_a_failure():
+def test_a_torchvision_for_another_torch_is_a_failure():
     assert machine.torchvision(planned_run(probe={**GPU, "torch": "1.0", "torchvision": "0.29.1"})).status == FAILED
 
 
-def test_versions_are_held_against_the_ranges():
+def test_the_installed_versions_are_supported():
     assert machine.packages().status == OK
     assert machine.python().status == OK
 
 
-def test_threads_and_decoding_processes_beyond_the_cores_are_a_warning(tmp_path: Path):
+def test_more_threads_or_workers_than_cores_are_a_warning(tmp_path: Path):
     assert machine.cores(planned_run(probe={**GPU, "num_threads": 4096})).status == WARNING
     for name in ("train", "val"):
         (tmp_path / "data" / name).mkdir(parents=True)
@@ -75,7 +75,7 @@ def test_threads_and_decoding_processes_beyond_the_cores_are_a_warning(tmp_path:
     assert machine.shared_memory(planned_run(*streams)).status != NOT_USED
 
 
-def test_a_misspelt_variable_is_named_with_its_neighbour(monkeypatch: pytest.MonkeyPatch):
+def test_a_misspelt_variable_is_reported_with_its_correct_name(monkeypatch: pytest.MonkeyPatch):
     assert machine.environment(planned_run()).status == OK
     monkeypatch.setenv("ESPER_REDIS_PASSWRD", CANARY)
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAM", CANARY)
@@ -85,7 +85,7 @@ def test_a_misspelt_variable_is_named_with_its_neighbour(monkeypatch: pytest.Mon
     assert CANARY not in found.found
 
 
-def test_an_environment_of_torchrun_that_is_incomplete_is_a_failure(monkeypatch: pytest.MonkeyPatch):
+def test_an_incomplete_torchrun_environment_is_a_failure(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     found = machine.environment(planned_run())
@@ -93,6 +93,6 @@ def test_an_environment_of_torchrun_that_is_incomplete_is_a_failure(monkeypatch:
     assert found.remedy
 
 
-def test_the_variables_that_esper_reads_are_known():
+def test_all_variables_that_esper_reads_are_known():
     text = "".join(file.read_text() for file in (ROOT / "esper").rglob("*.py") if file.parent.name != "doctor")
     assert set(re.findall(r"\"(ESPER_[A-Z_]+)\"", text)) <= set(machine._VARIABLES)

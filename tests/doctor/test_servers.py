@@ -1,4 +1,4 @@
-"""What `esper doctor` says of real servers and files that answer, hang, refuse or are damaged."""
+"""Findings of `esper doctor` about real servers and files that respond, hang, refuse or are damaged."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.oona.server import RedisServer
 pytestmark = pytest.mark.usefixtures("elsewhere")
 
 
-def test_redis_is_not_asked_where_the_bus_is_memory():
+def test_redis_is_not_used_with_bus_memory():
     assert servers.redis(planned_run("redis.url=redis://10.255.255.1:6379")).status == NOT_USED
 
 
@@ -48,7 +48,7 @@ def test_a_redis_that_refuses_the_password_is_a_failure(
         (("--save", "", "--appendonly", "no"), "without persistence"),
     ],
 )
-def test_a_redis_that_forgets_is_a_warning(redis_server: RedisServer, options: tuple[str, ...], word: str):
+def test_a_redis_that_may_lose_messages_is_a_warning(redis_server: RedisServer, options: tuple[str, ...], word: str):
     found = servers.redis(planned_run("bus=redis", f"redis.url={redis_server.start(*options).url}"))
     assert found.status == WARNING
     assert word in found.found
@@ -59,7 +59,7 @@ def test_a_redis_without_xautoclaim_is_a_failure():
     assert servers._redis_settings("redis://h", {"redis_version": "6.2.0", "aof_enabled": 1}, None).status == OK
 
 
-def test_an_mlflow_server_that_is_not_there_or_none_is_a_failure(black_hole: int):
+def test_an_mlflow_server_that_is_down_or_hangs_is_a_failure(black_hole: int):
     gone = servers.mlflow(planned_run("tracking.uri=http://127.0.0.1:1"))
     assert gone.status == FAILED
     assert "refused" in gone.found
@@ -71,7 +71,7 @@ def test_a_folder_as_mlflow_store_is_a_failure():
     assert servers.mlflow(planned_run("tracking.uri=mlruns")).status == FAILED
 
 
-def test_an_mlflow_database_is_usable_of_another_version_or_damaged(tmp_path: Path):
+def test_an_mlflow_database_is_usable_or_of_another_version_or_damaged(tmp_path: Path):
     file = tmp_path / "our 100% mlflow.db"
     uri = f"sqlite:///{file}"
     connect(uri)
@@ -87,7 +87,7 @@ def test_an_mlflow_database_is_usable_of_another_version_or_damaged(tmp_path: Pa
     assert "not a database" in servers.mlflow(planned_run(f"tracking.uri={uri}")).found
 
 
-def test_a_library_is_sound_of_another_version_or_damaged(tmp_path: Path):
+def test_a_library_is_usable_or_of_another_version_or_damaged(tmp_path: Path):
     file = tmp_path / "outputs" / "urza.db"
     config = DatabaseConfig()
 
@@ -110,7 +110,7 @@ def test_a_library_is_sound_of_another_version_or_damaged(tmp_path: Path):
     assert "not a database" in damaged.found
 
 
-def test_a_library_whose_server_hangs_is_given_up(black_hole: int, tmp_path: Path):
+def test_a_library_whose_server_hangs_is_a_failure(black_hole: int, tmp_path: Path):
     began = time.monotonic()
     config = DatabaseConfig(url=f"postgresql://lab@127.0.0.1:{black_hole}/esper")
     assert servers.check_library(config, outputs_dir=tmp_path, is_needed=True).status == FAILED
@@ -130,7 +130,7 @@ def test_wandb_needs_a_key_or_works_offline(tmp_path: Path, monkeypatch: pytest.
     assert servers.wandb(planned_run()).status == NOT_USED
 
 
-def test_slurm_answers_with_its_partitions_and_needs_no_accounting(programs: Path):
+def test_slurm_is_ok_without_accounting(programs: Path):
     program(programs, "sbatch", "exit 0")
     program(programs, "sinfo", "echo gpu; echo debug")
     program(programs, "sacct", "echo 'Slurm accounting storage is disabled' >&2; exit 1")
@@ -140,7 +140,7 @@ def test_slurm_answers_with_its_partitions_and_needs_no_accounting(programs: Pat
     assert "no accounting" in found.found
 
 
-def test_a_controller_that_hangs_fails_only_who_asks_for_it(programs: Path):
+def test_a_hung_slurm_controller_is_a_failure_only_for_the_slurm_launcher(programs: Path):
     program(programs, "sbatch", "exit 0")
     program(programs, "sinfo", "exec sleep 20")
     began = time.monotonic()
@@ -149,7 +149,7 @@ def test_a_controller_that_hangs_fails_only_who_asks_for_it(programs: Path):
     assert time.monotonic() - began < 15
 
 
-def test_without_slurm_only_who_asks_for_it_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_missing_slurm_is_a_failure_only_for_the_slurm_launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert servers.slurm(planned_run()).status == NOT_USED
     assert servers.slurm(planned_run("hydra/launcher=slurm")).status == FAILED

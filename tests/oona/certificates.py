@@ -1,4 +1,4 @@
-"""A certificate authority of a test's own, and a certificate by it."""
+"""A certificate authority for one test, and a server certificate signed by it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["write_certificates"]
 
 
 def write_certificates(folder: Path) -> dict[str, Path]:
-    """Write `ca.crt`, and `server.crt` with `server.key`, which is good for 127.0.0.1 only."""
+    """Write `ca.crt`, and `server.crt` with `server.key`, which is valid for 127.0.0.1 only."""
     now = datetime.datetime.now(datetime.UTC)
 
     def certificate(name: str, key: ec.EllipticCurvePrivateKey, signer: ec.EllipticCurvePrivateKey) -> x509.Certificate:

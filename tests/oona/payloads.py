@@ -1,4 +1,4 @@
-"""Messages of every kind, as hypothesis draws them."""
+"""Messages of every kind, from hypothesis."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _DECISIONS = st.builds(
 def _values(hint: Any) -> st.SearchStrategy[Any]:
     arguments = typing.get_args(hint)
     if hint is float:
-        return st.floats(allow_nan=False, allow_infinity=False)  # what is not finite becomes null, see test_codec
+        return st.floats(allow_nan=False, allow_infinity=False)  # NaN and infinity become null, see test_codec
     if isinstance(hint, types.UnionType):
         return st.one_of([_values(one) for one in arguments])
     if arguments[1:] == (...,):
@@ -68,7 +68,7 @@ def messages() -> st.SearchStrategy[Message]:
 
 
 def epoch_report(epoch: int, *, run_id: str = "lab/run") -> EpochReport:
-    """A report that is told apart by its epoch."""
+    """A report identified by its epoch."""
     return EpochReport(
         run_id=run_id, epoch=epoch, step=10 * epoch, train_loss=0.5, train_accuracy=0.5, val_loss=None,
         val_accuracy=None, learning_rate=0.1, adaptations_applied=0, epoch_time=1.0,
@@ -76,10 +76,10 @@ def epoch_report(epoch: int, *, run_id: str = "lab/run") -> EpochReport:
 
 
 def numbered(*epochs: int) -> list[Message]:
-    """Messages on the topic of epochs."""
+    """Messages with these epochs."""
     return [message(TopicName.EPOCHS, epoch_report(epoch), sender="test", trace="test") for epoch in epochs]
 
 
 def said(entries: Any) -> list[int]:
-    """The numbers of such messages."""
+    """The epochs of such messages."""
     return [entry.message.payload.epoch for entry in entries]

@@ -1,4 +1,4 @@
-"""Who may use the bus, and how: passwords, users, TLS; none of it is told to anybody."""
+"""Access to the bus: passwords, users, TLS; credentials are never printed."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from tests.oona.server import PASSWORD, RedisServer
 
 CANARY = "canary-7f3a"
 COMMANDS = (
-    *("ping", "time", "xadd", "xlen", "xtrim", "xpending", "xinfo|groups"),  # who publishes
-    *("xread", "xrevrange"),  # who asks a shared Tamiyo, and she
-    *("xgroup|create", "xreadgroup", "xautoclaim", "xack", "multi", "exec", "expire", "set", "del"),  # a service
-    *("scan", "mget"),  # who looks at the services
+    *("ping", "time", "xadd", "xlen", "xtrim", "xpending", "xinfo|groups"),  # publishers
+    *("xread", "xrevrange"),  # clients of a shared Tamiyo
+    *("xgroup|create", "xreadgroup", "xautoclaim", "xack", "multi", "exec", "expire", "set", "del"),  # services
+    *("scan", "mget"),  # esper services status
 )
-"""What a user needs, on the keys esper:*; INFO may be added, for the server's version."""
+"""Permissions a user needs on the keys esper:*; INFO is optional, for the server's version."""
 ELSEWHERE = "redis://192.0.2.1:6379"
 
 
@@ -40,7 +40,7 @@ def answers(nonce: str) -> list[Any]:
 
 
 def everything(bus: RedisBus) -> list[Callable[[], object]]:
-    """Calls that between them use every command."""
+    """Calls that together use every command."""
     topic, channel, who = TopicName.EPOCHS, "lab/run", {"group": "readers", "consumer": "one"}
 
     def refuse() -> None:
@@ -55,12 +55,12 @@ def everything(bus: RedisBus) -> list[Callable[[], object]]:
     return [
         bus.ping,
         lambda: bus.publish(numbered(*range(150))),
-        lambda: bus.publish(numbered(*range(150))),  # there is no room: trims
+        lambda: bus.publish(numbered(*range(150))),  # over the limit: trims
         refuse,
         acknowledge,
         lambda: bus.publish(numbered(*range(150))),
         acknowledge,
-        lambda: bus.publish(numbered(1)),  # trims what the group is done with
+        lambda: bus.publish(numbered(1)),  # trims acknowledged messages
         lambda: bus.publish(answers("n"), channel=channel),
         lambda: bus.latest(TopicName.COMMANDS, channel=channel),
         lambda: bus.after(TopicName.COMMANDS, channel=channel, cursor=""),
@@ -71,7 +71,7 @@ def everything(bus: RedisBus) -> list[Callable[[], object]]:
 
 
 def refused(bus: RedisBus) -> bool:
-    """Whether any call was."""
+    """Whether any call was refused."""
     try:
         for call in everything(bus):
             call()
@@ -123,7 +123,7 @@ def test_user_and_password_come_from_the_url_or_the_environment(
             bus.publish(numbered(1))
 
 
-def test_a_user_with_these_commands_can_do_everything_and_without_any_of_them_not(redis_server: RedisServer) -> None:
+def test_the_documented_permissions_are_sufficient_and_each_is_necessary(redis_server: RedisServer) -> None:
     redis_server.start()
     with contextlib.closing(redis_server.admin()) as admin:
         for left_out in (None, *COMMANDS):
@@ -135,7 +135,7 @@ def test_a_user_with_these_commands_can_do_everything_and_without_any_of_them_no
             admin.acl_deluser("lab")
 
 
-def test_a_user_of_other_keys_is_refused(redis_server: RedisServer) -> None:
+def test_a_user_without_permission_for_the_keys_is_refused(redis_server: RedisServer) -> None:
     redis_server.start()
     with contextlib.closing(redis_server.admin()) as admin:
         admin.acl_setuser("lab", enabled=True, passwords=[f"+{PASSWORD}"], keys=["other:*"], commands=["+@all"])
@@ -153,7 +153,7 @@ def test_a_user_of_other_keys_is_refused(redis_server: RedisServer) -> None:
     [ELSEWHERE, "rediss://redis.example", "redis://user@redis.example/1", "redis://0.0.0.0", "redis://[2001:db8::1]",
      "redis:///0?host=redis.example"],
 )  # fmt: skip
-def test_a_server_on_another_machine_without_a_password_is_refused_unless_told(url: str) -> None:
+def test_a_remote_server_without_a_password_is_refused_unless_allowed(url: str) -> None:
     for refuse in (address, RedisBus):
         with pytest.raises(ConfigError, match="redis"):
             refuse(RedisConfig(url=url))
@@ -165,11 +165,11 @@ def test_a_server_on_another_machine_without_a_password_is_refused_unless_told(u
     "url",
     ["redis://localhost", "redis://127.0.0.1:1", "redis://127.8.9.1", "redis://[::1]:1", "unix:///run/redis.sock"],
 )
-def test_a_server_on_this_machine_needs_no_password(url: str) -> None:
+def test_a_local_server_needs_no_password(url: str) -> None:
     RedisBus(RedisConfig(url=url)).close()
 
 
-def test_a_password_from_the_environment_is_enough_for_another_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_password_from_the_environment_allows_a_remote_server(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ESPER_REDIS_PASSWORD", CANARY)
     RedisBus(RedisConfig(url=ELSEWHERE)).close()
 
@@ -184,7 +184,7 @@ STRANGE = (
 
 
 @pytest.mark.parametrize("url", STRANGE)
-def test_a_url_that_is_none_is_refused_without_what_may_be_a_password(url: str) -> None:
+def test_an_invalid_url_is_refused_without_printing_a_password(url: str) -> None:
     for refuse in (address, RedisBus):
         with pytest.raises(ConfigError, match=r"redis\.url") as caught:
             refuse(RedisConfig(url=url))
@@ -192,7 +192,7 @@ def test_a_url_that_is_none_is_refused_without_what_may_be_a_password(url: str) 
 
 
 @pytest.mark.parametrize("url", [*STRANGE, f"redis://user:{CANARY}@localhost", f"redis://:{CANARY}@localhost"])
-def test_a_password_in_the_configuration_is_refused_since_that_is_written_down(url: str) -> None:
+def test_a_password_in_the_configuration_is_refused(url: str) -> None:
     with pytest.raises(ConfigError, match=r"redis\.url") as caught:
         check(tiny_config(redis__url=url))
     assert CANARY not in str(caught.value)
@@ -205,7 +205,7 @@ def test_a_url_without_a_password_may_be_configured(url: str | None) -> None:
     check(tiny_config(redis__url=url))
 
 
-def test_the_place_of_a_bus_has_neither_user_nor_password() -> None:
+def test_the_address_of_a_bus_has_neither_user_nor_password() -> None:
     config = RedisConfig(url=f"rediss://user:{CANARY}@redis.example:6380/2")
     assert address(config) == RedisBus(config).address == "rediss://redis.example:6380/2"
 
@@ -219,7 +219,7 @@ def secured(server: RedisServer, files: dict[str, Path]) -> RedisServer:
     return server.start(*tls, *(part for name, file in named.items() for part in (name, str(files[file]))))
 
 
-def test_a_server_with_tls_is_checked_with_the_given_certificates(redis_server: RedisServer, tmp_path: Path) -> None:
+def test_the_certificate_of_a_tls_server_is_verified(redis_server: RedisServer, tmp_path: Path) -> None:
     files = write_certificates(tmp_path)
     secured(redis_server, files)
     url, ca_file = f"rediss://127.0.0.1:{redis_server.port}", str(files["ca.crt"])
@@ -237,7 +237,7 @@ def test_a_server_with_tls_is_checked_with_the_given_certificates(redis_server: 
         assert CANARY not in str(caught.value)
 
 
-def test_certificates_that_would_not_be_used_or_are_not_there_are_an_error(tmp_path: Path) -> None:
+def test_a_missing_or_unused_ca_file_is_an_error(tmp_path: Path) -> None:
     files = write_certificates(tmp_path)
     with pytest.raises(ConfigError, match=r"redis\.ca_file.*rediss://"):
         RedisBus(RedisConfig(url="redis://localhost", ca_file=str(files["ca.crt"])))
@@ -248,7 +248,9 @@ def test_certificates_that_would_not_be_used_or_are_not_there_are_an_error(tmp_p
 # --- silence ----------------------------------------------------------------------------------------------------------
 
 
-def test_neither_errors_nor_logs_tell_the_password(redis_server: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
+def test_neither_errors_nor_logs_contain_the_password(
+    redis_server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.DEBUG)
     redis_server.start()
     stop = threading.Event()

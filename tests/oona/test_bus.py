@@ -55,7 +55,7 @@ def nonces(entries: list[Entry]) -> list[str]:
 # --- topics and groups ------------------------------------------------------------------------------------------------
 
 
-def test_messages_arrive_as_they_were_sent_in_order_with_rising_places(bus: RedisBus) -> None:
+def test_messages_arrive_unchanged_in_order_with_increasing_ids(bus: RedisBus) -> None:
     sent = numbered(*range(5))
     bus.publish(sent)
     got = take(bus)
@@ -64,25 +64,25 @@ def test_messages_arrive_as_they_were_sent_in_order_with_rising_places(bus: Redi
     assert all(0 <= entry.age_s < 30 for entry in got)
 
 
-def test_every_group_gets_every_message_and_the_consumers_of_one_share_them(bus: RedisBus) -> None:
+def test_every_group_gets_every_message_and_consumers_of_a_group_share_them(bus: RedisBus) -> None:
     bus.publish(numbered(*range(6)))
     assert said(take(bus, "one", count=4) + take(bus, "two")) == list(range(6))
     assert said(take(bus, "one", group="others")) == list(range(6))
 
 
-def test_topics_are_apart(bus: RedisBus) -> None:
+def test_topics_are_separate(bus: RedisBus) -> None:
     bus.publish(numbered(1))
     assert bus.take(TopicName.RUNS, group="readers", consumer="one") == []
 
 
-def test_a_message_is_not_given_out_again_before_it_is_stale(bus: RedisBus) -> None:
+def test_a_pending_message_is_not_redelivered_early(bus: RedisBus) -> None:
     bus.publish(numbered(1, 2))
     assert said(take(bus, "one", count=1)) == [1]
     assert said(take(bus, "two")) == [2]
     assert take(bus, "two") == []
 
 
-def test_what_a_consumer_left_goes_to_another_until_it_is_acknowledged(make_bus: MakeBus) -> None:
+def test_unacknowledged_messages_are_redelivered_to_another_consumer(make_bus: MakeBus) -> None:
     bus = make_bus(claim_after_s=0.05)
     bus.publish(numbered(1, 2))
     first = take(bus, "dead")
@@ -94,7 +94,7 @@ def test_what_a_consumer_left_goes_to_another_until_it_is_acknowledged(make_bus:
     assert take(bus, "heir") == []
 
 
-def test_what_was_acknowledged_does_not_come_again(make_bus: MakeBus) -> None:
+def test_acknowledged_messages_are_not_redelivered(make_bus: MakeBus) -> None:
     bus = make_bus(claim_after_s=0.05)
     bus.publish(numbered(1, 2, 3))
     done(bus, take(bus)[:2])
@@ -102,7 +102,7 @@ def test_what_was_acknowledged_does_not_come_again(make_bus: MakeBus) -> None:
     assert said(take(bus)) == [3]
 
 
-def test_acknowledging_twice_nothing_or_in_no_group_is_harmless(bus: RedisBus) -> None:
+def test_acknowledging_twice_nothing_or_in_an_unknown_group_is_harmless(bus: RedisBus) -> None:
     bus.publish(numbered(1))
     got = take(bus)
     for _ in range(2):
@@ -112,7 +112,7 @@ def test_acknowledging_twice_nothing_or_in_no_group_is_harmless(bus: RedisBus) -
     assert take(bus) == []
 
 
-def test_a_refused_message_does_not_come_again(make_bus: MakeBus) -> None:
+def test_a_refused_message_is_not_redelivered(make_bus: MakeBus) -> None:
     bus = make_bus(claim_after_s=0.05)
     bus.publish(numbered(1))
     (entry,) = take(bus)
@@ -121,8 +121,8 @@ def test_a_refused_message_does_not_come_again(make_bus: MakeBus) -> None:
     assert take(bus) == []
 
 
-def test_taking_waits_for_what_comes(bus: RedisBus) -> None:
-    assert take(bus) == []  # the group is there
+def test_take_waits_for_a_message(bus: RedisBus) -> None:
+    assert take(bus) == []  # creates the group
     later = threading.Timer(0.1, lambda: bus.publish(numbered(7)))
     later.start()
     started = time.monotonic()
@@ -131,7 +131,7 @@ def test_taking_waits_for_what_comes(bus: RedisBus) -> None:
     later.join()
 
 
-def test_taking_waits_no_longer_than_asked(bus: RedisBus) -> None:
+def test_take_waits_at_most_wait_s(bus: RedisBus) -> None:
     take(bus)
     started = time.monotonic()
     assert take(bus, wait_s=0.1) == []
@@ -141,7 +141,7 @@ def test_taking_waits_no_longer_than_asked(bus: RedisBus) -> None:
 # --- limits -----------------------------------------------------------------------------------------------------------
 
 
-def test_of_messages_of_which_one_cannot_be_sent_none_is(bus: RedisBus) -> None:
+def test_a_batch_with_an_invalid_message_is_not_sent_at_all(bus: RedisBus) -> None:
     good = numbered(1)
     bad = dataclasses.replace(good[0], sender_id="x" * 2**21)
     with pytest.raises(MessageError):
@@ -149,7 +149,7 @@ def test_of_messages_of_which_one_cannot_be_sent_none_is(bus: RedisBus) -> None:
     assert take(bus) == []
 
 
-def test_a_topic_without_readers_stays_short(make_bus: MakeBus) -> None:
+def test_a_topic_without_readers_is_trimmed(make_bus: MakeBus) -> None:
     bus = make_bus(stream_limit=100)
     for start in range(0, 1000, 50):
         bus.publish(numbered(*range(start, start + 50)))
@@ -158,7 +158,7 @@ def test_a_topic_without_readers_stays_short(make_bus: MakeBus) -> None:
     assert kept == list(range(1000 - len(kept), 1000))
 
 
-def test_what_is_not_acknowledged_is_never_dropped_and_the_topic_is_full(make_bus: MakeBus) -> None:
+def test_unacknowledged_messages_are_never_dropped_and_fill_the_topic(make_bus: MakeBus) -> None:
     bus = make_bus(stream_limit=100, claim_after_s=0.05)
     bus.publish(numbered(0))
     held = take(bus, "slow")
@@ -176,7 +176,7 @@ def test_what_is_not_acknowledged_is_never_dropped_and_the_topic_is_full(make_bu
     bus.publish(numbered(1000))
 
 
-def test_what_a_slow_group_has_not_seen_is_never_dropped(make_bus: MakeBus) -> None:
+def test_messages_unread_by_a_slow_group_are_never_dropped(make_bus: MakeBus) -> None:
     bus = make_bus(stream_limit=100)
     bus.publish(numbered(0))
     done(bus, take(bus, group="slow", count=1), group="slow")
@@ -192,7 +192,7 @@ def test_what_a_slow_group_has_not_seen_is_never_dropped(make_bus: MakeBus) -> N
 # --- channels ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_channel_is_read_from_a_place_on(bus: RedisBus) -> None:
+def test_a_channel_is_read_after_a_cursor(bus: RedisBus) -> None:
     answers(bus, "a", "b")
     got = bus.after(TopicName.COMMANDS, channel="lab/run", cursor="")
     assert nonces(got) == ["a", "b"]
@@ -200,14 +200,14 @@ def test_a_channel_is_read_from_a_place_on(bus: RedisBus) -> None:
     assert bus.after(TopicName.COMMANDS, channel="lab/run", cursor=got[1].id) == []
 
 
-def test_channels_of_a_topic_are_apart(bus: RedisBus) -> None:
+def test_channels_of_a_topic_are_separate(bus: RedisBus) -> None:
     answers(bus, "a")
     answers(bus, "b", channel="lab/other")
     assert nonces(bus.after(TopicName.COMMANDS, channel="lab/run", cursor="")) == ["a"]
     assert bus.take(TopicName.COMMANDS, group="readers", consumer="one") == []
 
 
-def test_the_last_message_of_a_channel_is_found(bus: RedisBus) -> None:
+def test_latest_returns_the_last_message_of_a_channel(bus: RedisBus) -> None:
     assert bus.latest(TopicName.COMMANDS, channel="lab/run") is None
     answers(bus, "a", "b")
     last = bus.latest(TopicName.COMMANDS, channel="lab/run")
@@ -215,7 +215,7 @@ def test_the_last_message_of_a_channel_is_found(bus: RedisBus) -> None:
     assert nonces([last]) == ["b"]
 
 
-def test_reading_a_channel_waits_for_what_comes(bus: RedisBus) -> None:
+def test_reading_a_channel_waits_for_a_message(bus: RedisBus) -> None:
     answers(bus, "old")
     last = bus.latest(TopicName.COMMANDS, channel="lab/run")
     assert last is not None

@@ -1,4 +1,4 @@
-"""Messages as bytes: everything comes back as it was sent, and nothing else is let in."""
+"""Encoding and strict decoding of messages."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def refused(content: bytes) -> str:
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Where in a parsed message something is, but for the policy, whose fields are a run's own."""
+    """Paths of all values in a parsed message, except those of the policy, which may have any fields."""
     if "policy" in path:
         return []
     inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
@@ -43,7 +43,7 @@ def at(value: Any, path: tuple[Any, ...]) -> Any:
 
 @quick
 @given(messages())
-def test_every_message_comes_back_as_it_was_sent(one: Message) -> None:
+def test_every_message_survives_encoding_and_decoding(one: Message) -> None:
     assert decode(encode(one)) == one
 
 
@@ -55,7 +55,7 @@ def test_arbitrary_bytes_are_refused(content: bytes) -> None:
 
 @quick
 @given(messages(), st.data())
-def test_a_message_with_changed_bytes_is_refused_or_is_another_message(one: Message, data: st.DataObject) -> None:
+def test_a_message_with_changed_bytes_is_refused_or_decodes_to_a_message(one: Message, data: st.DataObject) -> None:
     content = bytearray(encode(one))
     for _ in range(data.draw(st.integers(1, 4))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
@@ -85,7 +85,7 @@ def test_a_value_of_another_type_is_refused_wherever_it_is(one: Message, data: s
         decode(json.dumps(parsed).encode())
     except MessageError:
         return
-    assert new is None  # some fields may be empty
+    assert new is None  # some fields are optional
 
 
 @pytest.mark.parametrize(
@@ -114,17 +114,17 @@ def test_a_message_without_a_field_is_refused(name: str) -> None:
     assert name in refused(json.dumps(parsed).encode())
 
 
-def test_what_is_too_long_is_refused_before_it_is_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(codec, "_Envelope")  # there is nothing to parse with
+def test_a_message_that_is_too_long_is_refused_before_parsing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(codec, "_Envelope")  # parsing would fail
     assert "exceed the limit of 1048576" in refused(b"{" * (MAX_BYTES + 1))
 
 
 @pytest.mark.parametrize("content", [b"[" * 100_000, b"9" * 100_000, b'{"version": ' + b"9" * 5000 + b"}"])
-def test_what_is_deep_or_huge_is_refused(content: bytes) -> None:
+def test_deeply_nested_or_huge_json_is_refused(content: bytes) -> None:
     refused(content)
 
 
-def test_a_long_or_strange_content_is_not_repeated_in_the_error() -> None:
+def test_errors_quote_no_long_or_unprintable_content() -> None:
     (one,) = numbered(1)
     parsed = json.loads(encode(one))
     for changes in ({"x" * 100_000: 1}, {"payload": {"kind": "\x1b[31m\n" * 50_000}}):
@@ -140,7 +140,7 @@ def test_a_message_that_is_too_long_is_not_sent() -> None:
 
 
 @pytest.mark.parametrize("changes", [{"sender_id": "\udcff"}, {"payload": epoch_report("one")}])  # type: ignore[arg-type]
-def test_a_message_that_nobody_could_read_is_not_sent(changes: dict[str, Any]) -> None:
+def test_a_message_that_cannot_be_decoded_is_not_sent(changes: dict[str, Any]) -> None:
     (one,) = numbered(1)
     with pytest.raises(MessageError):
         encode(dataclasses.replace(one, **changes))
@@ -152,7 +152,7 @@ def test_a_payload_on_the_wrong_topic_is_not_sent() -> None:
         encode(dataclasses.replace(one, topic=TopicName.RUNS))
 
 
-def test_figures_that_are_not_finite_become_null() -> None:
+def test_nan_and_infinity_become_null() -> None:
     (one,) = numbered(1)
     payload = dataclasses.replace(epoch_report(1), train_loss=math.nan, learning_rate=math.inf)
     back = decode(encode(dataclasses.replace(one, payload=payload))).payload
@@ -161,12 +161,12 @@ def test_figures_that_are_not_finite_become_null() -> None:
 
 
 @pytest.mark.parametrize("value", [b"NaN", b"Infinity", b"1e999"])
-def test_figures_that_are_not_finite_are_refused(value: bytes) -> None:
+def test_nan_and_infinity_are_refused(value: bytes) -> None:
     (one,) = numbered(1)
     refused(encode(one).replace(b'"train_loss":0.5', b'"train_loss":' + value))
 
 
-def test_a_network_of_a_thousand_sites_fits() -> None:
+def test_the_signals_of_a_thousand_sites_fit_in_a_message() -> None:
     from tests.tamiyo.test_policies import signal
 
     signals = tuple(signal(f"layer1.{i}.block.conv2:parallel", score=0.1234567890123 * i) for i in range(1000))

@@ -1,4 +1,4 @@
-"""A run on the bus: its journal as messages, in order, each once; what may be lost is lost and counted."""
+"""Publishing a run's journal: in order, each event once; dropped telemetry is counted."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NOW = 0.0
 
 @pytest.fixture(autouse=True)
 def _begins_now(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The journals of a test are written when it begins: what is older than half a minute is not sent."""
+    """Times of events are relative to the start of the test: telemetry older than 30 s is not sent."""
     monkeypatch.setitem(globals(), "NOW", time.time())
 
 
@@ -103,7 +103,7 @@ def publish(bus: RedisBus, folder: Path, events: list[dict[str, Any]]) -> RunPub
     return run
 
 
-def test_a_run_is_published_in_order_under_its_name(bus: Recording, folder: Path) -> None:
+def test_a_run_is_published_in_order_under_its_run_id(bus: Recording, folder: Path) -> None:
     run = publish(bus, folder, a_run())
     told = [(one.payload.kind, one.topic, one.sender_id, one.trace_id, one.payload.run_id) for one in bus.sent]  # type: ignore[union-attr]
     kinds = ["run", "epoch", "health", "decision_report", "epoch", "field_report", "run"]
@@ -113,7 +113,7 @@ def test_a_run_is_published_in_order_under_its_name(bus: Recording, folder: Path
     assert (run.num_logged, run.num_dropped) == (7, 0)
 
 
-def test_what_is_published_says_what_the_journal_says(bus: Recording, folder: Path) -> None:
+def test_messages_contain_the_values_of_the_journal(bus: Recording, folder: Path) -> None:
     publish(bus, folder, a_run())
     payloads = [one.payload for one in published(bus)]
     (decision,) = (one for one in payloads if isinstance(one, DecisionReport))
@@ -133,16 +133,18 @@ def test_what_is_published_says_what_the_journal_says(bus: Recording, folder: Pa
 
 
 @pytest.mark.parametrize("size", [1, 2, 9])
-def test_nothing_is_left_out_or_sent_twice_however_the_journal_is_read(bus: Recording, folder: Path, size: int) -> None:
+def test_every_event_is_sent_once_across_restarts(bus: Recording, folder: Path, size: int) -> None:
     events = a_run()
     for end in range(size, len(events) + size, size):
-        publish(bus, folder, events[:end])  # each time anew, from the first line on
+        publish(bus, folder, events[:end])  # a restart, which reads the journal from the start
     assert len(bus.sent) == 7
     assert len({one.event_id for one in bus.sent}) == 7
 
 
 @pytest.mark.parametrize("content", [None, "", "{}", "[1]", '{"done": "x", "latest_unix_s": 1, "dropped": 0}'])
-def test_what_is_sent_twice_after_a_crash_has_the_same_id(bus: Recording, folder: Path, content: str | None) -> None:
+def test_messages_sent_twice_after_a_crash_have_the_same_event_id(
+    bus: Recording, folder: Path, content: str | None
+) -> None:
     events = a_run()
     publish(bus, folder, events)
     if content is None:
@@ -155,7 +157,7 @@ def test_what_is_sent_twice_after_a_crash_has_the_same_id(bus: Recording, folder
     assert [one.payload for one in again] == [one.payload for one in first]
 
 
-def test_a_run_that_goes_on_from_an_earlier_checkpoint_sends_what_it_does_anew(bus: Recording, folder: Path) -> None:
+def test_a_run_resumed_from_an_earlier_checkpoint_sends_its_new_events(bus: Recording, folder: Path) -> None:
     kept = [event(started(), at=-9), event(epoch_ended(10), at=-8)]
     publish(bus, folder, [*kept, event(epoch_ended(20), at=-7), event(decided(2, "old"), at=-6)])
     again = [event(started(step=10, resumed_from="step-10"), at=-2), event(decided(2, "new"), at=-1)]
@@ -166,16 +168,16 @@ def test_a_run_that_goes_on_from_an_earlier_checkpoint_sends_what_it_does_anew(b
     assert len({one.event_id for one in bus.sent}) == 7
 
 
-def test_old_telemetry_is_dropped_and_counted_decisions_and_outcomes_are_sent(bus: Recording, folder: Path) -> None:
+def test_old_telemetry_is_dropped_and_counted_while_decisions_and_outcomes_are_sent(
+    bus: Recording, folder: Path
+) -> None:
     run = publish(bus, folder, a_run(at=-3600))
     assert [one.payload.kind for one in bus.sent] == ["run", "decision_report", "field_report", "run"]
     assert (run.num_logged, run.num_dropped) == (4, 3)
     assert RunPublisher(bus, run_dir=folder).num_dropped == 3
 
 
-def test_what_could_not_be_sent_is_sent_when_the_bus_is_back(
-    bus: Recording, redis_server: RedisServer, folder: Path
-) -> None:
+def test_unsent_events_are_sent_when_the_bus_is_back(bus: Recording, redis_server: RedisServer, folder: Path) -> None:
     events = a_run()
     redis_server.kill()
     with pytest.raises(BusError, match="refused"):
@@ -184,12 +186,12 @@ def test_what_could_not_be_sent_is_sent_when_the_bus_is_back(
     assert publish(bus, folder, events).num_logged == 7
 
 
-def test_a_full_bus_takes_no_telemetry_and_gets_the_decisions_later(
+def test_on_a_full_bus_telemetry_is_dropped_and_decisions_wait(
     redis_server: RedisServer, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("esper.oona.redis._TRIM_EVERY", 1)
     with contextlib.closing(redis_server.start("--appendfsync", "no").bus(stream_limit=2)) as bus:
-        published(bus)  # there are readers
+        published(bus)  # creates the groups
         events = [event(started()), *[event(epoch_ended(10 * epoch)) for epoch in (1, 2)]]
         assert publish(bus, folder, events).num_dropped == 0
         events += [event(epoch_ended(30)), event(decided(3)), event(decided(4)), event(epoch_ended(40))]
@@ -205,7 +207,7 @@ def test_a_full_bus_takes_no_telemetry_and_gets_the_decisions_later(
         assert len(set(decisions)) == len(decisions) == 3
 
 
-def test_an_event_that_cannot_be_sent_is_dropped_and_the_others_arrive(bus: Recording, folder: Path) -> None:
+def test_an_invalid_event_is_dropped_and_the_others_arrive(bus: Recording, folder: Path) -> None:
     broken = [
         event(decided(1, "x" * 2**21)),  # too long
         event(scored(1)) | {"signals": [{"site": 1}]},

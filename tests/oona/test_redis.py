@@ -1,4 +1,4 @@
-"""Streams on a real Redis server: what is left behind, what is rubbish, what does not fit, what dies."""
+"""Streams on a real server: invalid entries, restarts of consumers and servers, limits, heartbeats."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def answer(nonce: str) -> Any:
     return message(TopicName.COMMANDS, payload, sender="test", trace="test")
 
 
-# --- rubbish ----------------------------------------------------------------------------------------------------------
+# --- invalid ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def answer(nonce: str) -> Any:
         ({"m": encode(answer("n"))[:-1] + b',"x":1}'}, b"x: "),
     ],
 )
-def test_what_is_no_message_goes_to_the_dead_letters_with_the_reason(
+def test_invalid_entries_go_to_the_dead_letters_with_the_reason(
     bus: RedisBus, admin: redis.Redis, fields: dict[Any, Any], reason: bytes
 ) -> None:
     bus.publish(numbered(1))
@@ -87,7 +87,7 @@ def test_what_is_no_message_goes_to_the_dead_letters_with_the_reason(
 
 @quick
 @given(st.lists(st.dictionaries(st.binary(max_size=3), st.binary(max_size=50), min_size=1, max_size=3), max_size=5))
-def test_whatever_is_in_a_stream_the_messages_among_it_arrive(
+def test_messages_between_invalid_entries_arrive(
     bus: RedisBus, admin: redis.Redis, rubbish: list[dict[Any, Any]]
 ) -> None:
     for fields in rubbish:
@@ -100,7 +100,7 @@ def test_whatever_is_in_a_stream_the_messages_among_it_arrive(
     admin.delete(KEY, f"esper:{TopicName.COMMANDS}:{CHANNEL}")
 
 
-def test_rubbish_at_the_end_of_a_channel_does_not_end_the_wait_for_an_answer(bus: RedisBus, admin: redis.Redis) -> None:
+def test_an_invalid_entry_in_a_channel_does_not_end_the_wait_for_an_answer(bus: RedisBus, admin: redis.Redis) -> None:
     admin.xadd(f"esper:{TopicName.COMMANDS}:{CHANNEL}", {"m": "rubbish"})
     assert bus.latest(TopicName.COMMANDS, channel=CHANNEL) is None
     started = time.monotonic()
@@ -108,9 +108,7 @@ def test_rubbish_at_the_end_of_a_channel_does_not_end_the_wait_for_an_answer(bus
     assert time.monotonic() - started > 0.25
 
 
-def test_a_message_of_no_use_goes_to_the_dead_letters_of_which_there_are_not_too_many(
-    bus: RedisBus, admin: redis.Redis
-) -> None:
+def test_a_refused_message_goes_to_the_dead_letters_which_are_trimmed(bus: RedisBus, admin: redis.Redis) -> None:
     with admin.pipeline() as earlier:
         for number in range(1500):
             earlier.xadd("esper:dead", {"reason": number})
@@ -124,16 +122,16 @@ def test_a_message_of_no_use_goes_to_the_dead_letters_of_which_there_are_not_too
     assert take(bus) == []
 
 
-def test_a_key_of_another_kind_is_an_error_that_says_where(bus: RedisBus, admin: redis.Redis, server: RedisServer):
+def test_a_key_of_another_type_is_an_error_with_the_address(bus: RedisBus, admin: redis.Redis, server: RedisServer):
     admin.set(KEY, "mine")
     with pytest.raises(BusError, match=rf"^redis://127.0.0.1:{server.port}: WRONGTYPE"):
         bus.publish(numbered(1))
 
 
-# --- consumers that come and go ---------------------------------------------------------------------------------------
+# --- restarts of consumers --------------------------------------------------------------------------------------------
 
 
-def test_a_consumer_that_comes_back_gets_what_it_had_first(server: RedisServer, bus: RedisBus) -> None:
+def test_a_restarted_consumer_gets_its_pending_messages_first(server: RedisServer, bus: RedisBus) -> None:
     bus.publish(numbered(1, 2, 3))
     assert said(take(bus, count=2)) == [1, 2]
     with contextlib.closing(server.bus()) as again:
@@ -143,19 +141,17 @@ def test_a_consumer_that_comes_back_gets_what_it_had_first(server: RedisServer, 
         assert take(again) == []
 
 
-def test_what_a_consumer_had_and_somebody_deleted_is_left_out(
-    server: RedisServer, bus: RedisBus, admin: redis.Redis
-) -> None:
+def test_deleted_pending_messages_are_skipped(server: RedisServer, bus: RedisBus, admin: redis.Redis) -> None:
     bus.publish(numbered(1, 2))
     first, _ = take(bus)
     admin.xdel(KEY, first.id)
     with contextlib.closing(server.bus(claim_after_s=0)) as again:
         assert said(take(again)) == [2]
-        assert said(take(again)) == [2]  # stale at once
+        assert said(take(again)) == [2]  # claimed at once
         assert said(take(again, "heir")) == [2]
 
 
-def test_a_consumer_whose_group_is_gone_begins_anew(bus: RedisBus, admin: redis.Redis) -> None:
+def test_a_deleted_group_is_recreated(bus: RedisBus, admin: redis.Redis) -> None:
     bus.publish(numbered(1))
     assert said(take(bus)) == [1]
     admin.flushall()
@@ -163,7 +159,7 @@ def test_a_consumer_whose_group_is_gone_begins_anew(bus: RedisBus, admin: redis.
     assert said(take(bus)) == [2]
 
 
-def test_a_process_that_is_killed_leaves_its_messages_to_others(server: RedisServer, bus: RedisBus) -> None:
+def test_messages_of_a_killed_process_are_redelivered_to_others(server: RedisServer, bus: RedisBus) -> None:
     bus.publish(numbered(1, 2))
     code = f"""
 import os, signal
@@ -184,10 +180,10 @@ os.kill(os.getpid(), signal.SIGKILL)
         assert said(take(heir, "heir")) == [1, 2]
 
 
-# --- a server that comes and goes -------------------------------------------------------------------------------------
+# --- restarts of the server -------------------------------------------------------------------------------------------
 
 
-def test_a_killed_server_comes_back_with_everything(server: RedisServer, bus: RedisBus) -> None:
+def test_a_restarted_server_has_lost_nothing(server: RedisServer, bus: RedisBus) -> None:
     bus.publish(numbered(1, 2))
     bus.acknowledge(TOPIC, group="readers", entries=take(bus, count=1))
     assert said(take(bus)) == [2]
@@ -202,7 +198,7 @@ def test_a_killed_server_comes_back_with_everything(server: RedisServer, bus: Re
     assert said(take(bus)) == [4]
 
 
-def test_a_restart_between_two_calls_is_not_noticed(server: RedisServer, bus: RedisBus) -> None:
+def test_a_server_restart_between_two_calls_is_not_an_error(server: RedisServer, bus: RedisBus) -> None:
     bus.publish(numbered(1))
     server.kill()
     server.start()
@@ -210,7 +206,7 @@ def test_a_restart_between_two_calls_is_not_noticed(server: RedisServer, bus: Re
     assert said(take(bus)) == [1, 2]
 
 
-def test_a_server_that_does_not_answer_costs_the_timeout_once_a_call(server: RedisServer) -> None:
+def test_a_hung_server_costs_one_timeout_per_call(server: RedisServer) -> None:
     with contextlib.closing(server.bus(timeout_s=0.3)) as bus:
         bus.ping()
         server.stop()
@@ -229,10 +225,10 @@ def test_a_server_that_does_not_answer_costs_the_timeout_once_a_call(server: Red
         bus.ping()
 
 
-# --- room -------------------------------------------------------------------------------------------------------------
+# --- limits -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_server_without_memory_refuses_and_what_was_acknowledged_stays(
+def test_a_server_without_memory_refuses_and_keeps_acknowledged_writes(
     server: RedisServer, admin: redis.Redis, bus: RedisBus
 ) -> None:
     bus.publish(numbered(1))
@@ -245,7 +241,7 @@ def test_a_server_without_memory_refuses_and_what_was_acknowledged_stays(
     assert said(take(bus)) == [1, 4]
 
 
-def test_old_messages_go_when_all_groups_are_done_with_them(
+def test_messages_are_trimmed_once_all_groups_acknowledged_them(
     server: RedisServer, bus: RedisBus, admin: redis.Redis
 ) -> None:
     bus.publish(numbered(*range(300)))
@@ -256,23 +252,23 @@ def test_old_messages_go_when_all_groups_are_done_with_them(
     with contextlib.closing(server.bus(stream_limit=100)) as small:
         with pytest.raises(BusFullError, match="100 unread messages"):
             small.publish(numbered(300))
-        assert admin.xlen(KEY) == 100  # from the first that is not acknowledged on
+        assert admin.xlen(KEY) == 100  # trimmed up to the first unacknowledged message
         bus.acknowledge(TOPIC, group="behind", entries=behind[200:])
         small.publish(numbered(300))
     assert said(bus.take(TOPIC, group="behind", consumer="one", count=100)) == list(range(250, 301))
 
 
-def test_a_channel_does_not_grow_for_ever_and_expires(bus: RedisBus, admin: redis.Redis) -> None:
+def test_a_channel_is_limited_and_expires(bus: RedisBus, admin: redis.Redis) -> None:
     bus.publish([answer(str(number)) for number in range(3000)], channel=CHANNEL)
     key = f"esper:{TopicName.COMMANDS}:{CHANNEL}"
     assert 1000 <= admin.xlen(key) <= 1200  # type: ignore[operator]
     assert 0 < admin.ttl(key) <= 7 * 86_400  # type: ignore[operator]
 
 
-# --- services ---------------------------------------------------------------------------------------------------------
+# --- heartbeats -------------------------------------------------------------------------------------------------------
 
 
-def test_a_sign_of_life_is_seen_until_it_expires_or_is_taken_back(bus: RedisBus) -> None:
+def test_a_heartbeat_lasts_until_it_expires_or_is_deleted(bus: RedisBus) -> None:
     bus.beat("tamiyo:a", "serving", lasts_s=60)
     bus.beat("tamiyo:b", "serving", lasts_s=60)
     bus.beat("tezzeret", "gone", lasts_s=0.02)

@@ -43,8 +43,8 @@ TINY = (
 
 @pytest.fixture
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder to work in, with a server of its own; what is left running there is ended."""
-    short = Path(tempfile.mkdtemp(prefix="esper-"))  # a socket's path may have 107 letters
+    """A working directory with an embedded server; yields the socket's folder, and stops services at the end."""
+    short = Path(tempfile.mkdtemp(prefix="esper-"))  # a socket's path is limited to 107 bytes
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(short))
     monkeypatch.setenv("XDG_STATE_HOME", str(short / "state"))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
@@ -62,7 +62,7 @@ class Done:
 
 
 def esper(*arguments: str) -> Done:
-    """The command, in this process: importing torch takes seconds."""
+    """Run the command in this process, since importing torch takes seconds."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as ended:
         main(arguments)
@@ -81,7 +81,7 @@ def checked(*arguments: str) -> tuple[int, dict[str, dict[str, Any]]]:
     return done.returncode, {one["service"]: one for one in json.loads(done.stdout)}
 
 
-def test_services_come_up_answer_runs_and_go_down(own: Path, tmp_path: Path):
+def test_services_start_answer_a_run_and_stop(own: Path, tmp_path: Path):
     up()
     code, found = checked()
     assert code == 0
@@ -104,12 +104,12 @@ def test_services_come_up_answer_runs_and_go_down(own: Path, tmp_path: Path):
 
 
 @pytest.mark.long
-def test_what_is_submitted_to_a_forge_that_is_killed_is_done_by_the_next(own: Path, tmp_path: Path):
+def test_a_submission_to_a_killed_forge_is_done_by_the_next(own: Path, tmp_path: Path):
     up("--only=tezzeret", "--name=first")
     submitted = esper("urza", "submit", "conv1x1", "--redis=embedded")
     assert submitted.returncode == 0, submitted.stderr
     pid = json.loads(Path("outputs/services/first.json").read_text())["pid"]
-    os.kill(pid, signal.SIGKILL)  # and the bus's server lives on, without anybody to stop it
+    os.kill(pid, signal.SIGKILL)  # the embedded server keeps running
     up("--only=tezzeret", "--name=first")
     bus = RedisBus(RedisConfig(url="embedded"))
     deadline, kernels = time.monotonic() + 150, []
@@ -122,7 +122,7 @@ def test_what_is_submitted_to_a_forge_that_is_killed_is_done_by_the_next(own: Pa
 
 
 @pytest.mark.long
-def test_a_stop_is_obeyed_soon_also_in_the_middle_of_a_job(own: Path):
+def test_services_stop_soon_in_the_middle_of_a_job(own: Path):
     up()
     esper("urza", "submit", "basic_block", "--redis=embedded")
     time.sleep(2)
@@ -136,7 +136,7 @@ def test_a_stop_is_obeyed_soon_also_in_the_middle_of_a_job(own: Path):
 
 
 @pytest.mark.long
-def test_a_service_that_is_missing_or_no_server_is_an_exit_code_and_a_remedy(own: Path):
+def test_a_missing_service_or_server_is_an_exit_code_and_a_remedy(own: Path):
     up("--only=tamiyo")
     code, found = checked()
     assert (code, found["tezzeret"]["status"]) == (1, "absent")
@@ -152,7 +152,7 @@ def test_a_service_that_is_missing_or_no_server_is_an_exit_code_and_a_remedy(own
     assert esper("services", "up", "--name=../x").stderr.startswith("error: --name ../x: allowed are letters")
 
 
-def test_only_the_process_that_was_noted_is_stopped(own: Path):
+def test_down_stops_only_the_process_of_the_pid_file(own: Path):
     innocent = subprocess.Popen(["sleep", "60"])
     Path("outputs/services").mkdir(parents=True)
     for host, created in ((socket.gethostname(), 1.0), ("elsewhere", psutil.Process(innocent.pid).create_time())):
@@ -164,7 +164,7 @@ def test_only_the_process_that_was_noted_is_stopped(own: Path):
     innocent.wait()
 
 
-def test_a_rehearsal_leaves_no_trace_on_the_bus(own: Path):
+def test_a_dry_run_publishes_nothing(own: Path):
     up("--only=tamiyo")
     done = fit(*TINY, "morphogenetic.tamiyo=shared", "dry_run=true", run_dir="run")
     assert done.exit_code == 0
@@ -172,14 +172,14 @@ def test_a_rehearsal_leaves_no_trace_on_the_bus(own: Path):
         assert bus.take(TopicName.RUNS, group="test", consumer="test") == []
 
 
-def test_a_folder_that_others_may_enter_is_refused(own: Path):
+def test_a_socket_folder_open_to_others_is_refused(own: Path):
     own.mkdir(mode=0o755)
-    done = esper("services", "up", OWN)  # refuses before it serves
+    done = esper("services", "up", OWN)  # fails before it starts
     assert done.returncode == 2
     assert "must be a directory that you own" in done.stderr
 
 
-def test_the_health_of_a_training_tells_of_the_services_and_none_of_them_stops_it(own: Path, tmp_path: Path):
+def test_health_check_lists_services_whose_failure_does_not_stop_training(own: Path, tmp_path: Path):
     async def go() -> list[dict[str, Any]]:
         config = tiny_config(bus="redis", redis=RedisConfig(url="embedded"))
         service = TolariaService(config, run_dir=tmp_path / "run")
