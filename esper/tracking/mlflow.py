@@ -225,16 +225,16 @@ def get_experiment_id(client: Any, name: str, *, uri: str, outputs_dir: Path) ->
     """The id of the experiment of this name, created if missing; a database's artifacts go to the outputs folder."""
     from mlflow.exceptions import MlflowException
 
-    if found := client.get_experiment_by_name(name):
-        return str(found.experiment_id)
+    if existing := client.get_experiment_by_name(name):
+        return str(existing.experiment_id)
     # A server has its own artifact store; a database defaults to ./mlruns of the current directory.
     has_server = uri.startswith(("http", "databricks"))
     artifacts = None if has_server else (outputs_dir.absolute() / "mlartifacts").as_uri()
     try:
         return str(client.create_experiment(name, artifact_location=artifacts))
     except MlflowException:  # another process created it first
-        if found := client.get_experiment_by_name(name):
-            return str(found.experiment_id)
+        if existing := client.get_experiment_by_name(name):
+            return str(existing.experiment_id)
         raise
 
 
@@ -263,9 +263,9 @@ def find_run(client: Any, file: Path, *, place: str, experiment_id: str, name: s
                 return run
     # The uid is saved first: a run whose creation is not confirmed can be found by it.
     write_atomically(file, json.dumps(known, indent=2))
-    found = client.search_runs([experiment_id], f"tags.`{_UID_TAG}` = '{known['uid']}'", max_results=1)
-    if found:
-        run = found[0]
+    matches = client.search_runs([experiment_id], f"tags.`{_UID_TAG}` = '{known['uid']}'", max_results=1)
+    if matches:
+        run = matches[0]
     else:
         tags = {_UID_TAG: known["uid"]}
         run = client.create_run(experiment_id, start_time=round(1000 * start_time_s), tags=tags, run_name=name)
