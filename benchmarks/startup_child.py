@@ -43,14 +43,14 @@ def main() -> None:
 
 def _watch(file: Path) -> None:
     from esper import build
-    from esper.tolaria import trainer
+    from esper.tolaria.loop import TrainingLoop
     from esper.tolaria.step import TrainStep
 
     build.load_splits = _timed("data", build.load_splits)  # type: ignore[attr-defined]
     build._build_model = _timed("network", build._build_model)
-    initialize, step = trainer.TolariaTrainer._initialize, TrainStep.forward_backward_update
+    initialize, step = TrainingLoop.initialize, TrainStep.forward_backward_update
 
-    def initialized(self: trainer.TolariaTrainer) -> None:
+    def initialized(self: TrainingLoop) -> None:
         initialize(self)
         marks["opened"] = time.time()
 
@@ -65,7 +65,7 @@ def _watch(file: Path) -> None:
         file.write_text(json.dumps(marks))
         os._exit(0)  # the rest of the training is not what is measured
 
-    trainer.TolariaTrainer._initialize = initialized  # type: ignore[method-assign]
+    TrainingLoop.initialize = initialized  # type: ignore[method-assign]
     TrainStep.forward_backward_update = stepped  # type: ignore[method-assign]
 
 

@@ -12,8 +12,7 @@ import torch
 from esper.configs import DatasetConfig, ModelConfig, MorphogeneticConfig, OptimizationConfig, TolariaConfig
 from esper.configs.tracking import TrackingConfig
 from esper.contracts.events import Event
-from esper.costs import training_macs
-from esper.tolaria.optim import set_learning_rates
+from esper.tolaria.loop import train_step
 from esper.tolaria.ranks import Ranks
 from esper.tolaria.run import Run, open_run
 from esper.tolaria.state import TrainingState
@@ -75,12 +74,7 @@ def train_steps(run: Run, num_steps: int) -> None:
     """The inside of the trainer's epochs; at the end of one nothing happens but that the next begins."""
     state = run.state
     for _ in range(num_steps):
-        set_learning_rates(run.optimizer, run.schedule(run.state.global_step), step=run.state.global_step)
-        run.growth.before_step()
-        run.step.forward_backward_update(epoch=state.epoch, index=state.step, step=state.global_step)
-        state.step += 1
-        state.global_step += 1
-        state.ledger.train_macs += training_macs(run.config.dataset.batch_size, run.life.running_macs)
+        train_step(run)
         if state.step == run.steps_per_epoch:
             state.epoch += 1
             state.step = 0

@@ -88,9 +88,10 @@ class Validated(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EpochEnded(Event):
-    """The metrics of an epoch: means over its training steps, and the controller split at its end.
+    """Metrics of an epoch (`esper.tolaria.TrainingMetrics`): means over its training steps, then the controller split.
 
-    It comes before the verdicts, decisions and growth at the end of the epoch.
+    It comes before the verdicts, decisions and growth at the end of the epoch; `adaptations_applied` counts the
+    decisions carried out just before it, which shaped the network that it trained. `epoch_time` is in seconds.
     """
 
     kind: ClassVar[str] = "epoch"

@@ -11,12 +11,12 @@ from esper.configs import TolariaConfig
 from esper.configs.comparison import dependency_level
 from esper.configs.identity import outputs_folder
 from esper.tolaria import TolariaTrainer
-from esper.tolaria.dry_run import Rehearsal
+from esper.tolaria.dry_run import DryRun
 
 __all__ = ["dry_run"]
 
 
-def dry_run(config: TolariaConfig, run_dir: Path) -> Rehearsal:
+def dry_run(config: TolariaConfig, run_dir: Path) -> DryRun:
     """Dry-run a configuration.
 
     Args:
@@ -31,12 +31,12 @@ def dry_run(config: TolariaConfig, run_dir: Path) -> Rehearsal:
     return asyncio.run(_dry_run(_isolated(config, library_url=library_url)))
 
 
-async def _dry_run(config: TolariaConfig) -> Rehearsal:
+async def _dry_run(config: TolariaConfig) -> DryRun:
     with tempfile.TemporaryDirectory(prefix="esper-dry-run-") as folder:
         trainer = TolariaTrainer(config, run_dir=Path(folder))
         try:
             await trainer.initialize()
-            return await trainer.rehearse()
+            return await trainer.dry_run()
         finally:
             await trainer.shutdown()
 

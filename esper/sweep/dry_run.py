@@ -18,7 +18,7 @@ from esper.terminal import table_console
 from esper.tracking.formatting import duration
 
 if TYPE_CHECKING:
-    from esper.tolaria.dry_run import Rehearsal
+    from esper.tolaria.dry_run import DryRun
 
 __all__ = ["dry_run_sweep"]
 
@@ -33,7 +33,7 @@ def dry_run_sweep(members: Sequence[tuple[Member, TolariaConfig]], queue: Queue)
     """
     plan = plan_submission(members)
     to_submit = {member.name for member, _ in plan.to_submit}
-    reports: dict[str, Rehearsal] = {}
+    reports: dict[str, DryRun] = {}
     times_s: list[float | None] = []
     short = labels([member for member, _ in members])
     table = Table(box=None, pad_edge=False)
@@ -56,7 +56,7 @@ def dry_run_sweep(members: Sequence[tuple[Member, TolariaConfig]], queue: Queue)
     print(f"{_total_time(times_s)}\nnothing was submitted")  # noqa: T201
 
 
-def _dry_run(member: Member, config: TolariaConfig) -> Rehearsal:
+def _dry_run(member: Member, config: TolariaConfig) -> DryRun:
     from esper.launch.dry_run import dry_run  # torch
 
     try:
@@ -65,7 +65,7 @@ def _dry_run(member: Member, config: TolariaConfig) -> Rehearsal:
         raise type(error)(f"{' '.join(member.overrides)}: {error}") from error
 
 
-def _time_s(report: Rehearsal, config: TolariaConfig, queue: Queue) -> float | None:
+def _time_s(report: DryRun, config: TolariaConfig, queue: Queue) -> float | None:
     """Time of the run's steps; None if its job gets a GPU and this machine has none to measure on."""
     on_gpu = queue.requests_gpus and config.device != "cpu"
     return None if on_gpu and report.device == "cpu" else report.seconds

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from esper.contracts.events import EpochEnded as TrainingMetrics
 from esper.tolaria.service import TolariaService
-from esper.tolaria.state import TrainingMetrics, TrainingState
+from esper.tolaria.state import TrainingState
 from esper.tolaria.trainer import TolariaTrainer
 
 __all__ = ["TolariaService", "TolariaTrainer", "TrainingMetrics", "TrainingState"]

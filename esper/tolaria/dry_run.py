@@ -1,4 +1,4 @@
-"""A dry run's work: a few steps, a module grown by force after the first, and what it cost."""
+"""A dry run: a few steps, with a module forced to grow after the first, and the time they took."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from dataclasses import dataclass
 from esper.contracts.decisions import AdaptationDecision
 from esper.errors import SurgeryError
 from esper.tolaria.finite import require_finite
-from esper.tolaria.optim import set_learning_rates
+from esper.tolaria.loop import train_step
 from esper.tolaria.run import Run
 
-__all__ = ["Rehearsal", "rehearse"]
+__all__ = ["DryRun", "dry_run"]
 
 _MAX_STEPS = 20
 _MAX_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rehearsal:
-    """What a dry run found.
+class DryRun:
+    """What a dry run measured.
 
     Attributes:
-        num_parameters: of the host, before it grows.
-        device: what the steps ran on: `cuda:0`, `cpu`.
+        num_parameters: of the host, before it grew.
+        device: where the steps ran: `cuda:0`, `cpu`.
         total_steps: optimizer steps of the whole training.
-        step_seconds: median time of a step; the first of all does not count.
-        lines: what to show.
+        step_seconds: median time of a step, without the first.
+        lines: text for the user.
     """
 
     num_parameters: int
@@ -38,12 +38,12 @@ class Rehearsal:
 
     @property
     def seconds(self) -> float:
-        """What the training's steps take; evaluation, growth and saving come on top."""
+        """Time of all steps of the training, without evaluation, growth and saving."""
         return self.total_steps * self.step_seconds
 
 
-def rehearse(run: Run) -> Rehearsal:
-    """Do a step, grow a module at the first site that takes one, do more steps until their time is known.
+def dry_run(run: Run) -> DryRun:
+    """Do a step, grow a module at the first site that accepts one, and do more steps to measure their time.
 
     Raises:
         SurgeryError: nothing can be grown anywhere.
@@ -54,21 +54,18 @@ def rehearse(run: Run) -> Rehearsal:
     lines.append(f"training   {run.total_steps:,} steps of {run.config.dataset.batch_size} on {run.parts.device}")
     sites = [slot.site.name for slot in run.model.all_slots()]
     seconds: list[float] = []
-    # The learning rate is defined for the training's steps only.
-    num_steps = min(_MAX_STEPS, run.total_steps)
+    num_steps = min(_MAX_STEPS, run.total_steps)  # the schedule is defined for these
     while len(seconds) < 2 or run.ranks.first(lambda: len(seconds) < num_steps and sum(seconds) < _MAX_SECONDS):
         index, started = len(seconds), time.perf_counter()
-        set_learning_rates(run.optimizer, run.schedule(index), step=index)
-        run.growth.before_step()
-        run.step.forward_backward_update(epoch=0, index=index % run.steps_per_epoch, step=index)
-        run.state.global_step += 1
-        loss = require_finite(run).loss  # waits for the device, so that the time is the step's
+        train_step(run)
+        run.state.step %= run.steps_per_epoch
+        loss = require_finite(run).loss  # waits for the device
         seconds.append(time.perf_counter() - started)
         if index < 2:
             lines.append(f"step {index + 1}     loss {loss:.4f}")
         if index == 0 and sites:
             lines.append(f"growth     {_grow_somewhere(run, sites)}")
-    return Rehearsal(
+    return DryRun(
         num_parameters=host.num_parameters,
         device=str(run.parts.device),
         total_steps=run.total_steps,
@@ -79,6 +76,6 @@ def rehearse(run: Run) -> Rehearsal:
 
 def _grow_somewhere(run: Run, sites: list[str]) -> str:
     for site in sites:
-        if run.growth.apply(AdaptationDecision(should_adapt=True, site=site, reasoning="rehearsal")):
+        if run.growth.apply(AdaptationDecision(should_adapt=True, site=site, reasoning="dry run")):
             return f"{run.model.recipe[0].blueprint_id} at {site}"
     raise SurgeryError("dry_run: nothing could be grown at any site; morphogenetic.blueprint* allow too little")

@@ -11,7 +11,6 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from esper import urza
 from esper.configs import DatabaseConfig, TolariaConfig
@@ -20,9 +19,6 @@ from esper.errors import ConfigError, EsperError, RunError, StoreError
 from esper.tracking import write_atomically
 from esper.urza import Blueprint
 from esper.urza.records import read_outcomes
-
-if TYPE_CHECKING:
-    from esper.tolaria.run import Run
 
 __all__ = ["declare_recorded", "record_outcomes", "with_library", "write_declared"]
 
@@ -103,16 +99,15 @@ def write_declared(run_dir: Path, blueprint_ids: Sequence[str]) -> None:
         write_atomically(run_dir / _FILE, json.dumps(definitions, indent=1) + "\n")
 
 
-def record_outcomes(run: Run) -> str | None:
-    """Tell the library what the modules of a run gained, if asked to; returns what went wrong, which ends no run."""
-    database = run.config.database
-    if not database.record_outcomes or not run.ranks.is_first:
+def record_outcomes(database: DatabaseConfig, *, run_dir: Path, outputs_dir: Path) -> str | None:
+    """Record in the library, if asked to, what a run's modules gained; returns the message of a failure."""
+    if not database.record_outcomes:
         return None
     from esper.urza.store import Store
 
     try:
-        with contextlib.closing(Store(database, outputs_dir=run.outputs_dir, create=True)) as store:
-            store.put_outcomes(read_outcomes(run.run_dir))
+        with contextlib.closing(Store(database, outputs_dir=outputs_dir, create=True)) as store:
+            store.put_outcomes(read_outcomes(run_dir))
     except EsperError as error:
-        return f"outcomes were not recorded: {error}; later: esper urza record {run.run_dir}"
+        return f"outcomes were not recorded: {error}; later: esper urza record {run_dir}"
     return None

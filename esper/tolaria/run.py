@@ -186,7 +186,7 @@ def open_run(
     ranks = ranks or Ranks()
     if config.dataset.batch_size < ranks.size:
         raise ConfigError(
-            f"dataset.batch_size={config.dataset.batch_size}: {ranks.size} processes share each batch; start fewer, "
+            f"dataset.batch_size={config.dataset.batch_size}: {ranks.size} ranks share each batch; start fewer, "
             "or use a larger batch"
         )
     run_dir = (run_dir or Path("outputs", config.experiment_name, run_name(config, []))).absolute()

@@ -1,4 +1,4 @@
-"""Where a training stands, and what an epoch gave."""
+"""The counters of a training."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from esper.costs import Ledger
 
-__all__ = ["TrainingMetrics", "TrainingState"]
+__all__ = ["TrainingState"]
 
 
 @dataclass(kw_only=True)
@@ -57,20 +57,3 @@ class TrainingState:
         """Take over what `state_dict` returned."""
         for name, value in saved.items():
             setattr(self.ledger if hasattr(self.ledger, name) else self, name, value)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainingMetrics:
-    """Result of one epoch; accuracies are fractions, times seconds.
-
-    `adaptations_applied` counts the decisions carried out just before it: they shaped the network it trained.
-    """
-
-    epoch: int
-    train_loss: float
-    train_accuracy: float
-    val_loss: float
-    val_accuracy: float
-    learning_rate: float
-    adaptations_applied: int
-    epoch_time: float

@@ -16,8 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from esper.contracts.decisions import AdaptationDecision
 from esper.tolaria import TolariaTrainer
-from esper.tolaria.optim import set_learning_rates
-from esper.tolaria.run import Run
+from esper.tolaria.loop import train_step
 from tests.conftest import tiny_config, use
 
 READING = {"_local_scalar_dense", "nonzero", "_unique2", "unique_dim", "unique_consecutive", "masked_select", "equal"}
@@ -61,15 +60,6 @@ class NoReadingMethods(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def step(run: Run) -> None:
-    """One step as the trainer does it, and nothing at an epoch's end."""
-    set_learning_rates(run.optimizer, run.schedule(run.state.global_step), step=run.state.global_step)
-    run.growth.before_step()
-    run.step.forward_backward_update(epoch=0, index=run.state.step, step=run.state.global_step)
-    run.state.step += 1
-    run.state.global_step += 1
-
-
 def operations(work: Callable[[], object]) -> Counter[tuple[Any, ...]]:
     with Operations() as seen:
         work()
@@ -81,11 +71,11 @@ def of_a_step(run_dir: Path, *, grow: bool = False, **changes: Any) -> Counter[t
 
     async def body(trainer: TolariaTrainer) -> Counter[tuple[Any, ...]]:
         run = trainer.run
-        step(run)
+        train_step(run)
         if grow:
             assert run.growth.apply(AdaptationDecision(should_adapt=True, target_layer="layer1"))
-        step(run)
-        return operations(lambda: step(run))
+        train_step(run)
+        return operations(lambda: train_step(run))
 
     found = use(tiny_config(**changes), run_dir, body)
     assert isinstance(found, Counter)
@@ -126,13 +116,13 @@ def test_forward_and_backward_through_dormant_seeds_do_the_plain_hosts_operation
 def test_no_step_reads_the_device_with_seeds_dormant_or_grown(changes: dict[str, Any], run_dir: Path) -> None:
     async def body(trainer: TolariaTrainer) -> None:
         run = trainer.run
-        step(run)  # an epoch begins with the copy of its order
+        train_step(run)  # an epoch begins with the copy of its order
         with NoReadingMethods(), NoReads():
-            step(run)
+            train_step(run)
         assert run.growth.apply(AdaptationDecision(should_adapt=True, target_layer="layer1"))
-        step(run)
+        train_step(run)
         with NoReadingMethods(), NoReads():
-            step(run)
+            train_step(run)
 
     use(tiny_config(**changes), run_dir, body)
 

@@ -7,7 +7,7 @@ import pytest
 
 from esper.errors import ConfigError, DataError, RunError
 from esper.launch.run import run
-from esper.tolaria import TolariaTrainer
+from esper.tolaria.loop import TrainingLoop
 from esper.tolaria.run_folder import RunFolder
 from tests.conftest import tiny_config
 
@@ -16,13 +16,13 @@ def test_a_run_that_loses_the_race_for_its_folder_leaves_it_to_the_winner(
     run_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     winner = RunFolder(run_dir)
-    initialize = TolariaTrainer._initialize
+    initialize = TrainingLoop.initialize
 
-    def overtaken(trainer: TolariaTrainer) -> None:
+    def overtaken(loop: TrainingLoop) -> None:
         winner.acquire()  # the other process gets there first; it is still loading its data
-        initialize(trainer)
+        initialize(loop)
 
-    monkeypatch.setattr(TolariaTrainer, "_initialize", overtaken)
+    monkeypatch.setattr(TrainingLoop, "initialize", overtaken)
     with pytest.raises(RunError, match="in use by another process"):
         run(tiny_config(), run_dir)
     assert run_dir.is_dir()
@@ -69,7 +69,7 @@ def test_a_dry_run_takes_the_first_site_that_something_fits(run_dir: Path, capsy
 @pytest.mark.parametrize(
     ("blueprint", "message"),
     [
-        ("basic_blok", r"morphogenetic.blueprint: .*did you mean 'basic_block'\?"),
+        ("basic_blok", r"morphogenetic.blueprint: .*did you mean basic_block\?"),
         ("group_norm", r"no allowed blueprint fits any site"),
     ],
 )

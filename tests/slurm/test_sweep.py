@@ -69,7 +69,7 @@ def test_a_run_of_two_processes_saves_requeues_and_resumes(sweep: Sweep):
     assert "waiting     " in out  # in between
     assert resumed(run_dir) == [False, True]
     assert epochs(run_dir) == list(range(1, 151))
-    assert "2 processes share each batch" in (run_dir / "journal.jsonl").read_text()
+    assert "2 ranks share each batch" in (run_dir / "journal.jsonl").read_text()
 
 
 def test_a_preempted_job_resumes_in_the_same_run_and_the_same_mlflow_run(sweep: Sweep):

@@ -8,9 +8,9 @@ from esper.tolaria import TolariaTrainer
 from tests.conftest import tiny_config, use
 
 
-def test_a_rehearsal_grows_and_tells_the_time_of_the_whole_training(run_dir: Path):
-    async def rehearsed(trainer: TolariaTrainer) -> None:
-        found = await trainer.rehearse()
+def test_a_dry_run_grows_and_estimates_the_time_of_the_whole_training(run_dir: Path):
+    async def measured(trainer: TolariaTrainer) -> None:
+        found = await trainer.dry_run()
         run = trainer.run
         assert found.num_parameters == run.host_cost.num_parameters
         assert found.total_steps == 18
@@ -19,4 +19,4 @@ def test_a_rehearsal_grows_and_tells_the_time_of_the_whole_training(run_dir: Pat
         assert len(run.model.recipe) == 1
         assert found.lines[3] == f"growth     {run.model.recipe[0].blueprint_id} at {run.model.recipe[0].site}"
 
-    use(tiny_config(), run_dir, rehearsed)
+    use(tiny_config(), run_dir, measured)

@@ -129,7 +129,7 @@ def test_what_the_first_process_cannot_read_ends_all_of_them_and_is_told_once(tm
 
 
 def test_more_processes_than_images_in_a_batch_are_refused(run_dir: Path) -> None:
-    with pytest.raises(ConfigError, match=r"dataset.batch_size=32: 33 processes share each batch"):
+    with pytest.raises(ConfigError, match=r"dataset.batch_size=32: 33 ranks share each batch"):
         open_run(tiny_config(), run_dir=run_dir, state=TrainingState(), listeners=(), ranks=Ranks(Place(size=33)))
 
 

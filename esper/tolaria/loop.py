@@ -1,0 +1,340 @@
+"""The training loop: read `initialize`, `train`, `train_epoch`, `train_step` and `end_epoch` to follow a run.
+
+All of it is plain synchronous code for one thread; `trainer.py` gives it an asynchronous face.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from esper.configs import TolariaConfig
+from esper.configs.check import check
+from esper.configs.load import to_yaml
+from esper.contracts.events import CheckpointSaved, EpochEnded, Event, Notice, RunEnded, RunStarted, Validated
+from esper.costs import training_macs
+from esper.errors import CheckpointError
+from esper.tolaria.checkpoints.contents import snapshot
+from esper.tolaria.checkpoints.resume import resume
+from esper.tolaria.finite import require_finite
+from esper.tolaria.library import record_outcomes, write_declared
+from esper.tolaria.optim import set_learning_rates
+from esper.tolaria.ranks import joined
+from esper.tolaria.run import Run, capture_obstacle, open_run
+from esper.tolaria.state import TrainingState
+from esper.tolaria.step_log import StepLog
+from esper.tolaria.sums import Window
+from esper.tracking import environment, git_diff, write_atomically
+from esper.tracking.files import write_recipe
+
+__all__ = ["TrainingLoop", "train_step"]
+
+_STOP_INTERVAL = 10
+"""Steps between the all-reduces by which several ranks agree to stop."""
+
+
+def train_step(run: Run) -> None:
+    """Do the run's next optimizer step."""
+    state = run.state
+    set_learning_rates(run.optimizer, run.schedule(state.global_step), step=state.global_step)
+    run.growth.before_step()  # incubate and blend in new modules
+    run.step.forward_backward_update(epoch=state.epoch, index=state.step, step=state.global_step)
+    state.step += 1
+    state.global_step += 1
+    state.ledger.train_macs += training_macs(run.config.dataset.batch_size, run.life.running_macs)
+
+
+class TrainingLoop:
+    """A training from begin to end.
+
+    Args:
+        config, run_dir, listeners: see `TolariaTrainer`.
+
+    Attributes:
+        run: what the training works with; set by `initialize`.
+        state: counters; all of them are saved in checkpoints.
+        stop_reason: why to stop at the next step, if it is not None; may be set from any thread.
+        result: metrics and costs of a finished training, else None.
+        close: finishes the trackers and unlocks the run folder; safe to call twice.
+    """
+
+    run: Run
+
+    def __init__(
+        self, config: TolariaConfig, *, run_dir: Path | None, listeners: Sequence[Callable[[Event], None]]
+    ) -> None:
+        self.config = config
+        self.state = TrainingState()
+        self.stop_reason: str | None = None
+        self.result: dict[str, Any] | None = None
+        self.close: Callable[[], None] = lambda: None
+        self._run_dir = run_dir
+        self._listeners = listeners
+        self._train_means: Window | None = None  # of the epoch that just ended
+        self._validation: tuple[float, float] | None = None  # loss and accuracy of the current weights
+
+    def initialize(self) -> None:
+        """Open the run: build everything, resume if there is a checkpoint, and start journal and trackers."""
+        config = self.config
+        check(config)
+        ranks = joined()
+        ranks.device(config.device)  # makes it current, before a stream is created there
+        if config.device != "cpu" and torch.cuda.is_available():
+            # All work of this thread uses one stream, which can be captured: a second one would cost memory of its own.
+            torch.cuda.set_stream(torch.cuda.Stream())  # type: ignore[no-untyped-call]
+        run = open_run(config, run_dir=self._run_dir, state=self.state, listeners=self._listeners, ranks=ranks)
+        try:
+            resumed_from = resume(run)
+            if resumed_from is None:
+                run.growth.begin()
+            run.begin_together()
+            write_atomically(run.run_dir / "config.yaml", to_yaml(config))
+            write_atomically(run.run_dir / "git.diff", git_diff())
+            write_declared(run.run_dir, run.config.morphogenetic.library)
+            run.folder.set_status("running")
+            run.emit(
+                RunStarted,
+                run_name=run.run_dir.name,
+                experiment_name=config.experiment_name,
+                total_steps=run.total_steps,
+                total_epochs=config.optimization.max_epochs,
+                num_parameters=run.host_cost.num_parameters,
+                num_macs=run.host_cost.num_macs,
+                num_sites=len(run.model.slots),
+                device=str(run.parts.device),
+                config=dataclasses.asdict(config),
+                environment=environment(),
+                resumed_from=resumed_from,
+            )
+            self._announce(run, is_resumed=resumed_from is not None)
+            run.follow()
+        except BaseException:
+            run.close()
+            raise
+        self.run, self.close = run, run.close
+
+    def train(self) -> list[EpochEnded]:
+        """Train to the end, or until `stop_reason` is set; returns the metrics of the epochs trained here."""
+        history = []
+        with self.run.ranks.watched(), torch.autograd.set_detect_anomaly(self.config.debug_mode):
+            while not self._is_over():
+                self.train_epoch()
+                if self._train_means is None:  # stopped before the end of the epoch
+                    break
+                history.append(self.end_epoch())
+            if self._is_over():
+                self._finish()
+            else:
+                self._interrupt()
+        return history
+
+    def train_epoch(self) -> Window:
+        """Train the rest of the current epoch; returns means over the steps of the epoch."""
+        run, state, config = self.run, self.state, self.config
+        self._train_means = self._validation = None
+        if state.step == 0:
+            run.step.sums.epoch.zero_()
+            run.last_read.zero_()
+        started = time.monotonic()
+        log = StepLog(run)
+        with self._profiler() as profile_step:
+            while state.step < run.steps_per_epoch and not self._should_stop():
+                train_step(run)
+                profile_step()
+                if config.debug_mode:
+                    require_finite(run)
+                if state.global_step % config.logging.log_interval == 0:
+                    log.begin()
+                if self._is_validation_due():
+                    log.flush()
+                    self.validate()
+            log.flush()
+        state.epoch_seconds += time.monotonic() - started
+        means = require_finite(run)
+        if state.step == run.steps_per_epoch:
+            self._train_means, self._validation = means, None
+            state.epoch += 1
+            state.step = 0
+        return means
+
+    def validate(self) -> tuple[float, float]:
+        """Loss and accuracy of the controller split, in the number format of training."""
+        run, step = self.run, self.state.global_step
+        with run.step.ema_weights(step=step), run.step.autocast():
+            loss, accuracy = run.measure(run.parts.splits.controller)
+        run.emit(Validated, epoch=self.state.epoch, val_loss=loss, val_accuracy=accuracy)
+        self._validation = (loss, accuracy)
+        return loss, accuracy
+
+    def end_epoch(self) -> EpochEnded:
+        """Validate unless that was done, judge what has grown, consult Tamiyo, grow, and start to save."""
+        run, state, saving = self.run, self.state, self.config.checkpoint
+        started = time.monotonic()
+        self._finish_saving()  # of the last epoch
+        train = self._train_means or require_finite(run)
+        val_loss, val_accuracy = self._validation or self.validate()
+        learning_rate = run.schedule(state.global_step - 1)
+        if self._is_best(val_loss, val_accuracy) and saving.save_best:
+            self._start_saving(is_best=True)  # before growth: the network that was validated
+        metrics = EpochEnded(
+            step=state.global_step,
+            epoch=state.epoch,
+            train_loss=train.loss,
+            train_accuracy=train.accuracy,
+            val_loss=val_loss,
+            val_accuracy=val_accuracy,
+            learning_rate=learning_rate,
+            adaptations_applied=state.adaptations_this_epoch,
+            epoch_time=state.epoch_seconds + time.monotonic() - started,
+        )
+        run.journal.write(metrics)
+        if run.step.regions is not None and (news := run.step.regions.news()):
+            run.emit(Notice, level=news[0], message=news[1])
+        is_last = self._is_over()
+        run.growth.end_of_epoch(is_last=is_last)
+        if state.adaptations_this_epoch:
+            state.epochs_since_best = 0  # patience restarts after growth
+        state.total_seconds += state.epoch_seconds + time.monotonic() - started
+        state.epoch_seconds = 0.0
+        self._train_means = self._validation = None
+        if state.epoch % saving.save_interval == 0 or (is_last and saving.save_last):
+            self._start_saving()
+        return metrics
+
+    def _finish(self) -> None:
+        """Test, and write the result."""
+        run, splits, step = self.run, self.run.parts.splits, self.state.global_step
+        if run.step.ema is not None and run.step.ema.is_empty(step=step):
+            run.warn("a module was removed after the last step: the result is of the weights, not of their average")
+        with run.step.ema_weights(step=step):
+            validation = run.measure(splits.controller)
+            test = run.measure(splits.test)  # the only use of the test split in a run
+        self.result = _result(run, validation=validation, test=test)
+        self._finish_saving()
+        write_recipe(run.run_dir / "recipe.json", run.model.recipe, host=self.config.model.name)
+        if run.ranks.is_first and (
+            problem := record_outcomes(self.config.database, run_dir=run.run_dir, outputs_dir=run.outputs_dir)
+        ):
+            run.warn(problem)
+        run.emit(RunEnded, status="finished", reason="", result=self.result)
+        run.folder.set_status("finished", result=self.result)
+
+    def _interrupt(self) -> None:
+        if self.config.checkpoint.save_last:
+            self._start_saving()
+        self._finish_saving()
+        self.end("interrupted", self.stop_reason or "")
+
+    def end(self, status: str, reason: str) -> None:
+        """Record that the run ended without a result: `failed` or `interrupted`, and why."""
+        self.run.emit(RunEnded, status=status, reason=reason, result=None)
+        self.run.folder.set_status(status, reason=reason)
+
+    # --- checkpoints ----------------------------------------------------------------------------------------------
+
+    def save_checkpoint(self, epoch: int, *, is_best: bool) -> str:
+        """Save and wait until the checkpoint is on disk; returns its path."""
+        if epoch != self.state.epoch:
+            raise CheckpointError(f"epoch={epoch}: the training is at epoch {self.state.epoch}")
+        self._start_saving(is_best=is_best)
+        return self.run.ranks.first(lambda: str(self._finish_saving()[-1]))
+
+    def _start_saving(self, *, is_best: bool = False) -> None:
+        """Save a checkpoint in the background."""
+        require_finite(self.run)
+        if self.run.ranks.is_first:
+            self.run.checkpoint_writer.start(snapshot(self.run), epoch=self.state.epoch, is_best=is_best)
+
+    def _finish_saving(self) -> list[Path]:
+        """Wait for the checkpoints that are being written; returns their paths."""
+        run = self.run
+        saved = run.checkpoint_writer.collect()
+        for one in saved:
+            shown = one.path.relative_to(run.run_dir) if one.path.is_relative_to(run.run_dir) else one.path
+            run.emit(CheckpointSaved, epoch=one.epoch, path=str(shown), is_best=one.is_best)
+        return [one.path for one in saved]
+
+    # --- conditions -----------------------------------------------------------------------------------------------
+
+    def _is_over(self) -> bool:
+        patience, state = self.config.optimization.patience, self.state
+        is_out_of_patience = patience is not None and state.epochs_since_best >= patience
+        return is_out_of_patience or state.epoch >= self.config.optimization.max_epochs
+
+    def _should_stop(self) -> bool:
+        """Whether to stop before the next step; several ranks agree on it every few steps."""
+        ranks = self.run.ranks
+        if ranks.size > 1:
+            if self.state.global_step % _STOP_INTERVAL:
+                return False
+            self.stop_reason = ranks.any_of(self.stop_reason)
+        return self.stop_reason is not None
+
+    def _is_validation_due(self) -> bool:
+        interval, state = self.config.logging.eval_interval, self.state
+        return interval is not None and state.global_step % interval == 0 and state.step < self.run.steps_per_epoch
+
+    def _is_best(self, val_loss: float, val_accuracy: float) -> bool:
+        """Whether the loss is the lowest so far; updates the state's best values and its patience."""
+        state = self.state
+        improved = val_loss < state.best_loss - self.config.optimization.min_delta
+        state.epochs_since_best = 0 if improved else state.epochs_since_best + 1
+        if val_loss >= state.best_loss:
+            return False
+        state.best_loss, state.best_accuracy = val_loss, val_accuracy
+        return True
+
+    # --- what the user sees ---------------------------------------------------------------------------------------
+
+    def _announce(self, run: Run, *, is_resumed: bool) -> None:
+        def inform(message: str) -> None:
+            run.emit(Notice, level="INFO", message=message)
+
+        if run.model.recipe and not is_resumed:
+            inform(f"modules built from the recipe: {len(run.model.recipe)}")
+        if run.parts.device.type == "cuda" and (obstacle := capture_obstacle(self.config)):
+            inform(f"the step is not captured as a CUDA graph: {obstacle}")
+        if run.ranks.size > 1:
+            inform(f"{run.ranks.size} ranks share each batch of {self.config.dataset.batch_size} images")
+        if late := run.growth.times_too_late:
+            run.warn(f"schedule_at={late} falls to the end of an epoch past growth_until: nothing will grow then")
+
+    @contextlib.contextmanager
+    def _profiler(self) -> Iterator[Callable[[], None]]:
+        """Profile a few steps of the run's first epoch if asked to; yields a function to call after every step."""
+        target = self.run.log_dir / "profile.json"
+        if not self.config.profile_training or target.exists():
+            yield lambda: None
+            return
+        with torch.profiler.profile(
+            schedule=torch.profiler.schedule(wait=1, warmup=1, active=4, repeat=1),
+            on_trace_ready=lambda profile: profile.export_chrome_trace(str(target)),
+        ) as profile:
+            yield profile.step
+
+
+def _result(run: Run, *, validation: tuple[float, float], test: tuple[float, float]) -> dict[str, Any]:
+    """Metrics and costs of a finished run, as `RunEnded` describes them; `validation` and `test`: loss, accuracy."""
+    state, life = run.state, run.life
+    return {
+        "test_loss": test[0],
+        "test_accuracy": test[1],
+        "val_loss": validation[0],
+        "val_accuracy": validation[1],
+        "epochs": state.epoch,
+        "num_parameters_before": run.host_cost.num_parameters,
+        "num_parameters": life.cost.num_parameters,
+        "num_macs_before": run.host_cost.num_macs,
+        "num_macs": life.cost.num_macs,
+        "num_grown": life.num_germinated,
+        "num_kept": len(run.model.recipe),
+        "peak_parameters": state.peak_parameters,
+        **state.ledger.totals(),
+        "seconds": state.total_seconds,
+    }
