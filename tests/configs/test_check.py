@@ -1,4 +1,4 @@
-"""Every setting is judged by its declaration, then the settings against each other; the message names the remedy."""
+"""Settings are checked against their declarations and each other; the message says what to do."""
 
 from __future__ import annotations
 
@@ -64,15 +64,15 @@ def test_a_number_that_is_not_finite_is_refused(value):
         ("model", None, "a group of settings"),
     ],
 )
-def test_a_wrong_type_says_which_is_right(key, value, expected):
+def test_a_wrong_type_is_refused_with_the_expected_one(key, value, expected):
     assert refusal(**{key: value}).endswith(f"must be {expected}")
 
 
-def test_lists_are_judged_item_by_item():
+def test_list_items_are_checked():
     assert refusal(model__widths=[16, 0, 64]).startswith("model.widths[1]=0: allowed is at least 1")
 
 
-def test_null_is_accepted_where_it_means_something():
+def test_optional_settings_accept_null():
     check(changed(optimization__patience=None, dataset__num_examples=None))
 
 
@@ -85,7 +85,7 @@ def test_growth_must_end_before_the_learning_rate_decays(scheduler, latest):
 
 
 @pytest.mark.parametrize("off", [{"morphogenetic__enable_tamiyo": False}, {"morphogenetic__policy": "never"}])
-def test_a_run_that_does_not_grow_may_decay_when_it_likes(off):
+def test_without_growth_any_schedule_is_accepted(off):
     check(changed(optimization__scheduler="cosine", **off))
 
 
@@ -95,7 +95,7 @@ def test_scheduled_growth_needs_times_before_growth_until(times):
     assert "morphogenetic.growth_until=0.6" in message
 
 
-def test_a_learned_policy_without_its_file_says_how_to_make_one(tmp_path: Path):
+def test_a_learned_policy_without_a_file_says_how_to_make_one(tmp_path: Path):
     missing = str(tmp_path / "policy.safetensors")
     message = refusal(morphogenetic__policy="learned", morphogenetic__tamiyo_policy_path=missing)
     assert "esper simic" in message
@@ -103,12 +103,12 @@ def test_a_learned_policy_without_its_file_says_how_to_make_one(tmp_path: Path):
     check(changed(morphogenetic__policy="learned", morphogenetic__tamiyo_policy_path=missing))
 
 
-def test_widths_and_depths_go_together():
+def test_widths_and_depths_have_the_same_length():
     assert "model.depths" in refusal(model__name="resnet_small", model__widths=[8, 16])
 
 
 @pytest.mark.parametrize("name", ["resnet10", "resnet_small"])
-def test_pretrained_needs_a_model_that_has_weights(name):
+def test_pretrained_needs_a_host_that_has_weights(name):
     assert f"{name} has no pretrained weights; use model=resnet18" in refusal(model__pretrained=True, model__name=name)
 
 
@@ -133,7 +133,7 @@ def test_an_image_folder_needs_train_and_val_or_test(tmp_path: Path):
     check(changed(**folder))
 
 
-def test_what_is_streamed_has_image_files_and_one_size(tmp_path):
+def test_streaming_needs_image_files_and_an_image_size(tmp_path):
     assert "dataset.storage=stream: cifar10 has no image files" in refusal(dataset__storage="stream")
     for name in ("train", "val"):
         (tmp_path / name).mkdir()
@@ -145,7 +145,7 @@ def test_what_is_streamed_has_image_files_and_one_size(tmp_path):
     check(changed(**sized, dataset__canvas_size=64, dataset__num_workers=0))
 
 
-def test_blocks_that_run_twice_are_not_compiled():
+def test_recomputed_blocks_are_not_compiled():
     assert "cannot be compiled" in refusal(model__gradient_checkpointing=True, compile_model=True)
 
 
@@ -167,7 +167,7 @@ def test_a_password_in_the_tracking_uri_is_refused_and_not_repeated():
 
 
 @pytest.mark.parametrize("name", ["wandb", "both"])
-def test_wandb_that_is_not_installed_is_refused_with_what_to_install(monkeypatch: pytest.MonkeyPatch, name: str):
+def test_missing_wandb_is_refused_with_what_to_install(monkeypatch: pytest.MonkeyPatch, name: str):
     monkeypatch.setitem(sys.modules, "wandb", None)
     assert "pip install 'esper-train[wandb]'" in refusal(tracking__name=name)
 
@@ -179,7 +179,7 @@ def test_checking_changes_nothing():
     assert dataclasses.asdict(config) == before
 
 
-def test_growing_without_a_kind_of_site_and_inside_recomputed_blocks_are_refused():
+def test_growth_needs_a_kind_of_site_outside_recomputed_blocks():
     assert refusal(model__site_kinds=[]).startswith("model.site_kinds=[]: nothing may grow")
     inside = ["after", "parallel", "width"]
     assert "(parallel, width in model.site_kinds)" in refusal(
@@ -205,11 +205,11 @@ def test_a_comparison_refuses_early_stopping(arm):
         ("random", {}, "policy=heuristic: comparison.arm=random is policy=random"),
     ],
 )
-def test_an_arm_that_would_train_as_another_is_refused(arm, growth, told):
+def test_an_arm_with_settings_of_another_arm_is_refused(arm, growth, told):
     assert told in refusal(comparison__arm=arm, **growth)
 
 
-def test_replay_needs_a_recipe_unless_an_arm_will_find_it(tmp_path):
+def test_replay_needs_a_recipe_unless_it_is_set_at_launch(tmp_path):
     replay = {"morphogenetic__policy": "replay"}
     assert "recipe_path=None: policy=replay needs a recipe" in refusal(**replay)
     assert "needs a recipe" in refusal(**replay, morphogenetic__recipe_path=str(tmp_path))
@@ -224,12 +224,12 @@ def test_growth_begins_before_it_ends():
     assert told == "morphogenetic.growth_from=0.6: allowed is below morphogenetic.growth_until=0.6"
 
 
-def test_a_plateau_needs_a_time_to_come_before():
+def test_plateau_epochs_needs_growth_from():
     assert "plateau_epochs=3: lets growth begin before" in refusal(morphogenetic__plateau_epochs=3)
     check(changed(morphogenetic__plateau_epochs=3, morphogenetic__growth_from=0.3))
 
 
-def test_forks_are_for_a_policy_that_hesitates_or_an_arm_that_shares_its_settings():
+def test_forks_need_the_heuristic_policy_except_in_arms():
     forks = {"morphogenetic__fork_steps": 50}
     check(changed(**forks))
     assert "fork_steps=50: policy=random" in refusal(**forks, morphogenetic__policy="random")

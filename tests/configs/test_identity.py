@@ -1,4 +1,4 @@
-"""The same settings are the same run; the name of its folder is harmless whatever was typed."""
+"""The same settings are the same run; the name of a run folder is safe for any input."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from esper.configs.identity import digest, run_name
 CONFIG = TolariaConfig()
 
 
-def test_a_digest_is_eight_hex_digits_and_stays():
+def test_a_digest_is_eight_hex_digits_and_stable():
     assert digest(TolariaConfig()) == digest(TolariaConfig())
     assert re.fullmatch(r"[0-9a-f]{8}", digest(CONFIG))
 
 
-def test_a_setting_that_trains_differently_is_another_run():
+def test_settings_that_change_training_change_the_digest():
     assert digest(TolariaConfig(rng_seed=1)) != digest(CONFIG)
 
 
-def test_watching_saving_and_placing_a_run_leave_it_the_same():
+def test_operational_settings_do_not_change_the_digest():
     config = TolariaConfig(device="cpu", description="x", tags=["y"], fresh=True, debug_mode=True, experiment_name="e")
     config.logging.log_interval = 7
     config.tracking.name = "none"
@@ -32,7 +32,7 @@ def test_watching_saving_and_placing_a_run_leave_it_the_same():
     assert digest(config) == digest(CONFIG)
 
 
-def test_one_and_one_point_zero_are_the_same_setting():
+def test_1_and_1_0_have_the_same_digest():
     config = TolariaConfig()
     config.optimization.warmup_epochs = 1
     assert digest(config) == digest(CONFIG)
@@ -47,16 +47,16 @@ def test_a_name_is_the_sorted_overrides_and_the_digest():
     assert name == f"morphogenetic_off-rng_seed_1-{digest(CONFIG)}"
 
 
-def test_overrides_that_leave_the_run_the_same_are_not_in_its_name():
+def test_operational_overrides_are_not_in_the_name():
     apart = ["logging.log_interval=5", "tracking=none", "fresh=true", "device=cpu", "dry_run=true", "hydra.run.dir=x"]
     assert run_name(CONFIG, [*apart, "dataset.num_workers=2"]) == f"run-{digest(CONFIG)}"
 
 
-def test_a_path_is_told_by_the_digest_only():
+def test_paths_are_not_in_the_readable_part_of_the_name():
     assert run_name(CONFIG, ["morphogenetic.recipe_path=outputs/a/b", "arm=final"]) == f"arm_final-{digest(CONFIG)}"
 
 
-def test_a_value_is_named_as_a_sweep_names_it():
+def test_values_are_written_as_in_sweeps():
     assert run_name(CONFIG, ["model.pretrained=true"]) == run_name(CONFIG, ["model.pretrained=True"])
 
 

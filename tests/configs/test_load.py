@@ -1,4 +1,4 @@
-"""Reading YAML: what is unknown, mistyped or hostile is refused in one line."""
+"""Unknown, mistyped or hostile YAML is refused in one line."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def refusal(path: Path, text: str) -> str:
     return message
 
 
-def test_a_frozen_configuration_comes_back_equal(path: Path):
+def test_a_written_configuration_is_read_back_equal(path: Path):
     config = TolariaConfig(description="1e3: no number, # no comment", tags=["yes", "0x10", ""])
     config.optimization.learning_rate = 1e-5
     config.model.widths = [4, 8]
@@ -36,7 +36,7 @@ def test_a_frozen_configuration_comes_back_equal(path: Path):
     assert load_config(path, TolariaConfig) == config
 
 
-def test_what_a_file_leaves_out_has_its_default(path: Path):
+def test_settings_missing_from_a_file_have_their_defaults(path: Path):
     path.write_text("optimization: {max_epochs: 7}\n")
     config = load_config(path, TolariaConfig)
     assert config.optimization.max_epochs == 7
@@ -47,11 +47,11 @@ def test_an_unknown_key_gets_the_nearest_name(path: Path):
     assert refusal(path, "optimization: {max_epoch: 7}").endswith("did you mean optimization.max_epochs?")
 
 
-def test_a_key_of_another_group_is_pointed_to(path: Path):
+def test_a_key_of_another_group_is_suggested(path: Path):
     assert refusal(path, "learning_rate: 0.1").endswith("did you mean optimization.learning_rate?")
 
 
-def test_a_wrong_type_is_one_line(path: Path):
+def test_a_wrong_type_is_refused_in_one_line(path: Path):
     assert refusal(path, "optimization: {max_epochs: many}") == "optimization.max_epochs=many: must be a whole number"
 
 
@@ -78,7 +78,7 @@ def test_broken_yaml_is_named_with_its_file(path: Path):
     assert str(path) in refusal(path, "model: [1, 2\n")
 
 
-def test_bytes_that_are_no_text_are_refused(path: Path):
+def test_bytes_that_are_not_utf8_are_refused(path: Path):
     path.write_bytes(b"\xff\xfe\x00model")
     with pytest.raises(ConfigError, match=r"config\.yaml"):
         load_config(path, TolariaConfig)
@@ -97,11 +97,11 @@ def test_deep_nesting_is_refused(path: Path, text: str):
     assert "nested" in refusal(path, text)
 
 
-def test_a_huge_file_is_refused_unread(path: Path):
+def test_a_huge_file_is_refused(path: Path):
     assert "KiB" in refusal(path, "#" * (300 * 1024))
 
 
-def test_a_python_tag_builds_nothing(path: Path, tmp_path: Path):
+def test_python_tags_are_not_executed(path: Path, tmp_path: Path):
     canary = tmp_path / "canary"
     refusal(path, f"description: !!python/object/apply:pathlib.Path.touch [{canary}]")
     assert not canary.exists()

@@ -26,7 +26,7 @@ def torchvision_boxes(height: int, width: int, n: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("height", "width"), [(375, 500), (300, 300), (100, 260)])
-def test_boxes_have_the_areas_shapes_and_places_of_torchvision(height: int, width: int) -> None:
+def test_boxes_are_distributed_as_those_of_torchvision(height: int, width: int) -> None:
     ours, theirs = boxes_of(height, width).double(), torchvision_boxes(height, width, 3000).double()
     for measure in (
         lambda b: b[:, 2] * b[:, 3],
@@ -34,19 +34,21 @@ def test_boxes_have_the_areas_shapes_and_places_of_torchvision(height: int, widt
         lambda b: b[:, 0],
         lambda b: b[:, 1],
         lambda b: b[:, 0] + b[:, 2],
-        lambda b: (b[:, 0] + b[:, 2] / 2 - height / 2) * (b[:, 1] + b[:, 3] / 2 - width / 2),  # are axes independent
+        lambda b: (
+            (b[:, 0] + b[:, 2] / 2 - height / 2) * (b[:, 1] + b[:, 3] / 2 - width / 2)
+        ),  # independence of the axes
     ):
         assert ks_2samp(measure(ours).numpy(), measure(theirs).numpy()).pvalue > 1e-3
 
 
-def test_areas_are_evenly_drawn_where_every_box_fits() -> None:
+def test_areas_are_uniform_if_every_box_fits() -> None:
     area = boxes_of(4000, 4000).double()[:, 2:].prod(dim=1) / 4000**2
-    small = area[area < 0.7]  # a larger one may be refused
+    small = area[area < 0.7]  # a larger box may not fit
     assert kstest(small.numpy(), "uniform", args=(0.08, 0.62)).pvalue > 1e-3
 
 
 @pytest.mark.parametrize(("height", "width"), [(10, 400), (400, 10)])
-def test_an_image_too_long_for_any_box_gives_its_largest_central_one(height: int, width: int) -> None:
+def test_an_image_too_long_for_any_box_gets_a_centre_crop(height: int, width: int) -> None:
     ours, theirs = boxes_of(height, width, 500), torchvision_boxes(height, width, 1)
     fallback = (ours == theirs).all(dim=1)
     assert fallback.double().mean() > 0.9
@@ -59,7 +61,7 @@ def test_an_image_of_one_pixel_has_one_box() -> None:
 
 
 @pytest.mark.parametrize("mirror", [False, True])
-def test_cutting_out_is_what_torchvision_does_on_the_canvas(mirror: bool) -> None:
+def test_crops_equal_those_of_torchvision(mirror: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     canvas = torch.randint(0, 256, (32, 32, 3), dtype=torch.uint8, generator=generator)
     boxes = torch.tensor([[0, 0, 32, 32], [3, 5, 9, 17], [20, 1, 12, 8], [31, 31, 1, 1], [0, 10, 32, 2]])
@@ -78,9 +80,9 @@ def test_cutting_out_is_what_torchvision_does_on_the_canvas(mirror: bool) -> Non
             assert (image.round() - theirs if tolerance == 1 else image - theirs).abs().max() <= tolerance
 
 
-def test_a_box_is_stretched_from_the_files_geometry_to_the_canvas() -> None:
+def test_a_box_in_the_original_image_is_mapped_to_the_square() -> None:
     canvas = torch.randint(0, 256, (1, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    squashed = crop_and_resize(  # of a file with 64 rows and 16 columns: half of each
+    squashed = crop_and_resize(  # of an image of 64 rows and 16 columns: half of each
         canvas,
         sizes=torch.tensor([[64, 16]]),
         boxes=torch.tensor([[32, 4, 32, 8]]),
@@ -91,7 +93,7 @@ def test_a_box_is_stretched_from_the_files_geometry_to_the_canvas() -> None:
 
 
 def test_nothing_is_read_from_the_device() -> None:
-    with FakeTensorMode():  # tensors without values: whatever would read one raises
+    with FakeTensorMode():  # reading a value raises
         bits = hash_bits(torch.arange(4), 0, torch.tensor(3))
         sizes = torch.full((4, 2), 40)
         images = crop_and_resize(

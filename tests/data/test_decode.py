@@ -13,7 +13,7 @@ from tests.data.photos import paint
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
-def test_an_image_is_squashed_to_a_canvas_and_its_size_told(tmp_path: Path, mode: str) -> None:
+def test_an_image_is_squashed_to_a_square_and_its_original_size_returned(tmp_path: Path, mode: str) -> None:
     paint(tmp_path / "a.jpg", size=(90, 40), seed=1, mode=mode)
     images, sizes = decode_chunk([str(tmp_path / "a.jpg")], Resize(side=32, crop=None))
     assert sizes.tolist() == [[40, 90]]
@@ -32,7 +32,7 @@ def test_the_shorter_side_is_resized_and_the_centre_cropped(tmp_path: Path) -> N
     assert images[0, 1:-1, 1:-1].min() == 255
 
 
-def test_a_jpeg_that_is_much_too_large_is_reduced_as_well_as_one_decoded_in_full(tmp_path: Path) -> None:
+def test_a_jpeg_decoded_at_reduced_scale_is_close_to_one_decoded_in_full(tmp_path: Path) -> None:
     paint(tmp_path / "large.jpg", size=(1600, 1200), seed=3)
     fast, sizes = decode_chunk([str(tmp_path / "large.jpg")], Resize(side=64, crop=64))
     full = decode_whole(str(tmp_path / "large.jpg"), 64).permute(1, 2, 0)

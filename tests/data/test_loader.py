@@ -24,7 +24,7 @@ def loader(**changes: Any) -> TrainLoader:
     return TrainLoader(SPLIT, DatasetConfig(batch_size=8, **changes), rng_seed=0, prepare=preparation())
 
 
-def test_an_epoch_is_a_permutation_without_the_rest_that_fills_no_batch() -> None:
+def test_an_epoch_is_a_permutation_without_the_last_incomplete_batch() -> None:
     batches = loader()
     labels = torch.cat([batches.batch(0, i)[1] for i in range(batches.num_batches)])
     assert batches.num_batches == 6
@@ -32,7 +32,7 @@ def test_an_epoch_is_a_permutation_without_the_rest_that_fills_no_batch() -> Non
     assert not torch.equal(labels, labels.sort().values)
 
 
-def test_any_batch_can_be_asked_for_in_any_order() -> None:
+def test_batches_can_be_read_in_any_order() -> None:
     first, second = loader(), loader()
     wanted = [(2, 3), (0, 1), (2, 3), (1, 0)]
     a = [first.batch(epoch, index) for epoch, index in wanted]
@@ -48,7 +48,7 @@ def test_epochs_differ_in_order_unless_shuffling_is_off() -> None:
     assert plain.batch(0, 0)[1].tolist() == plain.batch(1, 0)[1].tolist() == list(range(8))
 
 
-def test_processes_that_share_a_batch_see_the_images_that_one_would_see() -> None:
+def test_the_rows_of_all_ranks_make_up_the_whole_batch() -> None:
     config = DatasetConfig(batch_size=8)
     parts = [
         TrainLoader(SPLIT, config, rng_seed=0, prepare=preparation(), rows=rows) for rows in (slice(0, 3), slice(3, 8))
@@ -71,12 +71,12 @@ def test_images_are_scaled_and_standardised(normalize: bool) -> None:
     assert torch.equal(labels, SPLIT.labels)
 
 
-def test_evaluation_sees_every_image_once_and_unchanged() -> None:
+def test_evaluation_batches_cover_every_image_once() -> None:
     sizes = [len(labels) for _, labels in preparation().batches(SPLIT, 20)]
     assert sizes == [20, 20, 10]
 
 
 @pytest.mark.parametrize("channels_last", [True, False])
-def test_the_memory_format_is_the_one_asked_for(channels_last: bool) -> None:
+def test_images_have_the_configured_memory_format(channels_last: bool) -> None:
     images, _ = next(preparation(channels_last=channels_last).batches(SPLIT, 4))
     assert images.is_contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
+import importlib
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from esper.configs import DatasetConfig
+from esper.configs.compose import conf_folder
+from esper.configs.dataset import DATASETS
 from esper.data import DataSplits, load_splits
 from esper.errors import DataError
 
@@ -23,7 +25,7 @@ def rows(images: Tensor) -> list[bytes]:
     return [image.numpy().tobytes() for image in images]
 
 
-def test_the_splits_are_disjoint_and_together_the_whole_dataset() -> None:
+def test_splits_are_disjoint_and_cover_the_dataset() -> None:
     splits = digits()
     parts = [splits.train, splits.controller, splits.judge, splits.test]
     assert [len(part) for part in parts] == [863, 287, 288, 359]
@@ -34,7 +36,7 @@ def test_the_splits_are_disjoint_and_together_the_whole_dataset() -> None:
     assert everything == Counter(rows(original))
 
 
-def test_every_split_has_its_share_of_every_class() -> None:
+def test_splits_are_stratified_by_class() -> None:
     splits = digits()
     for part, share in ((splits.train, 0.48), (splits.controller, 0.16), (splits.judge, 0.16), (splits.test, 0.2)):
         counts = torch.bincount(part.labels, minlength=10)
@@ -42,21 +44,21 @@ def test_every_split_has_its_share_of_every_class() -> None:
         assert (counts - expected).abs().max() <= 2
 
 
-def test_the_seed_moves_the_held_out_images_and_never_the_test_set() -> None:
+def test_the_seed_changes_the_held_out_images_but_not_the_test_set() -> None:
     first, again, other = digits(), digits(), digits(rng_seed=1)
     assert torch.equal(first.judge.images, again.judge.images)
     assert not torch.equal(first.judge.images, other.judge.images)
     assert torch.equal(first.test.images, other.test.images)
 
 
-def test_num_examples_limits_the_training_images_evenly() -> None:
+def test_num_examples_draws_a_stratified_subset_of_the_training_images() -> None:
     splits = digits(num_examples=200)
     assert sum(len(part) for part in (splits.train, splits.controller, splits.judge)) == 200
     assert torch.bincount(splits.train.labels, minlength=10).min() >= 10
     assert len(splits.test) == 359
 
 
-def test_mean_and_deviation_are_those_of_the_training_split() -> None:
+def test_mean_and_std_are_those_of_the_training_split() -> None:
     splits = digits()
     pixels = splits.train.images.double() / 255
     assert splits.mean == pytest.approx([pixels.mean().item()])
@@ -73,7 +75,7 @@ def test_a_split_that_would_be_empty_is_refused() -> None:
         digits(val_split=0.001)
 
 
-def test_a_class_that_a_split_would_lack_is_named() -> None:
+def test_an_error_names_the_class_that_a_split_would_lack() -> None:
     with pytest.raises(
         DataError, match=r"controller split has 2 images, 0 of them of class '0'; .*num_examples.*val_split \(now 0.1\)"
     ):
@@ -87,11 +89,7 @@ def test_synthetic_images_are_the_same_every_time() -> None:
     assert torch.equal(a.train.images, b.train.images)
 
 
-def test_cifar_that_is_not_there_names_the_file_and_the_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from torchvision.datasets import CIFAR10
-
-    monkeypatch.setattr(CIFAR10, "url", "http://127.0.0.1:9/cifar-10-python.tar.gz")  # nobody listens: no network
-    with pytest.raises(
-        DataError, match=r"put cifar-10-python.tar.gz there, or unpack it there to cifar-10-batches-py/"
-    ):
-        load_splits(DatasetConfig(name="cifar10", data_dir=str(tmp_path)), rng_seed=0)
+@pytest.mark.parametrize("name", DATASETS)
+def test_every_dataset_of_the_table_has_a_loader_and_a_group_option(name: str) -> None:
+    assert callable(importlib.import_module(DATASETS[name].module).load)
+    assert (conf_folder() / "dataset" / f"{name}.yaml").is_file()

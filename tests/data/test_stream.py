@@ -53,7 +53,7 @@ def loader(photos: Path, pool: DecodePool, rows: slice = slice(None), **changes:
     return StreamLoader(splits.train, config, rng_seed=0, rows=rows, **using(splits, pool))
 
 
-def test_splits_of_files_are_disjoint_stratified_and_named_by_class(photos: Path) -> None:
+def test_splits_of_files_are_disjoint_and_stratified(photos: Path) -> None:
     splits = load_splits(settings(photos), rng_seed=0)
     parts = [splits.train, splits.controller, splits.judge, splits.test]
     assert [torch.bincount(part.labels).tolist() for part in parts] == [[16, 16], [2, 2], [2, 2], [4, 4]]
@@ -65,7 +65,7 @@ def test_splits_of_files_are_disjoint_stratified_and_named_by_class(photos: Path
         assert Path(path).parent.name == CLASSES[label]
 
 
-def test_files_are_split_as_images_in_memory_are_and_give_the_same_moments(photos: Path) -> None:
+def test_streamed_and_in_memory_images_have_the_same_splits_mean_and_std(photos: Path) -> None:
     streamed = load_splits(settings(photos, canvas_size=16), rng_seed=0)
     kept = load_splits(settings(photos, storage="memory"), rng_seed=0)
     assert torch.equal(streamed.judge.labels, kept.judge.labels)
@@ -77,7 +77,7 @@ def test_files_are_split_as_images_in_memory_are_and_give_the_same_moments(photo
 
 
 @pytest.mark.parametrize("augmented", [True, False])
-def test_processes_give_what_decoding_here_gives_in_any_order(
+def test_workers_decode_the_same_batches_as_the_main_process(
     photos: Path, processes: DecodePool, augmented: bool
 ) -> None:
     ours = loader(photos, DecodePool(0), use_augmentation=augmented)
@@ -87,7 +87,7 @@ def test_processes_give_what_decoding_here_gives_in_any_order(
             assert torch.equal(mine, yours)
 
 
-def test_an_epoch_has_every_image_once_and_the_next_has_them_cropped_and_ordered_anew(photos: Path) -> None:
+def test_an_epoch_has_every_image_once_and_the_next_epoch_other_crops(photos: Path) -> None:
     batches = loader(photos, DecodePool(0))
     epochs = []
     for epoch in range(2):
@@ -98,7 +98,7 @@ def test_an_epoch_has_every_image_once_and_the_next_has_them_cropped_and_ordered
     assert not torch.allclose(epochs[0].mean(dim=(1, 2, 3)).sort().values, epochs[1].mean(dim=(1, 2, 3)).sort().values)
 
 
-def test_processes_that_share_a_batch_see_the_images_that_one_would_see(photos: Path) -> None:
+def test_the_rows_of_all_ranks_make_up_the_whole_batch(photos: Path) -> None:
     whole, first, rest = (loader(photos, DecodePool(0), rows) for rows in (slice(None), slice(0, 1), slice(1, 4)))
     for number in [(0, 0), (0, 1), (1, 3)]:
         for one, other, both in zip(*(part.batch(*number) for part in (first, rest, whole)), strict=True):
@@ -106,7 +106,7 @@ def test_processes_that_share_a_batch_see_the_images_that_one_would_see(photos: 
     assert torch.equal(next(rest.first_batches(0, 1)), next(whole.first_batches(0, 1)))
 
 
-def test_without_mirroring_images_are_only_cropped(photos: Path) -> None:
+def test_horizontal_flip_flips_some_images(photos: Path) -> None:
     plain, mirrored = (loader(photos, DecodePool(0), horizontal_flip=flip).batch(0, 0)[0] for flip in (False, True))
     same = (plain == mirrored).flatten(1).all(dim=1)
     flipped = torch.isclose(plain.flip(3), mirrored, atol=1e-4).flatten(1).all(dim=1)
@@ -115,7 +115,7 @@ def test_without_mirroring_images_are_only_cropped(photos: Path) -> None:
     assert bool((flipped & ~same).any())
 
 
-def test_numbers_on_the_device_read_the_batch_that_was_sought(photos: Path) -> None:
+def test_tensor_epoch_and_index_read_the_batch_of_the_last_seek(photos: Path) -> None:
     batches = loader(photos, DecodePool(0))
     expected = [tensor.clone() for tensor in batches.batch(2, 3)]
     batches.seek(2, 3)
@@ -123,7 +123,7 @@ def test_numbers_on_the_device_read_the_batch_that_was_sought(photos: Path) -> N
         assert torch.equal(one, other)
 
 
-def test_first_batches_are_the_epochs_and_leave_the_batch_that_was_sought(photos: Path, processes: DecodePool) -> None:
+def test_first_batches_leave_the_batch_of_the_last_seek(photos: Path, processes: DecodePool) -> None:
     batches = loader(photos, processes)
     sought = batches.batch(0, 5)[0]
     first = list(batches.first_batches(1, 2))
@@ -134,12 +134,12 @@ def test_first_batches_are_the_epochs_and_leave_the_batch_that_was_sought(photos
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=False))
 
 
-def test_first_batches_are_decoded_once_until_training_goes_on(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_first_batches_are_decoded_once_until_the_next_seek(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from esper.data import pool
 
     batches, decoded = loader(photos, DecodePool(0)), []
     decode = pool.decode_chunk
-    monkeypatch.setattr(pool, "decode_chunk", lambda paths, form: decoded.extend(paths) or decode(paths, form))
+    monkeypatch.setattr(pool, "decode_chunk", lambda paths, resize: decoded.extend(paths) or decode(paths, resize))
     for num in (1, 2, 2):
         list(batches.first_batches(0, num))
     assert len(decoded) == 8
@@ -148,7 +148,7 @@ def test_first_batches_are_decoded_once_until_training_goes_on(photos: Path, mon
     assert len(decoded) == 16
 
 
-def test_a_pass_over_a_split_is_in_order_and_complete(photos: Path, processes: DecodePool) -> None:
+def test_stream_batches_are_in_order_and_complete(photos: Path, processes: DecodePool) -> None:
     splits = load_splits(settings(photos), rng_seed=0)
     found = list(stream_batches(splits.test, 3, **using(splits, processes)))
     assert [len(labels) for _, labels in found] == [3, 3, 2]
@@ -158,7 +158,7 @@ def test_a_pass_over_a_split_is_in_order_and_complete(photos: Path, processes: D
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_a_damaged_file_is_told_in_one_line(tmp_path: Path, num_workers: int) -> None:
+def test_a_damaged_file_is_named_in_one_line(tmp_path: Path, num_workers: int) -> None:
     photos = write_photos(tmp_path, num_train=10)
     splits = load_splits(settings(photos), rng_seed=0)
     (photos / "val" / CLASSES[1] / f"{CLASSES[1]}_002.JPEG").write_bytes(b"no image")
@@ -170,7 +170,7 @@ def test_a_damaged_file_is_told_in_one_line(tmp_path: Path, num_workers: int) ->
 
 
 @pytest.mark.long
-def test_a_process_that_dies_is_told_in_one_line_and_the_others_end(photos: Path) -> None:
+def test_a_dead_worker_is_reported_in_one_line_and_the_others_stop(photos: Path) -> None:
     splits, pool = load_splits(settings(photos), rng_seed=0), DecodePool(2)
     others = set(multiprocessing.active_children())
     list(stream_batches(splits.test, 4, **using(splits, pool)))
@@ -179,12 +179,12 @@ def test_a_process_that_dies_is_told_in_one_line_and_the_others_end(photos: Path
     os.kill(mine[0].pid or 0, signal.SIGKILL)
     passes = itertools.chain.from_iterable(stream_batches(splits.train, 2, **using(splits, pool)) for _ in range(1000))
     with pytest.raises(DataError, match=r"dataset.num_workers: a worker that decodes images has died"):
-        list(passes)  # one may end before the death is noticed
+        list(passes)  # a pass may finish before the death is noticed
     pool.close()
     assert not any(process.is_alive() for process in mine)
 
 
-def test_ctrl_c_does_not_reach_the_processes(photos: Path, processes: DecodePool) -> None:
+def test_ctrl_c_does_not_reach_the_workers(photos: Path, processes: DecodePool) -> None:
     splits = load_splits(settings(photos), rng_seed=0)
     expected = [labels for _, labels in stream_batches(splits.test, 2, **using(splits, processes))]
     for child in multiprocessing.active_children():
@@ -199,7 +199,7 @@ def test_ctrl_c_does_not_reach_the_processes(photos: Path, processes: DecodePool
 
 
 @pytest.mark.long
-def test_processes_end_when_the_one_that_started_them_is_killed(photos: Path, tmp_path: Path) -> None:
+def test_workers_exit_when_their_parent_is_killed(photos: Path, tmp_path: Path) -> None:
     killed = multiprocessing.get_context("spawn").Process(target=start_and_be_killed, args=(photos, tmp_path / "pids"))
     killed.start()
     killed.join()
@@ -225,7 +225,7 @@ def start_and_be_killed(photos: Path, told: Path) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_imagenet_wants_its_names_of_classes(tmp_path: Path) -> None:
+def test_imagenet_requires_wordnet_ids_as_class_names(tmp_path: Path) -> None:
     photos = write_photos(tmp_path)
     for split in ("train", "val"):
         (photos / split / CLASSES[0]).rename(photos / split / "cat")
@@ -233,7 +233,7 @@ def test_imagenet_wants_its_names_of_classes(tmp_path: Path) -> None:
         load_splits(settings(photos), rng_seed=0)
 
 
-def test_auto_streams_imagenet_and_what_is_larger_than_the_limit() -> None:
+def test_auto_streams_imagenet_and_large_datasets() -> None:
     folder, imagenet = DatasetConfig(name="imagefolder", image_size=224), DatasetConfig(name="imagenet", image_size=64)
     assert not is_streamed(folder, num_images=57_000)
     assert is_streamed(folder, num_images=57_100)  # of 150 528 bytes

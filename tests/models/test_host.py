@@ -11,8 +11,10 @@ import torchvision
 from torchvision.models import ResNet18_Weights, WeightsEnum, resnet18
 
 from esper.configs import ModelConfig
+from esper.configs.compose import conf_folder
+from esper.configs.model import HOSTS
 from esper.errors import ConfigError
-from esper.models import build_host
+from esper.models import build_host, host_family
 
 
 def build(*, in_channels: int = 3, image_size: int = 32, num_classes: int = 10, **settings: object) -> torch.nn.Module:
@@ -42,12 +44,12 @@ def test_resnet10_is_resnet18_with_one_block_a_stage() -> None:
     assert tuple(build(name="resnet10", image_size=32).get_parameter("conv1.weight").shape) == (64, 3, 3, 3)
 
 
-def test_grey_images_and_other_numbers_of_classes_fit() -> None:
+def test_hosts_take_grey_images_and_any_number_of_classes() -> None:
     for settings in ({"stem": "imagenet"}, {"stem": "cifar"}, {"name": "resnet_small"}):
         assert build(in_channels=1, num_classes=7, **settings)(torch.zeros(2, 1, 32, 32)).shape == (2, 7)
 
 
-def test_a_small_resnet_has_the_widths_and_depths_asked_for() -> None:
+def test_a_small_resnet_has_the_configured_widths_and_depths() -> None:
     host = build(name="resnet_small", widths=[4, 6], depths=[2, 1])
     shapes = {name: tuple(value.shape) for name, value in host.state_dict().items()}
     assert shapes["layer1.1.conv2.weight"] == (4, 4, 3, 3)
@@ -69,13 +71,22 @@ def test_more_stages_than_the_image_can_be_halved_are_refused() -> None:
         build(name="resnet_small", widths=[4] * 4, depths=[1] * 4, image_size=4)
 
 
+@pytest.mark.parametrize("name", HOSTS)
+def test_every_host_of_the_table_has_a_family_and_a_group_option(name: str) -> None:
+    family = host_family(ModelConfig(name=name))
+    network = build(name=name)
+    assert family.infer_sizes(ModelConfig(name=name), network.state_dict(), image_size=32) == (3, 32, 10)
+    assert family.describe(ModelConfig(name=name), network)["num_classes"] == 10
+    assert (conf_folder() / "model" / f"{name}.yaml").is_file()
+
+
 class TestPretrained:
     @pytest.fixture
     def hub(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
         return tmp_path / "checkpoints"
 
-    def test_weights_that_cannot_be_downloaded_name_the_file_and_the_place(
+    def test_an_error_says_where_to_put_weights_that_cannot_be_downloaded(
         self, hub: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def refuse(*_: object, **__: object) -> None:
@@ -85,7 +96,7 @@ class TestPretrained:
         with pytest.raises(ConfigError, match=rf"put that file in {hub}, or set model.pretrained=false"):
             build(pretrained=True, image_size=224, num_classes=1000)
 
-    def test_weights_in_the_hubs_folder_are_loaded_and_the_head_replaced(
+    def test_weights_in_the_hub_folder_are_loaded_and_the_head_replaced(
         self, hub: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         torch.manual_seed(3)
@@ -102,7 +113,7 @@ class TestPretrained:
         assert torch.equal(host.get_parameter("layer4.1.conv2.weight"), source.layer4[1].conv2.weight)
         assert host.get_parameter("fc.weight").shape == (5, 512)
 
-    def test_a_damaged_file_in_the_hubs_folder_is_not_read(self, hub: Path) -> None:
+    def test_a_damaged_file_in_the_hub_folder_is_not_read(self, hub: Path) -> None:
         hub.mkdir()
         (hub / Path(ResNet18_Weights.DEFAULT.url).name).write_bytes(b"<html>not found</html>")
         with pytest.raises(ConfigError, match=r"resnet18-f37072fd.pth is damaged .* remove it"):

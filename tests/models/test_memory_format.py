@@ -28,12 +28,12 @@ def test_a_strided_1x1_convolution_of_few_channels_stays_contiguous_on_a_cpu(
     assert memory_format(nn.Sequential(network), channels_last=True, device=device) is expected
 
 
-def test_what_was_not_asked_for_is_not_given():
+def test_contiguous_stays_contiguous():
     assert memory_format(nn.Conv2d(64, 64, 1), channels_last=False, device=CPU) is torch.contiguous_format
 
 
 @pytest.mark.parametrize(("widths", "expected"), [([4, 8], torch.contiguous_format), ([16, 16], torch.channels_last)])
-def test_images_come_as_the_host_lies(tmp_path, widths, expected):
+def test_images_have_the_memory_format_of_the_host(tmp_path, widths, expected):
     async def formats(trainer):
         return trainer.run.model.memory_format, next(trainer.run.parts.loader.first_batches(0, 1))
 
@@ -42,7 +42,7 @@ def test_images_come_as_the_host_lies(tmp_path, widths, expected):
     assert images.is_contiguous(memory_format=expected)
 
 
-def test_a_host_of_one_channel_gets_images_in_the_same_order(tmp_path):
+def test_grey_images_have_the_memory_format_of_the_host(tmp_path):
     async def strides(trainer):
         return trainer.run.model.memory_format, next(trainer.run.parts.loader.first_batches(0, 1)).stride()
 

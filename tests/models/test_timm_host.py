@@ -1,4 +1,4 @@
-"""Networks of timm: they are built for the images at hand, train, grow where they can, and say so where they cannot."""
+"""timm's networks are built for the size of the images, train, and grow if their layout allows it."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ def test_convolutional_networks_have_sites_under_their_own_names(name: str, firs
     assert first in [site.name for site in sites]
 
 
-def test_a_network_of_tokens_cannot_grow_and_says_why() -> None:
+def test_a_transformer_cannot_grow_and_the_error_says_why() -> None:
     host = build_host(model("vit_tiny_patch16_224"), in_channels=3, image_size=32, num_classes=5)
     with pytest.raises(ConfigError, match=r"tokens.*morphogenetic=off"):
         wrap(host, ["auto"], 4, input_shape=(3, 32, 32))
 
 
-def test_a_network_of_tokens_trains_as_it_is(run_dir: Path) -> None:
+def test_a_transformer_trains_without_growth(run_dir: Path) -> None:
     config = tiny_config(
         model=model("vit_tiny_patch16_224"),
         dataset__image_size=32,
@@ -69,7 +69,7 @@ def test_a_network_of_tokens_trains_as_it_is(run_dir: Path) -> None:
     assert use(config, run_dir, body) > 0
 
 
-def test_a_grown_network_of_timm_resumes_bit_identically(tmp_path: Path) -> None:
+def test_a_grown_timm_network_resumes_bit_identically(tmp_path: Path) -> None:
     config = tiny_config(model=model("convnext_atto"), dataset__image_size=32)
     whole, growth = train(config, tmp_path / "whole")
     assert growth["num_germinated"] == 1
@@ -78,7 +78,7 @@ def test_a_grown_network_of_timm_resumes_bit_identically(tmp_path: Path) -> None
     assert_same(whole, resumed)
 
 
-def test_germinating_in_a_network_of_timm_leaves_its_logits(run_dir: Path) -> None:
+def test_germinating_in_a_timm_network_leaves_logits_bit_identical(run_dir: Path) -> None:
     config = tiny_config(model=model("resnet10t"), dataset__image_size=32, morphogenetic__policy="never")
 
     async def body(trainer: TolariaTrainer) -> None:
@@ -94,7 +94,7 @@ def test_germinating_in_a_network_of_timm_leaves_its_logits(run_dir: Path) -> No
     use(config, run_dir, body)
 
 
-def test_a_block_that_ends_in_no_relu_takes_no_residual_block() -> None:
+def test_a_block_that_does_not_end_in_relu_takes_no_residual_block() -> None:
     host = build_host(model("convnext_atto"), in_channels=3, image_size=32, num_classes=5)
     network = wrap(host, ["auto"], 4, input_shape=(3, 32, 32))
     site = "stages.1.blocks.0:after"
@@ -109,7 +109,7 @@ def test_the_network_must_be_named() -> None:
         check(tiny_config(model=model("")))
 
 
-def test_an_unknown_name_is_told_with_what_is_near() -> None:
+def test_an_unknown_name_gets_the_nearest_one() -> None:
     with pytest.raises(ConfigError, match=r"^model.name=convnext_ato: .*did you mean convnext_atto.*$"):
         build_host(model("convnext_ato"), in_channels=3, image_size=32, num_classes=5)
 
@@ -140,7 +140,7 @@ def test_recomputed_blocks_give_the_same_gradients(name: str) -> None:
     assert all(map(torch.equal, plain.buffers(), saving.buffers()))
 
 
-def test_attention_counts_among_the_macs() -> None:
+def test_macs_include_attention() -> None:
     host = build_host(model("vit_tiny_patch16_224"), in_channels=3, image_size=64, num_classes=5)
     tokens, width, depth = 4 * 4 + 1, 192, 12
     projections = depth * tokens * 12 * width**2
@@ -149,7 +149,7 @@ def test_attention_counts_among_the_macs() -> None:
     assert costs.count(host, (3, 64, 64)).num_macs == projections + attention + ends
 
 
-def test_a_grown_network_is_exported_to_what_timm_loads(run_dir: Path, tmp_path: Path) -> None:
+def test_timm_loads_an_exported_network(run_dir: Path, tmp_path: Path) -> None:
     config = tiny_config(
         model=model("resnet10t", site_kinds=["parallel"]), dataset__image_size=32, morphogenetic__judged=False
     )

@@ -1,4 +1,4 @@
-"""The real loading code, on a small archive of the same layout."""
+"""CIFAR is loaded by torchvision from a small archive of the same layout."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def write_batch(folder: Path, name: str, n: int, label_key: str, num_classes: in
     generator = np.random.default_rng(len(name))
     labels = [i % num_classes for i in range(n)]
     data = generator.integers(0, 256, (n, 3072), dtype=np.uint8)
-    data[:, 0] = labels  # the first red pixel tells the label
+    data[:, 0] = labels  # the first red pixel encodes the label
     content = pickle.dumps({"data": data, label_key: labels})
     (folder / name).write_bytes(content)
     return name, hashlib.md5(content, usedforsecurity=False).hexdigest()
@@ -53,9 +53,7 @@ def test_cifar10_is_read_with_its_own_test_set(cifar10: Path) -> None:
     assert splits.class_names[3] == "class3"
 
 
-def test_an_archive_put_into_the_folder_is_unpacked_without_network(
-    cifar10: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_archive_in_the_folder_is_unpacked_without_network(cifar10: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     archive, unpacked = cifar10 / CIFAR10.filename, cifar10 / CIFAR10.base_folder
     with tarfile.open(archive, "w:gz") as tar:
         tar.add(unpacked, arcname=unpacked.name)
@@ -85,3 +83,11 @@ def test_cifar100_has_its_own_layout(tmp_path: Path, monkeypatch: pytest.MonkeyP
     splits = load_splits(config, rng_seed=0)
     assert len(splits.class_names) == 100
     assert torch.bincount(splits.train.labels).tolist() == [2] * 100
+
+
+def test_an_error_says_where_to_put_the_missing_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CIFAR10, "url", "http://127.0.0.1:9/cifar-10-python.tar.gz")  # connection refused
+    with pytest.raises(
+        DataError, match=r"put cifar-10-python.tar.gz there, or unpack it there to cifar-10-batches-py/"
+    ):
+        load_splits(DatasetConfig(name="cifar10", data_dir=str(tmp_path)), rng_seed=0)

@@ -50,7 +50,7 @@ def test_val_alone_is_the_test_set(folder: Path) -> None:
     assert len(load(folder).test) == 12
 
 
-def test_val_beside_test_is_what_controller_and_judge_share(folder: Path) -> None:
+def test_controller_and_judge_share_val_if_there_is_a_test_folder(folder: Path) -> None:
     for name in ("cat", "dog"):
         for i in range(4):
             paint(folder / "val" / name / f"{i}.png", (1, 2, 3))
@@ -59,14 +59,14 @@ def test_val_beside_test_is_what_controller_and_judge_share(folder: Path) -> Non
     assert (splits.judge.images[:, 1] == 2).all()
 
 
-def test_a_second_load_reads_the_cache_and_gives_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_load_reads_the_cache(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = load(folder)
     monkeypatch.setattr(Image, "open", lambda *_: pytest.fail("decoded again"))
     assert torch.equal(load(folder).train.images, first.train.images)
 
 
 @pytest.mark.parametrize("change", ["content", "added", "removed", "image_size"])
-def test_the_cache_is_not_used_once_the_source_has_changed(folder: Path, change: str) -> None:
+def test_changed_files_invalidate_the_cache(folder: Path, change: str) -> None:
     before = load(folder)
     file, changes = folder / "train" / "cat" / "00.png", {}
     if change == "content":
@@ -95,15 +95,15 @@ def test_a_damaged_cache_is_decoded_again(folder: Path, caplog: pytest.LogCaptur
     assert "is damaged" in caplog.text
 
 
-def test_a_cache_that_cannot_be_written_costs_a_warning(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_cache_that_cannot_be_written_causes_a_warning(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     (folder.parent / "file").write_text("")
     assert len(load(folder, cache_dir=folder.parent / "file" / "cache").train) == 24
     assert "cannot cache decoded images" in caplog.text
 
 
-def test_a_disk_that_is_full_costs_a_warning(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_full_disk_causes_a_warning(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     limits, action = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, limits[1]))  # no file of this process may grow larger
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, limits[1]))  # maximum size of files that this process writes
     try:
         splits = load(folder)
     finally:
@@ -123,7 +123,7 @@ def test_images_are_resized_and_cropped_in_the_centre(folder: Path) -> None:
     assert (images == 255).all(dim=(1, 2, 3)).any()
 
 
-def test_images_are_found_in_folders_inside_in_the_order_of_their_parts(tmp_path: Path) -> None:
+def test_images_in_subfolders_are_found_and_sorted_by_path_parts(tmp_path: Path) -> None:
     for name in ("b.png", "a-b/c.JPG", "a/z.webp", "a/deep/er.jpeg", ".hidden.png", "notes.txt", ".png"):
         (tmp_path / "cat" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "cat" / name).write_bytes(b"")
@@ -150,7 +150,7 @@ def test_images_are_found_in_folders_inside_in_the_order_of_their_parts(tmp_path
         ("empty", r"contains no images"),
     ],
 )
-def test_a_folder_that_cannot_be_used_says_why(folder: Path, damage: str, message: str) -> None:
+def test_an_error_says_why_a_folder_cannot_be_used(folder: Path, damage: str, message: str) -> None:
     odd = folder / "train" / "cat" / "odd.png"
     if damage == "size":
         paint(odd, (0, 0, 0), (9, 8))
