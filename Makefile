@@ -2,6 +2,8 @@
 # make test-all: the tests that `make test` leaves out (marker `long`: kill storms, whole sweeps, SLURM), and only those.
 PYTHON ?= python3
 BIN := .venv/bin
+# COVERAGE=--cov, as .ci/run sets it, makes `make test` measure coverage too; the tests then take half as long again.
+COVERAGE ?=
 
 .PHONY: setup quickstart test test-all clean
 
@@ -24,7 +26,7 @@ test: setup
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest -n 2 --dist worksteal --cov -rs -m "not long"
+	$(BIN)/pytest -n 2 --dist worksteal $(COVERAGE) -rs -m "not long"
 
 test-all: setup
 	$(BIN)/pytest -n 2 --dist worksteal -rs -m long --ignore=tests/slurm
