@@ -139,7 +139,7 @@ def _run_parallel(checks: Mapping[str, Callable[[], Finding]]) -> dict[str, Find
             findings[name] = future.result(max(0.0, started + deadline_s - time.monotonic()))
         except TimeoutError:
             findings[name] = failed(
-                f"no response within {deadline_s:g} s", "see whether a file server or a name server hangs"
+                f"no response within {deadline_s:g} s", "check for a hung file server or name server"
             )
         except EsperError as error:
             findings[name] = failed_with(_redact(error_line(error)))

@@ -139,9 +139,7 @@ def _usable_gpu(probe: dict[str, Any]) -> Finding:
     if "gpu_error" in probe:
         return failed(f"{found}; kernels fail: {probe['gpu_error']}", "install a torch that supports this GPU")
     if free < _LOW_GPU_BYTES:
-        return warning(
-            found, "see nvidia-smi for the processes that use it, or select another GPU with CUDA_VISIBLE_DEVICES"
-        )
+        return warning(found, "see nvidia-smi for its processes, or select another GPU with CUDA_VISIBLE_DEVICES")
     return ok(found)
 
 
@@ -172,9 +170,7 @@ def cores(run: PlannedRun) -> Finding:
     if omp and 2 * num_threads < num_cores and "gpu" not in probe:
         return warning(f"{found}: the other cores stay idle", "unset OMP_NUM_THREADS")
     if _streams(run) and num_workers > num_cores:
-        return warning(
-            f"{found}; dataset.num_workers={num_workers} decode images", f"set dataset.num_workers={num_cores}"
-        )
+        return warning(f"{found}; dataset.num_workers={num_workers}", f"set dataset.num_workers={num_cores}")
     return ok(found)
 
 
@@ -236,7 +232,8 @@ def compiler(run: PlannedRun) -> Finding:
     """torch.compile has a C++ compiler and Python's headers."""
     if not run.config.compile_model:
         return not_used("compile_model=false")
-    found = next((path for one in (os.environ.get("CXX"), "g++", "clang++") if one and (path := shutil.which(one))), "")
+    names = (os.environ.get("CXX"), "g++", "clang++")
+    found = next((path for name in names if name and (path := shutil.which(name))), "")
     if not found:
         return failed("no C++ compiler, which torch.compile requires", "install g++ (module load gcc), or set CXX")
     if not (Path(sysconfig.get_path("include")) / "Python.h").is_file():

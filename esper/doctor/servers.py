@@ -60,9 +60,9 @@ def mlflow(run: PlannedRun) -> Finding:
         return ok(f"{file}: created by the first run")
     if file is None and not scheme.startswith(("postgresql", "mysql", "mssql")):
         return ok(f"{scheme}: not checked")
-    return _mlflow_database(
-        f"sqlite:///file:{quote(str(file))}?mode=ro&uri=true" if file else uri, str(file or _shown(uri))
-    )
+    if file is not None:
+        return _mlflow_database(f"sqlite:///file:{quote(str(file))}?mode=ro&uri=true", str(file))
+    return _mlflow_database(uri, _shown(uri))
 
 
 def _mlflow_server(uri: str) -> Finding:
@@ -72,8 +72,8 @@ def _mlflow_server(uri: str) -> Finding:
     if login := _mlflow_login(uri):
         request.add_unredirected_header("Authorization", login)
     try:
-        with urllib.request.urlopen(request, timeout=_TIMEOUT_S, context=_mlflow_tls()) as answer:
-            json.loads(answer.read(_MAX_BYTES))
+        with urllib.request.urlopen(request, timeout=_TIMEOUT_S, context=_mlflow_tls()) as response:
+            json.loads(response.read(_MAX_BYTES))
     except urllib.error.HTTPError as error:
         error.close()
         if error.code in (401, 403):
@@ -115,15 +115,11 @@ def _mlflow_database(url: str, shown: str) -> Finding:
         return failed(f"{shown}: no driver ({type(error).__name__})", "install the database's driver")
     try:
         with engine.connect() as connection:
-            has_tables = inspect(connection).has_table("alembic_version")
-            schema = (
-                connection.execute(text("SELECT version_num FROM alembic_version")).scalar() if has_tables else None
-            )
+            query = text("SELECT version_num FROM alembic_version")
+            schema = connection.execute(query).scalar() if inspect(connection).has_table("alembic_version") else None
     except SQLAlchemyError as error:
         reason = one_line(getattr(error, "orig", None) or error)
-        return failed(
-            f"{shown}: {reason}", "move it away and recreate it with esper sync outputs, or use another database"
-        )
+        return failed(f"{shown}: {reason}", "move it away and run esper sync outputs, or use another database")
     finally:
         engine.dispose()
     if schema is None:
@@ -133,11 +129,9 @@ def _mlflow_database(url: str, shown: str) -> Finding:
         return ok(f"{shown}: responds")
     if schema not in known:
         remedy = "pip install --upgrade mlflow, or set tracking.uri to another database"
-        return failed(f"{shown}: of another version of MLflow (schema {schema})", remedy)
+        return failed(f"{shown}: of another MLflow (schema {schema})", remedy)
     if schema in known.values():  # some migration starts from it
-        return failed(
-            f"{shown}: of an older version of MLflow (schema {schema})", "copy it, then: mlflow db upgrade URI"
-        )
+        return failed(f"{shown}: of an older MLflow (schema {schema})", "copy it, then: mlflow db upgrade URI")
     return ok(f"{shown}: usable")
 
 
@@ -235,9 +229,7 @@ def _redis_settings(url: str, info: dict[str, Any], snapshots: str | None) -> Fi
         return failed(f"{found}, which cannot write to its disk", "check the server's log and free disk space")
     policy = info.get("maxmemory_policy", "noeviction")
     if info.get("maxmemory") and policy != "noeviction":
-        return warning(
-            f"{found}, maxmemory-policy {policy}: it may evict messages", "CONFIG SET maxmemory-policy noeviction"
-        )
+        return warning(f"{found}, {policy}: it may evict messages", "CONFIG SET maxmemory-policy noeviction")
     if not info.get("aof_enabled") and snapshots == "":
         return warning(f"{found}, without persistence: messages are lost when it stops", "CONFIG SET appendonly yes")
     return ok(found)

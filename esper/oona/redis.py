@@ -80,8 +80,8 @@ class RedisBus:
     consumer if the first has died, so consumers must recognise duplicates (`Message.event_id`). Unacknowledged messages
     are never dropped. Messages for a single reader go to a channel of a topic.
 
-    Connects on the first call and reconnects after a lost connection. No call takes longer than `config.timeout_s` or
-    is retried. Safe to use from several threads.
+    Connects on the first call and reconnects after a lost connection. No request takes longer than `config.timeout_s`
+    or is retried.
 
     Args:
         config: address of the server, timeout and limits.
@@ -128,7 +128,8 @@ class RedisBus:
     def take(self, topic: TopicName, *, group: str, consumer: str, count: int = 32, wait_s: float = 0.0) -> list[Entry]:
         """The next messages for a group: first those redelivered from this or a dead consumer, then new ones.
 
-        Messages that cannot be decoded go to the dead letters, with the reason.
+        Waits up to `wait_s`, but at most half of `config.timeout_s`. Messages that cannot be decoded go to the dead
+        letters, with the reason.
         """
         key = _key(topic)
         with self._bus_errors():
