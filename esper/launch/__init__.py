@@ -1,1 +1,1 @@
-"""Starting runs: one run from start to end, and the checks before Hydra makes its folders."""
+"""One run from start to end: training, dry runs, the arms of a comparison, exit codes."""

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from esper.configs import TolariaConfig
+from esper.errors import RunError
+from esper.sweep.launch import launch
+from esper.sweep.launchers import queue_of
+from esper.sweep.manifest import Job, Member, freeze
+from esper.sweep.queues.slurm import SlurmQueue
+
+JOB = Job(queue="slurm", id="7_0")
+
+
+@pytest.fixture
+def member(tmp_path: Path) -> Member:
+    submitted = Member(sweep_dir=tmp_path, name="run", overrides=("rng_seed=0",), cwd=str(tmp_path), siblings={})
+    freeze(submitted, TolariaConfig())
+    submitted.set_job(JOB)
+    return submitted
+
+
+def squeue_prints(line: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put a `squeue` that prints the line first on the PATH, and an `sbatch` that is never called."""
+    for name, text in (("squeue", f"#!/bin/sh\n{line}\n"), ("sbatch", "#!/bin/sh\nexit 1\n")):
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o700)
+    monkeypatch.setenv("PATH", str(folder), prepend=":")
+
+
+@pytest.mark.parametrize(
+    ("slurm_state", "has_begun", "state", "reason"),
+    [
+        ("PENDING", False, "waiting", ""),
+        ("PENDING", True, "waiting", "requeued, pending"),
+        ("CONFIGURING", False, "waiting", "configuring"),
+        ("RUNNING", True, "running", ""),
+        ("COMPLETING", True, "running", ""),
+        ("TIMEOUT", True, "ended", "TIMEOUT"),
+        ("CANCELLED", True, "ended", "CANCELLED"),
+        ("CANCELLED", False, "interrupted", "cancelled before it began"),
+        (None, True, "ended", "gone from the queue"),
+    ],
+)
+def test_the_state_of_a_job_comes_from_squeue(
+    member: Member,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    slurm_state: str | None,
+    has_begun: bool,
+    state: str,
+    reason: str,
+) -> None:
+    squeue_prints(f"echo '7_0|{slurm_state}'" if slurm_state else "", tmp_path, monkeypatch)
+    if has_begun:
+        member.begin()
+    (job,) = SlurmQueue.job_states([(member, JOB)])
+    assert (job.state, job.reason) == (state, reason)
+
+
+def test_nothing_is_submitted_while_squeue_does_not_respond(
+    member: Member, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    squeue_prints("exit 1", tmp_path, monkeypatch)
+    with pytest.raises(RunError, match="squeue did not respond; cannot tell which jobs are running"):
+        launch([(member, TolariaConfig())], queue_of("slurm", {}))
