@@ -1,8 +1,7 @@
-"""A training thread as `bus.py` has it: writes events into a journal at a steady rate, with a follower or without.
+"""The training thread of `bus.py`: writes events into a journal at a steady rate, with or without a tracker thread.
 
-Imports no torch: four of these run at the same time. Says `ready`, waits for the moment to begin, says `written` when
-it has written, and goes on when it is told to. Arguments: folder of the run, URL of the bus or `-`, number of events,
-events a second.
+Imports no torch, as four of these run at the same time. Prints `ready`, waits on stdin for the time to start, prints
+`written`, and ends at the next line. Arguments: run folder, URL of the bus or `-`, number of events, events per second.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ __all__ = ["FOUND", "SCORED_EVERY", "an_epoch", "some_signals"]
 
 FOUND = "found.json"
 SCORED_EVERY = 40
-_FOLLOW_S = 0.5  # as a run has it
+_REPORT_S = 0.5  # as a run has it
 
 
 def main() -> None:
@@ -42,13 +41,13 @@ def main() -> None:
     journal.rewind(0)
     print("ready", flush=True)
     begin = float(sys.stdin.readline())
-    follower = None
+    thread = None
     if url != "-":
         config = RedisConfig(url=url)
         target = Tracker(
             name="Redis", place=address(config), open=lambda: RunPublisher(RedisBus(config), run_dir=run_dir)
         )
-        follower = TrackerThread(target, interval_s=_FOLLOW_S, run_dir=run_dir, warn=_expected)
+        thread = TrackerThread(target, interval_s=_REPORT_S, run_dir=run_dir, warn=_expected)
     seconds = []
     cpu_s = time.process_time() - time.thread_time()
     for index in range(num_events):
@@ -60,8 +59,8 @@ def main() -> None:
     cpu_s = time.process_time() - time.thread_time() - cpu_s
     print("written", flush=True)
     sys.stdin.readline()
-    if follower is not None:
-        follower.close()
+    if thread is not None:
+        thread.close()
     journal.close()
     share = cpu_s / (num_events / rate)
     (run_dir / FOUND).write_text(json.dumps({"seconds": seconds, "other_threads": share}))
@@ -118,7 +117,7 @@ def _fields(epoch: int) -> list[dict[str, Any]]:
 
 
 def _expected(warning: str) -> None:
-    """The follower's warning about a server that is away."""
+    """The thread's warning about a server that is away."""
 
 
 if __name__ == "__main__":

@@ -183,9 +183,9 @@ def test_early_stopping_is_refused_in_one_line(tmp_path: Path, capsys: pytest.Ca
     write_run(tmp_path / "a", comparison__arm="grown")
     write_run(tmp_path / "b", optimization=OptimizationConfig(max_epochs=3, patience=4), comparison__arm="static")
     assert run_cli(tmp_path) == 2
-    told = capsys.readouterr().err
-    assert "optimization.patience=4" in told
-    assert told.count("\n") == 1
+    error = capsys.readouterr().err
+    assert "optimization.patience=4" in error
+    assert error.count("\n") == 1
     assert not (tmp_path / "comparison.html").exists()
 
 
@@ -320,7 +320,7 @@ def test_several_paths_are_compared_and_their_page_goes_to_the_file_that_is_name
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["empty"], "holds no run folder"),
         ([], "give either folders of runs or --mlflow"),
@@ -331,13 +331,17 @@ def test_several_paths_are_compared_and_their_page_goes_to_the_file_that_is_name
     ],
 )
 def test_what_cannot_be_reported_is_one_line_and_exit_code_2(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str], told: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("empty").mkdir()
     assert run_cli(*arguments) == 2
     error = capsys.readouterr().err
-    assert told in error
+    assert message in error
     assert error.count("\n") == 1
 
 
@@ -361,9 +365,9 @@ def test_real_runs_are_compared_and_mlflow_tells_the_same_of_them(tmp_path: Path
         assert run.curve[-1].macs == pytest.approx(run.metric("total_macs"), rel=0.25)
         assert [point.macs for point in run.curve] == sorted(point.macs for point in run.curve)
     sync.main([folder / "grows", folder / "static"], uri)
-    told = from_mlflow("tiny", uri=uri)
-    assert [(run.name, run.accuracy, run.flops) for run in told] == [
+    reported = from_mlflow("tiny", uri=uri)
+    assert [(run.name, run.accuracy, run.flops) for run in reported] == [
         (run.name, run.accuracy, run.flops) for run in runs
     ]
-    assert [len(run.curve) for run in told] == [len(run.curve) for run in runs]
-    assert compare(told).claims[0].sentence == compare(runs).claims[0].sentence
+    assert [len(run.curve) for run in reported] == [len(run.curve) for run in runs]
+    assert compare(reported).claims[0].sentence == compare(runs).claims[0].sentence

@@ -1,4 +1,4 @@
-"""Comparisons of the members of a sweep, which say what was asked of each."""
+"""Comparisons of the members of a sweep, grouped by their overrides."""
 
 from __future__ import annotations
 

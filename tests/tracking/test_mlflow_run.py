@@ -1,4 +1,4 @@
-"""One run in a real MLflow, told of its journal piece by piece, twice, or by two at once."""
+"""One run in a real MLflow, given its journal piece by piece, twice, or by two at once."""
 
 from __future__ import annotations
 

@@ -69,8 +69,8 @@ def test_a_folder_of_runs_is_one_line_a_run(outputs: Path, capsys: pytest.Captur
     (outputs / "many" / "c").mkdir()
     (outputs / "many" / "c" / "journal.jsonl").touch()
     assert sync.main([outputs / "many"], f"sqlite:///{outputs / 'mlflow.db'}") == 0
-    told = [line.removeprefix(str(outputs / "many")) for line in capsys.readouterr().out.splitlines()]
-    assert told == [
+    lines = [line.removeprefix(str(outputs / "many")) for line in capsys.readouterr().out.splitlines()]
+    assert lines == [
         "/a: MLflow: finished, 71 new points",
         "/b: MLflow: finished, 71 new points",
         "/c: nothing to report: it never started",

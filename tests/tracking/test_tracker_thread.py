@@ -17,7 +17,7 @@ from tests.tracking.conftest import ended, started, trained
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
 
 
-def follow(journal: Journal, warnings: list[str], **tracking: Any) -> TrackerThread:
+def start_thread(journal: Journal, warnings: list[str], **tracking: Any) -> TrackerThread:
     run_dir = journal.path.parent
     (tracker,) = trackers(TrackingConfig(**tracking), run_dir=run_dir, outputs_dir=run_dir.parents[1])
     return TrackerThread(tracker, interval_s=0.05, run_dir=run_dir, warn=warnings.append)
@@ -43,12 +43,12 @@ def reported_steps(outputs: Path) -> tuple[str, list[int]]:
 def test_a_run_is_reported_while_it_trains_and_sync_has_nothing_to_add(journal: Journal, tmp_path: Path) -> None:
     warnings: list[str] = []
     started(journal)
-    follower = follow(journal, warnings)
+    thread = start_thread(journal, warnings)
     trained(journal, range(1, 5))
     wait_for(journal.path.parent / "mlflow.json")  # before the run has ended
     trained(journal, range(5, 9))
     ended(journal)
-    follower.close(60)
+    thread.close(60)
     assert reported_steps(tmp_path) == ("FINISHED", list(range(1, 9)))
     assert sync.main([journal.path.parent], None) == 0
     assert reported_steps(tmp_path) == ("FINISHED", list(range(1, 9)))
@@ -60,7 +60,7 @@ def test_after_an_outage_everything_arrives_once(journal: Journal, tmp_path: Pat
     database.parent.touch()  # a file where a folder must be: the database cannot be made
     warnings: list[str] = []
     started(journal)
-    follower = follow(journal, warnings, uri=f"sqlite:///{database}")
+    thread = start_thread(journal, warnings, uri=f"sqlite:///{database}")
     trained(journal, range(1, 5))
     for _ in range(600):
         if warnings:
@@ -69,7 +69,7 @@ def test_after_an_outage_everything_arrives_once(journal: Journal, tmp_path: Pat
     database.parent.unlink()
     trained(journal, range(5, 9))
     ended(journal)
-    follower.close(60)
+    thread.close(60)
     assert reported_steps(database.parent) == ("FINISHED", list(range(1, 9)))
     assert len(warnings) == 1
 
@@ -79,11 +79,11 @@ def test_a_refused_connection_is_one_warning_that_names_the_remedy_and_no_passwo
         port = server.getsockname()[1]
     warnings: list[str] = []
     started(journal)
-    follower = follow(journal, warnings, uri=f"http://me:s3cret@127.0.0.1:{port}")
+    thread = start_thread(journal, warnings, uri=f"http://me:s3cret@127.0.0.1:{port}")
     ended(journal)
     time.sleep(0.5)
-    follower.close()
-    follower.close()
+    thread.close()
+    thread.close()
     (warning,) = warnings
     assert warning.startswith(f"MLflow at http://127.0.0.1:{port} is behind (")
     assert f"`esper sync {journal.path.parent}` catches up" in warning
@@ -98,10 +98,10 @@ def test_closing_does_not_wait_for_a_server_that_never_answers(
     warnings: list[str] = []
     started(journal)
     with socket.create_server(("127.0.0.1", 0)) as server:  # accepts, and never answers
-        follower = follow(journal, warnings, uri=f"http://127.0.0.1:{server.getsockname()[1]}")
+        thread = start_thread(journal, warnings, uri=f"http://127.0.0.1:{server.getsockname()[1]}")
         ended(journal)
         begun = time.monotonic()
-        follower.close(timeout_s=0.5)
+        thread.close(timeout_s=0.5)
         assert time.monotonic() - begun < 2.5
     (warning,) = warnings
     assert "not done within 0.5 s" in warning
@@ -118,11 +118,11 @@ def test_a_tracker_that_is_away_for_ever_is_tried_for_ever(journal: Journal) -> 
     target = Tracker(name="nothing", place="nowhere", open=away)
     started(journal)
     # So short that 1,100 doublings later it is still nothing.
-    follower = TrackerThread(target, interval_s=5e-324, run_dir=journal.path.parent, warn=lambda _: None)
+    thread = TrackerThread(target, interval_s=5e-324, run_dir=journal.path.parent, warn=lambda _: None)
     started(journal)
     for _ in range(600):
         if tries > 1100:
             break
         time.sleep(0.05)
-    follower.close()
+    thread.close()
     assert tries > 1100

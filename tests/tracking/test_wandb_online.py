@@ -53,7 +53,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         yield server
 
 
-def follow(journal: Journal, warnings: list[str]) -> TrackerThread:
+def start_thread(journal: Journal, warnings: list[str]) -> TrackerThread:
     run_dir = journal.path.parent
     (tracker,) = trackers(TrackingConfig(name="wandb"), run_dir=run_dir, outputs_dir=run_dir.parents[1])
     return TrackerThread(tracker, interval_s=0.05, run_dir=run_dir, warn=warnings.append)
@@ -67,7 +67,7 @@ def steps(server: Server) -> list[int]:
 def test_a_run_is_reported_while_it_trains_and_sync_has_nothing_to_add(journal: Journal, server: Server) -> None:
     warnings: list[str] = []
     started(journal, tracking=TrackingConfig(name="wandb"))
-    follower = follow(journal, warnings)
+    thread = start_thread(journal, warnings)
     trained(journal, range(1, 5))
     for _ in range(600):
         if server.history:  # before the run has ended
@@ -76,7 +76,7 @@ def test_a_run_is_reported_while_it_trains_and_sync_has_nothing_to_add(journal: 
     assert server.history
     trained(journal, range(5, 9))
     ended(journal)
-    follower.close(60)
+    thread.close(60)
     assert sync.main([journal.path.parent], None) == 0
     assert steps(server) == list(range(9))
     assert warnings == []
@@ -119,7 +119,7 @@ def test_after_an_outage_everything_arrives_once(journal: Journal, monkeypatch: 
     server = Server()  # its socket is open, but nobody answers
     monkeypatch.setenv("WANDB_BASE_URL", server.url)
     started(journal)
-    follower = follow(journal, warnings)
+    thread = start_thread(journal, warnings)
     trained(journal, range(1, 5))
     for _ in range(1200):
         if warnings:
@@ -128,7 +128,7 @@ def test_after_an_outage_everything_arrives_once(journal: Journal, monkeypatch: 
     trained(journal, range(5, 9))
     with served(server):
         ended(journal)
-        follower.close(60)
+        thread.close(60)
         assert steps(server) == list(range(9))
     (warning,) = warnings
     assert warning.startswith("W&B at esper-morphogenetic is behind (")
@@ -142,23 +142,23 @@ def test_closing_does_not_wait_for_a_server_that_never_answers(
     started(journal)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
-        follower = follow(journal, warnings)
+        thread = start_thread(journal, warnings)
         ended(journal)
         begun = time.monotonic()
-        follower.close(timeout_s=0.5)
+        thread.close(timeout_s=0.5)
         assert time.monotonic() - begun < 1.5
         (warning,) = warnings
         assert "not done within 0.5 s" in warning
-        follower.close(30)  # the thread must not meet the next test
+        thread.close(30)  # the thread must not meet the next test
 
 
 def test_without_a_key_nobody_is_asked_for_one(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WANDB_API_KEY")
     warnings: list[str] = []
     started(journal)
-    follower = follow(journal, warnings)
+    thread = start_thread(journal, warnings)
     ended(journal)
-    follower.close(30)
+    thread.close(30)
     (warning,) = warnings
     assert "No API key configured" in warning
     assert f"`esper sync {journal.path.parent}` catches up" in warning

@@ -1,4 +1,4 @@
-"""One run in the real W&B, offline: told of its journal piece by piece, twice, after a kill, or by two at once."""
+"""One run in the real W&B, offline: given its journal piece by piece, twice, after a kill, or by two at once."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ def report(journal: Journal, *, finish: bool = False) -> int:
 
 
 def curve(journal: Journal, key: str) -> list[tuple[int, Any]]:
-    """Step and value of every point of a curve, in the order in which W&B was told."""
-    told = [row for file in segments(journal.path.parent) for row in rows(file)]
-    return [(row["_step"], row[key]) for row in told if key in row]
+    """Step and value of every point of a curve, in the order in which W&B got them."""
+    all_rows = [row for file in segments(journal.path.parent) for row in rows(file)]
+    return [(row["_step"], row[key]) for row in all_rows if key in row]
 
 
 def of_kind(file: Path, kind: str) -> list[Any]:
@@ -132,8 +132,8 @@ def test_a_run_that_was_reported_is_left_alone(journal: Journal, capsys: pytest.
     run_dir = journal.path.parent
     assert sync.main([run_dir], None) == 0
     assert sync.main([run_dir], None) == 0
-    told = [line.removeprefix(f"{run_dir}: W&B: ") for line in capsys.readouterr().out.splitlines()]
-    assert told == ["finished, 71 new points", "finished, 0 new points"]
+    outcomes = [line.removeprefix(f"{run_dir}: W&B: ") for line in capsys.readouterr().out.splitlines()]
+    assert outcomes == ["finished, 71 new points", "finished, 0 new points"]
     assert len(segments(run_dir)) == 1
 
 
@@ -144,8 +144,8 @@ def test_growth_is_told_in_the_summary_and_the_report_goes_along(journal: Journa
     ended(journal)
     report(journal, finish=True)
     (file,) = segments(journal.path.parent)
-    told = {one.key: one.value_json for summary in of_kind(file, "summary") for one in summary.update if one.key}
-    assert "conv1x1 at layer1.0:beside, step 4: kept" in told["growth.1"]
+    growth = {one.key: one.value_json for summary in of_kind(file, "summary") for one in summary.update if one.key}
+    assert "conv1x1 at layer1.0:beside, step 4: kept" in growth["growth.1"]
     assert (file.parent / "files" / "report.html").read_text() == "a page"
 
 
@@ -165,5 +165,5 @@ def test_project_and_entity_are_those_of_the_configuration(journal: Journal) -> 
     with contextlib.closing(WandbRun(config, run_dir=journal.path.parent)) as run:
         run.ingest(read(journal.path))
     (file,) = segments(journal.path.parent)
-    (told,) = of_kind(file, "run")
-    assert (told.project, told.entity) == ("mine", "us")
+    (record,) = of_kind(file, "run")
+    assert (record.project, record.entity) == ("mine", "us")

@@ -16,7 +16,7 @@ class Server(ThreadingHTTPServer):
 
     Attributes:
         history: the rows of each run by its id.
-        is_finished: the runs whose end was told.
+        is_finished: the runs that have finished.
     """
 
     daemon_threads = True

@@ -1,4 +1,4 @@
-"""Saving while training goes on: what is on disk is the moment it was asked for."""
+"""Saving while training continues: a checkpoint has the state at the time of `start`."""
 
 from __future__ import annotations
 
@@ -75,10 +75,10 @@ def test_a_checkpoint_that_cannot_be_written_does_not_hide_those_that_were(tmp_p
 def test_every_checkpoint_is_journalled_once_it_is_complete(run_dir: Path) -> None:
     config = tiny_config(optimization__max_epochs=2, morphogenetic__policy="never", checkpoint__max_checkpoints=9)
     use(config, run_dir, lambda trainer: trainer.train())
-    told = [json.loads(line) for line in (run_dir / "journal.jsonl").read_text().splitlines()]
-    paths = [entry["path"] for entry in told if entry["kind"] == "checkpoint" and not entry["is_best"]]
+    entries = [json.loads(line) for line in (run_dir / "journal.jsonl").read_text().splitlines()]
+    paths = [entry["path"] for entry in entries if entry["kind"] == "checkpoint" and not entry["is_best"]]
     assert paths == ["checkpoints/step-00000006", "checkpoints/step-00000012"]
-    assert told[-1]["kind"] == "run_ended"
+    assert entries[-1]["kind"] == "run_ended"
 
 
 def test_what_is_being_saved_is_complete_after_shutdown(run_dir: Path) -> None:
