@@ -1,4 +1,4 @@
-"""The configuration: one dataclass a group, their checks, and `load_config`. No torch in here."""
+"""The configuration: a dataclass for each group, their checks, and `load_config`. Does not import torch."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ def setting(
 
     Args:
         default: default value; lists and dicts are copied for each instance.
-        help: what it does, for --help and the documentation.
+        help: what it does, in one sentence.
         low, above, high, below: bounds of a number, or of each number in a list.
         choices: allowed values of a string, or of each string in a list.
     """
