@@ -16,6 +16,9 @@ from esper.kasmina.slot import SeedSlot
 
 __all__ = ["MorphableModel", "wrap"]
 
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""Integer type by element size in bytes."""
+
 
 class MorphableModel(nn.Module):
     """A host network that can grow.
@@ -106,6 +109,17 @@ class MorphableModel(nn.Module):
         """Rebuild a grown network from its host; the kernels get their initial weights."""
         for graft in recipe:
             self.graft(graft)
+
+    def fingerprint(self) -> dict[str, object]:
+        """State of every seed, recipe entry of every kernel, and checksum of every parameter's bits, by name.
+
+        Without buffers, as batch-norm statistics differ between ranks. Synchronises with the device once.
+        """
+        named = list(self.named_parameters())
+        checksums = torch.stack([p.detach().view(_INTEGERS[p.element_size()]).sum(dtype=torch.int64) for _, p in named])
+        seeds: dict[str, object] = {f"seed at {slot.site.name}": str(slot.state) for slot in self.all_slots()}
+        kernels = {f"kernel {graft.graft_id}": str(graft) for graft in self.recipe}
+        return seeds | kernels | dict(zip((name for name, _ in named), checksums.tolist(), strict=True))
 
     @property
     def memory_format(self) -> torch.memory_format:

@@ -229,7 +229,6 @@ def open_run(
             steps_per_epoch=built.loader.num_batches,
         )
         growth = Growth(
-            config=config.morphogenetic,
             life=life,
             tamiyo=built.tamiyo,
             schedule=schedule,

@@ -300,7 +300,7 @@ def test_a_tamiyo_that_is_killed_is_missed_until_she_is_back(redis_server: Redis
         config = shared(redis_server, deadline_s=3.0, optimization__max_epochs=6, morphogenetic__schedule_at=[0.4])
         ran = train(config, run_dir, after_epoch=act)
     outcomes = [(event["epoch"], event["outcome"].partition(":")[0]) for event in ran.of_kind("decision")]
-    assert outcomes[:2] == [(1, "nothing was asked for"), (2, "missed")]
+    assert outcomes[:2] == [(1, "no change was requested"), (2, "missed")]
     assert outcomes[2][0] == 3
     assert outcomes[2][1].startswith("germinated")
 

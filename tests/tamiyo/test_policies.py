@@ -12,7 +12,9 @@ from safetensors.torch import save_file
 
 from esper import costs, tezzeret, urza
 from esper.configs import MorphogeneticConfig
+from esper.configs.morphogenetic import POLICIES
 from esper.contracts import HealthSignal
+from esper.contracts.decisions import AdaptationDecision
 from esper.contracts.lifecycle import SeedLifecycleState as S
 from esper.errors import ConfigError
 from esper.tamiyo import LocalTamiyo
@@ -72,6 +74,11 @@ def test_a_site_without_an_allowed_blueprint_is_not_eligible() -> None:
     only_attention = MorphogeneticConfig(blueprint_categories=["attention"])
     assert eligible([signal("layer1.0:beside")], only_attention) == []
     assert len(eligible([signal()], only_attention)) == 1
+
+
+@pytest.mark.parametrize("name", [name for name in POLICIES if name != "learned"])
+def test_every_policy_of_the_table_makes_decisions(name: str) -> None:
+    assert isinstance(decide([signal()], policy=name), AdaptationDecision)
 
 
 def test_never_grows_nothing() -> None:

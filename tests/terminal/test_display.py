@@ -169,7 +169,7 @@ def test_without_a_terminal_there_is_a_line_for_each_epoch_and_growth_event_and_
 
 def test_a_decision_that_was_missed_is_a_warning_and_one_for_nothing_is_not_shown():
     nothing = dataclasses.asdict(AdaptationDecision(should_adapt=False))
-    outcomes = ("missed: the shared Tamiyo gave no answer within 5 s", "nothing was asked for")
+    outcomes = ("missed: the shared Tamiyo gave no answer within 5 s", "no change was requested")
     decisions = [Decided(step=10, epoch=1, decision=nothing, applied=False, outcome=outcome) for outcome in outcomes]
     text = shown(*decisions, level="WARNING")
     assert [line.rstrip() for line in text.splitlines() if line] == [

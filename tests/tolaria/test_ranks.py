@@ -13,7 +13,6 @@ from esper import fit
 from esper.configs.place import Place
 from esper.errors import ConfigError
 from esper.tolaria import TolariaTrainer
-from esper.tolaria.fingerprint import fingerprint
 from esper.tolaria.ranks import Ranks
 from esper.tolaria.run import open_run
 from esper.tolaria.state import TrainingState
@@ -140,14 +139,14 @@ def test_parts_of_a_batch_follow_each_other_and_differ_by_one_at_most(num: int, 
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
-def test_a_fingerprint_tells_of_the_last_bit_of_a_weight(run_dir: Path) -> None:
+def test_a_fingerprint_shows_a_change_of_the_last_bit_of_a_weight(run_dir: Path) -> None:
     async def body(trainer: TolariaTrainer) -> None:
         model = trainer.run.model
-        before = fingerprint(model)
-        assert fingerprint(model) == before
+        before = model.fingerprint()
+        assert model.fingerprint() == before
         weight = model.host.get_parameter("fc.weight")
         weight.data[0, 0] = weight[0, 0].nextafter(weight.new_tensor(9.0))
-        after = fingerprint(model)
+        after = model.fingerprint()
         assert [name for name in before if before[name] != after[name]] == ["host.fc.weight"]
 
     use(tiny_config(), run_dir, body)

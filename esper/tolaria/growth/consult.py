@@ -8,14 +8,12 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
-from esper.configs import MorphogeneticConfig
 from esper.configs.morphogenetic import POLICIES
 from esper.contracts.decisions import Action, AdaptationDecision
 from esper.contracts.events import MISSED, Decided
 from esper.contracts.lifecycle import SeedLifecycleState
 from esper.errors import BusError, EsperError, RankError, SurgeryError
 from esper.tamiyo import TamiyoClient
-from esper.tolaria.fingerprint import fingerprint
 from esper.tolaria.growth.forks import choose_by_forks
 from esper.tolaria.growth.incubation import incubation_step
 from esper.tolaria.growth.judging import judge_kernel
@@ -33,8 +31,7 @@ class Growth:
     """What growth does at the boundaries of steps and epochs.
 
     Args:
-        config: when and how to grow.
-        life: the seeds of the network.
+        life: the seeds of the network, and the settings of growth.
         tamiyo: makes the decisions.
         schedule: the host's learning rate by step, for forks.
         total_epochs: epochs of the whole training.
@@ -43,13 +40,12 @@ class Growth:
     def __init__(
         self,
         *,
-        config: MorphogeneticConfig,
         life: Lifecycle,
         tamiyo: TamiyoClient,
         schedule: Callable[[int], float],
         total_epochs: int,
     ) -> None:
-        self.config = config
+        self.config = life.config
         self.life = life
         self.tamiyo = tamiyo
         self.schedule = schedule
@@ -114,7 +110,10 @@ class Growth:
         for slot in life.model.all_slots():
             num_epochs = life.state.epoch - slot.state_epoch
             if slot.state is _S.HOLDING and (is_last or num_epochs >= config.holding_epochs):
-                judge_kernel(life, slot) if config.judged else life.keep(slot, reason="kept without being judged")
+                if config.judged:
+                    judge_kernel(life, slot)
+                else:
+                    life.keep(slot, reason="kept without being judged")
             elif slot.is_live and is_last:
                 life.cull(slot, reason="training ended before it reached alpha 1: unmeasured is not healthy")
             elif slot.state is _S.EMBARGOED and num_epochs >= config.adaptation_cooldown:
@@ -153,7 +152,7 @@ class Growth:
                 self._log(AdaptationDecision(should_adapt=False), applied=False, outcome=f"{MISSED}{error}")
                 return
             if not decision.should_adapt:
-                self._log(decision, applied=False, outcome="nothing was asked for")
+                self._log(decision, applied=False, outcome="no change was requested")
                 return
             if decision.alternatives and self.config.fork_steps:
                 decision = choose_by_forks(life, decision, schedule=self.schedule)
@@ -164,11 +163,11 @@ class Growth:
     def _carry_out(self, decision: AdaptationDecision) -> str:
         """Germinate or cull as requested; returns what was done, for the journal."""
         if not decision.should_adapt:
-            raise SurgeryError("nothing was asked for")
+            raise SurgeryError("no change was requested")
         slot = resolve(self.life.model, decision)
         if decision.action is Action.CULL:
             graft = slot.live_graft
-            self.life.cull(slot, reason=decision.reasoning or "Tamiyo asked for it")
+            self.life.cull(slot, reason=decision.reasoning or "requested by Tamiyo")
             return f"culled {graft.blueprint_id} at {slot.site.name}"
         blueprint_id = decision.blueprint_id or first_blueprint(slot, self.config)
         self.life.germinate(slot, blueprint_id, reason=decision.reasoning)
@@ -182,4 +181,4 @@ class Growth:
         """Check that all ranks have the same network."""
         ranks = self.life.step.ranks
         if ranks.size > 1:
-            ranks.require_same("the network", fingerprint(self.life.model))
+            ranks.require_same("the network", self.life.model.fingerprint())
