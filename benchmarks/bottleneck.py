@@ -1,8 +1,8 @@
-"""Planted bottlenecks: is capacity looked for where it is missing, is a sound network left alone, does growing repair?
+"""Planted bottlenecks: do scores find the missing capacity, are sound networks left alone, does growing repair them?
 
-A small ResNet is harmed at one known place and trained to half-time. There every site is scored; then the training goes
-on in forks, to the end of a decaying learning rate: without growing, with one module at each site, and with other
-amounts of growth at the harmed one. Controls have no harmful plant: the right answer is not to grow.
+A small ResNet is harmed at a known site and trained for half of its steps. Then all sites are scored, and forks finish
+the training, through the learning rate's decay: without growth, with one module at each site, and with other amounts of
+growth at the harmed site. Controls have no harmful plant: the right answer is not to grow.
 
     python benchmarks/bottleneck.py --data FOLDER --out FOLDER --jobs 2 --seeds 3
     python benchmarks/bottleneck.py --data FOLDER --out FOLDER --seeds 1 --no-variants --plants clean "squeeze 3"
@@ -48,7 +48,7 @@ _WARMUP_STEPS = 50
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Growth:
-    """What grows at a site: `num_kernels` modules of a blueprint."""
+    """Growth at a site: `num_kernels` modules of a blueprint; `rate` multiplies their learning rate."""
 
     site: str
     blueprint_id: str = "basic_block"
@@ -58,7 +58,7 @@ class Growth:
 
 
 class Trunk:
-    """The data of a job, and trainings on it."""
+    """The data of a job, and training on it."""
 
     def __init__(self, data: str, cache: Path, rng_seed: int) -> None:
         self.device = torch.device("cpu")
@@ -83,11 +83,11 @@ class Trunk:
         self.total_steps = EPOCHS * self.loader.num_batches
 
     def batches(self, images: ImageSet) -> Iterator[tuple[Tensor, Tensor]]:
-        """A pass over some images, without augmentation."""
+        """One pass over images, without augmentation."""
         return self.prepare.batches(images, 512)
 
     def train(self, model: MorphableModel, optimizer: Optimizer, first: int, last: int) -> None:
-        """Do the steps from `first` to before `last`."""
+        """Train steps `first` to `last - 1`."""
         step = TrainStep(
             model=model.train(),
             optimizer=optimizer,
@@ -104,21 +104,21 @@ class Trunk:
             step.forward_backward_update(epoch=epoch, index=index, step=number)
 
     def measure(self, model: MorphableModel) -> dict[str, float]:
-        """Loss and accuracy on images that neither training nor scoring has seen."""
+        """Loss and accuracy on images used for neither training nor scoring."""
         losses, hits = example_losses(model, self.batches(self.outcome))
         return {"loss": float(losses.double().mean()), "accuracy": float(hits.double().mean())}
 
     def fork(self, model: MorphableModel, optimizer: Optimizer, first: int, growth: Growth | None) -> dict[str, Any]:
-        """Finish a copy of a training, with something grown at `first`; the original stays where it is."""
+        """Finish a copy of a training, after growing at step `first`; the original does not change."""
         kinds = ["width"] if growth is not None and growth.site.endswith(":width") else ["beside"]
         grown = _wrapped(copy.deepcopy(model.host), kinds)
-        follows = optim.build_optimizer(_RECIPE, grown.named_parameters())
-        optim.load_state_tensors(follows, {name: t.clone() for name, t in optim.state_tensors(optimizer).items()})
+        forked = optim.build_optimizer(_RECIPE, grown.named_parameters())
+        optim.load_state_tensors(forked, {name: t.clone() for name, t in optim.state_tensors(optimizer).items()})
         before = sum(p.numel() for p in grown.parameters())
         for number in range(growth.num_kernels if growth is not None else 0):
             assert growth is not None
-            _grow(grown, follows, growth, number + 1, born_step=first, images=self.loader.batch(0, 0)[0][:16])
-        self.train(grown, follows, first, self.total_steps)
+            _grow(grown, forked, growth, number + 1, born_step=first, images=self.loader.batch(0, 0)[0][:16])
+        self.train(grown, forked, first, self.total_steps)
         return self.measure(grown) | {"added_parameters": sum(p.numel() for p in grown.parameters()) - before}
 
 
@@ -156,7 +156,7 @@ def _grow(
 
 
 def variants(plant: Plant) -> dict[str, Growth]:
-    """Other amounts of growth at the harmed site; on a control, which shows what they do anyway, in the middle."""
+    """Other amounts of growth at the harmed site; on a control, at a middle site, for comparison."""
     site = plant.harmed[0] if plant.harmed else f"{UNITS[2]}:beside"
     found = {
         "gain 1": Growth(site=site, gain=1.0),
@@ -171,7 +171,7 @@ def variants(plant: Plant) -> dict[str, Growth]:
 
 
 def run_job(plant: Plant, rng_seed: int, data: str, cache: Path, *, tries_variants: bool) -> dict[str, Any]:
-    """Train one harmed network to half-time, score its sites, and finish the forks."""
+    """Train a harmed network for half of its steps, score its sites, and finish the forks."""
     torch.set_num_threads(1)
     started = time.monotonic()
     trunk = Trunk(data, cache, rng_seed)
@@ -182,19 +182,19 @@ def run_job(plant: Plant, rng_seed: int, data: str, cache: Path, *, tries_varian
     optimizer = optim.build_optimizer(_RECIPE, model.named_parameters())
     quarter, half = trunk.total_steps // 4, trunk.total_steps // 2
     trunk.train(model, optimizer, 0, quarter)
-    asked = variants(plant) if tries_variants else {}
-    tried = {
+    planned = variants(plant) if tries_variants else {}
+    outcomes = {
         name: trunk.fork(model, optimizer, quarter, growth)
-        for name, growth in asked.items()
+        for name, growth in planned.items()
         if name.startswith("early")
     }
     trunk.train(model, optimizer, quarter, half)
     scores = score_sites(model, trunk.batches(trunk.controller))
     health_of = health([(slot.site, scores[slot.site.name]) for slot in model.all_slots()])
     forks = {site: trunk.fork(model, optimizer, half, Growth(site=site)) for site in scores}
-    tried |= {
+    outcomes |= {
         name: trunk.fork(model, optimizer, half, growth)
-        for name, growth in asked.items()
+        for name, growth in planned.items()
         if not name.startswith("early")
     }
     return {
@@ -205,23 +205,23 @@ def run_job(plant: Plant, rng_seed: int, data: str, cache: Path, *, tries_varian
         "scores": {site: asdict(score) | {"health": health_of[site]} for site, score in scores.items()},
         "no growth": trunk.fork(model, optimizer, half, None),
         "forks": forks,
-        "variants": tried,
+        "variants": outcomes,
         "device": hardware()["device"],
         "seconds": time.monotonic() - started,
     }
 
 
 def main() -> None:
-    """Run all jobs that are not done, print the report, write `bottleneck.jsonl` and `bottleneck.md`."""
+    """Run all missing jobs, print the report, write `bottleneck.jsonl` and `bottleneck.md`."""
     options = _arguments()
     options.out.mkdir(parents=True, exist_ok=True)
     journal = options.out / "bottleneck.jsonl"
     rows = [json.loads(line) for line in journal.read_text().splitlines()] if journal.exists() else []
     done = {(row["plant"], row["rng_seed"]) for row in rows}
-    asked = options.plants or [plant.name for plant in PLANTS]
-    jobs = [(plant, seed) for seed in range(options.seeds) for plant in PLANTS if plant.name in asked]
+    names = options.plants or [plant.name for plant in PLANTS]
+    jobs = [(plant, seed) for seed in range(options.seeds) for plant in PLANTS if plant.name in names]
     waiting = [job for job in jobs if (job[0].name, job[1]) not in done]
-    _load(options.data, options.out / "cache")  # decoded once, not by every job
+    _load(options.data, options.out / "cache")  # decode once, not in every job
     started, running = time.monotonic(), set()
     with ProcessPoolExecutor(options.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
         while waiting or running:
@@ -249,21 +249,19 @@ def main() -> None:
                 with journal.open("a") as file:
                     file.write(json.dumps(row) + "\n")
                 print(f"{row['plant']}, seed {row['rng_seed']}: {row['seconds']:.0f} s", flush=True)
-    told = report(rows)
-    print(told)
-    (options.out / "bottleneck.md").write_text(told + "\n")
+    text = report(rows)
+    print(text)
+    (options.out / "bottleneck.md").write_text(text + "\n")
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="images: DATA/train/CLASS/*, DATA/test/CLASS/*")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the results; what is there is not repeated")
-    parser.add_argument("--seeds", type=int, default=3, help="host seeds of every plant")
-    parser.add_argument("--jobs", type=int, default=2, help="networks at once")
-    parser.add_argument("--budget-seconds", type=float, default=float("inf"), help="start nothing new after this time")
-    parser.add_argument(
-        "--no-variants", action="store_true", help="one module at each site, no other amounts of growth"
-    )
+    parser.add_argument("--out", type=Path, required=True, help="folder for the results; jobs in it are not repeated")
+    parser.add_argument("--seeds", type=int, default=3, help="seeds of each plant")
+    parser.add_argument("--jobs", type=int, default=2, help="parallel jobs")
+    parser.add_argument("--budget-seconds", type=float, default=float("inf"), help="start no job after this time")
+    parser.add_argument("--no-variants", action="store_true", help="only one module at each site")
     names = [plant.name for plant in PLANTS]
     parser.add_argument(
         "--plants", nargs="+", choices=names, metavar="PLANT", help=f"only these of: {', '.join(names)}"

@@ -1,4 +1,4 @@
-"""What the planted bottlenecks show, as Markdown."""
+"""Tables of the planted bottlenecks, as Markdown."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["READERS", "gate", "recovery", "report", "top"]
 
 Row = Mapping[str, Any]
 
-# How much each reader of a site wants to grow there.
+# Measures of the need to grow at a site, the higher the greater.
 READERS: Mapping[str, Callable[[Mapping[str, Any]], float]] = {
     "score (TINY-like)": lambda site: site["score"],
     "plain score": lambda site: site["plain_score"],
@@ -40,18 +40,18 @@ def report(rows: Sequence[Row]) -> str:
 
 
 def top(row: Row, reader: str) -> str:
-    """The site that a reader would grow at."""
+    """The site that a measure ranks first."""
     return max(row["scores"], key=lambda site: _read(row, reader, site))
 
 
 def recovery(row: Row, outcome: Mapping[str, float], unharmed: Mapping[str, float]) -> float:
-    """Share of the accuracy lost to the plant that a fork gives back."""
+    """Share of the accuracy lost to the plant that a fork recovers."""
     base = row["no growth"]["accuracy"]
     return (outcome["accuracy"] - base) / (unharmed["accuracy"] - base)
 
 
 def gate(controls: Sequence[Row], rng_seed: int) -> float | None:
-    """Health below which nothing grew on the controls of all other seeds; None without such controls."""
+    """Lowest health of the controls of all other seeds; None if there are none."""
     others = [_least(row) for row in controls if row["rng_seed"] != rng_seed]
     return min(others) if others else None
 
@@ -127,7 +127,7 @@ def _gates(plants: Sequence[Row], controls: Sequence[Row]) -> str:
 
 
 def _at(choose: Callable[[Row], str]) -> Callable[[Row], float]:
-    """Points gained by growing where `choose` says."""
+    """Accuracy gained by growing at the site that `choose` returns."""
     return lambda row: row["forks"][choose(row)]["accuracy"] - row["no growth"]["accuracy"]
 
 
@@ -147,7 +147,7 @@ def _recoveries(plants: Sequence[Row], controls: Sequence[Row]) -> str:
         lost = [unharmed[row["rng_seed"]]["accuracy"] - row["no growth"]["accuracy"] for row in some]
 
         def share(pick: Callable[[Row], float], some: Sequence[Row] = some, lost: Sequence[float] = lost) -> str:
-            """Points given back over points lost, added up: single shares of a small loss are all noise."""
+            """Sum of recovered accuracy over sum of lost accuracy; shares of single small losses would be noise."""
             return f"{100 * sum(map(pick, some)) / sum(lost):.0f} %"
 
         cells = [

@@ -1,19 +1,18 @@
-"""What does the bus cost? Writing on the training thread, messages a second, and asking a shared Tamiyo.
+"""Cost of the bus: journal writes of the training thread, messages per second, and latency of a shared Tamiyo.
 
-Publishing: a training thread only writes an event into its journal, with a bus as without; a thread of its own follows
-the journal and publishes. So what publishing costs the training thread is what the same `Journal.write` takes longer
-with that thread beside it: `up`, a server that is there; `hung`, one that is held still by SIGSTOP; `gone`, a port
-where nobody listens; each against `memory`, without a bus. Four processes write at the same time, a quarter of a period
-apart, so that what else the machine does meets all of them; a round has new processes. Nearly all events are ends of
-epochs, which are published, some are the signals of 16 sites; their rate is far above a training's. At the end of a
-round the hung server goes on, and what arrived is counted: nothing may be missing.
+Publishing: the training thread only writes events to its journal; a second thread tails the journal and publishes. The
+cost for the training thread is therefore the slowdown of `Journal.write` next to that thread, with a server that is
+`up`, `hung` (SIGSTOP) or `gone` (a closed port), against `memory` (no bus). Four processes write at the same time, a
+quarter of a period apart, so that other load on the machine affects all alike; each round starts new processes. Most
+events are ends of epochs, which are published, and some are the signals of 16 sites, at a far higher rate than in
+training. At the end of a round the hung server resumes, and the messages are counted: none may be missing.
 
-Messages: one client, one thread, no waiting. Tamiyo: `esper services up` in a process of its own, asked by one run,
-then by many at once; a run asks again as soon as it has its answer.
+Messages: one client, one thread, without pauses. Tamiyo: `esper services up` in a process of its own, with one run and
+then many runs that send the next request on each reply.
 
     python benchmarks/bus.py --out bus.json
 
-It starts redis-servers of its own on loopback ports, keeping append-only files, and stops them at the end.
+It starts its own redis-servers on loopback ports, with append-only files, and stops them at the end.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 import redis
 
-from benchmarks.bus_tamiyo import asked_by_many, asked_by_one, service, summary, told
+from benchmarks.bus_tamiyo import many_runs, one_run, rows, service, summary
 from benchmarks.bus_writer import FOUND, SCORED_EVERY, an_epoch, some_signals
 from benchmarks.measuring import environment, median_and_range, table, verdict, write_json
 from esper.configs import RedisConfig
@@ -60,14 +59,14 @@ _REPETITIONS = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Server:
-    """A redis-server of the benchmark's own."""
+    """A redis-server started by the benchmark."""
 
     process: subprocess.Popen[bytes]
     url: str
     version: str
 
     def client(self) -> redis.Redis:
-        """A plain client, to look at what is there."""
+        """A plain client, to inspect the server."""
         return redis.Redis.from_url(self.url)
 
 
@@ -86,9 +85,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for kind, payload in (("an epoch", _epoch()), ("signals of 16 sites", _health()))
         ]
         with service(server.url, Path(folder)) as tamiyo:
-            alone = asked_by_one(server.url, num_questions=options.questions)
+            alone = one_run(server.url, num_questions=options.questions)
             pids = {"Tamiyo": tamiyo.pid, "Redis": server.process.pid}
-            many = asked_by_many(server.url, pids=pids, num_runs=options.runs, seconds=options.seconds)
+            many = many_runs(server.url, pids=pids, num_runs=options.runs, seconds=options.seconds)
     where = environment() | {"redis": server.version, "redis-py": redis.__version__}
     where["load"] = f"{load:.1f} before, {os.getloadavg()[0]:.1f} after"
     publishing = {name: _publishing(name, rounds) for name in STATES}
@@ -96,9 +95,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     settings = {name: value for name, value in vars(options).items() if name != "out"}
     write_json(options.out, {"environment": where, "settings": settings, **found})
     print(where)
-    print(table([_told_publishing(name, one) for name, one in publishing.items()]), end="\n\n")
-    print(table([_told_messages(row) for row in messages]), end="\n\n")
-    print(table(told(alone, many)), end="\n\n")
+    print(table([_publishing_row(name, one) for name, one in publishing.items()]), end="\n\n")
+    print(table([_messages_row(row) for row in messages]), end="\n\n")
+    print(table(rows(alone, many)), end="\n\n")
     print("\n".join(_goal(name, what, publishing[name]) for name in STATES[1:] for what in GOALS_US))
 
 
@@ -107,19 +106,19 @@ def _options() -> argparse.ArgumentParser:
         description=(__doc__ or "").splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument("--out", type=Path, required=True, help="JSON file for the results")
-    parser.add_argument("--rounds", type=int, default=8, help="of new processes that write")
-    parser.add_argument("--events", type=int, default=1000, help="that each of them writes")
-    parser.add_argument("--rate", type=float, default=200.0, help="events a second that it writes")
+    parser.add_argument("--rounds", type=int, default=8, help="rounds, each with new writers")
+    parser.add_argument("--events", type=int, default=1000, help="events per writer")
+    parser.add_argument("--rate", type=float, default=200.0, help="events per second of a writer")
     parser.add_argument("--messages", type=int, default=1024, help=f"messages of each of {_REPETITIONS} repetitions")
-    parser.add_argument("--questions", type=int, default=300, help="of one run, one after the other")
-    parser.add_argument("--runs", type=int, default=64, help="that ask at once")
-    parser.add_argument("--seconds", type=float, default=10.0, help="for which they ask")
+    parser.add_argument("--questions", type=int, default=300, help="requests of the single run")
+    parser.add_argument("--runs", type=int, default=64, help="concurrent runs")
+    parser.add_argument("--seconds", type=float, default=10.0, help="duration of their requests")
     return parser
 
 
 @contextlib.contextmanager
 def _server(folder: Path) -> Iterator[Server]:
-    """A server on a free loopback port, stopped by its process at the end."""
+    """A server on a free loopback port, terminated at the end."""
     program = shutil.which("redis-server")
     if program is None:
         raise SystemExit("redis-server is not installed (apt-get install redis-server)")
@@ -149,27 +148,27 @@ def _server(folder: Path) -> Iterator[Server]:
 def _round(
     options: argparse.Namespace, up: Server, hung: Server, folder: Path, *, number: int
 ) -> dict[str, dict[str, Any]]:
-    """Seconds of every write, and the share of a core that other threads took, for each state of the server."""
+    """Seconds of each write and CPU share of other threads, for each state of the server."""
     folder.mkdir()
     for server in (up, hung):
         server.client().flushall()
-    with socket.socket() as nobody, contextlib.ExitStack() as stack:
-        nobody.bind(("127.0.0.1", 0))  # and does not listen
-        gone = f"redis://127.0.0.1:{nobody.getsockname()[1]}/0"
+    with socket.socket() as closed, contextlib.ExitStack() as stack:
+        closed.bind(("127.0.0.1", 0))  # without listening
+        gone = f"redis://127.0.0.1:{closed.getsockname()[1]}/0"
         urls = {"memory": "-", "up": up.url, "hung": hung.url, "gone": gone}
         writers = {name: stack.enter_context(_writer(folder / name, url, options)) for name, url in urls.items()}
         for writer in writers.values():
-            _hear(writer, "ready")
+            _expect(writer, "ready")
         hung.process.send_signal(signal.SIGSTOP)
         begin = time.monotonic() + 0.5
         for index, writer in enumerate(writers.values()):
             turn = (index + number) % len(writers)
-            _tell(writer, str(begin + turn / len(writers) / options.rate))
+            _send(writer, str(begin + turn / len(writers) / options.rate))
         for writer in writers.values():
-            _hear(writer, "written")
+            _expect(writer, "written")
         hung.process.send_signal(signal.SIGCONT)
         for writer in writers.values():
-            _tell(writer, "close")
+            _send(writer, "close")
             writer.wait()
     found = {name: json.loads((folder / name / FOUND).read_text()) for name in urls}
     for name, server in (("up", up), ("hung", hung)):
@@ -197,20 +196,20 @@ def _writer(run_dir: Path, url: str, options: argparse.Namespace) -> Iterator[su
             process.kill()
 
 
-def _hear(writer: subprocess.Popen[str], word: str) -> None:
+def _expect(writer: subprocess.Popen[str], word: str) -> None:
     assert writer.stdout is not None
     if (heard := writer.stdout.readline().strip()) != word:
         raise RuntimeError(f"a writer said {heard!r}, not {word!r}")
 
 
-def _tell(writer: subprocess.Popen[str], line: str) -> None:
+def _send(writer: subprocess.Popen[str], line: str) -> None:
     assert writer.stdin is not None
     writer.stdin.write(f"{line}\n")
     writer.stdin.flush()
 
 
 def _messages(options: argparse.Namespace, server: Server, payload: Payload, *, kind: str) -> dict[str, Any]:
-    """Messages a second: published in batches, one by one, and taken in batches and acknowledged."""
+    """Messages per second: published in batches, published singly, and taken in batches and acknowledged."""
     topic = TopicName.EPOCHS if isinstance(payload, EpochReport) else TopicName.SEED_HEALTH
     num = options.messages
     rates: dict[str, list[float]] = {"published_64": [], "published_1": [], "taken": []}
@@ -223,7 +222,7 @@ def _messages(options: argparse.Namespace, server: Server, payload: Payload, *, 
                 for batch in batches:
                     bus.publish(batch)
                 rates[name].append(num / (time.perf_counter() - started))
-            bus.take(topic, group="readers", consumer="one", count=1)  # makes the group
+            bus.take(topic, group="readers", consumer="one", count=1)  # creates the group
             started, num_taken = time.perf_counter(), 0
             while entries := bus.take(topic, group="readers", consumer="one", count=_BATCH):
                 bus.acknowledge(topic, group="readers", entries=entries)
@@ -247,7 +246,7 @@ def _of_epochs(found: dict[str, Any]) -> list[float]:
 
 
 def _more_us(name: str, rounds: Sequence[dict[str, Any]], percent: float) -> tuple[float, float, float]:
-    """By how many µs a percentile of all rounds is above that without a bus; its 95 % interval, by drawing rounds."""
+    """Difference in µs of a percentile to that without a bus, with a 95 % bootstrap interval over rounds."""
     pairs = [[np.array(_of_epochs(one[state])) for state in (name, "memory")] for one in rounds]
 
     def difference(drawn: Sequence[int]) -> float:
@@ -260,7 +259,7 @@ def _more_us(name: str, rounds: Sequence[dict[str, Any]], percent: float) -> tup
 
 
 def _publishing(name: str, rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Seconds of a write in all rounds and in each, and by how much they are above those without a bus."""
+    """Seconds of a write, overall and by round, and the difference to those without a bus."""
     epochs = [_of_epochs(one[name]) for one in rounds]
     signals = [one[name]["seconds"][SCORED_EVERY - 1 :: SCORED_EVERY] for one in rounds]
     return {
@@ -273,7 +272,7 @@ def _publishing(name: str, rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _told_publishing(name: str, found: dict[str, Any]) -> dict[str, object]:
+def _publishing_row(name: str, found: dict[str, Any]) -> dict[str, object]:
     epoch = found["epoch_s"]
     return {
         "redis": name,
@@ -289,7 +288,7 @@ def _told_publishing(name: str, found: dict[str, Any]) -> dict[str, object]:
     }
 
 
-def _told_messages(row: dict[str, Any]) -> dict[str, object]:
+def _messages_row(row: dict[str, Any]) -> dict[str, object]:
     shown = {
         name: median_and_range(row["per_s"][key], "{:,.0f}")
         for name, key in (
@@ -305,7 +304,7 @@ def _goal(name: str, what: str, found: dict[str, Any]) -> str:
     goal, (_, low, high) = GOALS_US[what], found["more_us"][what]
     words = f"{name}: {what} <= {goal:g} µs more than memory"
     if low <= goal < high:
-        return f"goal {words}: open, the interval holds it"
+        return f"goal {words}: undecided, the interval contains it"
     return verdict(words, high <= goal)
 
 

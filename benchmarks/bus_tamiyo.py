@@ -1,4 +1,4 @@
-"""The part of `bus.py` that asks a shared Tamiyo: one run, and many at once."""
+"""The part of `bus.py` that measures a shared Tamiyo, with one run and with many."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from esper.oona.redis import RedisBus
 from esper.tamiyo import LocalTamiyo
 from esper.tamiyo.remote import SharedTamiyo
 
-__all__ = ["asked_by_many", "asked_by_one", "percentile", "service", "summary", "told"]
+__all__ = ["many_runs", "one_run", "percentile", "rows", "service", "summary"]
 
 _ROOT = Path(__file__).resolve().parent.parent
 _COMMAND = "import sys; sys.argv[0] = 'esper'; from esper.cli import main; main()"
@@ -34,19 +34,19 @@ _NUM_PROCESSES = 2
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """The value below which so many percent lie."""
+    """Percentile of values."""
     return float(np.percentile(values, percent))
 
 
 def summary(values: Sequence[float]) -> dict[str, float]:
-    """What is kept of many measurements."""
+    """Summary statistics of measurements."""
     figures = {"mean": statistics.mean(values), "median": statistics.median(values), "p99": percentile(values, 99)}
     return {"n": len(values), **figures, "worst": max(values)}
 
 
 @contextlib.contextmanager
 def service(url: str, folder: Path) -> Iterator[psutil.Process]:
-    """`esper services up --only tamiyo` in a process of its own, which has answered once."""
+    """`esper services up --only tamiyo` in a child process, after its first reply."""
     options = ["services", "up", "--only=tamiyo", "--name=benchmark", f"redis.url={url}", "device=cpu"]
     process = subprocess.Popen(
         [sys.executable, "-c", _COMMAND, *options],
@@ -64,8 +64,8 @@ def service(url: str, folder: Path) -> Iterator[psutil.Process]:
         process.wait()
 
 
-def asked_by_one(url: str, *, num_questions: int) -> dict[str, dict[str, float]]:
-    """Seconds of each question of one run, one after the other; and of the same in process."""
+def one_run(url: str, *, num_questions: int) -> dict[str, dict[str, float]]:
+    """Seconds of a request, one at a time, to the service and in process."""
     local = LocalTamiyo(MorphogeneticConfig(), rng_seed=0)
     seconds: dict[str, list[float]] = {"shared": [], "in_process": []}
     with contextlib.closing(_client(url, "benchmark/one")) as shared:
@@ -81,19 +81,18 @@ def asked_by_one(url: str, *, num_questions: int) -> dict[str, dict[str, float]]
     return {name: summary(waits) for name, waits in seconds.items()}
 
 
-def asked_by_many(url: str, *, pids: Mapping[str, int], num_runs: int, seconds: float) -> dict[str, Any]:
-    """Runs that ask again as soon as they are answered, as threads of a few processes.
+def many_runs(url: str, *, pids: Mapping[str, int], num_runs: int, seconds: float) -> dict[str, Any]:
+    """Concurrent runs, as threads of a few processes, that send the next request on each reply.
 
     Returns:
-        The waits in seconds, questions without an answer before the deadline and why, and the processor time that
-        a decision took of each process.
+        Latencies in seconds, errors of requests that missed the deadline, and CPU time per decision by process.
     """
     context = multiprocessing.get_context("spawn")
     line: Any = context.Barrier(_NUM_PROCESSES + 1)
     results: Any = context.Queue()
     parts = [num_runs // _NUM_PROCESSES + (index < num_runs % _NUM_PROCESSES) for index in range(_NUM_PROCESSES)]
     children = [
-        context.Process(target=_ask, args=(url, index, num, seconds, line, results), daemon=True)
+        context.Process(target=_run_part, args=(url, index, num, seconds, line, results), daemon=True)
         for index, num in enumerate(parts)
     ]
     for child in children:
@@ -116,13 +115,13 @@ def asked_by_many(url: str, *, pids: Mapping[str, int], num_runs: int, seconds: 
     }
 
 
-def told(one: Mapping[str, Any], many: Mapping[str, Any]) -> list[dict[str, object]]:
-    """Rows of a table; the in-process decision of the same signals is what the first is compared with."""
-    rows: list[tuple[str, Mapping[str, float], Mapping[str, Any]]] = [
+def rows(one: Mapping[str, Any], many: Mapping[str, Any]) -> list[dict[str, object]]:
+    """Rows of a table; the baseline is the in-process decision on the same signals."""
+    measured: list[tuple[str, Mapping[str, float], Mapping[str, Any]]] = [
         ("in process", one["in_process"], {}),
         ("one run", one["shared"], {}),
     ]
-    rows.append((f"{many['num_runs']} runs at once", many["waits"], many))
+    measured.append((f"{many['num_runs']} runs at once", many["waits"], many))
     return [
         {
             "who asks": name,
@@ -136,7 +135,7 @@ def told(one: Mapping[str, Any], many: Mapping[str, Any]) -> list[dict[str, obje
             if found
             else None,
         }
-        for name, waits, found in rows
+        for name, waits, found in measured
     ]
 
 
@@ -145,8 +144,8 @@ def _client(url: str, run_id: str, *, deadline_s: float | None = None) -> Shared
     return SharedTamiyo(RedisBus(RedisConfig(url=url)), run_id=run_id, config=config, rng_seed=0)
 
 
-def _ask(url: str, part: int, num_runs: int, seconds: float, line: Any, results: Any) -> None:
-    """A process of some runs: what they waited for, and what that cost."""
+def _run_part(url: str, part: int, num_runs: int, seconds: float, line: Any, results: Any) -> None:
+    """A child process with some of the runs: reports latencies, errors and CPU time."""
     waits: list[float] = []
     missed: list[str] = []
 

@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def some_signals(epoch: int, num_sites: int = 16) -> tuple[HealthSignal, ...]:
-    """What sites of a network in training may look like; every third epoch one of them stands out."""
+    """Plausible signals of sites in training; every third epoch one site stands out."""
     return tuple(
         HealthSignal(
             site=f"layer{1 + index // 4}.{index // 2 % 2}:{('beside', 'after')[index % 2]}",
@@ -117,7 +117,7 @@ def _fields(epoch: int) -> list[dict[str, Any]]:
 
 
 def _expected(warning: str) -> None:
-    """The thread's warning about a server that is away."""
+    """Ignore the warning that the server is unavailable."""
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A training by Esper's own trainer, driven piece by piece so that others can be measured in between."""
+"""A training by Esper's trainer in separate pieces, so that other loops can be measured in between."""
 
 from __future__ import annotations
 
@@ -32,23 +32,23 @@ __all__ = ["EXPERIMENT", "EsperRun", "Rates", "configuration", "tracker"]
 
 EXPERIMENT = "throughput"
 _NEVER = 1e-9
-"""Health that no site falls to: the policy is asked and never grows."""
+"""A health threshold that no site reaches: the policy is consulted and never grows."""
 
 
 class Rates(NamedTuple):
-    """Training images per second: of all the time that went by, and as the journal has it, of the steps alone."""
+    """Training images per second: end to end, and of the steps alone as the journal records it."""
 
     images_per_s: float
     training_images_per_s: float | None = None
 
 
 def tracker(options: argparse.Namespace) -> str:
-    """The tracker that was asked for, else MLflow where it is installed."""
+    """The requested tracker; by default MLflow if it is installed."""
     return options.tracking or ("mlflow" if importlib.util.find_spec("mlflow") else "none")
 
 
 def configuration(options: argparse.Namespace, *, batch_size: int, is_compiled: bool, grows: bool) -> TolariaConfig:
-    """The settings of `esper-train`, but for a length that does not end and a threshold that no site reaches."""
+    """Settings of `esper-train`, with endless epochs and a health threshold that no site reaches."""
     num_layers = 3 if options.model == "resnet_small" else 4
     return TolariaConfig(
         model=ModelConfig(name=options.model, target_layers=[f"layer{1 + index}" for index in range(num_layers)]),
@@ -72,8 +72,8 @@ class EsperRun:
     """Owner of a trainer.
 
     Args:
-        config: what it trains.
-        run_dir: its run folder.
+        config: of the run.
+        run_dir: run folder.
     """
 
     def __init__(self, config: TolariaConfig, *, run_dir: Path) -> None:
@@ -84,7 +84,7 @@ class EsperRun:
         self._windows: list[float] = []
 
     def open(self) -> None:
-        """Build everything and train one epoch, if that was not done; on an error nothing stays open."""
+        """Build the trainer and train one epoch, unless it is open; on an error everything is closed."""
         if self._trainer is not None:
             return
         try:
@@ -95,10 +95,10 @@ class EsperRun:
             raise
 
     def epochs(self, seconds: float) -> Rates:
-        """Train whole epochs for at least so long, with all that happens at their ends.
+        """Train whole epochs, ends of epochs included, for at least so many seconds.
 
         Raises:
-            RuntimeError: something has grown, so that this is no measurement of dormant seeds.
+            RuntimeError: a module has grown: the seeds are not dormant.
         """
         trainer = self._opened()
         self._windows.clear()
@@ -115,9 +115,9 @@ class EsperRun:
         return Rates(num_images / elapsed, statistics.median(self._windows) if self._windows else None)
 
     def steps(self, seconds: float) -> Rates:
-        """Run the trainer's own step over its images for so long, and nothing else.
+        """Run only the trainer's captured step for so many seconds.
 
-        This is another thread than the trainer's, and another stream: `open`, `epochs` and this wait for the device.
+        This thread and stream are not the trainer's; `open`, `epochs` and `steps` synchronise with the device.
         """
         run = self._opened().run
         watch = Stopwatch(run.parts.device, batch_size=self._config.dataset.batch_size, seconds=seconds)
@@ -131,7 +131,7 @@ class EsperRun:
         return Rates(watch.images_per_s)
 
     def close(self) -> None:
-        """Shut the trainer down; safe to call twice, or when it was not opened."""
+        """Shut down the trainer; safe to call twice, or before `open`."""
         self._trainer = None
         self._closing.close()
 

@@ -1,9 +1,9 @@
-# What gpu.sh and gpus.sh share; they source it from the repository's root with the folder of results and the seconds
-# that they may take. It defines `out`, `python`, `run` and `end_with_summary`.
+# Shared by gpu.sh and gpus.sh, which source it from the repository's root with the results folder and the time limit in
+# seconds. Defines `out`, `python`, `run` and `end_with_summary`.
 mkdir -p "$1" || exit 2
 out=$(cd "$1" && pwd)
 logs=$(mktemp -d)
-caches=$(mktemp -d)  # what was compiled in an earlier run is compiled again
+caches=$(mktemp -d)  # fresh, so that nothing compiled in an earlier run is reused
 python=${PYTHON:-python3}
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 PYTHONWARNINGS=ignore
 export TORCHINDUCTOR_CACHE_DIR="$caches/inductor" TRITON_CACHE_DIR="$caches/triton"
@@ -17,7 +17,7 @@ finish() {
 }
 trap finish EXIT
 
-# run NAME SECONDS COMMAND...: what it prints is shown and kept, its chatter (stderr) is kept in the logs alone.
+# run NAME SECONDS COMMAND...: stdout is shown and saved, stderr goes to the logs only.
 run() {
     local name=$1 limit=$2 started=$SECONDS status=0
     shift 2
@@ -32,10 +32,10 @@ run() {
         cat "$logs/$name.out" 2>/dev/null
         (( status == 0 )) || tail -n 30 "$logs/$name.err" 2>/dev/null
     } | tee -a "$out/summary.txt"
-    local told="ok"
-    (( status == 0 )) || { told="FAILED ($status)"; failed=1; }
-    (( status != 124 && status != 137 )) || told="FAILED (its time was over)"
-    verdicts+=("$name: $told, $((SECONDS - started)) s")
+    local verdict="ok"
+    (( status == 0 )) || { verdict="FAILED ($status)"; failed=1; }
+    (( status != 124 && status != 137 )) || verdict="FAILED (timed out)"
+    verdicts+=("$name: $verdict, $((SECONDS - started)) s")
 }
 
 end_with_summary() {

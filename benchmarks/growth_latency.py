@@ -1,10 +1,10 @@
-"""How long does growing hold up a training?
+"""How long does growing interrupt training?
 
-A run is grown at one site after the other, with one blueprint after the other. The clock starts when a decision is
-carried out and the device idle, and every step after it is waited for. Told are: until the first step of the grown
-network is done; until its step has been captured and replayed (without a capture: the first step again); what the
-pause cost altogether, compared with as many steps at the speed that follows. Every module is then judged, and the sites
-scored, as at the end of an epoch; the journal has what that took.
+A run grows at one site after another, with one blueprint after another. The clock starts when a decision is applied,
+with an idle device, and each step after it is synchronised. Reported are the time to the end of the first step of the
+grown network; to the first replay of its captured step (without capture: the first step again); and the time lost in
+total, compared with as many steps at the later speed. Then the module is judged and the sites are scored, as at the end
+of an epoch; the journal records how long that takes.
 
     python benchmarks/growth_latency.py --out growth_latency.json [--compiled-growths 0]
 """
@@ -36,8 +36,8 @@ from esper.tolaria.run import Run
 
 GOAL_S = 1.0
 _WARMUP_STEPS = 20
-_WATCHED_STEPS = 12
-"""Steps that are timed one by one after a growth; the last four of them give the speed that follows."""
+_TIMED_STEPS = 12
+"""Steps timed singly after a growth; the last four give the later speed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,11 +45,11 @@ class Pause:
     """One growth; all times in seconds from the decision.
 
     Attributes:
-        applied_s: until the decision was carried out.
-        first_step_s: until the first step of the grown network was done.
-        replayed_s: until a step was done that took no more than 1.5 of the steps that follow.
-        lost_s: time of all that was watched, less that of as many steps at the speed that follows.
-        step_s: a step of the grown network.
+        applied_s: until the decision was applied.
+        first_step_s: until the end of the grown network's first step.
+        replayed_s: until the end of a step that took at most 1.5 later steps.
+        lost_s: total, minus as many steps at the later speed.
+        step_s: a later step of the grown network.
     """
 
     site: str
@@ -63,7 +63,7 @@ class Pause:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Series:
-    """The growths of one run, and the seconds of what is done around them at the ends of epochs."""
+    """The growths of one run, and the seconds of scoring and judging at its ends of epochs."""
 
     compiled: bool
     planned: int
@@ -99,9 +99,9 @@ def _options() -> argparse.ArgumentParser:
     parser.add_argument("--model", default="resnet18")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--images", type=int, default=50_000)
-    parser.add_argument("--growths", type=int, default=12, help="growths, uncompiled")
-    parser.add_argument("--compiled-growths", type=int, default=6, help="growths with compile_model=true")
-    parser.add_argument("--budget-seconds", type=float, default=300.0, help="grow nothing new after this time")
+    parser.add_argument("--growths", type=int, default=12, help="growths of the uncompiled run")
+    parser.add_argument("--compiled-growths", type=int, default=6, help="growths of the run with compile_model=true")
+    parser.add_argument("--budget-seconds", type=float, default=300.0, help="start no growth after this time")
     return parser
 
 
@@ -137,30 +137,30 @@ def _grow(options: argparse.Namespace, *, compiled: bool, num_growths: int, dead
 
 
 def _decisions(run: Run) -> Iterator[AdaptationDecision]:
-    """Every site once; each kind of site goes through the blueprints that fit it."""
-    fitting: dict[str, deque[str]] = {}
+    """Each site once; each kind of site cycles through the blueprints that fit it."""
+    queues: dict[str, deque[str]] = {}
     for slot in run.model.all_slots():
         site, config = slot.site, run.config.morphogenetic
         blueprints = urza.allowed(config, site.kind, site.in_shape, site.out_shape)
         allowed = {blueprint.blueprint_id for blueprint in blueprints}
-        turn = fitting.setdefault(site.kind, deque(blueprint.blueprint_id for blueprint in blueprints))
-        turn.extend(sorted(allowed - set(turn)))
-        for _ in range(len(turn)):
-            turn.rotate(-1)
-            if turn[-1] in allowed:
-                yield AdaptationDecision(should_adapt=True, site=site.name, blueprint_id=turn[-1])
+        queue = queues.setdefault(site.kind, deque(blueprint.blueprint_id for blueprint in blueprints))
+        queue.extend(sorted(allowed - set(queue)))
+        for _ in range(len(queue)):
+            queue.rotate(-1)
+            if queue[-1] in allowed:
+                yield AdaptationDecision(should_adapt=True, site=site.name, blueprint_id=queue[-1])
                 break
 
 
 def _pause(run: Run, decision: AdaptationDecision) -> Pause:
-    """Carry a decision out and watch the steps that follow."""
+    """Apply a decision and time the steps after it."""
     wait(run)
     started = time.perf_counter()
     if not run.growth.apply(decision):
         raise RuntimeError(f"{decision.blueprint_id} at {decision.site} was refused: see the journal")
     applied_s = time.perf_counter() - started
     ends, steps = [], []
-    for _ in range(_WATCHED_STEPS):
+    for _ in range(_TIMED_STEPS):
         steps.append(timed_steps(run, 1))
         ends.append(time.perf_counter() - started)
     step_s = statistics.median(steps[-4:])
@@ -172,7 +172,7 @@ def _pause(run: Run, decision: AdaptationDecision) -> Pause:
         applied_s=applied_s,
         first_step_s=ends[0],
         replayed_s=next(end for end, step in zip(ends, steps, strict=True) if step <= 1.5 * step_s),
-        lost_s=ends[-1] - _WATCHED_STEPS * step_s,
+        lost_s=ends[-1] - _TIMED_STEPS * step_s,
         step_s=step_s,
     )
 

@@ -1,7 +1,7 @@
-"""How should a module enter, and should it be incubated first? Insertion × incubation on real images.
+"""How should a module be inserted, and does incubation help? Insertion × incubation on real images.
 
-One module grows beside each block of a thin ResNet at 40 % of a training with warm-up, constant and decaying rate; all
-variants share everything else. Prints a table and writes it with hardware and n.
+A module grows beside each block of a thin ResNet at 40 % of a training with warm-up, constant and decaying learning
+rate; variants differ in nothing else. Prints a table and writes it with hardware and n.
 
     python benchmarks/insertion.py --data FOLDER --out FOLDER --seeds 4 --jobs 8
 """
@@ -60,7 +60,7 @@ _GROWTH = (
     "morphogenetic.max_adaptations_per_epoch=3",
     "morphogenetic.adaptation_cooldown=0",
     "morphogenetic.blueprint=basic_block",
-    "morphogenetic.judged=false",  # all that differs is how a module entered
+    "morphogenetic.judged=false",  # variants differ only in the insertion
 )
 
 
@@ -83,7 +83,7 @@ def main() -> None:
 
 
 def table(results: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> str:
-    """Markdown: test accuracy and loss of every variant, paired with the run of the same seed that did not grow."""
+    """Markdown: test accuracy and loss of each variant; gains over the run of the same seed without growth."""
     lines = [
         "| variant | n | test accuracy, % | gain, points | test loss | MACs | kept |",
         "|---|---|---|---|---|---|---|",

@@ -1,8 +1,8 @@
-"""Does the judge's verdict say what a module is worth at the end? Verdicts against forks that finish with LR decay.
+"""Does the judge's verdict predict a module's final gain? Verdicts against forks trained through the LR decay.
 
-From one checkpoint at 40 % of a training, forks go on: one without growing, one with each module at each site. Two
-epochs after its birth the judge measures the module's gain (loss without it minus loss with it); at the end, after the
-learning rate has decayed, the fork with it is compared with the one that never had it, on the same held-out images.
+Forks resume a checkpoint at 40 % of a training: one without growth, one for each module at each site. Two epochs after
+germination the judge measures the module's gain (loss without it minus loss with it). At the end, after the decay, the
+fork with the module is compared with the fork without growth, on the same held-out images.
 
     python benchmarks/judge.py --data FOLDER --out FOLDER --seeds 3 --jobs 2
 """
@@ -44,7 +44,7 @@ from esper.tolaria.growth.judging import paired_losses
 BLUEPRINTS = ("basic_block", "conv1x1", "squeeze_excite")
 FORKED_AT, HOLDING_EPOCHS = 0.4, 2
 _SIGNIFICANCE = 0.05
-"""Error probability of one verdict here; a run spends less on each."""
+"""Error probability of one verdict; in a run each verdict gets a smaller one."""
 
 
 def main() -> None:
@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def summary(rows: list[dict[str, Any]]) -> str:
-    """Markdown: judged and final gain, relative to the loss, and how often a threshold keeps what helps in the end."""
+    """Markdown: judged and final gain relative to the loss, and how many kept modules help in the end by threshold."""
     lines = ["| blueprint | forks | judged gain | final gain |", "|---|---|---|---|"]
     for blueprint in BLUEPRINTS:
         mine = [row for row in rows if row["blueprint_id"] == blueprint]
@@ -82,8 +82,8 @@ def summary(rows: list[dict[str, Any]]) -> str:
 
 def _forks(seed: int, data: str, epochs: int, out: Path) -> list[dict[str, Any]]:
     torch.set_num_threads(1)
-    folder = out / EXPERIMENT  # the folder above keeps the decoded images for all runs
-    checkpoint = asyncio.run(_to_the_fork(_config(seed, data, epochs), folder / f"judge-{seed}-trunk"))
+    folder = out / EXPERIMENT  # its parent holds the cache of decoded images
+    checkpoint = asyncio.run(_train_to_fork(_config(seed, data, epochs), folder / f"judge-{seed}-trunk"))
     plain, _ = asyncio.run(_finish(_config(seed, data, epochs, checkpoint), folder / f"judge-{seed}-plain", None))
     sites = asyncio.run(_sites(_config(seed, data, epochs), folder / f"judge-{seed}-sites"))
     rows = []
@@ -91,9 +91,9 @@ def _forks(seed: int, data: str, epochs: int, out: Path) -> list[dict[str, Any]]
         for blueprint in BLUEPRINTS:
             if blueprint == "squeeze_excite" and site.endswith("beside"):
                 continue
-            wish = AdaptationDecision(should_adapt=True, site=site, blueprint_id=blueprint)
+            decision = AdaptationDecision(should_adapt=True, site=site, blueprint_id=blueprint)
             run_dir = folder / f"judge-{seed}-{site.replace(':', '-')}-{blueprint}"
-            with_kernel, pair = asyncio.run(_finish(_config(seed, data, epochs, checkpoint), run_dir, wish))
+            with_kernel, pair = asyncio.run(_finish(_config(seed, data, epochs, checkpoint), run_dir, decision))
             assert pair is not None
             verdict = judge(*pair, improvement_threshold=0.0, significance=_SIGNIFICANCE)
             rows.append(
@@ -126,7 +126,7 @@ def _config(seed: int, data: str, epochs: int, checkpoint: str | None = None) ->
     )
 
 
-async def _to_the_fork(config: TolariaConfig, run_dir: Path) -> str:
+async def _train_to_fork(config: TolariaConfig, run_dir: Path) -> str:
     trainer = TolariaTrainer(config, run_dir=run_dir)
     try:
         await trainer.initialize()
@@ -148,22 +148,22 @@ async def _sites(config: TolariaConfig, run_dir: Path) -> list[str]:
 
 
 async def _finish(
-    config: TolariaConfig, run_dir: Path, wish: AdaptationDecision | None
+    config: TolariaConfig, run_dir: Path, decision: AdaptationDecision | None
 ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
-    """Train a fork to the end; returns the judge split's losses there, and those off and on at the judge's time."""
+    """Train a fork to the end; returns its final losses on the judge split, and those off and on when judged."""
     trainer = TolariaTrainer(config, run_dir=run_dir)
     try:
         await trainer.initialize()
         born, pair = trainer.training_state.epoch, None
-        if wish is not None:
-            assert await trainer.handle_adaptation_signal(wish)
+        if decision is not None:
+            assert await trainer.handle_adaptation_signal(decision)
         while True:
             await trainer.train_epoch()
             epoch = trainer.training_state.epoch
             if epoch == config.optimization.max_epochs:
                 break
-            if wish is not None and epoch == born + HOLDING_EPOCHS:
-                pair = _judged(trainer, str(wish.site))
+            if decision is not None and epoch == born + HOLDING_EPOCHS:
+                pair = _judged(trainer, str(decision.site))
             await trainer.handle_end_of_epoch()
         data = trainer.run.life.data
         return example_losses(trainer.run.model, data.judge())[0].cpu(), pair

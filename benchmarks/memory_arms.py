@@ -1,4 +1,4 @@
-"""What `memory.py` measures, each in a process of its own."""
+"""The measurements of `memory.py`; each runs in its own process."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ MIB = 2**20
 PLAIN = "plain loop"
 ARMS = (PLAIN, "off", "default", "off, not captured")
 _BLUEPRINTS = ("basic_block", "bottleneck", "residual_block")
-_STEPS_IN_A_CYCLE = 5  # eager ones, the capture, a replay
+_STEPS_IN_A_CYCLE = 5  # eager steps, capture, replay
 
 Phases = dict[str, dict[str, int]]
 
 
 def peaks(options: argparse.Namespace, folder: Path) -> Phases:
-    """Peak memory of each phase of one arm, in bytes: `allocated`, `reserved`, and what `graphs` hold of the latter."""
+    """Peak memory of each phase of an arm in bytes: `allocated`, `reserved`, and the part of the latter in `graphs`."""
     own_stream()
     arm = options.arm
     grows = MorphogeneticConfig(enable_tamiyo=arm == "default", policy="never" if arm == "default" else "heuristic")
@@ -56,12 +56,12 @@ def peaks(options: argparse.Namespace, folder: Path) -> Phases:
         if arm == "default":
             run.state.epoch = 1
             found["scoring"] = phase(lambda: run.growth.end_of_epoch(is_last=False))
-            assert not run.model.recipe, "something has grown: these are no dormant seeds"
+            assert not run.model.recipe, "a module has grown: the seeds are not dormant"
         return found
 
 
 def _plain_peaks(config: TolariaConfig, folder: Path, *, num_steps: int) -> Phases:
-    """The loop that one would write by hand, with the data on the device."""
+    """A hand-written loop, with the data on the device."""
     rss = _rss()
     built = parts(config, cache_dir=folder)
     network, device = built.model.host.train(), built.device
@@ -93,7 +93,7 @@ def _plain_peaks(config: TolariaConfig, folder: Path, *, num_steps: int) -> Phas
 
 
 def cycles(options: argparse.Namespace, folder: Path) -> list[dict[str, int]]:
-    """Grow, train, cull and train again, over and over; returns a census of what is alive after every cycle."""
+    """Repeatedly grow, train, cull and train; returns a census after each cycle."""
     own_stream()
     grows = MorphogeneticConfig(policy="never", adaptation_cooldown=0)
     config = _configuration(options, model=options.cycled_model, morphogenetic=grows)
@@ -109,19 +109,17 @@ def cycles(options: argparse.Namespace, folder: Path) -> list[dict[str, int]]:
                 if not run.growth.apply(decision):
                     raise RuntimeError(f"{decision.action} at {site} was refused: see the journal")
                 train_steps(run, _STEPS_IN_A_CYCLE)
-            run.growth.advance_seeds(is_last=False)  # the embargo ends
+            run.growth.advance_seeds(is_last=False)  # ends the embargo
             found.append(census(run))
     return found
 
 
 def census(run: Run) -> dict[str, int]:
-    """What is alive in this process, and what the device holds, in bytes or numbers."""
+    """Counts of live objects, and bytes of memory, of this process and device."""
     wait(run)
     gc.collect()
-    # By type: `isinstance` asks proxies such as MLflow's or Hydra's for their class, and some then import.
-    alive = [
-        (type(one), one) for one in gc.get_objects() if type(one) is not FakeTensor
-    ]  # a compiler's, without memory
+    # By type: `isinstance` makes proxies such as MLflow's or Hydra's import. Fake tensors of compilers have no memory.
+    alive = [(type(obj), obj) for obj in gc.get_objects() if type(obj) is not FakeTensor]
     on_cuda = run.parts.device.type == "cuda"
     storages = {one.untyped_storage().data_ptr(): one for kind, one in alive if issubclass(kind, Tensor)}
     modules = [one for kind, one in alive if issubclass(kind, nn.Module)]
@@ -142,7 +140,7 @@ def census(run: Run) -> dict[str, int]:
 
 
 def slope(values: list[int]) -> float:
-    """Least squares: change from one value to the next."""
+    """Least-squares slope per value."""
     if len(values) < 2:
         return 0.0
     return round(float(np.polyfit(range(len(values)), values, 1)[0]), 3) + 0.0  # no -0.0
@@ -175,11 +173,11 @@ def _phase(work: Callable[[], object], *, device: torch.device, rss: int) -> dic
 
 
 def _graph_bytes() -> int:
-    """Memory that is reserved for captured graphs alone: segments of a pool of their own."""
+    """Memory reserved by private pools of captured graphs."""
     segments = torch.cuda.memory_snapshot()  # type: ignore[no-untyped-call]
     return sum(one["total_size"] for one in segments if tuple(one["segment_pool_id"]) != (0, 0))
 
 
 def _rss() -> int:
-    """The highest resident size that this process has had so far."""
+    """Peak resident memory of this process in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

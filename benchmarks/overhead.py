@@ -1,14 +1,12 @@
-"""What do dormant seeds cost, and what does a tracker? Ratios of speeds, each with its 95 % confidence interval.
+"""Cost of dormant seeds and of a tracker: ratios of speeds with 95 % confidence intervals.
 
-Seeds: two open runs in one process, `morphogenetic=default` and `morphogenetic=off`, that take turns in blocks of
-steps; of every pair of blocks the other run begins. Nothing has germinated. Scores and validation are not in a block:
-`throughput.py` has them, by whole epochs. The interval is of these two runs: where their memory happens to lie, which
-is worth a percent on a CPU, is in it only once.
+Seeds: two runs in one process, `morphogenetic=default` and `morphogenetic=off`, alternate in blocks of steps, in ABBA
+order. Nothing has germinated. Blocks exclude scoring and validation; `throughput.py` measures whole epochs. The
+interval is for these two runs: memory placement, which makes a percent of difference on a CPU, is sampled only once.
 
-Tracker: whole trainings by `esper-train` in processes of their own, with MLflow, with an MLflow server that accepts
-connections and never answers, and without a tracker, in turns. Compared are the time of the whole training that the
-run itself records, in which MLflow is imported and a database made once, and the epochs of its second half, after that;
-what the process takes beyond the training is told beside it.
+Tracker: whole `esper-train` processes alternate between MLflow, an MLflow server that accepts connections and never
+replies, and no tracker. Compared are the training time that the run records, which includes importing MLflow and
+creating its database, and the epochs of its second half; the rest of the process's time is reported too.
 
     python benchmarks/overhead.py --out overhead.json [--parts seeds] [--devices cuda]
 """
@@ -61,7 +59,7 @@ class _Training(NamedTuple):
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure what was asked for, print the tables, write the JSON file."""
+    """Measure the requested parts, print the tables, write the JSON file."""
     options = _options().parse_args(arguments)
     own_stream()
     rows: list[dict[str, Any]] = []
@@ -80,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 notes.append("tracker: not run, MLflow is not installed here")
     write_json(options.out, {"rows": rows, "notes": notes})
     print(environment())
-    print(table([_told(row) for row in rows]))
+    print(table([_table_row(row) for row in rows]))
     print("\n".join([*notes, *(_goal(row) for row in rows)]))
 
 
@@ -88,10 +86,10 @@ def _options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=(__doc__ or "").splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    there = ["cuda", "cpu"] if torch.cuda.is_available() else ["cpu"]
+    available = ["cuda", "cpu"] if torch.cuda.is_available() else ["cpu"]
     parser.add_argument("--out", type=Path, required=True, help="JSON file for the results")
     parser.add_argument("--parts", nargs="+", choices=("seeds", "tracker"), default=["seeds", "tracker"])
-    parser.add_argument("--devices", nargs="+", choices=("cuda", "cpu"), default=there, help="of the part `seeds`")
+    parser.add_argument("--devices", nargs="+", choices=("cuda", "cpu"), default=available, help="devices of `seeds`")
     parser.add_argument("--pairs", type=int, default=30, help="pairs of blocks")
     parser.add_argument("--block-seconds", type=float, default=0.3, help="length of a block, in whole steps")
     parser.add_argument("--tracked-runs", type=int, default=6, help="trainings with each tracker")
@@ -101,7 +99,7 @@ def _options() -> argparse.ArgumentParser:
 
 
 def _seeds(options: argparse.Namespace, *, device: str, batch_size: int, folder: Path) -> dict[str, Any]:
-    """Blocks of both runs in turns: ABBA."""
+    """Alternating blocks of both runs: ABBA."""
     with contextlib.ExitStack() as stack:
         runs = {}
         for name, morphogenetic in _SEEDS.items():
@@ -118,7 +116,7 @@ def _seeds(options: argparse.Namespace, *, device: str, batch_size: int, folder:
         for pair in range(options.pairs):
             for name in sorted(runs, reverse=pair % 2 == 0):
                 seconds[name].append(timed_steps(runs[name], num_steps))
-        assert not runs["default"].model.recipe, "something has grown: these are no dormant seeds"
+        assert not runs["default"].model.recipe, "a module has grown: the seeds are not dormant"
     return {
         "what": "dormant seeds / off, steps",
         "where": f"{device}, batch {batch_size}",
@@ -129,9 +127,9 @@ def _seeds(options: argparse.Namespace, *, device: str, batch_size: int, folder:
 
 
 def _tracker(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
-    """Whole trainings with every tracker in turns, forwards and backwards."""
+    """Whole trainings with each tracker, in alternating order."""
     found: dict[str, list[_Training]] = {name: [] for name in _TRACKERS}
-    with socket.create_server(("127.0.0.1", 0)) as server:  # accepts, and never answers
+    with socket.create_server(("127.0.0.1", 0)) as server:  # accepts connections, never replies
         uris = {"none": None, "mlflow": None, "hung": f"http://127.0.0.1:{server.getsockname()[1]}"}
         for number in range(options.tracked_runs):
             for name in _TRACKERS if number % 2 == 0 else _TRACKERS[::-1]:
@@ -154,7 +152,7 @@ def _tracker(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
 
 
 def _train(run_dir: Path, tracker: str, *, uri: str | None, epochs: int) -> _Training:
-    """A training in a process of its own."""
+    """A training in a child process."""
     tracking = "tracking=none" if tracker == "none" else "tracking=mlflow"
     overrides = [
         *("model=resnet_small", "dataset=digits", "morphogenetic=off", "device=cpu", tracking),
@@ -174,27 +172,27 @@ def _train(run_dir: Path, tracker: str, *, uri: str | None, epochs: int) -> _Tra
     return _Training(trained_s, sum(epoch_s[epochs // 2 :]), took_s - trained_s)
 
 
-def _told(row: dict[str, Any]) -> dict[str, object]:
-    """A row of the table; the JSON file holds every block."""
+def _table_row(row: dict[str, Any]) -> dict[str, object]:
+    """A row of the table; the JSON file has every block."""
     speed: Ratio = row["speed"]
-    told: dict[str, object] = {"ratio of speeds": row["what"], "where": row["where"], "n": speed.n}
-    told["mean (95 % interval)"] = str(speed)
-    told["median seconds"] = ", ".join(
+    cells: dict[str, object] = {"ratio of speeds": row["what"], "where": row["where"], "n": speed.n}
+    cells["mean (95 % interval)"] = str(speed)
+    cells["median seconds"] = ", ".join(
         f"{name} {statistics.median(values):.3f}" for name, values in row["seconds"].items()
     )
-    told["process beyond training, median s"] = ", ".join(
+    cells["process beyond training, median s"] = ", ".join(
         f"{name} {statistics.median(values):.1f}" for name, values in row.get("beyond_training_s", {}).items()
     )
-    return told
+    return cells
 
 
 def _goal(row: dict[str, Any]) -> str:
-    """Met, or missed, where the whole interval says so."""
+    """Met or missed if the whole interval agrees, else undecided."""
     speed: Ratio = row["speed"]
-    told = f"{row['what']}, {row['where']}: "
+    subject = f"{row['what']}, {row['where']}: "
     if speed.low is None or speed.high is None or speed.low < GOAL <= speed.high:
-        return f"{told}goal >= {GOAL}: undecided by {speed.n} pairs, mean {speed.mean:.4f}"
-    return told + verdict(f">= {GOAL}", speed.low >= GOAL)
+        return f"{subject}goal >= {GOAL}: undecided by {speed.n} pairs, mean {speed.mean:.4f}"
+    return subject + verdict(f">= {GOAL}", speed.low >= GOAL)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""The training loops that people use, each as its own documentation recommends for speed; `throughput.py` times them.
+"""Common training loops, each as its documentation recommends for speed; `throughput.py` times them.
 
 All train the same network on the same images with the same crops and flips, in bf16 on CUDA, channels-last, with a
-fused optimizer, and read loss and accuracy every 50 steps. A loop is a function from a task to a `Measure`: called with
-seconds it trains on that long, after a warm-up of its own, and returns images per second.
+fused optimizer, and read loss and accuracy every 50 steps. A loop is a function from a task to a `Measure`, which warms
+up, trains for a number of seconds and returns images per second.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ __all__ = ["PEERS", "Measure", "Stopwatch", "Task", "ceiling"]
 LOG_INTERVAL = 50
 """Steps between readings of loss and accuracy."""
 _WARMUP_STEPS, _WARMUP_S = 10, 0.5
-"""Before every measurement, at least: what the workers had ready is used up in it."""
+"""Minimum warm-up of each measurement; uses up the batches that workers have prefetched."""
 
 Measure = Callable[[float], float]
 Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -39,14 +39,14 @@ Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What is trained.
+    """The network, data and settings of all loops.
 
     Attributes:
         config: network, batch size and augmentation.
-        splits: the images, in memory of the host.
-        device: where the network is.
+        splits: the images, in host memory.
+        device: of the network.
         num_workers: processes that load and augment.
-        is_compiled: whether the network is compiled.
+        is_compiled: compile the network.
     """
 
     config: TolariaConfig
@@ -66,7 +66,7 @@ class Task:
         return self.device.type == "cuda"
 
     def network(self) -> nn.Module:
-        """The network, on the device, not compiled yet."""
+        """The uncompiled network, on the device."""
         _, channels, height, _ = self.splits.train.images.shape
         host = build_host(
             self.config.model, in_channels=channels, image_size=height, num_classes=len(self.splits.class_names)
@@ -74,7 +74,7 @@ class Task:
         return host.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
     def maybe_compiled(self, network: nn.Module) -> nn.Module:
-        """The network by `torch.compile` with its default settings, if the task asks for it."""
+        """The network, by `torch.compile` with default settings if `is_compiled`."""
         return torch.compile(network) if self.is_compiled else network  # type: ignore[return-value]
 
     def optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
@@ -91,7 +91,7 @@ class Task:
         return [v2.RandomCrop(height, padding=padding), v2.RandomHorizontalFlip()]
 
     def loader(self) -> DataLoader[Any]:
-        """Batches from worker processes; torchvision's transforms on tensors, which was their fastest order here."""
+        """Batches from worker processes; torchvision's transforms in their fastest order, on tensors."""
         normalise = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(self.splits.mean, self.splits.std)]
         images = Images(self.splits, v2.Compose([v2.PILToTensor(), *self.crops(), *normalise]))
         return DataLoader(
@@ -106,7 +106,7 @@ class Task:
 
 
 class Images(Dataset[Any]):
-    """Training images as torchvision's CIFAR10 serves them: PIL images from an array in memory, then the transform."""
+    """Training images as in torchvision's CIFAR10: PIL images from an array in memory, then the transform."""
 
     def __init__(self, splits: DataSplits, transform: Callable[[Any], Any]) -> None:
         self.transform = transform
@@ -121,7 +121,7 @@ class Images(Dataset[Any]):
 
 
 class Stopwatch:
-    """Images per second from the end of the warm-up until so many seconds later; the device is waited for at both."""
+    """Images per second, for `seconds` after the warm-up; synchronises with the device at both ends."""
 
     def __init__(self, device: torch.device, *, batch_size: int, seconds: float) -> None:
         self.images_per_s = 0.0
@@ -131,7 +131,7 @@ class Stopwatch:
         self._started: float | None = None
 
     def tick(self) -> bool:
-        """To be called after every step; returns whether the measurement is over."""
+        """Call after each step; returns whether the measurement is over."""
         self._num_steps += 1
         now = time.perf_counter()
         if self._started is None:
@@ -223,7 +223,7 @@ def lightning(task: Task) -> Measure:
 def timm_style(task: Task) -> Measure:
     """The loop of timm's `train.py` with timm's loader: uint8 batches, collated, moved ahead and normalised on CUDA.
 
-    timm's transforms begin with a resized crop; ours stand in their place, so that all train on the same crops.
+    timm's transforms begin with a resized crop; they are replaced by the crops of the other loops.
 
     Source: https://github.com/huggingface/pytorch-image-models/blob/main/train.py
     """
@@ -246,21 +246,19 @@ def timm_style(task: Task) -> Measure:
         pin_memory=task.on_cuda,
         device=task.device,
     )
-    images.transform = crops  # create_loader has set its own
+    images.transform = crops  # replaces create_loader's
     return lambda seconds: _rate(task, step, _endless(loader), seconds)
 
 
 def accelerate(task: Task) -> Measure:
-    """Hugging Face Accelerate: it prepares network, optimizer and loader, compiles, casts and steps.
+    """Hugging Face Accelerate prepares network, optimizer and loader, compiles, casts and steps.
 
     Source: https://huggingface.co/docs/accelerate/basic_tutorials/migration
     """
     from accelerate import Accelerator, DataLoaderConfiguration
     from accelerate.state import AcceleratorState
 
-    AcceleratorState._reset_state(
-        reset_partial_state=True
-    )  # its settings are the process's: one loop was set up before
+    AcceleratorState._reset_state(reset_partial_state=True)  # global state of an earlier loop
     accelerator = Accelerator(
         mixed_precision="bf16" if task.on_cuda else "no",
         cpu=not task.on_cuda,
@@ -300,7 +298,7 @@ PEERS: Mapping[str, Callable[[Task], Measure]] = {
     "timm-style loop": timm_style,
     "Accelerate": accelerate,
 }
-"""What Esper is measured against, by name."""
+"""The loops that Esper is compared with, by name."""
 
 
 def _step(task: Task, network: Callable[[Tensor], Tensor], optimizer: torch.optim.Optimizer) -> Step:

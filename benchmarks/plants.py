@@ -1,4 +1,4 @@
-"""Harming a network at a known place."""
+"""Networks harmed at a known site."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ UNITS = ("layer1.0", "layer1.1", "layer2.0", "layer2.1", "layer3.0", "layer3.1")
 
 @dataclass(frozen=True, slots=True)
 class Plant:
-    """One way of harming it.
+    """A way of harming the network.
 
     Attributes:
-        name: what the result tables call it.
-        squeezes: unit → rank to which its output is squeezed and that does harm.
-        widths: unit → inner channels that are left of its block.
-        decoys: unit → rank of a squeeze that does no harm.
+        name: in the result tables.
+        squeezes: unit → harmfully low rank of its output.
+        widths: unit → remaining inner channels of its block.
+        decoys: unit → reduced but harmless rank of its output.
     """
 
     name: str
@@ -34,7 +34,7 @@ class Plant:
 
     @property
     def harmed(self) -> list[str]:
-        """The sites where capacity is missing; none in a control."""
+        """The sites that lack capacity; none in a control."""
         return [f"{UNITS[unit - 1]}:beside" for unit, _ in (*self.squeezes, *self.widths)]
 
     @property
@@ -60,7 +60,7 @@ PLANTS = (
 
 
 class _Squeezed(nn.Module):
-    """A unit whose output passes through few channels. Shape: as the unit."""
+    """A unit followed by a low-rank projection. Shape: as the unit."""
 
     def __init__(self, block: nn.Module, channels: int, rank: int) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ class _Squeezed(nn.Module):
 
 
 def planted_host(plant: Plant, *, rng_seed: int, num_classes: int = 10) -> nn.Module:
-    """A small ResNet with a plant in it; its weights follow from the seed."""
+    """A small ResNet with a plant; its weights depend on the seed alone."""
     torch.manual_seed(rng_seed)
     host = SmallResNet(widths=WIDTHS, depths=DEPTHS, in_channels=3, num_classes=num_classes)
     for unit, width in plant.widths:

@@ -1,15 +1,15 @@
-"""How well does one network train on 1, 2, 4, 8 GPUs of a machine, and how long does a growth hold all of them up?
+"""Scaling over 1, 2, 4 and 8 GPUs of one machine, and how long a growth interrupts all of them.
 
     python benchmarks/scaling.py --out scaling.json [--ranks 2] [--networks resnet50:224:128] [--budget-seconds 600]
 
-What is measured, for every network, size of images and number of processes, is a cell; the most important come first.
-"per rank": every process has as many images as one that is alone; "global": the batch of one process is divided. In
-both, the runs are open in the same processes and take turns in blocks of steps, in another order every round; while
-process 0 trains alone, the others wait. "growth": a run with dormant seeds grows; timed are scoring and deciding, the
-broadcast, the surgery, the steps until the new graph is replayed; a hash of all weights is compared between the
-processes. Memory is what the allocator gave to one run. Everything is as the trainer does it: on CUDA one captured
-graph, gradients through NCCL. The JSON file is written after every cell. A cell that fails or hangs ends its processes;
-new ones go on with the next. Nothing begins after the budget is over, and rounds are cut short.
+A cell is one measurement of a network, image size and number of ranks; the most important come first. "per rank": each
+rank has the full batch; "global": the ranks share it. In both, the runs are open in the same processes and alternate in
+blocks of steps, in a rotating order; while rank 0 trains alone, the others wait. "growth": a run with dormant seeds
+grows; timed are scoring and deciding, the broadcast, the surgery and the steps until the new graph is replayed, and a
+hash of all weights is compared between ranks. Memory is the allocator's, for one run. Runs train as the trainer does:
+on CUDA one captured graph, gradients through NCCL. The JSON file is written after each cell. A cell that fails or hangs
+ends its processes; new ones continue with the next cell. No cell starts after the budget is used up, and rounds are
+cut.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ _ON_CUDA = ("resnet50:224:128", "resnet18:32:512", "resnet50:32:256", "resnet18:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure cell after cell in processes of their own, print the tables; the exit code is 1 if a cell failed."""
+    """Measure all cells in child processes and print the tables; the exit code is 1 if a cell failed."""
     options = _options().parse_args(arguments)
     deadline = time.time() + options.budget_seconds
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text('{"cells": []}')  # without the environment: this process leaves the GPUs alone
+    options.out.write_text('{"cells": []}')  # without the environment: this process must not open the GPUs
     planned = _cells(options.networks, counts=sorted(options.ranks, reverse=True))
     for _, cells in itertools.groupby(planned, key=lambda cell: cell.ranks):
         _measure(options, list(cells), deadline=deadline)
@@ -55,12 +55,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print("\n".join(goals(found)))
     begun = {cell["name"] for cell in found}
     for name in (cell.name for cell in planned if cell.name not in begun):
-        print(f"not begun, the time was over: {name}")
+        print(f"not started, the budget was used up: {name}")
     sys.exit(int(any(cell["status"] == "failed" for cell in found)))
 
 
 def _cells(networks: Sequence[tuple[str, int, int]], *, counts: Sequence[int]) -> list[Cell]:
-    """First all of the first two networks, with most processes first, then the others."""
+    """All cells of the first two networks, most ranks first, then those of the others."""
     return [
         Cell(kind=kind, model=model, image_size=image_size, batch_size=batch_size, ranks=ranks)
         for some in (networks[:2], networks[2:])
@@ -72,7 +72,7 @@ def _cells(networks: Sequence[tuple[str, int, int]], *, counts: Sequence[int]) -
 
 
 def _measure(options: argparse.Namespace, cells: Sequence[Cell], *, deadline: float) -> None:
-    """Start processes for these cells, and again for those that are left where one failed."""
+    """Start processes for these cells, and again for the remaining cells after a failure."""
     left = list(cells)
     while left and time.time() < deadline:
         plan = Plan(
@@ -87,12 +87,12 @@ def _measure(options: argparse.Namespace, cells: Sequence[Cell], *, deadline: fl
         )
         is_over = _run(plan, num_processes=left[0].ranks)
         found = read_cells(options.out)
-        if not is_over and left[0].name not in {cell["name"] for cell in found}:  # they did not even start
+        if not is_over and left[0].name not in {cell["name"] for cell in found}:  # the processes did not start
             found.append({"name": left[0].name, **asdict(left[0]), "status": "begun"})
         failed = [cell for cell in found if cell["status"] == "begun"]
         for cell in failed:
             cell["status"] = "failed"
-            print(f"failed: {cell['name']}; see what its processes wrote to stderr", file=sys.stderr)
+            print(f"failed: {cell['name']}; see stderr of its processes", file=sys.stderr)
         if failed:
             measuring.write_json(options.out, {"cells": found})
         tried = {cell["name"] for cell in found}
@@ -100,15 +100,15 @@ def _measure(options: argparse.Namespace, cells: Sequence[Cell], *, deadline: fl
 
 
 def _run(plan: Plan, *, num_processes: int) -> bool:
-    """Do a plan in so many processes; returns whether they went through it as far as time allowed.
+    """Run a plan in `num_processes` processes; returns whether none failed.
 
-    Where one fails, the others end too, since they may wait for it for ever.
+    If one fails, the others are killed, since they may wait for it forever.
     """
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     num_threads = max(1, (os.cpu_count() or 1) // num_processes)
     shared = {"WORLD_SIZE": str(num_processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    with tempfile.TemporaryDirectory(prefix="scaling-") as folder:  # of processes that are killed, too
+    with tempfile.TemporaryDirectory(prefix="scaling-") as folder:  # also removes files of killed processes
         file = Path(folder, "plan.json")
         file.write_text(json.dumps(asdict(plan)))
         shared = {"OMP_NUM_THREADS": str(num_threads)} | os.environ | shared | {"TMPDIR": folder}
@@ -136,19 +136,19 @@ def _options() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, required=True, help="JSON file for the results")
     parser.add_argument("--device", default="cuda" if num_gpus else "cpu", choices=("cuda", "cpu"))
     counts = [count for count in _COUNTS if count <= num_gpus] or [1 if num_gpus else 2]
-    parser.add_argument("--ranks", type=int, nargs="+", default=counts, help="processes, each with a GPU of its own")
+    parser.add_argument("--ranks", type=int, nargs="+", default=counts, help="numbers of ranks, one GPU each")
     parser.add_argument(
         "--networks",
         type=_network,
         nargs="+",
         default=[_network(text) for text in (_ON_CUDA if num_gpus else ("resnet_small:32:32",))],
-        help="MODEL:IMAGE_SIZE:BATCH, the batch that one process alone trains on; the most important first",
+        help="MODEL:IMAGE_SIZE:BATCH, with the batch of a single rank; the most important first",
     )
     parser.add_argument("--rounds", type=int, default=8, help="blocks of steps of each run")
     parser.add_argument("--block-seconds", type=float, default=0.8, help="length of a block, in whole steps")
-    parser.add_argument("--growths", type=int, default=2, help="growths of each run that grows")
-    parser.add_argument("--budget-seconds", type=float, default=1800.0, help="begin nothing new after this time")
-    parser.add_argument("--cell-seconds", type=float, default=180.0, help="a cell that takes longer hangs: end it")
+    parser.add_argument("--growths", type=int, default=2, help="growths of each growing run")
+    parser.add_argument("--budget-seconds", type=float, default=1800.0, help="start no cell after this time")
+    parser.add_argument("--cell-seconds", type=float, default=180.0, help="kill a cell that takes longer")
     return parser
 
 

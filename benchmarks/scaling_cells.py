@@ -1,4 +1,4 @@
-"""What the processes that `scaling.py` starts do: measure the cells of a plan one after the other, all together."""
+"""The processes of `scaling.py`: all ranks measure the cells of a plan one by one."""
 
 from __future__ import annotations
 
@@ -43,17 +43,17 @@ _PARTING_SECONDS = 30.0
 _ARMS = {
     "off": MorphogeneticConfig(enable_tamiyo=False),
     "default": MorphogeneticConfig(),
-    "growing": MorphogeneticConfig(policy="never", holding_epochs=_NEVER),  # scores as default does, grows when told to
+    "growing": MorphogeneticConfig(policy="never", holding_epochs=_NEVER),  # scores as default does, grows on command
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One thing to measure.
+    """One measurement.
 
     Attributes:
-        kind: "per rank" (each process has a whole batch), "global" (they share one), or "growth" (like "per rank").
-        batch_size: images in a step of one process that is alone.
+        kind: "per rank" (each rank has the full batch), "global" (the ranks share it), or "growth" (as "per rank").
+        batch_size: images in a step of a single rank.
     """
 
     kind: str
@@ -64,24 +64,24 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """What tells cells apart."""
+        """Unique name."""
         return f"{self.model}, {self.image_size} px, {self.kind}, {self.ranks} ranks"
 
     @property
     def together(self) -> int:
-        """Images in a step of all processes."""
+        """Images in a step of all ranks."""
         return self.batch_size if self.kind == "global" else self.batch_size * self.ranks
 
     @property
     def num_images(self) -> int:
-        """Images to make: so many that ends of epochs, at which the device waits for the next order, do not count."""
+        """Synthetic images: enough that ends of epochs, with their new shuffle order, are negligible."""
         num_batches = 4 if self.image_size >= _LARGE_IMAGE else 20
         return max(_MIN_IMAGES, num_batches * self.together * 10 // 9 + 10)  # a tenth is held out
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a set of processes shall measure; `deadline` is in seconds since 1970."""
+    """Cells for one set of processes; `deadline` is in seconds since 1970."""
 
     out: str
     device: str
@@ -94,10 +94,10 @@ class Plan:
 
 
 def main(path: str) -> None:
-    """Measure cell after cell; where anything fails, the process ends at once and the others with it."""
+    """Measure all cells; on any failure the process exits at once, and its parent kills the others."""
     given = json.loads(Path(path).read_text())
     plan = Plan(**given | {"cells": [Cell(**cell) for cell in given["cells"]]})
-    # All runs that look at as many images look at the same: making large ones takes seconds.
+    # Runs with equally many images share them: making large ones takes seconds.
     esper.data.sources.synthetic.make_synthetic = functools.cache(esper.data.sources.synthetic.make_synthetic)
     faulthandler.dump_traceback_later(plan.cell_seconds, exit=True)
     with _failing_at_once():
@@ -118,7 +118,7 @@ def main(path: str) -> None:
 
 @contextlib.contextmanager
 def _failing_at_once() -> Iterator[None]:
-    """End the process on an error, without closing anything: that would wait for processes that wait for this one."""
+    """Exit the process on an error without closing anything: closing could deadlock with the other ranks."""
     try:
         yield
     except BaseException:
@@ -128,7 +128,7 @@ def _failing_at_once() -> Iterator[None]:
 
 
 def read_cells(out: Path) -> list[dict[str, Any]]:
-    """The cells in a file of results."""
+    """The cells of a results file."""
     return list(json.loads(out.read_text())["cells"])
 
 
@@ -139,7 +139,7 @@ def _note(plan: Plan, ranks: Ranks, cell: Cell, found: dict[str, Any]) -> None:
 
 
 def _measured(cell: Cell, plan: Plan, ranks: Ranks) -> dict[str, Any]:
-    # Made by all processes at the same time; when a run is opened, they take turns.
+    # In all ranks at the same time; opening a run would do it rank by rank.
     esper.data.sources.synthetic.make_synthetic(image_size=cell.image_size, num_examples=cell.num_images)
     try:
         return _growth(cell, plan, ranks) if cell.kind == "growth" else _speed(cell, plan, ranks)
@@ -153,7 +153,7 @@ def _measured(cell: Cell, plan: Plan, ranks: Ranks) -> dict[str, Any]:
 
 
 def _speed(cell: Cell, plan: Plan, ranks: Ranks) -> dict[str, Any]:
-    """Images per second of each arm, alone and together, round by round."""
+    """Images per second of each arm by round, on one rank and on all."""
     arms = [(arm, who) for arm in (("off",) if cell.kind == "global" else ("off", "default")) for who in _who(ranks)]
     speeds: dict[tuple[str, str], list[float]] = {arm: [] for arm in arms}
     memory, runs, num_steps = {}, dict[tuple[str, str], Run](), dict[tuple[str, str], int]()
@@ -172,7 +172,7 @@ def _speed(cell: Cell, plan: Plan, ranks: Ranks) -> dict[str, Any]:
                 if arm in runs:
                     seconds = timed_steps(runs[arm], num_steps[arm])
                     speeds[arm].append(num_steps[arm] * runs[arm].config.dataset.batch_size / seconds)
-        assert all(not run.model.recipe for run in runs.values()), "something has grown: these are no dormant seeds"
+        assert all(not run.model.recipe for run in runs.values()), "a module has grown: the seeds are not dormant"
     return {
         "images_per_s": _nested(speeds),
         "memory": _nested(memory),
@@ -190,13 +190,13 @@ def _speed(cell: Cell, plan: Plan, ranks: Ranks) -> dict[str, Any]:
 
 
 def _steps_in_a_block(run: Run, block_seconds: float) -> int:
-    """The same number in all processes that train it."""
+    """Steps of a block, equal on all ranks."""
     step_s = timed_steps(run, 5) / 5
     return run.ranks.first(lambda: max(1, round(block_seconds / step_s)))
 
 
 def _share(together: list[float], alone: list[float], num: int) -> Ratio:
-    """Efficiency: the speed of all, as a share of so many times the speed of one; of one process it is 1."""
+    """Efficiency: speed on all ranks, divided by their number and by the speed on one rank."""
     ratio = paired_ratio(together, alone)
     low, high = (None if end is None else end / num for end in (ratio.low, ratio.high))
     return Ratio(ratio.mean / num, low, high, ratio.n)
@@ -206,7 +206,7 @@ def _share(together: list[float], alone: list[float], num: int) -> Ratio:
 
 
 def _growth(cell: Cell, plan: Plan, ranks: Ranks) -> dict[str, Any]:
-    """Let one process alone grow, then all together; a growth costs whoever does it first the choice of algorithms."""
+    """Grow on one rank, then on all. The first growth of a process includes the libraries' choice of algorithms."""
     memory, growths = {}, {}
     with _runs(ranks) as open_:
         for who in _who(ranks):
@@ -214,7 +214,7 @@ def _growth(cell: Cell, plan: Plan, ranks: Ranks) -> dict[str, Any]:
             run, memory["growing", who] = _opened(open_, cell, plan, ranks, "growing", who, listener=events.append)
             if run is None:
                 continue
-            before = _taken(plan)
+            before = _reset_peak(plan)
             sites = growing_sites(run, plan.growths)
             growths[who] = [grown(run, site, events=events) for site in sites]
             memory["growing, on top", who] = gathered(run, _peak_since(before))
@@ -230,10 +230,10 @@ def _who(ranks: Ranks) -> tuple[str, ...]:
 
 @contextlib.contextmanager
 def _runs(ranks: Ranks) -> Iterator[tuple[contextlib.ExitStack, Path]]:
-    """Where runs are opened; they are closed once no process works any more."""
+    """Exit stack and folder of runs, which are closed after a barrier."""
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="scaling-")))
-        with _failing_at_once():  # inside of what closes the runs
+        with _failing_at_once():  # before the runs are closed
             yield stack, folder
             ranks.wait()
 
@@ -248,7 +248,7 @@ def _opened(
     *,
     listener: Callable[[Event], None] | None = None,
 ) -> tuple[Run | None, list[dict[str, int] | None]]:
-    """A run that is warm, or None where others train alone; and its peak of memory in each process that trains it."""
+    """A warmed-up run, or None if only rank 0 trains; and the peak memory of each of its ranks."""
     stack, folder = open_
     if who == "alone" and not ranks.is_first:
         return None, []
@@ -260,7 +260,7 @@ def _opened(
         device=plan.device,
         morphogenetic=_ARMS[arm],
     )
-    before = _taken(plan)
+    before = _reset_peak(plan)
     listeners = [listener] if listener else []
     mine = ranks if who == "together" else None
     run = stack.enter_context(opened(config, folder / f"{arm}-{who}", listeners=listeners, ranks=mine))
@@ -268,14 +268,14 @@ def _opened(
     train_steps(run, _WARMUP_STEPS)
     wait(run)
     run.step.invalidate()
-    _taken(plan)  # the peak of choosing algorithms, which the first run does for the others, is no part of it
+    _reset_peak(plan)  # excludes the peak of choosing algorithms, which only the first run has
     train_steps(run, _WARMUP_STEPS)
     wait(run)
     return run, gathered(run, _peak_since(before))
 
 
-def _taken(plan: Plan) -> tuple[int, int] | None:
-    """Bytes allocated and reserved; from here on peaks are counted anew. None on a CPU."""
+def _reset_peak(plan: Plan) -> tuple[int, int] | None:
+    """Reset peak memory; returns the bytes allocated and reserved, or None on a CPU."""
     if plan.device != "cuda":
         return None
     gc.collect()
@@ -295,7 +295,7 @@ def _peak_since(before: tuple[int, int] | None) -> dict[str, int] | None:
 
 
 def _nested(found: dict[tuple[str, str], T]) -> dict[str, dict[str, T]]:
-    """JSON has no keys of two parts."""
+    """Nest keys of two parts, for JSON."""
     return {arm: {who: value for (other, who), value in found.items() if other == arm} for arm, _ in found}
 
 

@@ -1,4 +1,4 @@
-"""One growth of a run that several processes train: what its parts took, and whether all have the same weights then."""
+"""A growth on several ranks: the time of its parts, and whether all ranks have equal weights afterwards."""
 
 from __future__ import annotations
 
@@ -24,33 +24,33 @@ __all__ = ["Growth", "gathered", "growing_sites", "grown"]
 
 T = TypeVar("T")
 
-_WATCHED_STEPS = 12
-"""Steps that are timed one by one after a growth; the last four give the speed that follows."""
-_EAGER_STEPS = 3  # before the new graph is captured
+_TIMED_STEPS = 12
+"""Steps timed singly after a growth; the last four give the later speed."""
+_EAGER_STEPS = 3  # before capture
 _LATER_STEPS = 30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Growth:
-    """One growth; the pause begins when all processes have come to the end of an epoch and their devices are idle.
+    """One growth; its clock starts when all ranks have ended an epoch and their devices are idle.
 
-    Times are in seconds, of the process that took longest: the parts are not of the same one, and need not add up.
+    Times are in seconds and the maximum over ranks; different parts may come from different ranks and need not add up.
 
     Attributes:
-        num_scored: images of the controller split, which process 0 scores alone.
-        scoring_s: the scoring itself.
-        deciding_s: scoring, decision, telling both to all, and comparing networks.
-        broadcast_s: telling all processes a decision.
+        num_scored: images of the controller split, scored by rank 0.
+        scoring_s: scoring alone.
+        deciding_s: scoring, decision, their broadcast, and comparing networks.
+        broadcast_s: broadcast of a decision.
         surgery_s: checking and attaching the module, with a broadcast of its weights.
-        agreeing_s: the rest of carrying it out: most of it is comparing what all have then.
-        eager_s: the steps before the capture, in which libraries choose algorithms, less as many later steps.
-        capture_s: the step that captures, less a later one.
-        pause_s: until the first step is done that takes no more than 1.5 of those that follow.
-        lost_s: everything until the last watched step, less as many steps at the speed that follows.
-        step_s: a step of the grown network.
-        hashes: of all weights, of each process, after the watched steps; the run itself compares them before.
+        agreeing_s: the rest of applying the decision, mostly comparing networks.
+        eager_s: the steps before capture, in which libraries choose algorithms, minus as many later steps.
+        capture_s: the capturing step, minus a later one.
+        pause_s: until the end of the first step that takes at most 1.5 later steps.
+        lost_s: until the end of the last timed step, minus as many later steps.
+        step_s: a later step of the grown network.
+        hashes: of all weights, by rank, after the timed steps.
         later_hashes: the same after more steps.
-        is_finite: whether all weights are, then.
+        is_finite: whether all weights are finite at the end.
     """
 
     site: str
@@ -72,7 +72,7 @@ class Growth:
 
 
 def growing_sites(run: Run, num: int) -> list[str]:
-    """Sites of the network where a module fits, spread over its depth."""
+    """Sites where a module fits, spread over the network's depth."""
     fitting = []
     for slot in run.model.all_slots():
         with contextlib.suppress(SurgeryError):
@@ -82,18 +82,17 @@ def growing_sites(run: Run, num: int) -> list[str]:
 
 
 def grown(run: Run, site: str, *, events: Sequence[Event]) -> Growth:
-    """Grow the preferred module at a site, as the trainer does at the end of an epoch, and watch the steps that follow.
+    """Grow the preferred blueprint at a site, as the trainer does at the end of an epoch, and time the next steps.
 
     Args:
-        run: policy `never`, so that it scores its sites and grows what it is told to.
-        site: where.
-        events: what the run has journalled, to which it adds.
+        run: of policy `never`, which scores its sites.
+        events: the run's events so far; the run appends to it.
     """
     num_events = len(events)
     seconds = _timed_growth(run, AdaptationDecision(should_adapt=True, site=site))
     news = events[num_events:]
     (surgery,) = (event for event in news if isinstance(event, SurgeryEnded))
-    seconds["scoring_s"] = sum(event.cost_s for event in news if isinstance(event, Scored))  # process 0 does it
+    seconds["scoring_s"] = sum(event.cost_s for event in news if isinstance(event, Scored))  # on rank 0
     seconds["surgery_s"] = surgery.duration_s
     seconds["agreeing_s"] = seconds.pop("applying_s") - surgery.duration_s
     everyone = gathered(run, seconds)
@@ -111,7 +110,7 @@ def grown(run: Run, site: str, *, events: Sequence[Event]) -> Growth:
 
 
 def gathered(run: Run, value: T) -> list[T]:
-    """The values of all processes that train a run, in each of them."""
+    """All-gather: the values of all ranks of a run."""
     if run.ranks.size == 1:
         return [value]
     values = [value] * run.ranks.size
@@ -120,7 +119,7 @@ def gathered(run: Run, value: T) -> list[T]:
 
 
 def _timed_growth(run: Run, decision: AdaptationDecision) -> dict[str, float]:
-    """The end of an epoch, a growth, and the steps that follow, in seconds of this process."""
+    """An end of epoch, a growth and the next steps, in seconds of this rank."""
     run.state.epoch += 1
     run.state.step = 0
     wait(run)
@@ -136,27 +135,27 @@ def _timed_growth(run: Run, decision: AdaptationDecision) -> dict[str, float]:
     wait(run)
     ends.append(time.perf_counter())
     steps = []
-    for _ in range(_WATCHED_STEPS):
+    for _ in range(_TIMED_STEPS):
         steps.append(timed_steps(run, 1))
         ends.append(time.perf_counter())
     step_s = statistics.median(steps[-4:])
-    begun, decided, told, applied, *done = ends
+    begun, decided, received, applied, *done = ends
     return {
         "deciding_s": decided - begun,
-        "broadcast_s": told - decided,
-        "applying_s": applied - told,
+        "broadcast_s": received - decided,
+        "applying_s": applied - received,
         "eager_s": sum(steps[:_EAGER_STEPS]) - _EAGER_STEPS * step_s,
         "capture_s": steps[_EAGER_STEPS] - step_s,
         "pause_s": next(end for end, step in zip(done, steps, strict=True) if step <= 1.5 * step_s) - begun,
-        "lost_s": done[-1] - begun - _WATCHED_STEPS * step_s,
+        "lost_s": done[-1] - begun - _TIMED_STEPS * step_s,
         "step_s": step_s,
     }
 
 
 def _hash(run: Run) -> str:
-    """SHA-256 over the names and the bits of all weights; statistics of batch norms are each process's own."""
-    found = hashlib.sha256()
+    """SHA-256 of the names and bits of all weights, without batch-norm statistics, which differ by rank."""
+    digest = hashlib.sha256()
     for name, weight in run.model.named_parameters():
-        found.update(name.encode())
-        found.update(weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return found.hexdigest()
+        digest.update(name.encode())
+        digest.update(weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

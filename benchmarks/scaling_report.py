@@ -1,4 +1,4 @@
-"""The tables that `scaling.py` prints, and what they say about the goals of the issue."""
+"""Tables and goals of `scaling.py`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Found = Sequence[dict[str, Any]]
 
 
 def tables(cells: Found) -> str:
-    """Speed and memory, then growths, then what became of every cell."""
+    """Speed and memory, then growths, then the status of each cell."""
     done = [cell for cell in cells if cell["status"] == "done"]
     speeds = [_speed(cell, arm) for cell in done if cell["kind"] != "growth" for arm in cell["images_per_s"]]
     growths = [_growth(cell, who, one) for cell, who, one in _growths(done)]
@@ -28,7 +28,7 @@ def tables(cells: Found) -> str:
 
 
 def goals(cells: Found) -> list[str]:
-    """One line for each goal, and for each network what was found with how many processes."""
+    """The efficiency of each cell, then one line for each goal."""
     done = [cell for cell in cells if cell["status"] == "done"]
     lines = []
     met = None
@@ -37,8 +37,8 @@ def goals(cells: Found) -> list[str]:
             lines.append(f"efficiency, {cell['name']}: {_ratio(ratio)}")
             if (cell["model"], cell["image_size"], cell["ranks"]) == ("resnet50", 224, _GOAL_RANKS):
                 met = ratio["mean"] >= _GOAL_EFFICIENCY
-    told = f"efficiency >= {_GOAL_EFFICIENCY} (resnet50, 224 px, per rank, {_GOAL_RANKS} ranks)"
-    lines.append(verdict(told, met))
+    goal = f"efficiency >= {_GOAL_EFFICIENCY} (resnet50, 224 px, per rank, {_GOAL_RANKS} ranks)"
+    lines.append(verdict(goal, met))
     growths = [(one, who) for _, who, one in _growths(done)]
     pauses = [one["pause_s"] for one, _ in growths]
     lines.append(verdict(f"every pause <= {_GOAL_PAUSE_S:g} s", max(pauses) <= _GOAL_PAUSE_S if pauses else None))
@@ -108,7 +108,7 @@ def _ratio(ratio: dict[str, Any] | None) -> str | None:
 
 
 def _gib(everyone: list[dict[str, int] | None] | None) -> str | None:
-    """Of the process that took most: allocated, and reserved for it."""
+    """Allocated / reserved, maximum over ranks."""
     found = [one for one in everyone or [] if one]
     if not found:
         return None

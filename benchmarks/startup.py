@@ -1,10 +1,10 @@
-"""How long from the command to the first training step?
+"""Time from the command to the first training step.
 
-Every measurement is a process of its own that runs `esper-train` as the command does, up to the end of the first step,
-the device waited for. The seconds are split by where they went: until the command's own imports are done; composing and
-checking the configuration; importing torch and what a run needs; loading the data; building the network; the rest of
-opening the run; the first step. Image folders are measured twice: without Esper's cache of decoded images (the files
-themselves lie in the system's cache, having just been written) and with it.
+Each measurement is a process that runs `esper-train` to the end of its first step, synchronised with the device. The
+phases are: imports of the command; composing and checking the configuration; importing torch and the run's other
+modules; loading the data; building the network; the rest of opening the run; the first step. Image folders are measured
+without Esper's cache of decoded images (the files themselves are in the page cache, having just been written) and with
+it.
 
     python benchmarks/startup.py --out startup.json [--data FOLDER]
 """
@@ -54,14 +54,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             found = measured.setdefault(dataset, [])
             for number in range(options.repetitions):
                 if time.monotonic() > deadline:
-                    notes.append(f"{dataset}: {number} of {options.repetitions}, then the time was over")
+                    notes.append(f"{dataset}: {number} of {options.repetitions}, then the budget was used up")
                     break
                 if not is_cached:
                     shutil.rmtree(folder / "outputs", ignore_errors=True)
                 found.append(_start(folder, [*options.overrides, *overrides, f"device={options.device}"], options))
             write_json(options.out, {"device": options.device, "seconds": measured, "notes": notes})
     print(environment())
-    print(table([_told(dataset, found) for dataset, found in measured.items()]))
+    print(table([_row(dataset, found) for dataset, found in measured.items()]))
     print("\n".join(notes))
     for dataset, found in measured.items():
         totals = [sum(one.values()) for one in found]
@@ -77,16 +77,16 @@ def _options() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, required=True, help="JSON file for the results")
     parser.add_argument("--device", default="cuda" if on_cuda else "cpu", choices=("cuda", "cpu"))
     parser.add_argument("--repetitions", type=int, default=5)
-    parser.add_argument("--data", type=Path, help="an image folder; else one is made")
-    parser.add_argument("--files", type=int, default=50_000, help="images in the folder that is made; 0: none")
-    parser.add_argument("--tracking", choices=("mlflow", "none"), help="default: mlflow if it is installed")
-    parser.add_argument("--budget-seconds", type=float, default=240.0, help="start nothing new after this time")
-    parser.add_argument("overrides", nargs="*", default=[], help="as of esper-train, e.g. model=resnet_small")
+    parser.add_argument("--data", type=Path, help="an image folder (default: a generated one)")
+    parser.add_argument("--files", type=int, default=50_000, help="images of the generated folder; 0: none")
+    parser.add_argument("--tracking", choices=("mlflow", "none"), help="default: mlflow if installed")
+    parser.add_argument("--budget-seconds", type=float, default=240.0, help="start no measurement after this time")
+    parser.add_argument("overrides", nargs="*", default=[], help="overrides of esper-train, e.g. model=resnet_small")
     return parser
 
 
 def _datasets(options: argparse.Namespace, images: Path | None) -> list[tuple[str, list[str], bool]]:
-    """Name, overrides, whether what the run before has cached is kept."""
+    """Name, overrides, and whether the cache of the previous run is kept."""
     found = [("made up, in memory", ["dataset=synthetic", "dataset.image_size=32", "dataset.num_examples=5000"], True)]
     if images is not None:
         overrides = ["dataset=imagefolder", f"dataset.data_dir={images}"]
@@ -96,7 +96,7 @@ def _datasets(options: argparse.Namespace, images: Path | None) -> list[tuple[st
 
 
 def _start(folder: Path, overrides: list[str], options: argparse.Namespace) -> dict[str, float]:
-    """Seconds of every phase of one command."""
+    """Seconds of each phase of one command."""
     from importlib.util import find_spec
 
     tracking = options.tracking or ("mlflow" if find_spec("mlflow") else "none")
@@ -130,7 +130,7 @@ def _phases(started: float, marks: dict[str, Any]) -> dict[str, float]:
 
 
 def _image_folder(folder: Path, num_files: int) -> Path:
-    """PNG files of 32x32 noise: five sixths for training, the others for the test."""
+    """PNG files of 32x32 noise: five sixths for training, the rest for testing."""
     rng = np.random.default_rng(0)
     for number in range(num_files):
         split = "test" if number // _NUM_CLASSES % 6 == 5 else "train"
@@ -140,7 +140,7 @@ def _image_folder(folder: Path, num_files: int) -> Path:
     return folder
 
 
-def _told(dataset: str, found: list[dict[str, float]]) -> dict[str, object]:
+def _row(dataset: str, found: list[dict[str, float]]) -> dict[str, object]:
     totals = [sum(one.values()) for one in found]
     medians = {phase: f"{statistics.median(one[phase] for one in found):.2f}" if found else None for phase in PHASES}
     return {"median seconds": dataset, "n": len(found), "command to first step": median_and_range(totals, "{:.1f}")} | {

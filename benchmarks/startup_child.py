@@ -1,8 +1,8 @@
-"""`esper-train`, which ends after its first step and writes down when it got where; `startup.py` runs it.
+"""`esper-train` up to its first step, with a timestamp of each phase; run by `startup.py`.
 
     python benchmarks/startup_child.py MARKS_FILE [OVERRIDE ...]
 
-The wrappers are put around functions when their modules have been imported anyway, so that nothing is imported earlier.
+Functions are wrapped only after the command has imported their modules, so that the order of imports does not change.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def main() -> None:
     @functools.wraps(app)
     def watched(cfg: Any) -> float | None:
         marks["composed"] = time.time()
-        import esper.launch.run  # noqa: F401  (the first thing that the command itself does)
+        import esper.launch.run  # noqa: F401  (the first thing that the command does)
 
         marks["imported"] = time.time()
         _watch(file)
@@ -63,7 +63,7 @@ def _watch(file: Path) -> None:
         marks["stepped"] = time.time()
         marks["modules"] = sorted(sys.modules)
         file.write_text(json.dumps(marks))
-        os._exit(0)  # the rest of the training is not what is measured
+        os._exit(0)  # the rest of the training is not measured
 
     TrainingLoop.initialize = initialized  # type: ignore[method-assign]
     TrainStep.forward_backward_update = stepped  # type: ignore[method-assign]

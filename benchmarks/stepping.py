@@ -1,4 +1,4 @@
-"""A run of Esper that a benchmark steps by hand, exactly as the trainer does."""
+"""A run of Esper whose steps the benchmark calls, exactly as the trainer does."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from esper.tolaria.state import TrainingState
 
 __all__ = ["configuration", "opened", "own_stream", "timed_steps", "train_steps", "wait"]
 
-_EPOCHS = 10_000  # more than any benchmark gets to
+_EPOCHS = 10_000  # more than any benchmark reaches
 
 
 def configuration(
@@ -32,7 +32,7 @@ def configuration(
     morphogenetic: MorphogeneticConfig,
     compile_model: bool = False,
 ) -> TolariaConfig:
-    """The default recipe on made-up images, without a tracker; the rate is small, so that nothing diverges."""
+    """The default recipe on synthetic images without a tracker; a small learning rate, so that nothing diverges."""
     layers = ["layer1", "layer2", "layer3"] + ([] if model == "resnet_small" else ["layer4"])
     return TolariaConfig(
         model=ModelConfig(name=model, target_layers=layers),
@@ -49,7 +49,7 @@ def configuration(
 
 
 def own_stream() -> None:
-    """Give this thread a stream that can be captured, as the trainer does with its own; nothing without CUDA."""
+    """Give this thread a stream that can be captured, as the trainer does; no effect without CUDA."""
     if torch.cuda.is_available():
         torch.cuda.set_stream(torch.cuda.Stream())  # type: ignore[no-untyped-call]
 
@@ -62,7 +62,7 @@ def opened(
     listeners: Sequence[Callable[[Event], None]] = (),
     ranks: Ranks | None = None,
 ) -> Iterator[Run]:
-    """A run with everything that trains, closed at the end; `own_stream` comes first."""
+    """An open run, closed at the end; call `own_stream` first."""
     run = open_run(config, run_dir=run_dir, state=TrainingState(), listeners=listeners, ranks=ranks)
     try:
         yield run
@@ -71,7 +71,7 @@ def opened(
 
 
 def train_steps(run: Run, num_steps: int) -> None:
-    """The inside of the trainer's epochs; at the end of one nothing happens but that the next begins."""
+    """The steps of the trainer's epochs, without evaluation, growth and checkpoints at their ends."""
     state = run.state
     for _ in range(num_steps):
         train_step(run)
@@ -81,7 +81,7 @@ def train_steps(run: Run, num_steps: int) -> None:
 
 
 def timed_steps(run: Run, num_steps: int) -> float:
-    """Seconds that so many steps take until the device is done with them."""
+    """Seconds of steps, synchronised with the device."""
     wait(run)
     started = time.perf_counter()
     train_steps(run, num_steps)
@@ -90,6 +90,6 @@ def timed_steps(run: Run, num_steps: int) -> float:
 
 
 def wait(run: Run) -> None:
-    """Wait for the device."""
+    """Synchronise with the device."""
     if run.parts.device.type == "cuda":
         torch.cuda.synchronize(run.parts.device)

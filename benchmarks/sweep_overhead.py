@@ -1,10 +1,10 @@
-"""What does a member of a sweep cost beside its training?
+"""Overhead of a sweep's member beyond its training.
 
-One command launches a hundred tiny runs with each of Hydra's launchers: `basic` (one after the other in one process),
-`local` (a process each, some at a time) and `slurm` (jobs of an array; needs a SLURM, such as scripts/slurm_up.sh
-brings up). Overhead is what a place for a run was busy with other than training, per member. It is split by where it
-went: composing, checking and submitting; waiting in the queue, starting Python and importing torch; opening the run
-(data, network, journal); closing it (report page); and what the command took to notice the end.
+One command launches a hundred tiny runs with each of Hydra's launchers: `basic` (sequentially in one process), `local`
+(a process each, several in parallel) and `slurm` (an array job; needs SLURM, e.g. by scripts/slurm_up.sh). Overhead is
+the time of a run slot other than training, per member, split into: composing, checking and submitting; waiting in the
+queue, starting Python and importing torch; opening the run (data, network, journal); closing it (report page); and
+noticing the end.
 
     python benchmarks/sweep_overhead.py --out sweep_overhead.json [--launchers basic local slurm]
 """
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             measured[launcher] = _sweep(Path(folder), launcher, options)
         write_json(options.out, {"members": options.members, "at_a_time": options.at_a_time, "seconds": measured})
     print(environment())
-    print(table([_told(launcher, found, options) for launcher, found in measured.items()]))
+    print(table([_row(launcher, found, options) for launcher, found in measured.items()]))
 
 
 def _options() -> argparse.ArgumentParser:
@@ -55,13 +55,13 @@ def _options() -> argparse.ArgumentParser:
         "--at-a-time",
         type=int,
         default=os.cpu_count() or 1,
-        help="runs at once, but with basic; SLURM must have the CPUs",
+        help="parallel runs, except with basic; SLURM must have the CPUs",
     )
     return parser
 
 
 def _sweep(folder: Path, launcher: str, options: argparse.Namespace) -> dict[str, float]:
-    """Seconds of every phase per member, and of the whole command, of one sweep."""
+    """Seconds of each phase per member, and of the whole command."""
     queue = {
         "basic": [],
         "local": [f"hydra.launcher.jobs={options.at_a_time}"],
@@ -91,12 +91,12 @@ def _sweep(folder: Path, launcher: str, options: argparse.Namespace) -> dict[str
 
 
 def _phases(sweep_dir: Path, started: float, submitted: float, ended: float, *, at_a_time: int) -> dict[str, float]:
-    """Seconds per member: of a place for a run from the submission on, of the command before and after."""
+    """Seconds per member: of the run slots after submission, and of the command before and after."""
     journals = [_journal(path) for path in sweep_dir.glob("*/journal.jsonl")]
     num = len(journals)
     train = sum(one["run_ended"] - one["run_started"] for one in journals)
     members = [path.parent for path in (sweep_dir / ".sweep").glob("*/outcome.json")]
-    if not members:  # one process, which does not say what it was busy with
+    if not members:  # one process, whose phases are not recorded
         return {"command": ended - started, "train": train / num, "overhead": (ended - started - train) / num}
     began = sum((member / "began").stat().st_mtime for member in members)
     done = [(member / "outcome.json").stat().st_mtime for member in members]
@@ -112,12 +112,12 @@ def _phases(sweep_dir: Path, started: float, submitted: float, ended: float, *, 
 
 
 def _journal(path: Path) -> dict[str, float]:
-    """When each kind of event came last."""
+    """Time of the last event of each kind."""
     events = [json.loads(line) for line in path.read_text().splitlines()]
     return {event["kind"]: event["time_unix_s"] for event in events}
 
 
-def _told(launcher: str, found: dict[str, float], options: argparse.Namespace) -> dict[str, object]:
+def _row(launcher: str, found: dict[str, float], options: argparse.Namespace) -> dict[str, object]:
     at_a_time = 1 if launcher == "basic" else options.at_a_time
     shown: dict[str, object] = {
         "launcher": launcher,

@@ -1,16 +1,16 @@
-"""How fast does Esper train, end to end, beside its own bare step and the loops that people use? Images per second.
+"""Images per second of Esper, end to end, compared with its bare step and with common training loops.
 
-All in one process, on the same images, in turns: in every round each contender is measured once. Esper is measured by
-whole epochs of its own trainer, with augmentation, metrics, validation, checkpoints, journal and tracker; the bare step
-is that trainer's captured step, replayed and nothing else; the peers (`peers.py`) are measured in training alone, with
-no validation and no checkpoints: all once, the two fastest in every round. `default` is `morphogenetic=default` with a
-threshold that no site can reach: Tamiyo measures and is asked every epoch as always, and nothing ever grows.
+All run in one process, on the same images; each round measures each contender once. Esper is measured over whole epochs
+of its trainer, with augmentation, metrics, validation, checkpoints, journal and tracker. The bare step only replays
+that trainer's captured step. The peers (`peers.py`) only train, without validation and checkpoints; all are measured
+once, the two fastest in every round. `default` is `morphogenetic=default` with a health threshold that no site reaches:
+sites are scored and Tamiyo is consulted every epoch as usual, and nothing grows.
 
     pip install .[peers]
     python benchmarks/throughput.py --out throughput.json [--data FOLDER]
 
-What fails is reported with its reason, and so is what there was no time for. The file is written after every
-measurement.
+Contenders that fail, or that the budget leaves no time for, are reported with the reason. The file is written after
+each measurement.
 """
 
 from __future__ import annotations
@@ -42,21 +42,21 @@ from esper.data.sources import synthetic
 PARTS = ("esper", "bare", "peers", "ceiling")
 CEILING = "PyTorch, reduce-overhead, data on the device"
 KEPT_PEERS = 2
-"""The fastest peers are measured in every round, and the faster of them in a round is what Esper is compared with."""
-_SETTLING_S = 0.2
-"""Before every measurement: what the one before left running ends (a loader's workers, the saving of a checkpoint)."""
+"""Number of fastest peers measured in every round; Esper is compared with the fastest of each round."""
+_PAUSE_S = 0.2
+"""Pause before each measurement, for what the previous one still runs (a loader's workers, a checkpoint)."""
 
 Plan = list[tuple[str, int, bool]]
-"""(Part, batch size, compiled) in the order of measuring."""
+"""(part, batch size, compiled) in order of measurement."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Contender:
-    """Something to be measured.
+    """A training to measure.
 
     Attributes:
-        open: builds it and runs it until it is warm; returns what measures it for so many seconds.
-        close: releases it; safe to call when it was not opened.
+        open: builds and warms it up; returns a function that measures it for a number of seconds.
+        close: releases it; safe to call before `open`.
     """
 
     row: Row
@@ -65,12 +65,12 @@ class Contender:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure what was asked for, print the tables, write the JSON file."""
+    """Measure the requested parts, print the tables, write the JSON file."""
     options = _options().parse_args(arguments)
     deadline = time.monotonic() + options.budget_seconds
     record = Record(options)
     with contextlib.ExitStack() as stack:
-        # Made once, not for each of the trainings.
+        # Make the images once, not for each training.
         stack.enter_context(mock.patch.object(synthetic, "make_synthetic", functools.cache(synthetic.make_synthetic)))
         runs = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="throughput-")))
         config = configuration(options, batch_size=1, is_compiled=False, grows=False)
@@ -88,9 +88,9 @@ def _options() -> argparse.ArgumentParser:
         description=(__doc__ or "").splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument("--out", type=Path, required=True, help="JSON file for the results")
-    parser.add_argument("--data", help="images: DATA/train/CLASS/*, DATA/test/CLASS/*; else made up")
-    parser.add_argument("--images", type=int, default=50_000, help="images, where they are made up")
-    parser.add_argument("--image-size", type=int, default=32, help="their side, where they are made up")
+    parser.add_argument("--data", help="images: DATA/train/CLASS/*, DATA/test/CLASS/* (default: synthetic)")
+    parser.add_argument("--images", type=int, default=50_000, help="number of synthetic images")
+    parser.add_argument("--image-size", type=int, default=32, help="size of synthetic images")
     parser.add_argument("--model", default="resnet18")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--parts", type=_some_of(PARTS), default=list(PARTS), help=f"some of {','.join(PARTS)}")
@@ -99,11 +99,11 @@ def _options() -> argparse.ArgumentParser:
         "--batch-sizes",
         type=lambda text: [int(part) for part in text.split(",")],
         default=[128, 512, 1024],
-        help="peers meet Esper in the same rounds at the first",
+        help="peers share Esper's rounds only at the first",
     )
     parser.add_argument("--rounds", type=int, default=4)
-    parser.add_argument("--seconds", type=float, default=1.0, help="least length of one measurement")
-    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True, help="also compiled")
+    parser.add_argument("--seconds", type=float, default=1.0, help="minimum length of a measurement")
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True, help="also measure compiled")
     parser.add_argument("--workers", type=int, default=_num_cores(), help="processes of each peer's loader")
     parser.add_argument("--tracking", default=None, choices=("mlflow", "none"), help="default: mlflow if installed")
     parser.add_argument("--budget-seconds", type=float, default=240.0, help="start nothing new after this time")
@@ -124,7 +124,7 @@ def _some_of(known: Iterable[str]) -> Callable[[str], list[str]]:
 
 
 def _plans(options: argparse.Namespace) -> list[Plan]:
-    """What is measured together, the claims first."""
+    """Groups that share rounds, the headline results first."""
     first, *others = options.batch_sizes
     ours = ("esper", "bare")
     plans: list[Plan] = [
@@ -138,10 +138,10 @@ def _plans(options: argparse.Namespace) -> list[Plan]:
         *([("ceiling", batch_size, True)] for batch_size in others),
         *([("peers", batch_size, False), ("peers", batch_size, True)] for batch_size in others),
     ]
-    wanted = [
+    selected = [
         [step for step in plan if step[0] in options.parts and (options.compile or not step[2])] for plan in plans
     ]
-    return [plan for plan in wanted if plan]
+    return [plan for plan in selected if plan]
 
 
 def _contenders(plan: Plan, options: argparse.Namespace, *, runs: Path, splits: DataSplits) -> Iterator[Contender]:
@@ -184,7 +184,7 @@ def _open_peer(loop: Callable[[Task], Measure], task: Task) -> Callable[[float],
     measure = loop(task)
 
     def tuned(seconds: float) -> Rates:
-        # Esper's settings are others: they are the process's.
+        # These are global settings, and Esper's differ.
         with torch.backends.cudnn.flags(enabled=True, benchmark=True, deterministic=False, allow_tf32=True):
             return Rates(measure(seconds))
 
@@ -193,18 +193,18 @@ def _open_peer(loop: Callable[[Task], Measure], task: Task) -> Callable[[float],
 
 
 def _measure(contenders: list[Contender], options: argparse.Namespace, *, deadline: float, record: Record) -> None:
-    """Open all, find the fastest peers, then measure what is open in every round, forwards and backwards in turn."""
+    """Open all, find the fastest peers, then measure all open ones in each round, in alternating order."""
     measures: dict[int, Callable[[float], Rates]] = {}
 
     def add(round_number: int, number: int) -> None:
-        time.sleep(_SETTLING_S)
+        time.sleep(_PAUSE_S)
         contenders[number].row.add(round_number, measures[number](options.seconds))
 
     with contextlib.ExitStack() as stack:
         for number, contender in enumerate(contenders):
             row = contender.row
             if time.monotonic() > deadline:
-                row.failed = f"not run: the {options.budget_seconds:g} s of --budget-seconds were over"
+                row.failed = f"not run: the {options.budget_seconds:g} s of --budget-seconds were used up"
                 continue
             with _reported(row):
                 started = time.perf_counter()
@@ -242,13 +242,13 @@ def _slow_peers(contenders: list[Contender], numbers: Iterable[int]) -> set[int]
 def _drop(measures: dict[int, Callable[[float], Rates]], numbers: set[int]) -> None:
     if dropped := [measures.pop(number) for number in numbers & measures.keys()]:
         dropped.clear()
-        gc.collect()  # loaders end their workers, and networks leave the device
+        gc.collect()  # ends workers of loaders and frees device memory
         torch.cuda.empty_cache()
 
 
 @contextlib.contextmanager
 def _reported(row: Row) -> Iterator[None]:
-    """One that fails is reported with its reason, and the rest goes on."""
+    """Record an exception as the row's failure and continue."""
     try:
         yield
     except Exception as error:

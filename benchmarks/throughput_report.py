@@ -1,4 +1,4 @@
-"""What `throughput.py` has measured: rows, ratios within rounds, tables, and the JSON file."""
+"""Results of `throughput.py`: rows, ratios within rounds, tables, and the JSON file."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _PACKAGES = ("torch", "torchvision", "lightning", "timm", "accelerate")
 
 @dataclass(kw_only=True)
 class Row:
-    """One contender. Rates are by round; round 0 is the one in which the fastest peers are found.
+    """One contender. Rates are by round; round 0 selects the fastest peers.
 
     Attributes:
-        ready_s: seconds to build it and to warm it up; Esper's hold the data's loading and a first whole epoch, the
-            bare step's nothing where the training it belongs to is open already.
-        failed: why it has no rates, or no more of them.
+        ready_s: seconds to build and warm it up; Esper's include loading the data and a first whole epoch, the bare
+            step's are 0 if its trainer is open already.
+        failed: why it has no rates, or no further ones.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Row:
     failed: str | None = None
 
     def add(self, round_number: int, rates: Rates) -> None:
-        """Note a measurement."""
+        """Add a measurement."""
         self.images_per_s[round_number] = rates.images_per_s
         if rates.training_images_per_s is not None:
             self.training_images_per_s[round_number] = rates.training_images_per_s
@@ -50,7 +50,7 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Ratio:
-    """A row's rate over another's, one value a round; `goal` is what issue 4 asks of the median."""
+    """A row's rate divided by another's, by round; `goal`: the minimum median."""
 
     name: str
     batch_size: int
@@ -60,7 +60,7 @@ class Ratio:
 
 
 class Record:
-    """All rows of a run of the benchmark, and the file that they are kept in."""
+    """All rows of a benchmark run, and their file."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.rows: list[Row] = []
@@ -74,24 +74,24 @@ class Record:
         }
 
     def write(self) -> None:
-        """Write the file anew, whole."""
+        """Write the file atomically."""
         content = self._head | {
             "rows": [dataclasses.asdict(row) for row in self.rows],
             "ratios": [dataclasses.asdict(ratio) for ratio in ratios(self.rows)],
         }
-        aside = self._path.with_suffix(".part")
+        temporary = self._path.with_suffix(".part")
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_text(json.dumps(content, indent=1))
-        aside.replace(self._path)
+        temporary.write_text(json.dumps(content, indent=1))
+        temporary.replace(self._path)
 
     def report(self) -> str:
-        """Markdown: what it ran on, the rates, the ratios."""
-        told = {**self._head["hardware"], **self._head["versions"], "tracker": self._head["tracker"]}
-        lines = [", ".join(f"{name} {value or 'absent'}" for name, value in told.items()), ""]
+        """Markdown: environment, rates, ratios."""
+        environment = {**self._head["hardware"], **self._head["versions"], "tracker": self._head["tracker"]}
+        lines = [", ".join(f"{name} {value or 'absent'}" for name, value in environment.items()), ""]
         lines += [
             "| | batch | compiled | images/s, median (range) | steps alone, by the journal | n | ready after, s |"
         ]
-        lines += ["|---|---|---|---|---|---|---|", *map(_told, self.rows), ""]
+        lines += ["|---|---|---|---|---|---|---|", *map(_cells, self.rows), ""]
         lines += ["| ratio | batch | compiled | median (range) | n | goal |", "|---|---|---|---|---|---|"]
         for one in ratios(self.rows):
             goal = "" if one.goal is None else f"{one.goal:g}: {'yes' if _median(one.values) >= one.goal else 'NO'}"
@@ -101,9 +101,9 @@ class Record:
 
 
 def ratios(rows: Sequence[Row]) -> list[Ratio]:
-    """What can be compared: Esper growing or not, with its bare step, and with the fastest peer of each round.
+    """Ratios of Esper `default` and `off`, to its bare step, and to the fastest peer of each round.
 
-    Where the batch size is not the first, the peers' rounds come after Esper's.
+    At batch sizes other than the first, the peers' rounds come after Esper's.
     """
     found = {(row.name, row.batch_size, row.is_compiled): row for row in rows}
     made = []
@@ -126,7 +126,7 @@ def ratios(rows: Sequence[Row]) -> list[Ratio]:
 
 
 def _fastest(rows: Iterable[Row]) -> dict[int, float]:
-    """By round."""
+    """Highest rate of each round."""
     rates: dict[int, float] = {}
     for row in rows:
         for number, rate in row.images_per_s.items():
@@ -134,7 +134,7 @@ def _fastest(rows: Iterable[Row]) -> dict[int, float]:
     return rates
 
 
-def _told(row: Row) -> str:
+def _cells(row: Row) -> str:
     steps = list(row.training_images_per_s.values())
     rates = list(row.images_per_s.values())
     cells = [row.name, str(row.batch_size), _yes(row.is_compiled), _spread(rates, "{:,.0f}") if rates else ""]

@@ -1,4 +1,4 @@
-"""Many trainings side by side: every variant with every random seed, in processes of their own, resumable."""
+"""Many trainings in parallel processes: each variant with each random seed; finished ones are not repeated."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ import torch
 __all__ = ["EXPERIMENT", "arguments", "hardware", "mean_and_error", "train_all"]
 
 EXPERIMENT = "benchmark"
-"""Name of the experiment that the trainings belong to."""
+"""Experiment name of the trainings."""
 
 Variants = Mapping[str, Sequence[str]]
-"""Name of a variant → what would follow `esper-train`."""
+"""Name of a variant → its overrides of `esper-train`."""
 
 
 def arguments(description: str) -> argparse.ArgumentParser:
-    """The command line that these benchmarks share."""
+    """The shared command line."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--data", required=True, help="images: DATA/train/CLASS/*, DATA/test/CLASS/*")
     parser.add_argument("--out", type=Path, required=True, help="folder for the runs and the results")
-    parser.add_argument("--seeds", type=int, default=4, help="random seeds of every variant")
+    parser.add_argument("--seeds", type=int, default=4, help="random seeds of each variant")
     parser.add_argument("--epochs", type=int, default=15)
-    parser.add_argument("--jobs", type=int, default=2, help="trainings at once")
-    parser.add_argument("--budget-seconds", type=float, default=float("inf"), help="start nothing new after this time")
+    parser.add_argument("--jobs", type=int, default=2, help="parallel trainings")
+    parser.add_argument("--budget-seconds", type=float, default=float("inf"), help="start no training after this time")
     return parser
 
 
@@ -43,21 +43,22 @@ def train_all(
 ) -> dict[str, dict[int, dict[str, Any]]]:
     """Train every variant with every seed; returns variant → seed → the run's result.
 
-    A run that is finished already is not repeated; seeds go before variants, so that a cut leaves whole comparisons.
+    Finished runs are not repeated. All variants of a seed come before the next seed, so that an early end leaves whole
+    comparisons.
     """
     started = time.monotonic()
-    wanted = [(name, seed) for seed in range(seeds) for name in variants]
+    planned = [(name, seed) for seed in range(seeds) for name in variants]
     results: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in variants}
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, mp_context=spawn) as pool:
-        waiting = iter(wanted)
+        waiting = iter(planned)
         running = {}
 
         def start_next() -> None:
             if time.monotonic() - started < budget_seconds and (job := next(waiting, None)):
                 name, seed = job
                 overrides = (*common, *variants[name], f"rng_seed={seed}")
-                # The folder above the experiment's keeps the decoded images for all runs.
+                # The parent of the experiment's folder holds the cache of decoded images.
                 folder = out / EXPERIMENT / f"{name.replace(' ', '_').replace(',', '')}-seed-{seed}"
                 running[pool.submit(_train, overrides, folder)] = job
 
@@ -93,6 +94,6 @@ def mean_and_error(values: Sequence[float]) -> str:
 
 
 def hardware() -> dict[str, str]:
-    """What a result was measured on."""
+    """Hardware and versions of a result."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
     return {"device": device, "torch": torch.__version__, "python": platform.python_version()}

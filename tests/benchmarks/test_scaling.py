@@ -70,7 +70,7 @@ def test_what_begins_after_the_budget_is_not_measured_and_is_told(
     with pytest.raises(SystemExit, match="0"):
         scaling.main(["--out", str(out), *SMALL, "--budget-seconds=0"])
     assert json.loads(out.read_text())["cells"] == []
-    assert "not begun, the time was over: resnet_small, 8 px, per rank, 2 ranks" in capsys.readouterr().out
+    assert "not started, the budget was used up: resnet_small, 8 px, per rank, 2 ranks" in capsys.readouterr().out
 
 
 @pytest.mark.long

@@ -37,7 +37,7 @@ def test_what_fails_and_what_there_was_no_time_for_is_told(tmp_path: Path, capsy
     main([*SMALL, "--out", str(out), "--parts", "esper,bare", "--model", "resnet99"])
     assert capsys.readouterr().out.count("failed: ConfigError: model.name=resnet99") == 3
     main([*SMALL, "--out", str(out), "--parts", "esper,bare", "--budget-seconds", "0"])
-    assert capsys.readouterr().out.count("not run: the 0 s of --budget-seconds were over") == 3
+    assert capsys.readouterr().out.count("not run: the 0 s of --budget-seconds were used up") == 3
 
 
 def test_ratios_pair_the_rounds_and_take_the_fastest_peer_of_each() -> None:
