@@ -166,7 +166,7 @@ def _doctor(options: argparse.Namespace) -> int:
 def _sync(options: argparse.Namespace) -> int:
     from esper.tracking import sync
 
-    return sync.main(options.run_dirs, options.uri, more=_buses)
+    return sync.main(options.run_dirs, options.uri, extra_trackers=_buses)
 
 
 def _buses(config: Mapping[str, Any], run_dir: Path) -> Iterable[Tracker]:

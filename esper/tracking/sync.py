@@ -22,10 +22,10 @@ from esper.tracking.trackers import Tracker, trackers
 
 __all__ = ["is_locked", "main", "sync"]
 
-MoreTrackers = Callable[[Mapping[str, Any], Path], Iterable[Tracker]]
+TrackersOf = Callable[[Mapping[str, Any], Path], Iterable[Tracker]]
 
 
-def main(paths: Sequence[Path], uri: str | None, *, more: MoreTrackers = lambda *_: ()) -> int:
+def main(paths: Sequence[Path], uri: str | None, *, extra_trackers: TrackersOf = lambda *_: ()) -> int:
     """Update the trackers of runs and print a line for each; idempotent. Returns the exit code.
 
     A sweep gets a parent run in MLflow. In a folder where no sweep was launched, all runs count as its members.
@@ -33,7 +33,7 @@ def main(paths: Sequence[Path], uri: str | None, *, more: MoreTrackers = lambda 
     Args:
         paths: folders of runs, or folders that hold some at any depth.
         uri: report to this MLflow tracking URI only; None is each run's own trackers, MLflow if it has none.
-        more: (config, run_dir) to further trackers of a run; not used with a `uri`.
+        extra_trackers: (config, run_dir) to further trackers of a run; not used with a `uri`.
 
     Raises:
         RunError: a folder holds no run.
@@ -42,7 +42,7 @@ def main(paths: Sequence[Path], uri: str | None, *, more: MoreTrackers = lambda 
     exit_code = 0
     for path, run_dirs in run_dirs_by_path:
         for run_dir in run_dirs:
-            exit_code |= sync(run_dir, uri=uri, more=more)
+            exit_code |= sync(run_dir, uri=uri, extra_trackers=extra_trackers)
         children = [run_dir for run_dir in run_dirs if run_dir.absolute().parent == path]
         names = read_members(path)
         members = [run_dir for run_dir in children if not names or run_dir.name in names]
@@ -57,14 +57,14 @@ def main(paths: Sequence[Path], uri: str | None, *, more: MoreTrackers = lambda 
     return exit_code
 
 
-def sync(run_dir: Path, *, uri: str | None = None, more: MoreTrackers = lambda *_: ()) -> int:
+def sync(run_dir: Path, *, uri: str | None = None, extra_trackers: TrackersOf = lambda *_: ()) -> int:
     """Update a run's trackers and print a line for each; returns 1 if one failed, else 0."""
     exit_code = 0
     run_dir = run_dir.absolute()
     try:
         is_alive = is_locked(run_dir)  # before reading: a run that ends in between must not count as killed
         events = list(read(run_dir / "journal.jsonl"))
-        selected = _trackers(events, run_dir, uri, more)
+        selected = _trackers(events, run_dir, uri, extra_trackers)
     except EsperError as error:  # damaged journal or unusable setting: continue with the other runs
         sys.stdout.write(f"{run_dir}: failed: {short_message(error)}\n")
         return 1
@@ -88,14 +88,14 @@ def _find_runs(path: Path) -> list[Path]:
 
 
 def _trackers(
-    events: Sequence[dict[str, Any]], run_dir: Path, uri: str | None, more: MoreTrackers
+    events: Sequence[dict[str, Any]], run_dir: Path, uri: str | None, extra_trackers: TrackersOf
 ) -> Sequence[Tracker]:
     """Where to report the run; nowhere if it never started."""
     started = next((event for event in reversed(events) if event["kind"] == "run_started"), None)
     if started is None:
         return []
     config = TrackingConfig(**started["config"]["tracking"])
-    others = list(more(started["config"], run_dir)) if uri is None else []
+    others = list(extra_trackers(started["config"], run_dir)) if uri is None else []
     if uri is not None or (config.name == "none" and not others):
         config = dataclasses.replace(config, name="mlflow", uri=uri or config.uri)
     outputs_dir = outputs_folder(run_dir, experiment_name=started["experiment_name"])
