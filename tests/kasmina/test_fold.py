@@ -82,7 +82,7 @@ def test_a_kernel_beside_a_norm_whose_gain_is_zero_folds_too() -> None:
     assert_close(fold(model), model)
 
 
-def test_new_channels_stand_beside_those_of_the_block() -> None:
+def test_new_channels_are_concatenated_to_those_of_the_block() -> None:
     model = grow(wrapped(), ("layer2.0:width", "widen"))
     folded = fold(model)
     assert_close(folded, model)
@@ -120,7 +120,7 @@ def test_residual_blocks_become_blocks_of_their_stage() -> None:
     assert_close(plain, model)
 
 
-def test_what_cannot_be_folded_stays_where_it_acts() -> None:
+def test_kernels_that_cannot_be_folded_are_kept_as_submodules() -> None:
     model = grow(
         wrapped(),
         ("layer2.0:after", "squeeze_excite"),
@@ -136,7 +136,7 @@ def test_what_cannot_be_folded_stays_where_it_acts() -> None:
     assert len(folded.get_submodule("layer2")._modules) == 3
 
 
-def test_a_residual_block_whose_block_stands_in_no_sequential_stays_a_kernel() -> None:
+def test_a_residual_block_outside_a_sequential_stays_a_kernel() -> None:
     class Host(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -159,7 +159,7 @@ def test_a_network_with_a_live_kernel_is_not_folded() -> None:
         fold(model)
 
 
-def test_folding_leaves_the_grown_network_alone() -> None:
+def test_folding_does_not_change_the_grown_network() -> None:
     model = grow(wrapped(), ("layer2.0:width", "widen"), ("layer1.0.conv1:parallel", "fold_3x3")).train()
     before = copy.deepcopy(model.state_dict())
     fold(model)

@@ -55,7 +55,7 @@ def pooled(moments: Moments) -> float:
 
 
 @pytest.mark.parametrize(("channels", "positions", "num_images"), [(4, 1, 64), (16, 16, 64), (32, 4, 400)])
-def test_without_a_signal_the_score_is_0_within_its_error_and_the_error_is_right(
+def test_without_signal_the_score_is_0_within_its_standard_error(
     channels: int, positions: int, num_images: int
 ) -> None:
     generator = torch.Generator().manual_seed(channels)
@@ -73,7 +73,7 @@ def test_without_a_signal_the_score_is_0_within_its_error_and_the_error_is_right
     assert statistics.mean(scores) < 0.1 * statistics.mean([pooled(measured(g, x, h))])
 
 
-def test_a_signal_is_found_in_full_only_where_the_present_module_cannot_reach_it() -> None:
+def test_the_score_counts_only_the_signal_that_the_existing_module_cannot_reach() -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(4000, 6, 1, 1, generator=generator)
     seen, unseen = x[:, :3], x[:, 3:]
@@ -85,7 +85,7 @@ def test_a_signal_is_found_in_full_only_where_the_present_module_cannot_reach_it
     assert error < 1.0
 
 
-def test_the_score_does_not_depend_on_the_scale_of_the_input_and_follows_that_of_the_gradient() -> None:
+def test_the_score_is_invariant_to_the_scale_of_the_input_and_quadratic_in_that_of_the_gradient() -> None:
     generator = torch.Generator().manual_seed(0)
     x, h, g = (torch.randn(40, 3, 2, 2, generator=generator) for _ in range(3))
     score, error = scored(g, x, h)

@@ -52,7 +52,9 @@ def test_a_score_is_the_squared_gradient_of_a_zero_convolution(
     assert score_sites(model, batches)["block:beside"].plain_score == pytest.approx(expected, rel=1e-4)
 
 
-def test_the_statistics_are_those_of_the_site(model: MorphableModel, batches: list[tuple[Tensor, Tensor]]) -> None:
+def test_rank_variance_and_gradient_norm_are_those_of_the_site(
+    model: MorphableModel, batches: list[tuple[Tensor, Tensor]]
+) -> None:
     images = torch.cat([images for images, _ in batches])
     found = score_sites(model, batches)["block:beside"]
     assert found.activation_variance == pytest.approx(float(images.double().var(unbiased=False)), rel=1e-5)
@@ -90,11 +92,11 @@ def test_health_compares_a_score_with_the_median_of_the_others_of_its_kind() -> 
     assert health(scores) == {"a": 2.0 / 8.0, "b": 1.0, "c": 1.0, "d": 0.5, "x": None}
 
 
-def test_a_site_without_gradient_is_not_in_need() -> None:
+def test_a_site_without_gradient_is_healthy() -> None:
     assert health([(site("a"), score(0.0)), (site("b"), score(-1.0))]) == {"a": 1.0, "b": 1.0}
 
 
-def test_among_sites_that_show_only_noise_a_site_stands_out_from_the_noise_alone() -> None:
+def test_among_sites_with_only_noise_a_site_must_stand_out_from_the_noise() -> None:
     noise = [(site(name), score(value, 1.0)) for name, value in (("b", -0.1), ("c", 0.01), ("d", 0.0))]
     assert health([(site("a"), score(0.5, 1.0)), *noise])["a"] == 1.0
     assert health([(site("a"), score(10.0, 1.0)), *noise])["a"] == pytest.approx(0.1)
@@ -144,7 +146,7 @@ def test_a_planted_bottleneck_stands_out_and_shows_in_rank_and_width() -> None:
 
 
 @pytest.mark.parametrize("kind", ["beside", "after", "parallel", "width"])
-def test_every_kind_of_site_is_scored_as_a_probe_standing_there_would_be(
+def test_every_kind_of_site_is_scored_like_a_probe_inserted_there(
     kind: str, batches: list[tuple[Tensor, Tensor]]
 ) -> None:
     torch.manual_seed(0)
@@ -173,7 +175,7 @@ def test_every_kind_of_site_is_scored_as_a_probe_standing_there_would_be(
         assert scores[where.name].plain_score == pytest.approx(float(probe.weight.grad.square().sum()), rel=1e-4)
 
 
-def test_what_the_moments_cost_is_counted_for_each_site(model: MorphableModel) -> None:
+def test_scoring_macs_are_summed_over_sites(model: MorphableModel) -> None:
     # beside: 6 channels out, 3 in, 6 features; after: 6, 6 and 6; both at 4x4 positions
     beside = 6 * 3 + 6 * 6 + 3**2 + 6**2 + 6 * 3 + 6**2
     after = 6 * 6 + 6 * 6 + 6**2 + 6**2 + 6 * 6 + 6**2

@@ -56,12 +56,12 @@ def test_a_name_that_matches_nothing_is_an_error_with_the_nearest_name() -> None
         sites_of(resnet18(), ["layr1"])
 
 
-def test_a_layer_that_is_not_image_like_is_refused() -> None:
+def test_a_layer_whose_input_is_not_nchw_is_rejected() -> None:
     with pytest.raises(ConfigError, match=r"'fc' does not map one \(N, C, H, W\) tensor"):
         sites_of(resnet18(), ["fc"])
 
 
-def test_a_block_that_runs_twice_is_refused() -> None:
+def test_a_block_that_runs_twice_is_rejected() -> None:
     class Twice(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -74,7 +74,7 @@ def test_a_block_that_runs_twice_is_refused() -> None:
         sites_of(Twice(), ["block"])
 
 
-def test_finding_sites_leaves_mode_and_buffers_alone() -> None:
+def test_finding_sites_changes_neither_mode_nor_buffers() -> None:
     host = resnet18().train()
     before = {name: value.clone() for name, value in host.state_dict().items()}
     sites_of(host, ["layer1"], kinds=ALL)
@@ -108,7 +108,7 @@ def test_a_basic_block_offers_a_site_in_its_width_and_a_bottleneck_none() -> Non
     assert sites_of(resnet50(), ["layer1"], kinds=["width"]) == []
 
 
-def test_all_kinds_together_come_block_by_block_whatever_their_order_and_share_one_cap() -> None:
+def test_sites_of_all_kinds_are_listed_block_by_block_and_share_seeds_per_layer() -> None:
     names = [
         "layer1.0:beside", "layer1.0:after", "layer1.0.conv1:parallel", "layer1.0.conv2:parallel", "layer1.0:width",
         "layer1.1:beside",
@@ -198,7 +198,7 @@ def test_auto_finds_the_blocks_of_a_known_layout_stage_by_stage_as_naming_the_st
     assert (site.name, site.layer) == ("stages.0.blocks.0:beside", "stages.0.blocks")
 
 
-def test_auto_leaves_out_blocks_at_which_nothing_can_grow_unless_all_are_such() -> None:
+def test_auto_skips_blocks_at_which_nothing_can_grow_and_raises_if_none_is_left() -> None:
     assert sites_of(Staged(BasicBlock(4, 4), Turned(4)), ["auto"], seeds_per_layer=9) == [
         "stages.0.blocks.0:beside", "stages.0.blocks.0:after",
     ]  # fmt: skip
@@ -208,19 +208,19 @@ def test_auto_leaves_out_blocks_at_which_nothing_can_grow_unless_all_are_such() 
         sites_of(Staged(BasicBlock(4, 4), Turned(4)), ["stages.0.blocks"])
 
 
-def test_auto_without_a_known_layout_names_the_layers_there_are() -> None:
+def test_auto_without_a_known_layout_lists_the_layers() -> None:
     with pytest.raises(ConfigError, match=r"target_layers=\[auto\].*it has 0, and the layers inside them"):
         sites_of(nn.Sequential(nn.Conv2d(3, 3, 1)), ["auto"])
 
 
-def test_the_gate_of_squeeze_and_excitation_is_no_convolution_that_lies_over_the_output() -> None:
+def test_the_gate_of_squeeze_and_excitation_is_not_among_the_convolutions_of_a_site() -> None:
     block = nn.Sequential(OrderedDict(conv=nn.Conv2d(4, 4, 3, padding=1), se=SqueezeExcitation(4, 2)))
     site, *_ = find_sites(Staged(block), target_layers=["auto"], seeds_per_layer=1, input_shape=(3, 8, 8))
     assert site.convs == {"stages.0.blocks.0.conv"}
 
 
 @pytest.mark.parametrize("rectified", [True, False])
-def test_it_is_seen_whether_a_block_puts_out_negative_values(rectified: bool) -> None:
+def test_a_site_knows_whether_its_block_has_negative_outputs(rectified: bool) -> None:
     block = nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU() if rectified else nn.BatchNorm2d(4))
     sites = find_sites(Staged(block), target_layers=["auto"], seeds_per_layer=2, input_shape=(3, 8, 8))
     assert [site.is_rectified for site in sites] == [rectified, rectified]

@@ -194,7 +194,7 @@ def test_a_failed_check_leaves_the_model_as_it_was(model: MorphableModel, images
         (grown("layer2.0:beside", "basic_blok"), ConfigError, "basic_block"),
     ],
 )
-def test_what_cannot_grow_is_refused(
+def test_germinating_where_a_kernel_cannot_grow_is_an_error(
     model: MorphableModel, images: Tensor, graft: Graft, error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):

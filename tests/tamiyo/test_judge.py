@@ -28,7 +28,7 @@ def test_a_module_is_kept_only_if_the_bound_exceeds_the_relative_threshold() -> 
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-def test_a_loss_that_is_not_finite_keeps_nothing(bad: float) -> None:
+def test_a_nan_or_inf_loss_is_never_kept(bad: float) -> None:
     off, on = torch.full((10,), 2.0), torch.full((10,), 1.0)
     for broken_off, broken_on in ((off.clone().index_fill_(0, torch.tensor([3]), bad), on), (off, on * bad)):
         assert not judge(broken_off, broken_on, improvement_threshold=0.0, significance=0.05).kept
@@ -43,13 +43,13 @@ def test_modules_without_effect_are_kept_at_most_as_often_as_the_significance_al
     assert 0.05 * 2000 - 3.5 * 10 < kept < 0.05 * 2000 + 3.5 * 10  # 3.5 standard errors
 
 
-def test_all_verdicts_of_a_run_together_spend_what_the_confidence_leaves() -> None:
+def test_significances_of_all_verdicts_sum_to_one_minus_the_confidence() -> None:
     spent = [significance_of(k, confidence=0.95) for k in range(1, 100_000)]
     assert sum(spent) == pytest.approx(0.05, rel=1e-4)
     assert spent[0] > spent[1] > spent[2]
 
 
-def test_a_module_pays_rent_for_what_it_costs() -> None:
+def test_rent_raises_the_threshold() -> None:
     off, on = torch.full((100,), 1.0), torch.linspace(0.94, 0.96, 100)
     free = judge(off, on, improvement_threshold=0.02, significance=0.05)
     renting = judge(off, on, improvement_threshold=0.02, significance=0.05, rent=0.04)

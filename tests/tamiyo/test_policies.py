@@ -59,7 +59,7 @@ def decide(signals: Sequence[HealthSignal], **config: Any) -> Any:
         {"progress": 0.6},
     ],
 )
-def test_a_site_that_is_taken_full_cooling_or_too_late_is_not_eligible(changes: dict[str, Any]) -> None:
+def test_a_site_that_is_not_dormant_full_cooling_down_or_too_late_is_not_eligible(changes: dict[str, Any]) -> None:
     config = MorphogeneticConfig(adaptation_cooldown=3, growth_until=0.6)
     assert len(eligible([signal()], config)) == 1
     assert eligible([signal(**changes)], config) == []
@@ -88,7 +88,7 @@ def test_never_grows_nothing() -> None:
 class TestSchedule:
     config: dict[str, Any] = {"policy": "schedule", "schedule_at": [0.35, 0.4]}  # noqa: RUF012
 
-    def test_a_share_comes_due_once_it_has_passed(self) -> None:
+    def test_a_share_is_due_at_the_first_consultation_after_it(self) -> None:
         assert not decide([signal(epoch=3, progress=0.3)], **self.config).should_adapt
         assert decide([signal()], **self.config).should_adapt
         assert not decide([signal(epoch=5, progress=0.5)], **self.config).should_adapt
@@ -100,13 +100,13 @@ class TestSchedule:
         both = signal("layer3.0:after", state=S.HOLDING, state_epoch=4)
         assert not decide([signal(), served, both], **self.config).should_adapt
 
-    def test_successive_shares_go_round_the_sites(self) -> None:
+    def test_successive_shares_cycle_through_the_sites(self) -> None:
         sites = [signal(f"layer{i}.0:after") for i in (1, 2)]
         first = decide(sites, policy="schedule", schedule_at=[0.35])
         second = decide(sites, policy="schedule", schedule_at=[0.1, 0.35])
         assert (first.site, second.site) == ("layer1.0:after", "layer2.0:after")
 
-    def test_shares_between_two_rare_consultations_are_not_missed(self) -> None:
+    def test_shares_between_two_consultations_are_not_missed(self) -> None:
         assert decide([signal()], policy="schedule", schedule_at=[0.15], adaptation_frequency=3).should_adapt
         assert not decide([signal()], policy="schedule", schedule_at=[0.15], adaptation_frequency=2).should_adapt
 
@@ -132,7 +132,7 @@ class TestHeuristic:
         assert (decision.site, decision.blueprint_id) == ("layer2.0:after", "spatial_self_attention")
         assert decision.confidence == pytest.approx(0.9)
 
-    def test_nothing_grows_where_nothing_stands_out(self) -> None:
+    def test_nothing_grows_if_no_site_stands_out(self) -> None:
         decision = decide([signal(health=0.31), signal("layer2.0:after", health=1.0)], health_threshold=0.3)
         assert not decision.should_adapt
         assert "0.31, above 0.3" in decision.reasoning
@@ -149,7 +149,7 @@ def test_a_missing_policy_file_is_an_error_that_says_how_to_make_one(tmp_path: P
         decide([], policy="learned", tamiyo_policy_path=str(tmp_path / "none.safetensors"))
 
 
-def test_a_file_that_is_no_policy_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_policy_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "p").write_bytes(b"\x80\x04pickle")
     with pytest.raises(ConfigError, match="not a policy"):
         decide([], policy="learned", tamiyo_policy_path=str(tmp_path / "p"))
@@ -169,13 +169,13 @@ def write_policy(path: Path, *, metadata: Any = None, bias: float = 0.0, **weigh
 
 
 @pytest.mark.parametrize("metadata", [{"schema": SCHEMA + 1, "features": FEATURES}, {"schema": SCHEMA}, []])
-def test_a_policy_of_another_version_is_refused(tmp_path: Path, metadata: Any) -> None:
+def test_a_policy_of_another_version_is_an_error(tmp_path: Path, metadata: Any) -> None:
     path = write_policy(tmp_path / "p", metadata=metadata)
     with pytest.raises(ConfigError, match="made for another version of Esper; make one with: esper simic"):
         load_policy(path, MorphogeneticConfig())
 
 
-def test_a_policy_with_values_that_are_not_finite_is_refused(tmp_path: Path) -> None:
+def test_a_policy_with_nan_or_inf_is_an_error(tmp_path: Path) -> None:
     path = write_policy(tmp_path / "p", depth=float("nan"))
     with pytest.raises(ConfigError, match="contains NaN or Inf"):
         load_policy(path, MorphogeneticConfig())
@@ -186,12 +186,12 @@ class TestLearned:
         config = MorphogeneticConfig(improvement_threshold=improvement_threshold, blueprint_categories=["residual"])
         return load_policy(write_policy(tmp_path / "p", **model), config)
 
-    def test_of_equal_gains_the_cheapest_grows(self, tmp_path: Path) -> None:
+    def test_the_cheapest_of_equal_gains_grows(self, tmp_path: Path) -> None:
         decision = self.learned(tmp_path, bias=0.1).decide([signal(), signal("layer2.0:after")])
         assert decision.blueprint_id == "conv1x1"
         assert decision.confidence == pytest.approx(0.1)
 
-    def test_what_is_not_expected_to_be_kept_is_out_however_cheap(self, tmp_path: Path) -> None:
+    def test_a_blueprint_predicted_to_be_culled_is_no_candidate_however_cheap(self, tmp_path: Path) -> None:
         # Most per cost has conv1x1, but its 0.2 is below the threshold; next comes depthwise with 0.3.
         policy = self.learned(tmp_path, improvement_threshold=0.25, complexity=0.1)
         assert policy.decide([signal()]).blueprint_id == "depthwise"
@@ -200,7 +200,7 @@ class TestLearned:
         policy = self.learned(tmp_path, bias=0.1, log_score=0.01)
         assert policy.decide([signal(), signal("layer2.0:after", score=9.0)]).site == "layer2.0:after"
 
-    def test_nothing_grows_that_is_not_expected_to_be_kept(self, tmp_path: Path) -> None:
+    def test_nothing_grows_if_every_blueprint_is_predicted_to_be_culled(self, tmp_path: Path) -> None:
         decision = self.learned(tmp_path, bias=0.02).decide([signal()])
         assert not decision.should_adapt
         assert "0.020, not above 0.02" in decision.reasoning
@@ -217,7 +217,7 @@ class TestLearned:
         assert cost(blueprint, in_shape, out_shape) == expected
 
 
-def test_a_site_is_eligible_only_for_what_the_budget_still_pays() -> None:
+def test_a_site_is_eligible_only_for_blueprints_within_the_budget() -> None:
     config = MorphogeneticConfig(blueprint_categories=["residual"])
     costs = {name: tezzeret.kernel_cost(name, (8, 4, 4), (8, 4, 4)).num_macs for name in ("basic_block", "conv1x1")}
     (free,) = eligible([signal()], config)

@@ -127,7 +127,7 @@ def test_a_shared_tamiyo_decides_as_one_in_process(bus: RedisBus, tmp_path: Path
     assert kinds == ({False} if policy == "never" else {False, True})
 
 
-def test_many_runs_ask_at_once_and_each_gets_its_own_answer(bus: RedisBus) -> None:
+def test_concurrent_requests_of_many_runs_get_their_own_replies(bus: RedisBus) -> None:
     seeds = range(8)
     signals = [signal(f"layer{i}.0:after") for i in (1, 2, 3)]
     got: dict[int, list[AdaptationDecision]] = {}
@@ -151,7 +151,7 @@ def test_many_runs_ask_at_once_and_each_gets_its_own_answer(bus: RedisBus) -> No
 
 
 @pytest.mark.parametrize("wrong", [{"nonce": "other"}, {"epoch": 3}, {"run_id": "lab/other"}])
-def test_an_answer_to_another_question_is_ignored(bus: RedisBus, wrong: dict[str, Any]) -> None:
+def test_a_reply_to_another_request_is_ignored(bus: RedisBus, wrong: dict[str, Any]) -> None:
     bad = AdaptationDecision(should_adapt=False, reasoning="of somebody else")
     with rogue(bus, lambda asked: [to(asked, **wrong, decision=bad), to(asked)]):
         tamiyo = shared(bus)
@@ -159,7 +159,7 @@ def test_an_answer_to_another_question_is_ignored(bus: RedisBus, wrong: dict[str
     assert tamiyo.num_ignored == 1
 
 
-def test_an_answer_that_is_played_again_is_ignored(bus: RedisBus) -> None:
+def test_a_replayed_reply_is_ignored(bus: RedisBus) -> None:
     with rogue(bus, lambda asked: [to(asked)]):
         assert shared(bus).decide([signal()]) == GROWS
     (old,) = answers(bus)
@@ -169,7 +169,7 @@ def test_an_answer_that_is_played_again_is_ignored(bus: RedisBus) -> None:
     assert tamiyo.num_ignored == 2
 
 
-def test_an_answer_that_is_late_is_ignored_also_by_the_next_question(bus: RedisBus) -> None:
+def test_a_late_reply_is_ignored_also_by_the_next_request(bus: RedisBus) -> None:
     def late(asked: Consultation) -> list[DecisionMade]:
         time.sleep(0.3)
         return [to(asked)]
@@ -189,7 +189,7 @@ def in_envelope(payload: Any) -> Message:
 # --- the service ------------------------------------------------------------------------------------------------------
 
 
-def test_a_question_that_comes_twice_is_answered_once_also_after_a_restart(bus: RedisBus) -> None:
+def test_a_request_delivered_twice_gets_one_reply_also_after_a_restart(bus: RedisBus) -> None:
     ask(bus, question(), question())
     assert TamiyoService(bus, name="a").serve_once() == 2
     ask(bus, question())
@@ -201,9 +201,7 @@ def test_a_question_that_comes_twice_is_answered_once_also_after_a_restart(bus: 
     assert [one.nonce for one in answers(bus)] == ["n", "m"]
 
 
-def test_a_question_that_nobody_waits_for_any_more_goes_to_the_dead_letters(
-    bus: RedisBus, redis_server: RedisServer
-) -> None:
+def test_a_request_past_its_deadline_goes_to_the_dead_letters(bus: RedisBus, redis_server: RedisServer) -> None:
     ask(bus, question(deadline_s=0.01), question(run_id="lab/other"))
     time.sleep(0.05)
     TamiyoService(bus, name="a").serve_once()
@@ -224,9 +222,7 @@ def test_a_question_that_nobody_waits_for_any_more_goes_to_the_dead_letters(
         ({"policy": "heuristic", "library": ["none@1"]}, "no blueprint 'none@1'"),
     ],
 )
-def test_a_policy_that_makes_no_sense_is_answered_with_an_error(
-    bus: RedisBus, policy: dict[str, Any], why: str
-) -> None:
+def test_an_invalid_policy_gets_an_error_as_reply(bus: RedisBus, policy: dict[str, Any], why: str) -> None:
     ask(bus, question(policy=policy))
     TamiyoService(bus, name="a").serve_once()
     (answer,) = answers(bus)
@@ -234,7 +230,7 @@ def test_a_policy_that_makes_no_sense_is_answered_with_an_error(
     assert why in answer.error
 
 
-def test_the_run_is_told_why_it_was_refused(bus: RedisBus) -> None:
+def test_a_run_gets_the_reason_of_an_error(bus: RedisBus) -> None:
     with served(bus), pytest.raises(BusError, match=r"refused: .*without a policy file"):
         shared(bus, policy="learned").decide([signal()])
 
@@ -250,9 +246,7 @@ def test_the_run_is_told_why_it_was_refused(bus: RedisBus) -> None:
         {"policy": {"policy": "x" * 900_000}},
     ],
 )
-def test_a_question_that_makes_no_sense_is_answered_and_the_next_one_too(
-    bus: RedisBus, changes: dict[str, Any]
-) -> None:
+def test_an_invalid_request_gets_a_reply_and_so_does_the_next(bus: RedisBus, changes: dict[str, Any]) -> None:
     ask(bus, question(**changes), question(run_id="lab/other"))
     TamiyoService(bus, name="a").serve_once()
     (answer,) = answers(bus)
@@ -264,9 +258,7 @@ def test_a_question_that_makes_no_sense_is_answered_and_the_next_one_too(
     max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
 )
 @given(built(Consultation), st.sampled_from(["heuristic", "schedule", "random", "never"]))
-def test_whatever_is_asked_there_is_an_answer(
-    bus: RedisBus, redis_server: RedisServer, asked: Consultation, policy: str
-) -> None:
+def test_every_request_gets_a_reply(bus: RedisBus, redis_server: RedisServer, asked: Consultation, policy: str) -> None:
     with contextlib.closing(redis_server.admin()) as admin:
         admin.flushall()
     for settings_ in (asked.policy, {"policy": policy, **asked.policy}, {"policy": policy}):
@@ -275,13 +267,13 @@ def test_whatever_is_asked_there_is_an_answer(
     assert answers(bus, asked.run_id)
 
 
-def test_a_question_that_is_too_long_is_a_missed_decision(bus: RedisBus) -> None:
+def test_a_request_that_is_too_long_is_a_missed_decision(bus: RedisBus) -> None:
     sites = [signal(f"layer1.{'x' * 1000}:after")] * 1000
     with pytest.raises(BusError, match="exceeds the limit"):
         shared(bus).decide(sites)
 
 
-def test_telemetry_of_other_runs_does_not_hold_a_question_up(redis_server: RedisServer) -> None:
+def test_telemetry_of_other_runs_does_not_delay_a_request(redis_server: RedisServer) -> None:
     redis_server.start("--appendfsync", "no")
     with contextlib.closing(redis_server.bus()) as bus, contextlib.closing(redis_server.bus()) as theirs:
         flood = [in_envelope(HealthReport(run_id="lab/other", epoch=epoch, signals=())) for epoch in range(5000)]
@@ -295,7 +287,7 @@ def test_telemetry_of_other_runs_does_not_hold_a_question_up(redis_server: Redis
 # --- what dies --------------------------------------------------------------------------------------------------------
 
 
-def test_a_service_that_is_killed_comes_back_and_decides_as_before(redis_server: RedisServer) -> None:
+def test_a_service_restarted_after_a_kill_decides_as_before(redis_server: RedisServer) -> None:
     redis_server.start()
     signals = [signal(f"layer{i}.0:after", health=0.1) for i in (1, 2)]
     with contextlib.closing(redis_server.bus()) as bus, process(redis_server.config()) as first:
@@ -351,7 +343,7 @@ def test_a_server_that_hangs_costs_the_deadline_and_a_timeout_at_most(redis_serv
         redis_server.go_on()
 
 
-def test_a_service_goes_on_after_its_server_was_away(redis_server: RedisServer) -> None:
+def test_a_service_continues_after_its_server_was_unavailable(redis_server: RedisServer) -> None:
     redis_server.start()
     mine, theirs = redis_server.bus(), redis_server.bus()
     with contextlib.closing(mine), contextlib.closing(theirs), served(theirs):

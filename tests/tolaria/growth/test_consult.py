@@ -58,7 +58,7 @@ def test_a_fork_leaves_every_tensor_bit_identical_and_picks_the_lower_loss(run_d
     assert all(fork["cost_macs"] > 0 for fork in forks)
 
 
-def test_a_fork_that_cannot_be_made_is_left_out_and_the_decision_refused_if_none_can(run_dir: Path) -> None:
+def test_a_fork_that_fails_is_skipped_and_the_decision_is_unchanged_if_all_fail(run_dir: Path) -> None:
     def choose(trainer: TolariaTrainer, first: str, second: str) -> AdaptationDecision:
         alternatives = (("layer2.0:beside", second),)
         decision = AdaptationDecision(
@@ -75,11 +75,11 @@ def test_a_fork_that_cannot_be_made_is_left_out_and_the_decision_refused_if_none
     assert (none.site, none.alternatives) == ("layer1.0:after", ())
 
 
-def test_a_loss_that_is_not_finite_is_never_the_lowest() -> None:
+def test_a_nan_or_inf_loss_is_never_the_lowest() -> None:
     assert lowest({"diverged": float("nan"), "sound": 5.0, "endless": float("inf")}) == "sound"
 
 
-def test_the_budget_bounds_what_grows(run_dir: Path) -> None:
+def test_growth_stays_within_the_budget(run_dir: Path) -> None:
     config = tiny_config(
         morphogenetic__schedule_at=[0.3, 0.3],
         morphogenetic__blueprint_categories=["residual"],
@@ -94,7 +94,7 @@ def test_the_budget_bounds_what_grows(run_dir: Path) -> None:
     assert {signal["parameters_left"] for signal in event["signals"]} == {started["num_parameters"] // 4}
 
 
-def test_nothing_is_measured_before_growth_from_unless_the_loss_has_stopped_falling(
+def test_tamiyo_is_not_consulted_before_growth_from_unless_the_loss_is_on_a_plateau(
     run_dir: Path, tmp_path: Path
 ) -> None:
     late = {"optimization__max_epochs": 6, "morphogenetic__growth_from": 0.45, "morphogenetic__policy": "never"}
@@ -135,7 +135,7 @@ def test_a_recorded_network_is_trained_from_scratch_like_a_host(run_dir: Path, t
     assert result["growth_macs"] == 0
 
 
-def test_what_was_computed_adds_up(run_dir: Path) -> None:
+def test_the_macs_of_the_parts_sum_to_the_total(run_dir: Path) -> None:
     use(tiny_config(morphogenetic__improvement_threshold=5.0), run_dir, lambda trainer: trainer.train())
     (ended,) = journal(run_dir, "run_ended")
     result = ended["result"]
@@ -147,7 +147,7 @@ def test_what_was_computed_adds_up(run_dir: Path) -> None:
 
 
 @pytest.mark.parametrize(("setting", "value"), [("insertion_gain_rate", 10.0), ("newborn_weight_decay", False)])
-def test_a_newborn_may_have_a_rate_and_a_decay_of_its_own(run_dir: Path, setting: str, value: Any) -> None:
+def test_a_newborn_may_have_its_own_learning_rate_and_weight_decay(run_dir: Path, setting: str, value: Any) -> None:
     async def groups(trainer: TolariaTrainer) -> list[dict[str, Any]]:
         await trainer.train_epoch()
         await trainer.handle_end_of_epoch()
@@ -163,7 +163,7 @@ def test_a_newborn_may_have_a_rate_and_a_decay_of_its_own(run_dir: Path, setting
         assert {group["weight_decay"] for group in newborn} == {0.0}
 
 
-def test_without_the_judge_whatever_is_added_in_full_stays(run_dir: Path) -> None:
+def test_without_the_judge_every_kernel_at_alpha_1_is_kept(run_dir: Path) -> None:
     config = tiny_config(morphogenetic__judged=False, morphogenetic__improvement_threshold=5.0)
     use(config, run_dir, lambda trainer: trainer.train())
     (ended,) = journal(run_dir, "run_ended")
@@ -185,7 +185,7 @@ def test_scoring_changes_no_bit_of_a_training(run_dir: Path, tmp_path: Path) -> 
     assert [name for name in plain if not torch.equal(plain[name], measured[name])] == []
 
 
-def test_a_policy_that_does_not_look_at_scores_need_not_pay_for_them(run_dir: Path) -> None:
+def test_a_policy_that_uses_no_scores_need_not_compute_them(run_dir: Path) -> None:
     use(tiny_config(morphogenetic__always_score=False), run_dir, lambda trainer: trainer.train())
     (event,) = journal(run_dir, "signals")
     assert {signal["score"] for signal in event["signals"]} == {None}
@@ -194,14 +194,14 @@ def test_a_policy_that_does_not_look_at_scores_need_not_pay_for_them(run_dir: Pa
     assert ended["result"]["num_grown"] == 1
 
 
-def test_a_time_that_comes_too_late_in_a_short_run_is_warned_about(run_dir: Path) -> None:
+def test_a_scheduled_time_after_the_last_consultation_is_warned_about(run_dir: Path) -> None:
     use(tiny_config(morphogenetic__schedule_at=[0.3, 0.4]), run_dir, lambda trainer: trainer.train())
     (notice,) = journal(run_dir, "notice")
     assert notice["message"].startswith("schedule_at=[0.4] falls to the end of an epoch past growth_until")
 
 
 @pytest.mark.parametrize("site", ["layer1.0:width", "layer1.0.conv1:parallel"])
-def test_a_recipe_is_replayed_at_any_kind_of_site_without_asking_for_it(
+def test_a_recipe_is_replayed_at_any_kind_of_site_whatever_site_kinds_says(
     run_dir: Path, tmp_path: Path, site: str
 ) -> None:
     recipe, blueprint = tmp_path / "recipe.json", "widen" if site.endswith("width") else "fold_3x3"
@@ -213,7 +213,7 @@ def test_a_recipe_is_replayed_at_any_kind_of_site_without_asking_for_it(
     assert ended["result"]["num_kept"] == 1
 
 
-def test_a_recipe_of_another_host_is_bad_input(run_dir: Path, tmp_path: Path) -> None:
+def test_a_recipe_of_another_host_is_a_config_error(run_dir: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.json"
     graft = Graft(graft_id=1, site="layer9.0:after", blueprint_id="conv1x1", init_seed=1, init_gain=0.5, born_step=6)
     write_recipe(recipe, [graft], host="resnet_small")
@@ -223,7 +223,7 @@ def test_a_recipe_of_another_host_is_bad_input(run_dir: Path, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("per", ["site", "macs", "parameters"])
-def test_sites_are_compared_by_score_for_each_unit_of_what_would_grow_there(run_dir: Path, per: str) -> None:
+def test_sites_are_compared_by_score_per_mac_or_parameter_added(run_dir: Path, per: str) -> None:
     config = tiny_config(morphogenetic__policy="never", morphogenetic__score_per=per, model__site_kinds=["beside"])
     use(config, run_dir, lambda trainer: trainer.train())
     (event, *_) = journal(run_dir, "signals")

@@ -37,7 +37,9 @@ def do(model: MorphableModel, site: str, method: str) -> None:
 
 @pytest.mark.parametrize("site", ["layer1.0:beside", "layer1.0:after"])
 @pytest.mark.parametrize("method", ["fit", "shadow"])
-def test_incubation_reaches_every_parameter_of_the_kernel_and_no_bit_of_the_host(method: str, site: str) -> None:
+def test_incubation_gives_every_kernel_parameter_a_gradient_and_leaves_the_host_bit_identical(
+    method: str, site: str
+) -> None:
     model = incubating(site)
     before = {name: value.clone() for name, value in model.host.state_dict().items()}
     rng = torch.get_rng_state()
@@ -65,7 +67,7 @@ def test_incubating_lowers_the_loss_of_the_blended_network(method: str) -> None:
     assert min(losses[scale] for scale in SCALES[1:]) < losses[0.0]
 
 
-def test_what_enters_after_the_search_is_what_was_tried_also_behind_what_grew_after_the_block() -> None:
+def test_the_loss_after_blending_is_the_one_that_the_scale_search_measured() -> None:
     site = "layer1.0:beside"
     model = incubating(site)
     after = Graft(graft_id=2, site="layer1.0:after", blueprint_id="conv1x1", init_seed=2, init_gain=1.0, born_step=0)
@@ -80,7 +82,7 @@ def test_what_enters_after_the_search_is_what_was_tried_also_behind_what_grew_af
     assert evaluate(model, [(IMAGES, LABELS)])[0] == pytest.approx(losses[0.25], rel=1e-6)
 
 
-def test_a_cull_elsewhere_leaves_the_statistics_of_what_incubates() -> None:
+def test_a_cull_elsewhere_leaves_the_statistics_of_an_incubating_kernel() -> None:
     site = "layer1.0:beside"
     model = incubating(site)
     do(model, site, "shadow")
@@ -91,7 +93,7 @@ def test_a_cull_elsewhere_leaves_the_statistics_of_what_incubates() -> None:
     assert float(kernel.get_buffer("norm.running_var").std()) > 0
 
 
-def test_a_run_with_incubation_enters_at_the_best_alpha_and_says_so(run_dir: Path, tmp_path: Path) -> None:
+def test_a_run_with_incubation_enters_at_the_best_scale_and_journals_it(run_dir: Path, tmp_path: Path) -> None:
     async def host_weights(trainer: TolariaTrainer) -> dict[str, Tensor]:
         await trainer.train_epoch()
         await trainer.handle_end_of_epoch()
