@@ -34,7 +34,7 @@ CATALOGUE: Mapping[str, Blueprint] = MappingProxyType(
         )
     }
 )
-"""The built-in blueprints by name."""
+"""The built-in blueprints by name. To add one, decorate its builder with `@blueprint` and list it here."""
 
 # Entries never change: an id contains the hash of its content.
 _declared: dict[str, Blueprint] = {}

@@ -128,6 +128,7 @@ def test_arbitrary_json_in_place_of_the_layers_is_refused(layers: Any):
     ("layers", "shape", "says"),
     [
         ([{"op": "convolution", "size": 7, "width": 1}], (1024, 4, 4), "51,382,272 parameters, at most 16,777,216"),
+        ([{"op": "convolution", "size": 7, "width": 1}], (2**16, 2, 2), "210,453,528,576 parameters, at most"),
         ([{"op": "convolution", "size": 7, "width": 1}], (256, 64, 64), "MACs, at most"),
         ([{"op": "batch_norm"}] * 20, (256, 64, 64), "bytes of activations, at most"),
         ([{"op": "self_attention", "heads": 1}], (8, 64, 64), "2 to 1024 positions, not 4096"),
