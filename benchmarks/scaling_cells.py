@@ -27,7 +27,7 @@ from benchmarks.scaling_growth import gathered, growing_sites, grown
 from benchmarks.stepping import configuration, opened, own_stream, timed_steps, train_steps, wait
 from esper.configs import MorphogeneticConfig
 from esper.contracts.events import Event
-from esper.tolaria.ranks import Ranks, joined
+from esper.tolaria.ranks import Ranks, init_ranks
 from esper.tolaria.run import Run
 
 __all__ = ["Cell", "Plan", "read_cells"]
@@ -101,12 +101,12 @@ def main(path: str) -> None:
     esper.data.sources.synthetic.make_synthetic = functools.cache(esper.data.sources.synthetic.make_synthetic)
     faulthandler.dump_traceback_later(plan.cell_seconds, exit=True)
     with _failing_at_once():
-        ranks = joined()
+        ranks = init_ranks()
         ranks.device(plan.device)
         if plan.device != "cpu":
             own_stream()
         for cell in plan.cells:
-            if not ranks.first(lambda: time.time() < plan.deadline):
+            if not ranks.on_rank0(lambda: time.time() < plan.deadline):
                 break
             faulthandler.dump_traceback_later(plan.cell_seconds, exit=True)
             _note(plan, ranks, cell, {"status": "begun"})
@@ -133,7 +133,7 @@ def read_cells(out: Path) -> list[dict[str, Any]]:
 
 
 def _note(plan: Plan, ranks: Ranks, cell: Cell, found: dict[str, Any]) -> None:
-    if ranks.is_first:
+    if ranks.is_rank0:
         others = [other for other in read_cells(Path(plan.out)) if other["name"] != cell.name]
         write_json(Path(plan.out), {"cells": [*others, {"name": cell.name, **asdict(cell), **found}]})
 
@@ -164,11 +164,11 @@ def _speed(cell: Cell, plan: Plan, ranks: Ranks) -> dict[str, Any]:
                 runs[arm] = run
                 num_steps[arm] = _steps_in_a_block(run, plan.block_seconds)
         for number in range(plan.rounds):
-            if number >= _MIN_ROUNDS and not ranks.first(lambda: time.time() < plan.deadline):
+            if number >= _MIN_ROUNDS and not ranks.on_rank0(lambda: time.time() < plan.deadline):
                 break
             turn = number % len(arms)
             for arm in [*arms[turn:], *arms[:turn]]:
-                ranks.wait()
+                ranks.barrier()
                 if arm in runs:
                     seconds = timed_steps(runs[arm], num_steps[arm])
                     speeds[arm].append(num_steps[arm] * runs[arm].config.dataset.batch_size / seconds)
@@ -179,12 +179,12 @@ def _speed(cell: Cell, plan: Plan, ranks: Ranks) -> dict[str, Any]:
         "efficiency": {
             arm: _share(speeds[arm, "together"], speeds[arm, "alone"], ranks.size)
             for arm, who in arms
-            if who == "together" and ranks.is_first
+            if who == "together" and ranks.is_rank0
         },
         "default_to_off": {
             who: paired_ratio(speeds[arm, who], speeds["off", who])
             for arm, who in arms
-            if arm == "default" and ranks.is_first
+            if arm == "default" and ranks.is_rank0
         },
     }
 
@@ -192,7 +192,7 @@ def _speed(cell: Cell, plan: Plan, ranks: Ranks) -> dict[str, Any]:
 def _steps_in_a_block(run: Run, block_seconds: float) -> int:
     """Steps of a block, equal on all ranks."""
     step_s = timed_steps(run, 5) / 5
-    return run.ranks.first(lambda: max(1, round(block_seconds / step_s)))
+    return run.ranks.on_rank0(lambda: max(1, round(block_seconds / step_s)))
 
 
 def _share(together: list[float], alone: list[float], num: int) -> Ratio:
@@ -235,7 +235,7 @@ def _runs(ranks: Ranks) -> Iterator[tuple[contextlib.ExitStack, Path]]:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="scaling-")))
         with _failing_at_once():  # before the runs are closed
             yield stack, folder
-            ranks.wait()
+            ranks.barrier()
 
 
 def _opened(
@@ -250,7 +250,7 @@ def _opened(
 ) -> tuple[Run | None, list[dict[str, int] | None]]:
     """A warmed-up run, or None if only rank 0 trains; and the peak memory of each of its ranks."""
     stack, folder = open_
-    if who == "alone" and not ranks.is_first:
+    if who == "alone" and not ranks.is_rank0:
         return None, []
     config = configuration(
         model=cell.model,

@@ -123,12 +123,12 @@ def _timed_growth(run: Run, decision: AdaptationDecision) -> dict[str, float]:
     run.state.epoch += 1
     run.state.step = 0
     wait(run)
-    run.ranks.wait()
+    run.ranks.barrier()
     ends = [time.perf_counter()]
     run.growth.end_of_epoch(is_last=False)
     wait(run)
     ends.append(time.perf_counter())
-    agreed = run.ranks.first(lambda: decision)
+    agreed = run.ranks.on_rank0(lambda: decision)
     ends.append(time.perf_counter())
     if not run.growth.apply(agreed):
         raise RuntimeError(f"growing at {decision.site} was refused: see the journal")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from esper import urza
-from esper.configs import MorphogeneticConfig, TolariaConfig
+from esper.configs import MorphogeneticConfig, RedisConfig, TolariaConfig
 from esper.configs.model import SITE_KINDS
 from esper.data import (
     DataSplits,
@@ -29,9 +29,10 @@ from esper.errors import ConfigError
 from esper.kasmina import MorphableModel, find_blocks, wrap
 from esper.models import build_host, checkpoint_blocks, memory_format
 from esper.tamiyo import LocalTamiyo, TamiyoClient
+from esper.tracking import Tracker
 from esper.tracking.files import read_recipe
 
-__all__ = ["Parts", "parts", "select_device"]
+__all__ = ["Parts", "bus_tracker", "parts", "select_device"]
 
 _NO_LIMIT = 10**6
 _EVALUATION_BATCH = 512
@@ -128,8 +129,7 @@ def parts(
 def _tamiyo(config: TolariaConfig, run_id: str) -> TamiyoClient:
     if config.morphogenetic.tamiyo == "local" or not config.morphogenetic.enable_tamiyo:
         return LocalTamiyo(config.morphogenetic, rng_seed=config.rng_seed)
-    # The client of Redis is only needed by who has a server.
-    from esper.oona.redis import RedisBus
+    from esper.oona.redis import RedisBus  # lazily: only runs with a bus need the Redis client
     from esper.tamiyo.remote import SharedTamiyo
 
     def definitions() -> list[str]:
@@ -144,6 +144,16 @@ def _tamiyo(config: TolariaConfig, run_id: str) -> TamiyoClient:
         config=config.morphogenetic,
         rng_seed=config.rng_seed,
         definitions=definitions,
+    )
+
+
+def bus_tracker(config: RedisConfig, *, run_dir: Path) -> Tracker:
+    """The bus as a tracker of a run, beside MLflow and W&B."""
+    from esper.oona.publish import RunPublisher  # lazily: only runs with a bus need the Redis client
+    from esper.oona.redis import RedisBus, address
+
+    return Tracker(
+        name="Redis", place=address(config), open=lambda: RunPublisher(RedisBus(config), run_dir=run_dir.absolute())
     )
 
 

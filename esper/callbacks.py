@@ -19,7 +19,7 @@ from esper.configs import TolariaConfig, TrackingConfig
 from esper.configs.explain import explain
 from esper.configs.identity import run_name
 from esper.configs.load import from_hydra
-from esper.configs.place import place
+from esper.configs.rank_env import rank_env
 from esper.errors import ConfigError, EsperError
 from esper.launch.exits import error_line, exit_with
 from esper.sweep.compose import compose_config, compose_member
@@ -128,7 +128,7 @@ def _expand(config: DictConfig) -> Sequence[Sequence[str]]:
 
 def _check_device(config: TolariaConfig) -> None:
     """Check that this machine has the device of a run that trains here; with several ranks, `Ranks` checks."""
-    if config.device == "cuda" and place().size == 1:
+    if config.device == "cuda" and rank_env().size == 1:
         from esper.build import select_device
 
         select_device(config.device)

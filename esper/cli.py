@@ -172,11 +172,11 @@ def _sync(options: argparse.Namespace) -> int:
 def _buses(config: Mapping[str, Any], run_dir: Path) -> Iterable[Tracker]:
     """The bus of a run with `bus=redis`."""
     if config.get("bus") == "redis":
+        from esper.build import bus_tracker
         from esper.configs import RedisConfig
-        from esper.tolaria.publish import on_bus
 
         settings = {name: value for name, value in config["redis"].items() if name in RedisConfig.__dataclass_fields__}
-        yield on_bus(RedisConfig(**settings), run_dir=run_dir)
+        yield bus_tracker(RedisConfig(**settings), run_dir=run_dir)
 
 
 def _report(options: argparse.Namespace) -> int:

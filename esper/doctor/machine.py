@@ -246,11 +246,11 @@ def compiler(run: PlannedRun) -> Finding:
 
 def environment(run: PlannedRun) -> Finding:
     """Environment variables are spelt correctly and read by Esper."""
-    from esper.configs.place import place
+    from esper.configs.rank_env import rank_env
     from esper.errors import ConfigError
 
     try:
-        rank = place()
+        rank = rank_env()
     except ConfigError as error:
         return failed_with(str(error))
     problems = list(_misspelt())

@@ -52,9 +52,9 @@ def exit_with(error: EsperError) -> NoReturn:
 
 
 def _is_printed_by_rank_0(error: EsperError) -> bool:
-    from esper.configs.place import place  # imports Hydra, which takes time that `esper --help` does not need
+    from esper.configs.rank_env import rank_env  # imports Hydra, which takes time that `esper --help` does not need
 
     try:
-        return place().rank > 0 and not isinstance(error, RankError)
+        return rank_env().rank > 0 and not isinstance(error, RankError)
     except ConfigError:  # the rank is unknown
         return False

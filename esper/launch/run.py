@@ -23,7 +23,7 @@ from esper.launch.exits import error_line
 from esper.terminal.display import Terminal
 from esper.tolaria import TolariaService
 from esper.tolaria.checkpoints.resume import rewind_target
-from esper.tolaria.ranks import Ranks, joined
+from esper.tolaria.ranks import Ranks, init_ranks
 from esper.tolaria.run_folder import RunFolder
 from esper.tracking import read, tracking_uri
 from esper.tracking.formatting import duration
@@ -61,14 +61,14 @@ def run(config: TolariaConfig, run_dir: Path, *, sibling: Callable[[str], Path] 
         EsperError: bad input, or the training failed.
         SystemExit: this rank failed, and another rank has reported the error.
     """
-    ranks = joined()
+    ranks = init_ranks()
     try:
         return _run(config, run_dir.absolute(), ranks, sibling=sibling)
     except Exception as error:
         line, exit_code = error_line(error), error.exit_code if isinstance(error, EsperError) else 1
-        if not ranks.is_first_to_fail(line):
+        if not ranks.is_first_failure(line):
             raise SystemExit(exit_code) from None
-        if ranks.is_first:
+        if ranks.is_rank0:
             raise
         reported = RankError(f"rank {ranks.rank} of {ranks.size}: {line}")
         reported.exit_code = exit_code
@@ -78,21 +78,21 @@ def run(config: TolariaConfig, run_dir: Path, *, sibling: Callable[[str], Path] 
 def _run(config: TolariaConfig, run_dir: Path, ranks: Ranks, *, sibling: Callable[[str], Path] | None) -> Outcome:
     if config.dry_run:
         report = dry_run(config, run_dir)
-        if ranks.is_first:
+        if ranks.is_rank0:
             step = f"{1000 * report.step_seconds:.3g} ms a step, excluding evaluation, growth, checkpointing"
             print("\n".join([*report.lines, f"time       about {duration(report.seconds)}: {step}"]))  # noqa: T201
         return Outcome(exit_code=0, metric=None, result=None, run_dir=run_dir)
     try:
-        ranks.require_same("the run", {"configuration": digest(config), "folder": run_dir.name})
-        config = ranks.first(lambda: resolve_arm(config, run_dir=run_dir, sibling=sibling))
+        ranks.require_equal("the run", {"configuration": digest(config), "folder": run_dir.name})
+        config = ranks.on_rank0(lambda: resolve_arm(config, run_dir=run_dir, sibling=sibling))
     except EsperError:
-        if ranks.is_first:
+        if ranks.is_rank0:
             _remove_empty(run_dir)
         raise
-    status = ranks.first(lambda: _previous_status(run_dir, fresh=config.fresh))
+    status = ranks.on_rank0(lambda: _previous_status(run_dir, fresh=config.fresh))
     checkpoints = checkpoints_folder(run_dir, checkpoint_dir=config.checkpoint.checkpoint_dir)
     is_finished = status.get("status") == "finished" and not rewind_target(config.checkpoint, checkpoints)
-    if not ranks.is_first:
+    if not ranks.is_rank0:
         return _outcome(0, status["result"], run_dir) if is_finished else asyncio.run(_train(config, run_dir, []))
     with contextlib.ExitStack() as stack:
         terminal = stack.enter_context(Terminal(level=config.logging.log_level))
@@ -130,7 +130,7 @@ async def _train(config: TolariaConfig, run_dir: Path, terminals: list[Terminal]
                 terminal.replay(read(run_dir / "journal.jsonl"))
             await service.run_training()
         finally:
-            if not joined().is_first:
+            if not init_ranks().is_rank0:
                 pass
             elif (run_dir / "journal.jsonl").exists():
                 from esper.report import run_page  # imports Matplotlib

@@ -46,17 +46,17 @@ class MemberJob:
         member = Member.read(self.folder)
         os.chdir(member.cwd)
         from esper.launch.run import run
-        from esper.tolaria.ranks import joined
+        from esper.tolaria.ranks import init_ranks
 
         try:
-            ranks = joined()
-            config = ranks.first(lambda: _begin(member, job_name=self.job_name))
+            ranks = init_ranks()
+            config = ranks.on_rank0(lambda: _begin(member, job_name=self.job_name))
             outcome = run(config, member.run_dir, sibling=lambda arm: member.sweep_dir / member.siblings[arm])
         except Exception as error:  # raised on the first rank that fails
             traceback.print_exc()
             member.end("failed", reason=error_line(error))
             raise SystemExit(error.exit_code if isinstance(error, EsperError) else 1) from None
-        if not ranks.is_first:
+        if not ranks.is_rank0:
             return  # a failing rank would make SLURM end the step while rank 0 still works
         if outcome.exit_code == 0:
             member.end("finished", metric=outcome.metric)

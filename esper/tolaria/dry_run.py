@@ -55,7 +55,7 @@ def dry_run(run: Run) -> DryRun:
     sites = [slot.site.name for slot in run.model.all_slots()]
     seconds: list[float] = []
     num_steps = min(_MAX_STEPS, run.total_steps)  # the schedule is defined for these
-    while len(seconds) < 2 or run.ranks.first(lambda: len(seconds) < num_steps and sum(seconds) < _MAX_SECONDS):
+    while len(seconds) < 2 or run.ranks.on_rank0(lambda: len(seconds) < num_steps and sum(seconds) < _MAX_SECONDS):
         index, started = len(seconds), time.perf_counter()
         train_step(run)
         run.state.step %= run.steps_per_epoch

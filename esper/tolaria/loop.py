@@ -25,7 +25,7 @@ from esper.tolaria.checkpoints.resume import resume
 from esper.tolaria.finite import require_finite
 from esper.tolaria.library import record_outcomes, write_declared
 from esper.tolaria.optim import set_learning_rates
-from esper.tolaria.ranks import joined
+from esper.tolaria.ranks import init_ranks
 from esper.tolaria.run import Run, capture_obstacle, open_run
 from esper.tolaria.state import TrainingState
 from esper.tolaria.step_log import StepLog
@@ -83,7 +83,7 @@ class TrainingLoop:
         """Open the run: build everything, resume if there is a checkpoint, and start journal and trackers."""
         config = self.config
         check(config)
-        ranks = joined()
+        ranks = init_ranks()
         ranks.device(config.device)  # makes it current, before a stream is created there
         if config.device != "cpu" and torch.cuda.is_available():
             # All work of this thread uses one stream, which can be captured: a second one would cost memory of its own.
@@ -122,7 +122,7 @@ class TrainingLoop:
     def train(self) -> list[EpochEnded]:
         """Train to the end, or until `stop_reason` is set; returns the metrics of the epochs trained here."""
         history = []
-        with self.run.ranks.watched(), torch.autograd.set_detect_anomaly(self.config.debug_mode):
+        with self.run.ranks.watchdog(), torch.autograd.set_detect_anomaly(self.config.debug_mode):
             while not self._is_over():
                 self.train_epoch()
                 if self._train_means is None:  # stopped before the end of the epoch
@@ -218,7 +218,7 @@ class TrainingLoop:
         self.result = _result(run, validation=validation, test=test)
         self._finish_saving()
         write_recipe(run.run_dir / "recipe.json", run.model.recipe, host=self.config.model.name)
-        if run.ranks.is_first and (
+        if run.ranks.is_rank0 and (
             problem := record_outcomes(self.config.database, run_dir=run.run_dir, outputs_dir=run.outputs_dir)
         ):
             run.warn(problem)
@@ -243,12 +243,12 @@ class TrainingLoop:
         if epoch != self.state.epoch:
             raise CheckpointError(f"epoch={epoch}: the training is at epoch {self.state.epoch}")
         self._start_saving(is_best=is_best)
-        return self.run.ranks.first(lambda: str(self._finish_saving()[-1]))
+        return self.run.ranks.on_rank0(lambda: str(self._finish_saving()[-1]))
 
     def _start_saving(self, *, is_best: bool = False) -> None:
         """Save a checkpoint in the background."""
         require_finite(self.run)
-        if self.run.ranks.is_first:
+        if self.run.ranks.is_rank0:
             self.run.checkpoint_writer.start(snapshot(self.run), epoch=self.state.epoch, is_best=is_best)
 
     def _finish_saving(self) -> list[Path]:
@@ -273,7 +273,7 @@ class TrainingLoop:
         if ranks.size > 1:
             if self.state.global_step % _STOP_INTERVAL:
                 return False
-            self.stop_reason = ranks.any_of(self.stop_reason)
+            self.stop_reason = ranks.any_value(self.stop_reason)
         return self.stop_reason is not None
 
     def _is_validation_due(self) -> bool:

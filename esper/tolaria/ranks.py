@@ -1,8 +1,7 @@
-"""Several processes that train one network.
+"""Distributed training: several ranks train one network, all running the same program.
 
-All of them run the same program. What steers it is made by process 0 alone and told to the others (`first`), so that
-they stay in step; gradients are added up inside the training step (`add_up`). A process that is alone pays for none
-of this.
+Rank 0 makes control decisions and broadcasts them (`on_rank0`); gradients are all-reduced inside the training step
+(`all_reduce_sum`). With a single rank nothing is communicated.
 """
 
 from __future__ import annotations
@@ -25,87 +24,87 @@ from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
 from esper.build import select_device
-from esper.configs.place import Place, place
+from esper.configs.rank_env import RankEnv, rank_env
 from esper.errors import ConfigError, EsperError, RankError, one_line
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
 
-__all__ = ["Ranks", "joined"]
+__all__ = ["Ranks", "init_ranks"]
 
 T = TypeVar("T")
 
-_MEETING_TIMEOUT = datetime.timedelta(minutes=10)
-_TIMEOUT = datetime.timedelta(minutes=30)  # process 0 may score, judge and save meanwhile
-_WATCH_S = 2.0
-_GRACE_S = 20.0
+_RENDEZVOUS_TIMEOUT = datetime.timedelta(minutes=10)
+_TIMEOUT = datetime.timedelta(minutes=30)  # rank 0 may score, judge and save while the others wait
+_WATCHDOG_INTERVAL_S = 2.0
+_WATCHDOG_GRACE_S = 20.0
 
 
 @functools.cache
-def joined() -> Ranks:
-    """Meet the other processes, if the environment tells of any; afterwards it is known who this is.
+def init_ranks() -> Ranks:
+    """Initialise torch.distributed from torchrun's or SLURM's variables, once a process.
 
     Raises:
         ConfigError: the environment is incomplete.
-        RankError: they cannot be reached.
+        RankError: the other ranks cannot be reached.
     """
-    here = place()
+    here = rank_env()
     if here.size == 1:
         return Ranks(here)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     try:
         store, _, _ = next(
-            rendezvous(f"tcp://{here.address}:{here.port}", here.rank, here.size, timeout=_MEETING_TIMEOUT)
+            rendezvous(f"tcp://{here.address}:{here.port}", here.rank, here.size, timeout=_RENDEZVOUS_TIMEOUT)
         )
         dist.init_process_group(backend, store=store, rank=here.rank, world_size=here.size, timeout=_TIMEOUT)
         watch = dist.new_group(backend="gloo", timeout=_TIMEOUT)
-    except (RuntimeError, ValueError) as error:  # torch's own errors of distribution are RuntimeErrors
+    except (RuntimeError, ValueError) as error:  # torch.distributed's errors are RuntimeErrors
         raise RankError(
-            f"process {here.rank} of {here.size} cannot meet the others at {here.address}:{here.port} "
-            f"({_line(error)}); see that all are started and that MASTER_ADDR can be reached from every machine"
+            f"rank {here.rank} of {here.size} cannot reach the others at {here.address}:{here.port} "
+            f"({_line(error)}); check that all are started and that MASTER_ADDR can be reached from every machine"
         ) from None
     assert isinstance(watch, dist.ProcessGroup)
     ranks = Ranks(here, store=store, watch=watch)
-    atexit.register(ranks.leave)
+    atexit.register(ranks.close)
     return ranks
 
 
 class Ranks:
-    """This process among those that train one network.
+    """This rank, and communication with the others.
 
-    Every method that talks must be called by all of them in the same order. Without a `here`, a process is alone.
+    Every method that communicates must be called by all ranks in the same order. Without `here` there is one rank.
 
     Attributes:
-        rank: number of this process.
-        size: how many there are.
+        rank: number of this rank.
+        size: number of ranks.
 
     Raises:
-        RankError: from any method that talks: another process has died or cannot be reached.
+        RankError: from any method that communicates: another rank has died or cannot be reached.
     """
 
     def __init__(
-        self, here: Place | None = None, *, store: Store | None = None, watch: dist.ProcessGroup | None = None
+        self, here: RankEnv | None = None, *, store: Store | None = None, watch: dist.ProcessGroup | None = None
     ) -> None:
-        here = here or Place()
+        here = here or RankEnv()
         self.rank, self.size, self._local_rank = here.rank, here.size, here.local_rank
         self._store = store
         self._watch_group = watch
         self._is_broken = False
 
     @property
-    def is_first(self) -> bool:
-        """Whether this is the process that decides and writes."""
+    def is_rank0(self) -> bool:
+        """Whether this is the rank that makes decisions and writes files."""
         return self.rank == 0
 
-    def part(self, num: int) -> slice:
-        """Which of `num` rows are this process's: parts follow each other and differ by one row at most."""
+    def shard(self, num: int) -> slice:
+        """This rank's rows of `num`: shards are contiguous and differ by one row at most."""
         return slice(num * self.rank // self.size, num * (self.rank + 1) // self.size)
 
     def device(self, name: str) -> torch.device:
-        """The device that a setting names; each process of a machine has a GPU of its own, current in this thread.
+        """The device that a setting names; each rank on a machine gets its own GPU, made current in this thread.
 
         Raises:
-            ConfigError: CUDA was asked for and is not there, or there are more processes than GPUs.
+            ConfigError: CUDA is not available, or the machine has more ranks than GPUs.
         """
         device = select_device(name)
         if self.size == 1 or device.type != "cuda":
@@ -113,30 +112,30 @@ class Ranks:
         num_gpus = torch.cuda.device_count()
         if num_gpus > 1 and self._local_rank >= num_gpus:
             raise ConfigError(
-                f"device={name}: process {self._local_rank} of this machine has no GPU of its own, it sees {num_gpus}; "
-                "start as many processes as there are GPUs"
+                f"device={name}: rank {self._local_rank} of this machine has no GPU of its own, it sees {num_gpus}; "
+                "start as many ranks as there are GPUs"
             )
-        device = torch.device("cuda", self._local_rank if num_gpus > 1 else 0)  # SLURM may show each process its own
+        device = torch.device("cuda", self._local_rank if num_gpus > 1 else 0)  # SLURM may show each rank only its own
         torch.cuda.set_device(device)
         return device
 
-    # --- agreeing -------------------------------------------------------------------------------------------------
+    # --- agreement ------------------------------------------------------------------------------------------------
 
-    def first(self, decide: Callable[[], T]) -> T:
-        """What process 0 decides, in all of them; the others do not call `decide`.
+    def on_rank0(self, decide: Callable[[], T]) -> T:
+        """Call `decide` on rank 0 only; returns its result on all ranks.
 
         Raises:
-            EsperError: what `decide` raised, in all of them.
+            EsperError: `decide` raised it; raised on all ranks.
         """
         if self.size == 1:
             return decide()
         message: list[tuple[Any, EsperError | None] | None] = [None]
-        if self.is_first:
+        if self.is_rank0:
             try:
                 message[0] = (decide(), None)
             except EsperError as refusal:
                 message[0] = (None, refusal)
-        with self._talking():
+        with self._communicating():
             dist.broadcast_object_list(message, src=0, device=torch.device("cpu"))
         assert message[0] is not None
         value, error = message[0]
@@ -144,12 +143,12 @@ class Ranks:
             raise error
         return value  # type: ignore[no-any-return]
 
-    def any_of(self, value: T | None) -> T | None:
-        """The first process's value that is not None."""
+    def any_value(self, value: T | None) -> T | None:
+        """The value of the lowest rank where it is not None."""
         if self.size == 1:
             return value
         counts = torch.tensor([value is not None], dtype=torch.int32)
-        with self._talking():
+        with self._communicating():
             dist.all_reduce(counts)
             if not counts.item():
                 return None
@@ -157,117 +156,117 @@ class Ranks:
             dist.all_gather_object(values, value)
         return next(found for found in values if found is not None)
 
-    def require_same(self, what: str, found: Mapping[str, object]) -> None:
-        """Make sure that all have the same.
+    def require_equal(self, what: str, found: Mapping[str, object]) -> None:
+        """Check that all ranks have found the same.
 
         Raises:
-            RankError: something differs; it names the first such key.
+            RankError: something differs; it names one such key.
         """
         if self.size == 1:
             return
-        everyone: list[Mapping[str, object]] = [{}] * self.size
-        with self._talking():
-            dist.all_gather_object(everyone, found)
-        for rank, theirs in enumerate(everyone):
-            for key in everyone[0].keys() | theirs.keys():
-                if everyone[0].get(key) != theirs.get(key):
+        gathered: list[Mapping[str, object]] = [{}] * self.size
+        with self._communicating():
+            dist.all_gather_object(gathered, found)
+        for rank, theirs in enumerate(gathered):
+            for key in gathered[0].keys() | theirs.keys():
+                if gathered[0].get(key) != theirs.get(key):
                     raise RankError(
-                        f"{what} differs: {key} is {everyone[0].get(key)} in process 0, {theirs.get(key)} in process "
-                        f"{rank}; give all the same command and data, and start it again: it goes on from the last "
+                        f"{what} differs: {key} is {gathered[0].get(key)} on rank 0, {theirs.get(key)} on rank {rank}; "
+                        "give all ranks the same command and data, and start again: the run resumes from its last "
                         "checkpoint"
                     )
 
-    def wait(self) -> None:
-        """Wait until all have come here."""
+    def barrier(self) -> None:
+        """Wait until all ranks are here."""
         if self.size > 1:
-            with self._talking():
+            with self._communicating():
                 dist.all_reduce(torch.zeros(1))
 
     # --- tensors --------------------------------------------------------------------------------------------------
 
-    def add_up(self, tensors: Sequence[Tensor]) -> None:
-        """Replace each tensor by its sum over all processes; may be captured in a CUDA graph."""
+    def all_reduce_sum(self, tensors: Sequence[Tensor]) -> None:
+        """Replace each tensor by its sum over all ranks; may be captured in a CUDA graph."""
         flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
-        with self._talking():
+        with self._communicating():
             dist.all_reduce(flat)
         sums = torch.split(flat, [tensor.numel() for tensor in tensors])
         torch._foreach_copy_(list(tensors), [part.view(t.shape) for part, t in zip(sums, tensors, strict=True)])
 
     @torch.no_grad()
-    def copy_first(self, tensors: Iterable[Tensor]) -> None:
-        """Give all of them process 0's values."""
+    def broadcast(self, tensors: Iterable[Tensor]) -> None:
+        """Copy rank 0's values into the tensors of all ranks."""
         if self.size == 1:
             return
-        with self._talking():
+        with self._communicating():
             for tensor in tensors:
                 values = tensor.detach().contiguous()
                 dist.broadcast(values, src=0)
                 tensor.copy_(values)
 
-    # --- the end --------------------------------------------------------------------------------------------------
+    # --- failure and end ------------------------------------------------------------------------------------------
 
-    def is_first_to_fail(self, line: str) -> bool:
-        """Whether no other process has failed before this one; a failure is told once."""
+    def is_first_failure(self, line: str) -> bool:
+        """Whether no other rank has failed before this one: only the first failure is reported."""
         if self._store is None:
             return True
         self._is_broken = True
         try:
-            told: bytes = self._store.compare_set("esper/failed", "", f"{self.rank}: {line}")
-        except RuntimeError:  # process 0 kept the store, and has died
+            first: bytes = self._store.compare_set("esper/failed", "", f"{self.rank}: {line}")
+        except RuntimeError:  # rank 0 held the store, and has died
             return self.rank == 1
-        return told.decode() == f"{self.rank}: {line}"
+        return first.decode() == f"{self.rank}: {line}"
 
-    def leave(self) -> None:
-        """Part from the others at the end; a failed process ends without a word to them, since it might wait for ever.
+    def close(self) -> None:
+        """Destroy the process group, unless this rank failed: it might wait for the others for ever.
 
-        Graphs that hold communication have to be gone: NCCL waits for them.
+        CUDA graphs that contain communication must be gone: NCCL waits for them.
         """
         if self.size > 1 and not self._is_broken and dist.is_initialized():
             dist.destroy_process_group()
 
     @contextlib.contextmanager
-    def watched(self) -> Iterator[None]:
-        """While this lasts, notice within seconds that another process has died, and end this one if it hangs.
+    def watchdog(self) -> Iterator[None]:
+        """Context manager: notice within seconds that another rank has died, and end this process if it hangs.
 
-        A device that waits for another one waits for ever: the graph that is replayed knows no timeout.
+        A device that waits for another one waits for ever: a replayed CUDA graph has no timeout.
         """
         if self.size == 1:
             yield
             return
-        leaving = threading.Event()
-        watch = threading.Thread(target=self._watch, args=(leaving,), name="esper-ranks", daemon=True)
+        stopping = threading.Event()
+        watch = threading.Thread(target=self._watch, args=(stopping,), name="esper-ranks", daemon=True)
         watch.start()
         try:
             yield
         except RankError:
-            raise  # still watched: what is on the way to the end may hang too
+            raise  # still watched: the shutdown may hang too
         except BaseException:
-            leaving.set()
+            stopping.set()
             raise
-        leaving.set()
+        stopping.set()
         watch.join()
 
-    def _watch(self, leaving: threading.Event) -> None:
-        all_leave = torch.zeros(1)
+    def _watch(self, stopping: threading.Event) -> None:
+        all_stop = torch.zeros(1)
         try:
-            while not all_leave.item():
-                leaving.wait(_WATCH_S)
-                all_leave.fill_(leaving.is_set())
-                dist.all_reduce(all_leave, op=dist.ReduceOp.MIN, group=self._watch_group)
+            while not all_stop.item():
+                stopping.wait(_WATCHDOG_INTERVAL_S)
+                all_stop.fill_(stopping.is_set())
+                dist.all_reduce(all_stop, op=dist.ReduceOp.MIN, group=self._watch_group)
         except RuntimeError as error:
-            if leaving.is_set():
+            if stopping.is_set():
                 return
-            time.sleep(_GRACE_S)  # the error reaches the training too, which ends in order unless it hangs
-            if leaving.is_set():
+            time.sleep(_WATCHDOG_GRACE_S)  # the training gets the error too, and ends in order unless it hangs
+            if stopping.is_set():
                 return
             line = str(_lost(error))
-            if self.is_first_to_fail(line):
+            if self.is_first_failure(line):
                 sys.stderr.write(f"error: {line}\n")
                 sys.stderr.flush()
             os._exit(1)
 
     @contextlib.contextmanager
-    def _talking(self) -> Iterator[None]:
+    def _communicating(self) -> Iterator[None]:
         try:
             yield
         except RuntimeError as error:
@@ -276,11 +275,11 @@ class Ranks:
 
 def _lost(error: Exception) -> RankError:
     return RankError(
-        f"another process of this run has ended or cannot be reached ({_line(error)}); start the same command again, "
-        "with any number of processes: it goes on from the last checkpoint"
+        f"another rank of this run has ended or cannot be reached ({_line(error)}); start the same command again, "
+        "with any number of ranks: the run resumes from its last checkpoint"
     )
 
 
 def _line(error: Exception) -> str:
-    """What a backend says, without its source file and its advice."""
+    """A backend's message on one line, without its source file and its advice."""
     return re.sub(r"^\[[^\]]*\.\w+:\d+\] ", "", one_line(error)).partition(". ")[0][:200]

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from esper import urza
-from esper.build import Parts, parts
+from esper.build import Parts, bus_tracker, parts
 from esper.configs import TolariaConfig, derive_seed
 from esper.configs.identity import checkpoints_folder, digest, outputs_folder, run_id, run_name
 from esper.contracts.events import Event, Notice
@@ -58,8 +58,8 @@ class Run:
         schedule: the host's learning rate by optimizer step.
         host_cost: parameters and MACs of the host before it grew.
         last_read: epoch sums at the last log line, on the device.
-        ranks: the processes that train it. Only the first one writes in the run folder, keeps checkpoints and reports
-            to a tracker; the others have a folder of their own, which goes with them.
+        ranks: only rank 0 writes in the run folder, saves checkpoints and reports to trackers; the others work in
+            temporary folders.
     """
 
     config: TolariaConfig
@@ -109,9 +109,9 @@ class Run:
             "images": [len(split) for split in (splits.train, splits.controller, splits.judge, splits.test)],
             "parameters": [(name, tuple(p.shape)) for name, p in self.model.named_parameters()],
         }
-        ranks.require_same("the run", found)
-        ranks.copy_first([*self.model.parameters(), *self.model.buffers()])
-        if not ranks.is_first:
+        ranks.require_equal("the run", found)
+        ranks.broadcast([*self.model.parameters(), *self.model.buffers()])
+        if not ranks.is_rank0:
             torch.manual_seed(derive_seed(ranks.rank + ranks.size * self.state.global_step, config.rng_seed))
 
     def measure(self, split: ImageSet | FileSet) -> tuple[float, float]:
@@ -122,19 +122,19 @@ class Run:
         ranks = self.ranks
         if ranks.size == 1:
             return evaluate(self.model, self.parts.evaluation_batches(split))
-        ranks.copy_first(self.model.buffers())
-        mine = split[torch.arange(len(split))[ranks.part(len(split))]]
+        ranks.broadcast(self.model.buffers())
+        mine = split[torch.arange(len(split))[ranks.shard(len(split))]]
         sums = torch.zeros(2, dtype=torch.float64, device=self.parts.device)
         if len(mine):
             losses, hits = example_losses(self.model, self.parts.evaluation_batches(mine))
             sums += torch.stack([losses.double().sum(), hits.double().sum()])
-        ranks.add_up([sums])
+        ranks.all_reduce_sum([sums])
         loss, accuracy = (sums / len(split)).tolist()
         return loss, accuracy
 
     def follow(self) -> None:
         """Report to the trackers that the configuration names, from the journal's beginning on."""
-        if not self.ranks.is_first:
+        if not self.ranks.is_rank0:
             return
         tracking = self.config.tracking
         for tracker in trackers(tracking, run_dir=self.run_dir, outputs_dir=self.outputs_dir):
@@ -146,9 +146,7 @@ class Run:
             follower = TrackerThread(tracker, interval_s=interval_s, run_dir=self.run_dir, warn=self.warn)
             self.closing.callback(follower.close)
         if self.config.bus == "redis":
-            from esper.tolaria.publish import on_bus  # the client of Redis is only needed by who has a server
-
-            bus = on_bus(self.config.redis, run_dir=self.run_dir)
+            bus = bus_tracker(self.config.redis, run_dir=self.run_dir)
             follower = TrackerThread(bus, interval_s=_PUBLISH_S, run_dir=self.run_dir, warn=self.warn)
             self.closing.callback(follower.close)
 
@@ -193,9 +191,9 @@ def open_run(
     checkpoints = checkpoints_folder(run_dir, checkpoint_dir=config.checkpoint.checkpoint_dir)
     outputs = outputs_folder(run_dir, experiment_name=config.experiment_name)
     with contextlib.ExitStack() as stack:
-        if not ranks.is_first:
-            run_dir = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=f"esper-process-{ranks.rank}-")))
-        log_dir = Path((ranks.is_first and config.logging.log_dir) or run_dir).absolute()
+        if not ranks.is_rank0:
+            run_dir = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=f"esper-rank-{ranks.rank}-")))
+        log_dir = Path((ranks.is_rank0 and config.logging.log_dir) or run_dir).absolute()
         folder = RunFolder(run_dir)
         folder.acquire()
         stack.callback(folder.release)
@@ -278,7 +276,9 @@ def capture_obstacle(config: TolariaConfig) -> str | None:
 
 def _with_library(config: TolariaConfig, *, run_dir: Path, outputs_dir: Path, ranks: Ranks) -> TolariaConfig:
     """See `with_library`; the first process asks the library and tells the others."""
-    config, definitions = ranks.first(functools.partial(with_library, config, run_dir=run_dir, outputs_dir=outputs_dir))
+    config, definitions = ranks.on_rank0(
+        functools.partial(with_library, config, run_dir=run_dir, outputs_dir=outputs_dir)
+    )
     for definition in definitions:
         urza.declare(definition)
     return config
@@ -286,12 +286,12 @@ def _with_library(config: TolariaConfig, *, run_dir: Path, outputs_dir: Path, ra
 
 def _parts(config: TolariaConfig, *, cache_dir: Path, run_id: str, ranks: Ranks) -> Parts:
     """What a training needs, with this process's part of the batches; the first one decodes what all of them read."""
-    device, rows = ranks.device(config.device), ranks.part(config.dataset.batch_size)
-    if not ranks.is_first:
-        ranks.wait()
+    device, rows = ranks.device(config.device), ranks.shard(config.dataset.batch_size)
+    if not ranks.is_rank0:
+        ranks.barrier()
     built = parts(config, cache_dir=cache_dir, run_id=run_id, device=device, rows=rows)
-    if ranks.is_first:
-        ranks.wait()
+    if ranks.is_rank0:
+        ranks.barrier()
     return built
 
 

@@ -108,7 +108,7 @@ class TrainStep:
         share = len(labels) / self.loader.batch_size  # ranks may differ by a row
         self.scaler.scale(loss * share).backward()  # type: ignore[no-untyped-call]
         metrics = torch.stack([loss.detach() * share, _accuracy(logits, labels).float() * share])
-        self.ranks.add_up([*(p.grad for p in self.model.parameters() if p.grad is not None), metrics])
+        self.ranks.all_reduce_sum([*(p.grad for p in self.model.parameters() if p.grad is not None), metrics])
         return metrics[0], metrics[1].double()
 
     def _update(self) -> Tensor:
@@ -165,7 +165,7 @@ class TrainStep:
         if self.ranks.size > 1:
             gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
             torch._foreach_mul_(gradients, num_images / self.loader.batch_size)
-            self.ranks.add_up(gradients)
+            self.ranks.all_reduce_sum(gradients)
 
     # --- forward passes outside of steps ---------------------------------------------------------------------------
 

@@ -15,9 +15,7 @@ pytestmark = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two
 CUDA = ("device=cuda", "mixed_precision=false")
 
 
-def test_two_gpus_train_and_grow_as_one_does_on_the_same_batches(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_two_gpus_train_and_grow_as_one_on_the_same_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # With TF32's ten bits, losses drift apart by 0.1 % within 20 steps.
     monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
     alone, together = tmp_path / "alone", tmp_path / "together"
@@ -31,11 +29,11 @@ def test_two_gpus_train_and_grow_as_one_does_on_the_same_batches(
     ]
 
 
-def test_a_gpu_that_waits_for_a_process_that_died_does_not_wait_for_ever(tmp_path: Path) -> None:
+def test_a_gpu_does_not_wait_for_ever_for_a_rank_that_died(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     processes = start_step(*[(*LONG, *CUDA, "optimization.max_epochs=100000", f"hydra.run.dir={run_dir}")] * 2)
     await_checkpoint(run_dir)
     processes[1].kill()
     codes, told = ends(processes)
     assert codes == [1, -signal.SIGKILL]
-    assert told.count("error: another process of this run has ended") == 1
+    assert told.count("error: another rank of this run has ended") == 1

@@ -1,4 +1,4 @@
-"""Real processes that train one network together, and what they leave."""
+"""Start ranks that train one network as real processes, and read what they wrote."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def torchrun(num: int, *overrides: str) -> None:
 
 
 def start_step(*overrides: Sequence[str]) -> list[subprocess.Popen[str]]:
-    """Start processes as srun does, each with overrides of its own."""
+    """Start ranks as srun does, each with its own overrides."""
     with socket.create_server(("localhost", 0)) as server:
         port = server.getsockname()[1]
     step = {"SLURM_STEP_NUM_TASKS": str(len(overrides)), "SLURM_STEP_NODELIST": "localhost", "MASTER_PORT": str(port)}
@@ -50,7 +50,7 @@ def start_step(*overrides: Sequence[str]) -> list[subprocess.Popen[str]]:
 
 
 def ends(processes: list[subprocess.Popen[str]]) -> tuple[list[int], str]:
-    """Their exit codes, and what all of them wrote to stderr."""
+    """Their exit codes, and everything they wrote to stderr."""
     told = [process.communicate(timeout=120)[1] for process in processes]
     return [process.returncode for process in processes], "".join(told)
 

@@ -1,4 +1,4 @@
-"""Several processes that train one network; in most tests they are real ones."""
+"""Several ranks train one network; most tests start real processes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from esper import fit
-from esper.configs.place import Place
+from esper.configs.rank_env import RankEnv
 from esper.errors import ConfigError
 from esper.tolaria import TolariaTrainer
 from esper.tolaria.ranks import Ranks
@@ -24,7 +24,7 @@ from tests.tolaria.processes import GROWS, LONG, await_checkpoint, ends, events,
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """The folders of one run by one process, and of the same by two."""
+    """Run folders of the same run with one rank and with two."""
     alone, together = (tmp_path_factory.mktemp("runs") / name for name in ("alone", "together"))
     fit(*GROWS, run_dir=alone)
     torchrun(2, *GROWS, f"hydra.run.dir={together}")
@@ -32,13 +32,13 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 @pytest.mark.parametrize(("kind", "figure"), [("step", "loss"), ("step", "accuracy"), ("validation", "val_loss")])
-def test_two_processes_train_as_one_does_on_the_same_batches(runs: tuple[Path, Path], kind: str, figure: str) -> None:
+def test_two_ranks_train_as_one_on_the_same_batches(runs: tuple[Path, Path], kind: str, figure: str) -> None:
     alone, together = ([line[figure] for line in events(run_dir, kind)] for run_dir in runs)
     assert len(alone) in (4, 20)
     assert together == pytest.approx(alone, abs=1e-5)
 
 
-def test_two_processes_grow_as_one_does(runs: tuple[Path, Path]) -> None:
+def test_two_ranks_grow_as_one(runs: tuple[Path, Path]) -> None:
     alone, together = ([(e["decision"], e["applied"], e["outcome"]) for e in events(d, "decision")] for d in runs)
     assert together == alone
     assert any(applied for _, applied, _ in together)
@@ -49,7 +49,7 @@ def test_two_processes_grow_as_one_does(runs: tuple[Path, Path]) -> None:
 
 @pytest.mark.long
 @pytest.mark.parametrize("is_there", [True, False])
-def test_two_processes_ask_a_shared_tamiyo_and_go_on_without_her(
+def test_two_ranks_consult_a_shared_tamiyo_and_continue_without_her(
     runs: tuple[Path, Path], tmp_path: Path, redis_server: RedisServer, is_there: bool
 ) -> None:
     shared = (f"redis.url=redis://127.0.0.1:{redis_server.start().port}", "bus=redis", "morphogenetic.tamiyo=shared")
@@ -68,14 +68,14 @@ def test_two_processes_ask_a_shared_tamiyo_and_go_on_without_her(
         assert all(outcome.startswith("missed: ") for _, _, outcome in together)
 
 
-def test_only_the_first_process_writes(runs: tuple[Path, Path]) -> None:
+def test_only_rank_0_writes(runs: tuple[Path, Path]) -> None:
     alone, together = ({path.name for path in run_dir.rglob("*")} for run_dir in runs)
     assert together == alone
     assert len(events(runs[1], "run_started")) == 1
 
 
 @pytest.mark.long
-def test_a_process_that_dies_ends_the_others_with_one_line_and_the_run_resumes_with_another_number(
+def test_a_rank_that_dies_ends_the_others_with_one_error_and_the_run_resumes_with_another_number(
     tmp_path: Path,
 ) -> None:
     run_dir = tmp_path / "run"
@@ -85,7 +85,7 @@ def test_a_process_that_dies_ends_the_others_with_one_line_and_the_run_resumes_w
     codes, told = ends(processes)
     assert codes == [1, -signal.SIGKILL, 1]
     assert told.count("\n") == 1, told
-    assert "another process of this run has ended" in told
+    assert "another rank of this run has ended" in told
     assert "start the same command again" in told
     assert json.loads((run_dir / "status.json").read_text())["status"] == "failed"
 
@@ -95,7 +95,7 @@ def test_a_process_that_dies_ends_the_others_with_one_line_and_the_run_resumes_w
 
 
 @pytest.mark.long
-def test_a_signal_to_one_process_stops_all_of_them_at_the_same_step(tmp_path: Path) -> None:
+def test_a_signal_to_one_rank_stops_all_at_the_same_step(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     processes = start_step(*[(*LONG, f"hydra.run.dir={run_dir}")] * 2)
     await_checkpoint(run_dir)
@@ -107,7 +107,7 @@ def test_a_signal_to_one_process_stops_all_of_them_at_the_same_step(tmp_path: Pa
 
 
 @pytest.mark.long
-def test_processes_with_different_settings_refuse_to_train(tmp_path: Path) -> None:
+def test_ranks_with_different_settings_refuse_to_train(tmp_path: Path) -> None:
     same = (*GROWS, f"hydra.run.dir={tmp_path / 'run'}")
     codes, told = ends(start_step(same, (*same, "optimization.weight_decay=0.1")))
     assert codes == [1, 1]
@@ -116,7 +116,7 @@ def test_processes_with_different_settings_refuse_to_train(tmp_path: Path) -> No
 
 
 @pytest.mark.long
-def test_what_the_first_process_cannot_read_ends_all_of_them_and_is_told_once(tmp_path: Path) -> None:
+def test_a_checkpoint_that_rank_0_cannot_read_ends_all_ranks_with_one_error(tmp_path: Path) -> None:
     damaged = tmp_path / "step-00000001"
     damaged.mkdir()
     (damaged / "manifest.json").write_text("{}")
@@ -127,16 +127,16 @@ def test_what_the_first_process_cannot_read_ends_all_of_them_and_is_told_once(tm
     assert "step-00000001 has schema None" in told
 
 
-def test_more_processes_than_images_in_a_batch_are_refused(run_dir: Path) -> None:
+def test_more_ranks_than_images_in_a_batch_are_refused(run_dir: Path) -> None:
     with pytest.raises(ConfigError, match=r"dataset.batch_size=32: 33 ranks share each batch"):
-        open_run(tiny_config(), run_dir=run_dir, state=TrainingState(), listeners=(), ranks=Ranks(Place(size=33)))
+        open_run(tiny_config(), run_dir=run_dir, state=TrainingState(), listeners=(), ranks=Ranks(RankEnv(size=33)))
 
 
 @pytest.mark.parametrize(("num", "size"), [(32, 2), (33, 2), (7, 7), (100, 8), (3, 5)])
-def test_parts_of_a_batch_follow_each_other_and_differ_by_one_at_most(num: int, size: int) -> None:
-    parts = [range(num)[Ranks(Place(rank=rank, size=size)).part(num)] for rank in range(size)]
-    assert [row for part in parts for row in part] == list(range(num))
-    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+def test_shards_of_a_batch_are_contiguous_and_differ_by_one_at_most(num: int, size: int) -> None:
+    shards = [range(num)[Ranks(RankEnv(rank=rank, size=size)).shard(num)] for rank in range(size)]
+    assert [row for shard in shards for row in shard] == list(range(num))
+    assert max(map(len, shards)) - min(map(len, shards)) <= 1
 
 
 def test_a_fingerprint_shows_a_change_of_the_last_bit_of_a_weight(run_dir: Path) -> None:

@@ -24,7 +24,7 @@ def resume(run: Run) -> str | None:
     Raises:
         CheckpointError: `resume_from` cannot be used.
     """
-    start, warnings = run.ranks.first(lambda: _find_start(run))
+    start, warnings = run.ranks.on_rank0(lambda: _find_start(run))
     if start is not None:
         restore(run, start[1])
     for message in warnings:

@@ -102,7 +102,7 @@ class Growth:
         self.advance_seeds(is_last=is_last)
         if not is_last and self.is_consultation_due():
             self._consult()
-        self._require_same_network()
+        self._require_equal_network()
 
     def advance_seeds(self, *, is_last: bool) -> None:
         """Judge kernels that were held long enough and end embargoes; after the last epoch no kernel stays live."""
@@ -127,10 +127,10 @@ class Growth:
         except RankError:
             raise
         except EsperError as error:
-            self._require_same_network()
+            self._require_equal_network()
             self._log(decision, applied=False, outcome=str(error))
             return False
-        self._require_same_network()
+        self._require_equal_network()
         state.adaptations_this_epoch += 1
         state.total_adaptations += 1
         state.last_adaptation_epoch = state.epoch
@@ -144,10 +144,10 @@ class Growth:
         life, ranks = self.life, self.life.step.ranks
         progress = life.state.epoch / self.total_epochs
         with_scores = self.config.always_score or POLICIES[self.config.policy].uses_scores
-        signals = ranks.first(lambda: measure_signals(life, progress=progress, with_scores=with_scores))
+        signals = ranks.on_rank0(lambda: measure_signals(life, progress=progress, with_scores=with_scores))
         for _ in range(self.config.max_adaptations_per_epoch):
             try:
-                decision = ranks.first(functools.partial(self.tamiyo.decide, signals))
+                decision = ranks.on_rank0(functools.partial(self.tamiyo.decide, signals))
             except BusError as error:
                 self._log(AdaptationDecision(should_adapt=False), applied=False, outcome=f"{MISSED}{error}")
                 return
@@ -177,8 +177,8 @@ class Growth:
         decided = dataclasses.asdict(decision)
         self.life.emit(Decided, epoch=self.life.state.epoch, decision=decided, applied=applied, outcome=outcome)
 
-    def _require_same_network(self) -> None:
+    def _require_equal_network(self) -> None:
         """Check that all ranks have the same network."""
         ranks = self.life.step.ranks
         if ranks.size > 1:
-            ranks.require_same("the network", self.life.model.fingerprint())
+            ranks.require_equal("the network", self.life.model.fingerprint())

@@ -48,13 +48,13 @@ def incubation_step(life: Lifecycle, slot: SeedSlot) -> None:
 def _finish(life: Lifecycle, slot: SeedSlot) -> None:
     graft, config, ranks = slot.live_graft, life.config, life.step.ranks
     kernel = slot.kernel(graft)
-    ranks.copy_first(kernel.buffers())  # batch-norm statistics differ between ranks
+    ranks.broadcast(kernel.buffers())  # batch-norm statistics differ between ranks
     if not all(bool(p.isfinite().all()) for p in kernel.parameters()):
         life.cull(slot, reason="its weights are not finite after incubation")
         return
     scale, losses = 1.0, dict[float, float]()
     if config.alpha_search:
-        losses = ranks.first(lambda: try_scales(life.model, slot, life.data.controller))
+        losses = ranks.on_rank0(lambda: try_scales(life.model, slot, life.data.controller))
         scale = lowest(losses)
         kernel.scale_output(scale)
         num_images = len(SCALES) * life.data.num_controller

@@ -23,7 +23,7 @@ def judge_kernel(life: Lifecycle, slot: SeedSlot) -> None:
     graft, cost = slot.live_graft, life.kernel_cost(slot.live_graft)
     life.num_verdicts += 1
     significance = significance_of(life.num_verdicts, confidence=life.config.judge_confidence)
-    verdict = life.step.ranks.first(lambda: _verdict(life, slot, significance=significance))
+    verdict = life.step.ranks.on_rank0(lambda: _verdict(life, slot, significance=significance))
     cost_macs = 2 * (life.data.num_judge + life.data.num_norm) * life.cost.num_macs
     life.state.ledger.judging_macs += cost_macs
     life.emit(

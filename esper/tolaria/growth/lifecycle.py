@@ -197,7 +197,7 @@ class Lifecycle:
         is_rebuilt = graft.born_step == 0  # trains like the host
         kernel = self.model.slot(graft.site).kernel(graft)
         # All ranks draw from the same seed; different processors may still differ in the last bit.
-        self.step.ranks.copy_first([*kernel.parameters(), *kernel.buffers()])
+        self.step.ranks.broadcast([*kernel.parameters(), *kernel.buffers()])
         optim.add_parameters(
             self.optimizer,
             self.optimization,

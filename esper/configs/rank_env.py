@@ -1,4 +1,4 @@
-"""Which of a run's processes this is: from torchrun's environment, or from that of a SLURM job step."""
+"""The rank of this process, from the environment variables of torchrun or of a SLURM job step."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from dataclasses import dataclass
 
 from esper.errors import ConfigError
 
-__all__ = ["Place", "place"]
+__all__ = ["RankEnv", "rank_env"]
 
 _FIRST_PORT = 20_000
-_NUM_PORTS = 10_000  # below what Linux deals out by itself
+_NUM_PORTS = 10_000  # below Linux's ephemeral ports
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
-    """One process among those that train one network.
+class RankEnv:
+    """A rank of a distributed training.
 
     Attributes:
-        rank: its number, from 0.
-        size: how many there are.
-        local_rank: its number among those of its machine.
-        address: host name or IP address of the machine of process 0.
-        port: where process 0 listens.
+        rank: from 0.
+        size: number of ranks.
+        local_rank: rank on its machine, from 0.
+        address: host name or IP address of rank 0's machine.
+        port: port that rank 0 listens on.
     """
 
     rank: int = 0
@@ -34,15 +34,15 @@ class Place:
     port: int = 0
 
 
-def place(environment: Mapping[str, str] = os.environ) -> Place:
-    """Read it from the environment; without anything there, a process is alone.
+def rank_env(environment: Mapping[str, str] = os.environ) -> RankEnv:
+    """Read the variables; without any, this is the only rank.
 
     Raises:
         ConfigError: the environment is incomplete or contradicts itself.
     """
     if "RANK" in environment and "WORLD_SIZE" in environment:
         return _checked(environment, rank="RANK", size="WORLD_SIZE", local_rank="LOCAL_RANK")
-    # Not SLURM_NTASKS, which a batch script has too, and there is one process of that.
+    # Not SLURM_NTASKS, which is also set in a batch script, which is a single process.
     if int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
         named = {
             "MASTER_ADDR": _first_host(environment.get("SLURM_STEP_NODELIST", "")),
@@ -51,12 +51,12 @@ def place(environment: Mapping[str, str] = os.environ) -> Place:
         return _checked(
             named | dict(environment), rank="SLURM_PROCID", size="SLURM_STEP_NUM_TASKS", local_rank="SLURM_LOCALID"
         )
-    return Place()
+    return RankEnv()
 
 
-def _checked(environment: Mapping[str, str], *, rank: str, size: str, local_rank: str) -> Place:
+def _checked(environment: Mapping[str, str], *, rank: str, size: str, local_rank: str) -> RankEnv:
     try:
-        found = Place(
+        found = RankEnv(
             rank=int(environment[rank]),
             size=int(environment[size]),
             local_rank=int(environment[local_rank]),
@@ -66,7 +66,7 @@ def _checked(environment: Mapping[str, str], *, rank: str, size: str, local_rank
     except KeyError as error:
         raise ConfigError(
             f"{size}={environment.get(size)}: the environment lacks {error.args[0]}; start with torchrun or srun, or "
-            f"unset {size} to train with one process"
+            f"unset {size} to train with one rank"
         ) from None
     except ValueError as error:
         raise ConfigError(f"{size}={environment[size]}: {error}; start with torchrun or srun") from None
@@ -76,13 +76,13 @@ def _checked(environment: Mapping[str, str], *, rank: str, size: str, local_rank
 
 
 def _first_host(nodes: str) -> str:
-    """The first of SLURM's `node[003-010,12],other`: where its process 0 is."""
+    """The first host of SLURM's `node[003-010,12],other`: the machine of rank 0."""
     first = re.match(r"(?:[^,\[]|\[[^\]]*\])*", nodes)
     assert first is not None
     return re.sub(r"\[(\d+)[^\]]*\]", r"\1", first.group()) or "localhost"
 
 
 def _port(environment: Mapping[str, str]) -> str:
-    """The same in all processes of a step, another one in the next step and in other jobs."""
+    """A port that all ranks of a step share, and other steps and jobs do not."""
     job, step = (int(environment.get(name, "0")) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
     return str(_FIRST_PORT + (job + 97 * step) % _NUM_PORTS)

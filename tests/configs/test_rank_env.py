@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from esper.configs.place import Place, place
+from esper.configs.rank_env import RankEnv, rank_env
 from esper.errors import ConfigError
 
 TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "MASTER_ADDR": "node7", "MASTER_PORT": "29500"}
@@ -12,16 +12,16 @@ STEP = {
 }  # fmt: skip
 
 
-def test_a_process_that_nobody_tells_of_others_is_alone() -> None:
-    assert place({}) == Place(rank=0, size=1)
+def test_without_variables_there_is_one_rank() -> None:
+    assert rank_env({}) == RankEnv(rank=0, size=1)
 
 
-def test_torchrun_tells_where_a_process_stands() -> None:
-    assert place(TORCHRUN | STEP) == Place(rank=5, size=8, local_rank=1, address="node7", port=29500)
+def test_torchruns_variables_give_the_rank() -> None:
+    assert rank_env(TORCHRUN | STEP) == RankEnv(rank=5, size=8, local_rank=1, address="node7", port=29500)
 
 
-def test_a_step_of_slurm_meets_at_its_first_machine() -> None:
-    found = place(STEP)
+def test_the_ranks_of_a_slurm_step_meet_at_its_first_machine() -> None:
+    found = rank_env(STEP)
     assert (found.rank, found.size, found.local_rank, found.address) == (3, 4, 1, "gpu007")
 
 
@@ -34,21 +34,25 @@ def test_a_step_of_slurm_meets_at_its_first_machine() -> None:
         ("n-1.example.org,m[1-2]", "n-1.example.org"),
     ],
 )
-def test_the_first_machine_is_read_from_slurms_way_of_writing(nodes: str, first: str) -> None:
-    assert place(STEP | {"SLURM_STEP_NODELIST": nodes}).address == first
+def test_the_first_machine_is_parsed_from_slurms_node_list(nodes: str, first: str) -> None:
+    assert rank_env(STEP | {"SLURM_STEP_NODELIST": nodes}).address == first
 
 
-def test_steps_of_one_job_meet_at_ports_of_their_own() -> None:
-    assert place(STEP).port == place(STEP | {"SLURM_PROCID": "0"}).port != place(STEP | {"SLURM_STEP_ID": "1"}).port
+def test_steps_of_one_job_have_different_ports() -> None:
+    assert (
+        rank_env(STEP).port
+        == rank_env(STEP | {"SLURM_PROCID": "0"}).port
+        != rank_env(STEP | {"SLURM_STEP_ID": "1"}).port
+    )
 
 
-def test_another_meeting_place_may_be_named_in_a_step() -> None:
-    found = place(STEP | {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "4000"})
+def test_master_addr_and_port_override_those_of_a_step() -> None:
+    found = rank_env(STEP | {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "4000"})
     assert (found.address, found.port) == ("10.0.0.1", 4000)
 
 
 def test_a_batch_script_with_several_tasks_is_one_process() -> None:
-    assert place({"SLURM_JOB_ID": "1", "SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}).size == 1
+    assert rank_env({"SLURM_JOB_ID": "1", "SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}).size == 1
 
 
 @pytest.mark.parametrize(
@@ -62,4 +66,4 @@ def test_a_batch_script_with_several_tasks_is_one_process() -> None:
 def test_an_environment_that_contradicts_itself_is_refused(wrong: dict[str, str | None], line: str) -> None:
     environment = {key: value for key, value in (TORCHRUN | wrong).items() if value is not None}
     with pytest.raises(ConfigError, match=line):
-        place(environment)
+        rank_env(environment)
