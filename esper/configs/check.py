@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import re
 import types
 import typing
-from collections.abc import Iterator
 from importlib.util import find_spec
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from esper.configs.comparison import ARMS
 from esper.configs.dataset import DATASETS, DatasetConfig
-from esper.configs.explain import kind, nearest
+from esper.configs.explain import nearest
 from esper.configs.model import HOSTS, ModelConfig
 from esper.configs.redis import parse_redis_url
-from esper.configs.schema import Allowed, allowed
+from esper.configs.schema import Allowed, kind, settings
 from esper.configs.tolaria import TolariaConfig
 from esper.errors import ConfigError
 
@@ -57,21 +56,8 @@ def check_group(group: Any, prefix: str = "") -> None:
     Raises:
         ConfigError: the first problem.
     """
-    for key, value, hint, limits in _settings(group, prefix):
-        _check_setting(key, value, hint, limits)
-
-
-def _settings(group: Any, prefix: str) -> Iterator[tuple[str, Any, Any, Allowed]]:
-    """Dotted name, value, type and allowed values of each setting."""
-    hints = typing.get_type_hints(type(group))
-    for field in dataclasses.fields(group):
-        key, value, hint = prefix + field.name, getattr(group, field.name), hints[field.name]
-        if not dataclasses.is_dataclass(hint):
-            yield key, value, hint, allowed(field)
-        elif isinstance(value, typing.cast(type, hint)):
-            yield from _settings(value, f"{key}.")
-        else:
-            raise ConfigError(f"{key}={value!r}: must be {kind(hint)}")
+    for key, hint, limits in settings(type(group)):
+        _check_setting(prefix + key, attrgetter(key)(group), hint, limits)
 
 
 def _check_setting(key: str, value: Any, hint: Any, limits: Allowed) -> None:

@@ -2,40 +2,24 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import re
-import types
-import typing
-from collections.abc import Collection, Iterator
-from typing import Any
+from collections.abc import Collection
 
 from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
 
+from esper.configs.schema import kind, settings
 from esper.configs.tolaria import TolariaConfig
 from esper.errors import ConfigError, one_line
 
-__all__ = ["explain", "kind", "nearest"]
-
-_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+__all__ = ["explain", "nearest"]
 
 
 def nearest(word: str, known: Collection[str], *, num: int = 1) -> str:
     """`; did you mean X?` for the known name (or up to `num`) most similar to a mistyped one; empty if none is."""
     names = difflib.get_close_matches(word, known, n=num)
     return f"; did you mean {' or '.join(names)}?" if names else ""
-
-
-def kind(hint: Any) -> str:
-    """Describe the type of a setting, such as `a whole number, or null` for `int | None`."""
-    if isinstance(hint, types.UnionType):
-        return f"{kind(typing.get_args(hint)[0])}, or null"
-    if typing.get_origin(hint) is list:
-        return f"a list, each {kind(typing.get_args(hint)[0])}"
-    if typing.get_origin(hint) is dict:
-        return "a group {NAME: VALUE, ...}"
-    return _KINDS.get(hint, "a group of settings")
 
 
 def explain(error: Exception, *, where: str = "") -> ConfigError:
@@ -68,7 +52,7 @@ def _of_omegaconf(error: OmegaConfBaseException) -> str:
         if key.startswith("hydra.") and error.parent_node is not None:
             return f"{key}: no such setting{nearest(_leaf(key), [str(name) for name in error.parent_node])}"
         return _unknown_setting(key)
-    hint = dict(_settings(TolariaConfig)).get(key.partition("[")[0])
+    hint = {name: hint for name, hint, _ in settings(TolariaConfig)}.get(key.partition("[")[0])
     if isinstance(error, ValidationError) and hint is not None:
         value = re.match(r"Value '(.*)' of type", message)
         return f"{key}{'=' + value[1] if value else ''}: must be {kind(hint)}"
@@ -77,7 +61,7 @@ def _of_omegaconf(error: OmegaConfBaseException) -> str:
 
 def _unknown_setting(key: str) -> str:
     """Suggest a setting of the same group, else of any group, else list the settings of the group."""
-    known = [*dict(_settings(TolariaConfig)), "experiment", "arm"]
+    known = [*(name for name, _, _ in settings(TolariaConfig)), "experiment", "arm"]
     group, _, name = key.rpartition(".")
     in_group = {_leaf(known_key): known_key for known_key in known if known_key.rpartition(".")[0] == group}
     anywhere = {_leaf(known_key): known_key for known_key in known}
@@ -98,13 +82,3 @@ def _missing_option(error: MissingConfigException) -> str:
     if not options:
         return one_line(error)
     return f"{group}={option}: allowed are {', '.join(options)}{nearest(option, options)}"
-
-
-def _settings(schema: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted name and type of every setting and group."""
-    hints = typing.get_type_hints(schema)
-    for field in dataclasses.fields(schema):
-        hint = hints[field.name]
-        yield prefix + field.name, hint
-        if dataclasses.is_dataclass(hint):
-            yield from _settings(typing.cast(type, hint), f"{prefix}{field.name}.")

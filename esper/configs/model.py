@@ -14,7 +14,7 @@ class HostInfo:
     """What is known about a host network before it is built.
 
     Attributes:
-        module: its family, a module that offers the functions of `esper.models.host.HostFamily`.
+        module: module of its family, see `esper.models.host`.
         has_pretrained: whether there are pretrained weights.
     """
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Sequence
+import types
+import typing
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Allowed", "allowed", "setting"]
+__all__ = ["Allowed", "kind", "setting", "settings"]
+
+_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,8 +70,22 @@ def setting(
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def allowed(field: dataclasses.Field[Any]) -> Allowed:
-    """Allowed values of a field declared with `setting`."""
-    limits = field.metadata.get("allowed", Allowed())
-    assert isinstance(limits, Allowed)
-    return limits
+def settings(schema: type, prefix: str = "") -> Iterator[tuple[str, Any, Allowed]]:
+    """Yield dotted name, type and allowed values of each group and setting; a group precedes its settings."""
+    hints = typing.get_type_hints(schema)
+    for field in dataclasses.fields(schema):
+        key, hint = prefix + field.name, hints[field.name]
+        yield key, hint, field.metadata.get("allowed", Allowed())
+        if dataclasses.is_dataclass(hint):
+            yield from settings(typing.cast(type, hint), f"{key}.")
+
+
+def kind(hint: Any) -> str:
+    """Describe the type of a setting, such as `a whole number, or null` for `int | None`."""
+    if isinstance(hint, types.UnionType):
+        return f"{kind(typing.get_args(hint)[0])}, or null"
+    if typing.get_origin(hint) is list:
+        return f"a list, each {kind(typing.get_args(hint)[0])}"
+    if typing.get_origin(hint) is dict:
+        return "a group {NAME: VALUE, ...}"
+    return _KINDS.get(hint, "a group of settings")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,15 +41,8 @@ class DataSplits:
 
     def to(self, device: torch.device) -> DataSplits:
         """Move images that are in memory to a device."""
-        return DataSplits(
-            train=self.train.to(device),
-            controller=self.controller.to(device),
-            judge=self.judge.to(device),
-            test=self.test.to(device),
-            class_names=self.class_names,
-            mean=self.mean,
-            std=self.std,
-        )
+        splits = {name: getattr(self, name).to(device) for name in ("train", "controller", "judge", "test")}
+        return dataclasses.replace(self, **splits)
 
 
 def load_splits(config: DatasetConfig, *, rng_seed: int, cache_dir: Path | None = None) -> DataSplits:

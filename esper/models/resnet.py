@@ -51,15 +51,21 @@ def infer_sizes(
     _config: ModelConfig,
     weights: Mapping[str, Tensor],
     *,
-    image_size: int | None,  # noqa: ARG001  (weights do not depend on it, but stem=auto does)
+    image_size: int | None,  # noqa: ARG001  (timm needs it)
 ) -> tuple[int, int, int]:
-    """Infer `in_channels`, `image_size` and `num_classes`; see `HostFamily`."""
+    """Infer arguments of `build` from a state dict: `in_channels`, `image_size` and `num_classes`.
+
+    Args:
+        weights: the state dict.
+        image_size: side of the images of the run, if known; the result is a side for which `build` makes the same
+            network, without pretrained weights.
+    """
     conv = weights["conv1.weight"]
     return conv.shape[1], 32 if conv.shape[2] == 3 else 224, len(weights["fc.weight"])
 
 
 def describe(_config: ModelConfig, network: nn.Module) -> dict[str, Any]:
-    """Stem, channels, classes, and of each stage the number of blocks and their inner widths."""
+    """Sizes of a network, for the model.json of an export: `in_channels`, `num_classes`, and those of its stages."""
     stages = {name: stage for name, stage in network.named_children() if isinstance(stage, nn.Sequential)}
     conv, classifier = network.get_parameter("conv1.weight"), network.get_parameter("fc.weight")
     return {

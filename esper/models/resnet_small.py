@@ -30,7 +30,7 @@ def build(config: ModelConfig, *, in_channels: int, image_size: int, num_classes
 
 
 def infer_sizes(config: ModelConfig, weights: Mapping[str, Tensor], *, image_size: int | None) -> tuple[int, int, int]:
-    """Infer `in_channels`, `image_size` and `num_classes`; see `HostFamily`."""
+    """Infer `in_channels`, `image_size` and `num_classes`; see `resnet.infer_sizes`."""
     in_channels, side, num_classes = resnet.infer_sizes(config, weights, image_size=image_size)
     return in_channels, max(side, 2 ** len(config.widths)), num_classes
 

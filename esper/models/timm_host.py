@@ -55,7 +55,7 @@ def build(config: ModelConfig, *, in_channels: int, image_size: int, num_classes
 
 
 def infer_sizes(config: ModelConfig, weights: Mapping[str, Tensor], *, image_size: int | None) -> tuple[int, int, int]:
-    """Infer `in_channels`, `image_size` (timm's default if unknown) and `num_classes`; see `HostFamily`.
+    """Infer `in_channels`, `image_size` (timm's default if unknown) and `num_classes`; see `resnet.infer_sizes`.
 
     Raises:
         ConfigError: timm is not installed, or does not name the network's first and last layer.
