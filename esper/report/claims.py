@@ -18,6 +18,7 @@ Its cost decides which of the two ways to a yes a claim has, and so which p valu
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -36,9 +37,9 @@ __all__ = [
     "Claim",
     "Spent",
     "adjusted_p",
-    "claims",
     "decide",
     "headline",
+    "make_claims",
     "p_text",
 ]
 
@@ -121,7 +122,7 @@ class Claim:
         return f"{self.ours} and {self.other} should have had the same budget: {self.ours} took {self.spent.text}."
 
 
-def claims(comparison: Comparison) -> list[Claim]:
+def make_claims(comparison: Comparison) -> list[Claim]:
     """The claims of a comparison; p values are adjusted over all of them."""
     pairs = list(comparison.pairs)
     seeds = [sorted(ours.runs.keys() & other.runs.keys()) for ours, other in pairs]
@@ -132,10 +133,10 @@ def claims(comparison: Comparison) -> list[Claim]:
     tests = [statistics.paired_t(values, margin=MARGIN) for values in differences]
     spent = [_spent(*pair, seeds=common, is_fair=comparison.is_fair) for pair, common in zip(pairs, seeds, strict=True)]
     p = adjusted_p(np.array([float(t.p) for t in tests]), np.array([float(t.p_not_worse) for t in tests]), spent)
-    made: list[Claim] = []
+    claims: list[Claim] = []
     for index, (ours, other) in enumerate(pairs):
         verdict, reason = decide(tests[index], num_pairs=len(seeds[index]), p=float(p[index]), spent=spent[index])
-        made.append(
+        claims.append(
             Claim(
                 ours=ours.label,
                 other=other.label,
@@ -151,7 +152,7 @@ def claims(comparison: Comparison) -> list[Claim]:
                 reason=reason,
             )
         )
-    return made
+    return claims
 
 
 def adjusted_p(p: NDArray[np.float64], p_not_worse: NDArray[np.float64], spent: Sequence[Spent]) -> NDArray[np.float64]:
@@ -202,22 +203,22 @@ def decide(test: statistics.PairedT, *, num_pairs: int, p: float, spent: Spent) 
     return "not shown", f"the difference may be chance: {summary}"
 
 
-def headline(comparison: Comparison, made: Sequence[Claim]) -> str:
+def headline(comparison: Comparison, claims: Sequence[Claim]) -> str:
     """The comparison in one sentence.
 
     Growing paid if it beats both arms of equal compute, and no arm without growth is as good at no higher cost.
     """
-    if not made:
+    if not claims:
         return "No claims about these runs."
     if not comparison.is_fair:
-        if len(made) == 1:
-            return made[0].sentence
-        counts = [(sum(claim.verdict == verdict for claim in made), verdict) for verdict in ("yes", "no", "not shown")]
-        summary = ", ".join(f"{count} {verdict}" for count, verdict in counts if count)
-        return f"{len(made)} arms against {comparison.baseline}: {summary}."
-    equal = {claim.other: claim for claim in made if claim.other in _EQUAL_COMPUTE}
-    lost = [claim.other for claim in made if claim.other in _NO_DEARER and claim.verdict == "no"]
-    parts = [f"against {c.other} {c.verdict}" for c in made if c.other in equal or c.other in lost]
+        if len(claims) == 1:
+            return claims[0].sentence
+        counts = Counter(claim.verdict for claim in claims)
+        summary = ", ".join(f"{counts[verdict]} {verdict}" for verdict in ("yes", "no", "not shown") if counts[verdict])
+        return f"{len(claims)} arms against {comparison.baseline}: {summary}."
+    equal = {claim.other: claim for claim in claims if claim.other in _EQUAL_COMPUTE}
+    lost = [claim.other for claim in claims if claim.other in _NO_DEARER and claim.verdict == "no"]
+    parts = [f"against {c.other} {c.verdict}" for c in claims if c.other in equal or c.other in lost]
     parts += [f"{other} is missing" for other in _EQUAL_COMPUTE if other not in equal]
     verdicts = [claim.verdict for claim in equal.values()]
     if lost:

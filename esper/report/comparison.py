@@ -20,7 +20,7 @@ from rich.text import Text
 from esper.costs import flops
 from esper.report import comparison_plots as plots
 from esper.report.arms import Arm, Comparison, group
-from esper.report.claims import EQUAL, LESS, MARGIN, MIN_PAIRS, Claim, claims, headline, p_text
+from esper.report.claims import EQUAL, LESS, MARGIN, MIN_PAIRS, Claim, headline, make_claims, p_text
 from esper.report.run_page import template_environment
 from esper.report.runs import ComparedRun
 from esper.report.statistics import mean_interval
@@ -63,13 +63,13 @@ def compare(runs: Sequence[ComparedRun], *, baseline: str | None = None, target:
         RunError: the runs cannot be compared, see `group`.
     """
     comparison = group(runs, baseline=baseline)
-    made = claims(comparison)
+    claims = make_claims(comparison)
     if target is None:
         finals = [_mean([run.curve[-1].accuracy for run in _runs(arm) if run.curve]) for arm in comparison.arms]
         target = min((final for final in finals if not math.isnan(final)), default=float("nan"))
     arms = {arm.label: _arm_metrics(arm, target=target) for arm in comparison.arms}
-    sentence = headline(comparison, made) if made or len(arms) < 2 else _best(arms)
-    return Report(comparison=comparison, claims=made, headline=sentence, target=target, arms=arms)
+    sentence = headline(comparison, claims) if claims or len(arms) < 2 else _best(arms)
+    return Report(comparison=comparison, claims=claims, headline=sentence, target=target, arms=arms)
 
 
 def write(report: Report, target: Path) -> None:
