@@ -21,7 +21,7 @@ __all__ = ["TolariaConfig", "derive_seed"]
 
 
 def derive_seed(rng_seed: int, number: int) -> int:
-    """Random seed of one of many things of a run: an epoch's shuffle order, a new kernel's weights, a rank's draws."""
+    """Seed for one use in a run: the shuffle order of an epoch, the weights of a new kernel, or the draws of a rank."""
     return rng_seed * 1_000_003 + number
 
 
