@@ -54,7 +54,9 @@ def esper_train(*arguments: str, cwd: Path, script: str = COMMAND, **env: str) -
         (["-sc", "query=bash"], "model=resnet_small"),
     ],
 )
-def test_looking_needs_neither_torch_nor_mlflow(tmp_path: Path, arguments: list[str], shown: str):
+def test_showing_help_or_configuration_imports_neither_torch_nor_mlflow(
+    tmp_path: Path, arguments: list[str], shown: str
+):
     done = esper_train(*arguments, cwd=tmp_path, script=LIGHT, COMP_LINE="esper-train model=resnet", COMP_POINT="24")
     assert done.returncode == 0, done.stderr
     assert shown in done.stdout
@@ -108,10 +110,10 @@ def test_bad_input_is_one_line_exit_code_2_and_nothing_on_disk(
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == 2
-    told = capfd.readouterr().err
-    assert told.startswith("error: ")
-    assert told.count("\n") == 1
-    assert line in told
+    stderr = capfd.readouterr().err
+    assert stderr.startswith("error: ")
+    assert stderr.count("\n") == 1
+    assert line in stderr
     assert not list(tmp_path.iterdir())
 
 

@@ -1,4 +1,4 @@
-"""The arms of a comparison that wait for the grown run: what they take from it, and what they refuse."""
+"""The arms of a comparison that depend on the grown run: what they take from it, and what they refuse."""
 
 from __future__ import annotations
 
@@ -58,14 +58,14 @@ def beside(grown: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return grown
 
 
-def figures(run_dir: Path) -> dict[str, float]:
+def result_of(run_dir: Path) -> dict[str, float]:
     result = json.loads((run_dir / "status.json").read_text())["result"]
     assert isinstance(result, dict)
     return result
 
 
 @pytest.mark.parametrize("arm", ARMS)
-def test_an_arm_differs_from_grown_in_whether_and_how_it_grows_only(arm: str) -> None:
+def test_an_arm_differs_from_grown_only_in_whether_and_how_it_grows(arm: str) -> None:
     grown, other = (dataclasses.asdict(from_hydra(compose([*TINY, f"arm={name}"]))) for name in ("grown", arm))
     assert other.pop("comparison") == {"arm": arm, "grown_run": None, "grown_macs": None}
     grown.pop("comparison")
@@ -76,8 +76,8 @@ def test_an_arm_differs_from_grown_in_whether_and_how_it_grows_only(arm: str) ->
 
 
 @pytest.mark.parametrize(("arm", "macs"), [("static_flops", "num_macs_before"), ("final_flops", "num_macs")])
-def test_equal_compute_is_what_grown_spent_rounded_up_to_an_epoch(beside: Path, arm: str, macs: str) -> None:
-    spent, result = figures(beside), train(arm).result
+def test_equal_compute_is_that_of_grown_rounded_up_to_an_epoch(beside: Path, arm: str, macs: str) -> None:
+    spent, result = result_of(beside), train(arm).result
     assert result is not None
     assert spent["growth_macs"] > 0
     assert spent["num_macs"] > spent["num_macs_before"]
@@ -86,11 +86,11 @@ def test_equal_compute_is_what_grown_spent_rounded_up_to_an_epoch(beside: Path, 
     assert spent["total_macs"] <= result["total_macs"] < spent["total_macs"] + one_epoch
 
 
-def test_final_is_what_grown_ended_as_for_as_many_epochs(beside: Path) -> None:
+def test_final_has_the_last_architecture_of_grown_and_as_many_epochs(beside: Path) -> None:
     outcome = train("final")
     assert outcome.result is not None
     assert outcome.result["epochs"] == 4
-    assert outcome.result["num_parameters"] == figures(beside)["num_parameters"]
+    assert outcome.result["num_parameters"] == result_of(beside)["num_parameters"]
     mine, recorded = ([(one.site, one.blueprint_id) for one in read_recipe(d)] for d in (outcome.run_dir, beside))
     assert mine == recorded != []
     frozen = load_config(outcome.run_dir / "config.yaml")
@@ -98,36 +98,36 @@ def test_final_is_what_grown_ended_as_for_as_many_epochs(beside: Path) -> None:
     assert not Path(frozen.morphogenetic.recipe_path or "/").is_absolute()
 
 
-def test_equal_time_is_told_by_the_speed_of_final_flops(beside: Path) -> None:
+def test_equal_time_is_computed_from_the_speed_of_final_flops(beside: Path) -> None:
     for left in beside.parent.glob("arm_final_*"):
         left.rename(beside.parents[1] / left.name)
     with pytest.raises(ConfigError, match="finish the same command with arm=final_flops first"):
         train("final_seconds")
-    timed, spent = train("final_flops").result, figures(beside)
+    timed, spent = train("final_flops").result, result_of(beside)
     result = train("final_seconds").result
     assert timed is not None
     assert result is not None
     assert result["epochs"] - 1 < spent["seconds"] / (timed["seconds"] / timed["epochs"]) <= result["epochs"]
 
 
-def test_without_the_grown_run_the_error_names_it_and_nothing_is_left(
+def test_a_missing_grown_run_is_named_in_the_error_and_nothing_is_left_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
         ConfigError, match=r"needs the run arm_grown-.*, which does not exist; .* arm=grown first"
-    ) as told:
+    ) as error:
         train("static_flops")
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(error.value)
     assert not list(tmp_path.iterdir())
 
 
-def test_the_grown_run_of_another_seed_does_not_do(beside: Path) -> None:
+def test_the_grown_run_of_another_seed_is_not_used(beside: Path) -> None:
     with pytest.raises(ConfigError, match="which does not exist"):
         train("final", "rng_seed=1")
 
 
-def test_the_same_command_shows_the_result_until_grown_is_another(beside: Path) -> None:
+def test_the_same_command_shows_the_result_until_the_grown_run_changes(beside: Path) -> None:
     first = train("static_flops", "description=again")
     journal = (first.run_dir / "journal.jsonl").read_text()
     assert train("static_flops") == first
@@ -158,7 +158,9 @@ def test_a_dry_run_of_an_arm_needs_no_grown_run(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_frozen_configuration_keeps_its_figures_and_another_has_none(beside: Path, tmp_path: Path) -> None:
+def test_a_resolved_configuration_runs_without_a_command_and_an_unresolved_one_is_refused(
+    beside: Path, tmp_path: Path
+) -> None:
     frozen = load_config(train("final_flops").run_dir / "config.yaml")
     assert run(frozen, tmp_path / "copy").result is not None
     config: TolariaConfig = tiny_config(morphogenetic__policy="replay", comparison__arm="final")

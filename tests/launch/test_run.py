@@ -29,7 +29,7 @@ def test_a_run_that_loses_the_race_for_its_folder_leaves_it_to_the_winner(
     winner.release()
 
 
-def test_input_that_building_refuses_leaves_nothing(run_dir: Path) -> None:
+def test_input_that_fails_while_building_leaves_nothing_behind(run_dir: Path) -> None:
     with pytest.raises(DataError, match="batch_size"):
         run(tiny_config(dataset__batch_size=5000), run_dir)
     assert not run_dir.parent.exists()
@@ -54,7 +54,7 @@ def test_a_finished_run_shows_its_result_and_trains_again_only_from_its_own_chec
     assert [line["step"] for line in started if line["kind"] == "run_started"] == [0, 12]
 
 
-def test_fresh_sets_the_old_run_aside(run_dir: Path) -> None:
+def test_fresh_moves_the_old_run_aside(run_dir: Path) -> None:
     run(tiny_config(optimization__max_epochs=1), run_dir)
     run(tiny_config(optimization__max_epochs=1, fresh=True), run_dir)
     assert (run_dir.with_name("run.old1") / "journal.jsonl").exists()

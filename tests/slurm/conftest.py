@@ -1,4 +1,4 @@
-"""A real SLURM on this machine, from scripts/slurm_up.sh, and a sweep that was launched on it."""
+"""A real SLURM on this machine, from scripts/slurm_up.sh, and sweeps that are launched on it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _is_required() -> bool:
 
 
 def slurm_up(**settings: str) -> None:
-    """Bring SLURM up; skip where that cannot be, fail where it has to be."""
+    """Start SLURM; where that is impossible, skip the test, or fail it if SLURM is required."""
     why = ""
     if "PYTEST_XDIST_WORKER" in os.environ:
         why = "one cluster is for one process; run pytest tests/slurm without -n"
@@ -60,7 +60,7 @@ def slurm_up(**settings: str) -> None:
 
 @pytest.fixture(scope="session")
 def slurm() -> Iterator[None]:
-    """SLURM without accounting, as many small clusters have it."""
+    """SLURM without accounting, as on many small clusters."""
     slurm_up(GRACE="20")
     yield
     subprocess.run([ROOT / "scripts" / "slurm_down.sh"], capture_output=True, check=False, timeout=120)
@@ -113,13 +113,13 @@ class Sweep:
         return str(json.loads(job.read_text())["id"])
 
     def statuses(self) -> list[str]:
-        """How the runs say that they stand."""
+        """The status of each run, from its status.json."""
         return [json.loads(path.read_text())["status"] for path in sorted(self.folder.glob("*/status.json"))]
 
 
 @pytest.fixture
 def sweep(slurm: None, tmp_path: Path) -> Iterator[Sweep]:
-    # Nodes that share a machine share its folders.
+    # The nodes are this machine and share its folders.
     launched = Sweep(tmp_path)
     yield launched
     for launcher in launched.launchers:
@@ -137,7 +137,7 @@ def ended(launcher: subprocess.Popen[str], *, within_s: float = 200) -> tuple[in
 
 
 def command(*words: str) -> str:
-    """What one of SLURM's commands prints."""
+    """Output of one of SLURM's commands."""
     return subprocess.run(words, check=True, capture_output=True, text=True, timeout=60).stdout.strip()
 
 
@@ -155,7 +155,7 @@ def events(run_dir: Path, kind: str) -> list[dict[str, Any]]:
 
 
 def resumed(run_dir: Path) -> list[bool]:
-    """Of every process that took the run up, whether it went on from a checkpoint."""
+    """For every process that trained the run, whether it resumed from a checkpoint."""
     return [event["resumed_from"] is not None for event in events(run_dir, "run_started")]
 
 

@@ -1,4 +1,4 @@
-"""Sweeps on a real SLURM: what a cluster does to jobs, and what becomes of the runs."""
+"""Sweeps on a real SLURM: jobs that are requeued, preempted, timed out, killed and cancelled."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from tests.slurm.conftest import ESPER, Sweep, command, ended, epochs, resumed, 
 pytestmark = pytest.mark.long
 
 
-def test_an_array_of_eight_finishes_and_its_jobs_say_which_run_they_are(sweep: Sweep):
-    asked = ["optimization.max_epochs=2", "optimization.learning_rate=0.02,0.05", "rng_seed=range(0,4)"]
-    code, out, err = sweep.run(*asked)
+def test_an_array_of_eight_finishes_and_its_jobs_are_named_for_their_runs(sweep: Sweep):
+    overrides = ["optimization.max_epochs=2", "optimization.learning_rate=0.02,0.05", "rng_seed=range(0,4)"]
+    code, out, err = sweep.run(*overrides)
     assert (code, err) == (0, "")
     assert "8 runs: 8 submitted" in out
     assert sweep.statuses() == ["finished"] * 8
@@ -27,12 +27,12 @@ def test_an_array_of_eight_finishes_and_its_jobs_say_which_run_they_are(sweep: S
         f"learning_rate={rate}-rng_seed={seed}|COMPLETED" for rate in (0.02, 0.05) for seed in range(4)
     }
     assert stat.S_IMODE((sweep.folder / ".sweep").stat().st_mode) == 0o700
-    code, out, _ = sweep.run(*asked)
+    code, out, _ = sweep.run(*overrides)
     assert code == 0
     assert "0 submitted, 8 already finished" in out
 
 
-def test_a_crashing_member_fails_alone_and_is_told_by_its_last_line(sweep: Sweep):
+def test_a_crashing_member_fails_alone_and_its_error_is_printed(sweep: Sweep):
     code, _, err = sweep.run("optimization.max_epochs=2", "optimization.learning_rate=1e20,0.05")
     assert code == 1
     assert sorted(sweep.statuses()) == ["failed", "finished"]
@@ -87,7 +87,7 @@ def test_a_preempted_job_resumes_in_the_same_run_and_the_same_mlflow_run(sweep: 
     assert _epochs_in_mlflow(sweep.cwd) == {run_dir.name: 200 for run_dir in folders}
 
 
-def test_a_job_that_runs_out_of_time_goes_on_in_the_next(sweep: Sweep):
+def test_a_job_at_its_time_limit_resumes_in_the_next_job(sweep: Sweep):
     # SLURM looks at its clocks every half minute: the signal comes after 10 to 40 seconds.
     times = ["hydra.launcher.timeout_min=1", "hydra.launcher.signal_delay_s=50", "hydra.launcher.max_num_timeout=5"]
     launcher = sweep.start("optimization.max_epochs=5000", "rng_seed=0", *times)
@@ -99,23 +99,23 @@ def test_a_job_that_runs_out_of_time_goes_on_in_the_next(sweep: Sweep):
     assert epochs(run_dir) == list(range(1, epochs(run_dir)[-1] + 1))
 
 
-def test_a_run_that_timed_out_too_often_ends_and_the_same_command_goes_on(sweep: Sweep):
-    asked = ["optimization.max_epochs=150", "rng_seed=0", "hydra.launcher.max_num_timeout=0"]
+def test_a_run_that_timed_out_too_often_ends_and_the_same_command_resumes_it(sweep: Sweep):
+    overrides = ["optimization.max_epochs=150", "rng_seed=0", "hydra.launcher.max_num_timeout=0"]
     # Of ten minutes or less submitit takes every signal for a timeout.
-    launcher = sweep.start(*asked, "hydra.launcher.timeout_min=10")
+    launcher = sweep.start(*overrides, "hydra.launcher.timeout_min=10")
     run_dir = sweep.wait_for_epoch("rng_seed_0", 10)
     command("scancel", "--signal=USR2", sweep.job_id("rng_seed_0"))
     code, out, err = ended(launcher)
     assert code == 1
     assert "interrupted" in out
     assert "timed-out too many times" in err
-    assert sweep.run(*asked)[0] == 0
+    assert sweep.run(*overrides)[0] == 0
     assert resumed(run_dir) == [False, True]
 
 
-def test_scancel_of_one_member_ends_that_one_and_the_launcher_says_so(sweep: Sweep):
-    asked = ["optimization.max_epochs=150", "rng_seed=0,1"]
-    launcher = sweep.start(*asked)
+def test_scancel_of_one_member_ends_only_that_member_and_is_reported(sweep: Sweep):
+    overrides = ["optimization.max_epochs=150", "rng_seed=0,1"]
+    launcher = sweep.start(*overrides)
     cancelled = sweep.wait_for_epoch("rng_seed_0", 10)
     command("scancel", sweep.job_id("rng_seed_0"))
     code, out, err = ended(launcher)
@@ -131,7 +131,7 @@ def test_scancel_of_one_member_ends_that_one_and_the_launcher_says_so(sweep: Swe
     assert epochs(cancelled) == list(range(1, 151))
 
 
-def test_a_job_killed_without_a_word_is_lost_and_resumed(sweep: Sweep):
+def test_a_killed_job_is_lost_and_resumed(sweep: Sweep):
     launcher = sweep.start("optimization.max_epochs=150", "rng_seed=0")
     run_dir = sweep.wait_for_epoch("rng_seed_0", 10)
     os.kill(json.loads((run_dir / "status.json").read_text())["pid"], signal.SIGKILL)
@@ -144,7 +144,7 @@ def test_a_job_killed_without_a_word_is_lost_and_resumed(sweep: Sweep):
     assert epochs(run_dir) == list(range(1, 151))
 
 
-def test_editing_the_configuration_changes_nothing_in_jobs_that_wait_though_the_launcher_is_killed(sweep: Sweep):
+def test_waiting_jobs_keep_their_configuration_after_an_edit_and_a_killed_launcher(sweep: Sweep):
     mine = sweep.cwd / "mine" / "experiment" / "mine.yaml"
     mine.parent.mkdir(parents=True)
     written = "# @package _global_\ndefaults:\n  - debug\noptimization:\n  max_epochs: {}\n"
@@ -153,8 +153,8 @@ def test_editing_the_configuration_changes_nothing_in_jobs_that_wait_though_the_
         "sbatch", "--parsable", "--nodes=2", "--partition=urgent", "--output=/dev/null", "--wrap=sleep 90"
     )
     wait_until(lambda: command("squeue", "--noheader", f"--jobs={blocker}", "--format=%T") == "RUNNING")
-    asked = ["experiment=mine", "rng_seed=0,1", "--config-dir", str(mine.parents[1])]
-    left = sweep.start(*asked)
+    overrides = ["experiment=mine", "rng_seed=0,1", "--config-dir", str(mine.parents[1])]
+    left = sweep.start(*overrides)
     wait_until(lambda: len(list(sweep.folder.glob(".sweep/*/job.json"))) == 2)
     left.send_signal(signal.SIGINT)  # no terminal to ask at: the jobs are left alone
     code, out, _ = ended(left)
@@ -162,9 +162,9 @@ def test_editing_the_configuration_changes_nothing_in_jobs_that_wait_though_the_
     assert f"jobs {sweep.job_id('rng_seed_0').partition('_')[0]}_[0-1] remain in the queue" in out
     mine.write_text(written.format(7))
     command("scancel", blocker)
-    follower = sweep.start("resume", str(sweep.folder), script="import sys; sys.argv.insert(1, 'sweep');" + ESPER)
+    resuming = sweep.start("resume", str(sweep.folder), script="import sys; sys.argv.insert(1, 'sweep');" + ESPER)
     wait_until(lambda: len(sweep.statuses()) == 2)
-    follower.kill()
+    resuming.kill()
     code, out, err = sweep.run("resume", str(sweep.folder), script="import sys; sys.argv.insert(1, 'sweep');" + ESPER)
     assert (code, err) == (0, "")
     assert "2 runs: 0 submitted" in out
@@ -172,9 +172,9 @@ def test_editing_the_configuration_changes_nothing_in_jobs_that_wait_though_the_
         assert epochs(sweep.run_dir(seed)) == [1, 2, 3]
 
 
-def test_interrupting_the_launcher_cancels_if_that_was_asked(sweep: Sweep):
-    asked = ["optimization.max_epochs=500", "rng_seed=0,1,2", "hydra.launcher.on_interrupt=cancel"]
-    launcher = sweep.start(*asked)  # the third one waits
+def test_ctrl_c_cancels_with_on_interrupt_cancel(sweep: Sweep):
+    overrides = ["optimization.max_epochs=500", "rng_seed=0,1,2", "hydra.launcher.on_interrupt=cancel"]
+    launcher = sweep.start(*overrides)  # the third one waits
     run_dir = sweep.wait_for_epoch("rng_seed_0", 5)
     launcher.send_signal(signal.SIGINT)
     code, out, _ = ended(launcher)
@@ -188,7 +188,7 @@ def test_interrupting_the_launcher_cancels_if_that_was_asked(sweep: Sweep):
     assert "interrupted rng_seed=2: cancelled before it began" in out
 
 
-def test_what_sbatch_refuses_is_told_in_one_line(sweep: Sweep):
+def test_a_refusal_of_sbatch_is_one_line(sweep: Sweep):
     code, _, err = sweep.run("optimization.max_epochs=2", "rng_seed=0", "hydra.launcher.partition=gpu")
     assert code == 2
     assert err.startswith("error: hydra/launcher=slurm: sbatch refused: ")
@@ -196,17 +196,17 @@ def test_what_sbatch_refuses_is_told_in_one_line(sweep: Sweep):
     assert err.count("\n") == 1
 
 
-def test_with_accounting_sacct_tells_the_truth(sweep: Sweep):
+def test_with_accounting_sacct_has_the_final_states(sweep: Sweep):
     slurm_up(GRACE="20", ACCOUNTING="1")
     code, _, _ = sweep.run("optimization.max_epochs=2", "optimization.learning_rate=1e20,0.05")
     assert code == 1
 
-    def told() -> list[str]:
+    def states() -> list[str]:
         array = sweep.job_id("1e_20").partition("_")[0]
         shown = command("sacct", "--noheader", "--parsable2", "--allocations", f"--jobs={array}", "--format=State")
         return sorted(shown.splitlines())
 
-    wait_until(lambda: told() == ["COMPLETED", "FAILED"])
+    wait_until(lambda: states() == ["COMPLETED", "FAILED"])
 
 
 def _epochs_in_mlflow(cwd: Path) -> dict[str, int]:

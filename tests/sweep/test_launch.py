@@ -53,15 +53,15 @@ def member(sweep_dir: Path, name: str = "run-1", override: str = "rng_seed=1", *
 
 
 @pytest.mark.long
-def test_members_run_two_at_a_time_and_a_failed_one_is_told_at_the_end(tmp_path: Path):
-    asked = [*TINY, FAST, "hydra.launcher.jobs=2", "optimization.learning_rate=0.05,1e20,0.02"]
-    code, out, err = finish(start(*asked, cwd=tmp_path))
+def test_members_run_two_at_a_time_and_failures_are_printed_at_the_end(tmp_path: Path):
+    overrides = [*TINY, FAST, "hydra.launcher.jobs=2", "optimization.learning_rate=0.05,1e20,0.02"]
+    code, out, err = finish(start(*overrides, cwd=tmp_path))
     assert code == 1
     assert err.startswith("error: ")
     assert err.count("\n") == 1
     assert "optimization.learning_rate=1e+20: loss, gradient or weights" in err
     assert "3 runs: 3 submitted; this machine, 2 at a time" in out
-    code, out, err = finish(start(*asked, cwd=tmp_path))
+    code, out, err = finish(start(*overrides, cwd=tmp_path))
     assert code == 1
     assert "3 runs: 1 submitted, 2 already finished" in out
     code, out, _ = finish(start("sweep", "status", "outputs/debug", cwd=tmp_path, script=ESPER))
@@ -75,9 +75,9 @@ def test_members_run_two_at_a_time_and_a_failed_one_is_told_at_the_end(tmp_path:
 
 
 @pytest.mark.long
-def test_ctrl_c_cancels_what_runs_after_it_saved_and_resume_goes_on(tmp_path: Path):
-    asked = [*TINY, FAST, "rng_seed=0,1", "optimization.max_epochs=60", "hydra.launcher.on_interrupt=cancel"]
-    launcher = start(*asked, cwd=tmp_path)
+def test_ctrl_c_cancels_jobs_after_they_save_and_resume_continues_them(tmp_path: Path):
+    overrides = [*TINY, FAST, "rng_seed=0,1", "optimization.max_epochs=60", "hydra.launcher.on_interrupt=cancel"]
+    launcher = start(*overrides, cwd=tmp_path)
     sweep_dir = tmp_path / "outputs" / "debug"
     until = time.monotonic() + 60
     while not any('"epoch"' in path.read_text() for path in sweep_dir.glob("*/journal.jsonl")):
@@ -98,30 +98,30 @@ def test_ctrl_c_cancels_what_runs_after_it_saved_and_resume_goes_on(tmp_path: Pa
 
 
 @pytest.mark.long
-def test_ctrl_c_at_a_terminal_asks_and_leaves_what_is_not_cancelled(tmp_path: Path):
+def test_ctrl_c_at_a_terminal_asks_and_can_leave_the_jobs_running(tmp_path: Path):
     master, terminal = pty.openpty()
-    asked = [*TINY, FAST, "rng_seed=0", "optimization.max_epochs=60"]
-    launcher = start(*asked, cwd=tmp_path, stdin=terminal)
+    overrides = [*TINY, FAST, "rng_seed=0", "optimization.max_epochs=60"]
+    launcher = start(*overrides, cwd=tmp_path, stdin=terminal)
     os.close(terminal)
     assert launcher.stdout is not None
-    told = iter(launcher.stdout.readline, "")
-    assert any("running" in line for line in told)
+    lines = iter(launcher.stdout.readline, "")
+    assert any("running" in line for line in lines)
     launcher.send_signal(signal.SIGINT)
     os.write(master, b"n\n")
     code, out, _ = finish(launcher)
     os.close(master)
     assert code == 130
-    (one,) = members_of(tmp_path / "outputs" / "debug")
-    pid = one.job().id.partition("@")[0]
+    (submitted,) = members_of(tmp_path / "outputs" / "debug")
+    pid = submitted.job().id.partition("@")[0]
     assert f"1 runs are waiting or running as jobs {pid}. Cancel them? [y/N] jobs {pid} remain in the queue;" in out
-    assert not member_states([one])[one.name].is_over
-    code, out, err = finish(start(*asked, cwd=tmp_path))
+    assert not member_states([submitted])[submitted.name].is_over
+    code, out, err = finish(start(*overrides, cwd=tmp_path))
     assert (code, err) == (0, "")
     assert "1 runs: 0 submitted, 1 already submitted" in out
-    assert one.result() is not None
+    assert submitted.result() is not None
 
 
-def test_a_dry_run_lists_what_there_is_and_what_would_be_submitted_and_leaves_nothing(tmp_path: Path):
+def test_a_dry_run_lists_the_members_to_submit_and_leaves_nothing_behind(tmp_path: Path):
     code, out, err = finish(start(*TINY, "rng_seed=0,1", "dry_run=true", cwd=tmp_path))
     assert (code, err) == (0, "")
     rows = [line.split() for line in out.splitlines()]
@@ -148,7 +148,7 @@ def test_the_installed_command_has_the_launchers(tmp_path: Path):
 
 
 @pytest.mark.long
-def test_a_dry_run_says_which_member_cannot_train(tmp_path: Path):
+def test_a_dry_run_names_the_member_that_cannot_train(tmp_path: Path):
     code, _, err = finish(start(*TINY, "optimization.learning_rate=0.05,1e20", "dry_run=true", cwd=tmp_path))
     assert code == 1
     assert re.match(r"error: .*learning_rate=1e\+20.*: loss, gradient or weights at step 1 are not finite", err)
@@ -163,13 +163,13 @@ def test_a_frozen_member_reads_back_and_is_private(tmp_path: Path):
     assert (tmp_path / ".sweep").stat().st_mode & 0o777 == 0o700
 
 
-def test_members_come_in_the_order_of_their_overrides_whatever_their_names(tmp_path: Path):
+def test_members_are_sorted_by_their_overrides(tmp_path: Path):
     for name, seed in (("a", 10), ("b", 2), ("c", 1)):
         member(tmp_path, name, f"rng_seed={seed}")
     assert [one.overrides for one in members_of(tmp_path)] == [("rng_seed=1",), ("rng_seed=2",), ("rng_seed=10",)]
 
 
-def test_freezing_again_forgets_how_the_last_job_ended(tmp_path: Path):
+def test_freezing_again_removes_the_outcome_of_the_last_job(tmp_path: Path):
     one = member(tmp_path)
     one.begin()
     one.end("failed", reason="no luck")
@@ -193,7 +193,7 @@ def test_a_folder_without_a_sweep_is_refused(tmp_path: Path):
         members_of(tmp_path)
 
 
-def test_an_option_that_there_is_not_is_refused():
+def test_an_unknown_launcher_option_is_refused():
     with pytest.raises(ConfigError, match=r"hydra\.launcher\.jbos: no such setting; did you mean jobs\?"):
         queue_of("local", {"jbos": 2})
     assert isinstance(queue_of("local", {"jobs": 2}), LocalQueue)

@@ -1,4 +1,4 @@
-"""What a sweep leaves when it has ended, and what its sweeper hears."""
+"""The summary of a sweep that has ended, and the metric that its sweeper receives."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ import pytest
 from tests.test_train_app import COMMAND, esper_train
 
 THIN = ["experiment=debug", "debug_mode=false", "experiment_name=rates", "optimization.warmup_epochs=0.5"]
-HEARD = """
+PRINT_METRICS = """
 from hydra._internal.hydra import Hydra
 multirun = Hydra.multirun
-def heard(self, *args, **kwargs):
+def print_metrics(self, *args, **kwargs):
     batches = multirun(self, *args, **kwargs)
     print("METRICS", [one.return_value for batch in batches for one in batch])
     return batches
-Hydra.multirun = heard
+Hydra.multirun = print_metrics
 """
 
 
 @pytest.mark.long
-def test_a_sweep_ends_with_its_page_and_a_parent_and_its_sweeper_hears_the_validation_accuracy(tmp_path: Path) -> None:
+def test_a_sweep_ends_with_a_page_and_a_parent_run_and_its_sweeper_gets_the_validation_accuracy(tmp_path: Path) -> None:
     swept = ["optimization.learning_rate=0.02,0.05", "rng_seed=0,1", "tracking=mlflow"]
-    done = esper_train("-m", *THIN, *swept, cwd=tmp_path, script=HEARD + COMMAND)
+    done = esper_train("-m", *THIN, *swept, cwd=tmp_path, script=PRINT_METRICS + COMMAND)
     assert done.returncode == 0, done.stderr
     sweep_dir = tmp_path / "outputs" / "rates"
     assert "\noutputs/rates/comparison.html\n" in done.stdout
@@ -33,9 +33,9 @@ def test_a_sweep_ends_with_its_page_and_a_parent_and_its_sweeper_hears_the_valid
         "optimization.learning_rate=0.02": [0, 1],
         "optimization.learning_rate=0.05": [0, 1],
     }
-    (told,) = [line for line in done.stdout.splitlines() if line.startswith("METRICS")]
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("METRICS")]
     statuses = [json.loads(path.read_text()) for path in sweep_dir.glob("*/status.json")]
-    assert sorted(json.loads(told.removeprefix("METRICS "))) == sorted(
+    assert sorted(json.loads(line.removeprefix("METRICS "))) == sorted(
         one["result"]["val_accuracy"] for one in statuses
     )
     assert len(json.loads((sweep_dir / "mlflow.json").read_text())["run_ids"]) == 1
@@ -56,14 +56,14 @@ def test_a_failed_member_does_not_stop_a_sweep_and_is_left_out_of_its_page(tmp_p
 
 
 @pytest.mark.long
-def test_a_dry_sweep_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_a_dry_run_of_a_sweep_leaves_nothing_behind(tmp_path: Path) -> None:
     done = esper_train("-m", *THIN, "rng_seed=0,1", "dry_run=true", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.long
-def test_jobs_of_a_cluster_write_journals_only_and_the_end_of_the_sweep_reports_them(tmp_path: Path) -> None:
+def test_slurm_jobs_only_write_journals_and_the_summary_reports_them(tmp_path: Path) -> None:
     done = esper_train("-m", *THIN, "rng_seed=0,1", "tracking=mlflow", cwd=tmp_path, SLURM_JOB_ID="7")
     assert done.returncode == 0, done.stderr
     notices = [line for line in done.stdout.splitlines() if "a SLURM job leaves sqlite:///" in line]

@@ -1,4 +1,4 @@
-"""Hydra's sweepers that search see the validation accuracy of the runs, whatever launches them."""
+"""Hydra sweepers that search get the validation accuracy of the runs from every launcher."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ def test_a_sweeper_that_searches_gets_the_validation_accuracy(tmp_path: Path, la
     for path, text in ((plugin, SWEEPER), (group, "_target_: hydra_plugins.search.Search\n")):
         path.parent.mkdir(parents=True)
         path.write_text(text)
-    asked = ["experiment=debug", "debug_mode=false", "morphogenetic=off", f"hydra/launcher={launcher}"]
+    overrides = ["experiment=debug", "debug_mode=false", "morphogenetic=off", f"hydra/launcher={launcher}"]
     done = subprocess.run(
-        [sys.executable, "-c", TRAIN, "-m", *asked, "hydra/sweeper=search", "--config-dir", str(tmp_path / "conf")],
+        [sys.executable, "-c", TRAIN, "-m", *overrides, "hydra/sweeper=search", "--config-dir", str(tmp_path / "conf")],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": f"{ROOT}:{tmp_path}", "OMP_NUM_THREADS": "1"},
         capture_output=True,
