@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterable
 
@@ -32,14 +33,8 @@ def judge_kernel(life: Lifecycle, slot: SeedSlot) -> None:
         graft_id=graft.graft_id,
         site=graft.site,
         blueprint_id=graft.blueprint_id,
-        loss_off=verdict.loss_off,
-        loss_on=verdict.loss_on,
-        gain=verdict.gain,
-        lower_bound=verdict.lower_bound,
-        threshold=verdict.threshold,
+        **dataclasses.asdict(verdict),
         confidence=1.0 - significance,
-        num_examples=verdict.num_examples,
-        kept=verdict.kept,
         added_parameters=cost.num_parameters,
         added_macs=cost.num_macs,
         cost_macs=cost_macs,
