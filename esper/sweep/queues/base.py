@@ -27,7 +27,7 @@ class JobState:
 
     Attributes:
         state: waiting, running, ended, interrupted (cancelled before it began), or unknown (the queue did not respond).
-        reason: why, where the state does not tell.
+        reason: why, where the state alone does not explain it.
     """
 
     state: Literal["waiting", "running", "ended", "interrupted", "unknown"]
@@ -42,18 +42,16 @@ class Queue(Protocol):
         options_type: schema of the launcher's options.
         runs_here: jobs run on this machine, with its devices.
         options: the launcher's options.
+        requests_gpus: jobs get GPUs of another machine.
     """
 
     name: ClassVar[str]
     options_type: ClassVar[type[QueueOptions]]
     runs_here: ClassVar[bool]
     options: QueueOptions
+    requests_gpus: bool
 
     def __init__(self, options: Any) -> None: ...
-
-    @property
-    def requests_gpus(self) -> bool:
-        """Whether jobs get GPUs of another machine."""
 
     def require(self) -> None:
         """Raise a `RunError` if jobs cannot be submitted from this machine."""

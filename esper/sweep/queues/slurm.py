@@ -71,11 +71,7 @@ class SlurmQueue(Queue):
                 f"hydra.launcher.timeout_min={options.timeout_min}, which is {60 * options.timeout_min} s"
             )
         self.options = options
-
-    @property
-    def requests_gpus(self) -> bool:
-        """Whether jobs get GPUs of another machine."""
-        return self.options.gpus_per_node is not None
+        self.requests_gpus = options.gpus_per_node is not None
 
     def require(self) -> None:
         """Raise a `RunError` where there is no sbatch."""
