@@ -264,7 +264,7 @@ def _opened(
     listeners = [listener] if listener else []
     mine = ranks if who == "together" else None
     run = stack.enter_context(opened(config, folder / f"{arm}-{who}", listeners=listeners, ranks=mine))
-    run.begin_together()
+    run.synchronize_ranks()
     train_steps(run, _WARMUP_STEPS)
     wait(run)
     run.step.invalidate()

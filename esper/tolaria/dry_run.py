@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from esper.contracts.decisions import AdaptationDecision
 from esper.errors import SurgeryError
-from esper.tolaria.finite import require_finite
 from esper.tolaria.loop import train_step
+from esper.tolaria.metrics import require_finite
 from esper.tolaria.run import Run
 
 __all__ = ["DryRun", "dry_run"]

@@ -22,13 +22,12 @@ from esper.costs import training_macs
 from esper.errors import CheckpointError
 from esper.tolaria.checkpoints.contents import snapshot
 from esper.tolaria.checkpoints.resume import resume
-from esper.tolaria.finite import require_finite
 from esper.tolaria.library import record_outcomes, write_declared
+from esper.tolaria.metrics import StepLog, require_finite
 from esper.tolaria.optim import set_learning_rates
 from esper.tolaria.ranks import init_ranks
 from esper.tolaria.run import Run, capture_obstacle, open_run
 from esper.tolaria.state import TrainingState
-from esper.tolaria.step_log import StepLog
 from esper.tolaria.sums import Window
 from esper.tracking import environment, git_diff, write_atomically
 from esper.tracking.files import write_recipe
@@ -93,7 +92,7 @@ class TrainingLoop:
             resumed_from = resume(run)
             if resumed_from is None:
                 run.growth.begin()
-            run.begin_together()
+            run.synchronize_ranks()
             write_atomically(run.run_dir / "config.yaml", to_yaml(config))
             write_atomically(run.run_dir / "git.diff", git_diff())
             write_declared(run.run_dir, run.config.morphogenetic.library)
@@ -113,7 +112,7 @@ class TrainingLoop:
                 resumed_from=resumed_from,
             )
             self._announce(run, is_resumed=resumed_from is not None)
-            run.follow()
+            run.start_trackers()
         except BaseException:
             run.close()
             raise
@@ -167,7 +166,7 @@ class TrainingLoop:
         """Loss and accuracy of the controller split, in the number format of training."""
         run, step = self.run, self.state.global_step
         with run.step.ema_weights(step=step), run.step.autocast():
-            loss, accuracy = run.measure(run.parts.splits.controller)
+            loss, accuracy = run.evaluate_split(run.parts.splits.controller)
         run.emit(Validated, epoch=self.state.epoch, val_loss=loss, val_accuracy=accuracy)
         self._validation = (loss, accuracy)
         return loss, accuracy
@@ -213,8 +212,8 @@ class TrainingLoop:
         if run.step.ema is not None and run.step.ema.is_empty(step=step):
             run.warn("a module was removed after the last step: the result is of the weights, not of their average")
         with run.step.ema_weights(step=step):
-            validation = run.measure(splits.controller)
-            test = run.measure(splits.test)  # the only use of the test split in a run
+            validation = run.evaluate_split(splits.controller)
+            test = run.evaluate_split(splits.test)  # the only use of the test split in a run
         self.result = _result(run, validation=validation, test=test)
         self._finish_saving()
         write_recipe(run.run_dir / "recipe.json", run.model.recipe, host=self.config.model.name)

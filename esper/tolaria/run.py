@@ -43,16 +43,16 @@ from esper.tracking import Journal, TrackerThread, trackers
 __all__ = ["Run", "capture_obstacle", "open_run"]
 
 _NORM_BATCHES = 20
-"""Training batches from which batch-norm statistics are estimated anew."""
+"""Training batches for re-estimating batch-norm statistics."""
 _NORM_IMAGES = 2048
-"""Roughly how many images they hold at most where images are streamed."""
-_PUBLISH_S = 0.5
-"""How often the bus is brought up to date."""
+"""Approximate limit of images in them if images are streamed."""
+_BUS_INTERVAL_S = 0.5
+"""Seconds between publications on the bus."""
 
 
 @dataclass(kw_only=True)
 class Run:
-    """What a training works with; `close` releases it.
+    """Everything that a training uses; `close` releases it.
 
     Attributes:
         schedule: the host's learning rate by optimizer step.
@@ -93,11 +93,11 @@ class Run:
         """Optimizer steps of the whole training."""
         return self.steps_per_epoch * self.config.optimization.max_epochs
 
-    def begin_together(self) -> None:
-        """Let all processes begin with the first one's weights, each with random numbers of its own.
+    def synchronize_ranks(self) -> None:
+        """Broadcast rank 0's weights, and give each rank its own random numbers.
 
         Raises:
-            RankError: they have different settings, data or networks.
+            RankError: ranks have different settings, data or networks.
         """
         ranks, config = self.ranks, self.config
         if ranks.size == 1:
@@ -114,57 +114,56 @@ class Run:
         if not ranks.is_rank0:
             torch.manual_seed(derive_seed(ranks.rank + ranks.size * self.state.global_step, config.rng_seed))
 
-    def measure(self, split: ImageSet | FileSet) -> tuple[float, float]:
-        """Mean loss in nats and accuracy in [0, 1] of a split; each process takes a part of it.
+    def evaluate_split(self, split: ImageSet | FileSet) -> tuple[float, float]:
+        """Mean loss in nats and accuracy in [0, 1] of a split.
 
-        All do so with the first one's batch-norm statistics.
+        Each rank evaluates a shard, with rank 0's batch-norm statistics.
         """
         ranks = self.ranks
         if ranks.size == 1:
             return evaluate(self.model, self.parts.evaluation_batches(split))
         ranks.broadcast(self.model.buffers())
-        mine = split[torch.arange(len(split))[ranks.shard(len(split))]]
+        shard = split[torch.arange(len(split))[ranks.shard(len(split))]]
         sums = torch.zeros(2, dtype=torch.float64, device=self.parts.device)
-        if len(mine):
-            losses, hits = example_losses(self.model, self.parts.evaluation_batches(mine))
-            sums += torch.stack([losses.double().sum(), hits.double().sum()])
+        if len(shard):
+            losses, correct = example_losses(self.model, self.parts.evaluation_batches(shard))
+            sums += torch.stack([losses.double().sum(), correct.double().sum()])
         ranks.all_reduce_sum([sums])
         loss, accuracy = (sums / len(split)).tolist()
         return loss, accuracy
 
-    def follow(self) -> None:
-        """Report to the trackers that the configuration names, from the journal's beginning on."""
+    def start_trackers(self) -> None:
+        """Report the journal, from its beginning, to the configured trackers."""
         if not self.ranks.is_rank0:
             return
-        tracking = self.config.tracking
+        tracking, started = self.config.tracking, []
         for tracker in trackers(tracking, run_dir=self.run_dir, outputs_dir=self.outputs_dir):
             if tracker.is_left_to_sync:
                 message = f"a SLURM job leaves {tracker.place} to `esper sync {self.run_dir}`, which a sweep's end does"
                 self.emit(Notice, level="INFO", message=message)
                 continue
-            interval_s = tracking.flush_interval_s
-            follower = TrackerThread(tracker, interval_s=interval_s, run_dir=self.run_dir, warn=self.warn)
-            self.closing.callback(follower.close)
+            started.append((tracker, tracking.flush_interval_s))
         if self.config.bus == "redis":
-            bus = bus_tracker(self.config.redis, run_dir=self.run_dir)
-            follower = TrackerThread(bus, interval_s=_PUBLISH_S, run_dir=self.run_dir, warn=self.warn)
-            self.closing.callback(follower.close)
+            started.append((bus_tracker(self.config.redis, run_dir=self.run_dir), _BUS_INTERVAL_S))
+        for tracker, interval_s in started:
+            thread = TrackerThread(tracker, interval_s=interval_s, run_dir=self.run_dir, warn=self.warn)
+            self.closing.callback(thread.close)
 
-    def stop_saving(self) -> None:
-        """Finish the checkpoints that are being written."""
+    def finish_checkpoints(self) -> None:
+        """Finish the checkpoints that are being written, and the writer's thread."""
         if problem := self.checkpoint_writer.close():
             self.warn(problem)
 
     def close(self) -> None:
-        """Finish the tracker, close the journal, let others write in the folder; safe to call twice."""
+        """Finish the trackers, close the journal and unlock the run folder; safe to call twice."""
         self.closing.close()
 
     def emit(self, kind: type[Event], **fields: Any) -> None:
-        """Journal an event of this step."""
+        """Write an event of the current step to the journal."""
         self.journal.write(kind(step=self.state.global_step, **fields))
 
     def warn(self, message: str) -> None:
-        """Tell the user something that does not stop the run."""
+        """Warn the user; the run continues."""
         self.emit(Notice, level="WARNING", message=message)
 
 
@@ -176,7 +175,7 @@ def open_run(
     listeners: Sequence[Callable[[Event], None]],
     ranks: Ranks | None = None,
 ) -> Run:
-    """Take the run folder and build everything; on an error nothing stays open.
+    """Lock the run folder and build everything; on an error nothing stays open.
 
     Raises:
         ConfigError, DataError, RunError: the configuration, the data or the folder cannot be used.
@@ -220,23 +219,12 @@ def open_run(
             rng_seed=config.rng_seed,
             host_cost=host_cost,
         )
+        num_batches, num_epochs = built.loader.num_batches, config.optimization.max_epochs
         schedule = functools.partial(
-            learning_rate,
-            config.optimization,
-            total_steps=built.loader.num_batches * config.optimization.max_epochs,
-            steps_per_epoch=built.loader.num_batches,
+            learning_rate, config.optimization, total_steps=num_batches * num_epochs, steps_per_epoch=num_batches
         )
-        growth = Growth(
-            life=life,
-            tamiyo=built.tamiyo,
-            schedule=schedule,
-            total_epochs=config.optimization.max_epochs,
-        )
-        writer = CheckpointWriter(
-            checkpoints,
-            keep=config.checkpoint.max_checkpoints,
-            sync=journal.sync,
-        )
+        growth = Growth(life=life, tamiyo=built.tamiyo, schedule=schedule, total_epochs=num_epochs)
+        writer = CheckpointWriter(checkpoints, keep=config.checkpoint.max_checkpoints, sync=journal.sync)
         run = Run(
             config=config,
             run_dir=run_dir,
@@ -259,8 +247,8 @@ def open_run(
             ranks=ranks,
             closing=stack,
         )
-        stack.callback(run.stop_saving)
-        stack.callback(step.invalidate)  # a graph goes before the connection that it talks through
+        stack.callback(run.finish_checkpoints)
+        stack.callback(step.invalidate)  # a CUDA graph must go before the communicator that it uses
         run.closing = stack.pop_all()
         return run
 
@@ -268,14 +256,14 @@ def open_run(
 def capture_obstacle(config: TolariaConfig) -> str | None:
     """Why the training step cannot be captured as a CUDA graph with these settings; None: it can."""
     if config.debug_mode:
-        return "debug_mode=true looks at every step"
+        return "debug_mode=true reads the device at every step"
     if config.model.gradient_checkpointing:
         return "model.gradient_checkpointing=true reads random states from the device"
     return None
 
 
 def _with_library(config: TolariaConfig, *, run_dir: Path, outputs_dir: Path, ranks: Ranks) -> TolariaConfig:
-    """See `with_library`; the first process asks the library and tells the others."""
+    """See `with_library`; rank 0 reads the library and broadcasts it."""
     config, definitions = ranks.on_rank0(
         functools.partial(with_library, config, run_dir=run_dir, outputs_dir=outputs_dir)
     )
@@ -285,7 +273,7 @@ def _with_library(config: TolariaConfig, *, run_dir: Path, outputs_dir: Path, ra
 
 
 def _parts(config: TolariaConfig, *, cache_dir: Path, run_id: str, ranks: Ranks) -> Parts:
-    """What a training needs, with this process's part of the batches; the first one decodes what all of them read."""
+    """Build the parts with this rank's shard of the batches; rank 0 goes first and writes the caches that all read."""
     device, rows = ranks.device(config.device), ranks.shard(config.dataset.batch_size)
     if not ranks.is_rank0:
         ranks.barrier()
@@ -323,7 +311,7 @@ def _regions(config: TolariaConfig, model: MorphableModel, device: torch.device)
     except ConfigError:
         if config.morphogenetic.enable_tamiyo:
             raise
-        blocks = []  # nothing needs to be grown, so nothing needs a name
+        blocks = []  # without growth, no layer needs a name
     regions.add_host(model.host, blocks)
     return regions
 
@@ -331,7 +319,7 @@ def _regions(config: TolariaConfig, model: MorphableModel, device: torch.device)
 def _growth_data(built: Parts, state: TrainingState) -> GrowthData:
     batch_size = built.loader.batch_size
     num_batches = min(_NORM_BATCHES, built.loader.num_batches)
-    if isinstance(built.splits.train, FileSet):  # they are decoded while growing waits
+    if isinstance(built.splits.train, FileSet):  # decoded while growth waits
         num_batches = min(num_batches, max(2, _NORM_IMAGES // batch_size))
     return GrowthData(
         controller=lambda: built.evaluation_batches(built.splits.controller),

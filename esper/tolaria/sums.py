@@ -1,4 +1,4 @@
-"""What training steps leave behind: sums on the device, and how they reach the host."""
+"""Sums of metrics over training steps: on the device, and copied to the host without waiting."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Window:
 
 
 class Mark:
-    """A point in the device's work; on a CPU, in time."""
+    """A point in the device's stream of work; on a CPU, a point in time."""
 
     def __init__(self, device: torch.device) -> None:
         self._event: torch.cuda.Event | None = None
@@ -36,12 +36,12 @@ class Mark:
             self._event.record()
 
     def wait(self) -> None:
-        """Wait until the device has come here."""
+        """Wait until the device has reached it."""
         if self._event is not None:
             self._event.synchronize()
 
     def seconds_since(self, earlier: Mark) -> float:
-        """Seconds of the device's time between two marks; waits."""
+        """Seconds between two marks on the device; waits for it."""
         if self._event is None or earlier._event is None:
             return self._time - earlier._time
         self.wait()
@@ -49,21 +49,21 @@ class Mark:
 
 
 class Reading:
-    """Figures on their way from the device; nothing waits for them before they are asked for.
+    """An asynchronous copy of metrics from the device; only `window` waits for it.
 
     Args:
-        values: loss, accuracy, gradient norm, steps (sums), first bad step; float64 (5,) on the device.
-        are_finite: whether all weights are finite, 0-dim bool there.
+        values: sums of loss, accuracy, gradient norm and steps, and the first bad step; float64 (5,) on the device.
+        are_finite: whether all weights are finite, 0-dim bool on the device.
     """
 
     def __init__(self, values: Tensor, are_finite: Tensor) -> None:
-        joined = torch.cat([values, are_finite.double()[None]])
-        self._host = torch.empty(6, dtype=torch.float64, pin_memory=joined.is_cuda)
-        self._host.copy_(joined, non_blocking=True)
-        self.mark = Mark(joined.device)
+        values = torch.cat([values, are_finite.double()[None]])
+        self._host = torch.empty(6, dtype=torch.float64, pin_memory=values.is_cuda)
+        self._host.copy_(values, non_blocking=True)
+        self.mark = Mark(values.device)
 
     def window(self) -> tuple[Window, bool]:
-        """The means, and whether all weights are finite; waits."""
+        """The means, and whether all weights are finite; waits for the device."""
         self.mark.wait()
         loss, accuracy, grad_norm, steps, bad_step, are_finite = self._host.tolist()
         count = max(steps, 1.0)
@@ -80,8 +80,9 @@ class Reading:
 class StepSums:
     """Sums over steps, on the device.
 
-    `epoch` holds (loss, hits / batch, gradient norm, steps) since the epoch began, `bad_step` the first bad step
-    of the run or -1.
+    Attributes:
+        epoch: sums of (loss, accuracy, gradient norm, 1) over the steps of the epoch, float64 (4,).
+        bad_step: first step of the run whose loss or gradient was not finite, or -1.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -89,6 +90,6 @@ class StepSums:
         self.bad_step = torch.full((), -1, dtype=torch.int64, device=device)
 
     def start_reading(self, are_finite: Tensor, *, since: Tensor | None = None) -> Reading:
-        """Begin to read the means since the epoch began, or since an earlier value of `epoch`."""
+        """Start to read the means over the epoch, or since an earlier value of `epoch`."""
         sums = self.epoch - since if since is not None else self.epoch
         return Reading(torch.cat([sums, self.bad_step.double()[None]]), are_finite)

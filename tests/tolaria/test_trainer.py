@@ -12,7 +12,7 @@ from esper.errors import DivergenceError
 from esper.tolaria import TolariaTrainer
 from esper.tolaria.checkpoints.files import find_checkpoints
 from esper.tolaria.evaluate import evaluate
-from esper.tolaria.finite import require_finite
+from esper.tolaria.metrics import require_finite
 from esper.tolaria.sums import Window
 from tests.conftest import tiny_config, use
 
