@@ -12,7 +12,7 @@ from benchmarks.growth_latency import main
 
 
 @pytest.mark.long
-def test_each_growth_is_at_another_site_and_every_part_of_its_pause_is_told(
+def test_each_growth_is_at_another_site_and_every_part_of_its_pause_is_reported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "growth_latency.json"
@@ -33,9 +33,7 @@ def test_each_growth_is_at_another_site_and_every_part_of_its_pause_is_told(
     assert f"goal median <= 1 s, uncompiled: {told}" in printed
 
 
-def test_growths_for_which_there_is_no_time_are_not_told_as_done(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_growths_after_the_budget_are_not_reported_as_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     small = ("--device", "cpu", "--model", "resnet_small", "--images", "400", "--batch-size", "8")
     main([*small, "--compiled-growths", "0", "--budget-seconds", "0", "--out", str(tmp_path / "growth.json")])
     printed = capsys.readouterr().out

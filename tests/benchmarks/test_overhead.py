@@ -34,7 +34,7 @@ def test_dormant_seeds_are_compared_with_off_in_blocks_of_steps(
     assert "goal >= 0.99: " in printed
 
 
-def test_without_mlflow_the_tracker_is_told_as_not_run(
+def test_without_mlflow_the_tracker_is_reported_as_not_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)

@@ -63,7 +63,7 @@ def test_after_a_growth_all_processes_have_the_same_weights_which_go_on_changing
     assert growth["pause_s"] > growth["deciding_s"] > growth["scoring_s"] > 0  # of the same process here
 
 
-def test_what_begins_after_the_budget_is_not_measured_and_is_told(
+def test_a_cell_after_the_budget_is_not_measured_and_is_reported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "scaling.json"

@@ -32,7 +32,7 @@ def test_esper_and_a_plain_loop_are_measured_in_every_round(tmp_path: Path, caps
     assert all(f"| {name} | 32 | no |" in printed for name in (*rates, "off, end to end / fastest peer"))
 
 
-def test_what_fails_and_what_there_was_no_time_for_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_failures_and_skipped_contenders_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "throughput.json"
     main([*SMALL, "--out", str(out), "--parts", "esper,bare", "--model", "resnet99"])
     assert capsys.readouterr().out.count("failed: ConfigError: model.name=resnet99") == 3
