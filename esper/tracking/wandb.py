@@ -113,9 +113,8 @@ class WandbRun:
             assert self.history.started is not None
             self._attach(self.history.started)
         rows = {step: self._rows.pop(step) for step in list(self._rows) if step < before}
-        new = {
-            step: row for step, row in rows.items() if step > self._last_logged
-        }  # a server may have more than wandb.json says
+        # A server may have more rows than wandb.json says.
+        new = {step: row for step, row in rows.items() if step > self._last_logged}
         if new:
             self._last_logged = max(new)
             self._save_state(status="running")
