@@ -139,7 +139,9 @@ class Run:
         tracking, started = self.config.tracking, []
         for tracker in trackers(tracking, run_dir=self.run_dir, outputs_dir=self.outputs_dir):
             if tracker.is_left_to_sync:
-                message = f"a SLURM job leaves {tracker.place} to `esper sync {self.run_dir}`, which a sweep's end does"
+                message = (
+                    f"a SLURM job does not write {tracker.place}; `esper sync {self.run_dir}`, or a sweep's end, does"
+                )
                 self.emit(Notice, level="INFO", message=message)
                 continue
             started.append((tracker, tracking.flush_interval_s))
