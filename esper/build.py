@@ -1,4 +1,4 @@
-"""From a checked configuration to the parts of a run."""
+"""Build the parts of a run from a validated configuration."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ __all__ = ["Parts", "bus_tracker", "parts", "select_device"]
 _NO_LIMIT = 10**6
 _EVALUATION_BATCH = 512
 _EVALUATION_PIXELS = _EVALUATION_BATCH * 96 * 96
-"""Scoring keeps activations in float32: of a ResNet-50 some 10 GB for so many."""
+"""Limit for scoring, which keeps activations in float32: about 10 GB for a ResNet-50."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
-    """What a training needs; everything but image files lies on `device`."""
+    """The parts of a training; everything but image files is on `device`."""
 
     device: torch.device
     splits: DataSplits
@@ -59,7 +59,7 @@ class Parts:
         return self.splits.train.shape
 
     def evaluation_batches(self, split: ImageSet | FileSet) -> Iterator[tuple[Tensor, Tensor]]:
-        """A new pass over a split, without augmentation, in batches of 512 images; of fewer where these are large."""
+        """A new pass over a split, without augmentation, in batches of 512 images, or fewer if they are large."""
         _, height, width = self.input_shape
         size = min(_EVALUATION_BATCH, max(1, _EVALUATION_PIXELS // (height * width)))
         if isinstance(split, ImageSet):
@@ -67,7 +67,7 @@ class Parts:
         return stream_batches(split, size, prepare=self.prepare, pool=self.pool, device=self.device)
 
     def close(self) -> None:
-        """End the processes that decode, if there are any, and take leave of Tamiyo; safe to call twice."""
+        """Stop the decoding processes and disconnect from Tamiyo; safe to call twice."""
         self.pool.close()
         self.tamiyo.close()
 
@@ -82,14 +82,14 @@ def parts(
 ) -> Parts:
     """Load the data, build the host and make it morphable.
 
-    Initial weights, splits, order and augmentation follow from `rng_seed` alone.
+    Initial weights, splits, shuffle order and augmentation depend on `rng_seed` alone.
 
     Args:
         config: what to build.
-        cache_dir: where decoded image folders are kept.
+        cache_dir: where decoded image folders are cached.
         run_id: name of the run on the bus.
-        device: where everything goes; None: the one that the configuration names.
-        rows: which rows of a batch this process trains on.
+        device: None: the configured one.
+        rows: this rank's rows of a batch.
 
     Raises:
         ConfigError: the device or a layer does not exist.
@@ -106,7 +106,7 @@ def parts(
         channels_last=model.memory_format is torch.channels_last,
         device=device,
     )
-    pool = DecodePool(config.dataset.num_workers)  # no process starts before a batch is wanted
+    pool = DecodePool(config.dataset.num_workers)  # processes start with the first batch
     loader: Loader
     if isinstance(splits.train, ImageSet):
         loader = TrainLoader(splits.train, config.dataset, rng_seed=config.rng_seed, prepare=prepare, rows=rows)
@@ -136,7 +136,7 @@ def _tamiyo(config: TolariaConfig, run_id: str) -> TamiyoClient:
         found = [urza.get(name).definition for name in config.morphogenetic.library]
         return [definition for definition in found if definition is not None]
 
-    # No answer is waited for beyond the deadline, not even a server's.
+    # The deadline also limits the wait for the Redis server.
     timeout_s = min(config.redis.timeout_s, config.morphogenetic.tamiyo_deadline_s)
     return SharedTamiyo(
         RedisBus(dataclasses.replace(config.redis, timeout_s=timeout_s)),
@@ -158,10 +158,10 @@ def bus_tracker(config: RedisConfig, *, run_dir: Path) -> Tracker:
 
 
 def select_device(name: str) -> torch.device:
-    """The device that a setting names; auto is CUDA where there is one.
+    """The device that a setting names; auto is CUDA if available.
 
     Raises:
-        ConfigError: CUDA was asked for and is not there.
+        ConfigError: CUDA is not available.
     """
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device=cuda: this machine has no usable CUDA device; set device=cpu or device=auto")
@@ -172,10 +172,12 @@ def select_device(name: str) -> torch.device:
 
 def _build_model(config: TolariaConfig, splits: DataSplits, device: torch.device) -> MorphableModel:
     channels, height, width = splits.train.shape
-    found = len(splits.class_names)
-    num_classes = config.model.num_classes or found
-    if num_classes < found:
-        raise ConfigError(f"model.num_classes={num_classes}: {config.dataset.name} has {found} classes; set it to null")
+    num_found = len(splits.class_names)
+    num_classes = config.model.num_classes or num_found
+    if num_classes < num_found:
+        raise ConfigError(
+            f"model.num_classes={num_classes}: {config.dataset.name} has {num_found} classes; set it to null"
+        )
     host = build_host(config.model, in_channels=channels, image_size=height, num_classes=num_classes)
     host = host.to(device)
     host = host.to(memory_format=memory_format(host, channels_last=config.channels_last, device=device))
@@ -198,7 +200,7 @@ def _build_model(config: TolariaConfig, splits: DataSplits, device: torch.device
 
 
 def _wrap_for_replay(config: TolariaConfig, host: nn.Module, *, input_shape: tuple[int, int, int]) -> MorphableModel:
-    """Sites of every kind, without limits: the recipe says what stands where, and it must fit."""
+    """Wrap with sites of every kind, without limits: the recipe determines what grows where."""
     path = Path(config.morphogenetic.recipe_path or "")
     recipe = read_recipe(path.expanduser())
     model = wrap(
@@ -212,14 +214,14 @@ def _wrap_for_replay(config: TolariaConfig, host: nn.Module, *, input_shape: tup
     sites = {slot.site.name for slot in model.all_slots()}
     if missing := [graft.site for graft in recipe if graft.site not in sites]:
         raise ConfigError(
-            f"morphogenetic.recipe_path={path}: it grew at {missing[0]}, which this network does not have; use the "
-            "model settings of the recorded run"
+            f"morphogenetic.recipe_path={path}: it has a module at {missing[0]}, a site that this network lacks; use "
+            "the model settings of the recorded run"
         )
     return model
 
 
 def _require_blueprints(config: MorphogeneticConfig, model: MorphableModel) -> None:
-    """Refuse settings under which nothing can ever grow, instead of training as if nothing had stood out."""
+    """Refuse settings under which nothing can ever grow."""
     for site in (slot.site for slot in model.all_slots()):
         if urza.allowed(config, site.kind, site.in_shape, site.out_shape):
             return

@@ -1,4 +1,4 @@
-"""Tolaria: the trainer, its loop, optimisation, checkpoints and service."""
+"""Tolaria: the trainer. Its loop, optimizer, growth, checkpoints and service."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Measuring a model without changing it."""
+"""Evaluate a model without changing it."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ T = TypeVar("T")
 def example_losses(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """Cross-entropy of every example, and whether it was classified correctly, in eval mode.
 
-    Parameters, buffers and the model's mode stay as they are. The forward pass is in float32, as judgements and results
-    want it, unless the caller is in autocast.
+    Parameters, buffers and the model's mode stay as they are. The forward pass is in float32 (as for verdicts and
+    results), unless the caller is in autocast.
 
     Returns:
-        Losses (N,) float32 and hits (N,) bool, on the model's device.
+        Losses (N,) float32 and correct (N,) bool, on the model's device.
     """
-    losses, hits = [], []
+    losses, correct = [], []
     with evaluating(model), torch.no_grad():
         for images, labels in batches:
             logits = model(images)
             losses.append(F.cross_entropy(logits, labels, reduction="none"))
-            hits.append(logits.argmax(dim=1) == labels)
-    return torch.cat(losses), torch.cat(hits)
+            correct.append(logits.argmax(dim=1) == labels)
+    return torch.cat(losses), torch.cat(correct)
 
 
 def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[float, float]:
     """Mean cross-entropy in nats and accuracy in [0, 1]; see `example_losses`."""
-    losses, hits = example_losses(model, batches)
-    return float(losses.double().mean()), float(hits.double().mean())
+    losses, correct = example_losses(model, batches)
+    return float(losses.double().mean()), float(correct.double().mean())
 
 
 def lowest(losses: Mapping[T, float]) -> T:
-    """What has the lowest loss; one that is not finite is worse than any other."""
-    return min(losses, key=lambda tried: (not math.isfinite(losses[tried]), losses[tried]))
+    """The key with the lowest loss; a loss that is not finite is the highest."""
+    return min(losses, key=lambda key: (not math.isfinite(losses[key]), losses[key]))

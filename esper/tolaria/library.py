@@ -1,7 +1,7 @@
-"""What a run takes from the blueprint library, and leaves there.
+"""A run's use of the blueprint library: it reads blueprints at the start, and may record outcomes at the end.
 
-The library is read once, when a run begins; the folder of the run then holds the definitions (`blueprints.json`), and
-so does every recipe: resuming, replaying and exporting need no database.
+The definitions are copied into the run folder (`blueprints.json`) and into recipes, so that resuming, replaying and
+exporting need no database.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ _FILE = "blueprints.json"
 
 
 def with_library(config: TolariaConfig, *, run_dir: Path, outputs_dir: Path) -> tuple[TolariaConfig, list[str]]:
-    """The configuration with the library's blueprints by their ids, and their definitions.
+    """The configuration with its library blueprints resolved to ids, and their definitions.
 
-    Those that the run folder holds already stay what they were, whatever the library says now.
+    Definitions in the run folder take precedence over the library's.
 
     Raises:
         ConfigError: the library cannot be used, has no such blueprint, or it is quarantined.
@@ -37,22 +37,24 @@ def with_library(config: TolariaConfig, *, run_dir: Path, outputs_dir: Path) -> 
     if not growth.enable_tamiyo or growth.policy == "replay":  # a recipe holds its definitions
         return dataclasses.replace(config, morphogenetic=dataclasses.replace(growth, library=[])), []
     own = growth.blueprint if growth.blueprint not in (None, *urza.CATALOGUE) else None
-    asked = list(dict.fromkeys([*growth.library, *([own] if own else [])]))
-    recorded = {alias: one for one in declare_recorded(run_dir) for alias in _aliases(one)}
-    found = {name: recorded[name] for name in asked if name in recorded}
-    if missing := [name for name in asked if name not in found]:
+    names = list(dict.fromkeys([*growth.library, *([own] if own else [])]))
+    recorded = {alias: blueprint for blueprint in declare_recorded(run_dir) for alias in _aliases(blueprint)}
+    found = {name: recorded[name] for name in names if name in recorded}
+    if missing := [name for name in names if name not in found]:
         key = "blueprint" if missing == [own] else "library"
         found |= _look_up(missing, config.database, key=key, outputs_dir=outputs_dir)
     definitions = {blueprint.blueprint_id: blueprint.definition or "" for blueprint in found.values()}
     only = found[own].blueprint_id if own else growth.blueprint
     growth = dataclasses.replace(growth, library=sorted(definitions), blueprint=only)
-    return dataclasses.replace(config, morphogenetic=growth), [definitions[one] for one in growth.library]
+    return dataclasses.replace(config, morphogenetic=growth), [
+        definitions[blueprint_id] for blueprint_id in growth.library
+    ]
 
 
 def _look_up(names: Sequence[str], config: DatabaseConfig, *, key: str, outputs_dir: Path) -> dict[str, Blueprint]:
     if built_in := [name for name in names if name in urza.CATALOGUE]:
-        raise ConfigError(f"morphogenetic.library: {built_in[0]!r} is built in and may grow anyway; leave it out")
-    from esper.urza.store import Store  # SQLAlchemy is only needed by who has a library
+        raise ConfigError(f"morphogenetic.library: {built_in[0]!r} is built in and needs no library; leave it out")
+    from esper.urza.store import Store  # lazily: only runs with a library need SQLAlchemy
 
     try:
         with contextlib.closing(Store(config, outputs_dir=outputs_dir)) as store:
@@ -61,12 +63,12 @@ def _look_up(names: Sequence[str], config: DatabaseConfig, *, key: str, outputs_
     except (ConfigError, StoreError) as error:
         hint = nearest(names[0], urza.CATALOGUE).removeprefix("; ") or f"there are {', '.join(urza.CATALOGUE)}"
         raise ConfigError(
-            f"morphogenetic.{key}: {names[0]!r} is not built in ({hint}), and of the library: {error}"
+            f"morphogenetic.{key}: {names[0]!r} is not built in ({hint}), and not in the library: {error}"
         ) from None
     for name, reason in reasons.items():
         if reason is not None:
             raise ConfigError(
-                f"morphogenetic.{key}: {name!r} is quarantined: {reason}; leave it out, or try again with: "
+                f"morphogenetic.{key}: {name!r} is quarantined: {reason}; leave it out, or characterise it again: "
                 f"esper urza characterise {name} --again"
             )
     return found
@@ -77,7 +79,7 @@ def _aliases(blueprint: Blueprint) -> tuple[str, str]:
 
 
 def declare_recorded(run_dir: Path) -> list[Blueprint]:
-    """Make known what a run took from the library; returns it.
+    """Declare the library blueprints recorded in a run folder; returns them.
 
     Raises:
         RunError: the file is damaged.
@@ -85,16 +87,16 @@ def declare_recorded(run_dir: Path) -> list[Blueprint]:
     file = run_dir / _FILE
     try:
         definitions = json.loads(file.read_text())
-        return [urza.declare(json.dumps(one), where=str(file)) for one in definitions]
+        return [urza.declare(json.dumps(definition), where=str(file)) for definition in definitions]
     except FileNotFoundError:
         return []
     except (OSError, ValueError, TypeError) as error:  # a ConfigError is a ValueError
-        raise RunError(f"{file} cannot be used: {error}; start anew with fresh=true") from None
+        raise RunError(f"{file} cannot be used: {error}; start over with fresh=true") from None
 
 
 def write_declared(run_dir: Path, blueprint_ids: Sequence[str]) -> None:
-    """Write into a run folder what the run took from the library, if anything."""
-    definitions = [json.loads(urza.get(one).definition or "") for one in blueprint_ids]
+    """Write the definitions of a run's library blueprints, if it has any, into its folder."""
+    definitions = [json.loads(urza.get(name).definition or "") for name in blueprint_ids]
     if definitions:
         write_atomically(run_dir / _FILE, json.dumps(definitions, indent=1) + "\n")
 

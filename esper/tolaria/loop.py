@@ -193,8 +193,8 @@ class TrainingLoop:
             epoch_time=state.epoch_seconds + time.monotonic() - started,
         )
         run.journal.write(metrics)
-        if run.step.regions is not None and (news := run.step.regions.news()):
-            run.emit(Notice, level=news[0], message=news[1])
+        if run.step.regions is not None and (notice := run.step.regions.notice()):
+            run.emit(Notice, level=notice[0], message=notice[1])
         is_last = self._is_over()
         run.growth.end_of_epoch(is_last=is_last)
         if state.adaptations_this_epoch:

@@ -1,8 +1,8 @@
-"""Compiling the training step by regions: each block of the host, what lies around them, each module that grows.
+"""Regional torch.compile of the training step: each block of the host, the layers around them, each grown module.
 
-Every region is compiled for itself and in place: modules, hooks and state-dict keys stay, equal blocks share a graph,
-and what grows later adds graphs of its own and leaves the others alone. Only the training step runs what was compiled;
-evaluating, scoring and checking run the plain forward functions, with their own batch sizes and modes.
+Every region is compiled separately and in place: modules, hooks and state-dict keys stay, equal blocks share a graph,
+and a module that grows later adds its own graph without recompiling others. Only the training step runs compiled code;
+evaluation, scoring and checks run the plain forward functions, with their own batch sizes and modes.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ __all__ = ["Regions"]
 P = ParamSpec("P")
 R = TypeVar("R")
 
-LIMIT = 128
-"""Graphs of one run. A healthy run needs one for each different block and one for each module that grows."""
+MAX_GRAPHS = 128
+"""Limit of graphs in a run. It should need one for each different block and each grown module."""
 
 
 class Regions:
     """The compiled regions of a training step.
 
     Args:
-        backend: what compiles a graph: a name or function that `torch.compile` takes.
+        backend: of `torch.compile`: a name or function.
 
     Attributes:
         num_graphs: graphs compiled so far.
@@ -38,58 +38,58 @@ class Regions:
 
     def __init__(self, backend: str | Callable[..., Any] = "inductor") -> None:
         self.num_graphs = 0
-        self._num_told = 0
+        self._num_reported = 0
         self._active = False
         self._compiler: Callable[..., Any] = torch._dynamo.lookup_backend(backend)
-        # Without the first, a hook that growing puts inside a compiled block would be ignored. Beyond the limits dynamo
-        # would run functions uncompiled without a word; `is_exhausted` tells.
+        # Guards: else a hook that growth adds inside a compiled block is ignored. Limits: beyond them dynamo silently
+        # runs functions uncompiled, which `limit_reached` reports.
         torch._dynamo.config.skip_nnmodule_hook_guards = False
-        torch._dynamo.config.recompile_limit = LIMIT
-        torch._dynamo.config.accumulated_recompile_limit = 4 * LIMIT
+        torch._dynamo.config.recompile_limit = MAX_GRAPHS
+        torch._dynamo.config.accumulated_recompile_limit = 4 * MAX_GRAPHS
 
     @property
-    def is_exhausted(self) -> bool:
-        """Whether the limit of graphs was hit: something is compiled again and again, and now runs uncompiled."""
-        return self.num_graphs >= LIMIT
+    def limit_reached(self) -> bool:
+        """Whether so many graphs were compiled that everything now runs uncompiled."""
+        return self.num_graphs >= MAX_GRAPHS
 
-    def news(self) -> tuple[str, str] | None:
-        """Level and text of what the user should know, once: graphs that were compiled since the last call."""
-        if self.num_graphs == self._num_told:
+    def notice(self) -> tuple[str, str] | None:
+        """Level and message about graphs compiled since the last call; None if there are none."""
+        if self.num_graphs == self._num_reported:
             return None
-        self._num_told = self.num_graphs
-        if self.is_exhausted:
+        self._num_reported = self.num_graphs
+        if self.limit_reached:
             return "WARNING", (
                 f"compile_model: {self.num_graphs} graphs compiled, which is the limit: some part of the network is "
-                "compiled again and again; the run goes on uncompiled"
+                "recompiled again and again; the run continues uncompiled"
             )
         return "INFO", f"compile_model: {self.num_graphs} graphs compiled so far"
 
     def add_host(self, host: nn.Module, blocks: Sequence[str]) -> None:
-        """Compile a network: the blocks of these names each for itself, and what lies around them, or all of it."""
+        """Compile each named block, and the rest of the network; without blocks, the network as a whole."""
         for name in blocks:
             self.add(host.get_submodule(name))
         for child in dict.fromkeys(name.partition(".")[0] for name in blocks):
             layer = host.get_submodule(child)
-            if child not in blocks:  # a graph of its own is what its blocks have
+            if child not in blocks:  # its blocks have graphs of their own
                 layer.forward = torch.compiler.disable(layer.forward)  # type: ignore[no-untyped-call]
         self.add(host)
 
     def add(self, module: nn.Module) -> None:
-        """Compile a module's forward function; hooks on the module itself stay outside."""
+        """Compile a module's forward function; hooks on the module itself are not compiled."""
         module.forward = self.compiled(module.forward)
 
     def compiled(self, function: Callable[P, R]) -> Callable[P, R]:
-        """The function, compiled while these regions are active and plain otherwise."""
+        """Wrap a function: compiled while these regions are active, plain otherwise."""
         fast = torch.compile(function, backend=self._compile, dynamic=False)
 
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
-            return (fast if self._active and not self.is_exhausted else function)(*args, **kwargs)
+            return (fast if self._active and not self.limit_reached else function)(*args, **kwargs)
 
         return call
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Run compiled what is compiled.
+        """Context manager: run the compiled functions.
 
         Raises:
             ConfigError: this machine cannot compile.
@@ -99,7 +99,7 @@ class Regions:
             yield
         except torch._dynamo.exc.BackendCompilerFailed as error:
             reason = one_line(error.inner_exception, max_length=200)
-            raise ConfigError(f"compile_model=true: {reason}; mend that or set compile_model=false") from error
+            raise ConfigError(f"compile_model=true: {reason}; fix that or set compile_model=false") from error
         finally:
             self._active = False
 

@@ -1,4 +1,4 @@
-"""The folder of a run: who may write in it, how it stands, and its frozen configuration."""
+"""The folder of a run: its lock and its status."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ __all__ = ["RunFolder"]
 
 
 class RunFolder:
-    """Owner of a run folder while a process works on it.
+    """A run folder, which one process at a time may write in.
 
-    Holds `.lock`, which keeps a second writer out, `status.json` and `config.yaml`.
+    `.lock` keeps a second writer out; `status.json` is the run's status.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path.absolute()
-        self._lock = FileLock(self.path / ".lock", thread_local=False)  # taken and released in different threads
+        self._lock = FileLock(self.path / ".lock", thread_local=False)  # acquired and released in different threads
 
     def acquire(self) -> None:
         """Create the folder and lock it.
@@ -36,18 +36,18 @@ class RunFolder:
             self._lock.acquire(timeout=0)
         except Timeout:
             raise RunError(
-                f"{self.path} is in use by another process; wait for it, stop it, or change a setting to get a run of "
-                "its own"
+                f"{self.path} is in use by another process; wait for it, stop it, or change a setting to get another "
+                "run folder"
             ) from None
         except OSError as error:
             raise RunError(f"cannot write in {self.path}: {error.strerror or error}") from None
 
     def release(self) -> None:
-        """Let others write; safe to call twice."""
+        """Unlock the folder; safe to call twice."""
         self._lock.release()
 
     def status(self) -> dict[str, Any]:
-        """What `status.json` says; {} for a new run."""
+        """The content of `status.json`; {} for a new run."""
         try:
             found = json.loads((self.path / "status.json").read_text())
         except FileNotFoundError:
@@ -64,7 +64,7 @@ class RunFolder:
         write_atomically(self.path / "status.json", json.dumps(content, indent=2) + "\n")
 
     def set_aside(self) -> Path | None:
-        """Make room for a fresh run: move what is here to a sibling folder, and return that; needs the lock."""
+        """Move the contents to a sibling folder to make room for a fresh run; returns it. Needs the lock."""
         contents = [entry for entry in self.path.iterdir() if entry.name != ".lock"]
         if not contents:
             return None

@@ -18,7 +18,7 @@ def learning_rate(config: OptimizationConfig, step: int, *, total_steps: int, st
 
     Args:
         config: peak learning rate, scheduler, warm-up.
-        step: steps done before this one, from 0.
+        step: its number, from 0.
         total_steps: steps of the whole training.
         steps_per_epoch: steps in an epoch, the unit of the warm-up.
     """

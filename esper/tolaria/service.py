@@ -1,4 +1,4 @@
-"""The service around a training: starting, stopping, signals and health."""
+"""A service around a training: start, stop, signals and health checks."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ __all__ = ["TolariaService"]
 
 
 class TolariaService:
-    """Own one training from start to stop.
+    """Run one training from start to stop.
 
     Attributes:
-        trainer: the trainer; there from `start` on.
-        running: between `start` and the end of `stop`.
-        signal_number: the signal that asked for the stop, if one did.
+        trainer: created by `start`.
+        running: from `start` to the end of `stop`.
+        signal_number: the signal that requested the stop, if any.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class TolariaService:
         self._signals: list[int] = []
 
     async def start(self) -> None:
-        """Initialise, launch the training as a task, and return.
+        """Initialise, start the training as a task, and return.
 
         Raises:
             EsperError: initialising failed; nothing is left running.
@@ -61,7 +61,7 @@ class TolariaService:
         self._task = asyncio.create_task(self._train(self.trainer), name="esper-training")
 
     async def run_training(self) -> None:
-        """Await the end of the training.
+        """Wait for the end of the training.
 
         Raises:
             EsperError: the training failed; `status.json` says so too.
@@ -72,7 +72,7 @@ class TolariaService:
         await asyncio.shield(self._task)
 
     async def stop(self) -> None:
-        """Ask the training to stop at the next step boundary, wait until it has saved, release everything.
+        """Stop the training at the next step boundary, wait until it has saved, and release everything.
 
         Safe to call twice, and after the training has ended by itself.
         """
@@ -80,14 +80,14 @@ class TolariaService:
             if self._task is not None:
                 if not self._task.done() and self.trainer.stop_reason is None:
                     self.trainer.request_stop("stopped by the program")
-                # A failed training has told whoever awaited it; stopping has nothing to add.
+                # Not awaited: the error of a failed training is raised by `run_training`.
                 await asyncio.wait([self._task])
             await self.trainer.shutdown()
         self._remove_signal_handlers()
         self.running = False
 
     def setup_signal_handlers(self) -> None:
-        """Stop gracefully on SIGINT, SIGTERM and SIGUSR2, with which SLURM says that a job's time is up.
+        """Stop gracefully on SIGINT, SIGTERM and SIGUSR2, which SLURM sends before a job's time limit.
 
         A second SIGINT interrupts at once, as Python does by default.
         """
@@ -97,10 +97,10 @@ class TolariaService:
             self._signals.append(number)
 
     async def health_check(self) -> dict[str, Any]:
-        """How the service stands, within two seconds.
+        """The service's health, within two seconds.
 
-        `status` is starting, healthy, stopping, stopped or failed, beside the counters. With `bus=redis`, `services`
-        lists the bus and who is alive on it, as `esper services status --json` does; none of them stops a training.
+        Besides counters, `status` is starting, healthy, stopping, stopped or failed. With `bus=redis`, `services` lists
+        the bus and the services alive on it, as `esper services status --json` does; training continues without them.
         """
         health = {"status": self._status(), **self._progress()}
         if self.config.bus == "redis":

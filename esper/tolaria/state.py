@@ -15,7 +15,7 @@ __all__ = ["TrainingState"]
 
 @dataclass(kw_only=True)
 class TrainingState:
-    """Current state of the training process; all of it is saved in a checkpoint.
+    """Counters of a training; all of them are saved in checkpoints.
 
     Attributes:
         epoch: epochs finished.
@@ -24,10 +24,10 @@ class TrainingState:
         best_loss: lowest validation loss so far.
         best_accuracy: validation accuracy of that epoch.
         epochs_since_best: epochs since the loss improved by `min_delta`, or since growth.
-        adaptations_this_epoch: decisions carried out after the last epoch.
-        total_adaptations: decisions carried out.
-        last_adaptation_epoch: epoch of the last one; -1: never.
-        epoch_seconds: time spent in the current epoch, over all processes that worked on it.
+        adaptations_this_epoch: decisions carried out at the end of the last epoch.
+        total_adaptations: decisions carried out in all.
+        last_adaptation_epoch: epoch of the last one; -1: none.
+        epoch_seconds: time spent in the current epoch, before and after resuming.
         total_seconds: time spent in the run before the current epoch.
         ledger: MACs spent so far.
         peak_parameters: most parameters the network has had.

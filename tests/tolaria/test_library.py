@@ -97,7 +97,7 @@ def test_a_run_keeps_what_it_began_with_whatever_the_library_says_later(library:
         store.add(text(kinds=["after"]))
     assert use(dataclasses.replace(config, database=_at(other)), run_dir, nothing) == before
     (run_dir / "blueprints.json").write_text("[1]")
-    with pytest.raises(RunError, match=r"blueprints.json cannot be used: .*start anew with fresh=true"):
+    with pytest.raises(RunError, match=r"blueprints.json cannot be used: .*start over with fresh=true"):
         use(config, run_dir, nothing)
 
 
@@ -117,7 +117,7 @@ def test_names_that_are_nowhere_are_refused_in_one_line_and_leave_nothing_behind
             {"morphogenetic__blueprint": "typo"},
             "'typo' is not built in .there are basic_block.*library: no blueprint 'typo'.*wide_depthwise",
         ),
-        ({"morphogenetic__library": ["conv1x1"]}, "'conv1x1' is built in and may grow anyway; leave it out"),
+        ({"morphogenetic__library": ["conv1x1"]}, "'conv1x1' is built in and needs no library; leave it out"),
     ):
         with pytest.raises(ConfigError, match=says):
             use(tiny_config(database=_at(library), **changes), run_dir, _train)

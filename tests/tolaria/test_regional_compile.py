@@ -115,16 +115,16 @@ def test_only_active_regions_run_compiled() -> None:
 
 
 def test_what_is_compiled_again_and_again_ends_uncompiled_with_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(regions, "LIMIT", 2)
+    monkeypatch.setattr(regions, "MAX_GRAPHS", 2)
     model = network()
     plain = copy.deepcopy(model)
     found = compiled(model)
     assert_steps_agree(model, plain, found)
     assert 2 <= found.num_graphs < HOST_GRAPHS
-    told = found.news()
+    told = found.notice()
     assert told is not None
     assert told[0] == "WARNING"
-    assert found.news() is None
+    assert found.notice() is None
 
 
 def test_a_machine_that_cannot_compile_is_told_in_one_line() -> None:

@@ -218,7 +218,7 @@ def test_a_recipe_of_another_host_is_a_config_error(run_dir: Path, tmp_path: Pat
     graft = Graft(graft_id=1, site="layer9.0:after", blueprint_id="conv1x1", init_seed=1, init_gain=0.5, born_step=6)
     write_recipe(recipe, [graft], host="resnet_small")
     config = tiny_config(morphogenetic__policy="replay", morphogenetic__recipe_path=str(recipe))
-    with pytest.raises(ConfigError, match=r"recipe_path=.*: it grew at layer9\.0:after, which this network"):
+    with pytest.raises(ConfigError, match=r"recipe_path=.*: it has a module at layer9\.0:after, a site that this"):
         use(config, run_dir, lambda trainer: trainer.train())
 
 
