@@ -133,8 +133,8 @@ def _tamiyo(config: TolariaConfig, run_id: str) -> TamiyoClient:
     from esper.tamiyo.remote import SharedTamiyo
 
     def definitions() -> list[str]:
-        found = [urza.get(name).definition for name in config.morphogenetic.library]
-        return [definition for definition in found if definition is not None]
+        declared = [urza.get(name).definition for name in config.morphogenetic.library]
+        return [definition for definition in declared if definition is not None]
 
     # The deadline also limits the wait for the Redis server.
     timeout_s = min(config.redis.timeout_s, config.morphogenetic.tamiyo_deadline_s)

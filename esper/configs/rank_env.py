@@ -56,7 +56,7 @@ def rank_env(environment: Mapping[str, str] = os.environ) -> RankEnv:
 
 def _checked(environment: Mapping[str, str], *, rank: str, size: str, local_rank: str) -> RankEnv:
     try:
-        found = RankEnv(
+        env = RankEnv(
             rank=int(environment[rank]),
             size=int(environment[size]),
             local_rank=int(environment[local_rank]),
@@ -70,9 +70,9 @@ def _checked(environment: Mapping[str, str], *, rank: str, size: str, local_rank
         ) from None
     except ValueError as error:
         raise ConfigError(f"{size}={environment[size]}: {error}; start with torchrun or srun") from None
-    if not 0 <= found.rank < found.size:
-        raise ConfigError(f"{rank}={found.rank}: {size} is {found.size}, so it must be 0 to {found.size - 1}")
-    return found
+    if not 0 <= env.rank < env.size:
+        raise ConfigError(f"{rank}={env.rank}: {size} is {env.size}, so it must be 0 to {env.size - 1}")
+    return env
 
 
 def _first_host(nodes: str) -> str:

@@ -39,12 +39,12 @@ def with_library(config: TolariaConfig, *, run_dir: Path, outputs_dir: Path) -> 
     own = growth.blueprint if growth.blueprint not in (None, *urza.CATALOGUE) else None
     names = list(dict.fromkeys([*growth.library, *([own] if own else [])]))
     recorded = {alias: blueprint for blueprint in declare_recorded(run_dir) for alias in _aliases(blueprint)}
-    found = {name: recorded[name] for name in names if name in recorded}
-    if missing := [name for name in names if name not in found]:
+    blueprints = {name: recorded[name] for name in names if name in recorded}
+    if missing := [name for name in names if name not in blueprints]:
         key = "blueprint" if missing == [own] else "library"
-        found |= _look_up(missing, config.database, key=key, outputs_dir=outputs_dir)
-    definitions = {blueprint.blueprint_id: blueprint.definition or "" for blueprint in found.values()}
-    only = found[own].blueprint_id if own else growth.blueprint
+        blueprints |= _look_up(missing, config.database, key=key, outputs_dir=outputs_dir)
+    definitions = {blueprint.blueprint_id: blueprint.definition or "" for blueprint in blueprints.values()}
+    only = blueprints[own].blueprint_id if own else growth.blueprint
     growth = dataclasses.replace(growth, library=sorted(definitions), blueprint=only)
     return dataclasses.replace(config, morphogenetic=growth), [
         definitions[blueprint_id] for blueprint_id in growth.library
@@ -58,8 +58,8 @@ def _look_up(names: Sequence[str], config: DatabaseConfig, *, key: str, outputs_
 
     try:
         with contextlib.closing(Store(config, outputs_dir=outputs_dir)) as store:
-            found = {name: store.get(name) for name in names}
-            reasons = {name: store.quarantined(blueprint.blueprint_id) for name, blueprint in found.items()}
+            blueprints = {name: store.get(name) for name in names}
+            reasons = {name: store.quarantined(blueprint.blueprint_id) for name, blueprint in blueprints.items()}
     except (ConfigError, StoreError) as error:
         hint = nearest(names[0], urza.CATALOGUE).removeprefix("; ") or f"there are {', '.join(urza.CATALOGUE)}"
         raise ConfigError(
@@ -71,7 +71,7 @@ def _look_up(names: Sequence[str], config: DatabaseConfig, *, key: str, outputs_
                 f"morphogenetic.{key}: {name!r} is quarantined: {reason}; leave it out, or characterise it again: "
                 f"esper urza characterise {name} --again"
             )
-    return found
+    return blueprints
 
 
 def _aliases(blueprint: Blueprint) -> tuple[str, str]:

@@ -154,10 +154,10 @@ class Ranks:
                 return None
             values: list[T | None] = [None] * self.size
             dist.all_gather_object(values, value)
-        return next(found for found in values if found is not None)
+        return next(v for v in values if v is not None)
 
-    def require_equal(self, what: str, found: Mapping[str, object]) -> None:
-        """Check that all ranks have found the same.
+    def require_equal(self, what: str, values: Mapping[str, object]) -> None:
+        """Check that all ranks have the same values.
 
         Raises:
             RankError: something differs; it names one such key.
@@ -166,7 +166,7 @@ class Ranks:
             return
         gathered: list[Mapping[str, object]] = [{}] * self.size
         with self._communicating():
-            dist.all_gather_object(gathered, found)
+            dist.all_gather_object(gathered, values)
         for rank, theirs in enumerate(gathered):
             for key in gathered[0].keys() | theirs.keys():
                 if gathered[0].get(key) != theirs.get(key):

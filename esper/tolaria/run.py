@@ -103,13 +103,13 @@ class Run:
         if ranks.size == 1:
             return
         splits = self.parts.splits
-        found = {
+        values = {
             "configuration": digest(config),
             "epoch": self.state.epoch,
             "images": [len(split) for split in (splits.train, splits.controller, splits.judge, splits.test)],
             "parameters": [(name, tuple(p.shape)) for name, p in self.model.named_parameters()],
         }
-        ranks.require_equal("the run", found)
+        ranks.require_equal("the run", values)
         ranks.broadcast([*self.model.parameters(), *self.model.buffers()])
         if not ranks.is_rank0:
             torch.manual_seed(derive_seed(ranks.rank + ranks.size * self.state.global_step, config.rng_seed))

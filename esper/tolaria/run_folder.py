@@ -49,14 +49,14 @@ class RunFolder:
     def status(self) -> dict[str, Any]:
         """The content of `status.json`; {} for a new run."""
         try:
-            found = json.loads((self.path / "status.json").read_text())
+            content = json.loads((self.path / "status.json").read_text())
         except FileNotFoundError:
             return {}
         except (OSError, ValueError) as error:
             raise RunError(
                 f"{self.path / 'status.json'} is unreadable ({error}); remove it, or use fresh=true"
             ) from None
-        return found if isinstance(found, dict) else {}
+        return content if isinstance(content, dict) else {}
 
     def set_status(self, status: str, *, reason: str = "", result: dict[str, Any] | None = None) -> None:
         """Write `status.json`: running, finished, failed or interrupted."""

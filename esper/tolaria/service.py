@@ -106,8 +106,8 @@ class TolariaService:
         if self.config.bus == "redis":
             from esper.oona.service import service_health  # imports the Redis client
 
-            found = await asyncio.to_thread(service_health, self.config.redis, timeout_s=0.4)  # five calls at most
-            health["services"] = [dataclasses.asdict(one) for one in found]
+            services = await asyncio.to_thread(service_health, self.config.redis, timeout_s=0.4)  # five calls at most
+            health["services"] = [dataclasses.asdict(service) for service in services]
         return health
 
     def _status(self) -> str:

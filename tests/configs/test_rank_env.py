@@ -21,8 +21,8 @@ def test_torchruns_variables_give_the_rank() -> None:
 
 
 def test_the_ranks_of_a_slurm_step_meet_at_its_first_machine() -> None:
-    found = rank_env(STEP)
-    assert (found.rank, found.size, found.local_rank, found.address) == (3, 4, 1, "gpu007")
+    env = rank_env(STEP)
+    assert (env.rank, env.size, env.local_rank, env.address) == (3, 4, 1, "gpu007")
 
 
 @pytest.mark.parametrize(
@@ -47,8 +47,8 @@ def test_steps_of_one_job_have_different_ports() -> None:
 
 
 def test_master_addr_and_port_override_those_of_a_step() -> None:
-    found = rank_env(STEP | {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "4000"})
-    assert (found.address, found.port) == ("10.0.0.1", 4000)
+    env = rank_env(STEP | {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "4000"})
+    assert (env.address, env.port) == ("10.0.0.1", 4000)
 
 
 def test_a_batch_script_with_several_tasks_is_one_process() -> None:

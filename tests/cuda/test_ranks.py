@@ -21,8 +21,8 @@ def test_two_gpus_train_and_grow_as_one_on_the_same_batches(tmp_path: Path, monk
     alone, together = tmp_path / "alone", tmp_path / "together"
     torchrun(1, *GROWS, *CUDA, f"hydra.run.dir={alone}")
     torchrun(2, *GROWS, *CUDA, f"hydra.run.dir={together}")
-    for kind, figure in [("step", "loss"), ("validation", "val_loss")]:
-        one, two = ([line[figure] for line in events(run_dir, kind)] for run_dir in (alone, together))
+    for kind, metric in [("step", "loss"), ("validation", "val_loss")]:
+        one, two = ([line[metric] for line in events(run_dir, kind)] for run_dir in (alone, together))
         assert two == pytest.approx(one, abs=1e-4)  # a device sums in another order
     assert [line["outcome"] for line in events(together, "decision")] == [
         line["outcome"] for line in events(alone, "decision")
@@ -34,6 +34,6 @@ def test_a_gpu_does_not_wait_for_ever_for_a_rank_that_died(tmp_path: Path) -> No
     processes = start_step(*[(*LONG, *CUDA, "optimization.max_epochs=100000", f"hydra.run.dir={run_dir}")] * 2)
     await_checkpoint(run_dir)
     processes[1].kill()
-    codes, told = ends(processes)
+    codes, stderr = ends(processes)
     assert codes == [1, -signal.SIGKILL]
-    assert told.count("error: another rank of this run has ended") == 1
+    assert stderr.count("error: another rank of this run has ended") == 1

@@ -41,18 +41,18 @@ def start_step(*overrides: Sequence[str]) -> list[subprocess.Popen[str]]:
     step = {"SLURM_STEP_NUM_TASKS": str(len(overrides)), "SLURM_STEP_NODELIST": "localhost", "MASTER_PORT": str(port)}
     return [
         subprocess.Popen(
-            [sys.executable, "-c", COMMAND, *mine],
+            [sys.executable, "-c", COMMAND, *own],
             env=os.environ | step | {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank), "OMP_NUM_THREADS": "1"},
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )
-        for rank, mine in enumerate(overrides)
+        for rank, own in enumerate(overrides)
     ]  # fmt: skip
 
 
 def ends(processes: list[subprocess.Popen[str]]) -> tuple[list[int], str]:
     """Their exit codes, and everything they wrote to stderr."""
-    told = [process.communicate(timeout=120)[1] for process in processes]
-    return [process.returncode for process in processes], "".join(told)
+    errors = [process.communicate(timeout=120)[1] for process in processes]
+    return [process.returncode for process in processes], "".join(errors)
 
 
 def events(run_dir: Path, kind: str) -> list[dict[str, Any]]:

@@ -31,9 +31,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return alone, together
 
 
-@pytest.mark.parametrize(("kind", "figure"), [("step", "loss"), ("step", "accuracy"), ("validation", "val_loss")])
-def test_two_ranks_train_as_one_on_the_same_batches(runs: tuple[Path, Path], kind: str, figure: str) -> None:
-    alone, together = ([line[figure] for line in events(run_dir, kind)] for run_dir in runs)
+@pytest.mark.parametrize(("kind", "metric"), [("step", "loss"), ("step", "accuracy"), ("validation", "val_loss")])
+def test_two_ranks_train_as_one_on_the_same_batches(runs: tuple[Path, Path], kind: str, metric: str) -> None:
+    alone, together = ([line[metric] for line in events(run_dir, kind)] for run_dir in runs)
     assert len(alone) in (4, 20)
     assert together == pytest.approx(alone, abs=1e-5)
 
@@ -82,11 +82,11 @@ def test_a_rank_that_dies_ends_the_others_with_one_error_and_the_run_resumes_wit
     processes = start_step(*[(*LONG, f"hydra.run.dir={run_dir}")] * 3)
     await_checkpoint(run_dir)
     processes[1].kill()
-    codes, told = ends(processes)
+    codes, stderr = ends(processes)
     assert codes == [1, -signal.SIGKILL, 1]
-    assert told.count("\n") == 1, told
-    assert "another rank of this run has ended" in told
-    assert "start the same command again" in told
+    assert stderr.count("\n") == 1, stderr
+    assert "another rank of this run has ended" in stderr
+    assert "start the same command again" in stderr
     assert json.loads((run_dir / "status.json").read_text())["status"] == "failed"
 
     assert fit(*LONG, run_dir=run_dir).exit_code == 0
@@ -109,10 +109,10 @@ def test_a_signal_to_one_rank_stops_all_at_the_same_step(tmp_path: Path) -> None
 @pytest.mark.long
 def test_ranks_with_different_settings_refuse_to_train(tmp_path: Path) -> None:
     same = (*GROWS, f"hydra.run.dir={tmp_path / 'run'}")
-    codes, told = ends(start_step(same, (*same, "optimization.weight_decay=0.1")))
+    codes, stderr = ends(start_step(same, (*same, "optimization.weight_decay=0.1")))
     assert codes == [1, 1]
-    assert told.count("error: ") == 1
-    assert "the run differs: configuration is" in told
+    assert stderr.count("error: ") == 1
+    assert "the run differs: configuration is" in stderr
 
 
 @pytest.mark.long
@@ -120,11 +120,11 @@ def test_a_checkpoint_that_rank_0_cannot_read_ends_all_ranks_with_one_error(tmp_
     damaged = tmp_path / "step-00000001"
     damaged.mkdir()
     (damaged / "manifest.json").write_text("{}")
-    asked = (*GROWS, f"hydra.run.dir={tmp_path / 'run'}", f"checkpoint.resume_from={damaged}")
-    codes, told = ends(start_step(asked, asked))
+    overrides = (*GROWS, f"hydra.run.dir={tmp_path / 'run'}", f"checkpoint.resume_from={damaged}")
+    codes, stderr = ends(start_step(overrides, overrides))
     assert codes == [1, 1]
-    assert told.count("error: ") == 1
-    assert "step-00000001 has schema None" in told
+    assert stderr.count("error: ") == 1
+    assert "step-00000001 has schema None" in stderr
 
 
 def test_more_ranks_than_images_in_a_batch_are_refused(run_dir: Path) -> None:

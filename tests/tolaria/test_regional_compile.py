@@ -46,9 +46,9 @@ def network(*kinds: str) -> MorphableModel:
 
 
 def compiled(model: MorphableModel) -> Regions:
-    found = Regions("eager")  # runs the graphs that were traced as they are
-    found.add_host(model.host, list(find_blocks(model.host, ["layer*"])))
-    return found
+    regional = Regions("eager")  # runs the graphs that were traced as they are
+    regional.add_host(model.host, list(find_blocks(model.host, ["layer*"])))
+    return regional
 
 
 def gradients(model: MorphableModel) -> dict[str, Tensor]:
@@ -57,8 +57,8 @@ def gradients(model: MorphableModel) -> dict[str, Tensor]:
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-def assert_steps_agree(fast: MorphableModel, plain: MorphableModel, found: Regions) -> None:
-    with found.active():
+def assert_steps_agree(fast: MorphableModel, plain: MorphableModel, regional: Regions) -> None:
+    with regional.active():
         mine = gradients(fast)
     theirs = gradients(plain)
     assert mine.keys() == theirs.keys()
@@ -71,60 +71,60 @@ def graft(number: int, site: str, blueprint: str) -> Graft:
 
 def test_equal_blocks_share_a_graph_and_names_stay() -> None:
     fast, plain = network(), network()
-    found = compiled(fast)
+    regional = compiled(fast)
     assert list(fast.state_dict()) == list(plain.state_dict())
     for _ in range(3):
-        assert_steps_agree(fast, plain, found)
-    assert found.num_graphs == HOST_GRAPHS
+        assert_steps_agree(fast, plain, regional)
+    assert regional.num_graphs == HOST_GRAPHS
 
 
 def test_growth_adds_one_graph_and_an_equal_module_none() -> None:
     fast, plain = network(), network()
-    found = compiled(fast)
-    assert_steps_agree(fast, plain, found)
+    regional = compiled(fast)
+    assert_steps_agree(fast, plain, regional)
     for number, site in ((1, "layer1.0:after"), (2, "layer1.1:after")):
         entry = graft(number, site, "basic_block")
         for model in (fast, plain):
             model.graft(entry)
-        found.add(fast.slot(site).kernel(entry))
-        assert_steps_agree(fast, plain, found)
-        assert_steps_agree(fast, plain, found)
-        assert found.num_graphs == HOST_GRAPHS + 1
+        regional.add(fast.slot(site).kernel(entry))
+        assert_steps_agree(fast, plain, regional)
+        assert_steps_agree(fast, plain, regional)
+        assert regional.num_graphs == HOST_GRAPHS + 1
 
 
 def test_a_module_that_grows_inside_a_compiled_block_is_not_overlooked() -> None:
     fast, plain = network("parallel"), network("parallel")
-    found = compiled(fast)
-    assert_steps_agree(fast, plain, found)
+    regional = compiled(fast)
+    assert_steps_agree(fast, plain, regional)
     entry = graft(1, "layer1.0.conv1:parallel", "fold_1x1")
     for model in (fast, plain):
         model.graft(entry)
-    assert_steps_agree(fast, plain, found)
+    assert_steps_agree(fast, plain, regional)
     for model in (fast, plain):
         model.ungraft(entry)
-    assert_steps_agree(fast, plain, found)
+    assert_steps_agree(fast, plain, regional)
 
 
 def test_only_active_regions_run_compiled() -> None:
     model = network()
-    found = compiled(model)
+    regional = compiled(model)
     with torch.no_grad():
         model.eval()(IMAGES)
     gradients(model)
-    assert found.num_graphs == 0
+    assert regional.num_graphs == 0
 
 
 def test_what_is_compiled_again_and_again_ends_uncompiled_with_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(regions, "MAX_GRAPHS", 2)
     model = network()
     plain = copy.deepcopy(model)
-    found = compiled(model)
-    assert_steps_agree(model, plain, found)
-    assert 2 <= found.num_graphs < HOST_GRAPHS
-    told = found.notice()
-    assert told is not None
-    assert told[0] == "WARNING"
-    assert found.notice() is None
+    regional = compiled(model)
+    assert_steps_agree(model, plain, regional)
+    assert 2 <= regional.num_graphs < HOST_GRAPHS
+    notice = regional.notice()
+    assert notice is not None
+    assert notice[0] == "WARNING"
+    assert regional.notice() is None
 
 
 def test_a_machine_that_cannot_compile_is_told_in_one_line() -> None:
@@ -132,11 +132,11 @@ def test_a_machine_that_cannot_compile_is_told_in_one_line() -> None:
         raise RuntimeError("no working\ncompiler")
 
     model = network()
-    found = Regions(broken)
-    found.add_host(model.host, list(find_blocks(model.host, ["layer*"])))
+    regional = Regions(broken)
+    regional.add_host(model.host, list(find_blocks(model.host, ["layer*"])))
     with (
         pytest.raises(ConfigError, match=r"^compile_model=true: .*no working compiler.*compile_model=false$"),
-        found.active(),
+        regional.active(),
     ):
         model(IMAGES)
 
