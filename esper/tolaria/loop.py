@@ -50,7 +50,7 @@ def train_step(run: Run) -> None:
 
 
 class TrainingLoop:
-    """A training from begin to end.
+    """A training from start to end.
 
     Args:
         config, run_dir, listeners: see `TolariaTrainer`.
