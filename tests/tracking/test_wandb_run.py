@@ -161,10 +161,11 @@ def test_only_one_at_a_time_reports_a_run(journal: Journal) -> None:
 def test_project_and_entity_are_those_of_the_configuration(journal: Journal) -> None:
     started(journal)
     trained(journal, range(1, 4))
-    ended(journal)  # W&B has written all of a run only when it has ended
+    ended(journal)
     config = dataclasses.replace(TrackingConfig(), wandb_project="mine", wandb_entity="us")
     with contextlib.closing(WandbRun(config, run_dir=journal.path.parent)) as run:
         run.ingest(read(journal.path))
+        run.finish()
     (file,) = segments(journal.path.parent)
     (record,) = of_kind(file, "run")
     assert (record.project, record.entity) == ("mine", "us")
