@@ -176,6 +176,7 @@ os.kill(os.getpid(), signal.SIGKILL)
     )
     assert done.returncode == -9
     assert take(bus, "heir") == []
+    time.sleep(0.02)  # longer than claim_after_s
     with contextlib.closing(server.bus(claim_after_s=0.01)) as heir:
         assert said(take(heir, "heir")) == [1, 2]
 

@@ -38,10 +38,10 @@ def _account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     monkeypatch.setenv("WANDB_MODE", "online")
     monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    monkeypatch.delenv("WANDB_SERVICE", raising=False)
     import wandb
 
-    wandb.teardown()  # it reads these once
+    # Its service reads these once. `teardown` also forgets the service: a restored WANDB_SERVICE would name a dead one.
+    wandb.teardown()
     yield
     wandb.teardown()
 
