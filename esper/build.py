@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -178,12 +179,16 @@ def _build_model(config: TolariaConfig, splits: DataSplits, device: torch.device
         raise ConfigError(
             f"model.num_classes={num_classes}: {config.dataset.name} has {num_found} classes; set it to null"
         )
-    host = build_host(config.model, in_channels=channels, image_size=height, num_classes=num_classes)
-    host = host.to(device)
+    build = functools.partial(
+        build_host, config.model, in_channels=channels, image_size=height, num_classes=num_classes
+    )
+    host = build().to(device)
     host = host.to(memory_format=memory_format(host, channels_last=config.channels_last, device=device))
     grows = config.morphogenetic.enable_tamiyo
     if grows and config.morphogenetic.policy == "replay":
-        return _wrap_for_replay(config, host, input_shape=(channels, height, width))
+        model = _wrap_for_replay(config, host, input_shape=(channels, height, width))
+        model.build_host = build
+        return model
     model = wrap(
         host,
         config.model.target_layers if grows else [],
@@ -192,6 +197,7 @@ def _build_model(config: TolariaConfig, splits: DataSplits, device: torch.device
         max_kernels_per_seed=config.model.max_kernels_per_seed,
         site_kinds=config.model.site_kinds,
     )
+    model.build_host = build
     if grows and config.morphogenetic.policy != "never":
         _require_blueprints(config.morphogenetic, model)
     if config.model.gradient_checkpointing:
@@ -220,8 +226,24 @@ def _wrap_for_replay(config: TolariaConfig, host: nn.Module, *, input_shape: tup
     return model
 
 
+def _require_copyable(model: MorphableModel) -> None:
+    """Refuse a network with a stage in which no block can be copied: it could not double its depth."""
+    stages: dict[str, bool] = {}
+    for site in (slot.site for slot in model.all_slots()):
+        if site.kind == "after":
+            stage = site.block.rpartition(".")[0]
+            stages[stage] = stages.get(stage, False) or site.keeps_shape
+    if alone := [stage for stage, has_copyable in stages.items() if not has_copyable]:
+        raise ConfigError(
+            f"morphogenetic.policy=stack: no block of {alone[0]} has an output shaped like its input, so none can be "
+            "copied; start from two blocks a stage (model=resnet18, or model.depths=[2,2,2])"
+        )
+
+
 def _require_blueprints(config: MorphogeneticConfig, model: MorphableModel) -> None:
     """Refuse settings under which nothing can ever grow."""
+    if config.policy == "stack":
+        _require_copyable(model)
     for site in (slot.site for slot in model.all_slots()):
         if urza.allowed(config, site.kind, site.in_shape, site.out_shape):
             return

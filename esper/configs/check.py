@@ -16,6 +16,7 @@ from esper.configs.comparison import ARMS
 from esper.configs.dataset import DATASETS, DatasetConfig
 from esper.configs.explain import nearest
 from esper.configs.model import HOSTS, ModelConfig
+from esper.configs.morphogenetic import MorphogeneticConfig
 from esper.configs.redis import parse_redis_url
 from esper.configs.schema import Allowed, kind, settings
 from esper.configs.tolaria import TolariaConfig
@@ -217,6 +218,7 @@ def _check_growth(config: TolariaConfig) -> None:
         return
     if not growth.blueprint_categories:
         raise ConfigError("morphogenetic.blueprint_categories=[]: nothing may grow; name one, or use policy=never")
+    _check_copies(growth)
     _check_growth_period(config)
     if growth.incubation != "none" and config.autocast_dtype == "float16":
         raise ConfigError(
@@ -229,6 +231,22 @@ def _check_growth(config: TolariaConfig) -> None:
             "morphogenetic.incubation=fit or shadow"
         )
     _check_policy(config)
+
+
+def _check_copies(growth: MorphogeneticConfig) -> None:
+    categories = growth.blueprint_categories
+    if growth.policy == "stack" and categories != ["copy"]:
+        raise ConfigError(
+            f"morphogenetic.blueprint_categories={categories}: policy=stack grows copies; set it to [copy]"
+        )
+    if "copy" not in categories:
+        return
+    if len(categories) > 1:
+        raise ConfigError(f"morphogenetic.blueprint_categories={categories}: copy stands alone, or is left out")
+    if growth.policy == "learned":
+        raise ConfigError("morphogenetic.policy=learned: was fitted to new modules, not to copies; use policy=stack")
+    if growth.incubation != "none":
+        raise ConfigError(f"morphogenetic.incubation={growth.incubation}: copies are trained already; set it to none")
 
 
 def _check_growth_period(config: TolariaConfig) -> None:

@@ -38,6 +38,13 @@ _OPERATIONAL = frozenset(
     }
 )
 """Settings and groups that say where results go, how a run is monitored and what it runs on, not what is trained."""
+_ABSENT = object()
+_LATER = {
+    "morphogenetic.copy_order": "stack",
+    "morphogenetic.copy_init": "trained",
+    "morphogenetic.copy_optimizer_state": False,
+}
+"""Settings added since 0.1.0 with the value that leaves a run as it was: the digests of older runs stay."""
 _PATHS = ("dataset.data_dir", "morphogenetic.recipe_path")
 """Left out of the readable part of a name, since they are long; the digest covers them."""
 _MAX_READABLE = 120
@@ -86,7 +93,7 @@ def _settings(group: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Drop operational settings, and write numbers that compare equal alike (1 and 1.0)."""
     kept = {}
     for name, value in group.items():
-        if is_operational(prefix + name):
+        if is_operational(prefix + name) or _LATER.get(prefix + name, _ABSENT) == value:
             continue
         if isinstance(value, dict):
             value = _settings(value, f"{prefix}{name}.")

@@ -30,6 +30,9 @@ POLICIES = {
     "schedule": PolicyInfo(
         module=f"{_PACKAGE}.schedule", summary="fixed times, sites in forward order", uses_scores=False
     ),
+    "stack": PolicyInfo(
+        module=f"{_PACKAGE}.stack", summary="copies: every stage doubles its depth at fixed times", uses_scores=False
+    ),
     "random": PolicyInfo(module=f"{_PACKAGE}.random", summary="random times and sites", uses_scores=False),
     "heuristic": PolicyInfo(module=f"{_PACKAGE}.heuristic", summary="the site whose score stands out"),
     "learned": PolicyInfo(module=f"{_PACKAGE}.learned", summary="a fitted model, see tamiyo_policy_path"),
@@ -38,7 +41,7 @@ POLICIES = {
     ),
 }
 INCUBATIONS = ("none", "fit", "shadow")
-BLUEPRINT_CATEGORIES = ("residual", "attention", "normalization")
+BLUEPRINT_CATEGORIES = ("residual", "attention", "normalization", "copy")
 
 
 @dataclass(kw_only=True)
@@ -135,6 +138,17 @@ class MorphogeneticConfig:
         [], "blueprints of the library (see esper urza list) that may grow besides those built in"
     )
 
+    copy_order: str = setting(
+        "stack",
+        "policy=stack: stack (copies of the whole chain behind its last block) or interleave (each behind its source)",
+        choices=("stack", "interleave"),
+    )
+    copy_init: str = setting(
+        "trained",
+        "initial weights of copies: trained, zeroed (last gain 0: the output does not change) or fresh (at random)",
+        choices=("trained", "zeroed", "fresh"),
+    )
+    copy_optimizer_state: bool = setting(False, "copies begin with the optimizer state of their source, not with zeros")
     insertion: str = setting(
         "gain",
         "how a module joins the host: gain (its output scale starts at insertion_gain) or identity (at 0, so that the "

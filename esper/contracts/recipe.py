@@ -30,10 +30,16 @@ class Graft:
     init_gain: float
     born_step: int
     definition: str | None = None
+    sources: tuple[str, ...] = ()
+    copy_init: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sources", tuple(self.sources))  # JSON has lists
 
     def entry(self) -> dict[str, Any]:
         """The fields as JSON data, for files."""
         fields = dataclasses.asdict(self)
-        if self.definition is None:
-            del fields["definition"]
+        for name in ("definition", "sources", "copy_init"):
+            if not fields[name]:
+                del fields[name]
         return fields

@@ -12,6 +12,7 @@ from torchvision.models.resnet import BasicBlock
 from esper.errors import SurgeryError
 from esper.kasmina.model import MorphableModel
 from esper.kasmina.slot import SeedSlot
+from esper.urza.copied import CopiedBlocks
 from esper.urza.foldable import ParallelBranch, zero_pad
 from esper.urza.residual import ResidualBlock
 from esper.urza.width import InnerChannels
@@ -136,7 +137,7 @@ def _fold_width(first: nn.Conv2d, norm: nn.BatchNorm2d, last: nn.Conv2d, kernel:
 def _becomes_block(host: nn.Module, slot: SeedSlot) -> bool:
     """Whether one of the slot's kernels can become a block of its own after the slot's block."""
     stage, _, index = slot.site.block.rpartition(".")
-    is_block = any(isinstance(slot.kernel(graft), ResidualBlock) for graft in slot.grafts)
+    is_block = any(isinstance(slot.kernel(graft), ResidualBlock | CopiedBlocks) for graft in slot.grafts)
     return is_block and index.isdigit() and isinstance(host.get_submodule(stage), nn.Sequential)
 
 
@@ -147,7 +148,11 @@ def _insert_blocks(host: nn.Module, slot: SeedSlot) -> None:
     assert isinstance(stage, nn.Sequential)
     for graft in slot.kept_grafts:
         kernel = slot.detach(graft)
-        if isinstance(kernel, ResidualBlock):
+        if isinstance(kernel, CopiedBlocks):
+            for block in kernel.blocks:
+                position += 1
+                stage.insert(position, block)
+        elif isinstance(kernel, ResidualBlock):
             channels = slot.site.out_shape[0]
             block = BasicBlock(channels, channels).to(slot.alpha.device)
             block.load_state_dict(kernel.state_dict())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +11,10 @@ from torch.utils.hooks import RemovableHandle
 from esper import tezzeret, urza
 from esper.contracts.recipe import Graft
 from esper.errors import SurgeryError
+from esper.kasmina.copies import copy_blocks
 from esper.kasmina.sites import DEFAULT_KINDS, Shape, Site, find_sites
 from esper.kasmina.slot import SeedSlot
+from esper.urza.copied import CopiedBlocks
 
 __all__ = ["MorphableModel", "wrap"]
 
@@ -36,6 +38,7 @@ class MorphableModel(nn.Module):
         self.slots = nn.ModuleDict(
             {_key(site.name): SeedSlot(site, max_kernels=max_kernels_per_seed) for site in sites}
         )
+        self.build_host: Callable[[], nn.Module] | None = None
         self._hooks: dict[str, tuple[RemovableHandle, RemovableHandle]] = {}
 
     def forward(self, x: Tensor) -> Tensor:
@@ -65,10 +68,14 @@ class MorphableModel(nn.Module):
         """Entries of all kernels in the network, in order of birth; with the host, it rebuilds the network."""
         return sorted((graft for slot in self.all_slots() for graft in slot.grafts), key=lambda graft: graft.graft_id)
 
-    def graft(self, graft: Graft) -> list[tuple[str, nn.Parameter]]:
+    def graft(self, graft: Graft, *, copy_init: str | None = None) -> list[tuple[str, nn.Parameter]]:
         """Build a kernel from its recipe entry and attach it; returns its named parameters.
 
         The kernel gets the host's device, memory format and training mode.
+
+        Args:
+            graft: the entry.
+            copy_init: initial weights of copies, instead of the entry's `copy_init`.
 
         Raises:
             ConfigError: there is no such blueprint, or its definition is not valid.
@@ -76,13 +83,18 @@ class MorphableModel(nn.Module):
         if graft.definition is not None:
             urza.declare(graft.definition, where=f"definition of {graft.blueprint_id}")
         slot = self.slot(graft.site)
-        kernel = tezzeret.build_kernel(
-            graft.blueprint_id,
-            in_shape=slot.site.in_shape,
-            out_shape=slot.site.out_shape,
-            init_seed=graft.init_seed,
-            output_scale=graft.init_gain,
-        )
+        kernel: urza.Kernel
+        if graft.sources:
+            init = copy_init or graft.copy_init or "trained"
+            kernel = copy_blocks(self, graft.sources, init=init, init_seed=graft.init_seed)
+        else:
+            kernel = tezzeret.build_kernel(
+                graft.blueprint_id,
+                in_shape=slot.site.in_shape,
+                out_shape=slot.site.out_shape,
+                init_seed=graft.init_seed,
+                output_scale=graft.init_gain,
+            )
         reference = next(self.host.parameters())
         kernel.to(reference.device).to(memory_format=self.memory_format)
         kernel.train(self.host.training)
@@ -105,10 +117,21 @@ class MorphableModel(nn.Module):
         prefix = f"slots.{_key(graft.site)}.k{graft.graft_id}."
         return [(prefix + name, p) for name, p in self.slot(graft.site).kernel(graft).named_parameters()]
 
+    def copied_parameters(self, graft: Graft) -> list[tuple[nn.Parameter, nn.Parameter]]:
+        """Pairs of a host's parameter and the parameter of a copy that began as it."""
+        kernel = self.slot(graft.site).kernel(graft)
+        assert isinstance(kernel, CopiedBlocks)
+        pairs = zip(kernel.origins, kernel.blocks, strict=True)
+        return [
+            (self.host.get_submodule(origin).get_parameter(name), p)
+            for origin, block in pairs
+            for name, p in block.named_parameters()
+        ]
+
     def replay(self, recipe: Iterable[Graft]) -> None:
-        """Rebuild a grown network from its host; the kernels get their initial weights."""
+        """Rebuild a grown network from its host, for weights that are loaded afterwards."""
         for graft in recipe:
-            self.graft(graft)
+            self.graft(graft, copy_init="trained")
 
     def fingerprint(self) -> dict[str, object]:
         """State of every seed, recipe entry of every kernel, and checksum of every parameter's bits, by name.

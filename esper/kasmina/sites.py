@@ -56,6 +56,7 @@ class Site:
         convs: names of the block's convolutions whose input has the block's output size times a stride; excludes, for
             example, the pooled gate of a squeeze-and-excitation.
         is_rectified: whether the block's output had no negative values, as after a ReLU.
+        keeps_shape: whether the block's input and output have one shape.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Site:
     norm: str | None = None
     convs: frozenset[str] = frozenset()
     is_rectified: bool = True
+    keeps_shape: bool = False
 
 
 def find_sites(
@@ -144,6 +146,7 @@ def _sites_of(traced: Trace, block: str, *, layer: str) -> Iterator[Site]:
             out_shape=out_shape,
             convs=block_convs,
             is_rectified=block in traced.rectified,
+            keeps_shape=traced.blocks[block][0] == traced.blocks[block][1],
         )
 
     if stride_between(in_shape, out_shape) is not None:

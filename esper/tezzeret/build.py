@@ -33,7 +33,8 @@ def build_kernel(
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(init_seed)  # torch.manual_seed would reseed CUDA's generators too
         kernel = urza.get(blueprint_id).build(in_shape, out_shape)
-    nn.init.constant_(kernel.output_scale, output_scale)
+    if kernel.output_scale is not None:
+        nn.init.constant_(kernel.output_scale, output_scale)
     return kernel
 
 

@@ -22,6 +22,7 @@ __all__ = [
     "add_parameters",
     "build_optimizer",
     "check_membership",
+    "copy_state",
     "load_state_tensors",
     "remove_parameters",
     "set_learning_rates",
@@ -81,6 +82,13 @@ def add_parameters(
             group |= {"born_step": born_step, "warmup_steps": warmup_steps, "lr_factor": lr_factor}
             optimizer.add_param_group(group)
             _make_state(optimizer, optimizer.param_groups[-1])
+
+
+def copy_state(optimizer: Optimizer, pairs: Iterable[tuple[nn.Parameter, nn.Parameter]]) -> None:
+    """Give parameters the optimizer state of others of the same shape: pairs of (from, to)."""
+    for source, target in pairs:
+        for key, value in optimizer.state[source].items():
+            optimizer.state[target][key].copy_(value)
 
 
 def remove_parameters(optimizer: Optimizer, parameters: NamedParameters) -> None:

@@ -18,9 +18,9 @@ __all__ = ["read_members", "read_recipe", "write_atomically", "write_members", "
 
 _SWEEP_FILE = "sweep.json"
 _RECIPE_SCHEMA = 1
-_TYPES = {"str": str, "int": int, "float": float, "str | None": str}
+_TYPES = {"str": str, "int": int, "float": float, "str | None": str, "tuple[str, ...]": list}
 _GRAFT_TYPES = {field.name: _TYPES[str(field.type)] for field in dataclasses.fields(Graft)}
-_OPTIONAL = {"definition"}
+_OPTIONAL = {"copy_init", "definition", "sources"}
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from esper.configs import MorphogeneticConfig
 from esper.configs.explain import nearest
 from esper.errors import ConfigError
-from esper.urza import attention, definition, foldable, normalization, residual, width
+from esper.urza import attention, copied, definition, foldable, normalization, residual, width
 from esper.urza.kernel import Blueprint, Shape
 
 __all__ = ["CATALOGUE", "allowed", "declare", "get"]
@@ -31,6 +31,7 @@ CATALOGUE: Mapping[str, Blueprint] = MappingProxyType(
             attention.efficient_channel,
             normalization.group_norm,
             normalization.layer_scale,
+            copied.copy,
         )
     }
 )

@@ -38,17 +38,21 @@ class Kernel(nn.Module):
     """
 
     @property
-    def output_scale(self) -> nn.Parameter:
-        """The gain of the last operation, (C',)."""
+    def output_scale(self) -> nn.Parameter | None:
+        """The gain of the last operation, (C',); None if there is no such gain."""
         raise NotImplementedError
 
     @torch.no_grad()
     def scale_output(self, factor: float) -> None:
         """Multiply the kernel's output: its output scale, and the bias of that layer if there is one."""
-        for module in self.modules():
-            if getattr(module, "weight", None) is self.output_scale and isinstance(module.bias, Tensor):
-                module.bias.mul_(factor)
-        self.output_scale.mul_(factor)
+        scale = self.output_scale
+        if scale is None:
+            return
+        scaled = [module for module in self.modules() if getattr(module, "weight", None) is scale]
+        for bias in (module.bias for module in scaled):
+            if isinstance(bias, Tensor):
+                bias.mul_(factor)
+        scale.mul_(factor)
 
     def combine(self, x: Tensor, y: Tensor) -> Tensor:
         """Output of a site with a kept kernel: y + f(x).

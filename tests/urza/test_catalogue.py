@@ -25,6 +25,7 @@ PLACES = [
 CASES = [
     pytest.param(blueprint.blueprint_id, kind, in_shape, out_shape, id=f"{blueprint.blueprint_id}-{kind}-{in_shape}")
     for blueprint in urza.CATALOGUE.values()
+    if blueprint.category != "copy"  # built from blocks of a network: tests/kasmina/test_copies.py
     for kind, in_shape, out_shape in PLACES
     if blueprint.fits(kind, in_shape, out_shape)
 ]
@@ -60,7 +61,7 @@ def test_all_categories_are_there_and_each_offers_a_choice_of_complexity() -> No
     by_category = {b.category: [] for b in urza.CATALOGUE.values()}  # type: dict[str, list[int]]
     for blueprint in urza.CATALOGUE.values():
         by_category[blueprint.category].append(blueprint.complexity)
-    assert set(by_category) == {"residual", "attention", "normalization"}
+    assert set(by_category) == {"residual", "attention", "normalization", "copy"}
     assert sorted(by_category["residual"]) == [2, 2, 3, 3, 4, 4, 4, 5, 5]
     assert sorted(by_category["attention"]) == [1, 2, 4]
 

@@ -9,10 +9,11 @@ from esper.configs import MorphogeneticConfig
 from esper.contracts.decisions import AdaptationDecision
 from esper.contracts.health import HealthSignal
 from esper.contracts.lifecycle import LIVE, SeedLifecycleState
+from esper.costs import Cost
 from esper.tezzeret import kernel_cost
 from esper.urza import Blueprint, allowed
 
-__all__ = ["Candidate", "eligible", "germinate", "no_growth", "num_born"]
+__all__ = ["Candidate", "eligible", "germinate", "no_growth", "num_born", "num_due"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,9 +46,14 @@ def eligible(signals: Sequence[HealthSignal], config: MorphogeneticConfig) -> li
 
 
 def _is_affordable(blueprint: Blueprint, signal: HealthSignal) -> bool:
-    if signal.macs_left is None and signal.parameters_left is None:
+    if blueprint.category == "copy":  # its cost depends on the network; None: there is nothing to copy here
+        if signal.added_macs is None or signal.added_parameters is None:
+            return False
+        cost = Cost(num_parameters=signal.added_parameters, num_macs=signal.added_macs)
+    elif signal.macs_left is None and signal.parameters_left is None:
         return True
-    cost = kernel_cost(blueprint.blueprint_id, signal.in_shape, signal.out_shape)
+    else:
+        cost = kernel_cost(blueprint.blueprint_id, signal.in_shape, signal.out_shape)
     return (signal.macs_left is None or cost.num_macs <= signal.macs_left) and (
         signal.parameters_left is None or cost.num_parameters <= signal.parameters_left
     )
@@ -56,6 +62,14 @@ def _is_affordable(blueprint: Blueprint, signal: HealthSignal) -> bool:
 def num_born(signals: Sequence[HealthSignal]) -> int:
     """Modules germinated in this epoch so far."""
     return sum(signal.state in LIVE and signal.state_epoch == signal.epoch for signal in signals)
+
+
+def num_due(signal: HealthSignal, config: MorphogeneticConfig) -> tuple[int, int]:
+    """How many shares of `schedule_at` were due at earlier consultations, and how many became due since the last."""
+    now, epoch = signal.progress, signal.epoch
+    previous = now * max(0, epoch - config.adaptation_frequency) / epoch if epoch else 0.0
+    num_earlier = sum(share <= previous + 1e-9 for share in config.schedule_at)
+    return num_earlier, sum(share <= now + 1e-9 for share in config.schedule_at) - num_earlier
 
 
 def germinate(

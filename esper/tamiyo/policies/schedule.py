@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from esper.configs import MorphogeneticConfig
 from esper.contracts.decisions import AdaptationDecision
 from esper.contracts.health import HealthSignal
-from esper.tamiyo.policies.eligible import eligible, germinate, no_growth, num_born
+from esper.tamiyo.policies.eligible import eligible, germinate, no_growth, num_born, num_due
 
 __all__ = ["Schedule", "build"]
 
@@ -26,13 +26,11 @@ class Schedule:
         """Grow if more shares have become due since the last consultation than modules were grown for them."""
         if not signals:
             return no_growth("no site")
-        now, epoch = signals[0].progress, signals[0].epoch
-        previous = now * max(0, epoch - self.config.adaptation_frequency) / epoch if epoch else 0.0
-        num_earlier = sum(share <= previous + 1e-9 for share in self.config.schedule_at)
-        num_due = sum(share <= now + 1e-9 for share in self.config.schedule_at) - num_earlier
+        now = signals[0].progress
+        num_earlier, due = num_due(signals[0], self.config)
         num_grown = num_born(signals)
-        if num_grown >= num_due:
-            return no_growth(f"nothing scheduled between {previous:.0%} and {now:.0%} of training is left")
+        if num_grown >= due:
+            return no_growth(f"nothing more is scheduled at {now:.0%} of training")
         candidates = eligible(signals, self.config)
         if not candidates:
             return no_growth("growth is scheduled, but no site is free")

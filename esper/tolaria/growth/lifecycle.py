@@ -19,11 +19,13 @@ from esper.contracts.lifecycle import SeedLifecycleState
 from esper.contracts.recipe import Graft
 from esper.costs import Cost, count, training_macs
 from esper.kasmina import MorphableModel, SeedSlot, surgery
+from esper.kasmina.copies import copy_sources
 from esper.kasmina.modes import reestimate_norms
 from esper.tolaria import optim
 from esper.tolaria.state import TrainingState
 from esper.tolaria.step import TrainStep
 from esper.tracking import Journal
+from esper.urza.copied import COPY
 
 __all__ = ["GrowthData", "Lifecycle"]
 
@@ -150,7 +152,12 @@ class Lifecycle:
         """
         for number, graft in enumerate(recipe, start=1):
             fresh = dataclasses.replace(
-                graft, graft_id=number, init_seed=derive_seed(self.rng_seed, number), init_gain=1.0, born_step=0
+                graft,
+                graft_id=number,
+                init_seed=derive_seed(self.rng_seed, number),
+                init_gain=1.0,
+                born_step=0,
+                copy_init="fresh" if graft.sources else None,
             )
             self.model.graft(fresh)
             self._register(fresh)
@@ -165,6 +172,7 @@ class Lifecycle:
             ConfigError: there is no such blueprint.
         """
         blueprint = urza.get(blueprint_id)
+        sources = copy_sources(self.model, slot, self.config.copy_order) if blueprint_id == COPY else ()
         return Graft(
             graft_id=self.num_germinated + 1,
             site=slot.site.name,
@@ -173,6 +181,8 @@ class Lifecycle:
             init_seed=derive_seed(self.rng_seed, self.num_germinated + 1),
             init_gain=self.config.insertion_gain if self.config.insertion == "gain" else 0.0,
             born_step=self.state.global_step,
+            sources=sources,
+            copy_init=self.config.copy_init if sources else None,
         )
 
     def attach(self, graft: Graft) -> surgery.Change:
@@ -208,6 +218,8 @@ class Lifecycle:
             output_scale_lr_factor=1.0 if is_rebuilt else self.config.insertion_gain_rate,
             decayed=is_rebuilt or self.config.newborn_weight_decay,
         )
+        if self.config.copy_optimizer_state and graft.copy_init == "trained":
+            optim.copy_state(self.optimizer, self.model.copied_parameters(graft))
         self.step.add_kernel(kernel, step=self.state.global_step)
         self.cost += self.kernel_cost(graft)
         self.state.peak_parameters = max(self.state.peak_parameters, self.cost.num_parameters)

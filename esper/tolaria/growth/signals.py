@@ -13,9 +13,11 @@ from esper.contracts.health import HealthSignal
 from esper.costs import Cost, training_macs
 from esper.errors import SurgeryError
 from esper.kasmina import SeedSlot
+from esper.kasmina.copies import copies_cost
 from esper.kasmina.scores import SiteScore, health, score_sites, scoring_macs
 from esper.tolaria.growth.lifecycle import Lifecycle
 from esper.tolaria.growth.targets import first_blueprint
+from esper.urza.copied import COPY
 
 __all__ = ["measure_signals", "updated"]
 
@@ -93,7 +95,10 @@ def _added_costs(life: Lifecycle) -> dict[str, Cost]:
     for slot in life.model.all_slots():
         with contextlib.suppress(SurgeryError):
             blueprint_id = first_blueprint(slot, life.config)
-            added[slot.site.name] = tezzeret.kernel_cost(blueprint_id, slot.site.in_shape, slot.site.out_shape)
+            if blueprint_id == COPY:
+                added[slot.site.name] = copies_cost(life.model, slot, life.config.copy_order)
+            else:
+                added[slot.site.name] = tezzeret.kernel_cost(blueprint_id, slot.site.in_shape, slot.site.out_shape)
     return added
 
 

@@ -1,0 +1,174 @@
+"""Copy trained blocks: which blocks of a stage to copy behind which, and how a copy is made."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from esper.costs import Cost, count
+from esper.errors import SurgeryError
+from esper.urza.copied import CopiedBlocks
+
+if TYPE_CHECKING:
+    from esper.kasmina.model import MorphableModel
+    from esper.kasmina.slot import SeedSlot
+
+__all__ = ["copies_cost", "copy_blocks", "copy_sources", "stage_plan"]
+
+
+def stage_plan(
+    chains: Mapping[str, Sequence[str]], copyable: Collection[str], order: str
+) -> dict[str, tuple[str, ...]]:
+    """How to double the depth of a stage: for each block that gets copies behind it, what to copy, in order.
+
+    A block that changes its input's shape, as the first of a stage often does, cannot be copied; another is copied
+    once more. What is behind the last block ends in a copy of the stage's end, which the next stage is used to.
+
+    Args:
+        chains: by block of the stage, in forward order: its name and those of the copies behind it.
+        copyable: the blocks whose input and output have one shape.
+        order: `stack` (the whole chain behind its last block: 1 2 3 1 2 3) or `interleave` (each block behind itself:
+            1 1 2 2 3 3).
+    """
+    candidates = [name for block, chain in chains.items() if block in copyable for name in chain]
+    depth = sum(len(chain) for chain in chains.values())
+    if not candidates:
+        return {}
+    if order == "stack":
+        return {list(chains)[-1]: _last_of_cycle(candidates, depth)}
+    plan = {block: tuple(chain) for block, chain in chains.items() if block in copyable}
+    last = list(plan)[-1]
+    plan[last] = _last_of_cycle(plan[last], len(plan[last]) + depth - len(candidates))
+    return plan
+
+
+def _last_of_cycle(chain: Sequence[str], num: int) -> tuple[str, ...]:
+    """The last `num` items of the chain repeated for ever."""
+    return tuple(reversed([chain[-1 - i % len(chain)] for i in range(num)]))
+
+
+def copy_sources(model: MorphableModel, slot: SeedSlot, order: str) -> tuple[str, ...]:
+    """What to copy behind a slot's block when its stage doubles: `layer1.0`, or `layer1.0+2` for its second copy.
+
+    Args:
+        model: the network.
+        slot: an `after` slot.
+        order: see `stage_plan`.
+
+    Raises:
+        SurgeryError: nothing is copied to this site.
+    """
+    stage = slot.site.block.rpartition(".")[0]
+    after = [
+        other
+        for other in model.all_slots()
+        if other.site.kind == "after"
+        and other.site.block.rpartition(".")[0] == stage
+        and other.site.out_shape == slot.site.out_shape
+    ]
+    chains = {
+        other.site.block: [
+            other.site.block,
+            *(f"{other.site.block}+{i}" for i in range(1, 1 + len(_copies_behind(model, other.site.block)))),
+        ]
+        for other in after
+    }
+    plan = stage_plan(chains, [other.site.block for other in after if other.site.keeps_shape], order)
+    if slot.site.block not in plan:
+        raise SurgeryError(f"copy_order={order} copies nothing behind {slot.site.block!r}")
+    return plan[slot.site.block]
+
+
+def copies_cost(model: MorphableModel, slot: SeedSlot, order: str) -> Cost:
+    """What the copies behind a slot's block would add.
+
+    Raises:
+        SurgeryError: nothing is copied to this site.
+    """
+    sources = copy_sources(model, slot, order)
+    blocks = [_plain_copy(_block(model, source)[0]) for source in sources]
+    return sum((count(block, slot.site.out_shape) for block in blocks), Cost(num_parameters=0, num_macs=0))
+
+
+def copy_blocks(model: MorphableModel, sources: Sequence[str], *, init: str, init_seed: int) -> CopiedBlocks:
+    """Copy blocks of a network.
+
+    Args:
+        model: the network.
+        sources: what to copy, in the order in which the copies run; see `copy_sources`.
+        init: `trained` (weights, buffers and gains of the source), `zeroed` (the same, with the last norm's gain 0: the
+            output of the network does not change) or `fresh` (initial weights, as a larger host would have).
+        init_seed: random seed of `fresh` weights.
+
+    Raises:
+        SurgeryError: something else has grown in a source, its last norm is not known, or the host cannot be built
+            again for fresh weights.
+    """
+    found = [_block(model, source) for source in sources]
+    copies, origins = [_plain_copy(block) for block, _ in found], [origin for _, origin in found]
+    for index, (module, origin) in enumerate(zip(copies, origins, strict=True)):
+        if init == "fresh":
+            module.load_state_dict(_initial(model.build_host, origin, seed=init_seed + index))
+        elif init == "zeroed":
+            _zero_last_gain(module, origin)
+    return CopiedBlocks(copies, origins)
+
+
+def _block(model: MorphableModel, source: str) -> tuple[nn.Module, str]:
+    """The block that `copy_sources` names, and the host's block that it is or is a copy of."""
+    name, _, number = source.partition("+")
+    copies = _copies_behind(model, name)
+    return copies[int(number) - 1] if number else (model.host.get_submodule(name), name)
+
+
+def _copies_behind(model: MorphableModel, block: str) -> list[tuple[nn.Module, str]]:
+    """The kept copies behind a block of the host, in forward order, each with its origin.
+
+    Raises:
+        SurgeryError: something else has grown in the block, which a copy would lack.
+    """
+    copies: list[tuple[nn.Module, str]] = []
+    for slot in (slot for slot in model.all_slots() if slot.site.block == block):
+        for graft in slot.grafts:
+            kernel = slot.kernel(graft)
+            if not isinstance(kernel, CopiedBlocks):
+                raise SurgeryError(
+                    f"{block!r} cannot be copied: {graft.blueprint_id!r} stands at {slot.site.name!r}; "
+                    "copy blocks before anything else grows in them"
+                )
+            if graft in slot.kept_grafts:  # one that has just been attached belongs to the same doubling
+                copies += zip(kernel.blocks, kernel.origins, strict=True)
+    return copies
+
+
+def _plain_copy(block: nn.Module) -> nn.Module:
+    """A deep copy without the hooks of slots and without a compiled forward function, which would run the original."""
+    memo = {id(hooks): type(hooks)() for module in block.modules() for hooks in _hooks(module)}
+    copied = copy.deepcopy(block, memo)
+    for module in copied.modules():
+        module.__dict__.pop("forward", None)
+    return copied
+
+
+def _hooks(module: nn.Module) -> list[dict[int, Callable[..., object]]]:
+    return [module._forward_hooks, module._forward_pre_hooks]
+
+
+def _initial(build_host: Callable[[], nn.Module] | None, origin: str, *, seed: int) -> dict[str, torch.Tensor]:
+    """Initial weights of a block of the host; the global generator does not change."""
+    if build_host is None:
+        raise SurgeryError("copies with fresh weights need a host that can be built again")
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return build_host().get_submodule(origin).state_dict()
+
+
+def _zero_last_gain(block: nn.Module, origin: str) -> None:
+    norms = [m for m in block.children() if isinstance(m, nn.BatchNorm2d)]
+    if not norms:
+        raise SurgeryError(f"copy_init=zeroed: {origin!r} has no batch norm at its end")
+    nn.init.zeros_(norms[-1].weight)

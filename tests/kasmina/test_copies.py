@@ -1,0 +1,184 @@
+"""Copies of trained blocks behind blocks of the host."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from esper.configs import ModelConfig
+from esper.contracts.recipe import Graft
+from esper.errors import SurgeryError
+from esper.kasmina import MorphableModel, fold, surgery, wrap
+from esper.kasmina.copies import copies_cost, copy_sources, stage_plan
+from esper.models import build_host
+
+CONFIG = ModelConfig(name="resnet_small", widths=[4, 8], depths=[2, 2], target_layers=["layer1", "layer2"])
+
+
+def host() -> nn.Module:
+    return build_host(CONFIG, in_channels=3, image_size=8, num_classes=5)
+
+
+def trained_model() -> MorphableModel:
+    """A host whose norms and gains are not those of a new network."""
+    torch.manual_seed(0)
+    network = host()
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.running_mean, std=0.1)
+            nn.init.uniform_(module.running_var, 0.5, 2.0)
+    model = wrap(network, CONFIG.target_layers, 16, input_shape=(3, 8, 8), site_kinds=["after"])
+    model.build_host = host
+    return model.eval()
+
+
+def entry(model: MorphableModel, site: str, *, number: int = 1, init: str = "trained", order: str = "stack") -> Graft:
+    return Graft(
+        graft_id=number,
+        site=site,
+        blueprint_id="copy",
+        init_seed=number,
+        init_gain=1.0,
+        born_step=3,
+        sources=copy_sources(model, model.slot(site), order),
+        copy_init=init,
+    )
+
+
+def keep_copies(model: MorphableModel, site: str, **fields: object) -> Graft:
+    graft = entry(model, site, **fields)  # type: ignore[arg-type]
+    surgery.germinate(model, graft, images=torch.randn(16, 3, 8, 8), epoch=1)
+    slot = model.slot(site)
+    surgery.begin_blending(slot, step=3, epoch=1)
+    surgery.set_alpha(slot, step=3, blending_steps=0)
+    surgery.hold(slot, epoch=1)
+    surgery.fossilize(slot, epoch=1)
+    return graft
+
+
+@pytest.mark.parametrize(
+    ("chains", "copyable", "order", "plan"),
+    [
+        ({"a": ["a"], "b": ["b"]}, "ab", "stack", {"b": ("a", "b")}),
+        ({"a": ["a"], "b": ["b"], "c": ["c"]}, "bc", "stack", {"c": ("c", "b", "c")}),
+        ({"a": ["a"], "b": ["b"]}, "b", "stack", {"b": ("b", "b")}),
+        ({"a": ["a"], "b": ["b", "b+1", "b+2"]}, "b", "stack", {"b": ("b+2", "b", "b+1", "b+2")}),
+        ({"a": ["a"], "b": ["b"]}, "ab", "interleave", {"a": ("a",), "b": ("b",)}),
+        ({"a": ["a"], "b": ["b"], "c": ["c"]}, "bc", "interleave", {"b": ("b",), "c": ("c", "c")}),
+        ({"a": ["a"], "b": ["b", "b+1"]}, "b", "interleave", {"b": ("b+1", "b", "b+1")}),
+        ({"a": ["a"]}, "", "stack", {}),
+    ],
+)
+def test_a_stage_doubles_its_depth(
+    chains: dict[str, list[str]], copyable: str, order: str, plan: dict[str, tuple[str, ...]]
+) -> None:
+    assert stage_plan(chains, copyable, order) == plan
+
+
+def test_a_stacked_network_computes_its_chain_twice() -> None:
+    model, images = trained_model(), torch.randn(7, 3, 8, 8)
+    expected = copy.deepcopy(model.host)
+    expected.layer1 = nn.Sequential(*expected.layer1, *copy.deepcopy(expected.layer1))
+    last = expected.layer2[1]
+    expected.layer2 = nn.Sequential(*expected.layer2, copy.deepcopy(last), copy.deepcopy(last))
+    keep_copies(model, "layer1.1:after", number=1)
+    keep_copies(model, "layer2.1:after", number=2)
+    with torch.no_grad():
+        assert torch.equal(model(images), expected(images))
+
+
+def test_attaching_copies_leaves_the_output_bit_identical() -> None:
+    model, images = trained_model(), torch.randn(7, 3, 8, 8)
+    with torch.no_grad():
+        before = model(images)
+        surgery.germinate(model, entry(model, "layer1.1:after"), images=images, epoch=1)
+        assert torch.equal(model(images), before)
+
+
+def test_copies_have_the_values_of_their_source_but_tensors_of_their_own() -> None:
+    model = trained_model()
+    graft = keep_copies(model, "layer2.1:after")
+    source = model.host.get_submodule("layer2.1").state_dict()
+    first, second = model.slot("layer2.1:after").kernel(graft).blocks
+    for copied in (first.state_dict(), second.state_dict()):
+        assert copied.keys() == source.keys()
+        assert all(torch.equal(copied[name], source[name]) for name in source)
+    storages = [t.data_ptr() for state in (source, first.state_dict(), second.state_dict()) for t in state.values()]
+    assert len(storages) == len(set(storages))
+
+
+def test_a_second_doubling_copies_the_copies_too() -> None:
+    model, images = trained_model(), torch.randn(7, 3, 8, 8)
+    expected = copy.deepcopy(model.host)
+    expected.layer1 = nn.Sequential(*(copy.deepcopy(block) for _ in range(4) for block in expected.layer1))
+    slot = model.slot("layer1.1:after")
+    keep_copies(model, "layer1.1:after", number=1)
+    cost = copies_cost(model, slot, "stack")
+    kernel = slot.kernel(keep_copies(model, "layer1.1:after", number=2))
+    assert kernel.origins == ("layer1.0", "layer1.1", "layer1.0", "layer1.1")
+    assert cost.num_parameters == sum(p.numel() for p in kernel.parameters())
+    with torch.no_grad():
+        assert torch.equal(model(images), expected(images))
+
+
+def test_zeroed_copies_do_not_change_the_network() -> None:
+    model, images = trained_model(), torch.randn(7, 3, 8, 8)
+    with torch.no_grad():
+        before = model(images)
+        keep_copies(model, "layer1.1:after", init="zeroed")
+        assert torch.equal(model(images), before)
+
+
+def test_fresh_copies_have_initial_weights_of_the_host_each_its_own() -> None:
+    model = trained_model()
+    graft = keep_copies(model, "layer2.1:after", init="fresh")
+    first, second = model.slot("layer2.1:after").kernel(graft).blocks
+    torch.manual_seed(graft.init_seed)
+    drawn = host().get_submodule("layer2.1").state_dict()
+    assert all(torch.equal(first.state_dict()[name], drawn[name]) for name in drawn)
+    assert not torch.equal(first.conv1.weight, second.conv1.weight)
+    assert torch.equal(first.bn1.weight, torch.ones(8))
+
+
+def test_folded_copies_are_blocks_of_their_stage() -> None:
+    model, images = trained_model(), torch.randn(7, 3, 8, 8)
+    keep_copies(model, "layer1.1:after", number=1)
+    keep_copies(model, "layer2.1:after", number=2)
+    folded = fold(model)
+    assert [len(folded.layer1), len(folded.layer2)] == [4, 4]
+    deeper = build_host(
+        ModelConfig(name="resnet_small", widths=[4, 8], depths=[4, 4]), in_channels=3, image_size=8, num_classes=5
+    )
+    deeper.load_state_dict(folded.state_dict())
+    with torch.no_grad():
+        assert torch.equal(folded(images), model(images))
+        assert torch.equal(deeper.eval()(images), model(images))
+
+
+def test_a_block_in_which_something_else_grew_is_not_copied() -> None:
+    torch.manual_seed(0)
+    model = wrap(host(), CONFIG.target_layers, 16, input_shape=(3, 8, 8), site_kinds=["beside", "after"])
+    other = Graft(graft_id=1, site="layer1.0:beside", blueprint_id="conv1x1", init_seed=1, init_gain=1.0, born_step=1)
+    surgery.germinate(model, other, images=torch.randn(16, 3, 8, 8), epoch=1)
+    with pytest.raises(SurgeryError, match=r"'layer1\.0' cannot be copied: 'conv1x1' stands at 'layer1\.0:beside'"):
+        model.graft(entry(model, "layer1.1:after", number=2))
+
+
+def test_a_copy_runs_its_own_forward_function_where_the_source_is_compiled() -> None:
+    model = trained_model()
+    block = model.host.get_submodule("layer1.1")
+    plain: Callable[[Tensor], Tensor] = block.forward
+    block.forward = lambda x: plain(x)  # as regional compilation replaces it
+    graft = keep_copies(model, "layer1.1:after")
+    copied = model.slot("layer1.1:after").kernel(graft).blocks[1]
+    nn.init.zeros_(copied.bn2.weight)
+    nn.init.zeros_(copied.bn2.bias)
+    y = torch.rand(2, 4, 8, 8)
+    with torch.no_grad():
+        assert torch.equal(copied(y), y)
+        assert not torch.equal(block(y), y)
