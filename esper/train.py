@@ -38,6 +38,8 @@ _shows_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
 
 def main() -> None:
     """Run the command; ends with `SystemExit`: 0 finished, 1 failed, 2 bad input, 130 Ctrl-C, 143 SIGTERM."""
+    # torch.distributed prints C++ stack traces when a rank ends; Esper says in one line which rank and why.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     register()
     _register_launchers()
     # Hydra then raises its errors instead of printing them with a traceback; they are printed here, in one line.

@@ -290,7 +290,7 @@ def _check_policy(config: TolariaConfig) -> None:
     if growth.tamiyo == "local" and growth.policy == "learned" and not (path and Path(path).is_file()):
         raise ConfigError(
             f"morphogenetic.tamiyo_policy_path={path}: policy=learned needs a policy file; make one with: "
-            "esper simic RUN_FOLDER... --out policy.safetensors"
+            "esper simic RUN_DIR... --out policy.safetensors"
         )
 
 

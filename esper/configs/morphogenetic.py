@@ -159,7 +159,7 @@ class MorphogeneticConfig:
     insertion_gain_rate: float = setting(1.0, "factor on the learning rate of a newborn module's output scale", above=0)
     incubation: str = setting(
         "none",
-        "training of a module before it joins the host: none, fit (to the gradient at its site, with a penalty), or "
+        "training of a module before it joins the host: none, fit (regress on the negative gradient at its site), or "
         "shadow (on the loss of the blended network, with the host frozen)",
         choices=INCUBATIONS,
     )

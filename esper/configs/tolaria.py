@@ -70,5 +70,5 @@ class TolariaConfig:
         False, "check every step for NaN and Inf, and name the operation that produced them; slow"
     )
     profile_training: bool = setting(False, "write a torch.profiler trace of a few steps to the run folder")
-    dry_run: bool = setting(False, "validate, build, and run two steps with one forced growth; leaves no files")
+    dry_run: bool = setting(False, "validate, build, and run a few steps with one forced growth; leaves no files")
     fresh: bool = setting(False, "start from scratch; an existing run folder is set aside")

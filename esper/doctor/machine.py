@@ -137,7 +137,7 @@ def _usable_gpu(probe: dict[str, Any]) -> Finding:
     number = f"{probe['num_gpus']} × " if probe["num_gpus"] != 1 else ""
     found = f"{number}{probe['gpu']}, {free / _GIB:.1f} of {total / _GIB:.1f} GiB free"
     if "gpu_error" in probe:
-        return failed(f"{found}; kernels fail: {probe['gpu_error']}", "install a torch that supports this GPU")
+        return failed(f"{found}; computing on it fails: {probe['gpu_error']}", "install a torch that supports this GPU")
     if free < _LOW_GPU_BYTES:
         return warning(found, "see nvidia-smi for its processes, or select another GPU with CUDA_VISIBLE_DEVICES")
     return ok(found)
@@ -210,8 +210,10 @@ def shared_memory(run: PlannedRun) -> Finding:
 
 
 def _streams(run: PlannedRun) -> bool:
+    from esper.configs.dataset import DATASETS
+
     data = run.config.dataset
-    return data.name in ("imagefolder", "imagenet") and data.storage != "memory"
+    return DATASETS[data.name].has_files and data.storage != "memory"
 
 
 def open_files() -> Finding:

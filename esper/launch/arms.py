@@ -97,6 +97,6 @@ def _require_same_budget(resolved: TolariaConfig, run_dir: Path) -> None:
     is_same = is_same and began["optimization"]["max_epochs"] == resolved.optimization.max_epochs
     if not resolved.fresh and not is_same:
         raise ConfigError(
-            f"comparison.arm={resolved.comparison.arm}: {run_dir.name} began with another grown run than there is now; "
-            "train it anew with fresh=true"
+            f"comparison.arm={resolved.comparison.arm}: {run_dir.name} was started with a different grown run or "
+            "budget; retrain it with fresh=true"
         )

@@ -38,7 +38,8 @@ def record_failure(line: str) -> bool:
 def error_line(error: BaseException) -> str:
     """The error's message on one line, after the name of its type unless it is an `EsperError`."""
     line = one_line(error)
-    return line if isinstance(error, EsperError) else f"{type(error).__name__}: {line}"
+    name = type(error).__name__
+    return line if isinstance(error, EsperError) or line == name else f"{name}: {line}"
 
 
 def exit_with(error: EsperError) -> NoReturn:

@@ -66,7 +66,7 @@ def run(config: TolariaConfig, run_dir: Path, *, sibling: Callable[[str], Path] 
         return _run(config, run_dir.absolute(), ranks, sibling=sibling)
     except Exception as error:
         line, exit_code = error_line(error), error.exit_code if isinstance(error, EsperError) else 1
-        if not ranks.is_first_failure(line):
+        if not ranks.report_failure(line):
             raise SystemExit(exit_code) from None
         if ranks.is_rank0:
             raise

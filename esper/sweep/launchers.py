@@ -1,6 +1,7 @@
 """The launchers: `hydra/launcher=NAME` runs the members of a sweep as jobs of the queue of that name.
 
-To add one, write queues/NAME.py and conf/hydra/launcher/NAME.yaml and list its class here.
+To add one, write queues/NAME.py, list its class here, and write conf/hydra/launcher/NAME.yaml with
+`_target_: hydra_plugins.esper.launchers.NameLauncher` and its options.
 """
 
 from __future__ import annotations

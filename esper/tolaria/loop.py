@@ -19,7 +19,6 @@ from esper.configs.check import check
 from esper.configs.load import to_yaml
 from esper.contracts.events import CheckpointSaved, EpochEnded, Event, Notice, RunEnded, RunStarted, Validated
 from esper.costs import training_macs
-from esper.errors import CheckpointError
 from esper.tolaria.checkpoints.contents import snapshot
 from esper.tolaria.checkpoints.resume import resume
 from esper.tolaria.library import record_outcomes, write_declared
@@ -179,7 +178,7 @@ class TrainingLoop:
         train = self._train_means or require_finite(run)
         val_loss, val_accuracy = self._validation or self.validate()
         learning_rate = run.schedule(state.global_step - 1)
-        if self._is_best(val_loss, val_accuracy) and saving.save_best:
+        if self._update_best(val_loss, val_accuracy) and saving.save_best:
             self._start_saving(is_best=True)  # before growth: the network that was validated
         metrics = EpochEnded(
             step=state.global_step,
@@ -237,10 +236,8 @@ class TrainingLoop:
 
     # --- checkpoints ----------------------------------------------------------------------------------------------
 
-    def save_checkpoint(self, epoch: int, *, is_best: bool) -> str:
+    def save_checkpoint(self, *, is_best: bool) -> str:
         """Save and wait until the checkpoint is on disk; returns its path."""
-        if epoch != self.state.epoch:
-            raise CheckpointError(f"epoch={epoch}: the training is at epoch {self.state.epoch}")
         self._start_saving(is_best=is_best)
         return self.run.ranks.on_rank0(lambda: str(self._finish_saving()[-1]))
 
@@ -272,15 +269,17 @@ class TrainingLoop:
         if ranks.size > 1:
             if self.state.global_step % _STOP_INTERVAL:
                 return False
-            self.stop_reason = ranks.any_value(self.stop_reason)
+            if (reason := ranks.any_value(self.stop_reason)) is None:
+                return False  # a signal that comes meanwhile is agreed on next time
+            self.stop_reason = reason
         return self.stop_reason is not None
 
     def _is_validation_due(self) -> bool:
         interval, state = self.config.logging.eval_interval, self.state
         return interval is not None and state.global_step % interval == 0 and state.step < self.run.steps_per_epoch
 
-    def _is_best(self, val_loss: float, val_accuracy: float) -> bool:
-        """Whether the loss is the lowest so far; updates the state's best values and its patience."""
+    def _update_best(self, val_loss: float, val_accuracy: float) -> bool:
+        """Update the state's best values and its patience; returns whether the loss is the lowest so far."""
         state = self.state
         improved = val_loss < state.best_loss - self.config.optimization.min_delta
         state.epochs_since_best = 0 if improved else state.epochs_since_best + 1
@@ -302,7 +301,7 @@ class TrainingLoop:
         if run.ranks.size > 1:
             inform(f"{run.ranks.size} ranks share each batch of {self.config.dataset.batch_size} images")
         if late := run.growth.times_too_late:
-            run.warn(f"schedule_at={late} falls to the end of an epoch past growth_until: nothing will grow then")
+            run.warn(f"schedule_at={late}: the next consultation is after growth_until, so nothing will grow")
 
     @contextlib.contextmanager
     def _profiler(self) -> Iterator[Callable[[], None]]:

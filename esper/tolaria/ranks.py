@@ -205,7 +205,7 @@ class Ranks:
 
     # --- failure and end ------------------------------------------------------------------------------------------
 
-    def is_first_failure(self, line: str) -> bool:
+    def report_failure(self, line: str) -> bool:
         """Whether no other rank has failed before this one: only the first failure is reported."""
         if self._store is None:
             return True
@@ -260,7 +260,7 @@ class Ranks:
             if stopping.is_set():
                 return
             line = str(_lost(error))
-            if self.is_first_failure(line):
+            if self.report_failure(line):
                 sys.stderr.write(f"error: {line}\n")
                 sys.stderr.flush()
             os._exit(1)

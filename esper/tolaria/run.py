@@ -112,6 +112,7 @@ class Run:
         ranks.require_equal("the run", values)
         ranks.broadcast([*self.model.parameters(), *self.model.buffers()])
         if not ranks.is_rank0:
+            # The arguments stand like this since 0.1.0: the other order would change the random numbers.
             torch.manual_seed(derive_seed(ranks.rank + ranks.size * self.state.global_step, config.rng_seed))
 
     def evaluate_split(self, split: ImageSet | FileSet) -> tuple[float, float]:
@@ -139,9 +140,8 @@ class Run:
         tracking, started = self.config.tracking, []
         for tracker in trackers(tracking, run_dir=self.run_dir, outputs_dir=self.outputs_dir):
             if tracker.is_left_to_sync:
-                message = (
-                    f"a SLURM job does not write {tracker.place}; `esper sync {self.run_dir}`, or a sweep's end, does"
-                )
+                later = f"the end of the sweep does, or `esper sync {self.run_dir}`"
+                message = f"SLURM jobs do not log to {tracker.place}; {later}"
                 self.emit(Notice, level="INFO", message=message)
                 continue
             started.append((tracker, tracking.flush_interval_s))

@@ -15,6 +15,7 @@ from typing import Any, ParamSpec, TypeVar
 from esper.configs import TolariaConfig
 from esper.contracts.decisions import AdaptationDecision
 from esper.contracts.events import EpochEnded, Event
+from esper.errors import CheckpointError
 from esper.tolaria.checkpoints import files as checkpoint
 from esper.tolaria.checkpoints.contents import restore
 from esper.tolaria.dry_run import DryRun, dry_run
@@ -110,7 +111,9 @@ class TolariaTrainer:
             CheckpointError: it cannot be written, or `epoch` is not the training's.
             DivergenceError: a loss, gradient or weight is not finite; nothing is written.
         """
-        return self._worker.submit(self._loop.save_checkpoint, epoch, is_best=is_best).result()
+        if epoch != self.training_state.epoch:
+            raise CheckpointError(f"epoch={epoch}: the training is at epoch {self.training_state.epoch}")
+        return self._worker.submit(self._loop.save_checkpoint, is_best=is_best).result()
 
     def load_checkpoint(self, checkpoint_path: str) -> bool:
         """Resume the training that a checkpoint holds; the trainer must not have trained since `initialize`.
@@ -135,7 +138,8 @@ class TolariaTrainer:
 
     async def shutdown(self) -> None:
         """Finish the tracker and unlock the run folder; safe to call twice."""
-        await asyncio.get_running_loop().run_in_executor(None, self._loop.close)
+        close, self._loop.close = self._loop.close, lambda: None
+        await asyncio.get_running_loop().run_in_executor(None, close)
         self._worker.shutdown()
 
     async def _in_worker(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

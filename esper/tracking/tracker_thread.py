@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from esper.errors import one_line
 from esper.tracking.environment import without_credentials
 from esper.tracking.journal import read_from
 from esper.tracking.trackers import Tracker, TrackerRun
@@ -107,5 +106,6 @@ class TrackerThread:
 
 
 def short_message(error: Exception) -> str:
-    """An error's message on one line, without credentials, at most 160 characters."""
-    return without_credentials(one_line(error))[:_MAX_LINE]
+    """The first line of an error's message, without credentials, at most 160 characters; SQLAlchemy adds the data."""
+    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return without_credentials(first)[:_MAX_LINE]

@@ -196,8 +196,9 @@ def _definition(content: Any) -> Definition:
     name, category, kinds = content["name"], content["category"], content["kinds"]
     if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9_]{0,47}", name):
         raise ConfigError(f"name={name!r:.60}: allowed are up to 48 of a-z, 0-9 and _, starting with a letter")
-    if category not in BLUEPRINT_CATEGORIES:
-        raise ConfigError(f"category={category!r:.60}: allowed are {', '.join(BLUEPRINT_CATEGORIES)}")
+    categories = [known for known in BLUEPRINT_CATEGORIES if known != "copy"]  # copies are of a network's blocks
+    if category not in categories:
+        raise ConfigError(f"category={category!r:.60}: allowed are {', '.join(categories)}")
     if not isinstance(kinds, list) or not kinds or not all(kind in _KINDS for kind in kinds):
         raise ConfigError(f"kinds={kinds!r:.60}: allowed are {', '.join(_KINDS)}, at least one")
     for field in ("summary", "source"):

@@ -1,6 +1,7 @@
 """Hydra's launchers for the queues of `esper.sweep.launchers`, such as `SlurmLauncher` for `slurm`.
 
-Every Hydra application imports this module at its start, so it imports nothing of Esper.
+Every Hydra application imports this module at its start, so it imports nothing of Esper. Only `esper-train` registers
+the launchers.
 """
 
 from __future__ import annotations

@@ -138,7 +138,7 @@ def test_the_same_command_shows_the_result_until_the_grown_run_changes(beside: P
     content["result"]["total_macs"] *= 2
     try:
         status.write_text(json.dumps(content))
-        with pytest.raises(ConfigError, match=r"began with another grown run than there is now; .*fresh=true"):
+        with pytest.raises(ConfigError, match=r"was started with a different grown run or budget; .*fresh=true"):
             train("static_flops")
         again = train("static_flops", "fresh=true").result
     finally:

@@ -66,7 +66,7 @@ def test_a_dry_run_of_a_sweep_leaves_nothing_behind(tmp_path: Path) -> None:
 def test_slurm_jobs_only_write_journals_and_the_summary_reports_them(tmp_path: Path) -> None:
     done = esper_train("-m", *THIN, "rng_seed=0,1", "tracking=mlflow", cwd=tmp_path, SLURM_JOB_ID="7")
     assert done.returncode == 0, done.stderr
-    notices = [line for line in done.stdout.splitlines() if "a SLURM job does not write sqlite:///" in line]
+    notices = [line for line in done.stdout.splitlines() if "SLURM jobs do not log to sqlite:///" in line]
     assert len(notices) == 2
     assert len([line for line in done.stdout.splitlines() if ": MLflow: finished, " in line]) == 2
     assert (tmp_path / "outputs" / "rates" / "mlflow.json").is_file()

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
+from sqlalchemy.exc import OperationalError
 
 from esper.configs import TrackingConfig
 from esper.tracking import Journal, Tracker, TrackerThread, sync, trackers
+from esper.tracking.tracker_thread import short_message
 from tests.tracking.conftest import ended, started, trained
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
@@ -126,3 +128,9 @@ def test_a_tracker_that_is_away_for_ever_is_tried_for_ever(journal: Journal) -> 
         time.sleep(0.05)
     thread.close()
     assert tries > 1100
+
+
+def test_a_warning_shows_no_parameters_of_a_failed_statement() -> None:
+    error = OperationalError("select * from runs where name = ?", ("SECRET",), Exception("no such table: runs"))
+    assert "SECRET" in str(error)
+    assert short_message(error) == "(builtins.Exception) no such table: runs"

@@ -64,6 +64,7 @@ def test_the_hash_depends_on_layers_and_sites_and_not_on_the_name():
         ({"name": "../x"}, "name='../x': allowed"),
         ({"name": "squeeze_excite"}, "a built-in blueprint has this name"),
         ({"category": "evil"}, "category='evil': allowed are residual"),
+        ({"category": "copy"}, "category='copy': allowed are residual"),
         ({"kinds": ["width"]}, "kinds=.*allowed are after, beside"),
         ({"summary": "\x1b[2J"}, "summary="),
         ({"layers": []}, "0 operations"),

@@ -27,13 +27,13 @@ def load(config: DatasetConfig, _cache_dir: Path | None) -> Dataset:
     data_dir = Path(config.data_dir).expanduser()
     try:
         train, test = (_read(cifar, data_dir, train=train) for train in (True, False))
+        return Dataset(train=_images(train), test=_images(test), class_names=tuple(train.classes))
     except (OSError, RuntimeError, EOFError, KeyError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
         raise DataError(
             f"dataset {config.name}: missing from {data_dir} and cannot be downloaded, or damaged ({reason}); put "
             f"{cifar.filename} there, or unpack it there to {cifar.base_folder}/, or set dataset.data_dir"
         ) from None
-    return Dataset(train=_images(train), test=_images(test), class_names=tuple(train.classes))
 
 
 def _read(cifar: type[CIFAR10], data_dir: Path, *, train: bool) -> CIFAR10:

@@ -117,7 +117,7 @@ def load_policy(path: Path, config: MorphogeneticConfig) -> Learned:
     Raises:
         ConfigError: it is missing, or not a policy of this schema.
     """
-    remedy = "make one with: esper simic RUN_FOLDER... --out policy.safetensors"
+    remedy = "make one with: esper simic RUN_DIR... --out policy.safetensors"
     names = ("weights", "bias", "mean", "deviation")
     try:
         with safe_open(path, framework="pt") as file:

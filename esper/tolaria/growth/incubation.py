@@ -69,7 +69,9 @@ def _finish(life: Lifecycle, slot: SeedSlot) -> None:
         alpha=scale,
         losses={f"{tried:g}": loss for tried, loss in losses.items()},
     )
-    life.begin_blending(slot, reason=f"incubated for {config.incubation_steps} steps, enters times {scale:g}")
+    life.begin_blending(
+        slot, reason=f"incubated for {config.incubation_steps} steps, joins with its output scaled by {scale:g}"
+    )
 
 
 def incubate(

@@ -197,7 +197,7 @@ def test_a_policy_that_uses_no_scores_need_not_compute_them(run_dir: Path) -> No
 def test_a_scheduled_time_after_the_last_consultation_is_warned_about(run_dir: Path) -> None:
     use(tiny_config(morphogenetic__schedule_at=[0.3, 0.4]), run_dir, lambda trainer: trainer.train())
     (notice,) = journal(run_dir, "notice")
-    assert notice["message"].startswith("schedule_at=[0.4] falls to the end of an epoch past growth_until")
+    assert notice["message"].startswith("schedule_at=[0.4]: the next consultation is after growth_until")
 
 
 @pytest.mark.parametrize("site", ["layer1.0:width", "layer1.0.conv1:parallel"])
