@@ -25,6 +25,7 @@ STOP_S = 8.0
 """Time that services have to stop."""
 _FOLDER = Path("outputs", "services")
 _START_S = 90.0
+_LOCK_S = 2.0  # a process that was killed may take that long to release its lock
 _COMMAND = "import sys; sys.argv[0] = 'esper'; from esper.cli import main; main()"
 
 
@@ -94,7 +95,7 @@ def pid_file(name: str | None) -> Iterator[str]:
     _FOLDER.mkdir(parents=True, exist_ok=True)
     lock = FileLock(_FOLDER / f"{name}.lock")
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=_LOCK_S)
     except Timeout:
         raise _already_running(name) from None
     file = _FOLDER / f"{name}.json"
@@ -113,6 +114,7 @@ def _process(name: str) -> psutil.Process | None:
         content = json.loads((_FOLDER / f"{name}.json").read_text())
         process = psutil.Process(int(content["pid"]))
         is_same = content["host"] == socket.gethostname() and process.create_time() == content["created"]
+        is_same = is_same and process.status() != psutil.STATUS_ZOMBIE  # killed, and not yet reaped
     except (OSError, ValueError, KeyError, TypeError, psutil.NoSuchProcess):
         return None
     return process if is_same else None
