@@ -21,6 +21,8 @@ class Graft:
         init_gain: initial output scale.
         born_step: optimizer step before which it was attached.
         definition: definition of a declared blueprint, in JSON, so that no library is needed; None for built-in ones.
+        sources: blueprint `copy`: the blocks that were copied, in order; `layer1.0+2` is the second copy behind one.
+        copy_init: blueprint `copy`: the copies' initial weights, `trained`, `zeroed` or `fresh`.
     """
 
     graft_id: int

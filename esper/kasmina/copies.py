@@ -26,7 +26,7 @@ def stage_plan(
     """How to double the depth of a stage: for each block that gets copies behind it, what to copy, in order.
 
     A block that changes its input's shape, as the first of a stage often does, cannot be copied; another is copied
-    once more. What is behind the last block ends in a copy of the stage's end, which the next stage is used to.
+    once more. The last copy is of the stage's last block, whose output the next stage was trained to read.
 
     Args:
         chains: by block of the stage, in forward order: its name and those of the copies behind it.
