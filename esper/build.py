@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from esper import urza
-from esper.configs import MorphogeneticConfig, RedisConfig, TolariaConfig
+from esper.configs import ModelConfig, MorphogeneticConfig, RedisConfig, TolariaConfig
 from esper.configs.model import SITE_KINDS
 from esper.data import (
     DataSplits,
@@ -28,6 +28,8 @@ from esper.data import (
 )
 from esper.errors import ConfigError
 from esper.kasmina import MorphableModel, find_blocks, wrap
+from esper.kasmina.copies import stages
+from esper.kasmina.sites import AUTO
 from esper.models import build_host, checkpoint_blocks, memory_format
 from esper.tamiyo import LocalTamiyo, TamiyoClient
 from esper.tracking import Tracker
@@ -179,27 +181,27 @@ def _build_model(config: TolariaConfig, splits: DataSplits, device: torch.device
         raise ConfigError(
             f"model.num_classes={num_classes}: {config.dataset.name} has {num_found} classes; set it to null"
         )
-    build = functools.partial(
-        build_host, config.model, in_channels=channels, image_size=height, num_classes=num_classes
-    )
-    host = build().to(device)
+    sizes = {"in_channels": channels, "image_size": height, "num_classes": num_classes}
+    host = build_host(config.model, **sizes).to(device)
     host = host.to(memory_format=memory_format(host, channels_last=config.channels_last, device=device))
     grows = config.morphogenetic.enable_tamiyo
     if grows and config.morphogenetic.policy == "replay":
         model = _wrap_for_replay(config, host, input_shape=(channels, height, width))
-        model.build_host = build
-        return model
-    model = wrap(
-        host,
-        config.model.target_layers if grows else [],
-        config.model.seeds_per_layer,
-        input_shape=(channels, height, width),
-        max_kernels_per_seed=config.model.max_kernels_per_seed,
-        site_kinds=config.model.site_kinds,
-    )
-    model.build_host = build
-    if grows and config.morphogenetic.policy != "never":
+    else:
+        model = wrap(
+            host,
+            config.model.target_layers if grows else [],
+            config.model.seeds_per_layer,
+            input_shape=(channels, height, width),
+            max_kernels_per_seed=config.model.max_kernels_per_seed,
+            site_kinds=config.model.site_kinds,
+        )
+    model.build_host = functools.partial(build_host, dataclasses.replace(config.model, pretrained=False), **sizes)
+    if grows and config.morphogenetic.policy not in ("never", "replay"):
         _require_blueprints(config.morphogenetic, model)
+        if config.morphogenetic.grows_copies:
+            _require_whole_stages(config.model, model)
+            _require_copyable(config, model)
     if config.model.gradient_checkpointing:
         checkpoint_blocks([host.get_submodule(name) for name in find_blocks(host, config.model.target_layers)])
     return model
@@ -223,27 +225,66 @@ def _wrap_for_replay(config: TolariaConfig, host: nn.Module, *, input_shape: tup
             f"morphogenetic.recipe_path={path}: it has a module at {missing[0]}, a site that this network lacks; use "
             "the model settings of the recorded run"
         )
+    inside = [graft.site for graft in recipe if graft.site.endswith((":parallel", ":width"))]
+    if config.model.gradient_checkpointing and inside:
+        raise ConfigError(
+            f"model.gradient_checkpointing=true: blocks run twice, so that the recipe's module inside a block "
+            f"({inside[0]}) would count every batch twice; set it to false"
+        )
     return model
 
 
-def _require_copyable(model: MorphableModel) -> None:
-    """Refuse a network with a stage in which no block can be copied: it could not double its depth."""
-    stages: dict[str, bool] = {}
-    for site in (slot.site for slot in model.all_slots()):
-        if site.kind == "after":
-            stage = site.block.rpartition(".")[0]
-            stages[stage] = stages.get(stage, False) or site.keeps_shape
-    if alone := [stage for stage, has_copyable in stages.items() if not has_copyable]:
+def _require_whole_stages(config: ModelConfig, model: MorphableModel) -> None:
+    """Refuse settings that leave a block out of a stage that is to be copied."""
+    targeted = find_blocks(model.host, config.target_layers)
+    blocks = [site.block for sites in stages(model) for site in sites]
+    layers = [slot.site.layer for slot in model.all_slots()]
+    for block, layer in targeted.items():
+        if block not in blocks and layers.count(layer) >= config.seeds_per_layer:
+            raise ConfigError(
+                f"model.seeds_per_layer={config.seeds_per_layer}: whole stages are copied, but no site is left for "
+                f"{block}; set it to 64, and model.site_kinds=[after]"
+            )
+    if config.target_layers == [AUTO]:
+        return
+    for stage in dict.fromkeys(block.rpartition(".")[0] for block in blocks):
+        container = model.host.get_submodule(stage)
+        if not isinstance(container, nn.Sequential | nn.ModuleList):
+            continue
+        if missing := [name for name, _ in container.named_children() if f"{stage}.{name}" not in targeted]:
+            raise ConfigError(
+                f"model.target_layers={config.target_layers}: whole stages are copied, but {stage}.{missing[0]} is "
+                f"not named; name the stage, {stage}"
+            )
+
+
+def _require_copyable(config: TolariaConfig, model: MorphableModel) -> None:
+    """Refuse a network without the blocks that the policy copies."""
+    policy = config.morphogenetic.policy
+    found = stages(model)
+    alone = [sites[0].block.rpartition(".")[0] for sites in found if not any(site.keeps_shape for site in sites)]
+    if alone and (policy == "stack" or len(alone) == len(found)):
         raise ConfigError(
-            f"morphogenetic.policy=stack: no block of {alone[0]} has an output shaped like its input, so none can be "
-            "copied; start from two blocks a stage (model=resnet18, or model.depths=[2,2,2])"
+            f"morphogenetic.policy={policy}: no block of {alone[0]} has an output shaped like its input, so none can "
+            f"be copied; start from two blocks a stage ({_two_blocks_a_stage(config.model)})"
         )
+    if policy == "heuristic" and len(found) - len(alone) == 1:
+        raise ConfigError(
+            "morphogenetic.policy=heuristic: chooses among stages, but one alone can be copied; name more in "
+            "model.target_layers, or use policy=stack"
+        )
+
+
+def _two_blocks_a_stage(config: ModelConfig) -> str:
+    if config.name == "resnet10":
+        return "model=resnet18"
+    if config.name == "resnet_small":
+        return f"model.depths=[{','.join(str(max(2, depth)) for depth in config.depths)}]"
+    return "another model.name, or only stages that have them in model.target_layers"
 
 
 def _require_blueprints(config: MorphogeneticConfig, model: MorphableModel) -> None:
     """Refuse settings under which nothing can ever grow."""
-    if config.policy == "stack":
-        _require_copyable(model)
     for site in (slot.site for slot in model.all_slots()):
         if urza.allowed(config, site.kind, site.in_shape, site.out_shape):
             return

@@ -16,7 +16,6 @@ from esper.configs.comparison import ARMS
 from esper.configs.dataset import DATASETS, DatasetConfig
 from esper.configs.explain import nearest
 from esper.configs.model import HOSTS, ModelConfig
-from esper.configs.morphogenetic import MorphogeneticConfig
 from esper.configs.redis import parse_redis_url
 from esper.configs.schema import Allowed, kind, settings
 from esper.configs.tolaria import TolariaConfig
@@ -218,7 +217,7 @@ def _check_growth(config: TolariaConfig) -> None:
         return
     if not growth.blueprint_categories:
         raise ConfigError("morphogenetic.blueprint_categories=[]: nothing may grow; name one, or use policy=never")
-    _check_copies(growth)
+    _check_copies(config)
     _check_growth_period(config)
     if growth.incubation != "none" and config.autocast_dtype == "float16":
         raise ConfigError(
@@ -233,7 +232,8 @@ def _check_growth(config: TolariaConfig) -> None:
     _check_policy(config)
 
 
-def _check_copies(growth: MorphogeneticConfig) -> None:
+def _check_copies(config: TolariaConfig) -> None:
+    growth = config.morphogenetic
     categories = growth.blueprint_categories
     if growth.policy == "stack" and categories != ["copy"]:
         raise ConfigError(
@@ -247,6 +247,13 @@ def _check_copies(growth: MorphogeneticConfig) -> None:
         raise ConfigError("morphogenetic.policy=learned: was fitted to new modules, not to copies; use policy=stack")
     if growth.incubation != "none":
         raise ConfigError(f"morphogenetic.incubation={growth.incubation}: copies are trained already; set it to none")
+    if "after" not in config.model.site_kinds:
+        raise ConfigError(f"model.site_kinds={config.model.site_kinds}: copies stand after blocks; add after")
+    if growth.copy_order != "stack" and growth.policy != "stack" and config.comparison.arm is None:
+        raise ConfigError(
+            f"morphogenetic.copy_order={growth.copy_order}: policy={growth.policy} grows at one site a time, which "
+            "would deepen a block, not a stage; use copy_order=stack, or policy=stack"
+        )
 
 
 def _check_growth_period(config: TolariaConfig) -> None:
@@ -277,7 +284,7 @@ def _check_policy(config: TolariaConfig) -> None:
             f"morphogenetic.fork_steps={growth.fork_steps}: policy={growth.policy} never compares two sites; use "
             "policy=heuristic, or 0"
         )
-    if growth.policy == "schedule":
+    if growth.follows_schedule:
         late = [at for at in growth.schedule_at if at > growth.growth_until]
         if late or not growth.schedule_at:
             raise ConfigError(

@@ -85,7 +85,11 @@ class MorphogeneticConfig:
         high=1,
     )
     schedule_at: list[float] = setting(
-        [0.4], "policy=schedule: fractions of training at which to grow, one module each", above=0, below=1
+        [0.4],
+        "fractions of training at which to grow: one module each (policy=schedule; with copies also random and "
+        "heuristic), or every stage (stack)",
+        above=0,
+        below=1,
     )
 
     score_per: str = setting(
@@ -171,3 +175,13 @@ class MorphogeneticConfig:
     newborn_warmup_steps: int = setting(100, "steps of learning-rate warm-up of a newborn module", low=0)
     newborn_weight_decay: bool = setting(True, "apply weight decay to newborn modules as to the host")
     holding_epochs: int = setting(2, "epochs at alpha 1 before the judge decides", low=1)
+
+    @property
+    def grows_copies(self) -> bool:
+        """Whether what grows are copies of trained blocks."""
+        return self.blueprint_categories == ["copy"]
+
+    @property
+    def follows_schedule(self) -> bool:
+        """Whether the policy grows at `schedule_at` only."""
+        return self.policy in ("schedule", "stack") or (self.grows_copies and self.policy in ("random", "heuristic"))

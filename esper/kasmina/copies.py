@@ -11,13 +11,16 @@ from torch import nn
 
 from esper.costs import Cost, count
 from esper.errors import SurgeryError
+from esper.kasmina.sites import Site
+from esper.models import checkpoint_blocks, is_checkpointed
+from esper.urza import Shape
 from esper.urza.copied import CopiedBlocks
 
 if TYPE_CHECKING:
     from esper.kasmina.model import MorphableModel
     from esper.kasmina.slot import SeedSlot
 
-__all__ = ["copies_cost", "copy_blocks", "copy_sources", "stage_plan"]
+__all__ = ["copies_cost", "copy_blocks", "copy_sources", "source_block", "stage_plan", "stages"]
 
 
 def stage_plan(
@@ -51,6 +54,15 @@ def _last_of_cycle(chain: Sequence[str], num: int) -> tuple[str, ...]:
     return tuple(reversed([chain[-1 - i % len(chain)] for i in range(num)]))
 
 
+def stages(model: MorphableModel) -> list[list[Site]]:
+    """The `after` sites of each stage, in forward order: blocks of one container whose outputs have one shape."""
+    grouped: dict[tuple[str, Shape], list[Site]] = {}
+    for site in (slot.site for slot in model.all_slots()):
+        if site.kind == "after":
+            grouped.setdefault((site.block.rpartition(".")[0], site.out_shape), []).append(site)
+    return list(grouped.values())
+
+
 def copy_sources(model: MorphableModel, slot: SeedSlot, order: str) -> tuple[str, ...]:
     """What to copy behind a slot's block when its stage doubles: `layer1.0`, or `layer1.0+2` for its second copy.
 
@@ -62,22 +74,15 @@ def copy_sources(model: MorphableModel, slot: SeedSlot, order: str) -> tuple[str
     Raises:
         SurgeryError: nothing is copied to this site.
     """
-    stage = slot.site.block.rpartition(".")[0]
-    after = [
-        other
-        for other in model.all_slots()
-        if other.site.kind == "after"
-        and other.site.block.rpartition(".")[0] == stage
-        and other.site.out_shape == slot.site.out_shape
-    ]
+    stage = next((sites for sites in stages(model) if slot.site in sites), [])
     chains = {
-        other.site.block: [
-            other.site.block,
-            *(f"{other.site.block}+{i}" for i in range(1, 1 + len(_copies_behind(model, other.site.block)))),
+        site.block: [
+            site.block,
+            *(f"{site.block}+{i}" for i in range(1, 1 + len(_copies_behind(model, site.block)))),
         ]
-        for other in after
+        for site in stage
     }
-    plan = stage_plan(chains, [other.site.block for other in after if other.site.keeps_shape], order)
+    plan = stage_plan(chains, [site.block for site in stage if site.keeps_shape], order)
     if slot.site.block not in plan:
         raise SurgeryError(f"copy_order={order} copies nothing behind {slot.site.block!r}")
     return plan[slot.site.block]
@@ -90,7 +95,7 @@ def copies_cost(model: MorphableModel, slot: SeedSlot, order: str) -> Cost:
         SurgeryError: nothing is copied to this site.
     """
     sources = copy_sources(model, slot, order)
-    blocks = [_plain_copy(_block(model, source)[0]) for source in sources]
+    blocks = [_plain_copy(source_block(model, source)) for source in sources]
     return sum((count(block, slot.site.out_shape) for block in blocks), Cost(num_parameters=0, num_macs=0))
 
 
@@ -115,7 +120,13 @@ def copy_blocks(model: MorphableModel, sources: Sequence[str], *, init: str, ini
             module.load_state_dict(_initial(model.build_host, origin, seed=init_seed + index))
         elif init == "zeroed":
             _zero_last_gain(module, origin)
+    checkpoint_blocks(copied for copied, (block, _) in zip(copies, found, strict=True) if is_checkpointed(block))
     return CopiedBlocks(copies, origins)
+
+
+def source_block(model: MorphableModel, source: str) -> nn.Module:
+    """The block that `copy_sources` names."""
+    return _block(model, source)[0]
 
 
 def _block(model: MorphableModel, source: str) -> tuple[nn.Module, str]:

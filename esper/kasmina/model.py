@@ -11,7 +11,7 @@ from torch.utils.hooks import RemovableHandle
 from esper import tezzeret, urza
 from esper.contracts.recipe import Graft
 from esper.errors import SurgeryError
-from esper.kasmina.copies import copy_blocks
+from esper.kasmina.copies import copy_blocks, source_block
 from esper.kasmina.sites import DEFAULT_KINDS, Shape, Site, find_sites
 from esper.kasmina.slot import SeedSlot
 from esper.urza.copied import CopiedBlocks
@@ -118,13 +118,13 @@ class MorphableModel(nn.Module):
         return [(prefix + name, p) for name, p in self.slot(graft.site).kernel(graft).named_parameters()]
 
     def copied_parameters(self, graft: Graft) -> list[tuple[nn.Parameter, nn.Parameter]]:
-        """Pairs of a host's parameter and the parameter of a copy that began as it."""
+        """Pairs of a parameter and the parameter of a copy that began as it."""
         kernel = self.slot(graft.site).kernel(graft)
         assert isinstance(kernel, CopiedBlocks)
-        pairs = zip(kernel.origins, kernel.blocks, strict=True)
+        pairs = zip(graft.sources, kernel.blocks, strict=True)
         return [
-            (self.host.get_submodule(origin).get_parameter(name), p)
-            for origin, block in pairs
+            (source_block(self, source).get_parameter(name), p)
+            for source, block in pairs
             for name, p in block.named_parameters()
         ]
 

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-__all__ = ["checkpoint_blocks"]
+__all__ = ["checkpoint_blocks", "is_checkpointed"]
 
 
 def checkpoint_blocks(blocks: Iterable[nn.Module]) -> None:
@@ -25,6 +25,12 @@ def checkpoint_blocks(blocks: Iterable[nn.Module]) -> None:
     """
     for block in blocks:
         block.forward = partial(_recomputed, block, block.forward)
+
+
+def is_checkpointed(block: nn.Module) -> bool:
+    """Whether a block recomputes its activations."""
+    forward = block.__dict__.get("forward")
+    return isinstance(forward, partial) and forward.func is _recomputed
 
 
 def _recomputed(block: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -19,6 +19,7 @@ from esper.tamiyo.policies.learned import FEATURES, SCHEMA, features
 from esper.tolaria.library import declare_recorded
 from esper.tracking import read, run_folders
 from esper.urza import get
+from esper.urza.copied import COPY
 
 __all__ = ["MIN_OUTCOMES", "fit", "main", "training_examples"]
 
@@ -58,7 +59,9 @@ def training_examples(journal: Path) -> list[tuple[list[float], float]]:
         if event["kind"] == "signals":
             signals = _signals(event["signals"], journal)
         elif event["kind"] == "surgery" and event["action"] == "germinate" and event["committed"]:
-            measured = [s for s in signals if s.site == event["site"] and s.score is not None]
+            # No features for copies: their cost depends on the network, and policy=learned does not grow them.
+            is_copy = event["blueprint_id"] == COPY
+            measured = [s for s in signals if s.site == event["site"] and s.score is not None and not is_copy]
             if measured:
                 germinated[event["graft_id"]] = features(measured[0], signals, get(event["blueprint_id"]))
         elif event["kind"] == "judgement" and event["graft_id"] in germinated and event["gain"] is not None:

@@ -15,6 +15,7 @@ from esper.tolaria.ema import WeightEMA
 from esper.tolaria.ranks import Ranks
 from esper.tolaria.regional_compile import Regions
 from esper.tolaria.sums import StepSums
+from esper.urza import Kernel
 
 __all__ = ["TrainStep"]
 
@@ -148,10 +149,11 @@ class TrainStep:
         if self._graph is not None:
             self._graph.invalidate()
 
-    def add_kernel(self, kernel: nn.Module, *, step: int) -> None:
+    def add_kernel(self, kernel: Kernel, *, step: int) -> None:
         """Compile a module that was added to the network before step `step`, and update what `sync_parameters` does."""
         if self.regions is not None:
-            self.regions.add(kernel)
+            for module in kernel.regions:
+                self.regions.add(module)
         self.sync_parameters(step=step)
 
     def sync_parameters(self, *, step: int) -> None:

@@ -35,6 +35,11 @@ class CopiedBlocks(Kernel):
         """None: a copy has no gain of its own; alpha alone scales it."""
         return
 
+    @property
+    def regions(self) -> list[nn.Module]:
+        """Each block: they share the graphs of their sources."""
+        return list(self.blocks)
+
     def forward(self, x: Tensor) -> Tensor:
         """Run the branch; see the class."""
         return self.combine(x, x) - x

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +41,11 @@ class Kernel(nn.Module):
     def output_scale(self) -> nn.Parameter | None:
         """The gain of the last operation, (C',); None if there is no such gain."""
         raise NotImplementedError
+
+    @property
+    def regions(self) -> Sequence[nn.Module]:
+        """The modules inside that are compiled, each for itself."""
+        return [self]
 
     @torch.no_grad()
     def scale_output(self, factor: float) -> None:

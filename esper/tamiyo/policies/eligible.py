@@ -13,7 +13,7 @@ from esper.costs import Cost
 from esper.tezzeret import kernel_cost
 from esper.urza import Blueprint, allowed
 
-__all__ = ["Candidate", "eligible", "germinate", "no_growth", "num_born", "num_due"]
+__all__ = ["Candidate", "eligible", "germinate", "must_wait", "no_growth", "num_born", "num_due"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +70,11 @@ def num_due(signal: HealthSignal, config: MorphogeneticConfig) -> tuple[int, int
     previous = now * max(0, epoch - config.adaptation_frequency) / epoch if epoch else 0.0
     num_earlier = sum(share <= previous + 1e-9 for share in config.schedule_at)
     return num_earlier, sum(share <= now + 1e-9 for share in config.schedule_at) - num_earlier
+
+
+def must_wait(signals: Sequence[HealthSignal], config: MorphogeneticConfig) -> bool:
+    """Whether as much has grown as `schedule_at` allows now, for a policy that only chooses where to grow."""
+    return bool(signals) and config.follows_schedule and num_born(signals) >= num_due(signals[0], config)[1]
 
 
 def germinate(

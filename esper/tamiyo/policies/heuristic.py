@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from esper.configs import MorphogeneticConfig
 from esper.contracts.decisions import AdaptationDecision
 from esper.contracts.health import HealthSignal
-from esper.tamiyo.policies.eligible import eligible, germinate, no_growth
+from esper.tamiyo.policies.eligible import eligible, germinate, must_wait, no_growth
 
 __all__ = ["Heuristic", "build"]
 
@@ -19,12 +19,15 @@ class Heuristic:
 
     Health is a ratio of scores of one kind of site, so scores of different kinds are never compared. Confidence is
     1 - health. With `fork_steps`, the second-best site of the same kind is the alternative, and forks choose.
+    Copies grow at the shares of training in `schedule_at`, one stage each.
     """
 
     config: MorphogeneticConfig
 
     def decide(self, signals: Sequence[HealthSignal]) -> AdaptationDecision:
         """Choose the site with the lowest health among those that were measured."""
+        if must_wait(signals, self.config):
+            return no_growth("nothing more is scheduled now")
         measured = sorted(
             (
                 (candidate.signal.health, candidate)

@@ -74,7 +74,7 @@ class Growth:
             frequency = self.config.adaptation_frequency
             return max(1, math.ceil(at * self.total_epochs / frequency - 1e-9)) * frequency / self.total_epochs
 
-        scheduled = self.config.schedule_at if self.config.policy == "schedule" else []
+        scheduled = self.config.schedule_at if self.config.follows_schedule else []
         return [at for at in scheduled if consultation(at) >= self.config.growth_until]
 
     # --- called by the training loop ------------------------------------------------------------------------------

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from esper import tezzeret
+from esper.configs import MorphogeneticConfig
 from esper.contracts.events import Scored
 from esper.contracts.health import HealthSignal
 from esper.costs import Cost, training_macs
@@ -34,7 +36,7 @@ def measure_signals(life: Lifecycle, *, progress: float, with_scores: bool) -> l
     slots = life.model.all_slots()
     scores = score_sites(life.model, life.data.controller()) if with_scores else {}
     added = _added_costs(life)
-    compared = {site: _per_cost(score, added.get(site), life.config.score_per) for site, score in scores.items()}
+    compared = _compared(scores, added, life.config)
     health_of = health([(slot.site, compared[slot.site.name]) for slot in slots if slot.site.name in compared])
     signals = [
         HealthSignal(
@@ -102,10 +104,17 @@ def _added_costs(life: Lifecycle) -> dict[str, Cost]:
     return added
 
 
-def _per_cost(score: SiteScore, added: Cost | None, score_per: str) -> SiteScore:
+def _compared(
+    scores: Mapping[str, SiteScore], added: Mapping[str, Cost], config: MorphogeneticConfig
+) -> dict[str, SiteScore]:
+    """The scores that are compared, by site; per cost, or where copies grow, of sites where something can be added."""
+    if config.score_per == "site":
+        return {site: score for site, score in scores.items() if site in added or not config.grows_copies}
+    return {site: _per_cost(score, added[site], config.score_per) for site, score in scores.items() if site in added}
+
+
+def _per_cost(score: SiteScore, added: Cost, score_per: str) -> SiteScore:
     """A score divided by the MACs or parameters that the preferred blueprint would add."""
-    if score_per == "site" or added is None:
-        return score
     cost = max(1, added.num_macs if score_per == "macs" else added.num_parameters)
     error = None if score.score_error is None else score.score_error / cost
     return dataclasses.replace(score, score=score.score / cost, score_error=error)
