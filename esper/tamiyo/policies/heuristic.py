@@ -34,7 +34,7 @@ class Heuristic:
                 for candidate in eligible(signals, self.config)
                 if candidate.signal.health is not None
             ),
-            key=lambda pair: pair[0],
+            key=lambda pair: (pair[0], -_score(pair[1].signal, self.config.score_per)),  # health has an upper limit: 1
         )
         if not measured:
             return no_growth("no site is free, measured and within the budget")
@@ -54,6 +54,12 @@ class Heuristic:
             reasoning=f"{site} stands out: health {health:.2f} is at or below {threshold:g}",
             alternatives=tuple(alternatives[:1]) if self.config.fork_steps else (),
         )
+
+
+def _score(signal: HealthSignal, score_per: str) -> float:
+    """The score that sites are compared by."""
+    cost = {"site": None, "macs": signal.added_macs, "parameters": signal.added_parameters}[score_per]
+    return (signal.score or 0.0) / max(1, cost or 1)
 
 
 def build(config: MorphogeneticConfig, rng_seed: int) -> Heuristic:  # noqa: ARG001
