@@ -302,6 +302,8 @@ class TrainingLoop:
             inform(f"{run.ranks.size} ranks share each batch of {self.config.dataset.batch_size} images")
         if late := run.growth.times_too_late:
             run.warn(f"schedule_at={late}: the next consultation is after growth_until, so nothing will grow")
+        if soon := run.growth.times_too_soon:
+            run.warn(f"schedule_at={soon}: the copies of the share before it are held until then, so nothing will grow")
 
     @contextlib.contextmanager
     def _profiler(self) -> Iterator[Callable[[], None]]:

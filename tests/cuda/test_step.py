@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import json
 from collections.abc import Callable, Iterator
@@ -29,6 +30,13 @@ pytestmark = [
 ]
 
 GROW = AdaptationDecision(should_adapt=True, site="layer1.0:after", blueprint_id="basic_block")
+COPY = AdaptationDecision(should_adapt=True, site="layer1.1:after", blueprint_id="copy")
+COPIES = {
+    "model__depths": [2, 2],
+    "model__site_kinds": ["after"],
+    "morphogenetic__blueprint_categories": ["copy"],
+    "mixed_precision": False,
+}
 CULL = AdaptationDecision(should_adapt=True, site="layer1.0:after", action=Action.CULL)
 
 
@@ -56,14 +64,14 @@ def do_steps(trainer: TolariaTrainer, num_steps: int) -> list[float]:
     return [float(value) for value in sums]
 
 
-def growing(num_steps: int = 8, *, captured: bool) -> Callable[[TolariaTrainer], Any]:
+def growing(num_steps: int = 8, *, captured: bool, grow: AdaptationDecision = GROW) -> Callable[[TolariaTrainer], Any]:
     async def body(trainer: TolariaTrainer) -> tuple[list[float], dict[str, Tensor]]:
         if not captured:
             trainer.run.step._graph = None
         losses = do_steps(trainer, num_steps)
-        assert trainer.run.growth.apply(GROW)
+        assert trainer.run.growth.apply(grow)
         losses += do_steps(trainer, num_steps)
-        assert trainer.run.growth.apply(CULL)
+        assert trainer.run.growth.apply(dataclasses.replace(CULL, site=grow.site))
         losses += do_steps(trainer, num_steps)
         return losses, {name: value.clone() for name, value in trainer.run.model.state_dict().items()}
 
@@ -88,6 +96,40 @@ def test_eager_and_captured_steps_are_bit_identical_through_growth_and_culling(
     captured, same = use(on_cuda(**settings), tmp_path / "captured", growing(captured=True))
     assert captured == eager
     assert_same(weights, same)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"optimization__ema_decay": 0.9},
+        {"optimization__optimizer": "adamw", "optimization__learning_rate": 0.001},
+        {"morphogenetic__copy_optimizer_state": True},
+    ],
+    ids=["plain", "average", "adamw", "state"],
+)
+def test_eager_and_captured_steps_of_copies_are_bit_identical(settings: dict[str, Any], tmp_path: Path) -> None:
+    config = on_cuda(**COPIES | settings)
+    eager, weights = use(config, tmp_path / "eager", growing(captured=False, grow=COPY))
+    captured, same = use(config, tmp_path / "captured", growing(captured=True, grow=COPY))
+    assert captured == eager
+    assert_same(weights, same)
+
+
+def test_compiled_copies_give_the_plain_ones_losses(tmp_path: Path) -> None:
+    plain, _ = use(on_cuda(**COPIES), tmp_path / "plain", growing(captured=True, grow=COPY))
+    compiled, _ = use(on_cuda(compile_model=True, **COPIES), tmp_path / "compiled", growing(captured=True, grow=COPY))
+    assert compiled == pytest.approx(plain, rel=2e-2)
+
+
+@pytest.mark.parametrize("stop_at", [6, 9, 14])
+def test_a_captured_run_that_stops_among_its_copies_goes_on_bit_identically(stop_at: int, tmp_path: Path) -> None:
+    config = on_cuda(morphogenetic__policy="stack", morphogenetic__judged=False, **COPIES)
+    whole, counters = train(config, tmp_path / "whole")
+    assert len(counters["recipe"]) == 2
+    train(config, tmp_path / "parts", stop_at=stop_at)
+    resumed, _ = train(config, tmp_path / "parts")
+    assert_same(whole, resumed)
 
 
 def test_the_compiled_step_gives_the_plain_ones_losses(tmp_path: Path) -> None:

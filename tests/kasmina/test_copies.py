@@ -14,7 +14,7 @@ from esper.contracts.recipe import Graft
 from esper.errors import SurgeryError
 from esper.kasmina import MorphableModel, fold, surgery, wrap
 from esper.kasmina.copies import copies_cost, copy_sources, stage_plan
-from esper.models import build_host
+from esper.models import build_host, checkpoint_blocks, is_checkpointed
 
 CONFIG = ModelConfig(name="resnet_small", widths=[4, 8], depths=[2, 2], target_layers=["layer1", "layer2"])
 
@@ -65,6 +65,7 @@ def keep_copies(model: MorphableModel, site: str, **fields: object) -> Graft:
     ("chains", "copyable", "order", "plan"),
     [
         ({"a": ["a"], "b": ["b"]}, "ab", "stack", {"b": ("a", "b")}),
+        ({"a": ["a"], "b": ["b"], "c": ["c"]}, "abc", "stack", {"c": ("a", "b", "c")}),
         ({"a": ["a"], "b": ["b"], "c": ["c"]}, "bc", "stack", {"c": ("c", "b", "c")}),
         ({"a": ["a"], "b": ["b"]}, "b", "stack", {"b": ("b", "b")}),
         ({"a": ["a"], "b": ["b", "b+1", "b+2"]}, "b", "stack", {"b": ("b+2", "b", "b+1", "b+2")}),
@@ -124,6 +125,42 @@ def test_a_second_doubling_copies_the_copies_too() -> None:
     assert cost.num_parameters == sum(p.numel() for p in kernel.parameters())
     with torch.no_grad():
         assert torch.equal(model(images), expected(images))
+
+
+def test_the_source_of_a_second_copy_is_the_copy_that_it_began_as() -> None:
+    model = trained_model()
+    kernel = model.slot("layer1.1:after").kernel(keep_copies(model, "layer1.1:after", number=1))
+    second = keep_copies(model, "layer1.1:after", number=2)
+    assert second.sources == ("layer1.0", "layer1.1", "layer1.1+1", "layer1.1+2")
+    blocks = [*model.host.get_submodule("layer1"), *kernel.blocks]
+    sources = [source for source, _ in model.copied_parameters(second)]
+    assert list(map(id, sources)) == [id(p) for block in blocks for p in block.parameters()]
+
+
+def test_a_block_with_dead_units_is_copied_as_it_is() -> None:
+    model = trained_model()
+    nn.init.constant_(model.host.get_submodule("layer2.1").bn1.bias, -1e3)  # no gradient reaches its convolutions
+    keep_copies(model, "layer2.1:after")
+    assert len(model.recipe) == 1
+
+
+def test_copies_recompute_their_activations_if_their_sources_do() -> None:
+    def gradients(*, recomputed: bool) -> tuple[MorphableModel, list[Tensor]]:
+        model = trained_model()
+        if recomputed:
+            checkpoint_blocks([model.host.get_submodule(f"layer1.{i}") for i in (0, 1)])
+        keep_copies(model, "layer1.1:after", number=1)
+        keep_copies(model, "layer1.1:after", number=2)
+        images = torch.randn(7, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+        model.train()(images).logsumexp(1).sum().backward()
+        return model, [p.grad for p in model.parameters() if p.grad is not None]
+
+    model, mine = gradients(recomputed=True)
+    plain, theirs = gradients(recomputed=False)
+    blocks = [block for graft in model.recipe for block in model.slot(graft.site).kernel(graft).blocks]
+    assert [is_checkpointed(block) for block in blocks] == [True] * 6
+    assert all(map(torch.equal, mine, theirs))
+    assert all(map(torch.equal, model.buffers(), plain.buffers()))
 
 
 def test_zeroed_copies_do_not_change_the_network() -> None:

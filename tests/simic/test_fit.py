@@ -41,15 +41,21 @@ def signal(site: str, score: float | None) -> HealthSignal:
 
 
 def grow(
-    journal: Journal, graft_id: int, *, signals: Sequence[HealthSignal], gain: float, committed: bool = True
+    journal: Journal,
+    graft_id: int,
+    *,
+    signals: Sequence[HealthSignal],
+    gain: float,
+    committed: bool = True,
+    blueprint: str = "conv1x1",
 ) -> None:
-    """What a run writes when it germinates conv1x1 at the first site and judges it later."""
+    """What a run writes when it germinates a module at the first site and judges it later."""
     site = signals[0].site
     entries = [dataclasses.asdict(s) for s in signals]
     journal.write(Scored(step=1, epoch=4, signals=entries, cost_macs=0, cost_s=0.0))
     journal.write(
         SurgeryEnded(
-            step=1, graft_id=graft_id, action="germinate", site=site, blueprint_id="conv1x1", committed=committed,
+            step=1, graft_id=graft_id, action="germinate", site=site, blueprint_id=blueprint, committed=committed,
             error=None, num_parameters_before=0, num_parameters_after=0, num_macs_before=0, num_macs_after=0,
             duration_s=0.0,
         )
@@ -80,11 +86,12 @@ def test_an_outcome_is_what_tamiyo_saw_and_the_relative_gain_judged_later(tmp_pa
     assert gain == pytest.approx(0.01)
 
 
-def test_what_was_not_measured_not_committed_or_judged_without_a_number_teaches_nothing(tmp_path: Path) -> None:
+def test_what_was_not_measured_not_committed_judged_without_a_number_or_a_copy_teaches_nothing(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "journal.jsonl")
     grow(journal, 1, signals=[signal("a:after", None)], gain=0.1)
     grow(journal, 2, signals=[signal("a:after", 1.0)], gain=0.1, committed=False)
     grow(journal, 3, signals=[signal("a:after", 1.0)], gain=math.nan)
+    grow(journal, 4, signals=[signal("a:after", 1.0)], gain=0.1, blueprint="copy")
     journal.close()
     assert training_examples(tmp_path / "journal.jsonl") == []
 

@@ -23,6 +23,11 @@ TINY = (
 )  # fmt: skip
 GROWS = (*TINY, "optimization.max_epochs=4")
 LONG = (*TINY, "optimization.max_epochs=20")
+# The same with layer norms, and two blocks a stage or more.
+STACKS = (
+    *TINY, "model.name=test_convnext", "morphogenetic=stack", "morphogenetic.blueprint=null",
+    "optimization.max_epochs=4",
+)  # fmt: skip
 
 
 def torchrun(num: int, *overrides: str) -> None:
@@ -65,3 +70,11 @@ def await_checkpoint(run_dir: Path) -> None:
     while not list(run_dir.glob("checkpoints/step-*/manifest.json")):
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def await_event(run_dir: Path, text: str) -> None:
+    """Wait until a run's journal contains a text."""
+    journal, deadline = run_dir / "journal.jsonl", time.monotonic() + 60
+    while not (journal.is_file() and text in journal.read_text()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

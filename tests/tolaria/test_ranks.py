@@ -19,7 +19,17 @@ from esper.tolaria.state import TrainingState
 from tests.conftest import tiny_config, use
 from tests.oona.server import RedisServer
 from tests.tamiyo.serving import process
-from tests.tolaria.processes import GROWS, LONG, await_checkpoint, ends, events, start_step, torchrun
+from tests.tolaria.processes import (
+    GROWS,
+    LONG,
+    STACKS,
+    await_checkpoint,
+    await_event,
+    ends,
+    events,
+    start_step,
+    torchrun,
+)
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +55,18 @@ def test_two_ranks_grow_as_one(runs: tuple[Path, Path]) -> None:
     (mine,), (theirs,) = (events(run_dir, "judgement") for run_dir in runs)
     assert theirs["num_examples"] == mine["num_examples"]
     assert theirs["lower_bound"] == pytest.approx(mine["lower_bound"], abs=1e-5)
+
+
+def test_two_ranks_copy_blocks_as_one(tmp_path: Path) -> None:
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    fit(*STACKS, run_dir=alone)
+    torchrun(2, *STACKS, f"hydra.run.dir={together}")
+    for kind, metric in (("step", "loss"), ("validation", "val_loss")):
+        one, two = ([line[metric] for line in events(run_dir, kind)] for run_dir in (alone, together))
+        assert two == pytest.approx(one, abs=1e-5)
+    recipe = (together / "recipe.json").read_text()
+    assert recipe == (alone / "recipe.json").read_text()
+    assert len(json.loads(recipe)["grafts"]) == 4
 
 
 @pytest.mark.long
@@ -104,6 +126,20 @@ def test_a_signal_to_one_rank_stops_all_at_the_same_step(tmp_path: Path) -> None
     (ended,) = events(run_dir, "run_ended")
     assert (ended["status"], ended["reason"]) == ("interrupted", "SIGTERM")
     assert run_dir.joinpath("checkpoints", f"step-{ended['step']:08d}").is_dir()
+
+
+@pytest.mark.long
+def test_copies_that_blend_in_when_two_ranks_stop_resume_as_if_they_had_not(tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    settings = (*STACKS, "optimization.max_epochs=10", "morphogenetic.blending_steps=10")
+    torchrun(2, *settings, f"hydra.run.dir={whole}")
+    processes = start_step(*[(*settings, f"hydra.run.dir={parts}")] * 2)
+    await_event(parts, '"new": "blending"')
+    processes[0].send_signal(signal.SIGTERM)
+    assert ends(processes) == ([143, 143], "")
+    torchrun(2, *settings, f"hydra.run.dir={parts}")
+    straight, resumed = ([line["val_loss"] for line in events(run_dir, "validation")] for run_dir in (whole, parts))
+    assert resumed == straight
 
 
 @pytest.mark.long

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -45,8 +47,8 @@ def network(*kinds: str) -> MorphableModel:
     return wrap(host, ["layer*"], 9, input_shape=(3, 8, 8), site_kinds=kinds or ("beside", "after"))
 
 
-def compiled(model: MorphableModel) -> Regions:
-    regional = Regions("eager")  # runs the graphs that were traced as they are
+def compiled(model: MorphableModel, backend: str | Callable[..., Any] = "eager") -> Regions:
+    regional = Regions(backend)  # eager runs the graphs that were traced as they are
     regional.add_host(model.host, list(find_blocks(model.host, ["layer*"])))
     return regional
 
@@ -90,6 +92,31 @@ def test_growth_adds_one_graph_and_an_equal_module_none() -> None:
         assert_steps_agree(fast, plain, regional)
         assert_steps_agree(fast, plain, regional)
         assert regional.num_graphs == HOST_GRAPHS + 1
+
+
+def test_copies_run_compiled_and_share_the_graphs_of_their_sources() -> None:
+    num_runs = 0
+
+    def counting(traced: torch.fx.GraphModule, _: list[Tensor]) -> Callable[..., Any]:
+        def run(*args: Any) -> Any:
+            nonlocal num_runs
+            num_runs += 1
+            return traced.forward(*args)
+
+        return run
+
+    fast, plain = network("after"), network("after")
+    regional = compiled(fast, counting)
+    assert_steps_agree(fast, plain, regional)
+    num_before, num_runs = num_runs, 0
+    entry = dataclasses.replace(graft(1, "layer1.1:after", "copy"), sources=("layer1.0", "layer1.1"))
+    for model in (fast, plain):
+        model.graft(entry)
+    for block in fast.slot("layer1.1:after").kernel(entry).regions:
+        regional.add(block)
+    assert_steps_agree(fast, plain, regional)
+    assert num_runs == num_before + 2
+    assert regional.num_graphs == HOST_GRAPHS
 
 
 def test_a_module_that_grows_inside_a_compiled_block_is_not_overlooked() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -69,13 +70,20 @@ class Growth:
     @property
     def times_too_late(self) -> list[float]:
         """Those of `schedule_at` whose first consultation would be after `growth_until`."""
-
-        def consultation(at: float) -> float:
-            frequency = self.config.adaptation_frequency
-            return max(1, math.ceil(at * self.total_epochs / frequency - 1e-9)) * frequency / self.total_epochs
-
         scheduled = self.config.schedule_at if self.config.follows_schedule else []
-        return [at for at in scheduled if consultation(at) >= self.config.growth_until]
+        return [at for at in scheduled if self._consultation(at) / self.total_epochs >= self.config.growth_until]
+
+    @property
+    def times_too_soon(self) -> list[float]:
+        """Those of `schedule_at` at which no stage can double, as the copies of the share before are still held."""
+        scheduled = sorted(self.config.schedule_at) if self.config.policy == "stack" else []
+        pairs = itertools.pairwise((self._consultation(at), at) for at in scheduled)
+        return [at for (last, _), (epoch, at) in pairs if epoch - last < self.config.holding_epochs]
+
+    def _consultation(self, at: float) -> int:
+        """The epoch after which Tamiyo is first consulted at or after a share of training."""
+        frequency = self.config.adaptation_frequency
+        return max(1, math.ceil(at * self.total_epochs / frequency - 1e-9)) * frequency
 
     # --- called by the training loop ------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ import torch
 from esper.configs import TolariaConfig
 from esper.configs.check import check
 from esper.errors import ConfigError
+from esper.models import is_checkpointed
 from esper.tolaria import TolariaTrainer
 from esper.tolaria.checkpoints.export import export
 from tests.conftest import tiny_config, use
@@ -62,16 +63,74 @@ async def _recipe_after(trainer: TolariaTrainer) -> list[Any]:
     return trainer.run.model.recipe
 
 
-def test_two_doublings_make_four_times_the_depth(run_dir: Path) -> None:
-    config = stacking(
-        optimization__max_epochs=6,
-        morphogenetic__schedule_at=[0.15, 0.5],
-        morphogenetic__holding_epochs=1,
-        optimization__warmup_epochs=0.0,
-    )
+TWICE: dict[str, Any] = {
+    "optimization__max_epochs": 6,
+    "morphogenetic__schedule_at": [0.15, 0.5],
+    "morphogenetic__copy_optimizer_state": True,
+}
+
+
+def depths(run_dir: Path) -> dict[str, int]:
+    found = json.loads((export(run_dir, run_dir / "exported") / "model.json").read_text())["depths"]
+    assert isinstance(found, dict)
+    return found
+
+
+def test_two_doublings_make_four_times_the_depth_and_can_be_replayed(run_dir: Path, tmp_path: Path) -> None:
+    recipe = use(stacking(**TWICE), run_dir, _recipe_after)
+    assert [graft.sources for graft in recipe if graft.site == "layer1.1:after"] == [
+        ("layer1.0", "layer1.1"),
+        ("layer1.0", "layer1.1", "layer1.1+1", "layer1.1+2"),
+    ]
+    assert depths(run_dir) == {"layer1": 8, "layer2": 8}
+    replay = stacking(morphogenetic__policy="replay", morphogenetic__recipe_path=str(run_dir))
+    use(replay, tmp_path / "replay", lambda trainer: trainer.train())
+    assert depths(tmp_path / "replay") == {"layer1": 8, "layer2": 8}
+
+
+@pytest.mark.parametrize("stop_at", [17, 18, 20])
+def test_a_run_that_stops_around_its_second_doubling_resumes_bit_identically(
+    run_dir: Path, tmp_path: Path, stop_at: int
+) -> None:
+    straight, counters = train(stacking(**TWICE), tmp_path / "straight")
+    train(stacking(**TWICE), run_dir, stop_at=stop_at)
+    resumed, resumed_counters = train(stacking(**TWICE), run_dir)
+    assert_same(straight, resumed)
+    assert counters == resumed_counters
+
+
+def test_doublings_that_follow_too_soon_are_announced_as_lost(run_dir: Path) -> None:
+    config = stacking(**TWICE | {"morphogenetic__holding_epochs": 3})
     use(config, run_dir, lambda trainer: trainer.train())
-    folder = export(run_dir, run_dir / "exported")
-    assert json.loads((folder / "model.json").read_text())["depths"] == {"layer1": 8, "layer2": 8}
+    assert (
+        "schedule_at=[0.5]: the copies of the share before it are held until then"
+        in (run_dir / "journal.jsonl").read_text()
+    )
+    assert depths(run_dir) == {"layer1": 4, "layer2": 4}
+
+
+@pytest.mark.parametrize("num_blocks", [[3, 3], [3, 4]])
+def test_longer_and_unequal_stages_double_too(run_dir: Path, num_blocks: list[int]) -> None:
+    use(stacking(model__depths=num_blocks), run_dir, lambda trainer: trainer.train())
+    assert list(depths(run_dir).values()) == [2 * num for num in num_blocks]
+
+
+def test_recomputed_copies_train_bit_identically_and_are_recomputed_in_a_replay_too(
+    run_dir: Path, tmp_path: Path
+) -> None:
+    plain, _ = train(stacking(), tmp_path / "plain")
+    saving, _ = train(stacking(model__gradient_checkpointing=True), run_dir)
+    assert_same(plain, saving)
+
+    async def body(trainer: TolariaTrainer) -> list[torch.nn.Module]:
+        model = trainer.run.model
+        copies = [block for graft in model.recipe for block in model.slot(graft.site).kernel(graft).blocks]
+        return [model.host.get_submodule("layer1.0"), *copies]
+
+    replay = stacking(
+        model__gradient_checkpointing=True, morphogenetic__policy="replay", morphogenetic__recipe_path=str(run_dir)
+    )
+    assert [is_checkpointed(block) for block in use(replay, tmp_path / "replay", body)] == [True] * 5
 
 
 @pytest.mark.parametrize("stop_at", [6, 7, 12])
@@ -121,9 +180,44 @@ def test_a_replayed_stack_trains_from_fresh_initial_weights(run_dir: Path, tmp_p
     assert export(tmp_path / "replay", tmp_path / "exported").is_dir()
 
 
-def test_a_stage_without_a_block_to_copy_is_refused(run_dir: Path) -> None:
-    with pytest.raises(ConfigError, match=r"no block of layer2 has an output shaped like its input.*two blocks"):
-        use(stacking(model__depths=[2, 1]), run_dir, lambda trainer: trainer.train())
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"model__depths": [2, 1]},
+            r"policy=stack: no block of layer2 has an output shaped like its input.*two blocks a stage "
+            r"\(model.depths=\[2,2\]\)",
+        ),
+        (
+            {"model__name": "resnet10"},
+            r"no block of layer2 has an output shaped like its input.*two blocks a stage \(model=resnet18\)",
+        ),
+        (
+            {"model__depths": [1, 1], "model__target_layers": ["layer2"], "morphogenetic__policy": "random"},
+            "policy=random: no block of layer2 has an output shaped like its input",
+        ),
+        ({"model__target_layers": ["layer1", "layer2.1"]}, r"layer2\.0 is not named; name the stage, layer2"),
+        ({"model__target_layers": ["layer*.0"]}, r"layer1\.1 is not named; name the stage, layer1"),
+        ({"model__seeds_per_layer": 1}, r"model.seeds_per_layer=1: .* no site is left for layer1\.1; set it to 64"),
+        (
+            {"model__site_kinds": ["beside", "after"], "model__depths": [3, 3]},
+            r"model.seeds_per_layer=4: .* no site is left for layer1\.2",
+        ),
+        (
+            {"model__target_layers": ["layer2"], "morphogenetic__policy": "heuristic"},
+            "policy=heuristic: chooses among stages, but one alone can be copied",
+        ),
+        ({"model__depths": [2, 1], "morphogenetic__policy": "heuristic"}, "but one alone can be copied"),
+    ],
+)
+def test_stages_that_cannot_be_copied_are_refused(run_dir: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        use(stacking(**changes), run_dir, lambda trainer: trainer.train())
+
+
+def test_a_stage_alone_can_be_stacked(run_dir: Path) -> None:
+    use(stacking(model__target_layers=["layer2"]), run_dir, lambda trainer: trainer.train())
+    assert depths(run_dir) == {"layer1": 2, "layer2": 4}
 
 
 @pytest.mark.parametrize(
@@ -131,7 +225,12 @@ def test_a_stage_without_a_block_to_copy_is_refused(run_dir: Path) -> None:
     [
         ({"blueprint_categories": ["residual"]}, "policy=stack grows copies"),
         ({"policy": "schedule", "blueprint_categories": ["copy", "residual"]}, "copy stands alone"),
+        ({"policy": "heuristic", "blueprint_categories": ["residual", "copy"]}, "copy stands alone"),
+        ({"policy": "learned"}, "was fitted to new modules, not to copies; use policy=stack"),
+        ({"policy": "random", "copy_order": "interleave"}, "which would deepen a block, not a stage"),
         ({"incubation": "fit"}, "copies are trained already"),
+        ({"schedule_at": []}, "needs at least one time"),
+        ({"policy": "heuristic", "schedule_at": [0.3, 0.7]}, r"all at most morphogenetic.growth_until=0\.6"),
     ],
 )
 def test_settings_that_contradict_copying_are_refused(changes: dict[str, Any], message: str) -> None:
@@ -139,12 +238,6 @@ def test_settings_that_contradict_copying_are_refused(changes: dict[str, Any], m
         check(stacking(**{f"morphogenetic__{name}": value for name, value in changes.items()}))
 
 
-def test_a_schedule_deepens_one_stage_after_the_other(run_dir: Path) -> None:
-    config = stacking(
-        optimization__max_epochs=5,
-        morphogenetic__policy="schedule",
-        morphogenetic__schedule_at=[0.15, 0.4],
-        morphogenetic__max_adaptations_per_epoch=1,
-    )
-    recipe = use(config, run_dir, lambda trainer: _recipe_after(trainer))
-    assert [graft.site for graft in recipe] == ["layer1.1:after", "layer2.1:after"]
+def test_copies_grow_after_blocks_only() -> None:
+    with pytest.raises(ConfigError, match=r"^model.site_kinds=\['beside'\]: copies stand after blocks; add after$"):
+        check(stacking(model__site_kinds=["beside"]))
