@@ -64,17 +64,18 @@ def num_born(signals: Sequence[HealthSignal]) -> int:
     return sum(signal.state in LIVE and signal.state_epoch == signal.epoch for signal in signals)
 
 
-def num_due(signal: HealthSignal, config: MorphogeneticConfig) -> tuple[int, int]:
+def num_due(progress: float, epoch: int, config: MorphogeneticConfig) -> tuple[int, int]:
     """How many shares of `schedule_at` were due at earlier consultations, and how many became due since the last."""
-    now, epoch = signal.progress, signal.epoch
-    previous = now * max(0, epoch - config.adaptation_frequency) / epoch if epoch else 0.0
+    previous = progress * max(0, epoch - config.adaptation_frequency) / epoch if epoch else 0.0
     num_earlier = sum(share <= previous + 1e-9 for share in config.schedule_at)
-    return num_earlier, sum(share <= now + 1e-9 for share in config.schedule_at) - num_earlier
+    return num_earlier, sum(share <= progress + 1e-9 for share in config.schedule_at) - num_earlier
 
 
 def must_wait(signals: Sequence[HealthSignal], config: MorphogeneticConfig) -> bool:
     """Whether as much has grown as `schedule_at` allows now, for a policy that only chooses where to grow."""
-    return bool(signals) and config.follows_schedule and num_born(signals) >= num_due(signals[0], config)[1]
+    if not signals or not config.follows_schedule:
+        return False
+    return num_born(signals) >= num_due(signals[0].progress, signals[0].epoch, config)[1]
 
 
 def germinate(

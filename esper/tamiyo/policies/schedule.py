@@ -27,7 +27,7 @@ class Schedule:
         if not signals:
             return no_growth("no site")
         now = signals[0].progress
-        num_earlier, due = num_due(signals[0], self.config)
+        num_earlier, due = num_due(now, signals[0].epoch, self.config)
         num_grown = num_born(signals)
         if num_grown >= due:
             return no_growth(f"nothing more is scheduled at {now:.0%} of training")

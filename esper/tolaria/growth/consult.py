@@ -15,6 +15,7 @@ from esper.contracts.events import MISSED, Decided
 from esper.contracts.lifecycle import SeedLifecycleState
 from esper.errors import BusError, EsperError, RankError, SurgeryError
 from esper.tamiyo import TamiyoClient
+from esper.tamiyo.policies.eligible import num_due
 from esper.tolaria.growth.forks import choose_by_forks
 from esper.tolaria.growth.incubation import incubation_step
 from esper.tolaria.growth.judging import judge_kernel
@@ -151,7 +152,8 @@ class Growth:
         """Ask for decisions, on rank 0, and carry them out until Tamiyo requests none or one is refused."""
         life, ranks = self.life, self.life.step.ranks
         progress = life.state.epoch / self.total_epochs
-        with_scores = self.config.always_score or POLICIES[self.config.policy].uses_scores
+        is_due = not self.config.follows_schedule or num_due(progress, life.state.epoch, self.config)[1] > 0
+        with_scores = self.config.always_score or (POLICIES[self.config.policy].uses_scores and is_due)
         signals = ranks.on_rank0(lambda: measure_signals(life, progress=progress, with_scores=with_scores))
         for _ in range(self.config.max_adaptations_per_epoch):
             try:

@@ -40,6 +40,7 @@ def journal(run_dir: Path, kind: str) -> list[dict[str, Any]]:
 def test_the_heuristic_deepens_the_stage_whose_end_has_the_highest_score(run_dir: Path, cost: str) -> None:
     chosen = grown(run_dir, "heuristic", morphogenetic__score_per=cost)
     assert [epoch for epoch, _ in chosen] == [2, 5]
+    assert [line["epoch"] for line in journal(run_dir, "signals") if line["cost_macs"]] == [2, 5]
     for epoch, site in chosen:
         (event,) = (line for line in journal(run_dir, "signals") if line["epoch"] == epoch)
         signals = {signal["site"]: signal for signal in event["signals"]}
