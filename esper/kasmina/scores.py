@@ -15,6 +15,7 @@ from esper.kasmina.model import MorphableModel
 from esper.kasmina.modes import evaluating
 from esper.kasmina.moments import GroupedBatch, Moments, Term, group_images, score_terms
 from esper.kasmina.sites import Site
+from esper.urza.copied import CopiedBlocks
 
 __all__ = ["SiteScore", "health", "score_sites", "scoring_macs"]
 
@@ -88,7 +89,7 @@ def score_sites(model: MorphableModel, batches: Iterable[tuple[Tensor, Tensor]])
     sites = [slot.site for slot in model.all_slots()]
     moments = Moments()
     tensors: list[_SiteTensors] = []
-    with _Recorder(model.host, sites) as recorder, evaluating(model):
+    with _Recorder(model, sites) as recorder, evaluating(model):
         for images, labels in batches:
             batch = group_images(len(images), first=moments.num_images, device=images.device)
             recorder.run(model, images, labels, batch)
@@ -156,20 +157,20 @@ def scoring_macs(model: MorphableModel) -> int:
     total = 0
     for slot in model.all_slots():
         (out, height, width), into = slot.site.out_shape, slot.site.in_shape[0]
-        feature = _last_linear(model.host, slot.site)
-        conv = model.host.get_submodule(feature) if feature is not None else None
+        feature = _last_linear(model, slot.site)
+        conv = model.get_submodule(feature) if feature is not None else None
         features = conv.in_channels if isinstance(conv, nn.Conv2d) else 0
         total += height * width * (out * into + out * features + into**2 + features**2 + features * into + out**2)
     return total
 
 
 class _Recorder:
-    """Context manager whose hooks record inputs, outputs and output gradients of a host's modules."""
+    """Context manager whose hooks record inputs of a network's modules, outputs and output gradients of its host's."""
 
-    def __init__(self, host: nn.Module, sites: Sequence[Site]) -> None:
-        self._host = host
-        self._features = {site.name: _last_linear(host, site) for site in sites}
-        starts = [site.start for site in sites if site.kind != "after"]
+    def __init__(self, model: MorphableModel, sites: Sequence[Site]) -> None:
+        self._model = model
+        self._features = {site.name: _last_linear(model, site) for site in sites}
+        starts = [f"host.{site.start}" for site in sites if site.kind != "after"]
         self._readers = dict.fromkeys([*starts, *(name for name in self._features.values() if name is not None)])
         self._ends = dict.fromkeys(site.end for site in sites)
         self._inputs: dict[str, Tensor] = {}
@@ -180,8 +181,11 @@ class _Recorder:
     def __enter__(self) -> _Recorder:
         # Registered last, so they see a module's output including the kernels.
         self._hooks = [
-            *(self._host.get_submodule(name).register_forward_pre_hook(self._on_input(name)) for name in self._readers),
-            *(self._host.get_submodule(name).register_forward_hook(self._on_output(name)) for name in self._ends),
+            *(
+                self._model.get_submodule(name).register_forward_pre_hook(self._on_input(name))
+                for name in self._readers
+            ),
+            *(self._model.host.get_submodule(name).register_forward_hook(self._on_output(name)) for name in self._ends),
         ]
         return self
 
@@ -201,7 +205,7 @@ class _Recorder:
     def site_tensors(self, site: Site) -> _SiteTensors:
         """Names of the tensors needed at a site, valid for the last batch run."""
         y = _TensorName("output", site.end)
-        full_x = y if site.kind == "after" else self._input_name(site.start)
+        full_x = y if site.kind == "after" else self._input_name(f"host.{site.start}")
         feature = self._features[site.name]
         return _SiteTensors(
             g=_TensorName("gradient", site.end),
@@ -255,10 +259,18 @@ def _convolutions(host: nn.Module, block: str) -> list[tuple[str, nn.Conv2d]]:
     ]
 
 
-def _last_linear(host: nn.Module, site: Site) -> str | None:
-    """Name of the last convolution of the site's block, which computes its output; None at `parallel` sites."""
-    names = [name for name, _ in _convolutions(host, site.block) if name in site.convs]
-    return names[-1] if names and site.kind != "parallel" else None
+def _last_linear(model: MorphableModel, site: Site) -> str | None:
+    """Name of the last convolution of the site's block, or of the last copy behind it; None at `parallel` sites."""
+    names = [name for name, _ in _convolutions(model.host, site.block) if name in site.convs]
+    if not names or site.kind == "parallel":
+        return None
+    slot = model.slot(site.name)
+    for graft in reversed(slot.grafts):
+        kernel = slot.kernel(graft)
+        if isinstance(kernel, CopiedBlocks) and kernel.origins[-1] == site.block:
+            (path,) = (name for name, module in model.named_modules() if module is kernel.blocks[-1])
+            return f"{path}{names[-1].removeprefix(site.block)}"
+    return f"host.{names[-1]}"
 
 
 def health(scores: Sequence[tuple[Site, SiteScore]]) -> dict[str, float | None]:

@@ -14,6 +14,7 @@ from esper.contracts.recipe import Graft
 from esper.errors import SurgeryError
 from esper.kasmina import MorphableModel, fold, surgery, wrap
 from esper.kasmina.copies import copies_cost, copy_sources, stage_plan
+from esper.kasmina.scores import score_sites
 from esper.models import build_host, checkpoint_blocks, is_checkpointed
 
 CONFIG = ModelConfig(name="resnet_small", widths=[4, 8], depths=[2, 2], target_layers=["layer1", "layer2"])
@@ -195,6 +196,19 @@ def test_folded_copies_are_blocks_of_their_stage() -> None:
     with torch.no_grad():
         assert torch.equal(folded(images), model(images))
         assert torch.equal(deeper.eval()(images), model(images))
+
+
+def test_a_stage_with_copies_is_scored_like_one_built_that_deep() -> None:
+    model = trained_model()
+    keep_copies(model, "layer1.1:after", number=1)
+    keep_copies(model, "layer1.1:after", number=2)
+    deeper = wrap(fold(model), CONFIG.target_layers, 16, input_shape=(3, 8, 8), site_kinds=["after"])
+    generator = torch.Generator().manual_seed(1)
+    batches = [(torch.randn(9, 3, 8, 8, generator=generator), torch.randint(5, (9,), generator=generator))] * 2
+    mine, expected = score_sites(model, batches), score_sites(deeper, batches)
+    assert mine["layer1.1:after"].score == pytest.approx(expected["layer1.7:after"].score, rel=1e-6)
+    assert mine["layer2.1:after"].score == pytest.approx(expected["layer2.1:after"].score, rel=1e-6)
+    assert mine["layer1.1:after"].score > 0
 
 
 def test_a_block_in_which_something_else_grew_is_not_copied() -> None:
