@@ -27,7 +27,7 @@ from esper.data import (
     stream_batches,
 )
 from esper.errors import ConfigError
-from esper.kasmina import MorphableModel, find_blocks, wrap
+from esper.kasmina import MorphableModel, Site, find_blocks, find_sites, wrap
 from esper.kasmina.copies import stages
 from esper.kasmina.sites import AUTO
 from esper.models import build_host, checkpoint_blocks, memory_format
@@ -197,6 +197,8 @@ def _build_model(config: TolariaConfig, splits: DataSplits, device: torch.device
             site_kinds=config.model.site_kinds,
         )
     model.build_host = functools.partial(build_host, dataclasses.replace(config.model, pretrained=False), **sizes)
+    if config.model.init_from is not None:
+        model.all_sites = _all_sites(config, host, input_shape=(channels, height, width))
     if grows and config.morphogenetic.policy not in ("never", "replay"):
         _require_blueprints(config.morphogenetic, model)
         if config.morphogenetic.grows_copies:
@@ -205,6 +207,21 @@ def _build_model(config: TolariaConfig, splits: DataSplits, device: torch.device
     if config.model.gradient_checkpointing:
         checkpoint_blocks([host.get_submodule(name) for name in find_blocks(host, config.model.target_layers)])
     return model
+
+
+def _all_sites(config: TolariaConfig, host: nn.Module, *, input_shape: tuple[int, int, int]) -> dict[str, Site]:
+    """Sites of every kind, without limits: the network in `model.init_from` may have grown anywhere."""
+    try:
+        sites = find_sites(
+            host,
+            target_layers=config.model.target_layers,
+            seeds_per_layer=_NO_LIMIT,
+            input_shape=input_shape,
+            kinds=SITE_KINDS,
+        )
+    except ConfigError:
+        return {}  # without growth, no layer needs a name; with it, `wrap` has found them
+    return {site.name: site for site in sites}
 
 
 def _wrap_for_replay(config: TolariaConfig, host: nn.Module, *, input_shape: tuple[int, int, int]) -> MorphableModel:

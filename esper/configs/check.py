@@ -43,6 +43,11 @@ def check(config: TolariaConfig) -> None:
         _check_arm(config, config.comparison.arm)
     if config.morphogenetic.enable_tamiyo:
         _check_growth(config)
+    if config.checkpoint.save_trunk and config.optimization.scheduler != "wsd":
+        raise ConfigError(
+            f"checkpoint.save_trunk=true: needs a learning rate that is constant before it decays, but "
+            f"optimization.scheduler={config.optimization.scheduler}; use wsd, or save_trunk=false"
+        )
     if config.checkpoint.resume_from is not None and not Path(config.checkpoint.resume_from).is_dir():
         raise ConfigError(
             f"checkpoint.resume_from={config.checkpoint.resume_from}: no such folder; give a checkpoint, such as "
@@ -111,6 +116,7 @@ def _check_names(config: TolariaConfig) -> None:
 def _check_model(config: TolariaConfig) -> None:
     model = config.model
     _check_architecture(model)
+    _check_init_from(config)
     if config.morphogenetic.enable_tamiyo and not model.target_layers:
         raise ConfigError("model.target_layers=[]: nothing may grow; name layers, or use morphogenetic=off")
     if config.morphogenetic.enable_tamiyo and not model.site_kinds:
@@ -125,6 +131,18 @@ def _check_model(config: TolariaConfig) -> None:
         raise ConfigError(
             f"model.gradient_checkpointing=true: blocks run twice, so that modules growing inside them "
             f"({', '.join(inside)} in model.site_kinds) would count every batch twice; use one of the two"
+        )
+
+
+def _check_init_from(config: TolariaConfig) -> None:
+    model, growth = config.model, config.morphogenetic
+    if model.init_from is None:
+        return
+    if model.pretrained:
+        raise ConfigError("model.pretrained=true: model.init_from brings other weights; leave one of the two out")
+    if growth.enable_tamiyo and growth.policy == "replay" and config.comparison.arm is None:
+        raise ConfigError(
+            "morphogenetic.policy=replay: trains from scratch, but model.init_from has weights; leave one of them out"
         )
 
 

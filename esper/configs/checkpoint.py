@@ -17,8 +17,11 @@ class CheckpointConfig:
         None, "parent folder of the runs' checkpoint folders; null: checkpoints/ in the run folder"
     )
     save_best: bool = setting(True, "keep the checkpoint with the lowest validation loss")
+    save_trunk: bool = setting(
+        False, "scheduler=wsd: keep the last checkpoint before the learning rate decays, to start other runs from"
+    )
     save_last: bool = setting(True, "save when training ends or is interrupted")
     save_interval: int = setting(1, "epochs between checkpoints", low=1)
-    max_checkpoints: int = setting(2, "maximum checkpoints kept, besides the best", low=1)
+    max_checkpoints: int = setting(2, "maximum checkpoints kept, besides best and trunk", low=1)
     resume_from: str | None = setting(None, "checkpoint to start from, of this or another run")
     auto_resume: bool = setting(True, "resume from the newest checkpoint of the same run")

@@ -40,12 +40,14 @@ _OPERATIONAL = frozenset(
 """Settings and groups that say where results go, how a run is monitored and what it runs on, not what is trained."""
 _ABSENT = object()
 _LATER = {
+    "model.init_from": None,
+    "model.init_digest": None,
     "morphogenetic.copy_order": "stack",
     "morphogenetic.copy_init": "trained",
     "morphogenetic.copy_optimizer_state": False,
 }
 """Settings added since 0.1.0 with the value that leaves a run as it was: the digests of older runs stay."""
-_PATHS = ("dataset.data_dir", "morphogenetic.recipe_path")
+_PATHS = ("dataset.data_dir", "model.init_from", "morphogenetic.recipe_path")
 """Left out of the readable part of a name, since they are long; the digest covers them."""
 _MAX_READABLE = 120
 

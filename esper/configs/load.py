@@ -22,6 +22,7 @@ _MAX_ALIASES = 10
 _MAX_DEPTH = 20
 
 _PATHS = (
+    ("model", "init_from"),
     ("dataset", "data_dir"),
     ("morphogenetic", "tamiyo_policy_path"),
     ("morphogenetic", "recipe_path"),

@@ -48,6 +48,12 @@ class ModelConfig:
     pretrained: bool = setting(
         False, "start from pretrained weights of torchvision or timm (not for resnet10, resnet_small)"
     )
+    init_from: str | None = setting(
+        None,
+        "start from the weights and modules of an earlier network: a run folder, a checkpoint, or what esper export "
+        "wrote; another number of classes gets a new classifier",
+    )
+    init_digest: str | None = setting(None, "digest of the network in init_from; set at launch")
     stem: str = setting(
         "auto",
         "resnet10 to resnet50: first layers, cifar (3x3, stride 1, no pooling), imagenet (7x7, stride 2, max-pool), or "

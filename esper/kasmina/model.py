@@ -28,6 +28,12 @@ class MorphableModel(nn.Module):
     The host keeps its modules, parameter names and forward function. Slots are separate modules that act through
     forward hooks; an empty slot has none, so a dormant model runs exactly the host's operations.
 
+    Attributes:
+        host: the host network.
+        slots: the slots by site, in forward order.
+        build_host: `build_host` of this host, with its arguments: for copies with fresh initial weights.
+        all_sites: every site by name, in forward order, where a recipe may have kernels at sites without a slot.
+
     Shape: input and output are the host's.
     """
 
@@ -38,7 +44,8 @@ class MorphableModel(nn.Module):
         self.slots = nn.ModuleDict(
             {_key(site.name): SeedSlot(site, max_kernels=max_kernels_per_seed) for site in sites}
         )
-        self.build_host: Callable[[], nn.Module] | None = None
+        self.build_host: Callable[..., nn.Module] | None = None
+        self.all_sites: dict[str, Site] = {}
         self._hooks: dict[str, tuple[RemovableHandle, RemovableHandle]] = {}
 
     def forward(self, x: Tensor) -> Tensor:
@@ -82,7 +89,7 @@ class MorphableModel(nn.Module):
         """
         if graft.definition is not None:
             urza.declare(graft.definition, where=f"definition of {graft.blueprint_id}")
-        slot = self.slot(graft.site)
+        slot = self._slot_for_kernel(graft.site)
         kernel: urza.Kernel
         if graft.sources:
             init = copy_init or graft.copy_init or "trained"
@@ -151,6 +158,19 @@ class MorphableModel(nn.Module):
             if p.dim() == 4 and not p.is_contiguous():
                 return torch.channels_last
         return torch.contiguous_format
+
+    def has_site(self, site: str) -> bool:
+        """Whether a recipe may have a kernel there."""
+        return _key(site) in self.slots or site in self.all_sites
+
+    def _slot_for_kernel(self, site: str) -> SeedSlot:
+        """The slot at a site; a new one, without room for others, where nothing may grow."""
+        if _key(site) not in self.slots and site in self.all_sites:
+            new = SeedSlot(self.all_sites[site], max_kernels=0).to(next(self.host.parameters()).device)
+            slots = {**dict(self.slots.items()), _key(site): new}
+            order = map(_key, self.all_sites)
+            self.slots = nn.ModuleDict({key: slots[key] for key in order if key in slots})
+        return self.slot(site)
 
     def _hook(self, slot: SeedSlot) -> None:
         site = slot.site

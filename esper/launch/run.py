@@ -20,6 +20,7 @@ from esper.errors import EsperError, RankError, RunError
 from esper.launch.arms import resolve_arm
 from esper.launch.dry_run import dry_run
 from esper.launch.exits import error_line
+from esper.launch.initial import resolve_initial
 from esper.terminal.display import Terminal
 from esper.tolaria import TolariaService
 from esper.tolaria.checkpoints.resume import rewind_target
@@ -84,7 +85,9 @@ def _run(config: TolariaConfig, run_dir: Path, ranks: Ranks, *, sibling: Callabl
         return Outcome(exit_code=0, metric=None, result=None, run_dir=run_dir)
     try:
         ranks.require_equal("the run", {"configuration": digest(config), "folder": run_dir.name})
-        config = ranks.on_rank0(lambda: resolve_arm(config, run_dir=run_dir, sibling=sibling))
+        config = ranks.on_rank0(
+            lambda: resolve_initial(resolve_arm(config, run_dir=run_dir, sibling=sibling), run_dir=run_dir)
+        )
     except EsperError:
         if ranks.is_rank0:
             _remove_empty(run_dir)
@@ -132,7 +135,7 @@ async def _train(config: TolariaConfig, run_dir: Path, terminals: list[Terminal]
         finally:
             if not init_ranks().is_rank0:
                 pass
-            elif (run_dir / "journal.jsonl").exists():
+            elif (journal := run_dir / "journal.jsonl").exists() and journal.stat().st_size:
                 from esper.report import run_page  # imports Matplotlib
 
                 run_page.write(run_dir)  # before the tracker closes, which uploads the page
@@ -153,7 +156,7 @@ def _remove_empty(run_dir: Path) -> None:
         folder.acquire()
     except RunError:  # the error was that another process uses the folder
         return
-    if {entry.name for entry in run_dir.iterdir()} <= {".lock", "train.log"}:
+    if {entry.name for entry in run_dir.iterdir()} <= {".lock", "train.log", "journal.jsonl"}:
         shutil.rmtree(run_dir)
         with contextlib.suppress(OSError):  # the parents may hold other runs
             run_dir.parent.rmdir()

@@ -52,7 +52,7 @@ def dry_run(run: Run) -> DryRun:
     host = run.host_cost
     lines = [f"network    {host.num_parameters:,} parameters, {host.num_macs:,} MACs, {len(run.model.slots)} sites"]
     lines.append(f"training   {run.total_steps:,} steps of {run.config.dataset.batch_size} on {run.parts.device}")
-    sites = [slot.site.name for slot in run.model.all_slots()]
+    sites = [slot.site.name for slot in run.model.all_slots() if slot.has_room]
     seconds: list[float] = []
     num_steps = min(_MAX_STEPS, run.total_steps)  # the schedule is defined for these
     while len(seconds) < 2 or run.ranks.on_rank0(lambda: len(seconds) < num_steps and sum(seconds) < _MAX_SECONDS):
@@ -77,5 +77,5 @@ def dry_run(run: Run) -> DryRun:
 def _grow_somewhere(run: Run, sites: list[str]) -> str:
     for site in sites:
         if run.growth.apply(AdaptationDecision(should_adapt=True, site=site, reasoning="dry run")):
-            return f"{run.model.recipe[0].blueprint_id} at {site}"
+            return f"{run.model.recipe[-1].blueprint_id} at {site}"
     raise SurgeryError("dry_run: nothing could be grown at any site; morphogenetic.blueprint* allow too little")

@@ -20,12 +20,14 @@ from esper.configs.load import to_yaml
 from esper.contracts.events import CheckpointSaved, EpochEnded, Event, Notice, RunEnded, RunStarted, Validated
 from esper.costs import training_macs
 from esper.tolaria.checkpoints.contents import snapshot
+from esper.tolaria.checkpoints.initial import start_from_network
 from esper.tolaria.checkpoints.resume import resume
 from esper.tolaria.library import record_outcomes, write_declared
 from esper.tolaria.metrics import StepLog, require_finite
 from esper.tolaria.optim import set_learning_rates
 from esper.tolaria.ranks import init_ranks
 from esper.tolaria.run import Run, capture_obstacle, open_run
+from esper.tolaria.schedule import decay_start
 from esper.tolaria.state import TrainingState
 from esper.tolaria.sums import Window
 from esper.tracking import environment, git_diff, write_atomically
@@ -76,6 +78,7 @@ class TrainingLoop:
         self._listeners = listeners
         self._train_means: Window | None = None  # of the epoch that just ended
         self._validation: tuple[float, float] | None = None  # loss and accuracy of the current weights
+        self._awaits_trunk = False  # it is saved at the step at which the learning rate begins to decay
 
     def initialize(self) -> None:
         """Open the run: build everything, resume if there is a checkpoint, and start journal and trackers."""
@@ -88,9 +91,10 @@ class TrainingLoop:
             torch.cuda.set_stream(torch.cuda.Stream())  # type: ignore[no-untyped-call]
         run = open_run(config, run_dir=self._run_dir, state=self.state, listeners=self._listeners, ranks=ranks)
         try:
-            resumed_from = resume(run)
+            resumed_from, notices = resume(run), list[str]()
             if resumed_from is None:
                 run.growth.begin()
+                notices = start_from_network(run)
             run.synchronize_ranks()
             write_atomically(run.run_dir / "config.yaml", to_yaml(config))
             write_atomically(run.run_dir / "git.diff", git_diff())
@@ -110,8 +114,9 @@ class TrainingLoop:
                 environment=environment(),
                 resumed_from=resumed_from,
             )
-            self._announce(run, is_resumed=resumed_from is not None)
+            self._announce(run, notices, is_resumed=resumed_from is not None)
             run.start_trackers()
+            self._awaits_trunk = config.checkpoint.save_trunk and not _decays(run)
         except BaseException:
             run.close()
             raise
@@ -143,6 +148,9 @@ class TrainingLoop:
         log = StepLog(run)
         with self._profiler() as profile_step:
             while state.step < run.steps_per_epoch and not self._should_stop():
+                if self._awaits_trunk and _decays(run):
+                    self._start_saving("trunk")
+                    self._awaits_trunk = False
                 train_step(run)
                 profile_step()
                 if config.debug_mode:
@@ -179,7 +187,7 @@ class TrainingLoop:
         val_loss, val_accuracy = self._validation or self.validate()
         learning_rate = run.schedule(state.global_step - 1)
         if self._update_best(val_loss, val_accuracy) and saving.save_best:
-            self._start_saving(is_best=True)  # before growth: the network that was validated
+            self._start_saving("best")  # before growth: the network that was validated
         metrics = EpochEnded(
             step=state.global_step,
             epoch=state.epoch,
@@ -238,14 +246,14 @@ class TrainingLoop:
 
     def save_checkpoint(self, *, is_best: bool) -> str:
         """Save and wait until the checkpoint is on disk; returns its path."""
-        self._start_saving(is_best=is_best)
+        self._start_saving("best" if is_best else "step")
         return self.run.ranks.on_rank0(lambda: str(self._finish_saving()[-1]))
 
-    def _start_saving(self, *, is_best: bool = False) -> None:
+    def _start_saving(self, prefix: str = "step") -> None:
         """Save a checkpoint in the background."""
         require_finite(self.run)
         if self.run.ranks.is_rank0:
-            self.run.checkpoint_writer.start(snapshot(self.run), epoch=self.state.epoch, is_best=is_best)
+            self.run.checkpoint_writer.start(snapshot(self.run), epoch=self.state.epoch, prefix=prefix)
 
     def _finish_saving(self) -> list[Path]:
         """Wait for the checkpoints that are being written; returns their paths."""
@@ -253,7 +261,7 @@ class TrainingLoop:
         saved = run.checkpoint_writer.collect()
         for one in saved:
             shown = one.path.relative_to(run.run_dir) if one.path.is_relative_to(run.run_dir) else one.path
-            run.emit(CheckpointSaved, epoch=one.epoch, path=str(shown), is_best=one.is_best)
+            run.emit(CheckpointSaved, epoch=one.epoch, path=str(shown), is_best=one.prefix == "best")
         return [one.path for one in saved]
 
     # --- conditions -----------------------------------------------------------------------------------------------
@@ -290,11 +298,13 @@ class TrainingLoop:
 
     # --- what the user sees ---------------------------------------------------------------------------------------
 
-    def _announce(self, run: Run, *, is_resumed: bool) -> None:
+    def _announce(self, run: Run, notices: Sequence[str], *, is_resumed: bool) -> None:
         def inform(message: str) -> None:
             run.emit(Notice, level="INFO", message=message)
 
-        if run.model.recipe and not is_resumed:
+        for message in notices:
+            inform(message)
+        if run.config.morphogenetic.policy == "replay" and run.model.recipe and not is_resumed:
             inform(f"modules built from the recipe: {len(run.model.recipe)}")
         if run.parts.device.type == "cuda" and (obstacle := capture_obstacle(self.config)):
             inform(f"the step is not captured as a CUDA graph: {obstacle}")
@@ -317,6 +327,12 @@ class TrainingLoop:
             on_trace_ready=lambda profile: profile.export_chrome_trace(str(target)),
         ) as profile:
             yield profile.step
+
+
+def _decays(run: Run) -> bool:
+    """Whether the learning rate begins to decay at the next step, or has begun."""
+    start = decay_start(run.config.optimization)
+    return start is not None and run.state.global_step / run.total_steps >= start - 1e-9
 
 
 def _result(run: Run, *, validation: tuple[float, float], test: tuple[float, float]) -> dict[str, Any]:

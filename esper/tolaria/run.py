@@ -56,7 +56,6 @@ class Run:
 
     Attributes:
         schedule: the host's learning rate by optimizer step.
-        host_cost: parameters and MACs of the host before it grew.
         last_read: epoch sums at the last log line, on the device.
         ranks: only rank 0 writes in the run folder, saves checkpoints and reports to trackers; the others work in
             temporary folders.
@@ -77,11 +76,15 @@ class Run:
     growth: Growth
     life: Lifecycle
     state: TrainingState
-    host_cost: Cost
     last_read: Tensor
     outputs_dir: Path
     ranks: Ranks
     closing: contextlib.ExitStack
+
+    @property
+    def host_cost(self) -> Cost:
+        """Parameters and MACs of the network before it grew."""
+        return self.life.host_cost
 
     @property
     def steps_per_epoch(self) -> int:
@@ -207,7 +210,6 @@ def open_run(
             journal.subscribe(listener)
         model = built.model.train()
         optimizer = build_optimizer(config.optimization, model.named_parameters())
-        host_cost = count(model.host, built.input_shape)
         step = _step(config, built, optimizer, ranks)
         life = Lifecycle(
             config=config.morphogenetic,
@@ -219,7 +221,7 @@ def open_run(
             journal=journal,
             state=state,
             rng_seed=config.rng_seed,
-            host_cost=host_cost,
+            host_cost=count(model.host, built.input_shape),
         )
         num_batches, num_epochs = built.loader.num_batches, config.optimization.max_epochs
         schedule = functools.partial(
@@ -243,7 +245,6 @@ def open_run(
             growth=growth,
             life=life,
             state=state,
-            host_cost=host_cost,
             last_read=step.sums.epoch.clone(),
             outputs_dir=outputs,
             ranks=ranks,

@@ -10,7 +10,12 @@ import math
 
 from esper.configs import OptimizationConfig
 
-__all__ = ["learning_rate", "newborn_warmup"]
+__all__ = ["decay_start", "learning_rate", "newborn_warmup"]
+
+
+def decay_start(config: OptimizationConfig) -> float | None:
+    """Share of training after which a constant learning rate decays; None: it does not."""
+    return 1.0 - config.decay_fraction if config.scheduler == "wsd" else None
 
 
 def learning_rate(config: OptimizationConfig, step: int, *, total_steps: int, steps_per_epoch: int) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from esper.contracts.lifecycle import SeedLifecycleState
@@ -107,7 +108,7 @@ class History:
                     self.resume_step = event["step"]
             case "run_ended":
                 self.ended = event
-            case "checkpoint" if not event["is_best"]:
+            case "checkpoint" if Path(event["path"]).name.startswith("step-"):
                 self.resume_step = event["step"]
             case "surgery" if event["committed"] and event["action"] == "germinate":
                 self.modules.append(_germinated(event))

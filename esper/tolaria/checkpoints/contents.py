@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from esper.configs.identity import digest
 from esper.errors import CheckpointError
 from esper.tolaria.checkpoints.files import Snapshot
+from esper.tolaria.ema import bias_corrected
 from esper.tolaria.optim import load_state_tensors, state_tensors
 from esper.tolaria.run import Run
 
-__all__ = ["restore", "snapshot"]
+__all__ = ["averaged", "restore", "snapshot"]
 
 
 def snapshot(run: Run) -> Snapshot:
@@ -35,6 +37,15 @@ def snapshot(run: Run) -> Snapshot:
         journal_offset=run.journal.size,  # the writer syncs it
         digest=digest(run.config),
     )
+
+
+def averaged(saved: Snapshot, ema_decay: float | None) -> dict[str, Tensor]:
+    """The weights of the EMA in a checkpoint; empty without one."""
+    born = saved.state.get("average", {})
+    if ema_decay is None:
+        return {}
+    sums = {name: saved.optimizer[f"average|{name}"] for name in born}
+    return bias_corrected(sums, born, decay=ema_decay, step=saved.step)
 
 
 def restore(run: Run, saved: Snapshot) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
 from esper.configs import ModelConfig
 from esper.configs.dataset import DATASETS
@@ -26,8 +26,8 @@ from esper.contracts.lifecycle import SeedLifecycleState
 from esper.errors import CheckpointError, RunError, SurgeryError, one_line
 from esper.kasmina import MorphableModel, SeedSlot, find_sites, fold
 from esper.models import build_host, host_family
+from esper.tolaria.checkpoints.contents import averaged
 from esper.tolaria.checkpoints.files import Snapshot, find_checkpoints, load
-from esper.tolaria.ema import bias_corrected
 
 __all__ = ["export"]
 
@@ -109,21 +109,12 @@ def _rebuilt(
             host, [site for site in sites if site.name in states], max_kernels_per_seed=config.max_kernels_per_seed
         )
         model.replay(saved.recipe)
-        model.load_state_dict(dict(saved.model) | _averaged(saved, ema_decay))
+        model.load_state_dict(dict(saved.model) | averaged(saved, ema_decay))
         for slot in model.all_slots():
             slot.state = SeedLifecycleState(states[slot.site.name]["state"])
     except (KeyError, RuntimeError) as error:
         raise CheckpointError(f"the checkpoint does not fit its run's config.yaml: {one_line(error)}") from None
     return model
-
-
-def _averaged(saved: Snapshot, ema_decay: float | None) -> dict[str, Tensor]:
-    """The weights of the EMA; empty without one."""
-    born = saved.state.get("average", {})
-    if ema_decay is None:
-        return {}
-    sums = {name: saved.optimizer[f"average|{name}"] for name in born}
-    return bias_corrected(sums, born, decay=ema_decay, step=saved.step)
 
 
 def _description(config: ModelConfig, saved: Snapshot, network: nn.Module) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
     step-00000420/            for resuming; the newest ones are kept
     best-00000400/            the epoch with the lowest validation loss
+    trunk-00000350/           the step at which the learning rate begins to decay
         model.safetensors     parameters and buffers of the grown network
         optimizer.safetensors optimizer state by parameter name, metric sums, random-number states, EMA
         state.json            counters, seeds, scaler
@@ -31,6 +32,7 @@ from esper.errors import CheckpointError
 __all__ = ["Snapshot", "find_checkpoints", "load", "move_to_abandoned", "remove_old", "save"]
 
 SCHEMA = 1
+_PREFIXES = ("step", "best", "trunk")
 _FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
 
 
@@ -58,7 +60,7 @@ class Snapshot:
 
 
 def save(folder: Path, snapshot: Snapshot, *, prefix: str) -> Path:
-    """Write the checkpoint `<prefix>-<step>` (prefix: step or best) into `folder`; returns its path.
+    """Write the checkpoint `<prefix>-<step>` (prefix: step, best or trunk) into `folder`; returns its path.
 
     Raises:
         CheckpointError: it cannot be written; earlier checkpoints are untouched.
@@ -131,7 +133,7 @@ def find_checkpoints(folder: Path, *, prefix: str = "step") -> list[Path]:
 def move_to_abandoned(folder: Path, *, after_step: int) -> None:
     """Move the checkpoints of later steps into `abandoned/`: a run that resumes at `after_step` writes them again."""
     abandoned = folder / "abandoned"
-    for path in find_checkpoints(folder) + find_checkpoints(folder, prefix="best"):
+    for path in [path for prefix in _PREFIXES for path in find_checkpoints(folder, prefix=prefix)]:
         if int(path.name.rpartition("-")[2]) > after_step:
             abandoned.mkdir(exist_ok=True)
             shutil.rmtree(abandoned / path.name, ignore_errors=True)
@@ -139,12 +141,13 @@ def move_to_abandoned(folder: Path, *, after_step: int) -> None:
 
 
 def remove_old(folder: Path, *, keep: int) -> None:
-    """Remove all but the `keep` newest checkpoints and the newest best one, and leftovers of failed saves.
+    """Remove all but the `keep` newest checkpoints, the newest best one and the trunk, and leftovers of failed saves.
 
     Raises:
         CheckpointError: a checkpoint cannot be removed.
     """
-    for path in find_checkpoints(folder)[keep:] + find_checkpoints(folder, prefix="best")[1:]:
+    num_kept = dict.fromkeys(_PREFIXES, 1) | {"step": keep}
+    for path in [old for prefix, num in num_kept.items() for old in find_checkpoints(folder, prefix=prefix)[num:]]:
         try:
             shutil.rmtree(path)
         except OSError as error:

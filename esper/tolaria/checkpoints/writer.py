@@ -26,7 +26,7 @@ class Saved:
 
     epoch: int
     path: Path
-    is_best: bool
+    prefix: str
 
 
 class CheckpointWriter:
@@ -34,7 +34,7 @@ class CheckpointWriter:
 
     Args:
         folder: where the checkpoints go.
-        keep: number of newest checkpoints that are not deleted, besides the best.
+        keep: number of newest checkpoints that are not deleted, besides best and trunk.
         sync: syncs the journal, which checkpoints refer to; called before each checkpoint is written.
     """
 
@@ -48,8 +48,14 @@ class CheckpointWriter:
         self._pending: list[tuple[Future[Saved], Snapshot]] = []
         self._complete: list[Saved] = []
 
-    def start(self, snapshot: Snapshot, *, epoch: int, is_best: bool) -> None:
-        """Copy the snapshot, then write it in the background; the caller may change it after this returns."""
+    def start(self, snapshot: Snapshot, *, epoch: int, prefix: str = "step") -> None:
+        """Copy the snapshot, then write it in the background; the caller may change it after this returns.
+
+        Args:
+            snapshot: what to write.
+            epoch: epochs finished.
+            prefix: step, best or trunk.
+        """
         model, model_ready = _copy_to_host(snapshot.model)
         optimizer, optimizer_ready = _copy_to_host(snapshot.optimizer)
         state = copy.deepcopy(dict(snapshot.state))
@@ -59,9 +65,9 @@ class CheckpointWriter:
             model_ready()
             optimizer_ready()
             self._sync()
-            path = files.save(self.folder, copied, prefix="best" if is_best else "step")
+            path = files.save(self.folder, copied, prefix=prefix)
             files.remove_old(self.folder, keep=self._keep)
-            return Saved(epoch=epoch, path=path, is_best=is_best)
+            return Saved(epoch=epoch, path=path, prefix=prefix)
 
         self._pending.append((self._thread.submit(write), copied))
 

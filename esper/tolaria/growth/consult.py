@@ -62,7 +62,9 @@ class Growth:
         loss) until `growth_until`; never if a recipe is replayed or nothing can grow.
         """
         config, epoch = self.config, self.life.state.epoch
-        if not self.life.model.all_slots() or config.policy == "replay" or epoch % config.adaptation_frequency:
+        if not config.enable_tamiyo or config.policy == "replay" or not self.life.model.all_slots():
+            return False
+        if epoch % config.adaptation_frequency:
             return False
         progress = epoch / self.total_epochs
         plateau = config.plateau_epochs is not None and self.life.state.epochs_since_best >= config.plateau_epochs

@@ -64,7 +64,7 @@ class Lifecycle:
 
     Attributes:
         cost: current size of the network.
-        host_cost: size of the host.
+        host_cost: size of the network that the run starts with, without what `policy=replay` builds.
         num_germinated: kernels grown so far, kept or not.
         num_verdicts: verdicts of the judge so far.
         last_adaptation: epoch of the last change, by layer.
@@ -142,6 +142,20 @@ class Lifecycle:
         for graft in self.model.recipe:
             self._register(graft)
 
+    def adopt(self, recipe: Iterable[Graft]) -> None:
+        """Build the kernels of an earlier network before the first step; their weights are to be loaded.
+
+        They train like the host, without a warm-up of their own.
+
+        Raises:
+            SurgeryError: the recipe is not one of this host.
+        """
+        for graft in recipe:
+            adopted = dataclasses.replace(graft, born_step=0)
+            self.model.replay([adopted])
+            self._register(adopted)
+        optim.check_membership(self.optimizer, self.model)
+
     def rebuild(self, recipe: Iterable[Graft]) -> None:
         """Build a recorded network before the first step of a run.
 
@@ -172,13 +186,15 @@ class Lifecycle:
             ConfigError: there is no such blueprint.
         """
         blueprint = urza.get(blueprint_id)
+        num_adopted = max((graft.graft_id for graft in self.model.recipe if graft.born_step == 0), default=0)
+        graft_id = num_adopted + self.num_germinated + 1
         sources = copy_sources(self.model, slot, self.config.copy_order) if blueprint_id == COPY else ()
         return Graft(
-            graft_id=self.num_germinated + 1,
+            graft_id=graft_id,
             site=slot.site.name,
             blueprint_id=blueprint.blueprint_id,
             definition=blueprint.definition,
-            init_seed=derive_seed(self.rng_seed, self.num_germinated + 1),
+            init_seed=derive_seed(self.rng_seed, graft_id),
             init_gain=self.config.insertion_gain if self.config.insertion == "gain" else 0.0,
             born_step=self.state.global_step,
             sources=sources,
@@ -222,6 +238,8 @@ class Lifecycle:
             optim.copy_state(self.optimizer, self.model.copied_parameters(graft))
         self.step.add_kernel(kernel, step=self.state.global_step)
         self.cost += self.kernel_cost(graft)
+        if is_rebuilt and self.config.policy != "replay":
+            self.host_cost += self.kernel_cost(graft)
         self.state.peak_parameters = max(self.state.peak_parameters, self.cost.num_parameters)
 
     def _unregister(self, graft: Graft, parameters: list[tuple[str, nn.Parameter]]) -> None:

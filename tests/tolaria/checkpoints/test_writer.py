@@ -28,7 +28,7 @@ def test_a_checkpoint_holds_the_weights_of_the_moment_it_was_begun(tmp_path: Pat
     writer = CheckpointWriter(tmp_path, keep=9, sync=lambda: None)
     for step in range(1, 5):
         weight.fill_(step)
-        writer.start(snapshot(weight, step=step), epoch=step, is_best=False)
+        writer.start(snapshot(weight, step=step), epoch=step)
     weight.fill_(-1)
     saved = writer.collect()
     writer.close()
@@ -40,7 +40,7 @@ def test_a_checkpoint_holds_the_counters_of_the_moment_it_was_begun(tmp_path: Pa
     released = threading.Event()
     writer = CheckpointWriter(tmp_path, keep=9, sync=released.wait)
     live = {"growth": {"last_adaptation": {"layer1": 1}}}
-    writer.start(dataclasses.replace(snapshot(torch.zeros(3), step=1), state=live), epoch=1, is_best=False)
+    writer.start(dataclasses.replace(snapshot(torch.zeros(3), step=1), state=live), epoch=1)
     live["growth"]["last_adaptation"]["layer2"] = 2
     released.set()
     (saved,) = writer.collect()
@@ -51,20 +51,20 @@ def test_a_checkpoint_holds_the_counters_of_the_moment_it_was_begun(tmp_path: Pa
 def test_a_checkpoint_that_cannot_be_written_is_reported_at_the_next_call(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").write_text("a file where the folder should be")
     writer = CheckpointWriter(tmp_path / "checkpoints", keep=2, sync=lambda: None)
-    writer.start(snapshot(torch.zeros(3), step=1), epoch=1, is_best=False)
+    writer.start(snapshot(torch.zeros(3), step=1), epoch=1)
     with pytest.raises(CheckpointError, match="cannot save"):
         writer.collect()
-    writer.start(snapshot(torch.zeros(3), step=2), epoch=2, is_best=False)
+    writer.start(snapshot(torch.zeros(3), step=2), epoch=2)
     assert "cannot save" in (writer.close() or "")
 
 
 def test_a_checkpoint_that_cannot_be_written_does_not_hide_those_that_were(tmp_path: Path) -> None:
     writer = CheckpointWriter(tmp_path, keep=9, sync=lambda: None)
-    writer.start(snapshot(torch.zeros(3), step=1), epoch=1, is_best=False)
+    writer.start(snapshot(torch.zeros(3), step=1), epoch=1)
     writer.wait()
     blocked = tmp_path / "step-00000002"
     blocked.write_text("a file where a checkpoint should be")
-    writer.start(snapshot(torch.zeros(3), step=2), epoch=2, is_best=False)
+    writer.start(snapshot(torch.zeros(3), step=2), epoch=2)
     writer.wait()
     with pytest.raises(CheckpointError):
         writer.collect()
@@ -93,7 +93,7 @@ def test_what_is_being_saved_is_complete_after_shutdown(run_dir: Path) -> None:
 def test_no_checkpoint_is_there_before_the_journal_it_refers_to_is_on_disk(tmp_path: Path) -> None:
     seen: list[list[Path]] = []
     writer = CheckpointWriter(tmp_path, keep=9, sync=lambda: seen.append(checkpoint.find_checkpoints(tmp_path)))
-    writer.start(snapshot(torch.zeros(3), step=1), epoch=1, is_best=False)
+    writer.start(snapshot(torch.zeros(3), step=1), epoch=1)
     writer.collect()
     writer.close()
     assert seen == [[]]

@@ -1,0 +1,221 @@
+"""Start a run from an earlier network, `model.init_from`: its weights and what it grew, nothing else of that run."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from esper.configs.identity import checkpoints_folder
+from esper.contracts.lifecycle import LIVE
+from esper.contracts.recipe import Graft
+from esper.errors import CheckpointError, ConfigError, SurgeryError, one_line
+from esper.tolaria.checkpoints import files
+from esper.tolaria.checkpoints.contents import averaged
+from esper.tolaria.run import Run
+
+__all__ = ["EarlierNetwork", "read_network", "start_from_network"]
+
+_NUM_SHOWN = 3
+"""Tensors that a message names."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EarlierNetwork:
+    """A network that another run trained.
+
+    Attributes:
+        path: the checkpoint or export that holds it.
+        weights: tensors by their names in a `MorphableModel`; the EMA, if the run kept one.
+        recipe: what grew in it.
+        digest: of weights and recipe.
+    """
+
+    path: Path
+    weights: Mapping[str, Tensor]
+    recipe: Sequence[Graft]
+    digest: str
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def read_network(path: Path) -> EarlierNetwork:
+    """Read a network from a run's folder (its newest checkpoint), a checkpoint, or what `esper export` wrote.
+
+    `checkpoints/trunk` and `checkpoints/best` name the newest checkpoint of that kind.
+
+    Raises:
+        ConfigError: it is none of these, is damaged, or has a module that was neither kept nor culled yet.
+    """
+    try:
+        if (path / "manifest.json").is_file():
+            return _of_checkpoint(path, _settings(path.parents[1]))
+        if (path / "config.yaml").is_file():
+            settings = _settings(path)
+            newest = files.find_checkpoints(_checkpoints(path, settings))
+            if not newest:
+                raise CheckpointError("the run has no checkpoint yet; let it reach the end of an epoch")
+            return _of_checkpoint(newest[0], settings)
+        if (path / "model.safetensors").is_file() or path.suffix == ".safetensors":
+            return _of_export(path if path.is_file() else path / "model.safetensors")
+        if newest := files.find_checkpoints(path.parent, prefix=path.name):
+            return _of_checkpoint(newest[0], _settings(path.parents[1]))
+    except CheckpointError as error:
+        raise ConfigError(f"model.init_from={path}: {error}") from None
+    raise ConfigError(
+        f"model.init_from={path}: not a run's folder, a checkpoint, or what esper export wrote; give one of these"
+    )
+
+
+def _settings(run_dir: Path) -> dict[str, Any]:
+    """The settings in a run folder; {} if it is none."""
+    try:
+        settings = yaml.safe_load((run_dir / "config.yaml").read_text())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise CheckpointError(f"{run_dir / 'config.yaml'} cannot be read: {one_line(error)}") from None
+    return settings if isinstance(settings, dict) else {}
+
+
+def _checkpoints(run_dir: Path, settings: Mapping[str, Any]) -> Path:
+    folder = settings.get("checkpoint", {}).get("checkpoint_dir")
+    return checkpoints_folder(run_dir.absolute(), checkpoint_dir=folder)
+
+
+def _of_checkpoint(path: Path, settings: Mapping[str, Any]) -> EarlierNetwork:
+    saved = files.load(path)
+    live = [site for site, slot in saved.state["growth"]["slots"].items() if slot["state"] in LIVE]
+    if live:
+        raise CheckpointError(
+            f"in {path.name} the module at {live[0]} was neither kept nor culled yet; let the run go on until it was"
+        )
+    decay = settings.get("optimization", {}).get("ema_decay")
+    if saved.state.get("average") and decay is None:
+        raise CheckpointError("the run kept an average of its weights (ema_decay); give the run's folder instead")
+    weights = dict(saved.model) | averaged(saved, decay)
+    return EarlierNetwork(path=path, weights=weights, recipe=saved.recipe, digest=_digest(weights, saved.recipe))
+
+
+def _of_export(file: Path) -> EarlierNetwork:
+    description = file.with_name("model.json")
+    try:
+        not_folded = json.loads(description.read_text())["not_folded"]
+        weights = {f"host.{name}": tensor for name, tensor in load_file(file).items()}
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{error.filename or file} is missing; give what esper export wrote") from None
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise CheckpointError(f"not what esper export wrote, or damaged: {one_line(error)}") from None
+    if not_folded:
+        raise CheckpointError(
+            f"the module at {not_folded[0]['site']} could not be folded into the host; give the run's folder instead"
+        )
+    return EarlierNetwork(path=file, weights=weights, recipe=(), digest=_digest(weights, ()))
+
+
+def _digest(weights: Mapping[str, Tensor], recipe: Sequence[Graft]) -> str:
+    """16 hex digits of a SHA-256."""
+    digest = hashlib.sha256(json.dumps([graft.entry() for graft in recipe]).encode())
+    for name, tensor in sorted(weights.items()):
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
+
+
+# --- starting ---------------------------------------------------------------------------------------------------------
+
+
+def start_from_network(run: Run) -> list[str]:
+    """Give a run that has not trained yet the network in `model.init_from`; returns what the user should know.
+
+    Raises:
+        ConfigError: it cannot be read, is not the one that the run began with, or does not fit.
+    """
+    config = run.config.model
+    if config.init_from is None:
+        return []
+    path = Path(config.init_from)
+    network = run.ranks.on_rank0(functools.partial(read_network, path))
+    if config.init_digest not in (None, network.digest):
+        raise ConfigError(f"model.init_from={path}: holds another network than when the run was launched; start again")
+    where = f"model.init_from={path}"
+    _require_growable(run, network, where)
+    host_weights = {name: tensor for name, tensor in network.weights.items() if name.startswith("host.")}
+    head = _require_same(run, host_weights, where, prefix="host.")
+    try:
+        run.life.adopt(network.recipe)
+    except SurgeryError as error:
+        raise ConfigError(f"{where}: {error}") from None
+    weights = {name: t for name, t in network.weights.items() if not name.endswith(".alpha") and name not in head}
+    _require_same(run, weights, where, prefix="slots.")
+    run.model.load_state_dict(run.model.state_dict() | weights)
+    origin = f"{network.path.name}, digest {network.digest}, grown modules: {len(network.recipe)}"
+    notices = [f"starts from {path} ({origin})"]
+    if head:
+        names = ", ".join(name.removeprefix("host.") for name in head)
+        notices.append(f"another number of classes: {names} start from initial weights")
+    return notices
+
+
+def _require_growable(run: Run, network: EarlierNetwork, where: str) -> None:
+    """Refuse modules at sites that this network lacks, and modules that would keep blocks from being copied."""
+    if missing := [graft.site for graft in network.recipe if not run.model.has_site(graft.site)]:
+        raise ConfigError(
+            f"{where}: has a module at {missing[0]}, a site that this network lacks; use the model settings of the "
+            "earlier run"
+        )
+    growth, others = run.config.morphogenetic, [graft for graft in network.recipe if not graft.sources]
+    if growth.enable_tamiyo and growth.policy == "stack" and others:
+        raise ConfigError(
+            f"{where}: blocks with {others[0].blueprint_id} at {others[0].site} cannot be copied; use another policy "
+            "than stack, or an earlier network that grew nothing but copies"
+        )
+
+
+def _require_same(run: Run, given: Mapping[str, Tensor], where: str, *, prefix: str) -> list[str]:
+    """Compare names and shapes of tensors; returns those that differ only by the number of classes."""
+    own = {n: list(t.shape) for n, t in run.model.state_dict().items() if n.startswith(prefix)}
+    own = {name: shape for name, shape in own.items() if not name.endswith(".alpha")}
+    theirs = {name: list(tensor.shape) for name, tensor in given.items() if name.startswith(prefix)}
+    differing = [name for name in own | theirs if own.get(name) != theirs.get(name)]  # in forward order
+    if not differing:
+        return []
+    if all(name in own and name in theirs for name in differing) and _differ_by_classes(run, own, theirs, differing):
+        return differing
+    shown = [
+        f"{name.removeprefix(prefix)} is {theirs.get(name, 'missing')}, here {own.get(name, 'missing')}"
+        for name in differing
+    ]
+    more = f"; {len(shown) - _NUM_SHOWN} more" if len(shown) > _NUM_SHOWN else ""
+    raise ConfigError(
+        f"{where}: holds another network: {'; '.join(shown[:_NUM_SHOWN])}{more}; use the model settings of the earlier "
+        "run (config.yaml in its folder)"
+    )
+
+
+def _differ_by_classes(
+    run: Run, own: Mapping[str, list[int]], theirs: Mapping[str, list[int]], differing: Iterable[str]
+) -> bool:
+    """Whether shapes differ only where those of a host with one class more do."""
+    assert run.model.build_host is not None
+    num_classes = run.config.model.num_classes or len(run.parts.splits.class_names)
+    with torch.random.fork_rng(devices=[]):
+        other = run.model.build_host(num_classes=num_classes + 1).state_dict()
+    for name in differing:
+        larger = other.get(name.removeprefix("host."))
+        if larger is None or len(own[name]) != len(theirs[name]):
+            return False
+        if any(a != b and a == c for a, b, c in zip(own[name], theirs[name], larger.shape, strict=True)):
+            return False
+    return True
