@@ -138,6 +138,10 @@ def _check_init_from(config: TolariaConfig) -> None:
     model, growth = config.model, config.morphogenetic
     if model.init_from is None:
         return
+    if not model.init_from:
+        raise ConfigError(
+            "model.init_from='': which network? Give the folder of a run, a checkpoint, or what esper export wrote"
+        )
     if model.pretrained:
         raise ConfigError("model.pretrained=true: model.init_from brings other weights; leave one of the two out")
     if growth.enable_tamiyo and growth.policy == "replay" and config.comparison.arm is None:

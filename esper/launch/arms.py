@@ -54,13 +54,15 @@ def resolve_arm(config: TolariaConfig, *, run_dir: Path, sibling: Callable[[str]
     elif arm != "final":
         macs_per_image = grown_result["num_macs_before" if arm == "static_flops" else "num_macs"]
         epochs = -(-grown_result["total_macs"] // training_macs(_images_per_epoch(grown, config), macs_per_image))
-    growth = config.morphogenetic
+    growth, model = config.morphogenetic, config.model
     if growth.enable_tamiyo:
         growth = dataclasses.replace(growth, recipe_path=os.path.relpath(grown / "recipe.json"))
+        model = dataclasses.replace(model, init_from=None)  # from scratch
     resolved = dataclasses.replace(
         config,
         optimization=dataclasses.replace(config.optimization, max_epochs=epochs),
         morphogenetic=growth,
+        model=model,
         comparison=dataclasses.replace(config.comparison, grown_run=grown.name, grown_macs=grown_result["total_macs"]),
     )
     _require_same_budget(resolved, run_dir)

@@ -198,7 +198,7 @@ def _labels(settings: Sequence[Mapping[str, str]], names: Sequence[str]) -> list
 def _recipe_differences(arms: Sequence[Arm], *, is_fair: bool, compared: Sequence[str]) -> Iterator[str]:
     runs = [run for arm in arms for run in arm.runs.values()]
     for name in _differing(runs):
-        if name.startswith(("morphogenetic.", "comparison.")) or name in compared:
+        if name.startswith(("morphogenetic.", "comparison.", "model.init_")) or name in compared:
             continue
         is_epochs = is_fair and name == "optimization.max_epochs"
         labels_by_value: dict[str, list[str]] = {}

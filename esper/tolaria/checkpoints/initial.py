@@ -39,12 +39,14 @@ class EarlierNetwork:
         weights: tensors by their names in a `MorphableModel`; the EMA, if the run kept one.
         recipe: what grew in it.
         digest: of weights and recipe.
+        settings: config.yaml of the run; {} if unknown.
     """
 
     path: Path
     weights: Mapping[str, Tensor]
     recipe: Sequence[Graft]
     digest: str
+    settings: Mapping[str, Any]
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -105,7 +107,8 @@ def _of_checkpoint(path: Path, settings: Mapping[str, Any]) -> EarlierNetwork:
     if saved.state.get("average") and decay is None:
         raise CheckpointError("the run kept an average of its weights (ema_decay); give the run's folder instead")
     weights = dict(saved.model) | averaged(saved, decay)
-    return EarlierNetwork(path=path, weights=weights, recipe=saved.recipe, digest=_digest(weights, saved.recipe))
+    digest = _digest(weights, saved.recipe)
+    return EarlierNetwork(path=path, weights=weights, recipe=saved.recipe, digest=digest, settings=settings)
 
 
 def _of_export(file: Path) -> EarlierNetwork:
@@ -121,7 +124,7 @@ def _of_export(file: Path) -> EarlierNetwork:
         raise CheckpointError(
             f"the module at {not_folded[0]['site']} could not be folded into the host; give the run's folder instead"
         )
-    return EarlierNetwork(path=file, weights=weights, recipe=(), digest=_digest(weights, ()))
+    return EarlierNetwork(path=file, weights=weights, recipe=(), digest=_digest(weights, ()), settings={})
 
 
 def _digest(weights: Mapping[str, Tensor], recipe: Sequence[Graft]) -> str:
@@ -150,9 +153,9 @@ def start_from_network(run: Run) -> list[str]:
     if config.init_digest not in (None, network.digest):
         raise ConfigError(f"model.init_from={path}: holds another network than when the run was launched; start again")
     where = f"model.init_from={path}"
-    _require_growable(run, network, where)
     host_weights = {name: tensor for name, tensor in network.weights.items() if name.startswith("host.")}
     head = _require_same(run, host_weights, where, prefix="host.")
+    _require_growable(run, network, where)
     try:
         run.life.adopt(network.recipe)
     except SurgeryError as error:
@@ -165,6 +168,9 @@ def start_from_network(run: Run) -> list[str]:
     if head:
         names = ", ".join(name.removeprefix("host.") for name in head)
         notices.append(f"another number of classes: {names} start from initial weights")
+    theirs, seed = network.settings, network.settings.get("rng_seed")
+    if theirs.get("dataset", {}).get("name") == run.config.dataset.name and seed != run.config.rng_seed:
+        notices.append(f"held-out images were among its training images (its rng_seed is {seed}); the test images not")
     return notices
 
 
