@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -278,26 +278,29 @@ def _require_whole_stages(config: ModelConfig, model: MorphableModel) -> None:
 def _require_copyable(config: TolariaConfig, model: MorphableModel) -> None:
     """Refuse a network without the blocks that the policy copies."""
     policy = config.morphogenetic.policy
-    found = stages(model)
-    alone = [sites[0].block.rpartition(".")[0] for sites in found if not any(site.keeps_shape for site in sites)]
-    if alone and (policy == "stack" or len(alone) == len(found)):
+    found: dict[bool, list[str]] = {True: [], False: []}
+    for sites in stages(model):
+        found[any(site.keeps_shape for site in sites)].append(sites[0].block.rpartition(".")[0])
+    copyable, alone = found[True], found[False]
+    if alone and (policy == "stack" or not copyable):
         raise ConfigError(
             f"morphogenetic.policy={policy}: no block of {alone[0]} has an output shaped like its input, so none can "
-            f"be copied; start from two blocks a stage ({_two_blocks_a_stage(config.model)})"
+            f"be copied; start from two blocks a stage ({_two_blocks_a_stage(config.model, copyable)})"
         )
-    if policy == "heuristic" and len(found) - len(alone) == 1:
+    if policy == "heuristic" and len(copyable) == 1:
         raise ConfigError(
             "morphogenetic.policy=heuristic: chooses among stages, but one alone can be copied; name more in "
             "model.target_layers, or use policy=stack"
         )
 
 
-def _two_blocks_a_stage(config: ModelConfig) -> str:
+def _two_blocks_a_stage(config: ModelConfig, copyable: Sequence[str]) -> str:
     if config.name == "resnet10":
         return "model=resnet18"
     if config.name == "resnet_small":
         return f"model.depths=[{','.join(str(max(2, depth)) for depth in config.depths)}]"
-    return "another model.name, or only stages that have them in model.target_layers"
+    named = ",".join(f"{stage}.*" for stage in copyable)
+    return "another model.name" + (f", or model.target_layers=[{named}]" if named else "")
 
 
 def _require_blueprints(config: MorphogeneticConfig, model: MorphableModel) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision.models.resnet import Bottleneck
 
 from esper.configs import ModelConfig
 from esper.contracts.recipe import Graft
@@ -196,6 +197,30 @@ def test_folded_copies_are_blocks_of_their_stage() -> None:
     with torch.no_grad():
         assert torch.equal(folded(images), model(images))
         assert torch.equal(deeper.eval()(images), model(images))
+
+
+class Bottlenecks(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 1)
+        self.layer1 = nn.Sequential(*(Bottleneck(16, 4) for _ in range(3)))
+        self.fc = nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.layer1(self.stem(x)).mean((2, 3)))  # type: ignore[no-any-return]
+
+
+def test_bottleneck_blocks_are_copied_and_folded() -> None:
+    torch.manual_seed(0)
+    model = wrap(Bottlenecks(), ["layer1"], 16, input_shape=(3, 8, 8), site_kinds=["after"]).eval()
+    expected = copy.deepcopy(model.host)
+    expected.layer1 = nn.Sequential(*expected.layer1, *copy.deepcopy(expected.layer1))
+    keep_copies(model, "layer1.2:after")
+    images = torch.randn(7, 3, 8, 8)
+    with torch.no_grad():
+        assert torch.equal(model(images), expected(images))
+        assert torch.equal(fold(model)(images), expected(images))
+    assert len(fold(model).layer1) == 6
 
 
 def test_a_stage_with_copies_is_scored_like_one_built_that_deep() -> None:

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from esper import costs
+from esper.build import parts
 from esper.configs import ModelConfig
 from esper.configs.check import check
 from esper.contracts.decisions import AdaptationDecision
@@ -76,6 +77,38 @@ def test_a_grown_timm_network_resumes_bit_identically(tmp_path: Path) -> None:
     train(config, tmp_path / "parts", stop_at=9)
     resumed, _ = train(config, tmp_path / "parts")
     assert_same(whole, resumed)
+
+
+def test_every_stage_of_a_timm_network_doubles_resumes_and_is_exported(tmp_path: Path) -> None:
+    config = tiny_config(
+        model=model("test_convnext", site_kinds=["after"], seeds_per_layer=64),
+        dataset__image_size=32,
+        morphogenetic__policy="stack",
+        morphogenetic__blueprint_categories=["copy"],
+        morphogenetic__max_adaptations_per_epoch=8,
+        morphogenetic__judged=False,
+    )
+    whole, growth = train(config, tmp_path / "whole")
+    train(config, tmp_path / "parts", stop_at=8)
+    resumed, _ = train(config, tmp_path / "parts")
+    assert_same(whole, resumed)
+    assert [len(graft.sources) for graft in growth["recipe"]] == [1, 2, 4, 2]
+    out = export(tmp_path / "parts", tmp_path / "out")
+    assert json.loads((out / "model.json").read_text())["not_folded"] == []
+    names = load_file(out / "model.safetensors")
+    blocks = [name for name in names if re.fullmatch(r"stages\.\d\.blocks\.\d\.norm\.weight", name)]
+    assert len(blocks) == 2 * (1 + 2 + 4 + 2)
+
+
+def test_a_stage_of_one_block_is_refused_with_the_stages_that_have_more() -> None:
+    config = tiny_config(
+        model=model("regnetx_002", site_kinds=["after"], seeds_per_layer=64),
+        dataset__image_size=32,
+        morphogenetic__policy="stack",
+        morphogenetic__blueprint_categories=["copy"],
+    )
+    with pytest.raises(ConfigError, match=r"no block of s1 .*or model\.target_layers=\[s3\.\*,s4\.\*\]\)$"):
+        parts(config, cache_dir=Path())
 
 
 def test_germinating_in_a_timm_network_leaves_logits_bit_identical(run_dir: Path) -> None:
