@@ -15,6 +15,7 @@ from esper.errors import DataError
 from tests.conftest import tiny_config
 from tests.data.photos import CLASSES, write_photos
 from tests.tolaria.checkpoints.test_resume import assert_same, train
+from tests.tolaria.growth.test_stack import stacking
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +44,16 @@ def test_a_streamed_training_that_grows_is_interrupted_and_goes_on_gives_the_sam
     assert resumed_growth == growth
     assert_same(resumed, whole)
     assert set(multiprocessing.active_children()) <= others
+
+
+def test_a_streamed_training_that_copies_blocks_resumes_after_it(photos: Path, tmp_path: Path) -> None:
+    settings = stacking(dataset=config(photos, dataset__num_workers=0).dataset)
+    whole, growth = train(settings, tmp_path / "whole")
+    assert growth["num_germinated"] == 2
+    train(settings, tmp_path / "parts", stop_at=growth["recipe"][0].born_step + 1)
+    resumed, resumed_growth = train(settings, tmp_path / "parts")
+    assert resumed_growth == growth
+    assert_same(resumed, whole)
 
 
 @pytest.mark.long
