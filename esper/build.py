@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from esper import urza
-from esper.configs import ModelConfig, MorphogeneticConfig, RedisConfig, TolariaConfig
+from esper.configs import MorphogeneticConfig, RedisConfig, TolariaConfig
 from esper.configs.model import SITE_KINDS
 from esper.data import (
     DataSplits,
@@ -28,8 +28,7 @@ from esper.data import (
 )
 from esper.errors import ConfigError
 from esper.kasmina import MorphableModel, Site, find_blocks, find_sites, wrap
-from esper.kasmina.copies import stages
-from esper.kasmina.sites import AUTO
+from esper.kasmina.copyable import require_copyable
 from esper.models import build_host, checkpoint_blocks, memory_format
 from esper.tamiyo import LocalTamiyo, TamiyoClient
 from esper.tracking import Tracker
@@ -202,8 +201,7 @@ def _build_model(config: TolariaConfig, splits: DataSplits, device: torch.device
     if grows and config.morphogenetic.policy not in ("never", "replay"):
         _require_blueprints(config.morphogenetic, model)
         if config.morphogenetic.grows_copies:
-            _require_whole_stages(config.model, model)
-            _require_copyable(config, model)
+            require_copyable(model, host=config.model, growth=config.morphogenetic)
     if config.model.gradient_checkpointing:
         checkpoint_blocks([host.get_submodule(name) for name in find_blocks(host, config.model.target_layers)])
     return model
@@ -249,58 +247,6 @@ def _wrap_for_replay(config: TolariaConfig, host: nn.Module, *, input_shape: tup
             f"({inside[0]}) would count every batch twice; set it to false"
         )
     return model
-
-
-def _require_whole_stages(config: ModelConfig, model: MorphableModel) -> None:
-    """Refuse settings that leave a block out of a stage that is to be copied."""
-    targeted = find_blocks(model.host, config.target_layers)
-    blocks = [site.block for sites in stages(model) for site in sites]
-    layers = [slot.site.layer for slot in model.all_slots()]
-    for block, layer in targeted.items():
-        if block not in blocks and layers.count(layer) >= config.seeds_per_layer:
-            raise ConfigError(
-                f"model.seeds_per_layer={config.seeds_per_layer}: whole stages are copied, but no site is left for "
-                f"{block}; set it to 64, and model.site_kinds=[after]"
-            )
-    if config.target_layers == [AUTO]:
-        return
-    for stage in dict.fromkeys(block.rpartition(".")[0] for block in blocks):
-        container = model.host.get_submodule(stage)
-        if not isinstance(container, nn.Sequential | nn.ModuleList):
-            continue
-        if missing := [name for name, _ in container.named_children() if f"{stage}.{name}" not in targeted]:
-            raise ConfigError(
-                f"model.target_layers={config.target_layers}: whole stages are copied, but {stage}.{missing[0]} is "
-                f"not named; name the stage, {stage}"
-            )
-
-
-def _require_copyable(config: TolariaConfig, model: MorphableModel) -> None:
-    """Refuse a network without the blocks that the policy copies."""
-    policy = config.morphogenetic.policy
-    found: dict[bool, list[str]] = {True: [], False: []}
-    for sites in stages(model):
-        found[any(site.keeps_shape for site in sites)].append(sites[0].block.rpartition(".")[0])
-    copyable, alone = found[True], found[False]
-    if alone and (policy == "stack" or not copyable):
-        raise ConfigError(
-            f"morphogenetic.policy={policy}: no block of {alone[0]} has an output shaped like its input, so none can "
-            f"be copied; start from two blocks a stage ({_two_blocks_a_stage(config.model, copyable)})"
-        )
-    if policy == "heuristic" and len(copyable) == 1:
-        raise ConfigError(
-            "morphogenetic.policy=heuristic: chooses among stages, but one alone can be copied; name more in "
-            "model.target_layers, or use policy=stack"
-        )
-
-
-def _two_blocks_a_stage(config: ModelConfig, copyable: Sequence[str]) -> str:
-    if config.name == "resnet10":
-        return "model=resnet18"
-    if config.name == "resnet_small":
-        return f"model.depths=[{','.join(str(max(2, depth)) for depth in config.depths)}]"
-    named = ",".join(f"{stage}.*" for stage in copyable)
-    return "another model.name" + (f", or model.target_layers=[{named}]" if named else "")
 
 
 def _require_blueprints(config: MorphogeneticConfig, model: MorphableModel) -> None:

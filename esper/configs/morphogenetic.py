@@ -149,7 +149,7 @@ class MorphogeneticConfig:
     )
     copy_init: str = setting(
         "trained",
-        "initial weights of copies: trained, zeroed (last gain 0: the output does not change) or fresh (at random)",
+        "initial weights of copies: trained, zeroed (last norm 0: the output does not change) or fresh (at random)",
         choices=("trained", "zeroed", "fresh"),
     )
     copy_optimizer_state: bool = setting(False, "copies begin with the optimizer state of their source, not with zeros")

@@ -105,8 +105,8 @@ def copy_blocks(model: MorphableModel, sources: Sequence[str], *, init: str, ini
     Args:
         model: the network.
         sources: what to copy, in the order in which the copies run; see `copy_sources`.
-        init: `trained` (weights, buffers and gains of the source), `zeroed` (the same, with the last norm's gain 0: the
-            output of the network does not change) or `fresh` (initial weights, as a larger host would have).
+        init: `trained` (weights, buffers and gains of the source), `zeroed` (the same, with the last norm 0: the output
+            of the network does not change) or `fresh` (initial weights, as a larger host would have).
         init_seed: random seed of `fresh` weights.
 
     Raises:
@@ -119,7 +119,7 @@ def copy_blocks(model: MorphableModel, sources: Sequence[str], *, init: str, ini
         if init == "fresh":
             module.load_state_dict(_initial(model.build_host, origin, seed=init_seed + index))
         elif init == "zeroed":
-            _zero_last_gain(module, origin)
+            _zero_last_norm(module, origin)
     checkpoint_blocks(copied for copied, (block, _) in zip(copies, found, strict=True) if is_checkpointed(block))
     return CopiedBlocks(copies, origins)
 
@@ -178,8 +178,9 @@ def _initial(build_host: Callable[[], nn.Module] | None, origin: str, *, seed: i
         return build_host().get_submodule(origin).state_dict()
 
 
-def _zero_last_gain(block: nn.Module, origin: str) -> None:
+def _zero_last_norm(block: nn.Module, origin: str) -> None:
     norms = [m for m in block.children() if isinstance(m, nn.BatchNorm2d)]
     if not norms:
         raise SurgeryError(f"copy_init=zeroed: {origin!r} has no batch norm at its end")
     nn.init.zeros_(norms[-1].weight)
+    nn.init.zeros_(norms[-1].bias)

@@ -32,6 +32,7 @@ def trained_model() -> MorphableModel:
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, std=0.1)
             nn.init.normal_(module.running_mean, std=0.1)
             nn.init.uniform_(module.running_var, 0.5, 2.0)
     model = wrap(network, CONFIG.target_layers, 16, input_shape=(3, 8, 8), site_kinds=["after"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import re
@@ -108,6 +109,20 @@ def test_a_stage_of_one_block_is_refused_with_the_stages_that_have_more() -> Non
         morphogenetic__blueprint_categories=["copy"],
     )
     with pytest.raises(ConfigError, match=r"no block of s1 .*or model\.target_layers=\[s3\.\*,s4\.\*\]\)$"):
+        parts(config, cache_dir=Path())
+
+
+@pytest.mark.parametrize(("name", "is_refused"), [("resnet18", False), ("resnetv2_50", False), ("test_convnext", True)])
+def test_zeroed_copies_are_refused_where_no_batch_norm_turns_a_block_off(name: str, is_refused: bool) -> None:
+    config = tiny_config(
+        model=model(name, site_kinds=["after"], seeds_per_layer=64),
+        dataset__image_size=32,
+        morphogenetic__policy="stack",
+        morphogenetic__blueprint_categories=["copy"],
+        morphogenetic__copy_init="zeroed",
+    )
+    refused = pytest.raises(ConfigError, match=r"copy_init=zeroed: \S+ has no last batch norm")
+    with refused if is_refused else contextlib.nullcontext():
         parts(config, cache_dir=Path())
 
 
