@@ -57,6 +57,16 @@ def test_two_ranks_grow_as_one(runs: tuple[Path, Path]) -> None:
     assert theirs["lower_bound"] == pytest.approx(mine["lower_bound"], abs=1e-5)
 
 
+def test_two_ranks_start_from_an_earlier_network_as_one(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    alone, together = (tmp_path / name for name in ("alone", "together"))
+    given = (*GROWS, "optimization.max_epochs=2", f"model.init_from={runs[0]}", "rng_seed=1")
+    fit(*given, run_dir=alone)
+    torchrun(2, *given, f"hydra.run.dir={together}")
+    mine, theirs = ([line["loss"] for line in events(run_dir, "step")] for run_dir in (alone, together))
+    assert theirs == pytest.approx(mine, abs=1e-5)
+    assert mine[0] < events(runs[0], "step")[0]["loss"]
+
+
 def test_two_ranks_copy_blocks_as_one(tmp_path: Path) -> None:
     alone, together = tmp_path / "alone", tmp_path / "together"
     fit(*STACKS, run_dir=alone)
