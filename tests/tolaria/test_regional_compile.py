@@ -168,16 +168,28 @@ def test_a_machine_that_cannot_compile_is_told_in_one_line() -> None:
         model(IMAGES)
 
 
+COPIES = {
+    "model__depths": [2, 2],
+    "model__site_kinds": ["after"],
+    "morphogenetic__blueprint_categories": ["copy"],
+}
+
+
 @pytest.mark.long
-def test_a_compiled_run_trains_and_grows_as_a_plain_one(run_dir: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("site", "blueprint", "changes"), [("layer1.0:after", "basic_block", {}), ("layer1.1:after", "copy", COPIES)]
+)
+def test_a_compiled_run_trains_and_grows_as_a_plain_one(
+    run_dir: Path, tmp_path: Path, site: str, blueprint: str, changes: dict[str, Any]
+) -> None:
     async def losses(trainer: TolariaTrainer) -> list[float]:
         first = await trainer.train_epoch()
-        grow = AdaptationDecision(should_adapt=True, site="layer1.0:after", blueprint_id="basic_block")
+        grow = AdaptationDecision(should_adapt=True, site=site, blueprint_id=blueprint)
         assert await trainer.handle_adaptation_signal(grow)
         second = await trainer.train_epoch()
         return [first["loss"], second["loss"]]
 
-    settings = {"morphogenetic__policy": "never", "device": "cpu"}
+    settings = {"morphogenetic__policy": "never", "device": "cpu"} | changes
     fast = use(tiny_config(compile_model=True, **settings), run_dir, losses)
     plain = use(tiny_config(**settings), tmp_path / "plain", losses)
     assert fast == pytest.approx(plain, rel=1e-4)
