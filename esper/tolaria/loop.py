@@ -116,7 +116,6 @@ class TrainingLoop:
             )
             self._announce(run, notices, is_resumed=resumed_from is not None)
             run.start_trackers()
-            self._awaits_trunk = config.checkpoint.save_trunk and not _decays(run)
         except BaseException:
             run.close()
             raise
@@ -125,6 +124,7 @@ class TrainingLoop:
     def train(self) -> list[EpochEnded]:
         """Train to the end, or until `stop_reason` is set; returns the metrics of the epochs trained here."""
         history = []
+        self._awaits_trunk = self.config.checkpoint.save_trunk and not _decays(self.run, steps_ahead=-1)
         with self.run.ranks.watchdog(), torch.autograd.set_detect_anomaly(self.config.debug_mode):
             while not self._is_over():
                 self.train_epoch()
@@ -329,10 +329,10 @@ class TrainingLoop:
             yield profile.step
 
 
-def _decays(run: Run) -> bool:
-    """Whether the learning rate begins to decay at the next step, or has begun."""
+def _decays(run: Run, *, steps_ahead: int = 0) -> bool:
+    """Whether the learning rate of the next step, or of one so many steps ahead, is decaying."""
     start = decay_start(run.config.optimization)
-    return start is not None and run.state.global_step / run.total_steps >= start - 1e-9
+    return start is not None and (run.state.global_step + steps_ahead) / run.total_steps >= start - 1e-9
 
 
 def _result(run: Run, *, validation: tuple[float, float], test: tuple[float, float]) -> dict[str, Any]:

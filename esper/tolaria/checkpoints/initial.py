@@ -62,7 +62,7 @@ def read_network(path: Path) -> EarlierNetwork:
     """
     try:
         if (path / "manifest.json").is_file():
-            return _of_checkpoint(path, _settings(path.parents[1]))
+            return _of_checkpoint(path, _settings(path.absolute().parent.parent))
         if (path / "config.yaml").is_file():
             settings = _settings(path)
             newest = files.find_checkpoints(_checkpoints(path, settings))
@@ -71,8 +71,8 @@ def read_network(path: Path) -> EarlierNetwork:
             return _of_checkpoint(newest[0], settings)
         if (path / "model.safetensors").is_file() or path.suffix == ".safetensors":
             return _of_export(path if path.is_file() else path / "model.safetensors")
-        if newest := files.find_checkpoints(path.parent, prefix=path.name):
-            return _of_checkpoint(newest[0], _settings(path.parents[1]))
+        if path.name in ("best", "trunk") and (newest := files.find_checkpoints(path.parent, prefix=path.name)):
+            return read_network(newest[0])
     except CheckpointError as error:
         raise ConfigError(f"model.init_from={path}: {error}") from None
     raise ConfigError(

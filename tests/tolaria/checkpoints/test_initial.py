@@ -94,7 +94,7 @@ def test_copies_grow_on_top_of_copies_and_a_replay_of_both_has_the_same_size(
 
 
 def test_without_growth_the_grown_modules_are_there_and_nobody_is_consulted(
-    stacked: tuple[Path, Tensor], run_dir: Path
+    stacked: tuple[Path, Tensor], run_dir: Path, tmp_path: Path
 ) -> None:
     config = starting(stacked[0], morphogenetic__enable_tamiyo=False, morphogenetic__policy="heuristic")
     use(config, run_dir, train_and_compute)
@@ -102,11 +102,13 @@ def test_without_growth_the_grown_modules_are_there_and_nobody_is_consulted(
     assert not [event for event in events if event["kind"] in ("signals", "decision")]
     assert events[-1]["result"]["num_kept"] == 2
     assert events[-1]["result"]["num_parameters_before"] == events[-1]["result"]["num_parameters"]
+    exported = json.loads((export(run_dir, tmp_path / "out") / "model.json").read_text())
+    assert exported["depths"] == {"layer1": 4, "layer2": 4}
 
 
-@pytest.mark.parametrize("prefix", ["step", "best", "trunk"])
+@pytest.mark.parametrize("prefix", ["best", "trunk"])
 def test_a_checkpoint_is_named_by_its_folder_or_by_its_kind(
-    stacked: tuple[Path, Tensor], tmp_path: Path, prefix: str
+    stacked: tuple[Path, Tensor], monkeypatch: pytest.MonkeyPatch, prefix: str
 ) -> None:
     folder = stacked[0] / "checkpoints"
     newest = find_checkpoints(folder, prefix=prefix)[0]
@@ -114,6 +116,8 @@ def test_a_checkpoint_is_named_by_its_folder_or_by_its_kind(
     assert by_kind.path == by_folder.path == newest
     assert by_kind.digest == by_folder.digest
     assert (by_kind.digest == read_network(stacked[0]).digest) == (newest.name.endswith("-00000018"))
+    monkeypatch.chdir(folder)
+    assert read_network(Path(newest.name)).digest == read_network(Path(prefix)).digest == by_kind.digest
 
 
 @pytest.mark.parametrize("file", ["", "model.safetensors"])
@@ -295,6 +299,15 @@ def test_the_trunk_is_the_last_step_before_the_learning_rate_decays(run_dir: Pat
     assert trunk.name == f"trunk-{step:08d}"
     assert found[:step] == [0.05] * step
     assert found[step + 1] < 0.05
+
+
+def test_the_trunk_is_saved_after_a_stop_right_before_the_decay(run_dir: Path) -> None:
+    config = tiny_config(optimization__decay_fraction=1 / 3, checkpoint__save_trunk=True, morphogenetic__policy="never")
+    train(config, run_dir, stop_at=12)
+    assert not find_checkpoints(run_dir / "checkpoints", prefix="trunk")
+    train(config, run_dir)
+    (trunk,) = find_checkpoints(run_dir / "checkpoints", prefix="trunk")
+    assert trunk.name == "trunk-00000012"
 
 
 def test_the_trunk_of_steps_that_are_done_again_is_set_aside_and_saved_again(run_dir: Path) -> None:
