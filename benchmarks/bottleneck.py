@@ -37,6 +37,7 @@ from esper.data import DataSplits, ImageSet, Preprocess, TrainLoader, load_split
 from esper.kasmina import MorphableModel, surgery, wrap
 from esper.kasmina.scores import health, score_sites
 from esper.tolaria import optim
+from esper.tolaria.budget import Budget
 from esper.tolaria.evaluate import example_losses
 from esper.tolaria.schedule import learning_rate
 from esper.tolaria.step import TrainStep
@@ -81,6 +82,14 @@ class Trunk:
         ]
         self.outcome = splits.judge
         self.total_steps = EPOCHS * self.loader.num_batches
+        self.budget = Budget(
+            total=self.total_steps,
+            by_compute=False,
+            steps_per_epoch=self.loader.num_batches,
+            batch_size=self.loader.batch_size,
+            warmup_steps=self.loader.num_batches,
+            warmup=self.loader.num_batches,
+        )
 
     def batches(self, images: ImageSet) -> Iterator[tuple[Tensor, Tensor]]:
         """One pass over images, without augmentation."""
@@ -99,7 +108,7 @@ class Trunk:
         )
         for number in range(first, last):
             epoch, index = divmod(number, self.loader.num_batches)
-            rate = learning_rate(_RECIPE, number, total_steps=self.total_steps, steps_per_epoch=self.loader.num_batches)
+            rate = learning_rate(_RECIPE, number, budget=self.budget, spent=number)
             optim.set_learning_rates(optimizer, rate, step=number)
             step.forward_backward_update(epoch=epoch, index=index, step=number)
 

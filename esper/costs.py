@@ -62,12 +62,21 @@ class Ledger:
     incubation_macs: int = 0
     judging_macs: int = 0
 
+    @property
+    def growth_macs(self) -> int:
+        """What only growing needs."""
+        return self.scoring_macs + self.forking_macs + self.incubation_macs + self.judging_macs
+
+    @property
+    def total_macs(self) -> int:
+        """Everything spent."""
+        return self.train_macs + self.growth_macs
+
     def totals(self) -> dict[str, int]:
         """Everything spent, all its parts, and the sum of what only growing needs, by the result's keys."""
-        growth_macs = self.scoring_macs + self.forking_macs + self.incubation_macs + self.judging_macs
         forward_macs = self.train_macs // _FORWARDS_PER_STEP
         return {
-            "total_macs": self.train_macs + growth_macs,
+            "total_macs": self.total_macs,
             "forward_macs": forward_macs,
             "backward_macs": self.train_macs - forward_macs,
             "scoring_macs": self.scoring_macs,
@@ -75,7 +84,7 @@ class Ledger:
             "incubation_macs": self.incubation_macs,
             "judging_macs": self.judging_macs,
             "train_macs": self.train_macs,
-            "growth_macs": growth_macs,
+            "growth_macs": self.growth_macs,
             "discarded_macs": self.discarded_macs,
         }
 

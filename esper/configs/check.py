@@ -34,7 +34,8 @@ def check(config: TolariaConfig) -> None:
     _check_names(config)
     _check_model(config)
     _check_dataset(config.dataset)
-    if config.optimization.warmup_epochs >= config.optimization.max_epochs:
+    has_epochs = config.optimization.max_macs is None
+    if has_epochs and config.optimization.warmup_epochs >= config.optimization.max_epochs:
         raise ConfigError(
             f"optimization.warmup_epochs={config.optimization.warmup_epochs:g}: allowed is below "
             f"optimization.max_epochs={config.optimization.max_epochs}"
@@ -280,6 +281,19 @@ def _check_copies(config: TolariaConfig) -> None:
 
 def _check_growth_period(config: TolariaConfig) -> None:
     growth, recipe = config.morphogenetic, config.optimization
+    if recipe.max_macs is not None and growth.schedule_by != "compute":
+        raise ConfigError(
+            f"optimization.max_macs={recipe.max_macs:g}: how many steps it buys depends on growth; set "
+            "morphogenetic.schedule_by=compute"
+        )
+    if growth.schedule_by == "compute" and recipe.max_macs is None:
+        limits = [name for name in ("max_added_macs", "max_added_parameters") if getattr(growth, name) is not None]
+        unknown = f"morphogenetic.{limits[0]}" if limits else f"morphogenetic.policy={growth.policy}"
+        if limits or growth.policy != "stack":
+            raise ConfigError(
+                f"morphogenetic.schedule_by=compute: with {unknown} the final network, and so the compute of "
+                "max_epochs, is not known beforehand; set optimization.max_macs"
+            )
     latest = {"wsd": 1 - recipe.decay_fraction, "cosine": 0.5, "linear": 0.5, "constant": 1.0}[recipe.scheduler]
     if growth.growth_until > latest + 1e-9:
         raise ConfigError(

@@ -42,6 +42,8 @@ _ABSENT = object()
 _LATER = {
     "model.init_from": None,
     "model.init_digest": None,
+    "optimization.max_macs": None,
+    "morphogenetic.schedule_by": "steps",
     "morphogenetic.copy_order": "stack",
     "morphogenetic.copy_init": "trained",
     "morphogenetic.copy_optimizer_state": False,

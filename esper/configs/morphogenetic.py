@@ -72,6 +72,12 @@ class MorphogeneticConfig:
         True,
         "score sites even if the policy does not use scores (schedule, random); esper simic learns from them",
     )
+    schedule_by: str = setting(
+        "steps",
+        "what fractions of training are fractions of: steps (of max_epochs) or compute (of max_macs, or of max_epochs "
+        "epochs of the final network); the decay of the learning rate too",
+        choices=("steps", "compute"),
+    )
     growth_from: float = setting(0.0, "fraction of training before which nothing grows", low=0, below=1)
     plateau_epochs: int | None = setting(
         None,

@@ -28,7 +28,13 @@ class OptimizationConfig:
     warmup_epochs: float = setting(1.0, "epochs of linear warm-up from zero", low=0)
     decay_fraction: float = setting(0.3, "wsd: fraction of training in which the learning rate decays", above=0, high=1)
 
-    max_epochs: int = setting(100, "epochs", low=1)
+    max_epochs: int = setting(100, "epochs; with morphogenetic.schedule_by=compute those of the final network", low=1)
+    max_macs: float | None = setting(
+        None,
+        "multiply-accumulates to spend instead of max_epochs, including all that growth costs; training may end within "
+        "an epoch; null: max_epochs",
+        above=0,
+    )
     gradient_clip_norm: float | None = setting(
         None, "maximum norm of the gradient over all parameters; null: no clipping", above=0
     )

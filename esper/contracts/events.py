@@ -50,6 +50,7 @@ class RunStarted(Event):
     experiment_name: str
     total_steps: int
     total_epochs: int
+    steps_per_epoch: int
     num_parameters: int
     num_macs: int
     num_sites: int

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from esper.kasmina.model import MorphableModel
     from esper.kasmina.slot import SeedSlot
 
-__all__ = ["copies_cost", "copy_blocks", "copy_sources", "source_block", "stage_plan", "stages"]
+__all__ = ["copies_cost", "copy_blocks", "copy_sources", "costs_of_doubling", "source_block", "stage_plan", "stages"]
 
 
 def stage_plan(
@@ -97,6 +97,44 @@ def copies_cost(model: MorphableModel, slot: SeedSlot, order: str) -> Cost:
     sources = copy_sources(model, slot, order)
     blocks = [_plain_copy(source_block(model, source)) for source in sources]
     return sum((count(block, slot.site.out_shape) for block in blocks), Cost(num_parameters=0, num_macs=0))
+
+
+def costs_of_doubling(model: MorphableModel, order: str, *, times: int) -> list[Cost]:
+    """What a network gains by each doubling of all its stages, and those before it; see `stage_plan`.
+
+    Args:
+        model: the network; copies that grew in the run, after its first step, are left out.
+        order: see `stage_plan`.
+        times: number of doublings.
+    """
+    costs = [Cost(num_parameters=0, num_macs=0)] * times
+    for stage in stages(model):
+        # By block of the stage: for it and each copy behind it, the host's block that it is a copy of.
+        chains = {site.block: [site.block, *_initial_origins(model, site.block)] for site in stage}
+        cost_of = {
+            site.block: count(_plain_copy(model.host.get_submodule(site.block)), site.out_shape)
+            for site in stage
+            if site.keeps_shape
+        }
+        added = Cost(num_parameters=0, num_macs=0)
+        for doubling in range(times):
+            for block, origins in stage_plan(chains, cost_of, order).items():
+                chains[block] += origins
+                added = sum((cost_of[origin] for origin in origins), added)
+            costs[doubling] += added
+    return costs
+
+
+def _initial_origins(model: MorphableModel, block: str) -> list[str]:
+    """Origins of the copies that stood behind a block before the first step of the run."""
+    return [
+        origin
+        for slot in model.all_slots()
+        if slot.site.block == block
+        for graft in slot.grafts
+        if graft.born_step == 0 and isinstance(kernel := slot.kernel(graft), CopiedBlocks)
+        for origin in kernel.origins
+    ]
 
 
 def copy_blocks(model: MorphableModel, sources: Sequence[str], *, init: str, init_seed: int) -> CopiedBlocks:

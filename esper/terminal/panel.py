@@ -67,7 +67,7 @@ class Panel:
 
     def _progress(self) -> Table:
         step, total = self.history.step, self._total("total_steps")
-        steps_per_epoch = max(1, total // max(1, self._total("total_epochs")))
+        steps_per_epoch = self._total("steps_per_epoch") or max(1, total // max(1, self._total("total_epochs")))
         epoch = min(step // steps_per_epoch + 1, self._total("total_epochs"))
         row = Table.grid(expand=True, padding=(0, 1))
         row.add_column(ratio=1)

@@ -42,7 +42,7 @@ _STOP_INTERVAL = 10
 def train_step(run: Run) -> None:
     """Do the run's next optimizer step."""
     state = run.state
-    set_learning_rates(run.optimizer, run.schedule(state.global_step), step=state.global_step)
+    set_learning_rates(run.optimizer, run.schedule(0), step=state.global_step)
     run.growth.before_step()  # incubate and blend in new modules
     run.step.forward_backward_update(epoch=state.epoch, index=state.step, step=state.global_step)
     state.step += 1
@@ -61,6 +61,7 @@ class TrainingLoop:
         state: counters; all of them are saved in checkpoints.
         stop_reason: why to stop at the next step, if it is not None; may be set from any thread.
         result: metrics and costs of a finished training, else None.
+        total_epochs: epochs to train, as far as growth is known beforehand.
         close: finishes the trackers and unlocks the run folder; safe to call twice.
     """
 
@@ -73,6 +74,7 @@ class TrainingLoop:
         self.state = TrainingState()
         self.stop_reason: str | None = None
         self.result: dict[str, Any] | None = None
+        self.total_epochs = config.optimization.max_epochs
         self.close: Callable[[], None] = lambda: None
         self._run_dir = run_dir
         self._listeners = listeners
@@ -105,7 +107,8 @@ class TrainingLoop:
                 run_name=run.run_dir.name,
                 experiment_name=config.experiment_name,
                 total_steps=run.total_steps,
-                total_epochs=config.optimization.max_epochs,
+                total_epochs=run.total_epochs,
+                steps_per_epoch=run.steps_per_epoch,
                 num_parameters=run.host_cost.num_parameters,
                 num_macs=run.host_cost.num_macs,
                 num_sites=len(run.model.slots),
@@ -119,7 +122,7 @@ class TrainingLoop:
         except BaseException:
             run.close()
             raise
-        self.run, self.close = run, run.close
+        self.run, self.close, self.total_epochs = run, run.close, run.total_epochs
 
     def train(self) -> list[EpochEnded]:
         """Train to the end, or until `stop_reason` is set; returns the metrics of the epochs trained here."""
@@ -147,7 +150,7 @@ class TrainingLoop:
         started = time.monotonic()
         log = StepLog(run)
         with self._profiler() as profile_step:
-            while state.step < run.steps_per_epoch and not self._should_stop():
+            while state.step < run.steps_per_epoch and not run.is_over and not self._should_stop():
                 if self._awaits_trunk and _decays(run):
                     self._start_saving("trunk")
                     self._awaits_trunk = False
@@ -163,7 +166,7 @@ class TrainingLoop:
             log.flush()
         state.epoch_seconds += time.monotonic() - started
         means = require_finite(run)
-        if state.step == run.steps_per_epoch:
+        if state.step == run.steps_per_epoch or (state.step and run.is_over):
             self._train_means, self._validation = means, None
             state.epoch += 1
             state.step = 0
@@ -185,7 +188,7 @@ class TrainingLoop:
         self._finish_saving()  # of the last epoch
         train = self._train_means or require_finite(run)
         val_loss, val_accuracy = self._validation or self.validate()
-        learning_rate = run.schedule(state.global_step - 1)
+        learning_rate = run.schedule(-1)
         if self._update_best(val_loss, val_accuracy) and saving.save_best:
             self._start_saving("best")  # before growth: the network that was validated
         metrics = EpochEnded(
@@ -204,6 +207,8 @@ class TrainingLoop:
             run.emit(Notice, level=notice[0], message=notice[1])
         is_last = self._is_over()
         run.growth.end_of_epoch(is_last=is_last)
+        if not is_last and (is_last := self._is_over()):  # judging and scoring have spent the rest of the budget
+            run.growth.advance_seeds(is_last=True)
         if state.adaptations_this_epoch:
             state.epochs_since_best = 0  # patience restarts after growth
         state.total_seconds += state.epoch_seconds + time.monotonic() - started
@@ -269,7 +274,7 @@ class TrainingLoop:
     def _is_over(self) -> bool:
         patience, state = self.config.optimization.patience, self.state
         is_out_of_patience = patience is not None and state.epochs_since_best >= patience
-        return is_out_of_patience or state.epoch >= self.config.optimization.max_epochs
+        return is_out_of_patience or self.run.is_over
 
     def _should_stop(self) -> bool:
         """Whether to stop before the next step; several ranks agree on it every few steps."""
@@ -332,7 +337,9 @@ class TrainingLoop:
 def _decays(run: Run, *, steps_ahead: int = 0) -> bool:
     """Whether the learning rate of the next step, or of one so many steps ahead, is decaying."""
     start = decay_start(run.config.optimization)
-    return start is not None and (run.state.global_step + steps_ahead) / run.total_steps >= start - 1e-9
+    budget = run.life.budget
+    spent = budget.spent(run.state) + budget.cost_of(steps_ahead, run.life.running_macs)
+    return start is not None and spent / budget.total >= start - 1e-9
 
 
 def _result(run: Run, *, validation: tuple[float, float], test: tuple[float, float]) -> dict[str, Any]:

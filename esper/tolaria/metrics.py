@@ -87,7 +87,7 @@ class StepLog:
         reading = start_reading(run, since=run.last_read)
         run.last_read.copy_(run.step.sums.epoch)
         step = run.state.global_step
-        self._line = _Line(reading=reading, since=self._last, step=step, learning_rate=run.schedule(step - 1))
+        self._line = _Line(reading=reading, since=self._last, step=step, learning_rate=run.schedule(-1))
         self._last = reading.mark
         if run.parts.device.type != "cuda":
             self.flush()

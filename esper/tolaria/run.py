@@ -55,7 +55,7 @@ class Run:
     """Everything that a training uses; `close` releases it.
 
     Attributes:
-        schedule: the host's learning rate by optimizer step.
+        schedule: the host's learning rate so many steps ahead; 0: at the next step.
         last_read: epoch sums at the last log line, on the device.
         ranks: only rank 0 writes in the run folder, saves checkpoints and reports to trackers; the others work in
             temporary folders.
@@ -93,8 +93,18 @@ class Run:
 
     @property
     def total_steps(self) -> int:
-        """Optimizer steps of the whole training."""
-        return self.steps_per_epoch * self.config.optimization.max_epochs
+        """Optimizer steps of the whole training, as far as growth is known beforehand."""
+        return self.life.budget.total_steps(self.state, self.life.running_macs)
+
+    @property
+    def total_epochs(self) -> int:
+        """Epochs of the whole training, the last one perhaps incomplete."""
+        return -(-self.total_steps // self.steps_per_epoch)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the budget is spent."""
+        return self.life.budget.is_spent(self.state, self.life.running_macs)
 
     def synchronize_ranks(self) -> None:
         """Broadcast rank 0's weights, and give each rank its own random numbers.
@@ -223,11 +233,8 @@ def open_run(
             rng_seed=config.rng_seed,
             host_cost=count(model.host, built.input_shape),
         )
-        num_batches, num_epochs = built.loader.num_batches, config.optimization.max_epochs
-        schedule = functools.partial(
-            learning_rate, config.optimization, total_steps=num_batches * num_epochs, steps_per_epoch=num_batches
-        )
-        growth = Growth(life=life, tamiyo=built.tamiyo, schedule=schedule, total_epochs=num_epochs)
+        schedule = functools.partial(_learning_rate, life)
+        growth = Growth(life=life, tamiyo=built.tamiyo, schedule=schedule)
         writer = CheckpointWriter(checkpoints, keep=config.checkpoint.max_checkpoints, sync=journal.sync)
         run = Run(
             config=config,
@@ -254,6 +261,12 @@ def open_run(
         stack.callback(step.invalidate)  # a CUDA graph must go before the communicator that it uses
         run.closing = stack.pop_all()
         return run
+
+
+def _learning_rate(life: Lifecycle, steps_ahead: int) -> float:
+    budget = life.budget
+    spent = budget.spent(life.state) + budget.cost_of(steps_ahead, life.running_macs)
+    return learning_rate(life.optimization, life.state.global_step + steps_ahead, budget=budget, spent=spent)
 
 
 def capture_obstacle(config: TolariaConfig) -> str | None:

@@ -1,7 +1,7 @@
-"""The learning rate as a pure function of the step: the host's, and the warm-up of newborn parameters.
+"""The learning rate as a pure function of step and budget: the host's, and the warm-up of newborn parameters.
 
 PyTorch's schedulers keep state per parameter group and break when a group is added (pytorch#53712); a function of
-(step, step of the group's birth) has nothing to break or to save.
+(step, what is spent, step of the group's birth) has nothing to break or to save.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 
 from esper.configs import OptimizationConfig
+from esper.tolaria.budget import Budget
 
 __all__ = ["decay_start", "learning_rate", "newborn_warmup"]
 
@@ -18,26 +19,25 @@ def decay_start(config: OptimizationConfig) -> float | None:
     return 1.0 - config.decay_fraction if config.scheduler == "wsd" else None
 
 
-def learning_rate(config: OptimizationConfig, step: int, *, total_steps: int, steps_per_epoch: int) -> float:
+def learning_rate(config: OptimizationConfig, step: int, *, budget: Budget, spent: int) -> float:
     """The host's learning rate at an optimizer step.
 
     Args:
-        config: peak learning rate, scheduler, warm-up.
+        config: peak learning rate, scheduler, decay.
         step: its number, from 0.
-        total_steps: steps of the whole training.
-        steps_per_epoch: steps in an epoch, the unit of the warm-up.
+        budget: of the whole training.
+        spent: what is used of it before the step.
     """
-    warmup = round(config.warmup_epochs * steps_per_epoch)
-    if step < warmup:
-        return config.learning_rate * (step + 1) / warmup
-    left = max(0.0, (total_steps - step) / max(1, total_steps - warmup))  # 1 after the warm-up, 0 at the end
+    if step < budget.warmup_steps:
+        return config.learning_rate * (step + 1) / budget.warmup_steps
+    total = budget.total
+    left = max(0.0, (total - spent) / max(1, total - budget.warmup))  # 1 after the warm-up, 0 at the end
     if config.scheduler == "cosine":
         return config.learning_rate * 0.5 * (1.0 - math.cos(math.pi * left))
     if config.scheduler == "linear":
         return config.learning_rate * left
     if config.scheduler == "wsd":
-        decay_steps = config.decay_fraction * total_steps
-        return config.learning_rate * min(1.0, max(0.0, (total_steps - step) / decay_steps))
+        return config.learning_rate * min(1.0, max(0.0, (total - spent) / (config.decay_fraction * total)))
     return config.learning_rate
 
 

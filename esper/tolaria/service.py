@@ -126,7 +126,7 @@ class TolariaService:
         return {
             "epoch": state.epoch,
             "global_step": state.global_step,
-            "total_epochs": self.config.optimization.max_epochs,
+            "total_epochs": self.trainer.total_epochs,
             "total_adaptations": state.total_adaptations,
             "best_loss": state.best_loss,
             "best_accuracy": state.best_accuracy,

@@ -62,6 +62,11 @@ class TolariaTrainer:
         return self._loop.state
 
     @property
+    def total_epochs(self) -> int:
+        """Epochs to train, as far as growth is known beforehand."""
+        return self._loop.total_epochs
+
+    @property
     def result(self) -> dict[str, Any] | None:
         """Metrics and costs of a finished training, else None."""
         return self._loop.result

@@ -42,9 +42,9 @@ def write_run(
     journal = Journal(folder / "journal.jsonl")
     journal.write(
         RunStarted(
-            step=0, run_name=folder.name, experiment_name="tiny", total_steps=18, total_epochs=3, num_parameters=100,
-            num_macs=10, num_sites=2, device="cpu", config=dataclasses.asdict(config), environment={"cpu": "a"},
-            resumed_from=None,
+            step=0, run_name=folder.name, experiment_name="tiny", total_steps=18, total_epochs=3, steps_per_epoch=6,
+            num_parameters=100, num_macs=10, num_sites=2, device="cpu", config=dataclasses.asdict(config),
+            environment={"cpu": "a"}, resumed_from=None,
         )
     )  # fmt: skip
     for epoch in (1, 2, 3):

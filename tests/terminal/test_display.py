@@ -54,6 +54,7 @@ def started(*, step: int = 0, resumed_from: str | None = None) -> RunStarted:
         experiment_name="demo",
         total_steps=100,
         total_epochs=10,
+        steps_per_epoch=10,
         num_parameters=1000,
         num_macs=50_000,
         num_sites=4,

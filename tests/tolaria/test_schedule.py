@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from esper.configs import OptimizationConfig
+from esper.tolaria.budget import Budget
 from esper.tolaria.schedule import learning_rate, newborn_warmup
 
 
@@ -10,7 +11,8 @@ def rates(scheduler: str, **changes: float) -> list[float]:
     config = OptimizationConfig(
         scheduler=scheduler, learning_rate=1.0, **({"warmup_epochs": 2.0, "decay_fraction": 0.5} | changes)
     )
-    return [learning_rate(config, step, total_steps=20, steps_per_epoch=2) for step in range(20)]
+    budget = Budget(total=20, by_compute=False, steps_per_epoch=2, batch_size=1, warmup_steps=4, warmup=4)
+    return [learning_rate(config, step, budget=budget, spent=step) for step in range(20)]
 
 
 @pytest.mark.parametrize("scheduler", ["constant", "cosine", "linear", "wsd"])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -35,8 +34,7 @@ class Growth:
     Args:
         life: the seeds of the network, and the settings of growth.
         tamiyo: makes the decisions.
-        schedule: the host's learning rate by step, for forks.
-        total_epochs: epochs of the whole training.
+        schedule: the host's learning rate so many steps ahead, for forks.
     """
 
     def __init__(
@@ -45,13 +43,11 @@ class Growth:
         life: Lifecycle,
         tamiyo: TamiyoClient,
         schedule: Callable[[int], float],
-        total_epochs: int,
     ) -> None:
         self.config = life.config
         self.life = life
         self.tamiyo = tamiyo
         self.schedule = schedule
-        self.total_epochs = total_epochs
 
     # --- when Tamiyo is consulted ---------------------------------------------------------------------------------
 
@@ -66,7 +62,7 @@ class Growth:
             return False
         if epoch % config.adaptation_frequency:
             return False
-        progress = epoch / self.total_epochs
+        progress = self.life.budget.progress(self.life.state)
         plateau = config.plateau_epochs is not None and self.life.state.epochs_since_best >= config.plateau_epochs
         return progress < config.growth_until and (plateau or progress >= config.growth_from)
 
@@ -74,19 +70,22 @@ class Growth:
     def times_too_late(self) -> list[float]:
         """Those of `schedule_at` whose first consultation would be after `growth_until`."""
         scheduled = self.config.schedule_at if self.config.follows_schedule else []
-        return [at for at in scheduled if self._consultation(at) / self.total_epochs >= self.config.growth_until]
+        return [at for at in scheduled if self._consultation(at)[1] >= self.config.growth_until]
 
     @property
     def times_too_soon(self) -> list[float]:
         """Those of `schedule_at` at which no stage can double, as the copies of the share before are still held."""
         scheduled = sorted(self.config.schedule_at) if self.config.policy == "stack" else []
-        pairs = itertools.pairwise((self._consultation(at), at) for at in scheduled)
+        pairs = itertools.pairwise((self._consultation(at)[0], at) for at in scheduled)
         return [at for (last, _), (epoch, at) in pairs if epoch - last < self.config.holding_epochs]
 
-    def _consultation(self, at: float) -> int:
-        """The epoch after which Tamiyo is first consulted at or after a share of training."""
-        frequency = self.config.adaptation_frequency
-        return max(1, math.ceil(at * self.total_epochs / frequency - 1e-9)) * frequency
+    def _consultation(self, at: float) -> tuple[int, float]:
+        """The epoch after which Tamiyo is first consulted at or after a share of training, and progress then."""
+        budget, frequency = self.life.budget, self.config.adaptation_frequency
+        epochs = budget.epochs(spent=0, num_macs=self.life.host_cost.num_macs)
+        consultations = ((epoch, spent / budget.total) for epoch, spent in enumerate(epochs, start=1))
+        due = ((epoch, share) for epoch, share in consultations if epoch % frequency == 0 and share >= at - 1e-9)
+        return next(due, (frequency, 1.0))  # the only consultation would be after the end
 
     # --- called by the training loop ------------------------------------------------------------------------------
 
@@ -114,6 +113,9 @@ class Growth:
         if not is_last and self.is_consultation_due():
             self._consult()
         self._require_equal_network()
+        ranks, state = self.life.step.ranks, self.life.state
+        if ranks.size > 1:  # rank 0 scores and judges; all ranks need the budget that is left
+            state.ledger = ranks.on_rank0(lambda: state.ledger)
 
     def advance_seeds(self, *, is_last: bool) -> None:
         """Judge kernels that were held long enough and end embargoes; after the last epoch no kernel stays live."""
@@ -153,7 +155,7 @@ class Growth:
     def _consult(self) -> None:
         """Ask for decisions, on rank 0, and carry them out until Tamiyo requests none or one is refused."""
         life, ranks = self.life, self.life.step.ranks
-        progress = life.state.epoch / self.total_epochs
+        progress = life.budget.progress(life.state)
         is_due = not self.config.follows_schedule or num_due(progress, life.state.epoch, self.config)[1] > 0
         with_scores = self.config.always_score or (POLICIES[self.config.policy].uses_scores and is_due)
         signals = ranks.on_rank0(lambda: measure_signals(life, progress=progress, with_scores=with_scores))

@@ -26,7 +26,7 @@ from esper.tolaria.step import TrainStep
 __all__ = ["choose_by_forks", "rewound"]
 
 Schedule = Callable[[int], float]
-"""The host's learning rate by step."""
+"""The host's learning rate so many steps ahead."""
 
 
 def choose_by_forks(life: Lifecycle, decision: AdaptationDecision, *, schedule: Schedule) -> AdaptationDecision:
@@ -68,7 +68,7 @@ def _fork(life: Lifecycle, slot: SeedSlot, blueprint_id: str, schedule: Schedule
             surgery.begin_blending(slot, step=first_step, epoch=epoch)
             surgery.set_alpha(slot, step=first_step, blending_steps=0)
             for i in range(num_steps):
-                learning_rate = schedule(first_step + i) * (1.0 - i / num_steps)
+                learning_rate = schedule(i) * (1.0 - i / num_steps)
                 set_learning_rates(life.optimizer, learning_rate, step=first_step + i)
                 epochs_ahead, index = divmod(i, life.step.loader.num_batches)
                 life.step.forward_backward_update(epoch=epoch + epochs_ahead, index=index, step=first_step + i)

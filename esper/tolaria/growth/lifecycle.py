@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from esper.kasmina import MorphableModel, SeedSlot, surgery
 from esper.kasmina.copies import copy_sources
 from esper.kasmina.modes import reestimate_norms
 from esper.tolaria import optim
+from esper.tolaria.budget import Budget, plan_budget
 from esper.tolaria.state import TrainingState
 from esper.tolaria.step import TrainStep
 from esper.tracking import Journal
@@ -99,6 +101,18 @@ class Lifecycle:
         self.last_adaptation: dict[str, int] = {}
         self._kernel_costs: dict[int, Cost] = {}
         state.peak_parameters = host_cost.num_parameters
+
+    @cached_property
+    def budget(self) -> Budget:
+        """Length of the whole training; the network that the run starts with has to be there."""
+        return plan_budget(
+            self.optimization,
+            self.config,
+            model=self.model,
+            host_cost=self.host_cost,
+            steps_per_epoch=self.step.loader.num_batches,
+            batch_size=self.step.loader.batch_size,
+        )
 
     @property
     def running_macs(self) -> int:

@@ -1,0 +1,126 @@
+"""How long a run trains: in steps, or in multiply-accumulates."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from esper.configs import OptimizationConfig
+from esper.costs import training_macs
+from esper.errors import ConfigError
+from esper.tolaria import TolariaTrainer
+from esper.tolaria.budget import Budget
+from esper.tolaria.schedule import learning_rate
+from esper.tolaria.state import TrainingState
+from tests.conftest import tiny_config, use
+from tests.tolaria.checkpoints.test_resume import assert_same, train
+from tests.tolaria.growth.test_stack import stacking
+
+
+def in_macs(**changes: Any) -> Budget:
+    """Ten steps an epoch, four images a step: an epoch of a network of 5 MACs costs 600."""
+    settings = {
+        "total": 6000,
+        "by_compute": True,
+        "steps_per_epoch": 10,
+        "batch_size": 4,
+        "warmup_steps": 0,
+        "warmup": 0,
+    }
+    return Budget(**(settings | changes))
+
+
+def after(num_macs: int, *, steps: int = 0) -> TrainingState:
+    state = TrainingState(global_step=steps, step=steps % 10, epoch=steps // 10)
+    state.ledger.train_macs = num_macs
+    return state
+
+
+def test_a_budget_in_macs_counts_everything_that_growth_costs() -> None:
+    state = after(3000)
+    state.ledger.scoring_macs = state.ledger.judging_macs = 750
+    assert in_macs().progress(state) == 0.75
+
+
+def test_training_ends_at_the_step_that_ends_nearest_to_the_budget() -> None:
+    budget = in_macs(total=6020)  # steps of 60
+    assert not budget.is_spent(after(5940), 5)
+    assert budget.is_spent(after(6000), 5)
+    assert not budget.is_spent(after(5980), 5)
+
+
+def test_total_steps_follow_from_known_growth_at_ends_of_epochs() -> None:
+    budget = in_macs(growth=((0.25, 10),))  # 1500 MACs are spent within the third epoch
+    assert list(budget.epochs(spent=0, num_macs=5)) == [600, 1200, 1800, 3000, 4200, 5400, 6600]
+    assert budget.total_steps(after(0), 5) == 30 + 35
+    assert budget.total_steps(after(1800, steps=30), 10) == 65
+    assert budget.total_steps(after(2400, steps=35), 10) == 65
+    assert in_macs().total_steps(after(0), 5) == 100
+
+
+def test_the_learning_rate_decays_by_compute() -> None:
+    config = OptimizationConfig(learning_rate=1.0, decay_fraction=0.5)
+    found = [learning_rate(config, 50, budget=in_macs(), spent=spent) for spent in (0, 3000, 4500, 6000)]
+    assert found == [1.0, 1.0, 0.5, 0.0]
+
+
+def test_epochs_of_stack_are_epochs_of_the_final_network(run_dir: Path, tmp_path: Path) -> None:
+    train(stacking(optimization__max_epochs=4, morphogenetic__schedule_by="compute"), run_dir)
+    result, started = ended(run_dir), events(run_dir, "run_started")[0]
+    budget = training_macs(4 * 6 * 32, result["num_macs"])
+    step = training_macs(32, result["num_macs"])
+    assert abs(result["total_macs"] - budget) <= step / 2
+    assert events(run_dir, "epoch")[-1]["step"] == started["total_steps"] > 24
+    born, host = events(run_dir, "state")[0]["step"], result["num_macs_before"]
+    assert training_macs((born - 6) * 32, host) < 0.3 * budget <= training_macs(born * 32, host)
+    replayed = tiny_config(
+        model__depths=[2, 2],
+        model__site_kinds=["after"],
+        morphogenetic__policy="replay",
+        morphogenetic__recipe_path=str(run_dir),
+        optimization__max_macs=float(result["total_macs"]),
+    )
+    train(replayed, tmp_path / "replayed")
+    assert abs(ended(tmp_path / "replayed")["total_macs"] / result["total_macs"] - 1) < 0.02
+
+
+def test_a_run_by_compute_resumes_within_its_last_epoch(run_dir: Path, tmp_path: Path) -> None:
+    config = stacking(optimization__max_epochs=4, morphogenetic__schedule_by="compute")
+    whole, growth = train(config, tmp_path / "whole")
+    total = events(tmp_path / "whole", "epoch")[-1]["step"]
+    assert total % 6, "the last epoch should be incomplete"
+    train(config, run_dir, stop_at=total - 1)
+    resumed, growth_resumed = train(config, run_dir)
+    assert growth_resumed == growth
+    assert_same(resumed, whole)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"optimization__max_macs": 10.0}, "the warm-up of the learning rate alone"),
+        (
+            {"optimization__max_macs": 1e9, "morphogenetic__schedule_by": "steps"},
+            "set morphogenetic.schedule_by=compute",
+        ),
+        ({"morphogenetic__policy": "schedule"}, "set optimization.max_macs"),
+        ({"morphogenetic__max_added_macs": 1.0}, "set optimization.max_macs"),
+    ],
+)
+def test_a_budget_that_cannot_be_kept_is_refused(run_dir: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        use(stacking(**({"morphogenetic__schedule_by": "compute"} | changes)), run_dir, TolariaTrainer.train)
+
+
+def events(run_dir: Path, kind: str) -> list[dict[str, Any]]:
+    lines = (run_dir / "journal.jsonl").read_text().splitlines()
+    return [event for event in map(json.loads, lines) if event["kind"] == kind]
+
+
+def ended(run_dir: Path) -> dict[str, Any]:
+    result = events(run_dir, "run_ended")[-1]["result"]
+    assert isinstance(result, dict)
+    return result
