@@ -208,7 +208,7 @@ def _check_folder(dataset: DatasetConfig) -> None:
 
 
 def _check_arm(config: TolariaConfig, arm: str) -> None:
-    growth, policy = config.morphogenetic, ARMS[arm]
+    growth, policy = config.morphogenetic, ARMS[arm].policy
     if config.optimization.patience is not None:
         raise ConfigError(
             f"optimization.patience={config.optimization.patience}: with early stopping the arms of a comparison get "
@@ -228,6 +228,12 @@ def _check_arm(config: TolariaConfig, arm: str) -> None:
         raise ConfigError(
             f"morphogenetic.policy={growth.policy}: comparison.arm={arm} is policy={policy}; leave the policy out, or "
             "choose that of arm=grown with morphogenetic=NAME"
+        )
+    if policy == "replay" and (growth.recipe_fraction < 1) != (arm == "between_flops"):
+        allowed = "below 1" if arm == "between_flops" else "1"
+        raise ConfigError(
+            f"morphogenetic.recipe_fraction={growth.recipe_fraction:g}: allowed is {allowed} with "
+            f"comparison.arm={arm}; leave it out"
         )
 
 

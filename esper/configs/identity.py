@@ -47,6 +47,7 @@ _LATER = {
     "morphogenetic.copy_order": "stack",
     "morphogenetic.copy_init": "trained",
     "morphogenetic.copy_optimizer_state": False,
+    "morphogenetic.recipe_fraction": 1.0,
 }
 """Settings added since 0.1.0 with the value that leaves a run as it was: the digests of older runs stay."""
 _PATHS = ("dataset.data_dir", "model.init_from", "morphogenetic.recipe_path")

@@ -64,6 +64,9 @@ class MorphogeneticConfig:
     )
     tamiyo_policy_path: str | None = setting(None, "policy=learned: file of the policy")
     recipe_path: str | None = setting(None, "policy=replay: a recipe.json, or the folder of a finished run")
+    recipe_fraction: float = setting(
+        1.0, "policy=replay: fraction of what grew that is built; 0.5: a size in between", above=0, high=1
+    )
 
     adaptation_frequency: int = setting(1, "epochs between consultations of Tamiyo", low=1)
     max_adaptations_per_epoch: int = setting(2, "maximum decisions carried out in one epoch", low=1)

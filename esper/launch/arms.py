@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from esper.configs import TolariaConfig
-from esper.configs.comparison import dependency_level
-from esper.costs import training_macs
+from esper.configs.comparison import ARMS, ArmInfo
 from esper.errors import ConfigError
 from esper.tolaria.run_folder import RunFolder
-from esper.tracking import read
 
 __all__ = ["resolve_arm"]
 
 
 def resolve_arm(config: TolariaConfig, *, run_dir: Path, sibling: Callable[[str], Path] | None) -> TolariaConfig:
-    """Set the epochs that an arm's budget buys and the recipe that it replays, from the result of the grown run.
+    """Set the budget of an arm and the recipe that it replays, from the result of the grown run.
 
-    Epochs are rounded up, in favour of the arm that growing is compared with. The run's name comes from the
-    configuration before it is resolved, so that the same command finds the same folder.
+    The run's name comes from the configuration before it is resolved, so that the same command finds the same folder.
+    A run that has begun keeps its budget.
 
     Args:
         config: the run's configuration as composed.
@@ -36,37 +33,53 @@ def resolve_arm(config: TolariaConfig, *, run_dir: Path, sibling: Callable[[str]
     Raises:
         ConfigError: a run that this arm depends on has not finished, or this run began with another grown run.
     """
-    arm = config.comparison.arm
-    if arm is None or dependency_level(arm) == 0:
+    name = config.comparison.arm
+    if name is None or not ARMS[name].after:
         return config
+    arm, began = ARMS[name], None if config.fresh else _began(run_dir)
+    if arm.budget == "epochs" and arm.policy is None and config.optimization.max_macs is None:
+        return config  # the host, for the configured epochs
+    if began is not None and began["comparison"]["grown_run"] is None:
+        return config  # of version 0.1.0, which gave scheduled and random as many epochs as grown
     if sibling is None:
         if config.comparison.grown_run is None:
             raise ConfigError(
-                f'comparison.arm={arm}: without overrides its grown run is unknown; use fit("arm={arm}", ...)'
+                f'comparison.arm={name}: without overrides its grown run is unknown; use fit("arm={name}", ...)'
             )
         return config
-    grown = sibling("grown")
-    grown_result = _result(grown, arm=arm, needed="grown")
-    epochs = config.optimization.max_epochs
-    if arm == "final_seconds":
-        timed = _result(sibling("final_flops"), arm=arm, needed="final_flops")
-        epochs = math.ceil(grown_result["seconds"] * timed["epochs"] / timed["seconds"])
-    elif arm != "final":
-        macs_per_image = grown_result["num_macs_before" if arm == "static_flops" else "num_macs"]
-        epochs = -(-grown_result["total_macs"] // training_macs(_images_per_epoch(grown, config), macs_per_image))
-    growth, model = config.morphogenetic, config.model
-    if growth.enable_tamiyo:
-        growth = dataclasses.replace(growth, recipe_path=os.path.relpath(grown / "recipe.json"))
+    results = {other: _result(sibling(other), arm=name, needed=other) for other in arm.after}
+    grown, folder = results["grown"], sibling("grown")
+    comparison = dataclasses.replace(config.comparison, grown_run=folder.name, grown_macs=grown["total_macs"])
+    optimization, growth, model = config.optimization, config.morphogenetic, config.model
+    if arm.policy == "replay":
+        growth = dataclasses.replace(growth, recipe_path=os.path.relpath(folder / "recipe.json"))
         model = dataclasses.replace(model, init_from=None)  # from scratch
-    resolved = dataclasses.replace(
-        config,
-        optimization=dataclasses.replace(config.optimization, max_epochs=epochs),
-        morphogenetic=growth,
-        model=model,
-        comparison=dataclasses.replace(config.comparison, grown_run=grown.name, grown_macs=grown_result["total_macs"]),
+    if began is not None:
+        if began["comparison"] != dataclasses.asdict(comparison):
+            raise ConfigError(
+                f"comparison.arm={name}: {run_dir.name} was started with a different grown run; retrain it with "
+                "fresh=true"
+            )
+        kept = began["optimization"]
+        optimization = dataclasses.replace(optimization, max_epochs=kept["max_epochs"], max_macs=kept.get("max_macs"))
+    elif arm.budget == "epochs":
+        optimization = dataclasses.replace(optimization, max_epochs=grown["epochs"], max_macs=None)
+    else:
+        optimization = dataclasses.replace(optimization, max_macs=_budget_macs(arm, results))
+    if arm.grows and optimization.max_macs is not None:
+        growth = dataclasses.replace(growth, schedule_by="compute")
+    return dataclasses.replace(
+        config, optimization=optimization, morphogenetic=growth, model=model, comparison=comparison
     )
-    _require_same_budget(resolved, run_dir)
-    return resolved
+
+
+def _budget_macs(arm: ArmInfo, results: Mapping[str, Mapping[str, Any]]) -> float:
+    """MACs that the arm may spend; `results`: of the arms that it depends on."""
+    grown = results["grown"]
+    if arm.budget == "compute":
+        return float(grown["total_macs"])
+    timed = results["final_flops"]
+    return float(grown["seconds"] * timed["total_macs"] / timed["seconds"])
 
 
 def _result(run_dir: Path, *, arm: str, needed: str) -> dict[str, Any]:
@@ -83,22 +96,11 @@ def _result(run_dir: Path, *, arm: str, needed: str) -> dict[str, Any]:
     return result
 
 
-def _images_per_epoch(run_dir: Path, config: TolariaConfig) -> int:
-    """Images that one epoch trains on, without the last incomplete batch."""
-    started = next(event for event in read(run_dir / "journal.jsonl") if event["kind"] == "run_started")
-    return int(started["total_steps"]) // int(started["total_epochs"]) * config.dataset.batch_size
-
-
-def _require_same_budget(resolved: TolariaConfig, run_dir: Path) -> None:
-    """Refuse to resume a run, or to show its result, if it began with another grown run or budget."""
+def _began(run_dir: Path) -> dict[str, Any] | None:
+    """The configuration with which the run began."""
     try:
         began = yaml.safe_load((run_dir / "config.yaml").read_text())
     except FileNotFoundError:
-        return
-    is_same = began["comparison"] == dataclasses.asdict(resolved.comparison)
-    is_same = is_same and began["optimization"]["max_epochs"] == resolved.optimization.max_epochs
-    if not resolved.fresh and not is_same:
-        raise ConfigError(
-            f"comparison.arm={resolved.comparison.arm}: {run_dir.name} was started with a different grown run or "
-            "budget; retrain it with fresh=true"
-        )
+        return None
+    assert isinstance(began, dict)
+    return began

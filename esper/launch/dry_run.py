@@ -8,7 +8,6 @@ import tempfile
 from pathlib import Path
 
 from esper.configs import TolariaConfig
-from esper.configs.comparison import dependency_level
 from esper.configs.identity import outputs_folder
 from esper.tolaria import TolariaTrainer
 from esper.tolaria.dry_run import DryRun
@@ -44,7 +43,7 @@ async def _dry_run(config: TolariaConfig) -> DryRun:
 def _isolated(config: TolariaConfig, *, library_url: str) -> TolariaConfig:
     """The configuration without what lies outside of the run: trackers, services, the grown run, folders."""
     growth, comparison = config.morphogenetic, config.comparison
-    if dependency_level(comparison.arm) and growth.enable_tamiyo:
+    if comparison.arm is not None and growth.enable_tamiyo and growth.policy == "replay":
         # The recipe of the grown run may not exist yet, so the ungrown host is measured.
         comparison = dataclasses.replace(comparison, arm=None)
         growth = dataclasses.replace(growth, policy="never")

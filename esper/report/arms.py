@@ -4,27 +4,53 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from esper.configs.comparison import ARMS
 from esper.configs.identity import is_operational
 from esper.errors import RunError
 from esper.report.runs import ComparedRun
+from esper.tracking.formatting import number
 
 __all__ = ["Arm", "Comparison", "LeftOut", "group"]
 
-_MATCHED = ("static_flops", "final_flops", "final_seconds")
-"""Arms whose number of epochs is computed from what the grown run spent."""
+_BUDGETS = ("optimization.max_macs", "optimization.max_epochs")
+"""Settings that a fair comparison may sweep besides the arm: each value is a comparison of its own."""
 _NOT_COMPARED = ("replaced", "not in the sweep")
 _MAX_LABEL = 48
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
-    """The finished runs of one arm, by `rng_seed`."""
+    """The finished runs of one arm.
+
+    Attributes:
+        label: tells it from the others; of a fair comparison its name, and the budget if there are several.
+        runs: by `rng_seed`.
+        enables_growth: whether its network may grow, or is one that grew.
+        name: of a fair comparison its name in `configs.comparison.ARMS`, else empty.
+        budget: length of the grown run's training, if the comparison has several, else empty.
+    """
 
     label: str
     runs: Mapping[int, ComparedRun]
     enables_growth: bool
+    name: str = ""
+    budget: str = ""
+
+    @property
+    def words(self) -> str:
+        """What it is, without the budget."""
+        return ARMS[self.name].words if self.name else self.label
+
+    @property
+    def title(self) -> str:
+        """What it is; tells it from the others, as the label does."""
+        return f"{self.words} at {self.budget}" if self.budget else self.words
+
+    def mean(self, metric: str) -> float:
+        """Mean of a metric of the results."""
+        return sum(run.metric(metric) for run in self.runs.values()) / len(self.runs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +68,7 @@ class Comparison:
 
     Attributes:
         arms: arms with at least one finished run, in display order.
-        baseline: label of the arm that the claims are relative to; None: no claims.
+        baseline: label of the arm that the claims are relative to, of a fair comparison `grown`; None: no claims.
         is_fair: whether the arms are those of `experiment=fair_comparison`, with one claim of `grown` against each.
         left_out: runs that are in no arm.
         warnings: sentences about differences that make the arms hard to compare.
@@ -57,17 +83,30 @@ class Comparison:
     @property
     def pairs(self) -> Iterator[tuple[Arm, Arm]]:
         """The two arms of each claim: "ours against other"."""
-        base = next((arm for arm in self.arms if arm.label == self.baseline), None)
         for arm in self.arms:
+            base = self.at(arm.budget).get("grown") if self.is_fair else self._base
             if base is not None and arm is not base:
                 yield (base, arm) if self.is_fair else (arm, base)
+
+    @property
+    def budgets(self) -> list[str]:
+        """The budgets of a fair comparison, smallest first; one of them, empty, if nothing but the arm was swept."""
+        return list(dict.fromkeys(arm.budget for arm in self.arms))
+
+    def at(self, budget: str) -> dict[str, Arm]:
+        """The arms of a fair comparison at one budget, by name."""
+        return {arm.name: arm for arm in self.arms if arm.budget == budget}
+
+    @property
+    def _base(self) -> Arm | None:
+        return next((arm for arm in self.arms if arm.label == self.baseline), None)
 
 
 def group(runs: Sequence[ComparedRun], *, baseline: str | None = None) -> Comparison:
     """Group runs into arms.
 
     In a sweep, runs with the same overrides are an arm, whatever their seed; without a sweep, runs with the same
-    settings. If `comparison.arm` is set and nothing else was swept, it is the arm.
+    settings. If `comparison.arm` is set and nothing was swept but this and the budget, they are the arm.
 
     Args:
         runs: all of them, finished or not.
@@ -79,19 +118,23 @@ def group(runs: Sequence[ComparedRun], *, baseline: str | None = None) -> Compar
     """
     _refuse_early_stopping(runs)
     swept = _swept(runs)
-    is_fair = any(_arm(run) for run in runs) and set(swept or ()) <= {"arm"}
+    is_fair = any(_arm(run) for run in runs) and set(swept or ()) <= {"arm", *_BUDGETS}
     compared = _distinguishing(runs) if swept is None else swept
     values = [run.settings if swept is None else run.overrides or {} for run in runs]
-    labels = [_arm(run) or "" for run in runs] if is_fair else _labels(values, compared)
-    arms_by_label, left_out = _sort_runs(runs, labels)
-    order = [arm for arm in ARMS if arm in arms_by_label] if is_fair else sorted(arms_by_label)
-    arms = [Arm(label=label, runs=arms_by_label[label], enables_growth=_grows(arms_by_label[label])) for label in order]
+    keys = _fair_keys(runs) if is_fair else [_Key(label) for label in _labels(values, compared)]
+    arms_by_key, left_out = _sort_runs(runs, keys)
+    arms = [
+        Arm(label=key.label, runs=found, enables_growth=_grows(found), name=key.name, budget=key.budget)
+        for key, found in sorted(arms_by_key.items(), key=lambda item: item[0].order)
+    ]
+    order = [arm.label for arm in arms]
     warnings = [*_machine_differences(arms)]
     if is_fair or swept is None:  # members of a sweep are meant to differ
         warnings = [*_recipe_differences(arms, is_fair=is_fair, compared=compared), *warnings]
-    base = "grown" if is_fair and "grown" in arms_by_label else None
+    without = [budget for budget in dict.fromkeys(arm.budget for arm in arms) if not _has_grown(arms, budget)]
+    base = "grown" if is_fair and any(arm.name == "grown" for arm in arms) else None
     if baseline is not None:
-        if baseline not in arms_by_label:
+        if baseline not in order:
             raise RunError(f"--baseline {baseline!r}: the arms with finished runs are {', '.join(order)}; name one")
         base, is_fair = baseline, False
     elif not is_fair:
@@ -100,6 +143,8 @@ def group(runs: Sequence[ComparedRun], *, baseline: str | None = None) -> Compar
     if base is None and len(arms) > 1:
         missing = "arm grown has no finished run" if is_fair else "there is not exactly one arm without growth"
         warnings.append(f"No claims: {missing}. Use --baseline LABEL to compare every other arm with that one.")
+    elif is_fair and without:
+        warnings.append(f"No claims at {', '.join(without)}: arm grown has no finished run there.")
     return Comparison(arms=arms, baseline=base, is_fair=is_fair, left_out=left_out, warnings=warnings)
 
 
@@ -113,19 +158,73 @@ def _refuse_early_stopping(runs: Sequence[ComparedRun]) -> None:
             )
 
 
-def _sort_runs(
-    runs: Sequence[ComparedRun], labels: Sequence[str]
-) -> tuple[dict[str, dict[int, ComparedRun]], list[LeftOut]]:
-    """Runs by arm and seed, and those left out."""
-    arms: dict[str, dict[int, ComparedRun]] = {}
-    left_out = []
-    for run, label in zip(runs, labels, strict=True):
-        if reason := _why_left_out(run, label):
-            left_out.append(LeftOut(run=run, label=label, reason=reason))
+class _Key(NamedTuple):
+    """What tells an arm from the others; runs with an empty label are in no arm."""
+
+    label: str
+    name: str = ""
+    budget: str = ""
+    length: tuple[bool, float] = (False, 0.0)
+
+    @property
+    def order(self) -> tuple[object, ...]:
+        """By budget, then as in the table of arms, then by label."""
+        return self.length, list(ARMS).index(self.name) if self.name else 0, self.label
+
+
+def _fair_keys(runs: Sequence[ComparedRun]) -> list[_Key]:
+    """The arms of a fair comparison: by name, and by budget if there are several.
+
+    The budget of an arm is the configured length of the grown run that it is compared with.
+    """
+    by_name = {run.name: run for run in runs}
+    lengths: list[tuple[bool, float] | None] = []
+    for run in runs:
+        grown_run = run.settings.get("comparison.grown_run", "null")
+        settings = run.settings if grown_run == "null" else by_name[grown_run].settings if grown_run in by_name else {}
+        lengths.append(_length(settings))
+    known = {length for length, run in zip(lengths, runs, strict=True) if length and run.status not in _NOT_COMPARED}
+    if len(known) < 2:
+        return [_Key(_arm(run) or "", _arm(run) or "") for run in runs]
+    keys = []
+    for run, length in zip(runs, lengths, strict=True):
+        arm = _arm(run)
+        if arm is None or length is None:
+            keys.append(_Key(""))
             continue
-        seeds = arms.setdefault(label, {})
+        is_macs, value = length
+        budget = f"{number(value)} MACs" if is_macs else f"{value:g} epochs"
+        keys.append(_Key(f"{arm}, {budget}", arm, budget, length))
+    return keys
+
+
+def _length(settings: Mapping[str, str]) -> tuple[bool, float] | None:
+    """The configured length of training: whether it is in MACs, and how much; None if it is unknown."""
+    for name in _BUDGETS:
+        if (value := settings.get(name, "null")) != "null":
+            return name == "optimization.max_macs", float(value)
+    return None
+
+
+def _has_grown(arms: Sequence[Arm], budget: str) -> bool:
+    return any(arm.name == "grown" and arm.budget == budget for arm in arms)
+
+
+def _sort_runs(
+    runs: Sequence[ComparedRun], keys: Sequence[_Key]
+) -> tuple[dict[_Key, dict[int, ComparedRun]], list[LeftOut]]:
+    """Runs by arm and seed, and those left out."""
+    arms: dict[_Key, dict[int, ComparedRun]] = {}
+    left_out = []
+    for run, key in zip(runs, keys, strict=True):
+        if reason := _why_left_out(run, key.label):
+            left_out.append(LeftOut(run=run, label=key.label, reason=reason))
+            continue
+        seeds = arms.setdefault(key, {})
         if run.seed in seeds:
-            raise RunError(f"{run.name} and {seeds[run.seed].name} are both {label}, seed {run.seed}; name one of them")
+            raise RunError(
+                f"{run.name} and {seeds[run.seed].name} are both {key.label}, seed {run.seed}; name one of them"
+            )
         seeds[run.seed] = run
     return arms, left_out
 
@@ -144,7 +243,8 @@ def _why_left_out(run: ComparedRun, label: str) -> str:
     if run.status != "finished":
         return f"{run.status}: {run.reason}" if run.reason else run.status
     if not label:
-        return "has no comparison.arm, other runs have"
+        known = "has no comparison.arm, other runs have"
+        return known if _arm(run) is None else "its grown run is not among these, so that its budget is unknown"
     if run.result is None or run.result.get("test_accuracy") is None:
         return "finished without a test accuracy"
     return ""
@@ -200,10 +300,10 @@ def _recipe_differences(arms: Sequence[Arm], *, is_fair: bool, compared: Sequenc
     for name in _differing(runs):
         if name.startswith(("morphogenetic.", "comparison.", "model.init_")) or name in compared:
             continue
-        is_epochs = is_fair and name == "optimization.max_epochs"
+        is_budget = is_fair and name in _BUDGETS
         labels_by_value: dict[str, list[str]] = {}
         for arm in arms:
-            if not (is_epochs and arm.label in _MATCHED):
+            if not (is_budget and arm.name and ARMS[arm.name].after):
                 for value in {run.settings.get(name, "null") for run in arm.runs.values()}:
                     labels_by_value.setdefault(value, []).append(arm.label)
         if len(labels_by_value) > 1:

@@ -1,7 +1,7 @@
 """Claims: is one arm better than another? The verdict is yes, no, or not shown.
 
 Runs are paired by seed; the difference is in test accuracy at the last step. The cost is all compute of a run, growth
-included; against `final_seconds`, which trains for the wall time of the grown run, it is wall time.
+included; against the final network trained for as many seconds as the grown run, it is wall time.
 
 - **yes**: the accuracy is higher (paired t test, Holm-adjusted p < 0.05, 95 % interval above 0) at a cost at most 2 %
   above the other arm's; or the cost is at least 5 % lower and the accuracy at most 0.2 points lower (one-sided,
@@ -18,7 +18,6 @@ Its cost decides which of the two ways to a yes a claim has, and so which p valu
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -26,6 +25,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from esper.configs.comparison import ARMS
 from esper.report import statistics
 from esper.report.arms import Arm, Comparison
 
@@ -38,7 +38,6 @@ __all__ = [
     "Spent",
     "adjusted_p",
     "decide",
-    "headline",
     "make_claims",
     "p_text",
 ]
@@ -49,10 +48,6 @@ MARGIN = 0.002
 EQUAL, LESS = 0.02, 0.05
 """Relative costs: higher by `EQUAL` still counts as equal; lower by `LESS`, "not worse" is enough for a yes."""
 _SIGNIFICANCE = 0.05
-_EQUAL_COMPUTE = ("static_flops", "final_flops")
-_EQUAL_BUDGET = (*_EQUAL_COMPUTE, "final_seconds")
-_NO_DEARER = ("static", *_EQUAL_BUDGET)
-"""Arms without growth that spend no more than grown; if one of them is as good, growing did not pay."""
 
 
 class Spent(NamedTuple):
@@ -81,9 +76,10 @@ class Spent(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """Arm `ours` against arm `other`.
+    """Arm `ours` against arm `other`, by their labels.
 
     Attributes:
+        title: the claim in words.
         seeds: seeds with a finished run in both arms.
         unpaired: seeds with a finished run in one of them.
         differences: (n,) accuracy of ours minus that of the other, by seed.
@@ -98,6 +94,7 @@ class Claim:
 
     ours: str
     other: str
+    title: str
     seeds: Sequence[int]
     unpaired: Sequence[int]
     differences: NDArray[np.float64]
@@ -112,14 +109,14 @@ class Claim:
     @property
     def sentence(self) -> str:
         """The verdict in one sentence."""
-        return f"{self.ours} against {self.other}: {self.verdict}, {self.reason}."
+        return f"{self.title}: {self.verdict}, {self.reason}."
 
     @property
     def warning(self) -> str:
         """A sentence if the budgets should be equal and are not; else empty."""
         if not self.spent.is_shared or not abs(self.spent.more) > EQUAL:
             return ""
-        return f"{self.ours} and {self.other} should have had the same budget: {self.ours} took {self.spent.text}."
+        return f"{self.title}: the budgets should be equal, but the first took {self.spent.text}."
 
 
 def make_claims(comparison: Comparison) -> list[Claim]:
@@ -140,6 +137,7 @@ def make_claims(comparison: Comparison) -> list[Claim]:
             Claim(
                 ours=ours.label,
                 other=other.label,
+                title=_title(ours, other),
                 seeds=seeds[index],
                 unpaired=sorted(ours.runs.keys() ^ other.runs.keys()),
                 differences=differences[index],
@@ -203,45 +201,22 @@ def decide(test: statistics.PairedT, *, num_pairs: int, p: float, spent: Spent) 
     return "not shown", f"the difference may be chance: {summary}"
 
 
-def headline(comparison: Comparison, claims: Sequence[Claim]) -> str:
-    """The comparison in one sentence.
-
-    Growing paid if it beats both arms of equal compute, and no arm without growth is as good at no higher cost.
-    """
-    if not claims:
-        return "No claims about these runs."
-    if not comparison.is_fair:
-        if len(claims) == 1:
-            return claims[0].sentence
-        counts = Counter(claim.verdict for claim in claims)
-        summary = ", ".join(f"{counts[verdict]} {verdict}" for verdict in ("yes", "no", "not shown") if counts[verdict])
-        return f"{len(claims)} arms against {comparison.baseline}: {summary}."
-    equal = {claim.other: claim for claim in claims if claim.other in _EQUAL_COMPUTE}
-    lost = [claim.other for claim in claims if claim.other in _NO_DEARER and claim.verdict == "no"]
-    parts = [f"against {c.other} {c.verdict}" for c in claims if c.other in equal or c.other in lost]
-    parts += [f"{other} is missing" for other in _EQUAL_COMPUTE if other not in equal]
-    verdicts = [claim.verdict for claim in equal.values()]
-    if lost:
-        answer = "No"
-    elif verdicts == ["yes"] * len(_EQUAL_COMPUTE):
-        answer = "Yes"
-    else:
-        answer = "Not shown"
-    summary = "; ".join(parts)
-    num_pairs = min((len(claim.seeds) for claim in equal.values()), default=MIN_PAIRS)
-    if answer == "Not shown" and num_pairs < MIN_PAIRS:
-        summary += f" ({num_pairs} of at least {MIN_PAIRS} pairs)"
-    return f"Did growing pay? {answer}: {summary}."
+def _title(ours: Arm, other: Arm) -> str:
+    """The claim in words; a budget that both share is said once."""
+    if ours.budget and ours.budget == other.budget:
+        return f"{ours.words} against {other.title}"
+    return f"{ours.title} against {other.title}"
 
 
 def _spent(ours: Arm, other: Arm, *, seeds: Sequence[int], is_fair: bool) -> Spent:
-    is_time = is_fair and other.label == "final_seconds"
+    budget = ARMS[other.name].budget if is_fair else "epochs"
+    is_time = budget == "seconds"
     metric = "seconds" if is_time else "total_macs"
     cost, base = (sum(arm.runs[seed].metric(metric) for seed in seeds) for arm in (ours, other))
     return Spent(
         more=cost / base - 1 if base else float("nan"),
         resource="wall time" if is_time else "compute",
-        is_shared=is_fair and other.label in _EQUAL_BUDGET,
+        is_shared=budget != "epochs",
     )
 
 

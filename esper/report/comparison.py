@@ -19,8 +19,9 @@ from rich.text import Text
 
 from esper.costs import flops
 from esper.report import comparison_plots as plots
+from esper.report.answers import STATIC_AT_EQUAL_COMPUTE, Answer, Crossing, answers, crossing, headline
 from esper.report.arms import Arm, Comparison, group
-from esper.report.claims import EQUAL, LESS, MARGIN, MIN_PAIRS, Claim, headline, make_claims, p_text
+from esper.report.claims import EQUAL, LESS, MARGIN, MIN_PAIRS, Claim, make_claims, p_text
 from esper.report.run_page import template_environment
 from esper.report.runs import ComparedRun
 from esper.report.statistics import mean_interval
@@ -28,6 +29,8 @@ from esper.tracking import formatting, write_atomically
 
 __all__ = ["Report", "compare", "printed", "write"]
 
+_CURVES = ("grown", *STATIC_AT_EQUAL_COMPUTE)
+"""Arms that are drawn over several budgets."""
 _PARTS = ("forward", "backward", "scoring", "forking", "incubation", "judging", "discarded")
 """Parts of the compute of a run; "discarded", spent on culled modules, is also in forward and backward."""
 
@@ -39,6 +42,8 @@ class Report:
     Attributes:
         comparison: the arms.
         claims: a claim for every arm except the baseline.
+        answers: whether growing paid, at each budget of a fair comparison.
+        crossing: where the static curves cross, if there are several budgets.
         headline: the outcome in one sentence.
         target: validation accuracy that `reached` refers to; nan if no run has a validation.
         arms: metrics of each arm, by label.
@@ -46,6 +51,8 @@ class Report:
 
     comparison: Comparison
     claims: Sequence[Claim]
+    answers: Sequence[Answer]
+    crossing: Crossing | None
     headline: str
     target: float
     arms: Mapping[str, Mapping[str, Any]]
@@ -68,20 +75,35 @@ def compare(runs: Sequence[ComparedRun], *, baseline: str | None = None, target:
         finals = [_mean([run.curve[-1].accuracy for run in _runs(arm) if run.curve]) for arm in comparison.arms]
         target = min((final for final in finals if not math.isnan(final)), default=float("nan"))
     arms = {arm.label: _arm_metrics(arm, target=target) for arm in comparison.arms}
-    sentence = headline(comparison, claims) if claims or len(arms) < 2 else _best(arms)
-    return Report(comparison=comparison, claims=claims, headline=sentence, target=target, arms=arms)
+    found = answers(comparison, claims)
+    sentence = headline(comparison, claims, found) if claims or len(arms) < 2 else _best(arms)
+    return Report(
+        comparison=comparison,
+        claims=claims,
+        answers=found,
+        crossing=crossing(comparison),
+        headline=sentence,
+        target=target,
+        arms=arms,
+    )
 
 
 def write(report: Report, target: Path) -> None:
     """Write the page, and its content as `.json` beside it."""
     renderer = template_environment()
-    renderer.filters |= {"short_clock": _short_clock, "points": _points, "p": p_text, "more": _more}
+    renderer.filters |= {"short_clock": _short_clock, "points": _points, "p": p_text, "more": _more, "ratio": _ratio}
+    arms = report.comparison.arms
+    signs = plots.marks(arms)
     page = renderer.get_template("comparison.html.j2").render(
         report=report,
         comparison=report.comparison,
-        columns=_COLUMNS,
-        signs=[plots.mark(index) for index in range(len(report.arms))],
+        columns=_columns(report),
+        signs=signs,
+        key=dict.fromkeys((sign, arm.words, arm.name) for sign, arm in zip(signs, arms, strict=True)),
         plots=_plots(report),
+        explanations=list(_explanations(report)),
+        curve_names=_CURVES,
+        curves=Markup(_curves(report)) if len(report.comparison.budgets) > 1 else None,
         forest=Markup(plots.differences(report.claims)) if report.claims else None,
         parts=_PARTS,
         rules={
@@ -99,14 +121,16 @@ def write(report: Report, target: Path) -> None:
 def printed(report: Report) -> Iterator[RenderableType]:
     """The output in the terminal: a row for each arm, verdicts and warnings."""
     yield Text(report.headline, style="bold")
+    yield from map(Text, _explanations(report))
     yield Text()
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     table.add_column("arm", overflow="fold")
-    columns = [column for column in _COLUMNS if column.in_terminal]
+    several = len(report.comparison.budgets) > 1
+    columns = [c for c in _columns(report) if c.in_terminal and not (several and c.is_dropped_for_budget)]
     for column in columns:
         table.add_column(column.heading, justify="right", no_wrap=True)
-    for label, arm in report.arms.items():
-        table.add_row(Text(label), *(column.text(arm[column.metric]) for column in columns))
+    for arm in report.arms.values():
+        table.add_row(Text(arm["words"]), *(column.text(arm[column.metric]) for column in columns))
     yield table
     yield Text()
     style = {"yes": "green", "no": "yellow"}
@@ -117,11 +141,21 @@ def printed(report: Report) -> Iterator[RenderableType]:
             yield Text(claim.warning, style="yellow")
         if claim.unpaired:
             seeds = ", ".join(map(str, claim.unpaired))
-            yield Text(f"unpaired, {claim.ours} against {claim.other}: seeds {seeds}", style="yellow")
+            yield Text(f"unpaired, {claim.title}: seeds {seeds}", style="yellow")
     for left in report.comparison.left_out:
         yield Text(f"left out: {left.run.name}: {left.reason}", style="yellow")
     for warning in report.comparison.warnings:
         yield Text(warning, style="yellow")
+
+
+def _explanations(report: Report) -> Iterator[str]:
+    """What the headline leaves out: answers by budget, how the best static arm was chosen, crossing, transfer."""
+    if len(report.answers) > 1:
+        yield from (answer.sentence for answer in report.answers)
+    yield from (answer.choice for answer in report.answers)
+    if report.crossing:
+        yield report.crossing.sentence
+    yield from (answer.transfer_sentence for answer in report.answers if answer.transfer_sentence)
 
 
 def _best(arms: Mapping[str, Mapping[str, Any]]) -> str:
@@ -130,7 +164,7 @@ def _best(arms: Mapping[str, Mapping[str, Any]]) -> str:
     if not known:
         return "No claims about these runs."
     label = max(known, key=lambda label: known[label][0])
-    return f"Highest validation accuracy: {label}, {_accuracy(known[label])}."
+    return f"Highest validation accuracy: {arms[label]['title']}, {_accuracy(known[label])}."
 
 
 def _runs(arm: Arm) -> list[ComparedRun]:
@@ -143,6 +177,10 @@ def _arm_metrics(arm: Arm, *, target: float) -> dict[str, Any]:
     names = ("num_parameters", "num_macs", "total_macs", "seconds")
     peaks = [float(run.result["peak_parameters"]) for run in runs if run.result and "peak_parameters" in run.result]
     return {
+        "words": arm.words,
+        "title": arm.title,
+        "name": arm.name,
+        "budget": arm.budget,
         "n": len(runs),
         "seeds": sorted(arm.runs),
         "val_accuracy": mean_interval(np.array([_val_accuracy(run) for run in runs])),
@@ -195,12 +233,20 @@ def _plots(report: Report) -> list[tuple[str, Markup]]:
     return [(title, Markup(drawing)) for title, drawing in drawn]
 
 
+def _curves(report: Report) -> str:
+    """Grown and the static arms at equal compute, over the budgets."""
+    found = report.crossing.flops if report.crossing else []
+    return plots.budget_curves(report.comparison.arms, names=_CURVES, crossings=found)
+
+
 def _content(report: Report) -> dict[str, Any]:
     """The report as JSON data."""
     comparison = report.comparison
     runs = [(arm.label, seed, run) for arm in comparison.arms for seed, run in sorted(arm.runs.items())]
     return {
         "headline": report.headline,
+        "answers": [dataclasses.asdict(answer) | {"sentence": answer.sentence} for answer in report.answers],
+        "crossing": dataclasses.asdict(report.crossing) if report.crossing else None,
         "baseline": comparison.baseline,
         "target": report.target,
         "arms": report.arms,
@@ -255,11 +301,22 @@ def _more(cost: float) -> str:
     return "–" if math.isnan(cost) else f"{100 * cost:+.1f} %"
 
 
+def _ratio(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
+
+
 class _Column(NamedTuple):
     heading: str
     metric: str
     text: Callable[[Any], str]
     in_terminal: bool = True
+    is_dropped_for_budget: bool = False
+    """Whether the terminal has no room for it beside the budget."""
+
+
+def _columns(report: Report) -> tuple[_Column, ...]:
+    """Columns of the table of arms; with several budgets, which one."""
+    return (_Column("budget", "budget", str), *_COLUMNS) if len(report.comparison.budgets) > 1 else _COLUMNS
 
 
 _COLUMNS = (
@@ -267,10 +324,10 @@ _COLUMNS = (
     _Column("test accuracy", "test_accuracy", _accuracy),
     _Column("val accuracy", "val_accuracy", _accuracy, in_terminal=False),
     _Column("FLOPs", "flops", formatting.number),
-    _Column("growth", "growth_share", formatting.percent),
+    _Column("growth", "growth_share", formatting.percent, is_dropped_for_budget=True),
     _Column("params", "num_parameters", formatting.number),
     _Column("peak params", "peak_parameters", formatting.number, in_terminal=False),
     _Column("MACs", "num_macs", formatting.number),
-    _Column("time", "seconds", _short_clock),
+    _Column("time", "seconds", _short_clock, is_dropped_for_budget=True),
 )
 """Columns of the table of arms, on the page and in the terminal; the metrics are those of `_arm_metrics`."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
 from numpy.typing import NDArray
 
 from esper.costs import flops
@@ -17,31 +17,78 @@ from esper.report.statistics import mean_interval
 from esper.report.svg import INK, svg
 from esper.tracking.formatting import number
 
-__all__ = ["accuracy_against", "accuracy_over_flops", "differences", "mark"]
+__all__ = ["accuracy_against", "accuracy_over_flops", "budget_curves", "differences", "marks"]
 
 _MARKS = (
     *(("#16a34a", "o", "●"), ("#8a94a6", "s", "■"), ("#3b82f6", "^", "▲"), ("#ea7317", "D", "◆")),
-    *(("#c026d3", "v", "▼"), ("#0d9488", "P", "✚"), ("#a78bfa", "X", "✖"), ("#ca8a04", "*", "★")),
+    *(
+        ("#c026d3", "v", "▼"),
+        ("#0d9488", "P", "✚"),
+        ("#a78bfa", "X", "✖"),
+        ("#ca8a04", "*", "★"),
+        ("#e11d48", "<", "◀"),
+    ),
 )
 """Colour, Matplotlib marker, and the marker as text; arms take them in turn."""
 _VERDICT = {"yes": "#16a34a", "no": "#ea7317", "not shown": "#8a94a6"}
+_UNITS = ((1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP"), (1e6, "MFLOP"))
 _LOGARITHMIC_FROM = 4
 """Ratio of largest to smallest value above which an axis is logarithmic."""
 _DECADES_FROM = 30
 """Ratio above which a logarithmic axis has labels at powers of ten only."""
 
 
-def mark(index: int) -> tuple[str, str, str]:
-    """Colour, marker and text marker of the arm with this index."""
-    return _MARKS[index % len(_MARKS)]
+def marks(arms: Sequence[Arm]) -> list[tuple[str, str, str]]:
+    """Colour, marker and text marker of each arm; an arm has the same ones at all budgets."""
+    names = list(dict.fromkeys(arm.name or arm.label for arm in arms))
+    return [_MARKS[names.index(arm.name or arm.label) % len(_MARKS)] for arm in arms]
+
+
+def budget_curves(arms: Sequence[Arm], *, names: Sequence[str], crossings: Sequence[float]) -> str:
+    """Test accuracy of some arms against compute, a curve over the budgets each, with 95 % t intervals.
+
+    Args:
+        arms: of a fair comparison with several budgets.
+        names: the arms to draw.
+        crossings: FLOPs at which to draw a dotted line.
+    """
+    drawn = [(arm, mark) for arm, mark in zip(arms, marks(arms), strict=True) if arm.name in names]
+    largest = max(run.flops for arm, _ in drawn for run in arm.runs.values())
+    unit, name = next(((unit, name) for unit, name in _UNITS if largest >= unit), _UNITS[-1])
+
+    def draw(axes: Axes) -> None:
+        for curve in names:
+            of_curve = [(arm, mark) for arm, mark in drawn if arm.name == curve]
+            if not of_curve:
+                continue
+            colour, marker, _ = of_curve[0][1]
+            spent = [float(np.mean([run.flops for run in arm.runs.values()])) / unit for arm, _ in of_curve]
+            intervals = [mean_interval(np.array([run.accuracy for run in arm.runs.values()])) for arm, _ in of_curve]
+            mean, half = np.array(intervals).T
+            axes.errorbar(
+                spent, mean, np.nan_to_num(half), marker=marker, color=colour, markersize=6, linewidth=1.4, capsize=3
+            )
+        for value in crossings:
+            axes.axvline(value / unit, color=INK, linewidth=0.8, linestyle=(0, (1.5, 2)))
+        axes.set_xscale("log")
+        grown = [arm for arm, _ in drawn if arm.name == "grown"] or [arm for arm, _ in drawn]
+        ticks = sorted({float(np.mean([run.flops for run in arm.runs.values()])) / unit for arm in grown})
+        axes.xaxis.set_major_locator(FixedLocator(ticks))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
+        axes.margins(x=0.08)
+        _percent(axes)
+        axes.set_xlabel(f"{name} spent")
+        axes.set_ylabel("test accuracy")
+
+    return svg(draw, height=3.1)
 
 
 def accuracy_against(arms: Sequence[Arm], metric: str, label: str) -> str:
     """Test accuracy against a metric of the result: every run, and each arm's mean with its 95 % t interval."""
 
     def draw(axes: Axes) -> None:
-        for index, arm in enumerate(arms):
-            colour, marker, _ = mark(index)
+        for arm, (colour, marker, _) in zip(arms, marks(arms), strict=True):
             x = np.array([_value(run, metric) for run in arm.runs.values()])
             accuracy = np.array([run.accuracy for run in arm.runs.values()])
             axes.plot(x, accuracy, marker, color=colour, alpha=0.35, markersize=4, markeredgewidth=0)
@@ -60,12 +107,11 @@ def accuracy_over_flops(arms: Sequence[Arm], *, target: float) -> str:
     """Validation accuracy against the FLOPs spent until then, averaged over each arm's runs; dotted line: `target`."""
 
     def draw(axes: Axes) -> None:
-        for index, arm in enumerate(arms):
+        for arm, (colour, marker, _) in zip(arms, marks(arms), strict=True):
             if not any(run.curve for run in arm.runs.values()):
                 continue
             # Runs of an arm spend different amounts: average at equal fractions of each run's compute.
             spent, reached = np.mean([_resampled(run.curve) for run in arm.runs.values() if run.curve], axis=0)
-            colour, marker, _ = mark(index)
             axes.plot(spent, reached, color=colour, linewidth=1.5)
             axes.plot(spent[-1:], reached[-1:], marker, color=colour, markersize=5)
         axes.axhline(target, color=INK, linewidth=0.8, linestyle=(0, (1.5, 2)))
@@ -92,7 +138,8 @@ def differences(claims: Sequence[Claim]) -> str:
             ):
                 axes.plot([100 * low, 100 * high], [row + below] * 2, color=colour, linewidth=width)
             axes.plot(100 * claim.test.mean, row, "o", color=colour, markersize=6)
-            label = f"{claim.ours if has_common_other else f'against {claim.other}'}: {claim.verdict}"
+            ours, _, other = claim.title.partition(" against ")
+            label = f"{ours if has_common_other else f'against {other}'}: {claim.verdict}"
             text = axes.text(0.0, row - 0.33, label, transform=axes.get_yaxis_transform(), fontsize=9, parse_math=False)
             text.set_in_layout(False)  # a long label must not shrink the axes
         axes.axvline(0, color=INK, linewidth=0.6, alpha=0.5)

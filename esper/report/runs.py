@@ -44,6 +44,8 @@ class ComparedRun:
         machine: device and processor.
         result: result of a finished run, see `contracts.events.RunEnded`.
         curve: validations, in order.
+        num_steps: optimizer steps.
+        growth_steps: the steps at which the network's size changed.
         overrides: overrides of a member of a sweep, by setting or group; None for other runs.
     """
 
@@ -54,6 +56,8 @@ class ComparedRun:
     machine: str
     result: Mapping[str, Any] | None
     curve: Sequence[CurvePoint]
+    num_steps: int = 0
+    growth_steps: frozenset[int] = frozenset()
     overrides: Mapping[str, str] | None = None
 
     @property
@@ -150,6 +154,8 @@ def _from_folder(folder: Path, *, overrides: Sequence[str] | None, is_other: boo
         machine=_machine(started["device"], started["environment"]) if started else "",
         result=result,
         curve=_curve(events, result, batch_size=config["dataset"]["batch_size"]) if started else [],
+        num_steps=max((event["step"] for event in events), default=0),
+        growth_steps=_growth_steps(events),
         overrides=None if overrides is None else dict(map(_setting, overrides)),
     )
 
@@ -191,6 +197,8 @@ def _from_mlflow(client: Any, run: Any) -> ComparedRun:
         machine=_machine(tags.get("esper.device", ""), environment),
         result=result,
         curve=_curve([first, *events], result, batch_size=int(run.data.params["dataset.batch_size"])),
+        num_steps=max((event["step"] for event in events), default=0),
+        growth_steps=_growth_steps(events),
     )
 
 
@@ -204,6 +212,17 @@ def _result(result: Mapping[str, Any] | None) -> dict[str, Any] | None:
         return None
     total = result.get("total_macs")
     return {**result, "total_macs": result["train_macs"] + result["growth_macs"] if total is None else total}
+
+
+def _growth_steps(events: Iterable[Mapping[str, Any]]) -> frozenset[int]:
+    """The steps at which the network's MACs changed."""
+    steps, num_macs = set(), None
+    for event in events:
+        if event["kind"] == "surgery" and event["committed"]:
+            if event["num_macs_after"] != event.get("num_macs_before", num_macs):
+                steps.add(int(event["step"]))
+            num_macs = event["num_macs_after"]
+    return frozenset(steps)
 
 
 def _curve(

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from esper.configs import TolariaConfig
-from esper.configs.comparison import dependency_level
+from esper.configs.comparison import ARMS
 from esper.configs.explain import explain
 from esper.configs.identity import run_name
 from esper.configs.load import from_hydra
@@ -40,7 +40,7 @@ def compose_member(sweep: DictConfig, overrides: Sequence[str]) -> tuple[Member,
     """
     config = compose_config(sweep, overrides)
     siblings = {}
-    for arm in ("grown", "final_flops") if dependency_level(config.comparison.arm) else ():
+    for arm in ARMS[config.comparison.arm].after if config.comparison.arm else ():
         sibling = [*(override for override in overrides if not override.startswith("arm=")), f"arm={arm}"]
         siblings[arm] = run_name(compose_config(sweep, sibling), sibling)
     member = Member(

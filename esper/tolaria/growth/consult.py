@@ -12,6 +12,7 @@ from esper.configs.morphogenetic import POLICIES
 from esper.contracts.decisions import Action, AdaptationDecision
 from esper.contracts.events import MISSED, Decided
 from esper.contracts.lifecycle import SeedLifecycleState
+from esper.contracts.recipe import part_of
 from esper.errors import BusError, EsperError, RankError, SurgeryError
 from esper.tamiyo import TamiyoClient
 from esper.tamiyo.policies.eligible import num_due
@@ -90,13 +91,17 @@ class Growth:
     # --- called by the training loop ------------------------------------------------------------------------------
 
     def begin(self) -> None:
-        """With policy=replay, build the recorded network before the first step of a run.
+        """With policy=replay, build the recorded network, or part of it, before the first step of a run.
 
         Raises:
             ConfigError, SurgeryError: the recipe cannot be read, or is not one of this host.
         """
         if self.config.policy == "replay":
-            self.life.rebuild(read_recipe(Path(self.config.recipe_path or "")))
+            recipe = read_recipe(Path(self.config.recipe_path or ""))
+            if self.config.recipe_fraction < 1:
+                num_macs = [self.life.macs_of(graft) for graft in recipe]
+                recipe = part_of(recipe, self.config.recipe_fraction, num_macs=num_macs)
+            self.life.rebuild(recipe)
 
     def before_step(self) -> None:
         """Do an incubation step, and raise alpha, wherever a kernel incubates or blends."""

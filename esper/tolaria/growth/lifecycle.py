@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from esper import urza
+from esper import tezzeret, urza
 from esper.configs import MorphogeneticConfig, OptimizationConfig, derive_seed
 from esper.contracts.events import Event, StateChanged, SurgeryEnded, SurgeryIntended
 from esper.contracts.lifecycle import SeedLifecycleState
@@ -190,6 +190,15 @@ class Lifecycle:
             self.model.graft(fresh)
             self._register(fresh)
         optim.check_membership(self.optimizer, self.model)
+
+    def macs_of(self, graft: Graft) -> int:
+        """MACs of a recorded module that is not built yet; 0 for copies."""
+        if graft.sources:
+            return 0
+        if graft.definition is not None:
+            urza.declare(graft.definition, where=f"definition of {graft.blueprint_id}")
+        site = self.model.slot(graft.site).site
+        return tezzeret.kernel_cost(graft.blueprint_id, site.in_shape, site.out_shape).num_macs
 
     # --- attaching and removing kernels ---------------------------------------------------------------------------
 
