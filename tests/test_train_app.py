@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import subprocess
@@ -128,16 +129,21 @@ def test_a_dry_run_leaves_nothing_behind(tmp_path: Path):
 
 @pytest.mark.long
 def test_a_comparison_trains_every_arm_grown_first_and_shows_the_answer(tmp_path: Path):
-    thin = ["model=resnet_small", "model.widths=[4,8]", "model.depths=[1,1]", "model.target_layers=[layer1,layer2]"]
-    short = ["dataset=digits", "optimization.max_epochs=2", "optimization.warmup_epochs=0.5", "tracking=none"]
-    command = ["-m", "experiment=fair_comparison", "rng_seed=0", *thin, *short, "morphogenetic.growth_until=0.6"]
+    thin = ["model=resnet_small", "model.widths=[4,8]", "model.depths=[2,2]", "model.target_layers=[layer1,layer2]"]
+    short = ["dataset=digits", "optimization.max_epochs=4", "optimization.warmup_epochs=0.5", "tracking=none"]
+    command = ["-m", "experiment=fair_comparison", "rng_seed=0", *thin, *short, "morphogenetic=stack"]
     done = esper_train(*command, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "Did growing pay? Not shown:" in done.stdout
+    assert "Did growing pay? Not shown, against the best static arm at equal compute" in " ".join(done.stdout.split())
     assert done.stdout.endswith("\noutputs/fair_comparison/comparison.html\n")
     finished = re.findall(r"^fair_comparison/arm_([a-z_]+)-\S+ finished", done.stdout, flags=re.MULTILINE)
     assert finished[0] == "grown"
     assert sorted(finished) == sorted(ARMS)
+    arms = json.loads((tmp_path / "outputs" / "fair_comparison" / "comparison.json").read_text())["arms"]
+    for name in [name for name, arm in ARMS.items() if arm.budget == "compute"]:
+        assert arms[name]["flops"] == pytest.approx(arms["grown"]["flops"], rel=0.02)
+    sizes = [arms[name]["num_macs"] for name in ("static_flops", "between_flops", "final_flops")]
+    assert sizes == sorted(set(sizes))
     journals = {path: path.read_bytes() for path in tmp_path.glob("outputs/*/*/journal.jsonl")}
     assert len(journals) == len(ARMS)
     again = esper_train(*command, cwd=tmp_path)

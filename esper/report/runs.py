@@ -219,9 +219,10 @@ def _growth_steps(events: Iterable[Mapping[str, Any]]) -> frozenset[int]:
     steps, num_macs = set(), None
     for event in events:
         if event["kind"] == "surgery" and event["committed"]:
-            if event["num_macs_after"] != event.get("num_macs_before", num_macs):
-                steps.add(int(event["step"]))
+            before = event.get("num_macs_before", num_macs)  # MLflow has the host's first
             num_macs = event["num_macs_after"]
+            if before is not None and num_macs != before:
+                steps.add(int(event["step"]))
     return frozenset(steps)
 
 

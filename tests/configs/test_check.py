@@ -209,6 +209,13 @@ def test_an_arm_with_settings_of_another_arm_is_refused(arm, growth, told):
     assert told in refusal(comparison__arm=arm, **growth)
 
 
+def test_only_the_arm_in_between_replays_a_part_of_the_recipe():
+    replay, part = {"morphogenetic__policy": "replay"}, {"morphogenetic__recipe_fraction": 0.5}
+    check(changed(**replay, **part, comparison__arm="between_flops"))
+    assert "recipe_fraction=0.5: allowed is 1 with" in refusal(**replay, **part, comparison__arm="final")
+    assert "recipe_fraction=1: allowed is below 1 with" in refusal(**replay, comparison__arm="between_flops")
+
+
 def test_replay_needs_a_recipe_unless_it_is_set_at_launch(tmp_path):
     replay = {"morphogenetic__policy": "replay"}
     assert "recipe_path=None: policy=replay needs a recipe" in refusal(**replay)

@@ -13,6 +13,7 @@ from esper.configs import TolariaConfig, load_config
 from esper.configs.comparison import ARMS
 from esper.configs.compose import compose
 from esper.configs.load import from_hydra
+from esper.costs import training_macs
 from esper.errors import ConfigError
 from esper.launch.run import Outcome, run
 from esper.tracking.files import read_recipe
@@ -69,21 +70,29 @@ def test_an_arm_differs_from_grown_only_in_whether_and_how_it_grows(arm: str) ->
     grown, other = (dataclasses.asdict(from_hydra(compose([*TINY, f"arm={name}"]))) for name in ("grown", arm))
     assert other.pop("comparison") == {"arm": arm, "grown_run": None, "grown_macs": None}
     grown.pop("comparison")
-    for key in ("enable_tamiyo", "policy", "always_score"):
+    for key in ("enable_tamiyo", "policy", "always_score", "recipe_fraction"):
         grown["morphogenetic"].pop(key)
         other["morphogenetic"].pop(key)
     assert other == grown
 
 
-@pytest.mark.parametrize(("arm", "macs"), [("static_flops", "num_macs_before"), ("final_flops", "num_macs")])
-def test_equal_compute_is_that_of_grown_rounded_up_to_an_epoch(beside: Path, arm: str, macs: str) -> None:
-    spent, result = result_of(beside), train(arm).result
+@pytest.mark.parametrize(
+    ("arm", "macs"),
+    [("static_flops", "num_macs_before"), ("final_flops", "num_macs"), ("scheduled", None), ("random", None)],
+)
+def test_equal_compute_is_that_of_grown_to_the_nearest_step(beside: Path, arm: str, macs: str | None) -> None:
+    spent, outcome = result_of(beside), train(arm)
+    result = outcome.result
     assert result is not None
     assert spent["growth_macs"] > 0
     assert spent["num_macs"] > spent["num_macs_before"]
-    assert result["num_macs"] == spent[macs]
-    one_epoch = result["total_macs"] / result["epochs"]
-    assert spent["total_macs"] <= result["total_macs"] < spent["total_macs"] + one_epoch
+    if macs is not None:
+        assert result["num_macs"] == spent[macs]
+    one_step = training_macs(32, result["num_macs"])
+    assert abs(result["total_macs"] - spent["total_macs"]) <= one_step / 2
+    frozen = load_config(outcome.run_dir / "config.yaml")
+    assert frozen.optimization.max_macs == spent["total_macs"]
+    assert (frozen.morphogenetic.schedule_by == "compute") == (macs is None)
 
 
 def test_final_has_the_last_architecture_of_grown_and_as_many_epochs(beside: Path) -> None:
@@ -107,7 +116,8 @@ def test_equal_time_is_computed_from_the_speed_of_final_flops(beside: Path) -> N
     result = train("final_seconds").result
     assert timed is not None
     assert result is not None
-    assert result["epochs"] - 1 < spent["seconds"] / (timed["seconds"] / timed["epochs"]) <= result["epochs"]
+    macs = spent["seconds"] * timed["total_macs"] / timed["seconds"]
+    assert abs(result["total_macs"] - macs) <= max(macs, training_macs(32, result["num_macs"])) / 2
 
 
 def test_a_missing_grown_run_is_named_in_the_error_and_nothing_is_left_behind(
@@ -138,15 +148,33 @@ def test_the_same_command_shows_the_result_until_the_grown_run_changes(beside: P
     content["result"]["total_macs"] *= 2
     try:
         status.write_text(json.dumps(content))
-        with pytest.raises(ConfigError, match=r"was started with a different grown run or budget; .*fresh=true"):
+        with pytest.raises(ConfigError, match=r"was started with a different grown run; .*fresh=true"):
             train("static_flops")
         again = train("static_flops", "fresh=true").result
     finally:
         status.write_text(finished)
     assert first.result is not None
     assert again is not None
-    assert again["epochs"] > first.result["epochs"]
+    assert again["total_macs"] > 1.9 * first.result["total_macs"]
     train("static_flops", "fresh=true")
+
+
+def test_static_and_final_train_for_as_many_epochs_as_grown_though_a_budget_was_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = ("optimization.max_macs=3e7", "morphogenetic.schedule_by=compute")
+    with pytest.raises(ConfigError, match="arm=grown first"):
+        train("static", *given)
+    grown = train("grown", *given).result
+    results = [train(arm, *given).result for arm in ("static", "final")]
+    assert grown is not None
+    assert [result and result["epochs"] for result in results] == [grown["epochs"]] * 2
+
+
+def test_with_one_module_there_is_no_size_in_between(beside: Path) -> None:
+    with pytest.raises(ConfigError, match="grew .* at layer1.0:.*: no size lies in between; leave this run"):
+        train("between_flops")
 
 
 def test_a_dry_run_of_an_arm_needs_no_grown_run(

@@ -18,7 +18,7 @@ from esper.tolaria.checkpoints.contents import snapshot
 from esper.tolaria.evaluate import lowest
 from esper.tolaria.growth.forks import choose_by_forks
 from esper.tolaria.optim import set_learning_rates
-from esper.tracking.files import write_recipe
+from esper.tracking.files import read_recipe, write_recipe
 from tests.conftest import tiny_config, use
 
 
@@ -211,6 +211,19 @@ def test_a_recipe_is_replayed_at_any_kind_of_site_whatever_site_kinds_says(
     use(config, run_dir, lambda trainer: trainer.train())
     (ended,) = journal(run_dir, "run_ended")
     assert ended["result"]["num_kept"] == 1
+
+
+def test_a_part_of_a_recipe_is_what_grew_first_up_to_half_of_its_macs(run_dir: Path, tmp_path: Path) -> None:
+    recipe, sites = tmp_path / "recipe.json", ("layer1.0:after", "layer2.0:after", "layer2.0:beside")
+    blueprints = ("basic_block", "conv1x1", "conv1x1")  # the first is the largest
+    grafts = [
+        Graft(graft_id=number, site=site, blueprint_id=blueprint, init_seed=1, init_gain=0.5, born_step=6)
+        for number, (site, blueprint) in enumerate(zip(sites, blueprints, strict=True), start=1)
+    ]
+    write_recipe(recipe, grafts, host="resnet_small")
+    part = {"morphogenetic__recipe_path": str(recipe), "morphogenetic__recipe_fraction": 0.5}
+    use(tiny_config(morphogenetic__policy="replay", **part), run_dir, lambda trainer: trainer.train())
+    assert [graft.site for graft in read_recipe(run_dir)] == ["layer1.0:after"]
 
 
 def test_a_recipe_of_another_host_is_a_config_error(run_dir: Path, tmp_path: Path) -> None:

@@ -180,6 +180,26 @@ def test_a_replayed_stack_trains_from_fresh_initial_weights(run_dir: Path, tmp_p
     assert export(tmp_path / "replay", tmp_path / "exported").is_dir()
 
 
+@pytest.mark.parametrize(("times", "depth"), [([0.3], 3), ([0.15, 0.5], 5)])
+def test_a_part_of_a_stack_is_a_plain_network_of_a_size_in_between(
+    run_dir: Path, tmp_path: Path, times: list[float], depth: int
+) -> None:
+    epochs = {"optimization__max_epochs": 6, "optimization__warmup_epochs": 0.0}
+    use(stacking(**epochs, morphogenetic__schedule_at=times), run_dir, lambda trainer: trainer.train())
+    part = {"morphogenetic__recipe_path": str(run_dir), "morphogenetic__recipe_fraction": 0.5}
+    replay = stacking(morphogenetic__policy="replay", **part)
+    straight, _ = train(replay, tmp_path / "straight")
+    train(replay, tmp_path / "resumed", stop_at=7)
+    assert_same(straight, train(replay, tmp_path / "resumed")[0])
+    result = json.loads((tmp_path / "straight" / "status.json").read_text())["result"]
+    plain = tiny_config(model__depths=[depth, depth], morphogenetic__enable_tamiyo=False)
+    use(plain, tmp_path / "plain", lambda trainer: trainer.train())
+    host = json.loads((tmp_path / "plain" / "status.json").read_text())["result"]
+    assert (result["num_parameters"], result["num_macs"]) == (host["num_parameters"], host["num_macs"])
+    folder = export(tmp_path / "straight", tmp_path / "exported")
+    assert json.loads((folder / "model.json").read_text())["depths"] == {"layer1": depth, "layer2": depth}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
