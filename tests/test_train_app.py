@@ -134,7 +134,7 @@ def test_a_comparison_trains_every_arm_grown_first_and_shows_the_answer(tmp_path
     command = ["-m", "experiment=fair_comparison", "rng_seed=0", *thin, *short, "morphogenetic=stack"]
     done = esper_train(*command, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "Did growing pay? Not shown, against the best static arm at equal compute" in " ".join(done.stdout.split())
+    assert "Did growing pay? Not shown: against the best static arm at equal compute" in " ".join(done.stdout.split())
     assert done.stdout.endswith("\noutputs/fair_comparison/comparison.html\n")
     finished = re.findall(r"^fair_comparison/arm_([a-z_]+)-\S+ finished", done.stdout, flags=re.MULTILINE)
     assert finished[0] == "grown"

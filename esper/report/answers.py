@@ -21,7 +21,7 @@ from esper.report.claims import Claim
 from esper.report.curves import Curve, crossings, transfer
 from esper.tracking.formatting import number
 
-__all__ = ["Answer", "Crossing", "answers", "crossing", "headline"]
+__all__ = ["STATIC_AT_EQUAL_COMPUTE", "Answer", "Crossing", "answers", "crossing", "headline"]
 
 STATIC_AT_EQUAL_COMPUTE = tuple(
     name for name, arm in ARMS.items() if arm.after and arm.budget == "compute" and not arm.grows
@@ -59,12 +59,7 @@ class Answer:
     def sentence(self) -> str:
         """The answer in one sentence."""
         at = f" at {self.budget}" if self.budget else ""
-        return f"Did growing pay{at}? {self.answer}{self.reason}."
-
-    @property
-    def against(self) -> str:
-        """The reason alone."""
-        return self.reason.lstrip(",: ")
+        return f"Did growing pay{at}? {self.answer}: {self.reason}."
 
     @property
     def transfer_sentence(self) -> str:
@@ -191,19 +186,19 @@ def _val_accuracy(arm: Arm, seeds: Sequence[int]) -> float:
 
 
 def _answer(arms: Mapping[str, Arm], claims: Mapping[str, Claim], best: Arm | None) -> tuple[str, str]:
-    """The answer, and its reason as the end of a sentence."""
+    """The answer and its reason."""
     # The final network for as many epochs spends more than grown, so that it may be better.
     no_dearer = [name for name in claims if not ARMS[name].grows and name != "final"]
     lost = [name for name in no_dearer if claims[name].verdict == "no"]
     missing = [ARMS[name].words for name in _ENDS if name not in arms]
     if missing and not lost:
-        return "Not shown", f": {' and '.join(missing)} has no finished run"
+        return "Not shown", f"{' and '.join(missing)} has no finished run"
     if best is None and not lost:
-        return "Not shown", ": no arm has a validation accuracy, by which the best static one is chosen"
+        return "Not shown", "no arm has a validation accuracy, by which the best static one is chosen"
     name = best.name if best and (best.name in lost or not lost) else lost[0]
     words = ARMS[name].words
     against = f"the best static arm at equal compute ({words})" if best and name == best.name else words
-    return claims[name].verdict.capitalize(), f", against {against}: {claims[name].reason}"
+    return claims[name].verdict.capitalize(), f"against {against}, {claims[name].reason}"
 
 
 def _curve(comparison: Comparison, name: str) -> Curve:

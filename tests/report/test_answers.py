@@ -36,11 +36,11 @@ def best(report: Report) -> str | None:
 @pytest.mark.parametrize(
     ("accuracies", "answer"),
     [
-        ((0.85, 0.84, 0.83), "Yes, against the best static arm at equal compute (host, trained longer): +5.0"),
-        ((0.84, 0.85, 0.83), "Yes, against the best static arm at equal compute (a size in between): +"),
-        ((0.85, 0.95, 0.84), "No, against the best static arm at equal compute (a size in between): -"),
-        ((0.85, 0.84, 0.95), "No, against the best static arm at equal compute (final size from scratch): -"),
-        ((0.85, 0.84, 0.8978), "Not shown, against the best static arm at equal compute (final size from scratch): "),
+        ((0.85, 0.84, 0.83), "Yes: against the best static arm at equal compute (host, trained longer), +5.0"),
+        ((0.84, 0.85, 0.83), "Yes: against the best static arm at equal compute (a size in between), +"),
+        ((0.85, 0.95, 0.84), "No: against the best static arm at equal compute (a size in between), -"),
+        ((0.85, 0.84, 0.95), "No: against the best static arm at equal compute (final size from scratch), -"),
+        ((0.85, 0.84, 0.8978), "Not shown: against the best static arm at equal compute (final size from scratch), "),
     ],
 )
 def test_growing_paid_if_it_beats_the_best_static_size(
@@ -81,7 +81,7 @@ def test_without_one_end_it_is_not_shown_that_growing_paid_but_a_size_in_between
     assert headline == "Did growing pay? Not shown: final size from scratch has no finished run."
     write_arms(tmp_path / "ends", {"grown": (0.9, _MACS), "static_flops": (0.8, _MACS), "final_flops": (0.79, _MACS)})
     report = compared(tmp_path / "ends")
-    assert report.headline.startswith("Did growing pay? Yes, ")
+    assert report.headline.startswith("Did growing pay? Yes: ")
     assert report.answers[0].choice.endswith("; without a size in between).")
 
 
@@ -89,14 +89,14 @@ def test_growing_did_not_pay_if_the_host_does_as_well_for_less_though_a_longer_t
     tmp_path: Path,
 ) -> None:
     write_equal(tmp_path, 0.85, 0.85, 0.85, static=(0.9, 0.6 * _MACS))
-    assert compared(tmp_path).headline.startswith("Did growing pay? No, against host, as many epochs: ")
+    assert compared(tmp_path).headline.startswith("Did growing pay? No: against host, as many epochs, ")
 
 
 def test_losing_to_the_final_network_at_its_full_budget_alone_is_not_a_no(tmp_path: Path) -> None:
     write_equal(tmp_path, 0.85, 0.85, 0.85, final=(0.92, 1.5 * _MACS))
     report = compared(tmp_path)
     assert verdicts(report)["final"] == "no"
-    assert report.headline.startswith("Did growing pay? Yes, ")
+    assert report.headline.startswith("Did growing pay? Yes: ")
 
 
 def test_every_arm_has_words_of_its_own() -> None:

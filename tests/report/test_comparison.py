@@ -269,7 +269,7 @@ def test_the_command_writes_a_page_that_stands_alone_and_strict_json(
     assert "failed: the loss is &lt;nan&gt;" in text
     assert "unpaired seeds: 12" in text
     content = json.loads((tmp_path / "runs" / "comparison.json").read_text(), parse_constant=pytest.fail)
-    assert content["headline"].startswith("Did growing pay? No, against the best static arm at equal compute (host, tr")
+    assert content["headline"].startswith("Did growing pay? No: against the best static arm at equal compute (host, tr")
     assert content["answers"][0]["choice"] in html.unescape(text)
     assert content["headline"] in html.unescape(text)
     assert content["left_out"][0]["why"] == "failed: the loss is <nan>"
