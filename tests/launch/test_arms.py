@@ -173,7 +173,7 @@ def test_static_and_final_train_for_as_many_epochs_as_grown_though_a_budget_was_
 
 
 def test_with_one_module_there_is_no_size_in_between(beside: Path) -> None:
-    with pytest.raises(ConfigError, match="grew .* at layer1.0:.*: no size lies in between; leave this run"):
+    with pytest.raises(ConfigError, match=r"grew .* at layer1\.0:.*: no size lies in between; leave this run"):
         train("between_flops")
 
 
