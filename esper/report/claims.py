@@ -79,7 +79,8 @@ class Claim:
     """Arm `ours` against arm `other`, by their labels.
 
     Attributes:
-        title: the claim in words.
+        words: the claim in words.
+        budget: the budget of both arms, see `Arm`; empty if there is one or they differ.
         seeds: seeds with a finished run in both arms.
         unpaired: seeds with a finished run in one of them.
         differences: (n,) accuracy of ours minus that of the other, by seed.
@@ -94,7 +95,8 @@ class Claim:
 
     ours: str
     other: str
-    title: str
+    words: str
+    budget: str
     seeds: Sequence[int]
     unpaired: Sequence[int]
     differences: NDArray[np.float64]
@@ -105,6 +107,11 @@ class Claim:
     spent: Spent
     verdict: str
     reason: str
+
+    @property
+    def title(self) -> str:
+        """The claim in words, with the budget."""
+        return f"{self.words} at {self.budget}" if self.budget else self.words
 
     @property
     def sentence(self) -> str:
@@ -132,12 +139,14 @@ def make_claims(comparison: Comparison) -> list[Claim]:
     p = adjusted_p(np.array([float(t.p) for t in tests]), np.array([float(t.p_not_worse) for t in tests]), spent)
     claims: list[Claim] = []
     for index, (ours, other) in enumerate(pairs):
+        is_shared = ours.budget == other.budget
         verdict, reason = decide(tests[index], num_pairs=len(seeds[index]), p=float(p[index]), spent=spent[index])
         claims.append(
             Claim(
                 ours=ours.label,
                 other=other.label,
-                title=_title(ours, other),
+                words=f"{ours.words} against {other.words}" if is_shared else f"{ours.title} against {other.title}",
+                budget=ours.budget if is_shared else "",
                 seeds=seeds[index],
                 unpaired=sorted(ours.runs.keys() ^ other.runs.keys()),
                 differences=differences[index],
@@ -199,13 +208,6 @@ def decide(test: statistics.PairedT, *, num_pairs: int, p: float, spent: Spent) 
     if spent.more > EQUAL:
         return "no", f"{more} and no gain was shown: {summary}"
     return "not shown", f"the difference may be chance: {summary}"
-
-
-def _title(ours: Arm, other: Arm) -> str:
-    """The claim in words; a budget that both share is said once."""
-    if ours.budget and ours.budget == other.budget:
-        return f"{ours.words} against {other.title}"
-    return f"{ours.title} against {other.title}"
 
 
 def _spent(ours: Arm, other: Arm, *, seeds: Sequence[int], is_fair: bool) -> Spent:

@@ -104,7 +104,7 @@ def write(report: Report, target: Path) -> None:
         explanations=list(_explanations(report)),
         curve_names=_CURVES,
         curves=Markup(_curves(report)) if len(report.comparison.budgets) > 1 else None,
-        forest=Markup(plots.differences(report.claims)) if report.claims else None,
+        forests=_forests(report),
         parts=_PARTS,
         rules={
             "equal": f"{100 * EQUAL:g} %",
@@ -231,6 +231,16 @@ def _plots(report: Report) -> list[tuple[str, Markup]]:
     if not math.isnan(report.target):
         drawn.append(("Validation accuracy during training", plots.accuracy_over_flops(arms, target=report.target)))
     return [(title, Markup(drawing)) for title, drawing in drawn]
+
+
+def _forests(report: Report) -> list[tuple[str, Markup]]:
+    """Paired differences, a plot for each budget."""
+    budgets = dict.fromkeys(claim.budget for claim in report.claims)
+    of_budget = {budget: [claim for claim in report.claims if claim.budget == budget] for budget in budgets}
+    return [
+        (f"Paired differences{f' at {budget}' if budget else ''}", Markup(plots.differences(claims)))
+        for budget, claims in of_budget.items()
+    ]
 
 
 def _curves(report: Report) -> str:

@@ -138,7 +138,7 @@ def differences(claims: Sequence[Claim]) -> str:
             ):
                 axes.plot([100 * low, 100 * high], [row + below] * 2, color=colour, linewidth=width)
             axes.plot(100 * claim.test.mean, row, "o", color=colour, markersize=6)
-            ours, _, other = claim.title.partition(" against ")
+            ours, _, other = claim.words.partition(" against ")
             label = f"{ours if has_common_other else f'against {other}'}: {claim.verdict}"
             text = axes.text(0.0, row - 0.33, label, transform=axes.get_yaxis_transform(), fontsize=9, parse_math=False)
             text.set_in_layout(False)  # a long label must not shrink the axes
