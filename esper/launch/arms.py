@@ -37,8 +37,9 @@ def resolve_arm(config: TolariaConfig, *, run_dir: Path, sibling: Callable[[str]
     if name is None or not ARMS[name].after:
         return config
     arm, began = ARMS[name], None if config.fresh else _began(run_dir)
-    if arm.budget == "epochs" and arm.policy is None and config.optimization.max_macs is None:
-        return config  # the host, for the configured epochs
+    has_epochs = config.optimization.max_macs is None and config.morphogenetic.schedule_by == "steps"
+    if arm.budget == "epochs" and arm.policy is None and has_epochs:
+        return config  # as many epochs as are configured
     if began is not None and began["comparison"]["grown_run"] is None:
         return config  # of version 0.1.0, which gave scheduled and random as many epochs as grown
     if sibling is None:
