@@ -21,13 +21,8 @@ __all__ = ["accuracy_against", "accuracy_over_flops", "budget_curves", "differen
 
 _MARKS = (
     *(("#16a34a", "o", "●"), ("#8a94a6", "s", "■"), ("#3b82f6", "^", "▲"), ("#ea7317", "D", "◆")),
-    *(
-        ("#c026d3", "v", "▼"),
-        ("#0d9488", "P", "✚"),
-        ("#a78bfa", "X", "✖"),
-        ("#ca8a04", "*", "★"),
-        ("#e11d48", "<", "◀"),
-    ),
+    *(("#0d9488", "P", "✚"), ("#c026d3", "v", "▼"), ("#a78bfa", "X", "✖"), ("#ca8a04", "*", "★")),
+    ("#e11d48", "<", "◀"),
 )
 """Colour, Matplotlib marker, and the marker as text; arms take them in turn."""
 _VERDICT = {"yes": "#16a34a", "no": "#ea7317", "not shown": "#8a94a6"}
@@ -57,22 +52,23 @@ def budget_curves(arms: Sequence[Arm], *, names: Sequence[str], crossings: Seque
     unit, name = next(((unit, name) for unit, name in _UNITS if largest >= unit), _UNITS[-1])
 
     def draw(axes: Axes) -> None:
-        for curve in names:
+        present = [name for name in names if any(arm.name == name for arm, _ in drawn)]
+        for index, curve in enumerate(present):
             of_curve = [(arm, mark) for arm, mark in drawn if arm.name == curve]
-            if not of_curve:
-                continue
             colour, marker, _ = of_curve[0][1]
-            spent = [float(np.mean([run.flops for run in arm.runs.values()])) / unit for arm, _ in of_curve]
-            intervals = [mean_interval(np.array([run.accuracy for run in arm.runs.values()])) for arm, _ in of_curve]
+            apart = 1 + 0.02 * (index - (len(present) - 1) / 2)  # or the intervals would cover each other
+            spent = [apart * flops(arm.mean("total_macs")) / unit for arm, _ in of_curve]
+            intervals = [mean_interval(_accuracies(arm)) for arm, _ in of_curve]
             mean, half = np.array(intervals).T
             axes.errorbar(
                 spent, mean, np.nan_to_num(half), marker=marker, color=colour, markersize=6, linewidth=1.4, capsize=3
             )
+        _scale_y(axes, [arm for arm, _ in drawn])
         for value in crossings:
             axes.axvline(value / unit, color=INK, linewidth=0.8, linestyle=(0, (1.5, 2)))
         axes.set_xscale("log")
         grown = [arm for arm, _ in drawn if arm.name == "grown"] or [arm for arm, _ in drawn]
-        ticks = sorted({float(np.mean([run.flops for run in arm.runs.values()])) / unit for arm in grown})
+        ticks = sorted({flops(arm.mean("total_macs")) / unit for arm in grown})
         axes.xaxis.set_major_locator(FixedLocator(ticks))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
@@ -90,12 +86,13 @@ def accuracy_against(arms: Sequence[Arm], metric: str, label: str) -> str:
     def draw(axes: Axes) -> None:
         for arm, (colour, marker, _) in zip(arms, marks(arms), strict=True):
             x = np.array([_value(run, metric) for run in arm.runs.values()])
-            accuracy = np.array([run.accuracy for run in arm.runs.values()])
+            accuracy = _accuracies(arm)
             axes.plot(x, accuracy, marker, color=colour, alpha=0.35, markersize=4, markeredgewidth=0)
             mean, half = mean_interval(accuracy)
             error = None if np.isnan(half) else half
             axes.errorbar(x.mean(), mean, error, fmt=marker, color=colour, markersize=7, linewidth=1.4, capsize=3)
         _scale_x(axes, [_value(run, metric) for arm in arms for run in arm.runs.values()])
+        _scale_y(axes, arms)
         _percent(axes)
         axes.set_xlabel(label)
         axes.set_ylabel("test accuracy")
@@ -163,6 +160,18 @@ def _resampled(curve: Sequence[CurvePoint]) -> NDArray[np.float64]:
 
 def _value(run: ComparedRun, metric: str) -> float:
     return run.flops if metric == "total_macs" else run.metric(metric)
+
+
+def _accuracies(arm: Arm) -> NDArray[np.float64]:
+    return np.array([run.accuracy for run in arm.runs.values()])
+
+
+def _scale_y(axes: Axes, arms: Sequence[Arm]) -> None:
+    """Show all runs; intervals of very few runs, which are wide, may leave the plot."""
+    accuracies = np.concatenate([_accuracies(arm) for arm in arms])
+    low, high = float(accuracies.min()), float(accuracies.max())
+    margin = max(0.5 * (high - low), 0.002)
+    axes.set_ylim(max(low - margin, -0.005), min(high + margin, 1.005))
 
 
 def _scale_x(axes: Axes, values: Sequence[float]) -> None:
