@@ -292,7 +292,8 @@ def _check_growth_period(config: TolariaConfig) -> None:
             f"optimization.max_macs={recipe.max_macs:g}: how many steps it buys depends on growth; set "
             "morphogenetic.schedule_by=compute"
         )
-    if growth.schedule_by == "compute" and recipe.max_macs is None:
+    gets_budget = config.comparison.arm is not None and ARMS[config.comparison.arm].after  # at launch
+    if growth.schedule_by == "compute" and recipe.max_macs is None and not gets_budget:
         limits = [name for name in ("max_added_macs", "max_added_parameters") if getattr(growth, name) is not None]
         unknown = f"morphogenetic.{limits[0]}" if limits else f"morphogenetic.policy={growth.policy}"
         if limits or growth.policy != "stack":

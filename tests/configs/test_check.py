@@ -209,6 +209,13 @@ def test_an_arm_with_settings_of_another_arm_is_refused(arm, growth, told):
     assert told in refusal(comparison__arm=arm, **growth)
 
 
+def test_an_arm_that_gets_its_budget_at_launch_may_grow_by_compute():
+    by_compute = {"morphogenetic__policy": "random", "morphogenetic__schedule_by": "compute"}
+    check(changed(**by_compute, comparison__arm="random"))
+    assert "is not known beforehand; set optimization.max_macs" in refusal(**by_compute)
+    assert "set optimization.max_macs" in refusal(**by_compute, comparison__arm="grown")
+
+
 def test_only_the_arm_in_between_replays_a_part_of_the_recipe():
     replay, part = {"morphogenetic__policy": "replay"}, {"morphogenetic__recipe_fraction": 0.5}
     check(changed(**replay, **part, comparison__arm="between_flops"))
