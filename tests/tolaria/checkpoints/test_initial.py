@@ -288,17 +288,15 @@ def test_the_trunk_is_the_last_step_before_the_learning_rate_decays(run_dir: Pat
         optimization__warmup_epochs=0.0,
         checkpoint__save_trunk=True,
         morphogenetic__policy="never",
+        logging__log_interval=1,
     )
-
-    async def rates(trainer: TolariaTrainer) -> list[float]:
-        await trainer.train()
-        return [trainer.run.schedule(index) for index in range(18)]
-
-    found = use(config, run_dir, rates)
+    train(config, run_dir)
+    events = [json.loads(line) for line in (run_dir / "journal.jsonl").read_text().splitlines()]
+    rates = [event["learning_rate"] for event in events if event["kind"] == "step"]
     (trunk,) = find_checkpoints(run_dir / "checkpoints", prefix="trunk")
     assert trunk.name == f"trunk-{step:08d}"
-    assert found[:step] == [0.05] * step
-    assert found[step + 1] < 0.05
+    assert rates[:step] == [0.05] * step
+    assert rates[step + 1] < 0.05
 
 
 def test_the_trunk_is_saved_after_a_stop_right_before_the_decay(run_dir: Path) -> None:
