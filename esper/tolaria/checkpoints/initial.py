@@ -106,9 +106,15 @@ def _of_checkpoint(path: Path, settings: Mapping[str, Any]) -> EarlierNetwork:
     decay = settings.get("optimization", {}).get("ema_decay")
     if saved.state.get("average") and decay is None:
         raise CheckpointError("the run kept an average of its weights (ema_decay); give the run's folder instead")
-    weights = dict(saved.model) | averaged(saved, decay)
+    weights = {name: tensor for name, tensor in saved.model.items() if _is_weight(name)} | averaged(saved, decay)
     digest = _digest(weights, saved.recipe)
     return EarlierNetwork(path=path, weights=weights, recipe=saved.recipe, digest=digest, settings=settings)
+
+
+def _is_weight(name: str) -> bool:
+    """Whether a tensor of a state dict belongs to the host or a kernel: not the alpha of a slot."""
+    part, _, rest = name.partition(".")
+    return part != "slots" or rest.count(".") > 1
 
 
 def _of_export(file: Path) -> EarlierNetwork:
@@ -153,15 +159,14 @@ def start_from_network(run: Run) -> list[str]:
     if config.init_digest not in (None, network.digest):
         raise ConfigError(f"model.init_from={path}: holds another network than when the run was launched; start again")
     where = f"model.init_from={path}"
-    host_weights = {name: tensor for name, tensor in network.weights.items() if name.startswith("host.")}
-    head = _require_same(run, host_weights, where, prefix="host.")
+    head = _require_same(run, network.weights, where, prefix="host.")
     _require_growable(run, network, where)
     try:
         run.life.adopt(network.recipe)
     except SurgeryError as error:
         raise ConfigError(f"{where}: {error}") from None
-    weights = {name: t for name, t in network.weights.items() if not name.endswith(".alpha") and name not in head}
-    _require_same(run, weights, where, prefix="slots.")
+    _require_same(run, network.weights, where, prefix="slots.")
+    weights = {name: tensor for name, tensor in network.weights.items() if name not in head}
     run.model.load_state_dict(run.model.state_dict() | weights)
     origin = f"{network.path.name}, digest {network.digest}, grown modules: {len(network.recipe)}"
     notices = [f"starts from {path} ({origin})"]
@@ -170,7 +175,7 @@ def start_from_network(run: Run) -> list[str]:
         notices.append(f"another number of classes: {names} start from initial weights")
     theirs, seed = network.settings, network.settings.get("rng_seed")
     if theirs.get("dataset", {}).get("name") == run.config.dataset.name and seed != run.config.rng_seed:
-        notices.append(f"held-out images were among its training images (its rng_seed is {seed}); the test images not")
+        notices.append(f"images held out here may have been among its training images, as its rng_seed is {seed}")
     return notices
 
 
@@ -182,17 +187,16 @@ def _require_growable(run: Run, network: EarlierNetwork, where: str) -> None:
             "earlier run"
         )
     growth, others = run.config.morphogenetic, [graft for graft in network.recipe if not graft.sources]
-    if growth.enable_tamiyo and growth.policy == "stack" and others:
+    if growth.enable_tamiyo and growth.grows_copies and others:
         raise ConfigError(
-            f"{where}: blocks with {others[0].blueprint_id} at {others[0].site} cannot be copied; use another policy "
-            "than stack, or an earlier network that grew nothing but copies"
+            f"{where}: blocks with {others[0].blueprint_id} at {others[0].site} cannot be copied; let other "
+            "blueprints grow than copy, or start from a network that grew nothing but copies"
         )
 
 
 def _require_same(run: Run, given: Mapping[str, Tensor], where: str, *, prefix: str) -> list[str]:
     """Compare names and shapes of tensors; returns those that differ only by the number of classes."""
-    own = {n: list(t.shape) for n, t in run.model.state_dict().items() if n.startswith(prefix)}
-    own = {name: shape for name, shape in own.items() if not name.endswith(".alpha")}
+    own = {n: list(t.shape) for n, t in run.model.state_dict().items() if n.startswith(prefix) and _is_weight(n)}
     theirs = {name: list(tensor.shape) for name, tensor in given.items() if name.startswith(prefix)}
     differing = [name for name in own | theirs if own.get(name) != theirs.get(name)]  # in forward order
     if not differing:
