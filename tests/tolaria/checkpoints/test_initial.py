@@ -320,3 +320,27 @@ def test_the_trunk_of_steps_that_are_done_again_is_set_aside_and_saved_again(run
     train(again, run_dir)
     assert read_network(trunk).digest == before
     assert (run_dir / "checkpoints" / "abandoned" / trunk.name).is_dir()
+
+
+def test_epochs_of_the_final_network_count_the_modules_of_the_earlier_one(
+    stacked: tuple[Path, Tensor], run_dir: Path
+) -> None:
+    config = starting(
+        stacked[0],
+        morphogenetic__schedule_by="compute",
+        morphogenetic__schedule_at=[0.2],
+        optimization__max_epochs=6,
+        checkpoint__save_trunk=True,
+        checkpoint__max_checkpoints=99,
+    )
+    straight, _ = train(config, run_dir / "straight")
+    train(config, run_dir / "stopped", stop_at=20)
+    resumed, _ = train(config, run_dir / "stopped")
+    assert_same(straight, resumed)
+    result = json.loads((run_dir / "straight" / "status.json").read_text())["result"]
+    final_epochs = 6 * 6 * 32 * 3 * result["num_macs"]
+    assert result["num_macs"] > 1.9 * result["num_macs_before"]
+    assert result["total_macs"] == pytest.approx(final_epochs, rel=0.02)
+    (trunk,) = find_checkpoints(run_dir / "straight" / "checkpoints", prefix="trunk")
+    spent = json.loads((trunk / "state.json").read_text())["training"]["train_macs"]
+    assert 0.7 * final_epochs <= spent < 0.7 * final_epochs + 32 * 3 * result["num_macs"]
