@@ -140,7 +140,7 @@ def crossing(comparison: Comparison) -> Crossing | None:
     found = crossings(host, final)
     host_words, final_words = (ARMS[name].words for name in _ENDS)
     names = f"The static curves ({host_words}; {final_words})"
-    spent = {arm.budget: flops(arm.mean("total_macs")) for arm in comparison.arms if arm.name == "grown"}
+    spent = {arm.budget: flops(arm.mean("total_macs")) for arm in comparison.arms if arm.name == _ENDS[0]}
     if not found:
         is_host = min(host)[1] > min(final)[1]
         ahead, side = (host_words, "beyond") if is_host else (final_words, "below")

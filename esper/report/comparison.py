@@ -103,7 +103,7 @@ def write(report: Report, target: Path) -> None:
         plots=_plots(report),
         explanations=list(_explanations(report)),
         curve_names=_CURVES,
-        curves=Markup(_curves(report)) if len(report.comparison.budgets) > 1 else None,
+        curves=_curves(report),
         forests=_forests(report),
         parts=_PARTS,
         rules={
@@ -243,10 +243,12 @@ def _forests(report: Report) -> list[tuple[str, Markup]]:
     ]
 
 
-def _curves(report: Report) -> str:
-    """Grown and the static arms at equal compute, over the budgets."""
+def _curves(report: Report) -> Markup | None:
+    """Grown and the static arms at equal compute, over the budgets of a fair comparison; None if it has only one."""
+    if len(report.comparison.budgets) < 2 or not report.answers:
+        return None
     found = report.crossing.flops if report.crossing else []
-    return plots.budget_curves(report.comparison.arms, names=_CURVES, crossings=found)
+    return Markup(plots.budget_curves(report.comparison.arms, names=_CURVES, crossings=found))
 
 
 def _content(report: Report) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import pytest
 from esper.cli import main
 from esper.configs import ComparisonConfig
 from esper.configs.comparison import ARMS
-from esper.report.comparison import Report, compare
+from esper.report.comparison import Report, compare, write
 from esper.report.runs import from_folders
 from tests.report.test_comparison import _MACS, compared, verdicts, write_arms, write_run
 
@@ -214,6 +214,15 @@ def test_the_transfer_is_measured_where_the_network_grew_once(
     # As good as the final network after some 200 * 1.5 ** 0.6 = 255 steps, of which 200 came after growth.
     assert answer.transfer == pytest.approx(0.55, abs=0.03)
     assert answer.transfer_sentence.endswith("more than the relative cost of the host's steps, 0.40.")
+
+
+def test_a_baseline_can_be_named_among_several_budgets(tmp_path: Path) -> None:
+    write_budgets(tmp_path, CROSSING, num_seeds=2)
+    report = compared(tmp_path, baseline="grown, 20 epochs")
+    assert (len(report.claims), report.answers, report.crossing) == (11, [], None)
+    assert report.claims[0].title == "grown at 10 epochs against grown at 20 epochs"
+    write(report, tmp_path / "page.html")
+    assert "MFLOP spent" not in (tmp_path / "page.html").read_text()
 
 
 def test_the_page_of_several_budgets_draws_curves_and_marks_their_crossing(
