@@ -276,6 +276,12 @@ def _check_copies(config: TolariaConfig) -> None:
         raise ConfigError("morphogenetic.policy=learned: was fitted to new modules, not to copies; use policy=stack")
     if growth.incubation != "none":
         raise ConfigError(f"morphogenetic.incubation={growth.incubation}: copies are trained already; set it to none")
+    if growth.copy_init == "shared" and (growth.judged or growth.blending_steps):
+        culled = "judged=true" if growth.judged else f"blending_steps={growth.blending_steps}"
+        raise ConfigError(
+            f"morphogenetic.{culled}: copy_init=shared weakens the blocks that are copied, so that copies join at once "
+            "and stay; set judged=false and blending_steps=0, or copy_init=trained"
+        )
     if "after" not in config.model.site_kinds:
         raise ConfigError(f"model.site_kinds={config.model.site_kinds}: copies stand after blocks; add after")
     if growth.copy_order != "stack" and growth.policy != "stack" and config.comparison.arm is None:

@@ -158,8 +158,9 @@ class MorphogeneticConfig:
     )
     copy_init: str = setting(
         "trained",
-        "initial weights of copies: trained, zeroed (last norm 0: the output does not change) or fresh (at random)",
-        choices=("trained", "zeroed", "fresh"),
+        "initial weights of copies: trained; shared (the same, and the gain of a block's last batch norm is divided "
+        "among the block and its copies); zeroed (last norm 0: the output does not change); fresh (at random)",
+        choices=("trained", "shared", "zeroed", "fresh"),
     )
     copy_optimizer_state: bool = setting(False, "copies begin with the optimizer state of their source, not with zeros")
     insertion: str = setting(

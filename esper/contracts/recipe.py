@@ -25,7 +25,7 @@ class Graft:
         born_step: optimizer step before which it was attached.
         definition: definition of a declared blueprint, in JSON, so that no library is needed; None for built-in ones.
         sources: blueprint `copy`: the blocks that were copied, in order; `layer1.0+2` is the second copy behind one.
-        copy_init: blueprint `copy`: the copies' initial weights, `trained`, `zeroed` or `fresh`.
+        copy_init: blueprint `copy`: the copies' initial weights: `trained`, `shared`, `zeroed` or `fresh`.
     """
 
     graft_id: int

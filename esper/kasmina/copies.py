@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -17,10 +18,20 @@ from esper.urza import Shape
 from esper.urza.copied import CopiedBlocks
 
 if TYPE_CHECKING:
+    from esper.contracts.recipe import Graft
     from esper.kasmina.model import MorphableModel
     from esper.kasmina.slot import SeedSlot
 
-__all__ = ["copies_cost", "copy_blocks", "copy_sources", "costs_of_doubling", "source_block", "stage_plan", "stages"]
+__all__ = [
+    "copies_cost",
+    "copy_blocks",
+    "copy_sources",
+    "costs_of_doubling",
+    "share_gains",
+    "source_block",
+    "stage_plan",
+    "stages",
+]
 
 
 def stage_plan(
@@ -143,7 +154,8 @@ def copy_blocks(model: MorphableModel, sources: Sequence[str], *, init: str, ini
     Args:
         model: the network.
         sources: what to copy, in the order in which the copies run; see `copy_sources`.
-        init: `trained` (weights, buffers and gains of the source), `zeroed` (the same, with the last norm 0: the output
+        init: `trained` or `shared` (weights, buffers and gains of the source; `share_gains` follows), `zeroed` (the
+            same, with the last norm 0: the output
             of the network does not change) or `fresh` (initial weights, as a larger host would have).
         init_seed: random seed of `fresh` weights.
 
@@ -157,7 +169,10 @@ def copy_blocks(model: MorphableModel, sources: Sequence[str], *, init: str, ini
         if init == "fresh":
             module.load_state_dict(_initial(model.build_host, origin, seed=init_seed + index))
         elif init == "zeroed":
-            _zero_last_norm(module, origin)
+            if (norm := _last_norm(module)) is None:
+                raise SurgeryError(f"copy_init=zeroed: {origin!r} has no batch norm at its end")
+            nn.init.zeros_(norm.weight)
+            nn.init.zeros_(norm.bias)
     checkpoint_blocks(copied for copied, (block, _) in zip(copies, found, strict=True) if is_checkpointed(block))
     return CopiedBlocks(copies, origins)
 
@@ -216,9 +231,26 @@ def _initial(build_host: Callable[[], nn.Module] | None, origin: str, *, seed: i
         return build_host().get_submodule(origin).state_dict()
 
 
-def _zero_last_norm(block: nn.Module, origin: str) -> None:
-    norms = [m for m in block.children() if isinstance(m, nn.BatchNorm2d)]
-    if not norms:
-        raise SurgeryError(f"copy_init=zeroed: {origin!r} has no batch norm at its end")
-    nn.init.zeros_(norms[-1].weight)
-    nn.init.zeros_(norms[-1].bias)
+def share_gains(model: MorphableModel, graft: Graft) -> None:
+    """Divide what a block does among it and its copies: with k copies, each gets 1/(k + 1) of the last norm's gain.
+
+    So the chain at first does about what the block did: a step of size 1 becomes k + 1 steps of 1/(k + 1). Blocks
+    without batch norm, and their copies, keep their strength. Source: Chang et al. 2018, arXiv:1710.10348.
+
+    Args:
+        model: the network.
+        graft: the copies, which have just been attached.
+    """
+    kernel = model.slot(graft.site).kernel(graft)
+    assert isinstance(kernel, CopiedBlocks)
+    num_copies = Counter(graft.sources)
+    shares = [*zip(graft.sources, kernel.blocks, strict=True), *((s, source_block(model, s)) for s in num_copies)]
+    with torch.no_grad():
+        for source, block in shares:
+            if (norm := _last_norm(block)) is not None:
+                norm.weight.div_(1 + num_copies[source])
+                norm.bias.div_(1 + num_copies[source])
+
+
+def _last_norm(block: nn.Module) -> nn.BatchNorm2d | None:
+    return next((m for m in reversed(list(block.children())) if isinstance(m, nn.BatchNorm2d)), None)

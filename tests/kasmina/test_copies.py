@@ -14,7 +14,7 @@ from esper.configs import ModelConfig
 from esper.contracts.recipe import Graft
 from esper.errors import SurgeryError
 from esper.kasmina import MorphableModel, fold, surgery, wrap
-from esper.kasmina.copies import copies_cost, copy_sources, stage_plan
+from esper.kasmina.copies import copies_cost, copy_sources, share_gains, stage_plan
 from esper.kasmina.scores import score_sites
 from esper.models import build_host, checkpoint_blocks, is_checkpointed
 
@@ -172,6 +172,33 @@ def test_zeroed_copies_do_not_change_the_network() -> None:
         before = model(images)
         keep_copies(model, "layer1.1:after", init="zeroed")
         assert torch.equal(model(images), before)
+
+
+def test_a_block_and_its_copies_share_the_gain_of_its_last_norm() -> None:
+    """Two copies of one block: each of the three gets a third."""
+    model = trained_model()
+    norm, inner = model.host.layer2[1].bn2, model.host.layer2[1].bn1
+    gain, bias, inner_gain = norm.weight.clone(), norm.bias.clone(), inner.weight.clone()
+    graft = keep_copies(model, "layer2.1:after")
+    assert graft.sources == ("layer2.1", "layer2.1")
+    share_gains(model, graft)
+    for block in (model.host.layer2[1], *model.slot("layer2.1:after").kernel(graft).blocks):
+        torch.testing.assert_close(block.bn2.weight, gain / 3)
+        torch.testing.assert_close(block.bn2.bias, bias / 3)
+        assert torch.equal(block.bn1.weight, inner_gain)
+
+
+def test_sharing_the_gain_changes_the_output_less_than_copies_at_full_strength() -> None:
+    changes = {}
+    for init in ("trained", "shared"):
+        model, images = trained_model(), torch.randn(7, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+        with torch.no_grad():
+            before = model(images)
+            graft = keep_copies(model, "layer1.1:after", init=init)
+            if init == "shared":
+                share_gains(model, graft)
+            changes[init] = float((model(images) - before).norm() / before.norm())
+    assert changes["shared"] < 0.5 * changes["trained"]
 
 
 def test_fresh_copies_have_initial_weights_of_the_host_each_its_own() -> None:

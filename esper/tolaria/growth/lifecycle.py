@@ -20,7 +20,7 @@ from esper.contracts.lifecycle import SeedLifecycleState
 from esper.contracts.recipe import Graft
 from esper.costs import Cost, count, training_macs
 from esper.kasmina import MorphableModel, SeedSlot, surgery
-from esper.kasmina.copies import copy_sources
+from esper.kasmina.copies import copy_sources, share_gains
 from esper.kasmina.modes import reestimate_norms
 from esper.tolaria import optim
 from esper.tolaria.budget import Budget, plan_budget
@@ -233,6 +233,8 @@ class Lifecycle:
         except BaseException:
             self.undo(graft)
             raise
+        if graft.copy_init == "shared":  # alpha is raised to 1 at once
+            share_gains(self.model, graft)
         return change
 
     def undo(self, graft: Graft) -> None:
@@ -257,7 +259,7 @@ class Lifecycle:
             output_scale_lr_factor=1.0 if is_rebuilt else self.config.insertion_gain_rate,
             decayed=is_rebuilt or self.config.newborn_weight_decay,
         )
-        if self.config.copy_optimizer_state and graft.copy_init == "trained":
+        if self.config.copy_optimizer_state and graft.copy_init in ("trained", "shared"):
             optim.copy_state(self.optimizer, self.model.copied_parameters(graft))
         self.step.add_kernel(kernel, step=self.state.global_step)
         self.cost += self.kernel_cost(graft)
@@ -306,6 +308,8 @@ class Lifecycle:
         graft = self.new_graft(slot, blueprint_id)
         with self._transaction("germinate", graft):
             change = self.attach(graft)
+        if graft.copy_init == "shared" and self.step.ema is not None:
+            self.step.ema.restart(step=self.state.global_step)  # weights of the host have changed
         self.num_germinated += 1
         self.last_adaptation[slot.site.layer] = self.state.epoch
         self._changed(slot, graft, _S.DORMANT, _S.GERMINATED, reason=reason)

@@ -88,13 +88,14 @@ def test_two_doublings_make_four_times_the_depth_and_can_be_replayed(run_dir: Pa
     assert depths(tmp_path / "replay") == {"layer1": 8, "layer2": 8}
 
 
-@pytest.mark.parametrize("stop_at", [17, 18, 20])
+@pytest.mark.parametrize(("stop_at", "init"), [(17, "trained"), (18, "trained"), (20, "trained"), (18, "shared")])
 def test_a_run_that_stops_around_its_second_doubling_resumes_bit_identically(
-    run_dir: Path, tmp_path: Path, stop_at: int
+    run_dir: Path, tmp_path: Path, stop_at: int, init: str
 ) -> None:
-    straight, counters = train(stacking(**TWICE), tmp_path / "straight")
-    train(stacking(**TWICE), run_dir, stop_at=stop_at)
-    resumed, resumed_counters = train(stacking(**TWICE), run_dir)
+    config = stacking(**TWICE, morphogenetic__copy_init=init)
+    straight, counters = train(config, tmp_path / "straight")
+    train(config, run_dir, stop_at=stop_at)
+    resumed, resumed_counters = train(config, run_dir)
     assert_same(straight, resumed)
     assert counters == resumed_counters
 
@@ -134,11 +135,13 @@ def test_recomputed_copies_train_bit_identically_and_are_recomputed_in_a_replay_
 
 
 @pytest.mark.parametrize("stop_at", [6, 7, 12])
-@pytest.mark.parametrize("with_state", [False, True])
+@pytest.mark.parametrize(("with_state", "init"), [(False, "trained"), (True, "trained"), (True, "shared")])
 def test_a_run_that_stops_at_or_after_the_copying_resumes_bit_identically(
-    run_dir: Path, tmp_path: Path, stop_at: int, with_state: bool
+    run_dir: Path, tmp_path: Path, stop_at: int, with_state: bool, init: str
 ) -> None:
-    config = stacking(morphogenetic__copy_optimizer_state=with_state, optimization__ema_decay=0.9)
+    config = stacking(
+        morphogenetic__copy_optimizer_state=with_state, morphogenetic__copy_init=init, optimization__ema_decay=0.9
+    )
     straight, counters = train(config, tmp_path / "straight")
     train(config, run_dir, stop_at=stop_at)
     resumed, resumed_counters = train(config, run_dir)
@@ -249,6 +252,8 @@ def test_a_stage_alone_can_be_stacked(run_dir: Path) -> None:
         ({"policy": "learned"}, "was fitted to new modules, not to copies; use policy=stack"),
         ({"policy": "random", "copy_order": "interleave"}, "which would deepen a block, not a stage"),
         ({"incubation": "fit"}, "copies are trained already"),
+        ({"copy_init": "shared", "judged": True}, "set judged=false and blending_steps=0"),
+        ({"copy_init": "shared", "blending_steps": 3}, "blending_steps=3: copy_init=shared weakens"),
         ({"schedule_at": []}, "needs at least one time"),
         ({"policy": "heuristic", "schedule_at": [0.3, 0.7]}, r"all at most morphogenetic.growth_until=0\.6"),
     ],
