@@ -172,10 +172,11 @@ def _choose(arms: Mapping[str, Arm]) -> tuple[Arm | None, str]:
     best = max(known, key=lambda arm: means[arm.label])
     figures = "; ".join(f"{ARMS[arm.name].words} {100 * means[arm.label]:.2f} %" for arm in known)
     absent = [ARMS[name].words for name in STATIC_AT_EQUAL_COMPUTE if name not in arms]
+    num_seeds = len(seeds[best.label])
     without = f"; without {' and '.join(absent)}" if absent else ""
     return best, (
         f"The best static arm at equal compute is {ARMS[best.name].words}: the highest mean validation accuracy over "
-        f"{len(seeds[best.label])} seeds, chosen without the test split ({figures}{without})."
+        f"{num_seeds} seed{'s' if num_seeds != 1 else ''}, chosen without the test split ({figures}{without})."
     )
 
 
