@@ -1,0 +1,324 @@
+"""Does growing by copies pay? Trains the cells of a study in parallel, several to a GPU, and writes a row for each.
+
+    python benchmarks/growing.py STUDY --data FOLDER --out FILE.jsonl [--seeds 200-211] [--minutes 9] [OVERRIDE ...]
+
+A cell is an ordinary run of Esper: one arm of a study (`growing_cells.py` has the tables; `claims,small` are two), with
+one budget and one seed. All arms of a comparison spend the same compute, that of E epochs of the final network, and end
+at the step that is nearest to it. Workers share one queue. A cell whose row is in FILE is skipped, and one that was
+trained there for another study gets a copy of its row. A worker takes no cell that, judging by the rows of like cells,
+would not end within --minutes; what still runs then is stopped, and begins anew next time. The runs lie in
+OUTPUTS/growing; `capacity` needs them again, to start from, as long as it is not complete. Tables: growing_report.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import io
+import json
+import math
+import multiprocessing
+import os
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+
+from benchmarks.growing_cells import EXPERIMENT, STUDIES, Cell, plan
+from esper.errors import EsperError
+from esper.tracking import environment, read
+
+__all__ = ["estimate", "main", "read_rows"]
+
+Row = dict[str, Any]
+
+_ROOT = Path(__file__).resolve().parent.parent
+_MARGIN = 1.1
+"""Factor on the estimated time of a cell."""
+_POLL_S = 2.0
+"""How often a worker looks whether the trunk that it waits for has finished."""
+_GRACE_S = 15.0
+"""How long a run may take to stop after the time limit."""
+_RESULT = (
+    "val_accuracy", "val_loss", "test_accuracy", "test_loss", "total_macs", "growth_macs", "num_macs_before",
+    "num_macs", "num_parameters",
+)  # fmt: skip
+_ENVIRONMENT = ("gpu", "torch", "python", "esper", "git_commit")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train the cells; the exit code is 1 if one failed, 2 on bad input."""
+    started = time.time()
+    options = _options().parse_intermixed_args(arguments)
+    try:
+        cells = [cell for study in options.studies for cell in _plan(study, options)]
+    except EsperError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.touch()
+    (options.outputs / EXPERIMENT / ".locks").mkdir(parents=True, exist_ok=True)
+    print(
+        f"{time.time() - started:6.0f} s  {len(cells)} cells, {len(_pending(cells, read_rows(options.out)))} to do",
+        flush=True,
+    )
+    queue = Queue(
+        cells=cells,
+        out=options.out,
+        locks=options.outputs / EXPERIMENT / ".locks",
+        device=options.device,
+        started=started,
+        deadline=started + 60 * options.minutes,
+    )
+    _work_in_parallel(queue, workers_per_gpu=options.workers_per_gpu)
+    rows = read_rows(options.out)
+    failed = [row for row in rows if "error" in row and row["at"] >= started]
+    num_done = len(cells) - len(_pending(cells, rows))
+    print(f"{time.time() - started:6.0f} s  {num_done} of {len(cells)} cells done, {len(failed)} failed", flush=True)
+    raise SystemExit(1 if failed else 0)
+
+
+def _options() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("studies", type=_studies, metavar="STUDY", help=f"one or several of {','.join(STUDIES)}")
+    parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="for every cell, such as other widths")
+    parser.add_argument("--data", type=Path, required=True, help="images: DATA/train/CLASS/*, DATA/test/CLASS/*")
+    parser.add_argument("--out", type=Path, required=True, help="rows are read from this file and added to it")
+    parser.add_argument("--seeds", type=_numbers, default=_numbers("200-211"), help="200-211 (default), or 200,203")
+    parser.add_argument("--epochs", type=_numbers, help="budgets, in epochs of the final network; default: the study's")
+    parser.add_argument("--workers-per-gpu", type=int, default=4, help="with --device=cpu: workers (default: 4)")
+    parser.add_argument("--minutes", type=float, default=9.0, help="time limit (default: 9)")
+    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
+    parser.add_argument("--outputs", type=Path, default=Path("outputs"), help="folder of the runs (default: outputs)")
+    return parser
+
+
+def _studies(text: str) -> list[str]:
+    names = text.split(",")
+    if unknown := [name for name in names if name not in STUDIES]:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r}: allowed are {', '.join(STUDIES)}")
+    return names
+
+
+def _numbers(text: str) -> list[int]:
+    first, dash, last = text.partition("-")
+    return list(range(int(first), int(last) + 1)) if dash else [int(number) for number in text.split(",")]
+
+
+def _plan(study: str, options: argparse.Namespace) -> list[Cell]:
+    return plan(
+        study,
+        data=options.data.resolve(),
+        outputs=options.outputs.resolve(),
+        seeds=options.seeds,
+        epochs=options.epochs,
+        extra=options.overrides,
+    )
+
+
+# --- rows -------------------------------------------------------------------------------------------------------------
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a file, in order; a last line that was cut off is left out."""
+    rows = []
+    for line in path.read_text().splitlines():
+        with contextlib.suppress(json.JSONDecodeError):
+            rows.append(json.loads(line))
+    return rows
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _append(path: Path, row: Row) -> None:
+    with path.open("a") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def _place(row: Row) -> tuple[str, str, int, int]:
+    return row["study"], row["arm"], row["epochs"], row["seed"]
+
+
+def _pending(cells: Sequence[Cell], rows: Sequence[Row]) -> list[Cell]:
+    """The cells without a row; a trunk that other cells need must also still be there."""
+    done = {(*_place(row), row["digest"]) for row in rows if "error" not in row}
+    places = {cell.place for cell in cells if (*cell.place, cell.digest) not in done}
+    needed = {cell.after for cell in cells if cell.place in places}
+    return [cell for cell in cells if cell.place in places or (cell.run_dir in needed and not _has_trunk(cell.run_dir))]
+
+
+def _has_trunk(run_dir: Path) -> bool:
+    """Whether a finished run kept its trunk."""
+    return any(run_dir.glob("checkpoints/trunk-*")) and "finished" in (run_dir / "status.json").read_text()
+
+
+def estimate(cell: Cell, rows: Sequence[Row]) -> float:
+    """Seconds that a cell will take, judging by the most similar finished ones of its study; 0 if there are none."""
+    known = [row for row in rows if row["study"] == cell.study and "seconds" in row]
+
+    def difference(row: Row) -> tuple[bool, float]:
+        return row["arm"] != cell.arm, abs(math.log(row["epochs"] / cell.epochs))
+
+    nearest = min(map(difference, known), default=None)
+    alike = [row["seconds"] * cell.epochs / row["epochs"] for row in known if difference(row) == nearest]
+    return _MARGIN * max(alike, default=0.0)
+
+
+# --- workers ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Queue:
+    """The cells, which workers take in order; a cell that runs is locked, until its process ends at the latest.
+
+    Attributes:
+        cells: all of them.
+        out: file of the rows.
+        locks: folder of the lock files.
+        device: cuda or cpu.
+        started, deadline: Unix time.
+    """
+
+    cells: Sequence[Cell]
+    out: Path
+    locks: Path
+    device: str
+    started: float
+    deadline: float
+
+    def run_next(self) -> bool:
+        """Run the first cell that can run now; returns whether there may be another later."""
+        waits = False
+        for cell in self._candidates():
+            with (self.locks / cell.digest).open("a") as lock:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:  # runs elsewhere
+                    waits = waits or any(other.after == cell.run_dir for other in self.cells)
+                    continue
+                if cell in self._candidates():  # not finished in the meantime
+                    return self._run(cell)
+        if waits:
+            time.sleep(_POLL_S)
+        return waits
+
+    def _candidates(self) -> list[Cell]:
+        """The cells that can begin now and end in time."""
+        with _locked(self.out):
+            rows = read_rows(self.out)
+            by_digest = {row["digest"]: row for row in rows if "error" not in row}
+            for cell in _pending(self.cells, rows):
+                if (found := by_digest.get(cell.digest)) and _place(found) != cell.place:  # trained for another study
+                    rows.append(found | _described(cell))
+                    _append(self.out, rows[-1])
+        failed = {row["digest"] for row in rows if "error" in row and row["at"] >= self.started}
+        left = self.deadline - time.time()
+        return [
+            cell
+            for cell in _pending(self.cells, rows)
+            if cell.digest not in failed
+            and (cell.after is None or _has_trunk(cell.after))
+            and left > estimate(cell, rows)
+        ]
+
+    def _run(self, cell: Cell) -> bool:
+        from esper import fit
+
+        began = time.time()
+        row = _described(cell)
+        try:
+            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+                outcome = fit(*cell.overrides, f"device={self.device}", run_dir=cell.run_dir)
+        except Exception as error:
+            traceback.print_exc()
+            row |= {"error": f"{type(error).__name__}: {error}"}
+        else:
+            if outcome.result is None:  # stopped at the time limit
+                return False
+            row |= {name: outcome.result[name] for name in _RESULT} | _steps(cell.run_dir)
+        known = environment()
+        row |= {"seconds": time.time() - began, "at": time.time()} | {name: known[name] for name in _ENVIRONMENT}
+        with _locked(self.out):
+            _append(self.out, row)
+        shown = row["error"] if "error" in row else f"{row['test_accuracy']:.4f} ({row['seconds']:.0f} s)"
+        print(f"{time.time() - self.started:6.0f} s  {cell}: {shown}", flush=True)
+        return True
+
+
+def _described(cell: Cell) -> Row:
+    """The part of a row that is known beforehand, without this machine's folders."""
+    outputs = str(cell.run_dir.parents[1])
+    overrides = [one.replace(outputs, "outputs").replace(f"{_ROOT}/", "") for one in cell.overrides]
+    return {
+        "study": cell.study,
+        "arm": cell.arm,
+        "epochs": cell.epochs,
+        "seed": cell.seed,
+        "digest": cell.digest,
+        "max_macs": cell.max_macs,
+        "overrides": [one for one in overrides if not one.startswith("dataset.data_dir=")],
+    }
+
+
+def _steps(run_dir: Path) -> Row:
+    """Optimizer steps of the run, and those at which the network became larger."""
+    events = list(read(run_dir / "journal.jsonl"))
+    grown = {
+        event["step"]
+        for event in events
+        if event["kind"] == "surgery" and event["committed"] and event["num_macs_after"] != event["num_macs_before"]
+    }
+    return {"steps": max(event["step"] for event in events), "growth_steps": sorted(grown)}
+
+
+def _work(queue: Queue) -> None:
+    torch.set_num_threads(1)
+    while queue.run_next():
+        pass
+
+
+def _work_in_parallel(queue: Queue, *, workers_per_gpu: int) -> None:
+    """Start the workers, and stop those that are still busy at the deadline."""
+    spawn = multiprocessing.get_context("spawn")
+    workers = []
+    for gpu in _gpus(queue.device) * workers_per_gpu:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # of the next process; this one uses none
+        worker = spawn.Process(target=_work, args=(queue,))
+        worker.start()
+        workers.append(worker)
+    try:
+        for worker in workers:
+            worker.join(max(0.0, queue.deadline - time.time()))
+    finally:
+        for worker in workers:
+            worker.terminate()
+        for worker in workers:
+            worker.join(_GRACE_S)
+            worker.kill()
+
+
+def _gpus(device: str) -> list[str]:
+    if device == "cpu":
+        return [""]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = visible.split(",") if visible else list(map(str, range(torch.cuda.device_count())))
+    if not gpus:
+        raise SystemExit("--device=cuda: this machine has no usable GPU; use --device=cpu")
+    return gpus
+
+
+if __name__ == "__main__":
+    main()
