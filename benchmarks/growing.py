@@ -66,10 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.touch()
     (options.outputs / EXPERIMENT / ".locks").mkdir(parents=True, exist_ok=True)
-    print(
-        f"{time.time() - started:6.0f} s  {len(cells)} cells, {len(_pending(cells, read_rows(options.out)))} to do",
-        flush=True,
-    )
+    num_pending = len(_pending(cells, read_rows(options.out)))
+    print(f"{time.time() - started:6.0f} s  {len(cells)} cells, {num_pending} to do", flush=True)
     queue = Queue(
         cells=cells,
         out=options.out,
@@ -78,7 +76,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         started=started,
         deadline=started + 60 * options.minutes,
     )
-    _work_in_parallel(queue, workers_per_gpu=options.workers_per_gpu)
+    if num_pending:
+        _work_in_parallel(queue, workers_per_gpu=options.workers_per_gpu)
     rows = read_rows(options.out)
     failed = [row for row in rows if "error" in row and row["at"] >= started]
     num_done = len(cells) - len(_pending(cells, rows))
