@@ -25,6 +25,8 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing import connection
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,8 @@ _MARGIN = 1.1
 """Factor on the estimated time of a cell."""
 _POLL_S = 2.0
 """How often a worker looks whether the trunk that it waits for has finished."""
+_FAILED = 3
+"""Exit code of a worker whose cell failed."""
 _GRACE_S = 15.0
 """How long a run may take to stop after the time limit."""
 _RESULT = (
@@ -199,7 +203,11 @@ class Queue:
     deadline: float
 
     def run_next(self) -> bool:
-        """Run the first cell that can run now; returns whether there may be another later."""
+        """Run the first cell that can run now; returns whether there may be another later.
+
+        Raises:
+            SystemExit: the cell failed, which its row says.
+        """
         waits = False
         for cell in self._candidates():
             with (self.locks / cell.digest).open("a") as lock:
@@ -254,6 +262,8 @@ class Queue:
             _append(self.out, row)
         shown = row["error"] if "error" in row else f"{row['test_accuracy']:.4f} ({row['seconds']:.0f} s)"
         print(f"{time.time() - self.started:6.0f} s  {cell}: {shown}", flush=True)
+        if "error" in row:
+            raise SystemExit(_FAILED)  # a CUDA error would make every later cell of this process fail
         return True
 
 
@@ -290,22 +300,29 @@ def _work(queue: Queue) -> None:
 
 
 def _work_in_parallel(queue: Queue, *, workers_per_gpu: int) -> None:
-    """Start the workers, and stop those that are still busy at the deadline."""
+    """Keep the workers going, and stop those that are still busy at the deadline."""
     spawn = multiprocessing.get_context("spawn")
-    workers = []
-    for gpu in _gpus(queue.device) * workers_per_gpu:
-        os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # of the next process; this one uses none
+
+    def start(gpu: str) -> SpawnProcess:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # of the new process; this one uses none
         worker = spawn.Process(target=_work, args=(queue,))
         worker.start()
-        workers.append(worker)
+        return worker
+
+    workers = {start(gpu): gpu for gpu in _gpus(queue.device) * workers_per_gpu}
     try:
-        for worker in workers:
-            worker.join(max(0.0, queue.deadline - time.time()))
+        while workers and (left := queue.deadline - time.time()) > 0:
+            connection.wait([worker.sentinel for worker in workers], timeout=left)
+            for worker in [worker for worker in workers if not worker.is_alive()]:
+                gpu = workers.pop(worker)
+                if worker.exitcode == _FAILED:
+                    workers[start(gpu)] = gpu
     finally:
         for worker in workers:
             worker.terminate()
+        end = time.time() + _GRACE_S
         for worker in workers:
-            worker.join(_GRACE_S)
+            worker.join(max(0.0, end - time.time()))
             worker.kill()
 
 

@@ -44,11 +44,12 @@ if command -v nvidia-cuda-mps-control >/dev/null; then
     export CUDA_MPS_PIPE_DIRECTORY="$mps/pipe" CUDA_MPS_LOG_DIRECTORY="$mps/log"
     mkdir "$CUDA_MPS_PIPE_DIRECTORY" "$CUDA_MPS_LOG_DIRECTORY"
     nvidia-cuda-mps-control -d
-    trap 'echo quit | nvidia-cuda-mps-control >/dev/null 2>&1; rm -rf "$mps"' EXIT
+    trap 'echo quit | timeout 10 nvidia-cuda-mps-control >/dev/null 2>&1; rm -rf "$mps"' EXIT
     if timeout 60 "$python" -c "import torch; torch.ones(1, device='cuda').sum().item()"; then
         echo "MPS: on"
     else
         echo quit | timeout 10 nvidia-cuda-mps-control >/dev/null 2>&1
+        trap 'rm -rf "$mps"' EXIT
         unset CUDA_MPS_PIPE_DIRECTORY CUDA_MPS_LOG_DIRECTORY
         echo "MPS: does not work here"
     fi

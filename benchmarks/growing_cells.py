@@ -177,7 +177,7 @@ STUDIES: dict[str, dict[str, Comparison]] = {
             model=_SMALL,
             grown=_GROWN,
             arms={
-                TRUNK: (*_depth(2), *_OFF, "checkpoint.save_trunk=true"),
+                TRUNK: (*_depth(2), *_OFF, "checkpoint.save_trunk=true", "fresh=true"),
                 "continue": (*_depth(2), *_OFF, _FROM_TRUNK),
                 "scratch": (*_depth(4), *_OFF),
                 "grown": (*_depth(2), *_stack(0.1), _FROM_TRUNK),
@@ -324,7 +324,7 @@ def _with_seed(arms: Sequence[tuple[Cell, TolariaConfig]], seed: int) -> Iterato
             config,
             rng_seed=seed,
             dataset=dataclasses.replace(config.dataset, data_dir=""),
-            model=dataclasses.replace(config.model, init_from=after and after.name),
+            model=dataclasses.replace(config.model, init_from=after.name if after else None),
             morphogenetic=dataclasses.replace(
                 config.morphogenetic, recipe_path=config.morphogenetic.recipe_path and _RESNET18_STACKED.name
             ),
