@@ -316,9 +316,8 @@ def _with_seed(arms: Sequence[tuple[Cell, TolariaConfig]], seed: int) -> Iterato
         if config.model.init_from is not None:
             assert trunk is not None, "the trunk is the first arm"
             after = trunk
-            overrides = tuple(
-                one.replace("init_from=TRUNK", f"init_from={trunk}/checkpoints/trunk") for one in overrides
-            )
+            start = f"model.init_from={trunk}/checkpoints/trunk"
+            overrides = tuple(start if one == _FROM_TRUNK else one for one in overrides)
         # Neither where the data lies nor where the outputs go makes another run.
         identity = dataclasses.replace(
             config,
