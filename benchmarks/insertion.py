@@ -50,12 +50,13 @@ VARIANTS = {
 _HOST = (
     "model=resnet_small",
     "model.widths=[8,16,32]",
+    "model.depths=[1,1,1]",
     "model.site_kinds=[beside]",
     "dataset=imagefolder",
     "logging.log_interval=1000",
 )
 _GROWTH = (
-    "morphogenetic.policy=schedule",
+    "morphogenetic=schedule",
     "morphogenetic.schedule_at=[0.4,0.4,0.4]",
     "morphogenetic.max_adaptations_per_epoch=3",
     "morphogenetic.adaptation_cooldown=0",

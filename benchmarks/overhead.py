@@ -1,6 +1,6 @@
 """Cost of dormant seeds and of a tracker: ratios of speeds with 95 % confidence intervals.
 
-Seeds: two runs in one process, `morphogenetic=default` and `morphogenetic=off`, alternate in blocks of steps, in ABBA
+Seeds: two runs in one process, `morphogenetic=heuristic` and `morphogenetic=off`, alternate in blocks of steps, in ABBA
 order. Nothing has germinated. Blocks exclude scoring and validation; `throughput.py` measures whole epochs. The
 interval is for these two runs: memory placement, which makes a percent of difference on a CPU, is sampled only once.
 
@@ -155,7 +155,7 @@ def _train(run_dir: Path, tracker: str, *, uri: str | None, epochs: int) -> _Tra
     """A training in a child process."""
     tracking = "tracking=none" if tracker == "none" else "tracking=mlflow"
     overrides = [
-        *("model=resnet_small", "dataset=digits", "morphogenetic=off", "device=cpu", tracking),
+        *("model=resnet_small", "model.depths=[1,1,1]", "dataset=digits", "morphogenetic=off", "device=cpu", tracking),
         *(f"optimization.max_epochs={epochs}", "optimization.learning_rate=0.01", "logging.log_level=ERROR"),
         *(f"hydra.run.dir={run_dir}", *([f"tracking.uri={uri}"] if uri else [])),
     ]

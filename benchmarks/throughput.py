@@ -3,8 +3,8 @@
 All run in one process, on the same images; each round measures each contender once. Esper is measured over whole epochs
 of its trainer, with augmentation, metrics, validation, checkpoints, journal and tracker. The bare step only replays
 that trainer's captured step. The peers (`peers.py`) only train, without validation and checkpoints; all are measured
-once, the two fastest in every round. `default` is `morphogenetic=default` with a health threshold that no site reaches:
-sites are scored and Tamiyo is consulted every epoch as usual, and nothing grows.
+once, the two fastest in every round. `default` is `morphogenetic=heuristic` with a health threshold that no site
+reaches: sites are scored and Tamiyo is consulted every epoch as usual, and nothing grows.
 
     pip install .[peers]
     python benchmarks/throughput.py --out throughput.json [--data FOLDER]

@@ -273,9 +273,21 @@ def _check_copies(config: TolariaConfig) -> None:
     if len(categories) > 1:
         raise ConfigError(f"morphogenetic.blueprint_categories={categories}: copy stands alone, or is left out")
     if growth.policy == "learned":
-        raise ConfigError("morphogenetic.policy=learned: was fitted to new modules, not to copies; use policy=stack")
+        raise ConfigError(
+            "morphogenetic.policy=learned: was fitted to new modules, not to copies; add morphogenetic=heuristic, or use "
+            "policy=stack"
+        )
+    for key, names in (("blueprint", [growth.blueprint or "copy"]), ("library", growth.library)):
+        if names not in ([], ["copy"]):
+            raise ConfigError(
+                f"morphogenetic.{key}: {names[0]} is a new module, but blueprint_categories=[copy] grows copies; add "
+                "morphogenetic=heuristic or another preset of new modules, or leave it out"
+            )
     if growth.incubation != "none":
-        raise ConfigError(f"morphogenetic.incubation={growth.incubation}: copies are trained already; set it to none")
+        raise ConfigError(
+            f"morphogenetic.incubation={growth.incubation}: copies are trained already; leave it out, or add "
+            "morphogenetic=heuristic, which grows new modules"
+        )
     if growth.copy_init == "shared" and (growth.judged or growth.blending_steps):
         culled = "judged=true" if growth.judged else f"blending_steps={growth.blending_steps}"
         raise ConfigError(
@@ -283,7 +295,10 @@ def _check_copies(config: TolariaConfig) -> None:
             "and stay; set judged=false and blending_steps=0, or copy_init=trained"
         )
     if "after" not in config.model.site_kinds:
-        raise ConfigError(f"model.site_kinds={config.model.site_kinds}: copies stand after blocks; add after")
+        raise ConfigError(
+            f"model.site_kinds={config.model.site_kinds}: copies stand after blocks; add after, or use "
+            "morphogenetic=heuristic or another preset of new modules"
+        )
     if growth.copy_order != "stack" and growth.policy != "stack" and config.comparison.arm is None:
         raise ConfigError(
             f"morphogenetic.copy_order={growth.copy_order}: policy={growth.policy} grows at one site a time, which "
@@ -303,9 +318,11 @@ def _check_growth_period(config: TolariaConfig) -> None:
         limits = [name for name in ("max_added_macs", "max_added_parameters") if getattr(growth, name) is not None]
         unknown = f"morphogenetic.{limits[0]}" if limits else f"morphogenetic.policy={growth.policy}"
         if limits or growth.policy != "stack":
+            is_preset = growth.grows_copies and growth.policy in ("heuristic", "random", "schedule")
+            otherwise = f"; new modules instead of copies: morphogenetic={growth.policy}" if is_preset else ""
             raise ConfigError(
                 f"morphogenetic.schedule_by=compute: with {unknown} the final network, and so the compute of "
-                "max_epochs, is not known beforehand; set optimization.max_macs"
+                f"max_epochs, is not known beforehand; set optimization.max_macs{otherwise}"
             )
     latest = {"wsd": 1 - recipe.decay_fraction, "cosine": 0.5, "linear": 0.5, "constant": 1.0}[recipe.scheduler]
     if growth.growth_until > latest + 1e-9:

@@ -17,6 +17,8 @@ from esper.kasmina.sites import AUTO, find_blocks
 
 __all__ = ["require_copyable"]
 
+_OTHER_PRESETS = {"resnet10": "morphogenetic=depth (grows it into a resnet18), "}
+
 
 def require_copyable(model: MorphableModel, *, host: ModelConfig, growth: MorphogeneticConfig) -> None:
     """Check that the policy can copy stages of a network, and each as a whole.
@@ -63,7 +65,8 @@ def _require_stages(model: MorphableModel, host: ModelConfig, policy: str) -> No
     if alone and (policy == "stack" or not copyable):
         raise ConfigError(
             f"morphogenetic.policy={policy}: no block of {alone[0]} has an output shaped like its input, so none can "
-            f"be copied; start from two blocks a stage ({_two_blocks_a_stage(host, copyable)})"
+            f"be copied; start from two blocks a stage ({_two_blocks_a_stage(host, copyable)}), or use "
+            f"{_OTHER_PRESETS.get(host.name, '')}morphogenetic=heuristic (grows new modules) or morphogenetic=off"
         )
     if policy == "heuristic" and len(copyable) == 1:
         raise ConfigError(

@@ -14,7 +14,7 @@ from benchmarks import startup
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = (
-    *("model=resnet_small", "model.widths=[4,8]", "model.depths=[1,1]", "model.target_layers=[layer1,layer2]"),
+    *("model=resnet_small", "model.widths=[4,8]", "model.depths=[2,2]", "model.target_layers=[layer1,layer2]"),
     *("dataset.batch_size=8", "device=cpu", "tracking.flush_interval_s=600"),
 )
 NOT_NEEDED_YET = {

@@ -106,7 +106,10 @@ def test_a_run_by_compute_resumes_within_its_last_epoch(run_dir: Path, tmp_path:
             {"optimization__max_macs": 1e9, "morphogenetic__schedule_by": "steps"},
             "set morphogenetic.schedule_by=compute",
         ),
-        ({"morphogenetic__policy": "schedule"}, "set optimization.max_macs"),
+        (
+            {"morphogenetic__policy": "schedule"},
+            "set optimization.max_macs; new modules instead of copies: morphogenetic=schedule",
+        ),
         ({"morphogenetic__max_added_macs": 1.0}, "set optimization.max_macs"),
     ],
 )

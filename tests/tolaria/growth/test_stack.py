@@ -209,11 +209,12 @@ def test_a_part_of_a_stack_is_a_plain_network_of_a_size_in_between(
         (
             {"model__depths": [2, 1]},
             r"policy=stack: no block of layer2 has an output shaped like its input.*two blocks a stage "
-            r"\(model.depths=\[2,2\]\)",
+            r"\(model.depths=\[2,2\]\), or use morphogenetic=heuristic \(grows new modules\) or morphogenetic=off$",
         ),
         (
             {"model__name": "resnet10"},
-            r"no block of layer2 has an output shaped like its input.*two blocks a stage \(model=resnet18\)",
+            r"no block of layer2 has an output shaped like its input.*two blocks a stage \(model=resnet18\), or use "
+            r"morphogenetic=depth \(grows it into a resnet18\), morphogenetic=heuristic",
         ),
         (
             {"model__depths": [1, 1], "model__target_layers": ["layer2"], "morphogenetic__policy": "random"},
@@ -249,7 +250,9 @@ def test_a_stage_alone_can_be_stacked(run_dir: Path) -> None:
         ({"blueprint_categories": ["residual"]}, "policy=stack grows copies"),
         ({"policy": "schedule", "blueprint_categories": ["copy", "residual"]}, "copy stands alone"),
         ({"policy": "heuristic", "blueprint_categories": ["residual", "copy"]}, "copy stands alone"),
-        ({"policy": "learned"}, "was fitted to new modules, not to copies; use policy=stack"),
+        ({"policy": "learned"}, "was fitted to new modules, not to copies; add morphogenetic=heuristic"),
+        ({"blueprint": "basic_block"}, "morphogenetic.blueprint: basic_block is a new module"),
+        ({"policy": "heuristic", "library": ["mine"]}, "morphogenetic.library: mine is a new module"),
         ({"policy": "random", "copy_order": "interleave"}, "which would deepen a block, not a stage"),
         ({"incubation": "fit"}, "copies are trained already"),
         ({"copy_init": "shared", "judged": True}, "set judged=false and blending_steps=0"),
@@ -264,5 +267,5 @@ def test_settings_that_contradict_copying_are_refused(changes: dict[str, Any], m
 
 
 def test_copies_grow_after_blocks_only() -> None:
-    with pytest.raises(ConfigError, match=r"^model.site_kinds=\['beside'\]: copies stand after blocks; add after$"):
+    with pytest.raises(ConfigError, match=r"^model.site_kinds=\['beside'\]: copies stand after blocks; add after, or use "):
         check(stacking(model__site_kinds=["beside"]))
