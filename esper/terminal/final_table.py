@@ -16,7 +16,7 @@ from esper.tracking.history import GrownModule, History
 __all__ = ["file_list", "final_table", "growth_table", "run_end"]
 
 _NARROW_COLUMNS = 90
-_WIDE_COLUMNS = ["module", "site", "parameters", "MACs", "gain", "lower bound"]
+_WIDE_COLUMNS = ["module", "site", "parameters", "MACs"]
 
 
 def run_end(history: History, *, columns: int) -> Iterator[RenderableType]:
@@ -69,9 +69,12 @@ def _before_after(result: Mapping[str, Any], key: str) -> str:
 
 
 def growth_table(modules: list[GrownModule], *, is_narrow: bool) -> Table:
-    """One row a module: added cost, judged gain, verdict; `is_narrow` uses two lines a row."""
+    """One row a module: added cost, judged gain (if any was judged), verdict; `is_narrow` uses two lines a row."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0) if is_narrow else (0, 1), show_edge=False)
-    columns = ["module", "added", "gain"] if is_narrow else _WIDE_COLUMNS
+    columns = ["module", "added"] if is_narrow else list(_WIDE_COLUMNS)
+    any_judged = any(module.judgement for module in modules)
+    if any_judged:
+        columns += ["gain"] if is_narrow else ["gain", "lower bound"]
     table.add_column("epoch", justify="right")
     for heading in columns:
         table.add_column(heading, justify="left" if heading in ("module", "site") else "right", no_wrap=is_narrow)
@@ -79,10 +82,11 @@ def growth_table(modules: list[GrownModule], *, is_narrow: bool) -> Table:
     for module in modules:
         judged = module.judgement or {}
         cells = [module.blueprint_id, module.site, signed(module.added_parameters), signed(module.added_macs)]
-        cells += [loss(judged.get("gain")), loss(judged.get("lower_bound"))]
         if is_narrow:
-            blueprint, site, parameters, macs, gain, bound = cells
-            cells = [f"{blueprint}\n{site}", f"{parameters}\n{macs} MACs", f"{gain}\n≥ {bound}" if judged else gain]
+            cells = [f"{cells[0]}\n{cells[1]}", f"{cells[2]}\n{cells[3]} MACs"]
+        if any_judged:
+            gain, bound = loss(judged.get("gain")), loss(judged.get("lower_bound"))
+            cells += [gain, bound] if not is_narrow else [f"{gain}\n≥ {bound}" if judged else gain]
         table.add_row(
             str(module.epoch), *cells, Text(module.verdict, style="bold green" if module.is_kept else "yellow")
         )

@@ -192,6 +192,19 @@ def test_the_result_shows_what_grew_and_what_the_judge_measured():
     ]
 
 
+@pytest.mark.parametrize("width", [80, 100])
+def test_modules_that_no_judge_decides_on_have_no_gains_in_the_table(width: int):
+    kept = state(step=30, site="layer1.0:beside", old="holding", new="fossilized", reason="kept without a judge")
+    text = shown(
+        started(), *germinated(step=10, graft_id=1, site="layer1.0:beside"), kept, whole_run()[-1], width=width
+    )
+    table = text.split("MACs spent")[1]
+    assert "kept" in table
+    assert "gain" not in table
+    assert "lower bound" not in table
+    assert "–" not in table
+
+
 def test_a_journal_replays_to_the_same_result_as_the_run_itself_printed(tmp_path: Path):
     journal = Journal(tmp_path / "journal.jsonl")
     for event in whole_run():

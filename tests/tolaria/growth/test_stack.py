@@ -267,5 +267,5 @@ def test_settings_that_contradict_copying_are_refused(changes: dict[str, Any], m
 
 
 def test_copies_grow_after_blocks_only() -> None:
-    with pytest.raises(ConfigError, match=r"^model.site_kinds=\['beside'\]: copies stand after blocks; add after, or use "):
+    with pytest.raises(ConfigError, match=r"^model.site_kinds=\['beside'\]: copies stand after blocks; add after, or "):
         check(stacking(model__site_kinds=["beside"]))
