@@ -274,8 +274,8 @@ def _check_copies(config: TolariaConfig) -> None:
         raise ConfigError(f"morphogenetic.blueprint_categories={categories}: copy stands alone, or is left out")
     if growth.policy == "learned":
         raise ConfigError(
-            "morphogenetic.policy=learned: was fitted to new modules, not to copies; add morphogenetic=heuristic, or use "
-            "policy=stack"
+            "morphogenetic.policy=learned: was fitted to new modules, not to copies; add morphogenetic=heuristic, or "
+            "use policy=stack"
         )
     for key, names in (("blueprint", [growth.blueprint or "copy"]), ("library", growth.library)):
         if names not in ([], ["copy"]):
