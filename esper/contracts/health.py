@@ -20,6 +20,7 @@ class HealthSignal:
             or in the `width` of a block's inner channels; scores compare within one kind.
         epoch: epochs finished.
         progress: fraction of training done, in [0, 1].
+        last_consultation: that fraction when Tamiyo was consulted before; None: not known.
         in_shape: (C, H, W) of the kernel's input.
         out_shape: (C, H, W) of the kernel's output.
         state: lifecycle state of the site's seed.
@@ -55,6 +56,7 @@ class HealthSignal:
     num_kernels: int
     has_room: bool
     last_adaptation_epoch: int | None
+    last_consultation: float | None = None
     score: float | None = None
     health: float | None = None
     activation_variance: float | None = None

@@ -27,6 +27,7 @@ class TrainingState:
         adaptations_this_epoch: decisions carried out at the end of the last epoch.
         total_adaptations: decisions carried out in all.
         last_adaptation_epoch: epoch of the last one; -1: none.
+        last_consultation: fraction of training done when Tamiyo was consulted last; None: never, or not known.
         epoch_seconds: time spent in the current epoch, before and after resuming.
         total_seconds: time spent in the run before the current epoch.
         ledger: MACs spent so far.
@@ -42,6 +43,7 @@ class TrainingState:
     adaptations_this_epoch: int = 0
     total_adaptations: int = 0
     last_adaptation_epoch: int = -1
+    last_consultation: float | None = None
     epoch_seconds: float = 0.0
     total_seconds: float = 0.0
     ledger: Ledger = field(default_factory=Ledger)

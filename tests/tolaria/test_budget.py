@@ -87,6 +87,22 @@ def test_epochs_of_stack_are_epochs_of_the_final_network(run_dir: Path, tmp_path
     assert abs(ended(tmp_path / "replayed")["total_macs"] / result["total_macs"] - 1) < 0.02
 
 
+def test_a_share_that_falls_due_after_growth_is_not_skipped(run_dir: Path) -> None:
+    """After the first doubling an epoch is a larger share of the budget than those before it."""
+    config = stacking(
+        optimization__max_epochs=6,
+        morphogenetic__schedule_by="compute",
+        morphogenetic__schedule_at=[0.05, 0.11, 0.17, 0.23, 0.29, 0.35],
+        morphogenetic__growth_until=0.7,
+        morphogenetic__policy="schedule",
+        optimization__max_macs=4e8,
+        model__site_kinds=["after", "beside"],
+        morphogenetic__blueprint_categories=["residual"],
+    )
+    train(config, run_dir)
+    assert ended(run_dir)["num_grown"] == 6
+
+
 def test_a_run_by_compute_resumes_within_its_last_epoch(run_dir: Path, tmp_path: Path) -> None:
     config = stacking(optimization__max_epochs=4, morphogenetic__schedule_by="compute")
     whole, growth = train(config, tmp_path / "whole")

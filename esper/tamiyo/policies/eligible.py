@@ -13,7 +13,7 @@ from esper.costs import Cost
 from esper.tezzeret import kernel_cost
 from esper.urza import Blueprint, allowed
 
-__all__ = ["Candidate", "eligible", "germinate", "must_wait", "no_growth", "num_born", "num_due"]
+__all__ = ["Candidate", "due_now", "eligible", "germinate", "must_wait", "no_growth", "num_born", "num_due"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,18 +64,34 @@ def num_born(signals: Sequence[HealthSignal]) -> int:
     return sum(signal.state in LIVE and signal.state_epoch == signal.epoch for signal in signals)
 
 
-def num_due(progress: float, epoch: int, config: MorphogeneticConfig) -> tuple[int, int]:
-    """How many shares of `schedule_at` were due at earlier consultations, and how many became due since the last."""
-    previous = progress * max(0, epoch - config.adaptation_frequency) / epoch if epoch else 0.0
+def num_due(
+    progress: float, epoch: int, config: MorphogeneticConfig, *, last_consultation: float | None
+) -> tuple[int, int]:
+    """How many shares of `schedule_at` were due at earlier consultations, and how many became due since the last.
+
+    Args:
+        progress: fraction of training done.
+        epoch: epochs finished.
+        config: `schedule_at`.
+        last_consultation: progress at the consultation before; None: unknown, epochs so far counted the same.
+    """
+    previous = last_consultation
+    if previous is None:
+        previous = progress * max(0, epoch - config.adaptation_frequency) / epoch if epoch else 0.0
     num_earlier = sum(share <= previous + 1e-9 for share in config.schedule_at)
     return num_earlier, sum(share <= progress + 1e-9 for share in config.schedule_at) - num_earlier
+
+
+def due_now(signal: HealthSignal, config: MorphogeneticConfig) -> tuple[int, int]:
+    """`num_due` at a signal's time."""
+    return num_due(signal.progress, signal.epoch, config, last_consultation=signal.last_consultation)
 
 
 def must_wait(signals: Sequence[HealthSignal], config: MorphogeneticConfig) -> bool:
     """Whether as much has grown as `schedule_at` allows now, for a policy that only chooses where to grow."""
     if not signals or not config.follows_schedule:
         return False
-    return num_born(signals) >= num_due(signals[0].progress, signals[0].epoch, config)[1]
+    return num_born(signals) >= due_now(signals[0], config)[1]
 
 
 def germinate(

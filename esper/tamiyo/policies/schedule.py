@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from esper.configs import MorphogeneticConfig
 from esper.contracts.decisions import AdaptationDecision
 from esper.contracts.health import HealthSignal
-from esper.tamiyo.policies.eligible import eligible, germinate, no_growth, num_born, num_due
+from esper.tamiyo.policies.eligible import due_now, eligible, germinate, no_growth, num_born
 
 __all__ = ["Schedule", "build"]
 
@@ -27,7 +27,7 @@ class Schedule:
         if not signals:
             return no_growth("no site")
         now = signals[0].progress
-        num_earlier, due = num_due(now, signals[0].epoch, self.config)
+        num_earlier, due = due_now(signals[0], self.config)
         num_grown = num_born(signals)
         if num_grown >= due:
             return no_growth(f"nothing more is scheduled at {now:.0%} of training")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from esper.configs import MorphogeneticConfig
 from esper.contracts.decisions import AdaptationDecision
 from esper.contracts.health import HealthSignal
-from esper.tamiyo.policies.eligible import eligible, germinate, no_growth, num_due
+from esper.tamiyo.policies.eligible import due_now, eligible, germinate, no_growth
 
 __all__ = ["Stack", "build"]
 
@@ -25,7 +25,7 @@ class Stack:
 
     def decide(self, signals: Sequence[HealthSignal]) -> AdaptationDecision:
         """Grow at the first free site that something is to be copied to."""
-        if not signals or not num_due(signals[0].progress, signals[0].epoch, self.config)[1]:
+        if not signals or not due_now(signals[0], self.config)[1]:
             return no_growth("no doubling is due")
         candidates = eligible(signals, self.config)
         if not candidates:

@@ -160,10 +160,14 @@ class Growth:
     def _consult(self) -> None:
         """Ask for decisions, on rank 0, and carry them out until Tamiyo requests none or one is refused."""
         life, ranks = self.life, self.life.step.ranks
-        progress = life.budget.progress(life.state)
-        is_due = not self.config.follows_schedule or num_due(progress, life.state.epoch, self.config)[1] > 0
+        progress, last = life.budget.progress(life.state), life.state.last_consultation
+        life.state.last_consultation = progress
+        due = num_due(progress, life.state.epoch, self.config, last_consultation=last)
+        is_due = not self.config.follows_schedule or due[1] > 0
         with_scores = self.config.always_score or (POLICIES[self.config.policy].uses_scores and is_due)
-        signals = ranks.on_rank0(lambda: measure_signals(life, progress=progress, with_scores=with_scores))
+        signals = ranks.on_rank0(
+            lambda: measure_signals(life, progress=progress, last_consultation=last, with_scores=with_scores)
+        )
         for _ in range(self.config.max_adaptations_per_epoch):
             try:
                 decision = ranks.on_rank0(functools.partial(self.tamiyo.decide, signals))

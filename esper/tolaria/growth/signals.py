@@ -24,12 +24,14 @@ from esper.urza.copied import COPY
 __all__ = ["measure_signals", "updated"]
 
 
-def measure_signals(life: Lifecycle, *, progress: float, with_scores: bool) -> list[HealthSignal]:
+def measure_signals(
+    life: Lifecycle, *, progress: float, last_consultation: float | None, with_scores: bool
+) -> list[HealthSignal]:
     """Measure every site on the controller split, in forward order, and journal the signals; no tensor changes.
 
     Args:
         life: the seeds of the network.
-        progress: fraction of training done.
+        progress, last_consultation: see `HealthSignal`.
         with_scores: False: no image is read, and every score is None.
     """
     started = time.monotonic()
@@ -45,6 +47,7 @@ def measure_signals(life: Lifecycle, *, progress: float, with_scores: bool) -> l
             kind=slot.site.kind,
             epoch=life.state.epoch,
             progress=progress,
+            last_consultation=last_consultation,
             in_shape=slot.site.in_shape,
             out_shape=slot.site.out_shape,
             health=health_of.get(slot.site.name),
