@@ -41,7 +41,7 @@ def main(paths: Sequence[Path], out: Path) -> int:
         raise RunError(
             f"{len(rows)} judged modules in {len(journals)} runs; at least {MIN_OUTCOMES} are needed: train more "
             "runs that grow, e.g. esper-train -m experiment=quickstart 'rng_seed=range(0,10)' "
-            "morphogenetic.policy=random"
+            "morphogenetic=random"
         )
     out.parent.mkdir(parents=True, exist_ok=True)
     save_file(fit(rows), out, metadata={"esper": json.dumps({"schema": SCHEMA, "features": FEATURES, "n": len(rows)})})
