@@ -108,7 +108,7 @@ def test_a_stage_of_one_block_is_refused_with_the_stages_that_have_more() -> Non
         morphogenetic__policy="stack",
         morphogenetic__blueprint_categories=["copy"],
     )
-    with pytest.raises(ConfigError, match=r"no block of s1 .*or model\.target_layers=\[s3\.\*,s4\.\*\]\)$"):
+    with pytest.raises(ConfigError, match=r"no block of s1 .*or model\.target_layers=\[s3\.\*,s4\.\*\]\), "):
         parts(config, cache_dir=Path())
 
 
