@@ -53,7 +53,9 @@ def _content(record: RunRecord) -> dict[str, Any]:
         "headline": _headline(record),
         "size": size,
         "plots": _plots(record),
-        "health": Markup(run_plots.health_map(record)) if consultations else None,
+        "health": Markup(run_plots.health_map(record))
+        if any(signal["health"] is not None for event in consultations for signal in event["signals"])
+        else None,
         "forest": Markup(run_plots.forest(history.modules))
         if any(module.judgement for module in history.modules)
         else None,

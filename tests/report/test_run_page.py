@@ -55,6 +55,16 @@ def test_the_page_tells_the_result_and_the_fate_of_every_module(run_dir: Path) -
         assert f">{heading}<" in text
 
 
+def test_a_run_that_scores_and_judges_nothing_shows_neither_health_nor_gains(tmp_path: Path) -> None:
+    train(tmp_path, morphogenetic__policy="schedule", morphogenetic__always_score=False, morphogenetic__judged=False)
+    run_page.write(tmp_path)
+    text = html(tmp_path)
+    for heading in ("What grew", "Architecture", "Decisions", "What it cost"):
+        assert f">{heading}<" in text
+    for absent in ("Health of the sites", "lower bound", "Verdicts"):
+        assert absent not in text
+
+
 def test_what_a_user_wrote_is_escaped(run_dir: Path) -> None:
     assert "<script>" not in html(run_dir)
     assert "&lt;script&gt;alert(1)" in html(run_dir)
