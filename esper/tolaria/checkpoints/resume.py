@@ -49,6 +49,11 @@ def _find_start(run: Run) -> tuple[tuple[Path, Snapshot] | None, list[str]]:
         own = _newest_loadable(files.find_checkpoints(run.checkpoint_dir), damaged)
     start = own
     if start is None and config.resume_from is not None:
+        if run.config.model.init_from is not None:
+            raise CheckpointError(
+                f"checkpoint.resume_from={config.resume_from} and model.init_from={run.config.model.init_from} both say "
+                "where to start; leave one of them out"
+            )
         path = Path(config.resume_from).expanduser()
         start = path, files.load(path)
     files.move_to_abandoned(run.checkpoint_dir, after_step=own[1].step if own else -1)

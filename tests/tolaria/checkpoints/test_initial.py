@@ -14,7 +14,7 @@ from torch import Tensor
 
 from esper.configs import TolariaConfig
 from esper.configs.check import check
-from esper.errors import ConfigError
+from esper.errors import CheckpointError, ConfigError
 from esper.tolaria import TolariaTrainer
 from esper.tolaria.checkpoints.export import export
 from esper.tolaria.checkpoints.files import find_checkpoints
@@ -344,3 +344,10 @@ def test_epochs_of_the_final_network_count_the_modules_of_the_earlier_one(
     (trunk,) = find_checkpoints(run_dir / "straight" / "checkpoints", prefix="trunk")
     spent = json.loads((trunk / "state.json").read_text())["training"]["train_macs"]
     assert 0.7 * final_epochs <= spent < 0.7 * final_epochs + 32 * 3 * result["num_macs"]
+
+
+def test_two_places_to_start_from_are_refused(stacked: tuple[Path, Tensor], run_dir: Path, tmp_path: Path) -> None:
+    train(tiny_config(), tmp_path / "other" / "run", stop_at=7)
+    (other,) = find_checkpoints(tmp_path / "other" / "run" / "checkpoints")[:1]
+    with pytest.raises(CheckpointError, match="leave one of them out"):
+        use(starting(stacked[0], checkpoint__resume_from=str(other)), run_dir, TolariaTrainer.train)
