@@ -51,8 +51,8 @@ def _find_start(run: Run) -> tuple[tuple[Path, Snapshot] | None, list[str]]:
     if start is None and config.resume_from is not None:
         if run.config.model.init_from is not None:
             raise CheckpointError(
-                f"checkpoint.resume_from={config.resume_from} and model.init_from={run.config.model.init_from} both say "
-                "where to start; leave one of them out"
+                f"checkpoint.resume_from={config.resume_from} and model.init_from={run.config.model.init_from} both "
+                "say where to start; leave one of them out"
             )
         path = Path(config.resume_from).expanduser()
         start = path, files.load(path)
