@@ -8,7 +8,8 @@
         state.json            counters, seeds, scaler
         manifest.json         schema, SHA-256 of each file, growth recipe, journal offset; written last
 
-Saving is atomic: a temporary folder is written, fsynced and renamed. Loading verifies every hash. No pickle.
+Saving is atomic: a temporary folder is written, fsynced and renamed; where it replaces another checkpoint, that is
+renamed first, and `recover` completes what a kill between the two left. Loading verifies every hash. No pickle.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,11 +31,13 @@ from torch import Tensor
 from esper.contracts.recipe import Graft
 from esper.errors import CheckpointError
 
-__all__ = ["Snapshot", "find_checkpoints", "load", "move_to_abandoned", "remove_old", "save"]
+__all__ = ["Snapshot", "find_checkpoints", "load", "move_to_abandoned", "recover", "remove_old", "save", "verify"]
 
 SCHEMA = 1
 _PREFIXES = ("step", "best", "trunk")
 _FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
+_LEFTOVER = re.compile(r"\.((?:step|best|trunk)-\d{8,})\.(?:\d+|old)")
+"""Temporary name of a checkpoint: `.NAME.PID` while it is written, `.NAME.old` while it is replaced."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,11 +66,15 @@ class Snapshot:
 def save(folder: Path, snapshot: Snapshot, *, prefix: str) -> Path:
     """Write the checkpoint `<prefix>-<step>` (prefix: step, best or trunk) into `folder`; returns its path.
 
+    One that is there already and holds the same is left as it is.
+
     Raises:
         CheckpointError: it cannot be written; earlier checkpoints are untouched.
     """
     target = folder / f"{prefix}-{snapshot.step:08d}"
     temporary = folder / f".{target.name}.{os.getpid()}"
+    if target.exists() and _holds(target, snapshot):
+        return target
     try:
         folder.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(temporary, ignore_errors=True)
@@ -86,18 +94,15 @@ def save(folder: Path, snapshot: Snapshot, *, prefix: str) -> Path:
         for file in temporary.iterdir():
             _fsync(file)
         _fsync(temporary)
-        if target.exists():  # the same step of a resumed run, with the same weights
-            shutil.rmtree(target)
-        temporary.rename(target)
-        _fsync(folder)
+        _move_into_place(temporary, target)
     except (OSError, SafetensorError) as error:  # safetensors reports a full disk as its own error
         shutil.rmtree(temporary, ignore_errors=True)
         raise CheckpointError(f"cannot save {target}: {error}; earlier checkpoints are intact") from None
     return target
 
 
-def load(path: Path) -> Snapshot:
-    """Read a checkpoint and verify its hashes.
+def verify(path: Path) -> dict[str, Any]:
+    """Compare a checkpoint's hashes; returns its manifest.
 
     Raises:
         CheckpointError: it is missing, incomplete, damaged, or of another schema.
@@ -109,6 +114,19 @@ def load(path: Path) -> Snapshot:
         for name in _FILES:
             if _sha256(path / name) != manifest["sha256"][name]:
                 raise CheckpointError(f"{path / name} is damaged: its SHA-256 differs from manifest.json")
+    except (OSError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from None
+    return manifest
+
+
+def load(path: Path) -> Snapshot:
+    """Read a checkpoint and verify its hashes.
+
+    Raises:
+        CheckpointError: it is missing, incomplete, damaged, or of another schema.
+    """
+    manifest = verify(path)
+    try:
         return Snapshot(
             step=manifest["step"],
             model=load_file(path / "model.safetensors"),
@@ -140,20 +158,95 @@ def move_to_abandoned(folder: Path, *, after_step: int) -> None:
             path.rename(abandoned / path.name)
 
 
+def recover(folder: Path) -> None:
+    """Complete what a process that was killed while it saved left under a temporary name, if it loads."""
+    for leftover, name in _leftovers(folder):
+        if not (folder / name).exists() and _loads(leftover):
+            leftover.rename(folder / name)
+
+
 def remove_old(folder: Path, *, keep: int) -> None:
     """Remove all but the `keep` newest checkpoints, the newest best one and the trunk, and leftovers of failed saves.
+
+    The newest one that loads is kept in any case.
 
     Raises:
         CheckpointError: a checkpoint cannot be removed.
     """
-    num_kept = dict.fromkeys(_PREFIXES, 1) | {"step": keep}
-    for path in [old for prefix, num in num_kept.items() for old in find_checkpoints(folder, prefix=prefix)[num:]]:
-        try:
-            shutil.rmtree(path)
-        except OSError as error:
-            raise CheckpointError(f"cannot remove {path}: {error}; newer checkpoints are intact") from None
-    for leftover in folder.glob(".*-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
+    for prefix, num_kept in (dict.fromkeys(_PREFIXES, 1) | {"step": keep}).items():
+        paths = find_checkpoints(folder, prefix=prefix)
+        kept, old = paths[:num_kept], paths[num_kept:]
+        if old and not any(map(_loads, kept)):
+            old.remove(next(filter(_loads, old), old[0]))
+        for path in old:
+            hidden = path.with_name(f".{path.name}.old")  # a kill in mid-removal leaves no half under its name
+            try:
+                path.rename(hidden)
+                shutil.rmtree(hidden)
+            except OSError as error:
+                raise CheckpointError(f"cannot remove {path}: {error}; newer checkpoints are intact") from None
+    for leftover, name in _leftovers(folder):
+        if (folder / name).exists() or not _loads(leftover):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _move_into_place(temporary: Path, target: Path) -> None:
+    """Rename a complete checkpoint to its name; what has that name is removed afterwards."""
+    old = target.with_name(f".{target.name}.old")
+    if target.is_dir():
+        shutil.rmtree(old, ignore_errors=True)
+        target.rename(old)
+    try:
+        temporary.rename(target)
+    except OSError:
+        if old.exists():
+            old.rename(target)
+        raise
+    _fsync(target.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _holds(path: Path, snapshot: Snapshot) -> bool:
+    """Whether a checkpoint loads and has the contents of a snapshot, apart from times and the journal's size."""
+    try:
+        saved = load(path)
+    except CheckpointError:
+        return False
+    return (
+        (saved.step, saved.digest, saved.recipe) == (snapshot.step, snapshot.digest, list(snapshot.recipe))
+        and _untimed(saved.state) == _untimed(snapshot.state)
+        and _are_equal(saved.model, snapshot.model)
+        and _are_equal(_without_sums(saved), _without_sums(snapshot))
+    )
+
+
+def _untimed(state: Mapping[str, Any]) -> str:
+    training = {name: value for name, value in state.get("training", {}).items() if not name.endswith("_seconds")}
+    return json.dumps({**state, "training": training}, sort_keys=True)
+
+
+def _without_sums(snapshot: Snapshot) -> dict[str, Tensor]:
+    # A new epoch sets them to zero before its first step.
+    is_new_epoch = snapshot.state.get("training", {}).get("step") == 0
+    return {n: t for n, t in snapshot.optimizer.items() if not (is_new_epoch and n.startswith("sums|"))}
+
+
+def _are_equal(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(a[name].dtype == b[name].dtype and a[name].equal(b[name].cpu()) for name in a)
+
+
+def _leftovers(folder: Path) -> list[tuple[Path, str]]:
+    """Checkpoints under a temporary name, and the names that they are for; of one name, the newer one first."""
+    found = [(path, _LEFTOVER.fullmatch(path.name)) for path in sorted(folder.glob(".*"))]
+    return [(path, match[1]) for path, match in found if match]
+
+
+def _loads(path: Path) -> bool:
+    try:
+        verify(path)
+    except CheckpointError:
+        return False
+    return True
 
 
 def _manifest(path: Path) -> dict[str, Any]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 from esper.configs import CheckpointConfig
-from esper.errors import CheckpointError
+from esper.errors import CheckpointError, RunError
 from esper.tolaria.checkpoints import files
 from esper.tolaria.checkpoints.contents import restore
 from esper.tolaria.checkpoints.files import Snapshot
 from esper.tolaria.run import Run
+from esper.tracking import read
 
 __all__ = ["resume", "rewind_target"]
 
@@ -39,14 +41,17 @@ def rewind_target(config: CheckpointConfig, checkpoint_dir: Path) -> Path | None
 
 
 def _find_start(run: Run) -> tuple[tuple[Path, Snapshot] | None, list[str]]:
-    """The checkpoint to start from, and a warning for each damaged one; rewinds the run's folder and journal."""
+    """The checkpoint to start from, and a warning for each lost one; rewinds the run's folder and journal."""
     config = run.config.checkpoint
-    damaged: list[str] = []
+    lost: list[str] = []
     own: tuple[Path, Snapshot] | None = None
+    files.recover(run.checkpoint_dir)
     if path := rewind_target(config, run.checkpoint_dir):
         own = path, files.load(path)
     elif config.auto_resume and not run.config.fresh:
-        own = _newest_loadable(files.find_checkpoints(run.checkpoint_dir), damaged)
+        own = _newest_loadable(files.find_checkpoints(run.checkpoint_dir), lost)
+        if own is None and not lost:
+            lost += _gone(run)
     start = own
     if start is None and config.resume_from is not None:
         if run.config.model.init_from is not None:
@@ -58,7 +63,18 @@ def _find_start(run: Run) -> tuple[tuple[Path, Snapshot] | None, list[str]]:
         start = path, files.load(path)
     files.move_to_abandoned(run.checkpoint_dir, after_step=own[1].step if own else -1)
     run.journal.rewind(own[1].journal_offset if own else 0)
-    return start, [f"{message}; {f'resumed from {own[0].name}' if own else 'started over'}" for message in damaged]
+    went_on = f"resumed from {own[0].name}" if own else "no checkpoint of this run loads: started over"
+    return start, [f"{message}; {went_on}{f', from {start[0]}' if start and not own else ''}" for message in lost]
+
+
+def _gone(run: Run) -> list[str]:
+    """A message if the journal says that checkpoints were saved, for a run that has none."""
+    saved = None
+    with contextlib.suppress(RunError):  # a damaged line: what stands before it still tells
+        for event in read(run.journal.path):
+            if event["kind"] == "checkpoint" and not event.get("is_best"):
+                saved = event["path"]
+    return [f"the journal says that {saved} was saved, but {run.checkpoint_dir} holds no checkpoint"] if saved else []
 
 
 def _newest_loadable(paths: list[Path], damaged: list[str]) -> tuple[Path, Snapshot] | None:

@@ -202,3 +202,76 @@ def test_fresh_does_not_resume(run_dir: Path) -> None:
     lines = [json.loads(line) for line in (run_dir / "journal.jsonl").read_text().splitlines()]
     assert [line["resumed_from"] for line in lines if line["kind"] == "run_started"] == [None]
     assert growth["num_germinated"] == 1
+
+
+def notices(run_dir: Path) -> list[str]:
+    lines = [json.loads(line) for line in (run_dir / "journal.jsonl").read_text().splitlines()]
+    return [line["message"] for line in lines if line["kind"] == "notice"]
+
+
+def test_stopping_while_an_epoch_ends_or_before_the_first_step_saves_nothing_twice(
+    straight: tuple[dict[str, Tensor], dict[str, Any]], run_dir: Path
+) -> None:
+    config = tiny_config(morphogenetic__blending_steps=4, checkpoint__max_checkpoints=1)
+
+    def stop_on(kind: str) -> None:
+        trainer = TolariaTrainer(
+            config,
+            run_dir=run_dir,
+            listeners=[lambda event: trainer.request_stop("SIGTERM") if event.kind == kind else None],
+        )
+
+        async def go() -> None:
+            try:
+                await trainer.initialize()
+                await trainer.train()
+            finally:
+                await trainer.shutdown()
+
+        asyncio.run(go())
+
+    stop_on("epoch")
+    assert names(run_dir) == ["step-00000006"]
+    saved = (run_dir / "checkpoints" / "step-00000006").stat()
+    assert json.loads((run_dir / "journal.jsonl").read_text().splitlines()[-2])["kind"] == "checkpoint"
+    for _ in range(2):
+        stop_on("run_started")
+        assert (run_dir / "checkpoints" / "step-00000006").stat() == saved
+    assert_same(train(config, run_dir)[0], straight[0])
+
+
+def test_a_save_that_was_killed_before_its_last_rename_is_resumed_from(
+    straight: tuple[dict[str, Tensor], dict[str, Any]], run_dir: Path
+) -> None:
+    config = tiny_config(morphogenetic__blending_steps=4, checkpoint__max_checkpoints=1)
+    train(config, run_dir, stop_at=9)
+    path = run_dir / "checkpoints" / "step-00000009"
+    path.rename(path.with_name(f".{path.name}.old"))  # the new one is not there yet, and nothing else
+    finished, _ = train(config, run_dir)
+    assert_same(finished, straight[0])
+    assert notices(run_dir) == []
+    started = [json.loads(line) for line in (run_dir / "journal.jsonl").read_text().splitlines()]
+    assert [line["resumed_from"] for line in started if line["kind"] == "run_started"] == [None, str(path)]
+
+
+@pytest.mark.parametrize("how", ["removed", "other_dir", "no_manifest"])
+def test_a_run_whose_checkpoints_are_gone_says_that_it_starts_over(run_dir: Path, tmp_path: Path, how: str) -> None:
+    config = tiny_config()
+    train(config, run_dir, stop_at=9)
+    if how == "removed":
+        shutil.rmtree(run_dir / "checkpoints")
+    elif how == "no_manifest":
+        for manifest in run_dir.glob("checkpoints/*/manifest.json"):
+            manifest.unlink()
+    else:
+        config = tiny_config(checkpoint__checkpoint_dir=str(tmp_path / "elsewhere"))
+    train(config, run_dir, stop_at=1)
+    (notice,) = notices(run_dir)
+    assert "checkpoints/step-00000009 was saved, but" in notice
+    assert notice.endswith("holds no checkpoint; no checkpoint of this run loads: started over")
+
+
+def test_a_new_run_and_one_that_does_not_resume_have_nothing_to_say(run_dir: Path) -> None:
+    train(tiny_config(), run_dir, stop_at=7)
+    train(tiny_config(checkpoint__auto_resume=False), run_dir, stop_at=7)
+    assert notices(run_dir) == []
