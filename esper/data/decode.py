@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from esper.data.pixels import as_shown, formats, orientation
 from esper.errors import DataError
 
 __all__ = ["Chunk", "Resize", "decode_chunk", "decode_whole", "unreadable"]
@@ -50,15 +51,9 @@ def decode_chunk(paths: Sequence[str], resize: Resize) -> Chunk:
     images = np.empty((len(paths), resize.output_size, resize.output_size, 3), dtype=np.uint8)
     sizes = np.empty((len(paths), 2), dtype=np.int64)
     for i, path in enumerate(paths):
-        try:
-            with Image.open(path) as file:
-                sizes[i] = file.size[::-1]
-                file.draft(None, _scaled(file.size, resize))
-                image = file.convert("RGB")
-        except _UNREADABLE as error:
-            raise unreadable(path, error) from None
-        size = _scaled((sizes[i, 1], sizes[i, 0]), resize)
-        images[i] = np.asarray(_resized(image, size, resize.crop, _REDUCING_GAP))
+        image, size = _decode(path, resize)
+        sizes[i] = size[::-1]
+        images[i] = np.asarray(_resized(image, _scaled(size, resize), resize.crop, _REDUCING_GAP))
     return torch.from_numpy(images), torch.from_numpy(sizes)
 
 
@@ -72,11 +67,7 @@ def decode_whole(path: str, image_size: int | None) -> Tensor:
     Raises:
         DataError: it is not a readable image.
     """
-    try:
-        with Image.open(path) as file:
-            image = file.convert("RGB")
-    except _UNREADABLE as error:
-        raise unreadable(path, error) from None
+    image, _ = _decode(path, None)
     if image_size is not None:
         image = _resized(image, _scaled(image.size, Resize(image_size, image_size)), image_size, None)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
@@ -85,6 +76,22 @@ def decode_whole(path: str, image_size: int | None) -> Tensor:
 def unreadable(path: str, error: Exception) -> DataError:
     """The error for a file that cannot be decoded."""
     return DataError(f"{path}: not a readable image ({error}); repair or remove it")
+
+
+def _decode(path: str, resize: Resize | None) -> tuple[Image.Image, tuple[int, int]]:
+    """Decode a file as RGB; returns its full width and height too.
+
+    With `resize`, a JPEG that is much too large is decoded at reduced scale.
+    """
+    try:
+        with Image.open(path, formats=formats()) as file:
+            size = file.size
+            if resize is not None:
+                file.draft(None, _scaled(size, resize))
+            image = as_shown(file)
+            return image, size[::-1] if orientation(file) >= 5 else size
+    except _UNREADABLE as error:
+        raise unreadable(path, error) from None
 
 
 def _scaled(size: tuple[int, int], resize: Resize) -> tuple[int, int]:

@@ -23,6 +23,8 @@ __all__ = ["load_images"]
 
 _SMALL_FILE_BYTES = 8192
 """Decoding a smaller file hardly releases the GIL: threads do not help."""
+_VERSION = 2
+"""Of the decoder: another one where its pixels change, so that caches of older versions are not used."""
 _CHUNK = 64
 """Images that a thread decodes at a time."""
 
@@ -60,7 +62,7 @@ def load_images(
 
 
 def _digest(folder: Path, files: Sequence[os.DirEntry[str]], image_size: int | None) -> str:
-    """Hash the names, sizes and modification times of the files."""
+    """Hash the version of the decoder, and names, sizes and modification times of the files."""
     entries, prefix = [], len(os.path.join(folder, ""))  # noqa: PTH118
     for file in files:
         try:
@@ -68,7 +70,7 @@ def _digest(folder: Path, files: Sequence[os.DirEntry[str]], image_size: int | N
         except OSError as error:  # such as a dangling link
             raise unreadable(file.path, error) from None
         entries.append((file.path[prefix:], stat.st_size, stat.st_mtime_ns))
-    content = json.dumps([str(folder.resolve()), image_size, entries])
+    content = json.dumps([_VERSION, str(folder.resolve()), image_size, entries])
     return hashlib.sha256(content.encode()).hexdigest()[:24]
 
 

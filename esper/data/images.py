@@ -101,12 +101,13 @@ class FileSet:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dataset:
-    """A dataset before it is split: training and test images, and a validation set if it has its own."""
+    """A dataset before it is split: training and test images, a validation set if it has its own, and what to tell."""
 
     train: ImageSet | FileSet
     test: ImageSet | FileSet
     class_names: tuple[str, ...]
     val: ImageSet | FileSet | None = None
+    notices: tuple[str, ...] = ()
 
 
 def draw_stratified(labels: Tensor, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:

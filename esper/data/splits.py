@@ -29,6 +29,7 @@ class DataSplits:
         test: read once, at the end.
         class_names: one for each label.
         mean, std: of each channel of the training split (of image files: of 1024 of them), in units of [0, 1].
+        notices: what the user should know about the files.
     """
 
     train: ImageSet | FileSet
@@ -38,6 +39,7 @@ class DataSplits:
     class_names: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    notices: tuple[str, ...] = ()
 
     def to(self, device: torch.device) -> DataSplits:
         """Move images that are in memory to a device."""
@@ -84,7 +86,7 @@ def load_splits(config: DatasetConfig, *, rng_seed: int, cache_dir: Path | None 
             "it to at most that"
         )
     mean, std = _mean_and_std(train.images if isinstance(train, ImageSet) else train.sample(config.num_workers))
-    return DataSplits(**splits, class_names=dataset.class_names, mean=mean, std=std)
+    return DataSplits(**splits, class_names=dataset.class_names, mean=mean, std=std, notices=dataset.notices)
 
 
 def _mean_and_std(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

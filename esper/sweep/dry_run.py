@@ -52,6 +52,8 @@ def dry_run_sweep(members: Sequence[tuple[Member, TolariaConfig]], queue: Queue)
         epochs = str(config.optimization.max_epochs)
         table.add_row(short[member.name], state, epochs, f"{report.num_parameters:,}", time)
     table_console().print(table)
+    for notice in dict.fromkeys(notice for report in reports.values() for notice in report.notices):
+        print(notice)  # noqa: T201
     print(f"{plan.describe('to submit')}; {queue.describe()}")  # noqa: T201
     print(f"{_total_time(times_s)}\nnothing was submitted")  # noqa: T201
 

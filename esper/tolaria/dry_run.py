@@ -27,6 +27,7 @@ class DryRun:
         device: where the steps ran: `cuda:0`, `cpu`.
         total_steps: optimizer steps of the whole training.
         step_seconds: median time of a step, without the first.
+        notices: what the user should know about the data.
         lines: text for the user.
     """
 
@@ -34,6 +35,7 @@ class DryRun:
     device: str
     total_steps: int
     step_seconds: float
+    notices: tuple[str, ...]
     lines: tuple[str, ...]
 
     @property
@@ -51,6 +53,7 @@ def dry_run(run: Run) -> DryRun:
     """
     host = run.host_cost
     lines = [f"network    {host.num_parameters:,} parameters, {host.num_macs:,} MACs, {len(run.model.slots)} sites"]
+    lines += [f"data       {notice}" for notice in run.parts.splits.notices]
     lines.append(f"training   {run.total_steps:,} steps of {run.config.dataset.batch_size} on {run.parts.device}")
     sites = [slot.site.name for slot in run.model.all_slots() if slot.has_room]
     seconds: list[float] = []
@@ -70,6 +73,7 @@ def dry_run(run: Run) -> DryRun:
         device=str(run.parts.device),
         total_steps=run.total_steps,
         step_seconds=statistics.median(seconds[1:]),
+        notices=run.parts.splits.notices,
         lines=tuple(lines),
     )
 

@@ -307,6 +307,8 @@ class TrainingLoop:
         def inform(message: str) -> None:
             run.emit(Notice, level="INFO", message=message)
 
+        for message in run.parts.splits.notices:
+            run.warn(message)
         for message in notices:
             inform(message)
         if run.config.morphogenetic.policy == "replay" and run.model.recipe and not is_resumed:

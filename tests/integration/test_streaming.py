@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import multiprocessing
 from pathlib import Path
@@ -12,6 +13,8 @@ import torch
 
 from esper.configs import DatasetConfig, TolariaConfig
 from esper.errors import DataError
+from esper.launch.dry_run import dry_run
+from esper.tracking import read
 from tests.conftest import tiny_config
 from tests.data.photos import CLASSES, write_photos
 from tests.tolaria.checkpoints.test_resume import assert_same, train
@@ -71,3 +74,14 @@ def test_normal_settings_stream_too(photos: Path, tmp_path: Path) -> None:
     tensors, growth = train(settings, tmp_path / "run")
     assert growth["num_germinated"] == 1
     assert all(bool(torch.isfinite(value.float()).all()) for value in tensors.values())
+
+
+def test_files_that_are_not_read_are_told_by_the_run_and_by_a_dry_run(tmp_path: Path) -> None:
+    photos = write_photos(tmp_path / "photos", num_train=20, num_val=6)
+    (photos / "train" / CLASSES[0] / "phone.heic").write_bytes(b"")
+    settings = config(photos, dataset__num_workers=0, optimization__max_epochs=1, optimization__warmup_epochs=0.0)
+    settings = dataclasses.replace(settings, dataset=dataclasses.replace(settings.dataset, storage="memory"))
+    train(settings, tmp_path / "run")
+    told = [event["message"] for event in read(tmp_path / "run" / "journal.jsonl") if event["kind"] == "notice"]
+    assert [message for message in told if "1 (1 .heic)" in message] == [told[0]]
+    assert [line for line in dry_run(settings, tmp_path / "dry").lines if "1 (1 .heic)" in line]

@@ -2,29 +2,33 @@
 
     data_dir/train/<class>/*.jpg        and  data_dir/test/<class>/…  or  data_dir/val/<class>/…
 
-With both, controller and judge share `val`; with `val` alone, it is the test set.
+With both, controller and judge share `val`; with `val` alone, it is the test set. Hidden files and folders, whose names
+begin with a dot, are left out.
 """
 
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from esper.configs import DatasetConfig
 from esper.configs.dataset import DATASETS
 from esper.data.image_cache import load_images
 from esper.data.images import Dataset, FileSet, ImageSet
+from esper.data.pixels import suffixes
 from esper.errors import DataError
 
 __all__ = ["find_images", "is_streamed", "list_classes", "load"]
 
 MAX_MEMORY_BYTES = 8 * 2**30
 """With storage=auto, training images that need more than this in memory are streamed."""
+_MAX_KINDS = 5
+"""Suffixes that a notice names."""
 
 
 def load(config: DatasetConfig, cache_dir: Path | None) -> Dataset:
@@ -39,7 +43,10 @@ def load(config: DatasetConfig, cache_dir: Path | None) -> Dataset:
     """
     data_dir = Path(config.data_dir).expanduser()
     splits, classes = _layout(data_dir)
-    files = {split: list(find_images(data_dir / split, classes)) for split in splits}
+    files, unread = {}, Counter[str]()
+    for split in splits:
+        files[split], others = find_images(data_dir / split, classes)
+        unread += others
     sets: Mapping[str, ImageSet | FileSet]
     if is_streamed(config, num_images=sum(map(len, files["train"]))):
         sets = {split: _file_set(data_dir / split, files[split], config) for split in splits}
@@ -53,6 +60,9 @@ def load(config: DatasetConfig, cache_dir: Path | None) -> Dataset:
         test=sets["test" if "test" in sets else "val"],
         class_names=tuple(classes),
         val=sets.get("val") if "test" in sets else None,
+        notices=(f"dataset.data_dir={data_dir}: {_described(unread)}; images among them must be converted",)
+        if unread
+        else (),
     )
 
 
@@ -67,34 +77,54 @@ def list_classes(folder: Path) -> list[str]:
     """Names of the subfolders, sorted; empty if there is no such folder."""
     if not folder.is_dir():
         return []
-    with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir())
+    return sorted(entry.name for entry in _visible(folder) if entry.is_dir())
 
 
-def find_images(folder: Path, classes: Sequence[str]) -> Iterator[list[os.DirEntry[str]]]:
-    """Yield the image files of each class, sorted; subfolders are searched, links to folders are not.
+def find_images(folder: Path, classes: Sequence[str]) -> tuple[list[list[os.DirEntry[str]]], Counter[str]]:
+    """List the image files of each class, sorted; subfolders are searched, links to folders are not.
+
+    Returns:
+        The files, and how many others there are of each suffix.
 
     Raises:
         DataError: a class has no images.
     """
+    found, unread = [], Counter[str]()
     for name in classes:
-        # By the parts of the path: `a/b` before `a-b`.
-        files = sorted(_walk(os.path.join(folder, name)), key=lambda entry: entry.path.split(os.sep))  # noqa: PTH118, PTH206
+        files, others = [], Counter[str]()
+        for entry in _walk(folder / name):
+            suffix = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122
+            if suffix in suffixes():
+                files.append(entry)
+            else:
+                others[suffix] += 1
         if not files:
-            raise DataError(
-                f"{folder / name}: contains no images ({', '.join(IMG_EXTENSIONS)}); add some, or remove the folder "
-                "from every split"
-            )
-        yield files
+            contained = f"; {_described(others)}" if others else ""
+            raise DataError(f"{folder / name}: contains no images{contained}; add some, or remove it from every split")
+        # By the parts of the path: `a/b` before `a-b`.
+        found.append(sorted(files, key=lambda entry: entry.path.split(os.sep)))  # noqa: PTH206
+        unread += others
+    return found, unread
 
 
-def _walk(folder: str) -> Iterator[os.DirEntry[str]]:
+def _described(unread: Counter[str]) -> str:
+    kinds = sorted(unread, key=lambda suffix: (-unread[suffix], suffix))
+    counts = [f"{unread[suffix]} {suffix or 'without'}" for suffix in kinds[:_MAX_KINDS]]
+    more = ", …" if len(kinds) > _MAX_KINDS else ""
+    return f"files not read, because of their suffixes: {unread.total()} ({', '.join(counts)}{more})"
+
+
+def _walk(folder: Path | str) -> Iterator[os.DirEntry[str]]:
+    for entry in _visible(folder):
+        if entry.is_dir(follow_symlinks=False):
+            yield from _walk(entry.path)
+        elif not entry.is_dir():
+            yield entry
+
+
+def _visible(folder: Path | str) -> Iterator[os.DirEntry[str]]:
     with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
-                yield from _walk(entry.path)
-            elif os.path.splitext(entry.name)[1].lower() in IMG_EXTENSIONS:  # noqa: PTH122
-                yield entry
+        yield from (entry for entry in entries if not entry.name.startswith("."))
 
 
 def _layout(data_dir: Path) -> tuple[list[str], list[str]]:

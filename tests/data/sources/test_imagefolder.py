@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import resource
 import signal
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from esper.configs import DatasetConfig
 from esper.data import DataSplits, load_splits
@@ -130,9 +133,81 @@ def test_images_in_subfolders_are_found_and_sorted_by_path_parts(tmp_path: Path)
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "x.png").write_bytes(b"")
     (tmp_path / "cat" / "link").symlink_to(tmp_path / "elsewhere")
-    (found,) = find_images(tmp_path, ["cat"])
+    (found,), unread = find_images(tmp_path, ["cat"])
     names = [str(Path(entry.path).relative_to(tmp_path / "cat")) for entry in found]
-    assert names == [".hidden.png", "a/deep/er.jpeg", "a/z.webp", "a-b/c.JPG", "b.png"]
+    assert unread == {".txt": 1}
+    assert names == ["a/deep/er.jpeg", "a/z.webp", "a-b/c.JPG", "b.png"]
+
+
+@pytest.mark.parametrize("storage", ["memory", "stream"])
+def test_hidden_files_and_folders_are_left_out(folder: Path, storage: str) -> None:
+    settings = {"storage": storage, "image_size": 8, "num_workers": 0}
+    before = load(folder, **settings)
+    for name in ("._00.png", ".DS_Store", ".thumbnails/00.png", ".ipynb_checkpoints/00-checkpoint.png"):
+        for hidden in (folder / "train" / "cat" / name, folder / "train" / name, folder / name):
+            hidden.parent.mkdir(parents=True, exist_ok=True)
+            hidden.write_bytes(b"not an image")
+    after = load(folder, **settings)
+    assert (after.class_names, after.notices) == (("cat", "dog"), ())
+    assert torch.equal(after.train.labels, before.train.labels)
+
+
+def test_a_dataset_in_a_hidden_folder_is_read(folder: Path) -> None:
+    moved = folder.rename(folder.with_name(".images"))
+    assert len(load(moved).train) == 24
+
+
+def test_a_hidden_wordnet_id_is_not_missing_from_imagenet(folder: Path) -> None:
+    for split in ("train", "test"):
+        for name, wnid in (("cat", "n00000001"), ("dog", "n00000002")):
+            (folder / split / name).rename(folder / split / wnid)
+    (folder / "train" / ".ipynb_checkpoints").mkdir()
+    assert load(folder, name="imagenet", image_size=8, num_workers=0).class_names == ("n00000001", "n00000002")
+
+
+@pytest.mark.parametrize("suffix", [".jfif", ".JPE", ".gif", ".avif", ".jp2", ".tga"])
+def test_what_pillow_reads_is_read(folder: Path, suffix: str) -> None:
+    for i in range(4):
+        paint(folder / "train" / "cat" / f"new{i}{suffix}", (0, 0, 200))
+    splits = load(folder)
+    assert len(splits.train) + len(splits.controller) + len(splits.judge) == 44
+    assert splits.notices == ()
+
+
+@pytest.mark.parametrize("storage", ["memory", "stream"])
+def test_files_that_are_not_read_are_counted_in_one_line(folder: Path, storage: str) -> None:
+    for name in ("cat/a.heic", "cat/deep/b.HEIC", "dog/labels.csv", "dog/README"):
+        (folder / "train" / name).parent.mkdir(exist_ok=True)
+        (folder / "train" / name).write_bytes(b"")
+    (folder / "test" / "cat" / "c.heic").write_bytes(b"")
+    (notice,) = load(folder, storage=storage, image_size=8, num_workers=0).notices
+    assert notice == (
+        f"dataset.data_dir={folder}: files not read, because of their suffixes: 5 (3 .heic, 1 without, 1 .csv); "
+        "images among them must be converted"
+    )
+
+
+def test_a_class_without_readable_files_says_what_it_has(folder: Path) -> None:
+    for split in ("train", "test"):
+        (folder / split / "bird").mkdir()
+        (folder / split / "bird" / "a.heic").write_bytes(b"")
+    with pytest.raises(
+        DataError, match=r"bird: contains no images; files not read, because of their suffixes: 1 \(1 \.heic\); add"
+    ):
+        load(folder)
+
+
+def test_a_cache_of_version_0_1_0_is_not_shown(folder: Path) -> None:
+    """Its key had no version of the decoder, whose pixels have changed since."""
+    train = folder / "train"
+    files = sorted(train.rglob("*.png"), key=lambda file: file.parts)
+    entries = [(str(f.relative_to(train)), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+    key = hashlib.sha256(json.dumps([str(train.resolve()), None, entries]).encode()).hexdigest()[:24]
+    stale = torch.full((40, 3, 8, 8), 99, dtype=torch.uint8)
+    checksum = torch.frombuffer(bytearray(hashlib.sha256(stale.numpy().tobytes()).digest()), dtype=torch.uint8)
+    (folder.parent / "cache").mkdir()
+    save_file({"images": stale, "sha256": checksum}, folder.parent / "cache" / f"{key}.safetensors")
+    assert not (load(folder).train.images == 99).all()
 
 
 @pytest.mark.parametrize(
