@@ -86,9 +86,9 @@ def _decode(path: str, resize: Resize | None) -> tuple[Image.Image, tuple[int, i
     try:
         with Image.open(path, formats=formats()) as file:
             size = file.size
-            if resize is not None:
-                file.draft(None, _scaled(size, resize))
+            is_reduced = resize is not None and file.draft(None, _scaled(size, resize)) is not None
             image = as_shown(file)
+            size = size if is_reduced else file.size  # loading turns a TIFF
             return image, size[::-1] if orientation(file) >= 5 else size
     except _UNREADABLE as error:
         raise unreadable(path, error) from None

@@ -79,7 +79,7 @@ def _rgb(file: ImageFile.ImageFile, rawmode: str) -> Image.Image:
         image = file.convert("L" if file.mode == "1" else file.mode)
         opaque = np.atleast_3d(np.asarray(image) != _eight_bits(key, rawmode)).any(axis=2)
         image = image.convert("RGB")
-    elif file.has_transparency_data:
+    elif file.has_transparency_data and not _has_unused_alpha(file):
         return _over_background(file.convert("RGBA"))
     else:
         return file.convert("RGB")
@@ -107,6 +107,11 @@ def _sixteen_bits(file: ImageFile.ImageFile) -> np.ndarray[tuple[int, ...], np.d
     if tags.get(ExifTags.Base.PhotometricInterpretation) == _WHITE_IS_ZERO:
         values = 65535 - values
     return values
+
+
+def _has_unused_alpha(file: ImageFile.ImageFile) -> bool:
+    """Whether the fourth channel is only there to fill up 32 bits, as in many TGAs."""
+    return file.format == "TGA" and file.mode == "RGBA" and not np.asarray(file)[..., 3].any()
 
 
 def _over_background(image: Image.Image) -> Image.Image:

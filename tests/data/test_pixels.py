@@ -66,25 +66,29 @@ def test_sixteen_bit_grey_is_scaled(tmp_path: Path, decode: Decoder, suffix: str
     assert (decode(path) == grey(RAMP >> 8)).all()
 
 
-def big_endian_tiff(path: Path, *, compressed: bool) -> None:
-    """Write the ramp as 16-bit grey; Pillow itself does not write compressed ones in this byte order."""
-    content = RAMP.astype(">u2").tobytes()
+def tiff(path: Path, content: bytes, *, order: str = ">", depth: int = 16, compressed: bool = False) -> None:
+    """Write a grey TIFF of a kind that Pillow does not write; `content` are its pixels."""
     content = zlib.compress(content) if compressed else content
     content += b"\0" * (len(content) % 2)
-    short, long = 3, 4
-    entries = [
-        *[(256, long, SIDE), (257, long, SIDE), (258, short, 16 << 16), (259, short, (8 if compressed else 1) << 16)],
-        *[(262, short, 1 << 16), (273, long, 8), (278, long, SIDE), (279, long, len(content))],
-    ]
-    tags = b"".join(struct.pack(">HHII", tag, kind, 1, value) for tag, kind, value in entries)
-    directory = struct.pack(">H", len(entries)) + tags + bytes(4)
-    path.write_bytes(b"MM\0*" + struct.pack(">I", 8 + len(content)) + content + directory)
+    compression = 8 if compressed else 1
+    entries = {256: SIDE, 257: SIDE, 258: depth, 259: compression, 262: 1, 273: 8, 278: SIDE, 279: len(content)}
+    tags = b"".join(struct.pack(f"{order}HHII", tag, 4, 1, value) for tag, value in entries.items())
+    directory = struct.pack(f"{order}H", len(entries)) + tags + bytes(4)
+    magic = {">": b"MM\0*", "<": b"II*\0"}[order]
+    path.write_bytes(magic + struct.pack(f"{order}I", 8 + len(content)) + content + directory)
 
 
 @pytest.mark.parametrize("compressed", [False, True])
 def test_sixteen_bit_grey_of_a_big_endian_tiff_is_scaled(tmp_path: Path, decode: Decoder, compressed: bool) -> None:
-    big_endian_tiff(tmp_path / "ramp.tiff", compressed=compressed)
+    tiff(tmp_path / "ramp.tiff", RAMP.astype(">u2").tobytes(), compressed=compressed)
     assert (decode(tmp_path / "ramp.tiff") == grey(RAMP >> 8)).all()
+
+
+def test_twelve_bit_grey_is_scaled(tmp_path: Path, decode: Decoder) -> None:
+    values = (RAMP >> 4).reshape(-1, 2).astype(int)
+    packed = [values[:, 0] >> 4, (values[:, 0] & 15) << 4 | values[:, 1] >> 8, values[:, 1] & 255]
+    tiff(tmp_path / "ramp.tif", np.stack(packed, axis=1).astype(np.uint8).tobytes(), order="<", depth=12)
+    assert (decode(tmp_path / "ramp.tif") == grey(RAMP >> 8)).all()
 
 
 def test_a_tiff_whose_white_is_zero_is_not_a_negative(tmp_path: Path, decode: Decoder) -> None:
@@ -134,6 +138,13 @@ def test_transparent_pixels_are_shown_over_white(tmp_path: Path, decode: Decoder
 def test_half_transparent_pixels_are_mixed_with_white(tmp_path: Path, decode: Decoder) -> None:
     Image.new("RGBA", (SIDE, SIDE), (0, 100, 255, 51)).save(tmp_path / "a.png")
     assert decode(tmp_path / "a.png")[0, 0].tolist() == [204, 224, 255]
+
+
+def test_a_fourth_channel_of_zeros_in_a_tga_is_no_transparency(tmp_path: Path, decode: Decoder) -> None:
+    Image.fromarray(np.dstack([RED_SHAPE, np.zeros_like(SHAPE)]).astype(np.uint8)).save(tmp_path / "a.tga")
+    assert (decode(tmp_path / "a.tga") == RED_SHAPE).all()
+    write_transparent(tmp_path / "b.tga", "RGBA")
+    assert (decode(tmp_path / "b.tga") == RED_SHAPE).all()
 
 
 @pytest.mark.parametrize("depth", [2, 4, 8, 16])

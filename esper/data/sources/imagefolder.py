@@ -96,7 +96,7 @@ def find_images(folder: Path, classes: Sequence[str]) -> tuple[list[list[os.DirE
             suffix = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122
             if suffix in suffixes():
                 files.append(entry)
-            else:
+            elif not entry.is_dir():
                 others[suffix] += 1
         if not files:
             contained = f"; {_described(others)}" if others else ""
@@ -118,7 +118,7 @@ def _walk(folder: Path | str) -> Iterator[os.DirEntry[str]]:
     for entry in _visible(folder):
         if entry.is_dir(follow_symlinks=False):
             yield from _walk(entry.path)
-        elif not entry.is_dir():
+        else:
             yield entry
 
 
