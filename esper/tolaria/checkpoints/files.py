@@ -6,7 +6,7 @@
         model.safetensors     parameters and buffers of the grown network
         optimizer.safetensors optimizer state by parameter name, metric sums, random-number states, EMA
         state.json            counters, seeds, scaler
-        manifest.json         schema, SHA-256 of each file, growth recipe, journal offset; written last
+        manifest.json         schema, SHA-256 of each file and its own, growth recipe, journal offset; written last
 
 Saving is atomic: a temporary folder is written, fsynced and renamed; where it replaces another checkpoint, that is
 renamed first, and `recover` completes what a kill between the two left. Loading verifies every hash. No pickle.
@@ -33,10 +33,12 @@ from esper.errors import CheckpointError
 
 __all__ = ["Snapshot", "find_checkpoints", "load", "move_to_abandoned", "recover", "remove_old", "save", "verify"]
 
-SCHEMA = 1
+SCHEMA = 2
+"""1 (version 0.1.0): the manifest has no checksum of its own."""
 _PREFIXES = ("step", "best", "trunk")
 _FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
-_LEFTOVER = re.compile(r"\.((?:step|best|trunk)-\d{8,})\.(?:\d+|old)")
+_NAME = r"(step|best|trunk)-(\d{8}|[1-9]\d{8,})"
+_LEFTOVER = re.compile(rf"\.({_NAME})\.([0-9]+|old)", re.ASCII)
 """Temporary name of a checkpoint: `.NAME.PID` while it is written, `.NAME.old` while it is replaced."""
 
 
@@ -82,7 +84,7 @@ def save(folder: Path, snapshot: Snapshot, *, prefix: str) -> Path:
         save_file(_contiguous(snapshot.model), temporary / "model.safetensors")
         save_file(_contiguous(snapshot.optimizer), temporary / "optimizer.safetensors")
         (temporary / "state.json").write_text(json.dumps(dict(snapshot.state)))
-        manifest = {
+        manifest: dict[str, Any] = {
             "schema": SCHEMA,
             "step": snapshot.step,
             "digest": snapshot.digest,
@@ -90,6 +92,7 @@ def save(folder: Path, snapshot: Snapshot, *, prefix: str) -> Path:
             "recipe": [graft.entry() for graft in snapshot.recipe],
             "sha256": {name: _sha256(temporary / name) for name in _FILES},
         }
+        manifest["sha256"]["manifest.json"] = _manifest_sha256(manifest)
         (temporary / "manifest.json").write_text(json.dumps(manifest, indent=2))
         for file in temporary.iterdir():
             _fsync(file)
@@ -108,14 +111,16 @@ def verify(path: Path) -> dict[str, Any]:
         CheckpointError: it is missing, incomplete, damaged, or of another schema.
     """
     manifest = _manifest(path)
-    if manifest.get("schema") != SCHEMA:
-        raise CheckpointError(f"{path} has schema {manifest.get('schema')}; this version of Esper reads {SCHEMA}")
+    if manifest.get("schema") not in range(1, SCHEMA + 1):
+        raise CheckpointError(f"{path} has schema {manifest.get('schema')}; this version of Esper reads 1 to {SCHEMA}")
     try:
+        if manifest["schema"] > 1 and manifest["sha256"].pop("manifest.json") != _manifest_sha256(manifest):
+            raise CheckpointError(f"{path / 'manifest.json'} is damaged: its SHA-256 differs")
         for name in _FILES:
             if _sha256(path / name) != manifest["sha256"][name]:
                 raise CheckpointError(f"{path / name} is damaged: its SHA-256 differs from manifest.json")
-    except (OSError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from None
+    except (OSError, AttributeError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is damaged: {error!r}") from None
     return manifest
 
 
@@ -140,19 +145,21 @@ def load(path: Path) -> Snapshot:
         raise CheckpointError(f"{path} is damaged: {error}") from None
 
 
-def find_checkpoints(folder: Path, *, prefix: str = "step") -> list[Path]:
-    """The complete checkpoints in a folder, newest first."""
+def find_checkpoints(folder: Path, *, prefix: str = "step", complete: bool = True) -> list[Path]:
+    """The checkpoints in a folder, newest first; without `complete`, those that lost their manifest too."""
     if not folder.is_dir():
         return []
-    complete = [path for path in folder.glob(f"{prefix}-*") if (path / "manifest.json").is_file()]
-    return sorted(complete, key=lambda path: path.name, reverse=True)
+    found = [path for path in folder.iterdir() if _is_named(path.name, prefix) and path.is_dir()]
+    return sorted(
+        (path for path in found if not complete or (path / "manifest.json").is_file()), key=_step, reverse=True
+    )
 
 
 def move_to_abandoned(folder: Path, *, after_step: int) -> None:
     """Move the checkpoints of later steps into `abandoned/`: a run that resumes at `after_step` writes them again."""
     abandoned = folder / "abandoned"
-    for path in [path for prefix in _PREFIXES for path in find_checkpoints(folder, prefix=prefix)]:
-        if int(path.name.rpartition("-")[2]) > after_step:
+    for path in [path for prefix in _PREFIXES for path in find_checkpoints(folder, prefix=prefix, complete=False)]:
+        if _step(path) > after_step:
             abandoned.mkdir(exist_ok=True)
             shutil.rmtree(abandoned / path.name, ignore_errors=True)
             path.rename(abandoned / path.name)
@@ -235,6 +242,15 @@ def _are_equal(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(a[name].dtype == b[name].dtype and a[name].equal(b[name].cpu()) for name in a)
 
 
+def _is_named(name: str, prefix: str) -> bool:
+    match = re.fullmatch(_NAME, name, re.ASCII)
+    return match is not None and match[1] == prefix
+
+
+def _step(path: Path) -> int:
+    return int(path.name.rpartition("-")[2])
+
+
 def _leftovers(folder: Path) -> list[tuple[Path, str]]:
     """Checkpoints under a temporary name, and the names that they are for; of one name, the newer one first."""
     found = [(path, _LEFTOVER.fullmatch(path.name)) for path in sorted(folder.glob(".*"))]
@@ -254,7 +270,7 @@ def _manifest(path: Path) -> dict[str, Any]:
         manifest = json.loads((path / "manifest.json").read_text())
     except FileNotFoundError:
         raise CheckpointError(f"{path} is not a checkpoint: it has no manifest.json") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path / 'manifest.json'} is damaged: {error}") from None
     if not isinstance(manifest, dict):
         raise CheckpointError(f"{path / 'manifest.json'} is damaged: not an object")
@@ -264,6 +280,11 @@ def _manifest(path: Path) -> dict[str, Any]:
 def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     # safetensors refuses channels-last strides; `load_state_dict` copies into tensors that have them.
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def _manifest_sha256(manifest: Mapping[str, Any]) -> str:
+    """SHA-256 of a manifest's content without this entry, however it is laid out."""
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def _sha256(path: Path) -> str:

@@ -49,7 +49,7 @@ def _find_start(run: Run) -> tuple[tuple[Path, Snapshot] | None, list[str]]:
     if path := rewind_target(config, run.checkpoint_dir):
         own = path, files.load(path)
     elif config.auto_resume and not run.config.fresh:
-        own = _newest_loadable(files.find_checkpoints(run.checkpoint_dir), lost)
+        own = _newest_loadable(files.find_checkpoints(run.checkpoint_dir, complete=False), lost)
         if own is None and not lost:
             lost += _gone(run)
     start = own

@@ -3,14 +3,18 @@ from __future__ import annotations
 import json
 import multiprocessing
 import resource
+import tempfile
 import time
 import warnings
 from dataclasses import replace
 from multiprocessing.synchronize import Event
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from esper.contracts.recipe import Graft
 from esper.errors import CheckpointError
@@ -28,6 +32,17 @@ def snapshot(step: int = 3) -> Snapshot:
         recipe=[Graft(graft_id=1, site="s:after", blueprint_id="b", init_seed=4, init_gain=0.5, born_step=2)],
         journal_offset=17,
         digest="abcd",
+    )
+
+
+def are_same(a: Snapshot, b: Snapshot) -> bool:
+    def rest(saved: Snapshot) -> tuple[Any, ...]:
+        return saved.step, saved.state, saved.recipe, saved.journal_offset, saved.digest
+
+    tensors = [(a.model, b.model), (a.optimizer, b.optimizer)]
+    return rest(a) == rest(b) and all(
+        ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+        for ours, theirs in tensors
     )
 
 
@@ -53,6 +68,62 @@ def test_damage_is_found(tmp_path: Path, name: str, damage: str) -> None:
         file.write_bytes(content)
     with pytest.raises(CheckpointError, match="damaged"):
         checkpoint.load(file.parent)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"])
+def test_any_bit_that_flips_is_found_or_changes_nothing(tmp_path: Path, name: str) -> None:
+    file = checkpoint.save(tmp_path, snapshot(), prefix="step") / name
+    content = file.read_bytes()
+    expected, num_refused = checkpoint.load(file.parent), 0
+    bits = range(0, 8 * len(content), 1 if name == "manifest.json" else 7)  # the others are hashed as they are
+    for bit in bits:
+        flipped = bytearray(content)
+        flipped[bit // 8] ^= 1 << bit % 8
+        file.write_bytes(flipped)
+        try:
+            loaded = checkpoint.load(file.parent)
+        except CheckpointError:
+            num_refused += 1
+        else:
+            assert are_same(loaded, expected), f"bit {bit}"
+    assert num_refused > 0.9 * len(bits)
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.data())
+def test_a_file_that_is_cut_grows_or_has_other_bytes_is_found_or_changes_nothing(data: st.DataObject) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = checkpoint.save(Path(folder), snapshot(), prefix="step")
+        expected = checkpoint.load(path)
+        file = data.draw(st.sampled_from(sorted(path.iterdir())))
+        content = file.read_bytes()
+        start = data.draw(st.integers(0, len(content)))
+        end = data.draw(st.integers(start, len(content)))
+        file.write_bytes(content[:start] + data.draw(st.binary(max_size=20)) + content[end:])
+        try:
+            loaded = checkpoint.load(path)
+        except CheckpointError:
+            return
+        assert are_same(loaded, expected)
+
+
+@pytest.mark.parametrize("change", [{"step": 4}, {"recipe": []}, {"journal_offset": 0}, {"later": 1}, {"sha256": {}}])
+def test_a_manifest_that_was_changed_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+    file = checkpoint.save(tmp_path, snapshot(), prefix="step") / "manifest.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(CheckpointError, match="damaged"):
+        checkpoint.load(file.parent)
+
+
+def test_a_manifest_of_version_0_1_0_has_no_checksum_and_loads(tmp_path: Path) -> None:
+    file = checkpoint.save(tmp_path, snapshot(), prefix="step") / "manifest.json"
+    manifest = json.loads(file.read_text())
+    del manifest["sha256"]["manifest.json"]
+    file.write_text(json.dumps(manifest))
+    with pytest.raises(CheckpointError, match="damaged"):
+        checkpoint.load(file.parent)
+    file.write_text(json.dumps(manifest | {"schema": 1}))
+    assert checkpoint.load(file.parent).step == 3
 
 
 def test_a_folder_without_a_manifest_is_not_a_checkpoint(tmp_path: Path) -> None:
