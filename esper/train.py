@@ -57,7 +57,7 @@ def main() -> None:
         exit_with(explain(error) if isinstance(error, BAD_INPUT) else EsperError(error_line(error)))
     for line in failures:
         sys.stderr.write(f"error: {line}\n")
-    raise SystemExit(1 if failures else 0)
+    raise SystemExit(min(failures.values(), default=0))
 
 
 def _register_launchers() -> None:
@@ -83,7 +83,8 @@ def app(cfg: DictConfig) -> float | None:
             traceback.print_exc()
         if settings.mode is RunMode.RUN:
             exit_with(shown)
-        if record_failure(f"{' '.join(settings.overrides.task)}: {error_line(error)}"):
+        line = f"{' '.join(settings.overrides.task)}: {error_line(error)}"
+        if record_failure(line, exit_code=shown.exit_code):
             return None
         raise
     if outcome.exit_code:

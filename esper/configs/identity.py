@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from esper.configs.tolaria import TolariaConfig
 
-__all__ = ["checkpoints_folder", "digest", "is_operational", "outputs_folder", "run_id", "run_name"]
+__all__ = ["checkpoints_folder", "differences", "digest", "is_operational", "outputs_folder", "run_id", "run_name"]
 
 _OPERATIONAL = frozenset(
     {
@@ -52,6 +52,15 @@ _LATER = {
 """Settings added since 0.1.0 with the value that leaves a run as it was: the digests of older runs stay."""
 _PATHS = ("dataset.data_dir", "model.init_from", "morphogenetic.recipe_path")
 """Left out of the readable part of a name, since they are long; the digest covers them."""
+_TAKEN_FROM_GROWN = (
+    "comparison.grown_macs",
+    "comparison.grown_run",
+    "model.init_from",
+    "morphogenetic.schedule_by",
+    "optimization.max_epochs",
+    "optimization.max_macs",
+)
+"""Settings of an arm that its grown run decides, see `launch.arms`; the name of the grown run covers them."""
 _MAX_READABLE = 120
 
 
@@ -65,6 +74,44 @@ def digest(config: TolariaConfig) -> str:
     """8 hex digits of the SHA-256 of the settings that define the run."""
     canonical = json.dumps(_settings(dataclasses.asdict(config)), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:8]
+
+
+def differences(recorded: Mapping[str, Any], config: TolariaConfig) -> dict[str, tuple[Any, Any]]:
+    """Settings that define a run and differ from its recorded configuration: recorded and configured value, by name.
+
+    What a run sets itself at its start does not count: the digest of `model.init_from`, and the settings that an arm
+    takes from its grown run, unless `config` has them already.
+
+    Args:
+        recorded: content of the run's `config.yaml`, perhaps of an older version.
+        config: a validated configuration.
+    """
+    before = dict(_flat(_settings(dict(recorded))))
+    after = dict(_flat(_settings(dataclasses.asdict(config))))
+    ignored = {"model.init_digest"} if config.model.init_digest is None else set()
+    if before.get("comparison.grown_run") is not None:
+        ignored.add("morphogenetic.recipe_path")  # relative to the working directory of each command
+        if config.comparison.grown_run is None:
+            ignored.update(_TAKEN_FROM_GROWN)
+    return {
+        key: (before.get(key, _LATER.get(key)), after.get(key, _LATER.get(key)))
+        for key in dict.fromkeys([*after, *before])
+        if key not in ignored and not _is_same(key, before.get(key, _ABSENT), after.get(key, _ABSENT))
+    }
+
+
+def _flat(group: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in group.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def _is_same(key: str, before: Any, after: Any) -> bool:
+    if key in _PATHS and isinstance(before, str) and isinstance(after, str):
+        return before == after or Path(before).absolute() == Path(after).absolute()
+    return bool(before == after)
 
 
 def run_id(run_dir: Path) -> str:

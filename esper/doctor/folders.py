@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import tempfile
@@ -14,9 +13,6 @@ __all__ = ["checkpoints", "filesystem", "outputs", "runs", "settings", "sqlite_f
 
 _GIB = 2**30
 _MIN_SPACE_BYTES, _LOW_SPACE_BYTES = _GIB, 10 * _GIB
-_NETWORK = frozenset((
-    "9p", "afs", "beegfs", "ceph", "cifs", "fhgfs", "gpfs", "lustre", "nfs", "nfs4", "panfs", "smb3", "smbfs", "wekafs",
-))  # fmt: skip
 _MAX_RUNS = 1000
 
 
@@ -64,15 +60,17 @@ def _writable(folder: Path, remedy: str) -> Finding:
 
 def filesystem(run: PlannedRun) -> Finding:
     """SQLite files are on a local filesystem, as locks are unreliable on network filesystems."""
-    kind = _kind(run.outputs_dir)
-    kinds = {name: _kind(file.parent) for name, file in sqlite_files(run).items()}
-    remote = [f"{name} is SQLite on {kind}" for name, kind in kinds.items() if _is_remote(kind)]
+    from esper.tracking.liveness import is_remote, mount_of
+
+    kind = mount_of(run.outputs_dir)[0]
+    kinds = {name: mount_of(file.parent)[0] for name, file in sqlite_files(run).items()}
+    remote = [f"{name} is SQLite on {kind}" for name, kind in kinds.items() if is_remote(kind)]
     if remote:
         remedy = (
             "set tracking.uri and database.url to a server, or to a file on a local disk (sqlite:////tmp/mlflow.db)"
         )
         return warning(f"{', '.join(remote)}: concurrent writes may corrupt it", remedy)
-    return ok(f"{kind or 'unknown'}{', over the network' if _is_remote(kind) else ''}")
+    return ok(f"{kind or 'unknown'}{', over the network' if is_remote(kind) else ''}")
 
 
 def sqlite_files(run: PlannedRun) -> dict[str, Path]:
@@ -96,38 +94,21 @@ def sqlite_files(run: PlannedRun) -> dict[str, Path]:
     return files
 
 
-def _kind(folder: Path) -> str:
-    """Type of the filesystem of a folder, which need not exist; empty if unknown."""
-    import psutil
-
-    folder = folder.resolve()
-    mounts = {Path(mount.mountpoint): mount.fstype for mount in psutil.disk_partitions(all=True)}
-    return next((mounts[path] for path in (folder, *folder.parents) if path in mounts), "")
-
-
-def _is_remote(kind: str) -> bool:
-    return kind in _NETWORK or (kind.startswith("fuse.") and kind != "fuse.overlayfs")
-
-
 def runs(run: PlannedRun) -> Finding:
     """No run in the outputs folder was killed."""
-    from esper.tracking.sync import is_locked
+    from esper.tracking.liveness import is_locked, killed_reason
 
     files = sorted(run.outputs_dir.glob("*/*/status.json"))[:_MAX_RUNS]
     if not files:
         return not_used(f"none in {run.outputs_dir}")
     killed, num_running = [], 0
     for file in files:
-        try:
-            status = json.loads(file.read_text()).get("status")
-            if is_locked(file.parent):
-                num_running += 1
-            elif status == "running":
-                killed.append(file.parent.relative_to(run.outputs_dir))
-        except (OSError, ValueError, AttributeError):  # unreadable, or just being replaced
-            continue
+        if is_locked(file.parent):
+            num_running += 1
+        elif killed_reason(file.parent):
+            killed.append(file.parent.relative_to(run.outputs_dir))
     found = f"{len(files)}, {num_running} of them running"
-    if (run.run_dir / ".lock").exists() and is_locked(run.run_dir):
+    if is_locked(run.run_dir):
         return warning(f"{found}, also {run.run_dir}", "wait for it, or change a setting to start another run")
     if killed:
         named = ", ".join(map(str, killed[:2])) + (", …" if len(killed) > 2 else "")

@@ -8,12 +8,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from esper.configs import TolariaConfig
 from esper.configs.comparison import ARMS, ArmInfo
 from esper.errors import ConfigError
-from esper.tolaria.run_folder import RunFolder
+from esper.tolaria.run_folder import RunFolder, recorded_config
+from esper.tracking.liveness import read_status
 
 __all__ = ["resolve_arm"]
 
@@ -36,7 +35,7 @@ def resolve_arm(config: TolariaConfig, *, run_dir: Path, sibling: Callable[[str]
     name = config.comparison.arm
     if name is None or not ARMS[name].after:
         return config
-    arm, began = ARMS[name], None if config.fresh else _began(run_dir)
+    arm, began = ARMS[name], None if config.fresh else recorded_config(run_dir)
     has_epochs = config.optimization.max_macs is None and config.morphogenetic.schedule_by == "steps"
     if arm.budget == "epochs" and arm.policy is None and has_epochs:
         return config  # as many epochs as are configured
@@ -87,7 +86,8 @@ def _result(run_dir: Path, *, arm: str, needed: str) -> dict[str, Any]:
     """The result of a run that the arm depends on."""
     status = RunFolder(run_dir).status()
     if status.get("status") != "finished":
-        state = f"is {status['status']}" if status else "does not exist"
+        shown, reason = read_status(run_dir)
+        state = f"is {shown}" + (f" ({reason})" if shown == "killed" else "") if shown else "does not exist"
         raise ConfigError(
             f"comparison.arm={arm}: needs the run {run_dir.name}, which {state}; finish the same command with "
             f"arm={needed} first"
@@ -95,13 +95,3 @@ def _result(run_dir: Path, *, arm: str, needed: str) -> dict[str, Any]:
     result = status["result"]
     assert isinstance(result, dict)
     return result
-
-
-def _began(run_dir: Path) -> dict[str, Any] | None:
-    """The configuration with which the run began."""
-    try:
-        began = yaml.safe_load((run_dir / "config.yaml").read_text())
-    except FileNotFoundError:
-        return None
-    assert isinstance(began, dict)
-    return began

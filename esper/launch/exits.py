@@ -14,24 +14,24 @@ __all__ = ["collect_failures", "error_line", "exit_with", "record_failure"]
 
 # Failed members of a sweep in the process of `esper-train`. Unset in the processes of foreign launchers (joblib, ...),
 # where a failure must be raised for the launcher to notice.
-_failures: ContextVar[list[str]] = ContextVar("failures")
+_failures: ContextVar[dict[str, int]] = ContextVar("failures")
 
 
 @contextlib.contextmanager
-def collect_failures() -> Iterator[list[str]]:
-    """Collect the lines that `record_failure` gets inside this context."""
-    token = _failures.set([])
+def collect_failures() -> Iterator[dict[str, int]]:
+    """Collect the lines that `record_failure` gets inside this context, with their exit codes."""
+    token = _failures.set({})
     try:
         yield _failures.get()
     finally:
         _failures.reset(token)
 
 
-def record_failure(line: str) -> bool:
+def record_failure(line: str, *, exit_code: int = 1) -> bool:
     """Record that a member of the sweep failed, so that the others still run; False outside `collect_failures`."""
     failures = _failures.get(None)
     if failures is not None:
-        failures.append(line)
+        failures[line] = exit_code
     return failures is not None
 
 

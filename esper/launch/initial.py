@@ -5,14 +5,12 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-import yaml
-
 from esper.configs import TolariaConfig
 from esper.configs.identity import checkpoints_folder
 from esper.errors import ConfigError
 from esper.tolaria.checkpoints.files import find_checkpoints
 from esper.tolaria.checkpoints.initial import read_network
-from esper.tolaria.run_folder import RunFolder
+from esper.tolaria.run_folder import RunFolder, recorded_config
 
 __all__ = ["resolve_initial"]
 
@@ -46,9 +44,7 @@ def resolve_initial(config: TolariaConfig, *, run_dir: Path) -> TolariaConfig:
 
 
 def _began_with(run_dir: Path) -> str | None:
-    try:
-        digest = yaml.safe_load((run_dir / "config.yaml").read_text())["model"].get("init_digest")
-    except FileNotFoundError:
-        return None
+    recorded = recorded_config(run_dir)
+    digest = recorded["model"].get("init_digest") if recorded else None
     assert digest is None or isinstance(digest, str)
     return digest

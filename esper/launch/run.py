@@ -25,11 +25,14 @@ from esper.terminal.display import Terminal
 from esper.tolaria import TolariaService
 from esper.tolaria.checkpoints.resume import rewind_target
 from esper.tolaria.ranks import Ranks, init_ranks
-from esper.tolaria.run_folder import RunFolder
+from esper.tolaria.run_folder import RunFolder, require_same_run
 from esper.tracking import read, tracking_uri
 from esper.tracking.formatting import duration
 
 __all__ = ["Outcome", "run"]
+
+_NOTHING = {".lock", "train.log", "journal.jsonl"}
+"""Files that are there before a run has begun."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +88,7 @@ def _run(config: TolariaConfig, run_dir: Path, ranks: Ranks, *, sibling: Callabl
         return Outcome(exit_code=0, metric=None, result=None, run_dir=run_dir)
     try:
         ranks.require_equal("the run", {"configuration": digest(config), "folder": run_dir.name})
+        ranks.on_rank0(lambda: require_same_run(config, run_dir))
         config = ranks.on_rank0(
             lambda: resolve_initial(resolve_arm(config, run_dir=run_dir, sibling=sibling), run_dir=run_dir)
         )
@@ -151,17 +155,23 @@ async def _train(config: TolariaConfig, run_dir: Path, terminals: list[Terminal]
 
 def _remove_empty(run_dir: Path) -> None:
     """Remove a run folder in which no run has begun, so that bad input leaves nothing behind."""
+    if not _is_empty(run_dir):
+        return
     folder = RunFolder(run_dir)
     try:
         folder.acquire()
     except RunError:  # the error was that another process uses the folder
         return
-    if {entry.name for entry in run_dir.iterdir()} <= {".lock", "train.log", "journal.jsonl"}:
+    if _is_empty(run_dir):
         shutil.rmtree(run_dir)
         with contextlib.suppress(OSError):  # the parents may hold other runs
             run_dir.parent.rmdir()
             run_dir.parents[1].rmdir()
     folder.release()
+
+
+def _is_empty(run_dir: Path) -> bool:
+    return not run_dir.exists() or {entry.name for entry in run_dir.iterdir()} <= _NOTHING
 
 
 def _outcome(exit_code: int, result: dict[str, Any] | None, run_dir: Path) -> Outcome:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from esper.errors import RunError
 from esper.tracking import read
 from esper.tracking.history import History
+from esper.tracking.liveness import read_status
 
 __all__ = ["RunRecord", "read_run"]
 
@@ -24,8 +24,8 @@ class RunRecord:
         run_dir: the folder.
         history: start, end, and every module that grew.
         events: journal events by kind, in order.
-        status: running, finished, failed or interrupted.
-        reason: why it failed or was interrupted.
+        status: running, finished, failed, interrupted or killed.
+        reason: why it failed or was interrupted; when a killed run was last seen.
         config_yaml: the configuration; empty if there is none.
     """
 
@@ -76,9 +76,9 @@ def read_run(run_dir: Path) -> RunRecord:
     ended = record.history.ended
     if ended is not None:
         record.status, record.reason = ended["status"], ended["reason"]
-    elif (run_dir / "status.json").exists():
-        status = json.loads((run_dir / "status.json").read_text())
-        record.status, record.reason = status["status"], status["reason"]
+    else:
+        status, record.reason = read_status(run_dir)
+        record.status = status or "running"
     if (run_dir / "config.yaml").exists():
         record.config_yaml = (run_dir / "config.yaml").read_text()
     return record

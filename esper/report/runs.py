@@ -38,9 +38,9 @@ class ComparedRun:
     Attributes:
         name: name of its folder.
         settings: configuration as text, by dotted name.
-        status: not started, running, finished, failed, interrupted, replaced (by a run with `fresh=true`), or not in
-            the sweep (in whose folder it is).
-        reason: why it failed or was interrupted.
+        status: not started, running, finished, failed, interrupted, killed, replaced (by a run with
+            `fresh=true`), or not in the sweep (in whose folder it is).
+        reason: why it failed or was interrupted; when a killed run was last seen.
         machine: device and processor.
         result: result of a finished run, see `contracts.events.RunEnded`.
         curve: validations, in order.

@@ -137,7 +137,7 @@ def _monitor(members: Sequence[Member], queue: Queue) -> dict[str, MemberState]:
         states = member_states(members)
         for name, state in states.items():
             # A job that the queue is requeueing can be missing once: only twice in a row is lost.
-            num_lost[name] = num_lost.get(name, 0) + 1 if state.state == "lost" else 0
+            num_lost[name] = num_lost.get(name, 0) + 1 if state.is_lost else 0
             if num_lost[name] == 1 or printed.get(name) == state.state:
                 continue
             printed[name] = state.state

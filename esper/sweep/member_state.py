@@ -9,6 +9,7 @@ from pathlib import Path
 from esper.sweep.launchers import QUEUES
 from esper.sweep.manifest import Job, Member
 from esper.sweep.queues.base import JobState
+from esper.tracking.liveness import killed_reason
 
 __all__ = ["MemberState", "log_file", "member_states"]
 
@@ -21,8 +22,9 @@ class MemberState:
 
     Attributes:
         state: waiting, running, finished, failed, interrupted (it saved a checkpoint, or had not begun), lost (its job
-            ended without recording an outcome), or unknown (the queue did not respond).
-        reason: why it waits, failed or was interrupted.
+            ended without recording an outcome), killed (lost while its run was training), or unknown (the queue did
+            not respond).
+        reason: why it waits, failed or was interrupted; when a killed run was last seen.
         metric: validation accuracy of a finished run, in [0, 1].
     """
 
@@ -33,7 +35,12 @@ class MemberState:
     @property
     def is_over(self) -> bool:
         """Whether the member has no job any more."""
-        return self.state in ("finished", "failed", "interrupted", "lost")
+        return self.is_lost or self.state in ("finished", "failed", "interrupted")
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether its job ended without recording an outcome."""
+        return self.state in ("lost", "killed")
 
 
 def member_states(members: Sequence[Member]) -> dict[str, MemberState]:
@@ -52,13 +59,16 @@ def member_states(members: Sequence[Member]) -> dict[str, MemberState]:
 def _member_state(member: Member, job: JobState) -> MemberState:
     if job.state != "ended":
         return MemberState(state=job.state, reason=job.reason)
-    if outcome := member.outcome():
+    if (outcome := member.outcome()) and outcome["status"] != "lost":
         return MemberState(state=outcome["status"], reason=outcome["reason"], metric=outcome["metric"])
     if result := member.result():
         return MemberState(state="finished", metric=result["val_accuracy"])
-    path = log_file(member) if member.began else None
+    path = log_file(member) if member.began and not outcome else None
     last_line = _last_line(path) if path else ""
-    return MemberState(state="lost", reason=f"{job.reason}: {last_line}" if last_line else job.reason)
+    reason = outcome.get("reason", f"{job.reason}: {last_line}" if last_line else job.reason)
+    if seen := killed_reason(member.run_dir):
+        return MemberState(state="killed", reason=f"{seen}; {reason}")
+    return MemberState(state="lost", reason=reason)
 
 
 def log_file(member: Member) -> Path | None:

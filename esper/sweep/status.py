@@ -26,6 +26,7 @@ _STYLES = {
     "finished": "green",
     "failed": "bold red",
     "lost": "bold red",
+    "killed": "bold red",
     "interrupted": "yellow",
     "unknown": "yellow",
 }
@@ -87,7 +88,7 @@ class Progress:
 
 
 def main(sweep_dir: Path, *, watch: bool, interval_s: float = 5.0) -> int:
-    """Print the states of a sweep's runs, with `watch` until all have ended; returns 0 if none failed or was lost.
+    """Print the states of a sweep's runs, with `watch` until all have ended; returns 1 if one failed or was lost.
 
     Raises:
         RunError: no sweep was launched there.
@@ -108,7 +109,7 @@ def main(sweep_dir: Path, *, watch: bool, interval_s: float = 5.0) -> int:
             time.sleep(interval_s)
             states = _refresh(members, progress)
             console.print(_counts(states))
-    return 1 if any(state.state in ("failed", "lost") for state in states.values()) else 0
+    return 1 if any(state.is_lost or state.state == "failed" for state in states.values()) else 0
 
 
 def _refresh(members: Sequence[Member], progress: Mapping[str, Progress]) -> dict[str, MemberState]:
@@ -138,7 +139,7 @@ def _report(members: Sequence[Member], states: Mapping[str, MemberState], progre
         table.add_row(short[member.name], styled, *cells, job.short_id if job else "")
         if state.reason:
             reasons.append(Text.assemble(styled, f" {short[member.name]}: {state.reason}"))
-        if state.state in ("failed", "lost") and (log := log_file(member)):
+        if (state.is_lost or state.state == "failed") and (log := log_file(member)):
             reasons.append(Text(f"  log: {log}"))
     return Group(Text(_counts(states)), table, *reasons)
 

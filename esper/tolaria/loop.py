@@ -16,7 +16,6 @@ import torch
 
 from esper.configs import TolariaConfig
 from esper.configs.check import check
-from esper.configs.load import to_yaml
 from esper.contracts.events import CheckpointSaved, EpochEnded, Event, Notice, RunEnded, RunStarted, Validated
 from esper.costs import training_macs
 from esper.tolaria.checkpoints.contents import snapshot
@@ -98,7 +97,7 @@ class TrainingLoop:
                 run.growth.begin()
                 notices = start_from_network(run)
             run.synchronize_ranks()
-            write_atomically(run.run_dir / "config.yaml", to_yaml(config))
+            run.folder.write_config(config, checkpoint_dir=run.checkpoint_dir if run.ranks.is_rank0 else None)
             write_atomically(run.run_dir / "git.diff", git_diff())
             write_declared(run.run_dir, run.config.morphogenetic.library)
             run.folder.set_status("running")

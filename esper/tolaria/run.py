@@ -34,7 +34,7 @@ from esper.tolaria.library import with_library
 from esper.tolaria.optim import build_optimizer
 from esper.tolaria.ranks import Ranks
 from esper.tolaria.regional_compile import Regions
-from esper.tolaria.run_folder import RunFolder
+from esper.tolaria.run_folder import RunFolder, require_same_run
 from esper.tolaria.schedule import learning_rate
 from esper.tolaria.state import TrainingState
 from esper.tolaria.step import TrainStep
@@ -193,7 +193,8 @@ def open_run(
     """Lock the run folder and build everything; on an error nothing stays open.
 
     Raises:
-        ConfigError, DataError, RunError: the configuration, the data or the folder cannot be used.
+        ConfigError, DataError, RunError: the configuration, the data or the folder cannot be used; the folder holds a
+            run of other settings.
     """
     ranks = ranks or Ranks()
     if config.dataset.batch_size < ranks.size:
@@ -211,6 +212,8 @@ def open_run(
         folder = RunFolder(run_dir)
         folder.acquire()
         stack.callback(folder.release)
+        if ranks.is_rank0:
+            require_same_run(config, run_dir)
         config = _with_library(config, run_dir=run_dir, outputs_dir=outputs, ranks=ranks)
         built = _parts(config, cache_dir=outputs / "cache", run_id=run_id(run_dir), ranks=ranks)
         stack.callback(built.close)

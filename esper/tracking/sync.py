@@ -9,18 +9,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from esper.configs import TrackingConfig
 from esper.configs.identity import outputs_folder
 from esper.errors import EsperError, RunError
 from esper.tracking.files import read_members
 from esper.tracking.journal import read, run_folders
+from esper.tracking.liveness import is_locked
 from esper.tracking.mlflow_sweep import report_sweep
 from esper.tracking.tracker_thread import short_message
 from esper.tracking.trackers import Tracker, trackers
 
-__all__ = ["is_locked", "main", "sync"]
+__all__ = ["main", "sync"]
 
 TrackersOf = Callable[[Mapping[str, Any], Path], Iterable[Tracker]]
 
@@ -110,15 +109,3 @@ def _report(tracker: Tracker, events: Sequence[dict[str, Any]], *, is_alive: boo
         run.finish()
         last = next(event for event in reversed(events) if event["kind"] in ("run_started", "run_ended"))
         return f"{last.get('status', 'killed')}, {run.num_logged} new points"
-
-
-def is_locked(run_dir: Path) -> bool:
-    """Whether a process holds the run folder's lock."""
-    file = run_dir / ".lock"
-    if not file.exists():
-        return False
-    try:
-        with FileLock(file, timeout=0):
-            return False
-    except Timeout:
-        return True

@@ -6,6 +6,7 @@ import contextlib
 from pathlib import Path
 
 from esper.configs import CheckpointConfig
+from esper.configs.identity import digest
 from esper.errors import CheckpointError, RunError
 from esper.tolaria.checkpoints import files
 from esper.tolaria.checkpoints.contents import restore
@@ -25,6 +26,7 @@ def resume(run: Run) -> str | None:
 
     Raises:
         CheckpointError: `resume_from` cannot be used.
+        RunError: the checkpoints are another run's.
     """
     start, warnings = run.ranks.on_rank0(lambda: _find_start(run))
     if start is not None:
@@ -52,6 +54,11 @@ def _find_start(run: Run) -> tuple[tuple[Path, Snapshot] | None, list[str]]:
         own = _newest_loadable(files.find_checkpoints(run.checkpoint_dir, complete=False), lost)
         if own is None and not lost:
             lost += _gone(run)
+        if own and own[1].digest != digest(run.config) and not _is_recorded(run):
+            raise RunError(
+                f"{run.checkpoint_dir} holds the checkpoints of a run of other settings, which has no config.yaml; "
+                "give another checkpoint.checkpoint_dir or run folder, or fresh=true, which sets them aside"
+            )
     start = own
     if start is None and config.resume_from is not None:
         if run.config.model.init_from is not None:
@@ -75,6 +82,11 @@ def _gone(run: Run) -> list[str]:
             if event["kind"] == "checkpoint" and not event.get("is_best"):
                 saved = event["path"]
     return [f"the journal says that {saved} was saved, but {run.checkpoint_dir} holds no checkpoint"] if saved else []
+
+
+def _is_recorded(run: Run) -> bool:
+    """Whether `require_same_run` has compared the settings."""
+    return any((folder / "config.yaml").exists() for folder in (run.run_dir, run.checkpoint_dir))
 
 
 def _newest_loadable(paths: list[Path], damaged: list[str]) -> tuple[Path, Snapshot] | None:

@@ -1,0 +1,105 @@
+"""Whether a run's process is still there: what `status.json` cannot tell after a kill or a power failure."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import socket
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+__all__ = ["is_locked", "is_remote", "killed_reason", "mount_of", "read_status"]
+
+_TAIL_BYTES = 256 * 1024
+_NETWORK = frozenset((
+    "9p", "afs", "beegfs", "ceph", "cifs", "fhgfs", "gpfs", "lustre", "nfs", "nfs4", "panfs", "smb3", "smbfs", "wekafs",
+))  # fmt: skip
+_LOCKS_WITH = {"nfs": "local_lock=none", "nfs4": "local_lock=none", "lustre": "flock"}
+"""Mount options with which a lock of one host is seen by the others; see nfs(5), mount.lustre(8)."""
+_ALWAYS_LOCK = frozenset({"ceph", "gpfs"})
+
+
+def read_status(run_dir: Path) -> tuple[str, str]:
+    """Status and reason in `status.json`, `killed` if it says running and the run's process is gone; "" without one."""
+    content = _content(run_dir)
+    if reason := killed_reason(run_dir):
+        return "killed", reason
+    return str(content.get("status", "")), str(content.get("reason", ""))
+
+
+def killed_reason(run_dir: Path) -> str:
+    """`last seen DATE TIME` of a run that was killed; empty unless its process is certainly gone."""
+    status = _content(run_dir)
+    if status.get("status") != "running" or _may_run(run_dir, status) or _content(run_dir) != status:
+        return ""  # the second reading: it may have ended meanwhile
+    return f"last seen {datetime.fromtimestamp(_last_seen_s(run_dir)).astimezone():%Y-%m-%d %H:%M:%S}"
+
+
+def is_locked(run_dir: Path) -> bool:
+    """Whether a process holds the run folder's lock."""
+    return _is_locked(run_dir) is True
+
+
+def is_remote(kind: str) -> bool:
+    """Whether a type of filesystem is reached over the network."""
+    return kind in _NETWORK or (kind.startswith("fuse.") and kind != "fuse.overlayfs")
+
+
+def mount_of(folder: Path) -> tuple[str, list[str]]:
+    """Type and mount options of the filesystem of a folder, which need not exist; empty if unknown."""
+    folder = folder.resolve()
+    mounts = {Path(mount.mountpoint): mount for mount in psutil.disk_partitions(all=True)}
+    mount = next((mounts[path] for path in (folder, *folder.parents) if path in mounts), None)
+    return (mount.fstype, mount.opts.split(",")) if mount else ("", [])
+
+
+def _may_run(run_dir: Path, status: dict[str, Any]) -> bool:
+    is_here = status.get("host") == socket.gethostname()
+    locked = _is_locked(run_dir)
+    if locked is None:  # the process tells
+        return not is_here or psutil.pid_exists(int(status["pid"]))
+    return locked or not (is_here or _sees_locks_of_other_hosts(run_dir))
+
+
+def _sees_locks_of_other_hosts(folder: Path) -> bool:
+    kind, options = mount_of(folder)
+    if kind in _LOCKS_WITH:
+        return _LOCKS_WITH[kind] in options
+    return kind in _ALWAYS_LOCK or not is_remote(kind)
+
+
+def _is_locked(run_dir: Path) -> bool | None:
+    """Whether a process holds the lock; None if that cannot be told.
+
+    A shared lock needs no permission to write, and several commands can hold it at once.
+    """
+    try:
+        with (run_dir / ".lock").open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # closing the file releases it
+            return False
+    except BlockingIOError:
+        return True
+    except OSError:
+        return None
+
+
+def _content(run_dir: Path) -> dict[str, Any]:
+    try:
+        content = json.loads((run_dir / "status.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _last_seen_s(run_dir: Path) -> float:
+    """Time of the last event of the journal, or of its start."""
+    try:
+        with (run_dir / "journal.jsonl").open("rb") as file:
+            file.seek(max(0, file.seek(0, 2) - _TAIL_BYTES))
+            lines = file.read().split(b"\n")[:-1]  # an incomplete last line is left out
+        return float(json.loads(lines[-1])["time_unix_s"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return (run_dir / "status.json").stat().st_mtime
