@@ -14,7 +14,7 @@ from esper.configs.comparison import ARMS
 from esper.configs.compose import compose
 from esper.configs.load import from_hydra
 from esper.costs import training_macs
-from esper.errors import ConfigError
+from esper.errors import ConfigError, RunError
 from esper.launch.run import Outcome, run
 from esper.tracking.files import read_recipe
 from tests.conftest import tiny_config
@@ -195,3 +195,14 @@ def test_a_resolved_configuration_runs_without_a_command_and_an_unresolved_one_i
     with pytest.raises(ConfigError, match=r'use fit\("arm=final", \.\.\.\)'):
         run(config, tmp_path / "none")
     assert not (tmp_path / "none").exists()
+
+
+def test_an_arm_that_has_finished_is_shown_from_another_directory_but_not_as_one_of_other_settings(
+    beside: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = train("final")
+    monkeypatch.chdir(tmp_path)
+    assert fit(*TINY, "arm=final", run_dir=first.run_dir).result == first.result
+    for other, differs in (("arm=final_flops", r"comparison\.arm: final → final_flops"), ("rng_seed=7", "rng_seed: ")):
+        with pytest.raises(RunError, match=f"holds a run of other settings: .*{differs}"):
+            fit(*TINY, "arm=final", other, run_dir=first.run_dir)
