@@ -14,7 +14,16 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from esper.configs.tolaria import TolariaConfig
 
-__all__ = ["checkpoints_folder", "differences", "digest", "is_operational", "outputs_folder", "run_id", "run_name"]
+__all__ = [
+    "CHECKPOINT_NAME",
+    "checkpoints_folder",
+    "differences",
+    "digest",
+    "is_operational",
+    "outputs_folder",
+    "run_id",
+    "run_name",
+]
 
 _OPERATIONAL = frozenset(
     {
@@ -62,6 +71,8 @@ _TAKEN_FROM_GROWN = (
 )
 """Settings of an arm that its grown run decides, see `launch.arms`; the name of the grown run covers them."""
 _MAX_READABLE = 120
+CHECKPOINT_NAME = re.compile(r"(step|best|trunk)-(\d{8}|[1-9]\d{8,})", re.ASCII)
+"""Matches a checkpoint's whole name: others (`step-00000420.bak`) are not Esper's."""
 
 
 def is_operational(key: str) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from esper.configs import TrackingConfig
-from esper.configs.identity import checkpoints_folder
+from esper.configs.identity import CHECKPOINT_NAME, checkpoints_folder
 from esper.errors import RunError
 from esper.tracking.environment import without_credentials
 from esper.tracking.files import write_atomically
@@ -194,7 +194,7 @@ class MlflowRun:
 
 def _newest_checkpoint(folder: Path) -> Path | None:
     """The complete checkpoint of the latest step; at one step, `step-*` before `best-*`."""
-    complete = [path.parent for path in folder.glob("*/manifest.json") if not path.parent.name.startswith(".")]
+    complete = [path.parent for path in folder.glob("*/manifest.json") if CHECKPOINT_NAME.fullmatch(path.parent.name)]
     return max(complete, key=lambda path: (_step(path), path.name), default=None)
 
 

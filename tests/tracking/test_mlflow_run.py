@@ -115,7 +115,14 @@ def test_a_setting_changed_on_resuming_is_noted_in_a_tag(outputs: Path, journal:
 
 
 def test_the_newest_checkpoint_goes_along_without_its_optimizer(outputs: Path, journal: Journal) -> None:
-    for name, step in (("step-00000004", 4), ("best-00000008", 8), ("step-00000008", 8), (".step-00000012.77", 12)):
+    steps = {
+        "step-00000004": 4,
+        "best-00000008": 8,
+        "step-00000008": 8,
+        ".step-00000012.77": 12,
+        "step-00000012.bak": 12,
+    }
+    for name, step in steps.items():
         folder = journal.path.parent / "checkpoints" / name
         folder.mkdir(parents=True)
         (folder / "manifest.json").write_text(json.dumps({"step": step, "name": name}))

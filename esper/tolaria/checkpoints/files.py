@@ -28,17 +28,28 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from esper.configs.identity import CHECKPOINT_NAME
 from esper.contracts.recipe import Graft
 from esper.errors import CheckpointError
 
-__all__ = ["Snapshot", "find_checkpoints", "load", "move_to_abandoned", "recover", "remove_old", "save", "verify"]
+__all__ = [
+    "Snapshot",
+    "find_checkpoints",
+    "find_others",
+    "load",
+    "move_to_abandoned",
+    "recover",
+    "remove_old",
+    "save",
+    "verify",
+]
 
 SCHEMA = 2
 """1 (version 0.1.0): the manifest has no checksum of its own."""
 _PREFIXES = ("step", "best", "trunk")
 _FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
-_NAME = r"(step|best|trunk)-(\d{8}|[1-9]\d{8,})"
-_LEFTOVER = re.compile(rf"\.({_NAME})\.([0-9]+|old)", re.ASCII)
+_OURS = ("abandoned", "config.yaml")
+_LEFTOVER = re.compile(rf"\.({CHECKPOINT_NAME.pattern})\.([0-9]+|old)", re.ASCII)
 """Temporary name of a checkpoint: `.NAME.PID` while it is written, `.NAME.old` while it is replaced."""
 
 
@@ -155,6 +166,14 @@ def find_checkpoints(folder: Path, *, prefix: str = "step", complete: bool = Tru
     )
 
 
+def find_others(folder: Path) -> list[str]:
+    """Names in a checkpoint folder that are not Esper's, sorted; without hidden ones."""
+    if not folder.is_dir():
+        return []
+    names = (path.name for path in folder.iterdir() if not path.name.startswith("."))
+    return sorted(name for name in names if name not in _OURS and not CHECKPOINT_NAME.fullmatch(name))
+
+
 def move_to_abandoned(folder: Path, *, after_step: int) -> None:
     """Move the checkpoints of later steps into `abandoned/`: a run that resumes at `after_step` writes them again."""
     abandoned = folder / "abandoned"
@@ -243,7 +262,7 @@ def _are_equal(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
 
 
 def _is_named(name: str, prefix: str) -> bool:
-    match = re.fullmatch(_NAME, name, re.ASCII)
+    match = CHECKPOINT_NAME.fullmatch(name)
     return match is not None and match[1] == prefix
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from pathlib import Path
 
 from esper.configs import CheckpointConfig
 from esper.configs.identity import digest
+from esper.contracts.events import Notice
 from esper.errors import CheckpointError, RunError
 from esper.tolaria.checkpoints import files
 from esper.tolaria.checkpoints.contents import restore
@@ -15,6 +17,9 @@ from esper.tolaria.run import Run
 from esper.tracking import read
 
 __all__ = ["resume", "rewind_target"]
+
+_NUM_SHOWN = 3
+"""Foreign names that a message lists."""
 
 
 def resume(run: Run) -> str | None:
@@ -33,6 +38,8 @@ def resume(run: Run) -> str | None:
         restore(run, start[1])
     for message in warnings:
         run.warn(message)
+    if others := run.ranks.on_rank0(lambda: _new_others(run)):
+        run.emit(Notice, level="INFO", message=others)
     return str(start[0]) if start else None
 
 
@@ -87,6 +94,14 @@ def _gone(run: Run) -> list[str]:
 def _is_recorded(run: Run) -> bool:
     """Whether `require_same_run` has compared the settings."""
     return any((folder / "config.yaml").exists() for folder in (run.run_dir, run.checkpoint_dir))
+
+
+def _new_others(run: Run) -> str | None:
+    """What else lies in the checkpoint folder; None if nothing, or if the journal says so already."""
+    others = files.find_others(run.checkpoint_dir)
+    shown = ", ".join(others[:_NUM_SHOWN]) + (f" and {len(others) - _NUM_SHOWN} more" * (len(others) > _NUM_SHOWN))
+    message = f"{run.checkpoint_dir} also holds what is not a checkpoint of this run, left alone: {shown}"
+    return message if others and json.dumps(message).encode() not in run.journal.path.read_bytes() else None
 
 
 def _newest_loadable(paths: list[Path], damaged: list[str]) -> tuple[Path, Snapshot] | None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import resource
+import shutil
 import tempfile
 import time
 import warnings
@@ -189,3 +190,28 @@ def test_killing_a_process_while_it_saves_never_costs_the_last_checkpoint(tmp_pa
         newest = checkpoint.find_checkpoints(tmp_path)[0]
         loaded = checkpoint.load(newest)
         assert torch.equal(loaded.model["w"], torch.full((400_000,), float(loaded.step + 1)))
+
+
+def test_pruning_leaves_all_names_alone_that_are_not_exactly_its_own(tmp_path: Path) -> None:
+    good = checkpoint.save(tmp_path, snapshot(1), prefix="step")
+    others = [
+        "step-00000001.backup", "step-00000009.bak", "step-9", "step-00000001 (copy)", "my-step-00000001", "best-old",
+        ".step-00000001.77.bak", ".cache-1", "notes",
+    ]  # fmt: skip
+    for name in others:
+        shutil.copytree(good, tmp_path / name)
+    newest = checkpoint.save(tmp_path, snapshot(2), prefix="step")
+    checkpoint.remove_old(tmp_path, keep=1)
+    checkpoint.recover(tmp_path)
+    assert checkpoint.find_checkpoints(tmp_path) == [newest]
+    checkpoint.move_to_abandoned(tmp_path, after_step=0)
+    assert {path.name for path in tmp_path.iterdir()} == {*others, "abandoned"}
+    visible = [name for name in others if not name.startswith(".")]
+    assert checkpoint.find_others(tmp_path) == sorted(visible)
+
+
+def test_steps_of_more_than_eight_digits_are_in_order(tmp_path: Path) -> None:
+    for step in (99_999_999, 100_000_000):
+        checkpoint.save(tmp_path, snapshot(step), prefix="step")
+    checkpoint.remove_old(tmp_path, keep=1)
+    assert [path.name for path in checkpoint.find_checkpoints(tmp_path)] == ["step-100000000"]

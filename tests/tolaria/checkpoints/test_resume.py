@@ -291,3 +291,17 @@ def test_a_new_run_and_one_that_does_not_resume_have_nothing_to_say(run_dir: Pat
     train(tiny_config(), run_dir, stop_at=7)
     train(tiny_config(checkpoint__auto_resume=False), run_dir, stop_at=7)
     assert notices(run_dir) == []
+
+
+@pytest.mark.parametrize("name", ["step-00000009.bak", "step-00000006.backup", "best-mine", "step-latest"])
+def test_what_others_keep_beside_checkpoints_is_left_alone_and_named_once(run_dir: Path, name: str) -> None:
+    train(tiny_config(), run_dir, stop_at=9)
+    folder = run_dir / "checkpoints"
+    shutil.copytree(folder / "step-00000009", folder / name)
+    before = sorted((path.name, path.stat().st_mtime_ns) for path in (folder / name).iterdir())
+    train(tiny_config(), run_dir, stop_at=13)
+    train(tiny_config(), run_dir)
+    assert [own for own in names(run_dir) if own != name] == ["step-00000013", "step-00000018"]
+    assert sorted((path.name, path.stat().st_mtime_ns) for path in (folder / name).iterdir()) == before
+    (notice,) = notices(run_dir)
+    assert notice == f"{folder} also holds what is not a checkpoint of this run, left alone: {name}"
