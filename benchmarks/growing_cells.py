@@ -134,7 +134,7 @@ STUDIES: dict[str, dict[str, Comparison]] = {
                 **{
                     setting: (*_GROWN, f"morphogenetic.{setting}")
                     for setting in (
-                        "copy_init=shared", "copy_init=trained", "copy_init=zeroed", "copy_init=fresh",
+                        "copy_init=trained", "copy_init=zeroed", "copy_init=fresh",
                         "copy_order=interleave", "schedule_at=[0.15]", "schedule_at=[0.25]", "schedule_at=[0.35]",
                         "schedule_at=[0.5]", "copy_optimizer_state=true", "newborn_warmup_steps=0",
                     )
@@ -196,7 +196,7 @@ STUDIES: dict[str, dict[str, Comparison]] = {
                 "between": _replay("morphogenetic.recipe_fraction=0.5"),
                 "final": _replay(),
                 "grown": _stack(0.3),
-                "aggressive": ("morphogenetic=aggressive", "morphogenetic.schedule_by=compute"),
+                "aggressive": ("morphogenetic=aggressive",),
             },
             budgets=[((15, 30), 4)],
             reference="host",
@@ -303,7 +303,7 @@ def _budget(grown: TolariaConfig, *, epochs: int, splits: DataSplits) -> int:
             input_shape=(channels, height, width),
             site_kinds=model.site_kinds,
         ),
-        host_cost=count(host, (channels, height, width)),
+        initial_cost=count(host, (channels, height, width)),
         steps_per_epoch=len(splits.train) // grown.dataset.batch_size,
         batch_size=grown.dataset.batch_size,
     ).total

@@ -288,6 +288,8 @@ def _check_copies(config: TolariaConfig) -> None:
             f"morphogenetic.incubation={growth.incubation}: copies are trained already; leave it out, or add "
             "morphogenetic=heuristic, which grows new modules"
         )
+    if growth.policy == "stack":
+        _check_doublings(config)
     if growth.copy_init == "shared" and (growth.judged or growth.blending_steps):
         culled = "judged=true" if growth.judged else f"blending_steps={growth.blending_steps}"
         raise ConfigError(
@@ -303,6 +305,27 @@ def _check_copies(config: TolariaConfig) -> None:
         raise ConfigError(
             f"morphogenetic.copy_order={growth.copy_order}: policy={growth.policy} grows at one site a time, which "
             "would deepen a block, not a stage; use copy_order=stack, or policy=stack"
+        )
+
+
+def _check_doublings(config: TolariaConfig) -> None:
+    """Refuse settings under which a doubling would not happen."""
+    growth, kernels = config.morphogenetic, config.model.max_kernels_per_seed
+    early = [at for at in growth.schedule_at if at < growth.growth_from]
+    if early:
+        raise ConfigError(
+            f"morphogenetic.schedule_at={growth.schedule_at}: policy=stack needs shares at or after "
+            f"morphogenetic.growth_from={growth.growth_from:g}"
+        )
+    if len(growth.schedule_at) > kernels:
+        raise ConfigError(
+            f"model.max_kernels_per_seed={kernels}: {len(growth.schedule_at)} doublings (morphogenetic.schedule_at) "
+            "need as many"
+        )
+    if len(growth.schedule_at) > 1 and growth.adaptation_cooldown:
+        raise ConfigError(
+            f"morphogenetic.adaptation_cooldown={growth.adaptation_cooldown}: may keep stages from doubling again; set "
+            "it to 0"
         )
 
 

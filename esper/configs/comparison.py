@@ -41,8 +41,8 @@ ARMS = {
     "final_seconds": ArmInfo(
         words="final size, as many seconds", policy="replay", after=("grown", "final_flops"), budget="seconds"
     ),
-    "scheduled": ArmInfo(words="growth at fixed times", policy="schedule"),
-    "random": ArmInfo(words="growth at random times", policy="random"),
+    "scheduled": ArmInfo(words="growth at fixed times, sites in order", policy="schedule"),
+    "random": ArmInfo(words="growth at random sites", policy="random"),
 }
 """The arms in the order in which they are shown."""
 

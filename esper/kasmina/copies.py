@@ -234,7 +234,7 @@ def _initial(build_host: Callable[[], nn.Module] | None, origin: str, *, seed: i
 def share_gains(model: MorphableModel, graft: Graft) -> None:
     """Divide what a block does among it and its copies: with k copies, each gets 1/(k + 1) of the last norm's gain.
 
-    So the chain at first does about what the block did: a step of size 1 becomes k + 1 steps of 1/(k + 1). Blocks
+    So a chain of residual blocks at first does about what the block did: one step becomes k + 1 smaller ones. Blocks
     without batch norm, and their copies, keep their strength. Source: Chang et al. 2018, arXiv:1710.10348.
 
     Args:

@@ -17,7 +17,7 @@ import numpy as np
 from esper.configs.comparison import ARMS
 from esper.costs import flops
 from esper.report.arms import Arm, Comparison
-from esper.report.claims import Claim
+from esper.report.claims import MIN_PAIRS, Claim
 from esper.report.curves import Curve, crossings, transfer
 from esper.tracking.formatting import number
 
@@ -80,7 +80,7 @@ class Crossing:
 
     Attributes:
         flops: FLOPs of the crossings; usually one.
-        sentence: where they are, and on which side the budgets stand.
+        sentence: where they are, and on which side the budgets are.
     """
 
     flops: Sequence[float]
@@ -100,8 +100,9 @@ def answers(comparison: Comparison, claims: Sequence[Claim]) -> list[Answer]:
             continue
         at_budget = {arm.name: by_pair[grown.label, arm.label] for arm in arms.values() if arm is not grown}
         best, choice = _choose(arms)
-        answer, reason = _answer(arms, at_budget, best)
-        rho, share = _transfer(comparison, grown)
+        starts_from_network = any(run.settings.get("model.init_from", "null") != "null" for run in grown.runs.values())
+        answer, reason = _answer(arms, at_budget, best, starts_from_network=starts_from_network)
+        rho, share = (None, None) if starts_from_network else _transfer(comparison, grown)
         found.append(
             Answer(
                 budget=budget,
@@ -157,12 +158,14 @@ def crossing(comparison: Comparison) -> Crossing | None:
     if len(found) % 2 == 0:  # the same is better on both sides
         sides[f"beyond, where {below} is better"] = sides.pop(f"beyond, where {beyond} is better")
     stand = "; ".join(f"{side}: {', '.join(budgets)}" for side, budgets in sides.items() if budgets)
-    return Crossing(flops=found, sentence=f"{names} cross at {where}. Budgets {stand}.")
+    return Crossing(flops=found, sentence=f"{names} cross at {where}. Budgets: {stand}.")
 
 
 def _choose(arms: Mapping[str, Arm]) -> tuple[Arm | None, str]:
     """The best static arm at equal compute, by mean validation accuracy, and the choice in one sentence."""
     static = [arms[name] for name in STATIC_AT_EQUAL_COMPUTE if name in arms]
+    enough = min(MIN_PAIRS, max((len(arm.runs) for arm in static), default=0))
+    static = [arm for arm in static if len(arm.runs) >= enough]  # an arm with few seeds would leave few to compare
     common = set.intersection(*(set(arm.runs) for arm in static)) if static else set()
     seeds = {arm.label: sorted(common or arm.runs) for arm in static}
     means = {arm.label: _val_accuracy(arm, seeds[arm.label]) for arm in static}
@@ -171,7 +174,7 @@ def _choose(arms: Mapping[str, Arm]) -> tuple[Arm | None, str]:
         return None, "No best static arm at equal compute: none has a validation accuracy."
     best = max(known, key=lambda arm: means[arm.label])
     figures = "; ".join(f"{ARMS[arm.name].words} {100 * means[arm.label]:.2f} %" for arm in known)
-    absent = [ARMS[name].words for name in STATIC_AT_EQUAL_COMPUTE if name not in arms]
+    absent = [ARMS[name].words for name in STATIC_AT_EQUAL_COMPUTE if name not in {arm.name for arm in static}]
     num_seeds = len(seeds[best.label])
     without = f"; without {' and '.join(absent)}" if absent else ""
     return best, (
@@ -186,17 +189,24 @@ def _val_accuracy(arm: Arm, seeds: Sequence[int]) -> float:
     return float(np.mean([float("nan") if value is None else value for value in values]))
 
 
-def _answer(arms: Mapping[str, Arm], claims: Mapping[str, Claim], best: Arm | None) -> tuple[str, str]:
+def _answer(
+    arms: Mapping[str, Arm], claims: Mapping[str, Claim], best: Arm | None, *, starts_from_network: bool
+) -> tuple[str, str]:
     """The answer and its reason."""
     # The final network for as many epochs spends more than grown, so that it may be better.
-    no_dearer = [name for name in claims if not ARMS[name].grows and name != "final"]
-    lost = [name for name in no_dearer if claims[name].verdict == "no"]
+    at_no_higher_cost = [name for name in claims if not ARMS[name].grows and name != "final"]
+    lost = [name for name in at_no_higher_cost if claims[name].verdict == "no"]
     missing = [ARMS[name].words for name in _ENDS if name not in arms]
     if missing and not lost:
         return "Not shown", f"{' and '.join(missing)} has no finished run"
     if best is None and not lost:
         return "Not shown", "no arm has a validation accuracy, by which the best static one is chosen"
     name = best.name if best and (best.name in lost or not lost) else lost[0]
+    if starts_from_network and claims[name].verdict == "yes":
+        # Validation images of a host trained longer may have been among the training images of that network.
+        name = next(
+            (other for other in STATIC_AT_EQUAL_COMPUTE if other in claims and claims[other].verdict != "yes"), name
+        )
     words = ARMS[name].words
     against = f"the best static arm at equal compute ({words})" if best and name == best.name else words
     return claims[name].verdict.capitalize(), f"against {against}, {claims[name].reason}"

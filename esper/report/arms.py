@@ -194,6 +194,8 @@ def _fair_keys(runs: Sequence[ComparedRun]) -> list[_Key]:
             continue
         is_macs, value = length
         budget = f"{number(value)} MACs" if is_macs else f"{value:g} epochs"
+        if is_macs and sum(number(value) == number(other) for also_macs, other in known if also_macs) > 1:
+            budget = f"{value:.6g} MACs"
         keys.append(_Key(f"{arm}, {budget}", arm, budget, length))
     return keys
 

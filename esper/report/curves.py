@@ -1,4 +1,5 @@
-"""Accuracy against length of training: where two curves cross, and what a grown network owes to its host's training.
+"""Accuracy against length of training: where two curves cross, and what training the host was worth to what grew.
+
 
 Curves are interpolated linearly in the logarithm of the length (compute, or steps).
 """

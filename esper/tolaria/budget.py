@@ -83,7 +83,7 @@ def plan_budget(
     growth: MorphogeneticConfig,
     *,
     model: MorphableModel,
-    host_cost: Cost,
+    initial_cost: Cost,
     steps_per_epoch: int,
     batch_size: int,
 ) -> Budget:
@@ -94,7 +94,7 @@ def plan_budget(
     Args:
         optimization, growth: settings.
         model: the network; what it grew in this run makes no difference.
-        host_cost: size of the network that the run starts with.
+        initial_cost: size of the network in the first step.
         steps_per_epoch, batch_size: see `Budget`.
 
     Raises:
@@ -106,7 +106,7 @@ def plan_budget(
     warmup_steps = round(optimization.warmup_epochs * steps_per_epoch)
     times = sorted(growth.schedule_at) if is_planned else []
     added = costs_of_doubling(model, growth.copy_order, times=len(times)) if by_compute else []
-    macs = [host_cost.num_macs, *(host_cost.num_macs + cost.num_macs for cost in added)]
+    macs = [initial_cost.num_macs, *(initial_cost.num_macs + cost.num_macs for cost in added)]
     budget = Budget(
         total=round(optimization.max_macs or training_macs(steps * batch_size, macs[-1])) if by_compute else steps,
         by_compute=by_compute,
@@ -116,9 +116,10 @@ def plan_budget(
         warmup=training_macs(warmup_steps * batch_size, macs[0]) if by_compute else warmup_steps,
         growth=tuple(zip(times, macs[1:], strict=True)) if by_compute else (),
     )
-    if budget.total <= budget.warmup:
+    needed = budget.warmup + budget.cost_of(1, macs[0])
+    if by_compute and budget.total < needed:
         raise ConfigError(
-            f"optimization.max_macs={budget.total:.3g}: the warm-up of the learning rate alone "
-            f"(optimization.warmup_epochs={optimization.warmup_epochs:g}) needs {budget.warmup:.3g}; give more"
+            f"optimization.max_macs={budget.total:.3g}: the warm-up of the learning rate "
+            f"(optimization.warmup_epochs={optimization.warmup_epochs:g}) and one more step need {needed:.3g}"
         )
     return budget

@@ -288,7 +288,9 @@ class TrainingLoop:
 
     def _is_validation_due(self) -> bool:
         interval, state = self.config.logging.eval_interval, self.state
-        return interval is not None and state.global_step % interval == 0 and state.step < self.run.steps_per_epoch
+        if interval is None or state.global_step % interval:
+            return False
+        return state.step < self.run.steps_per_epoch and not self.run.is_over  # the end of an epoch validates anyway
 
     def _update_best(self, val_loss: float, val_accuracy: float) -> bool:
         """Update the state's best values and its patience; returns whether the loss is the lowest so far."""

@@ -75,6 +75,15 @@ def test_it_is_chosen_once_over_the_seeds_that_all_static_arms_have(tmp_path: Pa
     assert "over 12 seeds" in report.answers[0].choice
 
 
+def test_an_arm_with_few_seeds_is_not_the_best_one(tmp_path: Path) -> None:
+    write_arms(tmp_path, {"grown": (0.9, _MACS), "static_flops": (0.85, _MACS), "final_flops": (0.84, _MACS)})
+    write_run(tmp_path / "between", accuracy=0.95, rng_seed=0, comparison=ComparisonConfig(arm="between_flops"))
+    report = compared(tmp_path)
+    assert best(report) == "static_flops"
+    assert report.headline.startswith("Did growing pay? Yes: ")
+    assert report.answers[0].choice.endswith("; without a size in between).")
+
+
 def test_without_one_end_it_is_not_shown_that_growing_paid_but_a_size_in_between_may_not_exist(tmp_path: Path) -> None:
     write_equal(tmp_path / "host", 0.8, static=(0.8, _MACS))
     headline = compared(tmp_path / "host").headline
@@ -152,7 +161,7 @@ def test_the_crossing_of_host_and_final_network_is_found_and_the_budgets_placed(
     # From 1 point ahead at 20 epochs to 6 points behind at 40, in the logarithm.
     assert where == pytest.approx(2 * _MACS * 20 * 2 ** (1 / 7), rel=0.02)
     assert crossing.sentence.endswith(
-        "MFLOP. Budgets below, where host, trained longer is better: 10 epochs, 20 epochs; beyond, where final size "
+        "MFLOP. Budgets: below, where host, trained longer is better: 10 epochs, 20 epochs; beyond, where final size "
         "from scratch is better: 40 epochs."
     )
 

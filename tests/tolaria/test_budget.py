@@ -87,6 +87,19 @@ def test_epochs_of_stack_are_epochs_of_the_final_network(run_dir: Path, tmp_path
     assert abs(ended(tmp_path / "replayed")["total_macs"] / result["total_macs"] - 1) < 0.02
 
 
+def test_the_warm_up_of_a_replayed_network_costs_what_that_network_costs(run_dir: Path, tmp_path: Path) -> None:
+    train(stacking(), run_dir)
+    replayed = stacking(
+        morphogenetic__policy="replay", morphogenetic__recipe_path=str(run_dir), optimization__max_macs=1e9
+    )
+
+    async def warmup(trainer: TolariaTrainer) -> int:
+        return trainer.run.life.budget.warmup
+
+    found = use(replayed, tmp_path / "replayed", warmup)
+    assert found == training_macs(3 * 32, ended(run_dir)["num_macs"])
+
+
 def test_a_share_that_falls_due_after_growth_is_not_skipped(run_dir: Path) -> None:
     """After the first doubling an epoch is a larger share of the budget than those before it."""
     config = stacking(
@@ -117,7 +130,11 @@ def test_a_run_by_compute_resumes_within_its_last_epoch(run_dir: Path, tmp_path:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"optimization__max_macs": 10.0}, "the warm-up of the learning rate alone"),
+        ({"optimization__max_macs": 10.0}, "the warm-up of the learning rate"),
+        ({"optimization__max_macs": 10.0, "optimization__warmup_epochs": 0.0}, "and one more step need"),
+        ({"morphogenetic__growth_from": 0.4}, "policy=stack needs shares at or after morphogenetic.growth_from=0.4"),
+        ({"morphogenetic__schedule_at": [0.1, 0.4], "model__max_kernels_per_seed": 1}, "2 doublings"),
+        ({"morphogenetic__schedule_at": [0.1, 0.4], "morphogenetic__adaptation_cooldown": 1}, "set it to 0"),
         (
             {"optimization__max_macs": 1e9, "morphogenetic__schedule_by": "steps"},
             "set morphogenetic.schedule_by=compute",

@@ -101,7 +101,7 @@ def _of_checkpoint(path: Path, settings: Mapping[str, Any]) -> EarlierNetwork:
     live = [site for site, slot in saved.state["growth"]["slots"].items() if slot["state"] in LIVE]
     if live:
         raise CheckpointError(
-            f"in {path.name} the module at {live[0]} was neither kept nor culled yet; let the run go on until it was"
+            f"in {path.name} the module at {live[0]} was neither kept nor culled yet; use a later checkpoint"
         )
     decay = settings.get("optimization", {}).get("ema_decay")
     if saved.state.get("average") and decay is None:
@@ -185,6 +185,12 @@ def _require_growable(run: Run, network: EarlierNetwork, where: str) -> None:
         raise ConfigError(
             f"{where}: has a module at {missing[0]}, a site that this network lacks; use the model settings of the "
             "earlier run"
+        )
+    inside = [graft.site for graft in network.recipe if graft.site.endswith((":parallel", ":width"))]
+    if run.config.model.gradient_checkpointing and inside:
+        raise ConfigError(
+            f"model.gradient_checkpointing=true: blocks run twice, so that the module inside a block ({inside[0]}) of "
+            f"{where} would count every batch twice; set it to false"
         )
     growth, others = run.config.morphogenetic, [graft for graft in network.recipe if not graft.sources]
     if growth.enable_tamiyo and growth.grows_copies and others:

@@ -10,12 +10,12 @@ from pathlib import Path
 
 from esper.configs.morphogenetic import POLICIES
 from esper.contracts.decisions import Action, AdaptationDecision
-from esper.contracts.events import MISSED, Decided
+from esper.contracts.events import MISSED, Decided, Notice
 from esper.contracts.lifecycle import SeedLifecycleState
 from esper.contracts.recipe import part_of
 from esper.errors import BusError, EsperError, RankError, SurgeryError
 from esper.tamiyo import TamiyoClient
-from esper.tamiyo.policies.eligible import num_due
+from esper.tamiyo.policies.eligible import eligible, num_due
 from esper.tolaria.growth.forks import choose_by_forks
 from esper.tolaria.growth.incubation import incubation_step
 from esper.tolaria.growth.judging import judge_kernel
@@ -118,9 +118,7 @@ class Growth:
         if not is_last and self.is_consultation_due():
             self._consult()
         self._require_equal_network()
-        ranks, state = self.life.step.ranks, self.life.state
-        if ranks.size > 1:  # rank 0 scores and judges; all ranks need the budget that is left
-            state.ledger = ranks.on_rank0(lambda: state.ledger)
+        self._share_ledger()
 
     def advance_seeds(self, *, is_last: bool) -> None:
         """Judge kernels that were held long enough and end embargoes; after the last epoch no kernel stays live."""
@@ -168,6 +166,7 @@ class Growth:
         signals = ranks.on_rank0(
             lambda: measure_signals(life, progress=progress, last_consultation=last, with_scores=with_scores)
         )
+        self._share_ledger()
         for _ in range(self.config.max_adaptations_per_epoch):
             try:
                 decision = ranks.on_rank0(functools.partial(self.tamiyo.decide, signals))
@@ -182,6 +181,9 @@ class Growth:
             if not self.apply(decision):
                 return
             signals = [updated(life, signal) for signal in signals]
+        if self.config.policy == "stack" and eligible(signals, self.config):
+            message = f"max_adaptations_per_epoch={self.config.max_adaptations_per_epoch}: not every stage was doubled"
+            life.emit(Notice, level="WARNING", message=message)
 
     def _carry_out(self, decision: AdaptationDecision) -> str:
         """Germinate or cull as requested; returns what was done, for the journal."""
@@ -190,6 +192,8 @@ class Growth:
         slot = resolve(self.life.model, decision)
         if decision.action is Action.CULL:
             graft = slot.live_graft
+            if graft.copy_init == "shared":
+                raise SurgeryError(f"{slot.site.name}: copies that share the gain of their source cannot be culled")
             self.life.cull(slot, reason=decision.reasoning or "requested by Tamiyo")
             return f"culled {graft.blueprint_id} at {slot.site.name}"
         blueprint_id = decision.blueprint_id or first_blueprint(slot, self.config)
@@ -199,6 +203,12 @@ class Growth:
     def _log(self, decision: AdaptationDecision, *, applied: bool, outcome: str) -> None:
         decided = dataclasses.asdict(decision)
         self.life.emit(Decided, epoch=self.life.state.epoch, decision=decided, applied=applied, outcome=outcome)
+
+    def _share_ledger(self) -> None:
+        """Give all ranks what rank 0 has spent: it alone scores and judges, and all need the budget that is left."""
+        ranks, state = self.life.step.ranks, self.life.state
+        if ranks.size > 1:
+            state.ledger = ranks.on_rank0(lambda: state.ledger)
 
     def _require_equal_network(self) -> None:
         """Check that all ranks have the same network."""

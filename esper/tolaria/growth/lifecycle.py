@@ -66,7 +66,8 @@ class Lifecycle:
 
     Attributes:
         cost: current size of the network.
-        host_cost: size of the network that the run starts with, without what `policy=replay` builds.
+        initial_cost: size of the network in the first step.
+        host_cost: the same without what `policy=replay` builds.
         num_germinated: kernels grown so far, kept or not.
         num_verdicts: verdicts of the judge so far.
         last_adaptation: epoch of the last change, by layer.
@@ -95,7 +96,7 @@ class Lifecycle:
         self.journal = journal
         self.state = state
         self.rng_seed = rng_seed
-        self.host_cost = self.cost = host_cost
+        self.host_cost = self.initial_cost = self.cost = host_cost
         self.num_germinated = 0
         self.num_verdicts = 0
         self.last_adaptation: dict[str, int] = {}
@@ -109,7 +110,7 @@ class Lifecycle:
             self.optimization,
             self.config,
             model=self.model,
-            host_cost=self.host_cost,
+            initial_cost=self.initial_cost,
             steps_per_epoch=self.step.loader.num_batches,
             batch_size=self.step.loader.batch_size,
         )
@@ -263,8 +264,10 @@ class Lifecycle:
             optim.copy_state(self.optimizer, self.model.copied_parameters(graft))
         self.step.add_kernel(kernel, step=self.state.global_step)
         self.cost += self.kernel_cost(graft)
-        if is_rebuilt and self.config.policy != "replay":
-            self.host_cost += self.kernel_cost(graft)
+        if is_rebuilt:
+            self.initial_cost += self.kernel_cost(graft)
+            if self.config.policy != "replay":
+                self.host_cost += self.kernel_cost(graft)
         self.state.peak_parameters = max(self.state.peak_parameters, self.cost.num_parameters)
 
     def _unregister(self, graft: Graft, parameters: list[tuple[str, nn.Parameter]]) -> None:
