@@ -1,6 +1,5 @@
 """Accuracy against length of training: where two curves cross, and what training the host was worth to what grew.
 
-
 Curves are interpolated linearly in the logarithm of the length (compute, or steps).
 """
 
