@@ -141,7 +141,8 @@ def test_a_signal_to_one_rank_stops_all_at_the_same_step(tmp_path: Path) -> None
 @pytest.mark.long
 def test_copies_that_blend_in_when_two_ranks_stop_resume_as_if_they_had_not(tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    settings = (*STACKS, "optimization.max_epochs=10", "morphogenetic.blending_steps=10")
+    blending = ("morphogenetic.copy_init=trained", "morphogenetic.blending_steps=10")
+    settings = (*STACKS, "optimization.max_epochs=10", *blending)
     torchrun(2, *settings, f"hydra.run.dir={whole}")
     processes = start_step(*[(*settings, f"hydra.run.dir={parts}")] * 2)
     await_event(parts, '"new": "blending"')
