@@ -131,13 +131,13 @@ def test_scancel_of_one_member_ends_only_that_member_and_is_reported(sweep: Swee
     assert epochs(cancelled) == list(range(1, 151))
 
 
-def test_a_killed_job_is_lost_and_resumed(sweep: Sweep):
+def test_a_killed_job_is_shown_as_killed_and_resumed(sweep: Sweep):
     launcher = sweep.start("optimization.max_epochs=150", "rng_seed=0")
     run_dir = sweep.wait_for_epoch("rng_seed_0", 10)
     os.kill(json.loads((run_dir / "status.json").read_text())["pid"], signal.SIGKILL)
     code, out, _ = ended(launcher)
     assert code == 1
-    assert "lost        " in out
+    assert "killed      " in out
     code, _, _ = sweep.run("resume", str(sweep.folder), script="import sys; sys.argv.insert(1, 'sweep');" + ESPER)
     assert code == 0
     assert resumed(run_dir) == [False, True]
