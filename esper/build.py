@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from esper import urza
-from esper.configs import MorphogeneticConfig, RedisConfig, TolariaConfig
+from esper.configs import ModelConfig, MorphogeneticConfig, RedisConfig, TolariaConfig
 from esper.configs.model import SITE_KINDS
+from esper.contracts.recipe import Graft
 from esper.data import (
     DataSplits,
     DecodePool,
@@ -240,13 +241,27 @@ def _wrap_for_replay(config: TolariaConfig, host: nn.Module, *, input_shape: tup
             f"morphogenetic.recipe_path={path}: it has a module at {missing[0]}, a site that this network lacks; use "
             "the model settings of the recorded run"
         )
-    inside = [graft.site for graft in recipe if graft.site.endswith((":parallel", ":width"))]
-    if config.model.gradient_checkpointing and inside:
-        raise ConfigError(
-            f"model.gradient_checkpointing=true: blocks run twice, so that the recipe's module inside a block "
-            f"({inside[0]}) would count every batch twice; set it to false"
-        )
+    require_recomputable(recipe, config.model, f"the recipe {path}")
     return model
+
+
+def require_recomputable(recipe: Iterable[Graft], host: ModelConfig, where: str) -> None:
+    """Refuse gradient checkpointing of blocks with modules inside.
+
+    Args:
+        recipe: what has grown.
+        host: settings of the host.
+        where: what holds the recipe, for the message.
+
+    Raises:
+        ConfigError: blocks run twice, so such a module would count every batch twice.
+    """
+    inside = [graft.site for graft in recipe if graft.site.endswith((":parallel", ":width"))]
+    if host.gradient_checkpointing and inside:
+        raise ConfigError(
+            f"model.gradient_checkpointing=true: blocks run twice, so that the module inside a block ({inside[0]}) of "
+            f"{where} would count every batch twice; set it to false"
+        )
 
 
 def _require_blueprints(config: MorphogeneticConfig, model: MorphableModel) -> None:

@@ -155,8 +155,8 @@ def copy_blocks(model: MorphableModel, sources: Sequence[str], *, init: str, ini
         model: the network.
         sources: what to copy, in the order in which the copies run; see `copy_sources`.
         init: `trained` or `shared` (weights, buffers and gains of the source; `share_gains` follows), `zeroed` (the
-            same, with the last norm 0: the output
-            of the network does not change) or `fresh` (initial weights, as a larger host would have).
+            same, with the last norm 0: the output of the network does not change) or `fresh` (initial weights, as a
+            larger host would have).
         init_seed: random seed of `fresh` weights.
 
     Raises:

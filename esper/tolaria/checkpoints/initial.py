@@ -11,18 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from esper.build import require_recomputable
 from esper.configs.identity import checkpoints_folder
 from esper.contracts.lifecycle import LIVE
 from esper.contracts.recipe import Graft
-from esper.errors import CheckpointError, ConfigError, SurgeryError, one_line
+from esper.errors import CheckpointError, ConfigError, RunError, SurgeryError, one_line
 from esper.tolaria.checkpoints import files
 from esper.tolaria.checkpoints.contents import averaged
 from esper.tolaria.run import Run
+from esper.tolaria.run_folder import recorded_config
 
 __all__ = ["EarlierNetwork", "read_network", "start_from_network"]
 
@@ -62,9 +63,8 @@ def read_network(path: Path) -> EarlierNetwork:
     """
     try:
         if (path / "manifest.json").is_file():
-            return _of_checkpoint(path, _settings(path.absolute().parent.parent))
-        if (path / "config.yaml").is_file():
-            settings = _settings(path)
+            return _of_checkpoint(path, recorded_config(path.absolute().parent.parent) or {})
+        if path.is_dir() and (settings := recorded_config(path)):
             newest = files.find_checkpoints(_checkpoints(path, settings))
             if not newest:
                 raise CheckpointError("the run has no checkpoint yet; let it reach the end of an epoch")
@@ -73,22 +73,11 @@ def read_network(path: Path) -> EarlierNetwork:
             return _of_export(path if path.is_file() else path / "model.safetensors")
         if path.name in ("best", "trunk") and (newest := files.find_checkpoints(path.parent, prefix=path.name)):
             return read_network(newest[0])
-    except CheckpointError as error:
+    except (CheckpointError, RunError) as error:
         raise ConfigError(f"model.init_from={path}: {error}") from None
     raise ConfigError(
         f"model.init_from={path}: not a run's folder, a checkpoint, or what esper export wrote; give one of these"
     )
-
-
-def _settings(run_dir: Path) -> dict[str, Any]:
-    """The settings in a run folder; {} if it is none."""
-    try:
-        settings = yaml.safe_load((run_dir / "config.yaml").read_text())
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise CheckpointError(f"{run_dir / 'config.yaml'} cannot be read: {one_line(error)}") from None
-    return settings if isinstance(settings, dict) else {}
 
 
 def _checkpoints(run_dir: Path, settings: Mapping[str, Any]) -> Path:
@@ -186,12 +175,7 @@ def _require_growable(run: Run, network: EarlierNetwork, where: str) -> None:
             f"{where}: has a module at {missing[0]}, a site that this network lacks; use the model settings of the "
             "earlier run"
         )
-    inside = [graft.site for graft in network.recipe if graft.site.endswith((":parallel", ":width"))]
-    if run.config.model.gradient_checkpointing and inside:
-        raise ConfigError(
-            f"model.gradient_checkpointing=true: blocks run twice, so that the module inside a block ({inside[0]}) of "
-            f"{where} would count every batch twice; set it to false"
-        )
+    require_recomputable(network.recipe, run.config.model, where)
     growth, others = run.config.morphogenetic, [graft for graft in network.recipe if not graft.sources]
     if growth.enable_tamiyo and growth.grows_copies and others:
         raise ConfigError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import shutil
@@ -12,8 +13,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from esper.configs import TolariaConfig
+from esper.build import require_recomputable
+from esper.configs import ModelConfig, TolariaConfig
 from esper.configs.check import check
+from esper.contracts.recipe import Graft
 from esper.errors import CheckpointError, ConfigError
 from esper.tolaria import TolariaTrainer
 from esper.tolaria.checkpoints.export import export
@@ -351,3 +354,12 @@ def test_two_places_to_start_from_are_refused(stacked: tuple[Path, Tensor], run_
     (other,) = find_checkpoints(tmp_path / "other" / "run" / "checkpoints")[:1]
     with pytest.raises(CheckpointError, match="leave one of them out"):
         use(starting(stacked[0], checkpoint__resume_from=str(other)), run_dir, TolariaTrainer.train)
+
+
+@pytest.mark.parametrize(("site", "is_refused"), [("layer1.0.conv1:parallel", True), ("layer1.0:beside", False)])
+def test_recomputed_blocks_with_modules_inside_are_refused(site: str, is_refused: bool) -> None:
+    graft = Graft(graft_id=1, site=site, blueprint_id="fold_3x3", init_seed=0, init_gain=1.0, born_step=3)
+    refused = pytest.raises(ConfigError, match="of the recipe x would count every batch twice")
+    with refused if is_refused else contextlib.nullcontext():
+        require_recomputable([graft], ModelConfig(gradient_checkpointing=True), "the recipe x")
+    require_recomputable([graft], ModelConfig(), "the recipe x")
