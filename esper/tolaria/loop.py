@@ -340,9 +340,7 @@ class TrainingLoop:
 def _decays(run: Run, *, steps_ahead: int = 0) -> bool:
     """Whether the learning rate of the next step, or of one so many steps ahead, is decaying."""
     start = decay_start(run.config.optimization)
-    budget = run.life.budget
-    spent = budget.spent(run.state) + budget.cost_of(steps_ahead, run.life.running_macs)
-    return start is not None and spent / budget.total >= start - 1e-9
+    return start is not None and run.life.spent(steps_ahead) / run.life.budget.total >= start - 1e-9
 
 
 def _result(run: Run, *, validation: tuple[float, float], test: tuple[float, float]) -> dict[str, Any]:

@@ -267,9 +267,8 @@ def open_run(
 
 
 def _learning_rate(life: Lifecycle, steps_ahead: int) -> float:
-    budget = life.budget
-    spent = budget.spent(life.state) + budget.cost_of(steps_ahead, life.running_macs)
-    return learning_rate(life.optimization, life.state.global_step + steps_ahead, budget=budget, spent=spent)
+    step = life.state.global_step + steps_ahead
+    return learning_rate(life.optimization, step, budget=life.budget, spent=life.spent(steps_ahead))
 
 
 def capture_obstacle(config: TolariaConfig) -> str | None:

@@ -115,9 +115,15 @@ class Lifecycle:
             batch_size=self.step.loader.batch_size,
         )
 
+    def spent(self, steps_ahead: int = 0) -> int:
+        """What is used of the budget, or will be so many steps ahead."""
+        return self.budget.spent(self.state) + self.budget.cost_of(steps_ahead, self.running_macs)
+
     @property
     def running_macs(self) -> int:
         """MACs per image of the network in a training step: without kernels that incubate."""
+        if self.config.incubation == "none":
+            return self.cost.num_macs
         incubating = [slot for slot in self.model.all_slots() if slot.state is _S.TRAINING]
         return self.cost.num_macs - sum(self.kernel_cost(slot.live_graft).num_macs for slot in incubating)
 
