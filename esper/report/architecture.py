@@ -12,6 +12,7 @@ __all__ = ["Block", "Drawing", "Shape", "blocks", "draw"]
 _TRUNK_X, _BLOCK_WIDTH, _BLOCK_HEIGHT = 92, 152, 40
 _BRANCH_X, _BRANCH_WIDTH, _LINE_HEIGHT = 206, 178, 18
 _GAP = 26
+_COPY = "copy"  # blueprint of blocks that stand in the chain, not beside it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,7 +114,9 @@ def _block(drawing: Drawing, block: Block, *, grown: bool) -> None:
         return
     start = drawing.height + 14
     end = start + _branch_height(after) + 12
-    if grown:
+    if grown and all(module.blueprint_id == _COPY for module in after):
+        _modules(drawing, after, x=_TRUNK_X - _BRANCH_WIDTH / 2, middle=(start + end) / 2)
+    elif grown:
         _branch(drawing, after, fork=start, join=end, middle=(start + end) / 2)
     else:
         _seed(drawing, (start + end) / 2)
@@ -132,17 +135,26 @@ def _branch_height(modules: list[GrownModule]) -> float:
 
 def _branch(drawing: Drawing, modules: list[GrownModule], *, fork: float, join: float, middle: float) -> None:
     """A branch around the trunk, with the modules of one site."""
-    is_attached = any(module.is_kept or module.is_live for module in modules)
-    style = "kept" if any(module.is_kept for module in modules) else "live" if is_attached else "culled"
-    height = _branch_height(modules)
     x = _BRANCH_X + _BRANCH_WIDTH / 2
     d = f"M{_TRUNK_X} {fork}H{x}V{join}H{_TRUNK_X + 8}"
-    drawing.shapes.append(Shape(kind="path", style=style, d=d))
+    drawing.shapes.append(Shape(kind="path", style=_style(modules), d=d))
+    _modules(drawing, modules, x=_BRANCH_X, middle=middle)
+    if _style(modules) != "culled":
+        drawing.shapes.append(Shape(kind="sum", style=_style(modules), x=_TRUNK_X, y=join))
+
+
+def _modules(drawing: Drawing, modules: list[GrownModule], *, x: float, middle: float) -> None:
+    """A box with the modules of one site."""
     marks = {"kept": "✓", "culled": "✗"}
     lines = tuple(f"{module.graft_id}  {module.blueprint_id}  {marks.get(module.verdict, '…')}" for module in modules)
-    top = middle - height / 2 + 3
+    height = _branch_height(modules)
+    y = middle - height / 2 + 3
     drawing.shapes.append(
-        Shape(kind="box", style=style, x=_BRANCH_X, y=top, width=_BRANCH_WIDTH, height=height - 6, lines=lines)
+        Shape(kind="box", style=_style(modules), x=x, y=y, width=_BRANCH_WIDTH, height=height - 6, lines=lines)
     )
-    if is_attached:
-        drawing.shapes.append(Shape(kind="sum", style=style, x=_TRUNK_X, y=join))
+
+
+def _style(modules: list[GrownModule]) -> str:
+    if any(module.is_kept for module in modules):
+        return "kept"
+    return "live" if any(module.is_live for module in modules) else "culled"

@@ -31,6 +31,8 @@ _LOGARITHMIC_FROM = 4
 """Ratio of largest to smallest value above which an axis is logarithmic."""
 _DECADES_FROM = 30
 """Ratio above which a logarithmic axis has labels at powers of ten only."""
+_SAME = 0.1
+"""Relative range of values below which an axis shows this range, so that equal budgets look equal."""
 
 
 def marks(arms: Sequence[Arm]) -> list[tuple[str, str, str]]:
@@ -187,6 +189,9 @@ def _scale_x(axes: Axes, values: Sequence[float]) -> None:
         axes.xaxis.set_major_locator(MaxNLocator(6))
     axes.xaxis.set_major_formatter(FuncFormatter(show))
     axes.margins(x=0.08)
+    middle = (min(values) + max(values)) / 2
+    if max(values) - min(values) < _SAME * middle:  # equal budgets: a magnified error would look like a difference
+        axes.set_xlim((1 - _SAME) * middle, (1 + _SAME) * middle)
 
 
 def _percent(axes: Axes) -> None:

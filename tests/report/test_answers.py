@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from esper.cli import main
 from esper.configs import ComparisonConfig
 from esper.configs.comparison import ARMS
 from esper.report.comparison import Report, compare, write
+from esper.report.comparison_plots import accuracy_against
 from esper.report.runs import from_folders
 from tests.report.test_comparison import _MACS, compared, verdicts, write_arms, write_run
 
@@ -249,3 +251,11 @@ def test_the_page_of_several_budgets_draws_curves_and_marks_their_crossing(
         assert sentence in page
         assert sentence in printed
     assert "grown against host, trained longer at 10 epochs: not shown, 3 of at least 12 pairs" in printed
+
+
+def test_equal_budgets_look_equal(tmp_path: Path) -> None:
+    """Arms that differ by the size of a step would otherwise get an axis whose labels are all the same."""
+    write_arms(tmp_path, {"grown": (0.9, 1_000_000_000), "static_flops": (0.8, 1_001_000_000)})
+    drawing = accuracy_against(compared(tmp_path).comparison.arms, "total_macs", "FLOPs spent")
+    labels = re.findall(r">([0-9.]+ [GM])<", drawing)
+    assert len(labels) == len(set(labels)) > 2
