@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from esper import urza
-from esper.configs import ModelConfig, MorphogeneticConfig, RedisConfig, TolariaConfig
+from esper.configs import ModelConfig, MorphogeneticConfig, RedisConfig, TolariaConfig, torch_seed
 from esper.configs.model import SITE_KINDS
 from esper.contracts.recipe import Graft
 from esper.data import (
@@ -100,7 +100,7 @@ def parts(
     """
     device = device or select_device(config.device)
     splits = load_splits(config.dataset, rng_seed=config.rng_seed, cache_dir=cache_dir).to(device)
-    torch.manual_seed(config.rng_seed)
+    torch.manual_seed(torch_seed(config.rng_seed))
     model = _build_model(config, splits, device)
     prepare = Preprocess(
         mean=splits.mean,

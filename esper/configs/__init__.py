@@ -13,7 +13,7 @@ from esper.configs.morphogenetic import MorphogeneticConfig
 from esper.configs.optimization import OptimizationConfig
 from esper.configs.redis import RedisConfig
 from esper.configs.storage import StorageConfig
-from esper.configs.tolaria import TolariaConfig, derive_seed
+from esper.configs.tolaria import TolariaConfig, derive_seed, torch_seed
 from esper.configs.tracking import TrackingConfig
 
 __all__ = [
@@ -31,4 +31,5 @@ __all__ = [
     "TrackingConfig",
     "derive_seed",
     "load_config",
+    "torch_seed",
 ]

@@ -40,7 +40,10 @@ class Allowed:
         if self.choices is not None:
             return ", ".join(self.choices)
         bounds = (("at least", self.low), ("above", self.above), ("at most", self.high), ("below", self.below))
-        return " and ".join(f"{word} {bound:g}" for word, bound in bounds if bound is not None) or "anything"
+        texts = [
+            f"{word} {bound if isinstance(bound, int) else f'{bound:g}'}" for word, bound in bounds if bound is not None
+        ]
+        return " and ".join(texts) or "anything"
 
 
 def setting(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 
 from esper.configs.checkpoint import CheckpointConfig
@@ -17,12 +18,19 @@ from esper.configs.schema import setting
 from esper.configs.storage import StorageConfig
 from esper.configs.tracking import TrackingConfig
 
-__all__ = ["TolariaConfig", "derive_seed"]
+__all__ = ["TolariaConfig", "derive_seed", "torch_seed"]
+
+
+def torch_seed(rng_seed: int) -> int:
+    """The seed in [0, 2^32) for torch's generators, of which that of the CPU drops all higher bits: they are hashed."""
+    if rng_seed < 2**32:
+        return rng_seed
+    return int.from_bytes(hashlib.sha256(str(rng_seed).encode()).digest()[:4], "big")
 
 
 def derive_seed(rng_seed: int, number: int) -> int:
     """Seed for one use in a run: the shuffle order of an epoch, the weights of a new kernel, or the draws of a rank."""
-    return rng_seed * 1_000_003 + number
+    return torch_seed(rng_seed) * 1_000_003 + number
 
 
 @dataclass(kw_only=True)
@@ -48,7 +56,9 @@ class TolariaConfig:
     bus: str = setting(
         "memory", "redis: publish health, decisions and outcomes; memory: publish nothing", choices=("memory", "redis")
     )
-    rng_seed: int = setting(0, "random seed of splits, initial weights, shuffling and augmentation", low=0)
+    rng_seed: int = setting(
+        0, "random seed of splits, initial weights, shuffling and augmentation", low=0, high=2**63 - 1
+    )
     device: str = setting("auto", "auto: cuda if available, else cpu", choices=("auto", "cpu", "cuda"))
     mixed_precision: bool | None = setting(
         None,

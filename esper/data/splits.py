@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from esper.configs import DatasetConfig
+from esper.configs import DatasetConfig, torch_seed
 from esper.configs.dataset import DATASETS
 from esper.data.images import Dataset, FileSet, ImageSet, draw_stratified
 from esper.errors import DataError
@@ -62,7 +62,7 @@ def load_splits(config: DatasetConfig, *, rng_seed: int, cache_dir: Path | None 
         DataError: it is missing or unreadable, a split would lack a class, or a batch is larger than the train split.
     """
     dataset: Dataset = importlib.import_module(DATASETS[config.name].module).load(config, cache_dir)
-    generator = torch.Generator().manual_seed(rng_seed)
+    generator = torch.Generator().manual_seed(torch_seed(rng_seed))
     train, held_out = dataset.train, dataset.val
     if config.num_examples is not None and config.num_examples < len(train):
         drawn, _ = draw_stratified(train.labels, config.num_examples / len(train), generator)

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from esper import urza
 from esper.build import Parts, bus_tracker, parts
-from esper.configs import TolariaConfig, derive_seed
+from esper.configs import TolariaConfig, derive_seed, torch_seed
 from esper.configs.identity import checkpoints_folder, digest, outputs_folder, run_id, run_name
 from esper.contracts.events import Event, Notice
 from esper.costs import Cost, count
@@ -126,7 +126,9 @@ class Run:
         ranks.broadcast([*self.model.parameters(), *self.model.buffers()])
         if not ranks.is_rank0:
             # The arguments stand like this since 0.1.0: the other order would change the random numbers.
-            torch.manual_seed(derive_seed(ranks.rank + ranks.size * self.state.global_step, config.rng_seed))
+            torch.manual_seed(
+                derive_seed(ranks.rank + ranks.size * self.state.global_step, torch_seed(config.rng_seed))
+            )
 
     def evaluate_split(self, split: ImageSet | FileSet) -> tuple[float, float]:
         """Mean loss in nats and accuracy in [0, 1] of a split.
