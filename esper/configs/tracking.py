@@ -18,4 +18,5 @@ class TrackingConfig:
     experiment: str | None = setting(None, "MLflow experiment; null: experiment_name")
     wandb_project: str = setting("esper-morphogenetic", "W&B project")
     wandb_entity: str | None = setting(None, "W&B user or team; null: your default entity")
+    git_diff: bool = setting(False, "upload git.diff, the uncommitted changes of your code, to the tracker as well")
     flush_interval_s: float = setting(5.0, "seconds between uploads to the tracker", above=0)

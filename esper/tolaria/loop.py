@@ -98,7 +98,7 @@ class TrainingLoop:
                 notices = start_from_network(run)
             run.synchronize_ranks()
             run.folder.write_config(config, checkpoint_dir=run.checkpoint_dir if run.ranks.is_rank0 else None)
-            write_atomically(run.run_dir / "git.diff", git_diff())
+            write_atomically(run.run_dir / "git.diff", git_diff(), is_private=True)
             write_declared(run.run_dir, run.config.morphogenetic.library)
             run.folder.set_status("running")
             run.emit(
@@ -113,7 +113,7 @@ class TrainingLoop:
                 num_sites=len(run.model.slots),
                 device=str(run.parts.device),
                 config=dataclasses.asdict(config),
-                environment=environment(),
+                environment=environment(written_to=run.written_to),
                 resumed_from=resumed_from,
             )
             self._announce(run, notices, is_resumed=resumed_from is not None)

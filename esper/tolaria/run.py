@@ -39,6 +39,7 @@ from esper.tolaria.schedule import learning_rate
 from esper.tolaria.state import TrainingState
 from esper.tolaria.step import TrainStep
 from esper.tracking import Journal, TrackerThread, trackers
+from esper.tracking.files import SWEEP_FILE
 
 __all__ = ["Run", "capture_obstacle", "open_run"]
 
@@ -147,6 +148,19 @@ class Run:
         ranks.all_reduce_sum([sums])
         loss, accuracy = (sums / len(split)).tolist()
         return loss, accuracy
+
+    @property
+    def written_to(self) -> list[Path]:
+        """The folders that this run and the others of its sweep write to."""
+        config, sweep_dir = self.config, self.run_dir.parent
+        named = (
+            config.checkpoint.checkpoint_dir,
+            config.dataset.data_dir,
+            config.logging.log_dir,
+            config.storage.compile_cache_dir,
+        )
+        folders = [self.outputs_dir, *map(Path, filter(None, named))]
+        return [*folders, sweep_dir] if (sweep_dir / SWEEP_FILE).exists() else folders
 
     def start_trackers(self) -> None:
         """Report the journal, from its beginning, to the configured trackers."""

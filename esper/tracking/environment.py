@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import subprocess
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -14,13 +15,17 @@ __all__ = ["cpu_name", "environment", "git_diff", "without_credentials"]
 _PACKAGES = ("torch", "torchvision", "hydra-core", "mlflow")
 
 
-def environment() -> dict[str, str | None]:
-    """Versions, hardware and git commit of the working directory; None where unknown."""
+def environment(*, written_to: Sequence[Path] = ()) -> dict[str, str | None]:
+    """Versions, hardware and git commit of the working directory; None where unknown.
+
+    Args:
+        written_to: folders that runs write to; what lies there leaves a checkout clean.
+    """
     import torch
 
     import esper
 
-    status = _git("status", "--porcelain")
+    status = _git("status", "--porcelain", "--", ":(top)", *_excluded(written_to))
     return {
         "esper": esper.__version__,
         "python": platform.python_version(),
@@ -64,6 +69,13 @@ def cpu_name() -> str | None:
     except OSError:  # not Linux
         model = None
     return model[1] if model else platform.processor() or None
+
+
+def _excluded(folders: Sequence[Path]) -> list[str]:
+    """Git's arguments that leave out these folders; those outside of the checkout are out anyway."""
+    top = Path((_git("rev-parse", "--show-toplevel") or "/").rstrip("\n"))
+    inside = [folder.resolve() for folder in folders]
+    return [f":(exclude,literal){path}" for path in inside if path != top and path.is_relative_to(top)]
 
 
 def _git(*arguments: str) -> str | None:

@@ -14,19 +14,24 @@ from filelock import FileLock
 from esper.contracts.recipe import Graft
 from esper.errors import ConfigError, RunError
 
-__all__ = ["read_members", "read_recipe", "write_atomically", "write_members", "write_recipe"]
+__all__ = ["SWEEP_FILE", "read_members", "read_recipe", "write_atomically", "write_members", "write_recipe"]
 
-_SWEEP_FILE = "sweep.json"
+SWEEP_FILE = "sweep.json"
 _RECIPE_SCHEMA = 1
 _TYPES = {"str": str, "int": int, "float": float, "str | None": str, "tuple[str, ...]": list}
 _GRAFT_TYPES = {field.name: _TYPES[str(field.type)] for field in dataclasses.fields(Graft)}
 _OPTIONAL = {"copy_init", "definition", "sources"}
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a file's content; readers, and a crash, see the old content or the new, never a part of it."""
+def write_atomically(path: Path, text: str, *, is_private: bool = False) -> None:
+    """Replace a file's content; readers, and a crash, see the old content or the new, never a part of it.
+
+    With `is_private`, only its owner can read it.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as file:
+    temporary.unlink(missing_ok=True)  # a link or another user's file would be written to
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if is_private else 0o666)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
@@ -76,9 +81,9 @@ def _graft(entry: Any, file: Path) -> Graft:
 def write_members(sweep_dir: Path, members: Mapping[str, Sequence[str]]) -> None:
     """Add members (run name: overrides) to the sweep's file."""
     sweep_dir.mkdir(parents=True, exist_ok=True)
-    with FileLock(sweep_dir / f".{_SWEEP_FILE}.lock"):
+    with FileLock(sweep_dir / f".{SWEEP_FILE}.lock"):
         known = read_members(sweep_dir) | {name: list(overrides) for name, overrides in members.items()}
-        write_atomically(sweep_dir / _SWEEP_FILE, json.dumps(known, indent=1) + "\n")
+        write_atomically(sweep_dir / SWEEP_FILE, json.dumps(known, indent=1) + "\n")
 
 
 def read_members(sweep_dir: Path) -> dict[str, list[str]]:
@@ -87,7 +92,7 @@ def read_members(sweep_dir: Path) -> dict[str, list[str]]:
     Raises:
         RunError: the file is damaged.
     """
-    file = sweep_dir / _SWEEP_FILE
+    file = sweep_dir / SWEEP_FILE
     try:
         content = json.loads(file.read_text())
         return {str(name): [str(override) for override in overrides] for name, overrides in content.items()}

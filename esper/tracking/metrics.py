@@ -6,14 +6,14 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from esper.configs import TrackingConfig
 from esper.tracking import formatting
 from esper.tracking.environment import without_credentials
 from esper.tracking.history import GrownModule, History
 
-__all__ = ["FILES", "Point", "module_summaries", "parameters", "points", "tags"]
+__all__ = ["Point", "files", "module_summaries", "parameters", "points", "tags"]
 
-FILES = ("config.yaml", "git.diff", "journal.jsonl", "report.html")
-"""Files of the run folder that a tracker uploads, if they exist."""
+_FILES = ("config.yaml", "journal.jsonl", "report.html")
 
 _MAX_PARAMETER, _MAX_TAG = 6000, 5000  # characters; MLflow's limits
 
@@ -93,6 +93,11 @@ def tags(history: History) -> dict[str, str]:
         **module_summaries(history),
     }
     return {key: without_credentials(value)[:_MAX_TAG] for key, value in values.items() if value is not None}
+
+
+def files(config: TrackingConfig) -> tuple[str, ...]:
+    """Files of the run folder that a tracker uploads, if they exist."""
+    return (*_FILES, "git.diff") if config.git_diff else _FILES
 
 
 def module_summaries(history: History) -> dict[str, str]:

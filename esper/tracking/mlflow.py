@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
+import shlex
 import uuid
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,9 @@ from esper.errors import RunError
 from esper.tracking.environment import without_credentials
 from esper.tracking.files import write_atomically
 from esper.tracking.history import History
-from esper.tracking.metrics import FILES, Point, parameters, points, tags
+from esper.tracking.metrics import Point, files, parameters, points, tags
 
-__all__ = ["MlflowRun", "connect", "find_run", "get_experiment_id", "tracking_uri"]
+__all__ = ["MlflowRun", "connect", "find_run", "get_experiment_id", "own_tags", "tracking_uri"]
 
 _STATUS = {"finished": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
 _CHECKPOINT_FILES = ("manifest.json", "model.safetensors")
@@ -30,6 +32,8 @@ _CHECKPOINT_FILES = ("manifest.json", "model.safetensors")
 _MAX_METRICS, _MAX_PARAMETERS, _MAX_TAGS = 800, 100, 100
 
 _UID_TAG = "esper.run_uid"
+_EDITED = ("mlflow.note.content", "esper.tags")
+"""Tags that people change; in a run of an older Esper, which did not note what it wrote, they stay as they are."""
 
 # Defaults where the user set nothing. MLflow's own: retry for 15 minutes, send usage data, print.
 _SETTINGS = {
@@ -69,6 +73,7 @@ class MlflowRun:
         self._config = config
         self._run_dir = run_dir
         self._outputs_dir = outputs_dir
+        self._file = run_dir / "mlflow.json"
         self._lock = FileLock(run_dir / ".mlflow.lock")
         self._client: Any = None
         self._run_id = ""
@@ -104,7 +109,7 @@ class MlflowRun:
         if self.history.modules:
             grown = [dataclasses.asdict(module) for module in self.history.modules]
             self._client.log_text(self._run_id, json.dumps(grown, indent=2), "growth.json")
-        for path in (self._run_dir / name for name in FILES):
+        for path in (self._run_dir / name for name in files(self._config)):
             if path.is_file():
                 self._client.log_artifact(self._run_id, str(path))
         if newest := _newest_checkpoint(self._checkpoint_dir()):
@@ -127,7 +132,7 @@ class MlflowRun:
         experiment = self._config.experiment or started["experiment_name"]
         run = find_run(
             client,
-            self._run_dir / "mlflow.json",
+            self._file,
             place=without_credentials(uri),
             experiment_id=get_experiment_id(client, experiment, uri=uri, outputs_dir=self._outputs_dir),
             name=started["run_name"],
@@ -158,7 +163,8 @@ class MlflowRun:
         # MLflow cannot change a parameter; config.yaml has the current ones.
         if changed := [f"{key}={value}" for key, value in new_params.items() if self._params.get(key, value) != value]:
             new_tags["esper.changed_parameters"] = ", ".join(changed)[:5000]
-        new_tags = {key: value for key, value in new_tags.items() if self._tags.get(key, "") != value}
+        changed_tags = {key: value for key, value in new_tags.items() if self._tags.get(key, "") != value}
+        new_tags = own_tags(self._client, self._run_id, changed_tags, file=self._file)
         new_params = {key: value for key, value in new_params.items() if key not in self._params}
         batch_metrics = [Metric(point.key, point.value, point.time_ms, point.step) for point in new]
         batch_params = [Param(key, value) for key, value in new_params.items()]
@@ -173,7 +179,7 @@ class MlflowRun:
             del batch_metrics[:_MAX_METRICS], batch_params[:_MAX_PARAMETERS], batch_tags[:_MAX_TAGS]
         self.num_logged += len(new)
         self._params |= new_params
-        self._tags |= new_tags
+        self._tags |= changed_tags
 
     def _set_status(self, status: str) -> None:
         if status == self._status:
@@ -226,7 +232,7 @@ def get_experiment_id(client: Any, name: str, *, uri: str, outputs_dir: Path) ->
     from mlflow.exceptions import MlflowException
 
     if existing := client.get_experiment_by_name(name):
-        return str(existing.experiment_id)
+        return _active_id(existing, uri=uri)
     # A server has its own artifact store; a database defaults to ./mlruns of the current directory.
     has_server = uri.startswith(("http", "databricks"))
     artifacts = None if has_server else (outputs_dir.absolute() / "mlartifacts").as_uri()
@@ -234,12 +240,26 @@ def get_experiment_id(client: Any, name: str, *, uri: str, outputs_dir: Path) ->
         return str(client.create_experiment(name, artifact_location=artifacts))
     except MlflowException:  # another process created it first
         if existing := client.get_experiment_by_name(name):
-            return str(existing.experiment_id)
+            return _active_id(existing, uri=uri)
         raise
 
 
+def _active_id(experiment: Any, *, uri: str) -> str:
+    if experiment.lifecycle_stage != "active":
+        raise RunError(
+            f"the MLflow experiment {experiment.name!r} was deleted; restore it with "
+            f"`{_command(uri)} experiments restore --experiment-id {experiment.experiment_id}`, or set "
+            "tracking.experiment to another name"
+        )
+    return str(experiment.experiment_id)
+
+
+def _command(uri: str) -> str:
+    return f"MLFLOW_TRACKING_URI={shlex.quote(without_credentials(uri))} mlflow"
+
+
 def find_run(client: Any, file: Path, *, place: str, experiment_id: str, name: str, start_time_s: float) -> Any:
-    """The run whose id is in a file; created if there is none or if it was deleted.
+    """The run whose id is in a file; created if there is none, or if it is gone for good.
 
     Args:
         client: MLflow client.
@@ -248,6 +268,9 @@ def find_run(client: Any, file: Path, *, place: str, experiment_id: str, name: s
         experiment_id: experiment of a new run.
         name: name of a new run.
         start_time_s: Unix time at which a new run starts.
+
+    Raises:
+        RunError: somebody deleted the run, and it can be restored.
     """
     from mlflow.exceptions import MlflowException
 
@@ -261,6 +284,10 @@ def find_run(client: Any, file: Path, *, place: str, experiment_id: str, name: s
         else:
             if run.info.lifecycle_stage == "active":
                 return run
+            raise RunError(
+                f"this run was deleted in MLflow; restore it with `{_command(place)} runs restore --run-id {run_id}`, "
+                f"or remove {file} to report it anew"
+            )
     # The uid is saved first: a run whose creation is not confirmed can be found by it.
     write_atomically(file, json.dumps(known, indent=2))
     matches = client.search_runs([experiment_id], f"tags.`{_UID_TAG}` = '{known['uid']}'", max_results=1)
@@ -272,3 +299,30 @@ def find_run(client: Any, file: Path, *, place: str, experiment_id: str, name: s
     known["run_ids"][place] = run.info.run_id
     write_atomically(file, json.dumps(known, indent=2))
     return run
+
+
+def own_tags(client: Any, run_id: str, tags: Mapping[str, str], *, file: Path) -> dict[str, str]:
+    """Of these tags those to write: what somebody changed or removed in MLflow stays.
+
+    A tag is Esper's as long as its value is one that Esper wrote. `file`, the `mlflow.json`, has digests of these; a
+    value is noted before it is sent, so that a kill in between does not make it somebody else's.
+    """
+    if not tags:
+        return {}
+    present = client.get_run(run_id).data.tags
+    known = json.loads(file.read_text())
+    at_first = {key: [_digest(value)] for key, value in present.items() if key not in _EDITED}
+    written = known.setdefault("written", {}).setdefault(run_id, at_first)
+    own = {key: value for key, value in tags.items() if _is_own(present.get(key), written.get(key))}
+    for key, value in own.items():
+        written[key] = sorted({*written.get(key, ()), _digest(value)})
+    write_atomically(file, json.dumps(known, indent=2))
+    return own
+
+
+def _is_own(present: str | None, written: list[str] | None) -> bool:
+    return written is None if present is None else _digest(present) in (written or ())
+
+
+def _digest(value: str) -> str:
+    return hashlib.sha256(value.encode()).hexdigest()[:16]

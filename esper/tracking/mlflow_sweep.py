@@ -6,13 +6,14 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from esper.configs import TrackingConfig
 from esper.configs.identity import outputs_folder
 from esper.tracking.environment import without_credentials
 from esper.tracking.history import History
 from esper.tracking.journal import read
-from esper.tracking.mlflow import connect, find_run, get_experiment_id, tracking_uri
+from esper.tracking.mlflow import connect, find_run, get_experiment_id, own_tags, tracking_uri
 
 __all__ = ["report_sweep"]
 
@@ -56,11 +57,14 @@ def report_sweep(sweep_dir: Path, run_dirs: Sequence[Path], *, uri: str | None =
 
 
 def _update_parent(sweep_dir: Path, run_ids: Sequence[str], *, uri: str, experiment: str, outputs_dir: Path) -> None:
-    client = connect(uri)
-    children = [client.get_run(run_id) for run_id in run_ids]
+    client, file = connect(uri), sweep_dir / "mlflow.json"
+    found = [client.get_run(run_id) for run_id in run_ids]
+    children = [child for child in found if child.info.lifecycle_stage == "active"]
+    if not children:
+        return
     parent = find_run(
         client,
-        sweep_dir / "mlflow.json",
+        file,
         place=without_credentials(uri),
         experiment_id=get_experiment_id(client, experiment, uri=uri, outputs_dir=outputs_dir),
         name=sweep_dir.absolute().name,
@@ -68,10 +72,11 @@ def _update_parent(sweep_dir: Path, run_ids: Sequence[str], *, uri: str, experim
     )
     for child in children:
         if child.data.tags.get(_PARENT_TAG) != parent.info.run_id:
-            client.set_tag(child.info.run_id, _PARENT_TAG, parent.info.run_id)
+            _tag(client, child.info.run_id, _PARENT_TAG, parent.info.run_id, file=file)
     statuses = Counter(child.info.status for child in children)
     counts = ", ".join(f"{number} {status.lower()}" for status, number in sorted(statuses.items()))
-    client.set_tag(parent.info.run_id, "mlflow.note.content", f"A sweep of {len(children)} runs: {counts}.")
+    note = f"A sweep of {len(children)} runs: {counts}."
+    _tag(client, parent.info.run_id, "mlflow.note.content", note, file=file)
     if "RUNNING" in statuses:
         client.update_run(parent.info.run_id, status="RUNNING")
     else:
@@ -81,3 +86,8 @@ def _update_parent(sweep_dir: Path, run_ids: Sequence[str], *, uri: str, experim
     for path in (sweep_dir / name for name in _FILES):
         if path.is_file():
             client.log_artifact(parent.info.run_id, str(path))
+
+
+def _tag(client: Any, run_id: str, key: str, value: str, *, file: Path) -> None:
+    for own_key, own_value in own_tags(client, run_id, {key: value}, file=file).items():
+        client.set_tag(run_id, own_key, own_value)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from esper.errors import RunError
 from esper.tracking.environment import without_credentials
 from esper.tracking.journal import read_from
 from esper.tracking.trackers import Tracker, TrackerRun
@@ -55,7 +56,7 @@ class TrackerThread:
         self._closing.set()
         self._thread.join(timeout_s)
         if self._thread.is_alive():
-            self._warn_once(f"not done within {timeout_s:g} s")
+            self._warn_once(TimeoutError(f"not done within {timeout_s:g} s"))
 
     def _tail(self) -> None:
         self._wait_for_training()
@@ -69,7 +70,7 @@ class TrackerThread:
                 self._drop_run()
                 num_failures += 1
                 if num_failures > 1:
-                    self._warn_once(short_message(error))
+                    self._warn_once(error)
             if closing and num_failures != 1:
                 self._drop_run()
                 return
@@ -97,15 +98,17 @@ class TrackerThread:
             with contextlib.suppress(Exception):  # the cause was reported, or will be by the next attempt
                 run.close()
 
-    def _warn_once(self, why: str) -> None:
-        if self._warned.acquire(blocking=False):
-            self._warn(
-                f"{self._tracker.name} at {self._tracker.place} is behind ({why}); training continues, and "
-                f"`esper sync {self._run_dir}` catches up"
-            )
+    def _warn_once(self, error: Exception) -> None:
+        if not self._warned.acquire(blocking=False):
+            return
+        where, why, catch_up = f"{self._tracker.name} at {self._tracker.place}", short_message(error), "catches up"
+        if isinstance(error, RunError):  # it says what has to be done first
+            self._warn(f"{where}: {why}; training continues, and after that `esper sync {self._run_dir}` {catch_up}")
+        else:
+            self._warn(f"{where} is behind ({why}); training continues, and `esper sync {self._run_dir}` {catch_up}")
 
 
 def short_message(error: Exception) -> str:
-    """The first line of an error's message, without credentials, at most 160 characters; SQLAlchemy adds the data."""
-    first = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return without_credentials(first)[:_MAX_LINE]
+    """The first line of an error's message, without credentials; of other libraries, at most 160 characters."""
+    first = (str(error).strip() or type(error).__name__).splitlines()[0]  # SQLAlchemy adds the data
+    return without_credentials(first)[: None if isinstance(error, RunError) else _MAX_LINE]

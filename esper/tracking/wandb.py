@@ -16,7 +16,7 @@ from esper.errors import RunError
 from esper.tracking.environment import without_credentials
 from esper.tracking.files import write_atomically
 from esper.tracking.history import History
-from esper.tracking.metrics import FILES, module_summaries, points
+from esper.tracking.metrics import files, module_summaries, points
 
 __all__ = ["WandbRun"]
 
@@ -88,7 +88,7 @@ class WandbRun:
                 return
             self._attach(self.history.started)
         self._run.summary.update({"status": ended["status"], "reason": ended["reason"]})
-        for path in (self._run_dir / name for name in FILES):
+        for path in (self._run_dir / name for name in files(self._config)):
             if path.is_file():
                 self._run.save(path, base_path=self._run_dir, policy="now")
         run, self._run = self._run, None
@@ -131,15 +131,17 @@ class WandbRun:
         state = self._load_state()
         wandb = _import_wandb()
         try:
-            self._run = self._init(wandb, started, run_id=state["run_id"])
+            is_described = state["status"] != "" and (self._is_offline() or not state["is_offline"])
+            self._run = self._init(wandb, started, run_id=state["run_id"], is_described=is_described)
         except Exception:
             # W&B's service would keep the failed run and refuse to create it later.
             wandb.teardown()
             raise
         self._run.define_metric("epoch/*", step_metric="epoch")
         self._last_logged = state["step"] if self._run.offline else self._run.starting_step - 1
+        self._save_state(status="running")
 
-    def _init(self, wandb: Any, started: Mapping[str, Any], *, run_id: str) -> Any:
+    def _init(self, wandb: Any, started: Mapping[str, Any], *, run_id: str, is_described: bool) -> Any:
         config = started["config"]
         return wandb.init(
             id=run_id,
@@ -147,8 +149,9 @@ class WandbRun:
             entity=self._config.wandb_entity,
             group=started["experiment_name"],
             name=started["run_name"],
-            notes=config["description"],
-            tags=config["tags"],
+            # Once: people change them in W&B, and resuming would undo that.
+            notes=None if is_described else config["description"],
+            tags=None if is_described else config["tags"],
             config=_without_credentials({**config, "environment": started["environment"]}),
             dir=self._run_dir,
             resume="allow",

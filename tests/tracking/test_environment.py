@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import stat
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from esper import fit
+from esper.tracking import read
 from esper.tracking.environment import environment, git_diff, without_credentials
 
 
@@ -45,6 +48,46 @@ def test_the_diff_can_be_applied_and_holds_no_password(repository: Path) -> None
     git("checkout", "train.py")
     git("apply", "saved.diff")
     assert (repository / "train.py").read_text() == "url = 'postgres://db/x'\n"
+
+
+def dirty(repository: Path, *folders: str) -> str | None:
+    return environment(written_to=[repository / folder for folder in folders])["git_dirty"]
+
+
+def test_what_runs_write_leaves_a_checkout_clean_and_other_files_do_not(repository: Path) -> None:
+    for file in ("outputs/e/run/journal.jsonl", "work [1]/outputs/x"):
+        (repository / file).parent.mkdir(parents=True)
+        (repository / file).touch()
+    assert dirty(repository, "outputs", "work [1]/outputs") == "false"
+    assert dirty(repository, "outputs", "../elsewhere") == "true"  # beside the checkout: nothing to leave out
+    (repository / "work [1]" / "model.py").touch()
+    assert dirty(repository, "outputs", "work [1]/outputs") == "true"
+
+
+def test_a_run_in_the_checkouts_own_folder_hides_no_change(repository: Path) -> None:
+    (repository / "model.py").touch()
+    assert dirty(repository, ".") == "true"
+
+
+def test_from_a_subfolder_the_whole_checkout_counts(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (repository / "sub" / "outputs").mkdir(parents=True)
+    (repository / "sub" / "outputs" / "x").touch()
+    monkeypatch.chdir(repository / "sub")
+    assert dirty(repository, "sub/outputs") == "false"
+    (repository / "train.py").write_text("rate = 2\n")
+    assert dirty(repository, "sub/outputs") == "true"
+
+
+def test_runs_in_a_clean_checkout_are_clean_and_keep_the_diff_to_their_owner(repository: Path) -> None:
+    data = ["dataset=synthetic", "dataset.num_examples=200", "dataset.image_size=8", "dataset.val_split=0.4"]
+    small = ["model=resnet_small", "model.widths=[4]", "model.depths=[1]", "dataset.batch_size=32", "tracking=none"]
+    short = ["optimization.max_epochs=1", "optimization.warmup_epochs=0", "morphogenetic=off"]
+    alone = [*data, *small, *short, "checkpoint.checkpoint_dir=ck"]
+    for seed in (0, 1):
+        run_dir = fit(*alone, f"rng_seed={seed}").run_dir
+        (start,) = (event for event in read(run_dir / "journal.jsonl") if event["kind"] == "run_started")
+        assert start["environment"]["git_dirty"] == "false"
+    assert stat.S_IMODE((run_dir / "git.diff").stat().st_mode) == 0o600
 
 
 def test_a_long_diff_is_cut(repository: Path) -> None:

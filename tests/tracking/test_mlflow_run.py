@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import re
+import shlex
 import subprocess
 import sys
 from collections import Counter
@@ -36,10 +38,11 @@ def journal(outputs: Path, request: pytest.FixtureRequest) -> Iterator[Journal]:
     journal.close()
 
 
-def report(outputs: Path, journal: Journal, *, finish: bool = False) -> int:
+def report(outputs: Path, journal: Journal, *, finish: bool = False, config: TrackingConfig | None = None) -> int:
     """Tell MLflow the whole journal, as a process does that has just begun; returns how many points were new."""
     run_dir = journal.path.parent
-    with contextlib.closing(MlflowRun(TrackingConfig(), run_dir=run_dir, outputs_dir=outputs)) as run:
+    config = config or TrackingConfig()
+    with contextlib.closing(MlflowRun(config, run_dir=run_dir, outputs_dir=outputs)) as run:
         run.ingest(read(journal.path))
         if finish:
             run.finish()
@@ -151,14 +154,116 @@ def test_a_run_made_just_before_a_kill_is_found_again(outputs: Path, journal: Jo
     assert run_of(outputs, journal).info.run_id == first
 
 
-def test_a_run_deleted_in_mlflow_is_made_anew(outputs: Path, journal: Journal) -> None:
+def as_printed(message: str) -> None:
+    """Run the command that a message gives."""
+    (command,) = re.findall(r"`(MLFLOW_TRACKING_URI=[^`]*)`", message)
+    command = command.replace(" mlflow ", f" {shlex.quote(sys.executable)} -m mlflow ")
+    subprocess.run(command, shell=True, check=True, capture_output=True)
+
+
+def test_a_deleted_run_is_an_error_whose_remedy_works(outputs: Path, journal: Journal) -> None:
     trained(journal, range(1, 4))
     report(outputs, journal)
     first = run_of(outputs, journal).info.run_id
     client(outputs).delete_run(first)
+    with pytest.raises(RunError, match=f"was deleted in MLflow; restore it with `.* runs restore --run-id {first}`"):
+        report(outputs, journal)
+    client(outputs).restore_run(first)
+    trained(journal, range(4, 5))
+    report(outputs, journal)
+    assert run_of(outputs, journal).info.run_id == first
+    assert len(curve(outputs, journal, "train/loss")) == 4
+
+
+def test_a_deleted_run_is_made_anew_without_its_file(outputs: Path, journal: Journal) -> None:
+    trained(journal, range(1, 4))
+    report(outputs, journal)
+    first = run_of(outputs, journal).info.run_id
+    client(outputs).delete_run(first)
+    (journal.path.parent / "mlflow.json").unlink()
     report(outputs, journal)
     assert run_of(outputs, journal).info.run_id != first
     assert len(curve(outputs, journal, "train/loss")) == 3
+
+
+def test_a_deleted_experiment_is_an_error_whose_remedy_works(outputs: Path, journal: Journal) -> None:
+    trained(journal, range(1, 4))
+    elsewhere = TrackingConfig(experiment="an experiment")
+    report(outputs, journal, config=elsewhere)
+    experiment = run_of(outputs, journal).info.experiment_id
+    client(outputs).delete_experiment(experiment)
+    with pytest.raises(RunError, match=r"'an experiment' was deleted; restore it with.*another name") as error:
+        report(outputs, journal, config=elsewhere)
+    as_printed(str(error.value))
+    assert report(outputs, journal, config=elsewhere) == 0
+    assert run_of(outputs, journal).info.lifecycle_stage == "active"
+
+
+def edit(outputs: Path, journal: Journal, key: str, value: str) -> None:
+    client(outputs).set_tag(run_of(outputs, journal).info.run_id, key, value)
+
+
+def test_what_a_person_changed_in_mlflow_stays_and_other_tags_go_on(outputs: Path, journal: Journal) -> None:
+    ended(journal, "interrupted", reason="SIGTERM", step=4)
+    report(outputs, journal, finish=True)
+    edit(outputs, journal, "mlflow.note.content", "the best one")
+    edit(outputs, journal, "environment.git_commit", "as published")
+    edit(outputs, journal, "mine", "1")
+    client(outputs).delete_tag(run_of(outputs, journal).info.run_id, "esper.tags")
+    started(journal, resumed_from="checkpoints/step-00000004", step=4)
+    for _ in range(2):
+        report(outputs, journal)
+    tags = run_of(outputs, journal).data.tags
+    assert tags["mlflow.note.content"] == "the best one"
+    assert (tags["environment.git_commit"], tags["mine"], tags["esper.reason"]) == ("as published", "1", "")
+    assert "esper.tags" not in tags
+
+
+def test_a_note_written_while_the_run_is_reported_stays(outputs: Path, journal: Journal) -> None:
+    run_dir = journal.path.parent
+    with contextlib.closing(MlflowRun(TrackingConfig(), run_dir=run_dir, outputs_dir=outputs)) as run:
+        run.ingest(events := list(read(journal.path)))
+        edit(outputs, journal, "esper.reason", "stopped by me")
+        grew(journal, step=4, graft_id=1, num_parameters=120)
+        ended(journal, "failed", reason="out of memory")
+        run.ingest(list(read(journal.path))[len(events) :])
+    tags = run_of(outputs, journal).data.tags
+    assert tags["esper.reason"] == "stopped by me"
+    assert tags["growth.1"].startswith("conv1x1 at layer1.0:beside")
+
+
+def test_a_value_that_was_sent_just_before_a_kill_is_still_espers(outputs: Path, journal: Journal) -> None:
+    report(outputs, journal)
+    ended(journal, "failed", reason="a")
+    report(outputs, journal)
+    file = journal.path.parent / "mlflow.json"
+    noted = file.read_text()
+    started(journal, resumed_from="x")
+    report(outputs, journal)
+    assert set(json.loads(noted)["written"]) == set(json.loads(file.read_text())["written"])
+    edit(outputs, journal, "esper.reason", "a")  # as if the kill had come before the last report
+    report(outputs, journal)
+    assert run_of(outputs, journal).data.tags["esper.reason"] == ""
+
+
+def test_the_note_of_a_run_of_an_older_version_stays(outputs: Path, journal: Journal) -> None:
+    report(outputs, journal)
+    file = journal.path.parent / "mlflow.json"
+    file.write_text(json.dumps({key: value for key, value in json.loads(file.read_text()).items() if key != "written"}))
+    edit(outputs, journal, "mlflow.note.content", "mine")
+    ended(journal, "failed", reason="out of memory")
+    report(outputs, journal)
+    tags = run_of(outputs, journal).data.tags
+    assert (tags["mlflow.note.content"], tags["esper.reason"]) == ("mine", "out of memory")
+
+
+@pytest.mark.parametrize("git_diff", [False, True])
+def test_uncommitted_changes_are_uploaded_only_if_asked(outputs: Path, journal: Journal, git_diff: bool) -> None:
+    for name in ("config.yaml", "git.diff"):
+        (journal.path.parent / name).touch()
+    report(outputs, journal, finish=True, config=TrackingConfig(git_diff=git_diff))
+    files = {artifact.path for artifact in client(outputs).list_artifacts(run_of(outputs, journal).info.run_id)}
+    assert files == {"config.yaml", "journal.jsonl"} | ({"git.diff"} if git_diff else set())
 
 
 def test_only_one_at_a_time_reports_a_run(outputs: Path, journal: Journal) -> None:

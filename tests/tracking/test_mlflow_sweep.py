@@ -45,6 +45,12 @@ def runs(outputs: Path) -> tuple[list[Any], list[Any]]:
     return parents, [run for run in found if run not in parents]
 
 
+def edit(outputs: Path, run: Any, key: str, value: str) -> None:
+    from mlflow import MlflowClient
+
+    MlflowClient(f"sqlite:///{outputs / 'mlflow.db'}").set_tag(run.info.run_id, key, value)
+
+
 def test_the_runs_of_a_sweep_have_one_parent_that_ends_as_they_do(outputs: Path) -> None:
     sweep_dir = outputs / "tiny"
     members = [write_run(sweep_dir / name) for name in ("a", "b")]
@@ -62,10 +68,15 @@ def test_the_runs_of_a_sweep_have_one_parent_that_ends_as_they_do(outputs: Path)
     assert parent.info.status == "RUNNING"
     assert parent.data.tags["mlflow.note.content"] == "A sweep of 3 runs: 2 finished, 1 running."
 
+    edit(outputs, parent, "mlflow.note.content", "the published ones")
+    edit(outputs, children[0], "mlflow.parentRunId", "another")
     write_run(sweep_dir / "c", status="failed")
     report_sweep(sweep_dir, members)
-    ((parent,), children) = runs(outputs)
+    ((parent,), edited) = runs(outputs)
     assert parent.info.status == "FAILED"
+    assert parent.data.tags["mlflow.note.content"] == "the published ones"
+    moved = [run.info.run_id for run in edited if run.data.tags["mlflow.parentRunId"] == "another"]
+    assert moved == [children[0].info.run_id]
 
 
 def test_runs_that_mlflow_does_not_know_have_no_parent(tmp_path: Path) -> None:

@@ -93,6 +93,7 @@ def test_a_killed_run_goes_on_in_the_same_run_with_nothing_twice_or_missing(jour
         run.ingest(read(journal.path))
         run.finish()
     assert steps(server) == list(range(81))
+    assert server.described == [("a tiny run", ["quick", "small"])]  # once: what a person changes there stays
 
 
 def test_what_was_reported_offline_reaches_a_server_by_sync(
@@ -110,6 +111,7 @@ def test_what_was_reported_offline_reaches_a_server_by_sync(
     monkeypatch.setenv("WANDB_MODE", "online")
     assert sync.main([journal.path.parent], None) == 0
     assert steps(server) == list(range(9))
+    assert server.described == [("a tiny run", ["quick", "small"])]
 
 
 @pytest.mark.long

@@ -17,6 +17,7 @@ class Server(ThreadingHTTPServer):
     Attributes:
         history: the rows of each run by its id.
         is_finished: the runs that have finished.
+        described: notes and tags, each time that a client gave them.
     """
 
     daemon_threads = True
@@ -25,6 +26,7 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Requests)
         self.history: dict[str, list[dict[str, Any]]] = {}
         self.is_finished: set[str] = set()
+        self.described: list[tuple[str, list[str]]] = []
 
     @property
     def url(self) -> str:
@@ -39,6 +41,8 @@ class Server(ThreadingHTTPServer):
                 return {"model": {**project, "bucket": None if rows is None else _bucket(variables["name"], rows)}}
             case "UpsertBucket":
                 rows = self.history.setdefault(variables["name"], [])
+                if variables.get("notes") or variables.get("tags"):
+                    self.described.append((variables["notes"], variables["tags"]))
                 bucket = {**_bucket(variables["name"], rows), "project": project, "sweepName": None}
                 return {"upsertBucket": {"bucket": bucket, "inserted": not rows}}
             case "CreateRunFiles":
