@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
+import shlex
 import shutil
 import tempfile
-from collections.abc import Sequence
+import traceback
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,10 +19,12 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from esper.configs import TolariaConfig, TrackingConfig
+from esper.configs.compose import BAD_INPUT
 from esper.configs.explain import explain
 from esper.configs.identity import run_name
 from esper.configs.load import from_hydra
 from esper.configs.rank_env import rank_env
+from esper.configs.text import quote_text
 from esper.errors import ConfigError, EsperError
 from esper.launch.exits import error_line, exit_with
 from esper.sweep.compose import compose_config, compose_member
@@ -30,6 +35,20 @@ from esper.sweep.queues.base import Queue
 from esper.tracking.files import write_members
 
 __all__ = ["CheckBeforeRun"]
+
+
+@contextlib.contextmanager
+def _exit_on_error() -> Iterator[None]:
+    """Exit with an error, of which Hydra would only warn before it goes on."""
+    try:
+        yield
+    except EsperError as error:
+        exit_with(error)
+    except BAD_INPUT as error:
+        exit_with(explain(error))
+    except Exception as error:
+        traceback.print_exc()
+        exit_with(EsperError(error_line(error)))
 
 
 class CheckBeforeRun(Callback):
@@ -43,7 +62,7 @@ class CheckBeforeRun(Callback):
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         """Check a single run."""
-        try:
+        with _exit_on_error():
             launcher = config.hydra.runtime.choices["hydra/launcher"]
             if launcher != "basic":
                 raise ConfigError(f"hydra/launcher={launcher}: launches sweeps only; add -m")
@@ -53,12 +72,10 @@ class CheckBeforeRun(Callback):
             _check_device(run_config)
             if run_config.dry_run:
                 _set(config, "hydra.run.dir", _temporary_run_dir())
-        except EsperError as error:
-            exit_with(error)
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Check every member of a sweep."""
-        try:
+        with _exit_on_error():
             launcher = config.hydra.runtime.choices["hydra/launcher"]
             if launcher.startswith("submitit_"):  # Hydra's: they compose again inside the job, and cannot resume
                 raise ConfigError(f"hydra/launcher={launcher}: use {launcher.removeprefix('submitit_')}")
@@ -82,17 +99,21 @@ class CheckBeforeRun(Callback):
                 _set(config, "hydra.overrides.hydra", [*config.hydra.overrides.hydra, f"hydra.sweep.dir='{folder}'"])
             elif configs:
                 names = [run_name(member, given) for member, given in zip(configs, overrides, strict=True)]
+                if queue is not None:
+                    _require_own_folders(names, overrides)
+                elif "subdir: ${esper.run_name:}" in OmegaConf.to_yaml(config.hydra.sweep):
+                    folders = [f"{member.experiment_name}/{name}" for member, name in zip(configs, names, strict=True)]
+                    _require_own_folders(folders, overrides)
                 self._tracking = dict(zip(names, (member.tracking for member in configs), strict=True))
                 write_members(Path(config.hydra.sweep.dir), dict(zip(names, map(list, overrides), strict=True)))
-        except EsperError as error:
-            exit_with(error)
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """Summarize the sweep."""
         if self._tracking:
             from esper.sweep.summary import summarize  # imports MLflow, which is only needed after a sweep
 
-            summarize(Path(config.hydra.sweep.dir), self._tracking)
+            with _exit_on_error():
+                summarize(Path(config.hydra.sweep.dir), self._tracking)
 
 
 def _options(config: DictConfig) -> dict[str, Any]:
@@ -117,13 +138,27 @@ def _expand(config: DictConfig) -> Sequence[Sequence[str]]:
         return []
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper  # imports many of Hydra's plugins
 
-    params = [f"{key}={value}" for key, value in (config.hydra.sweeper.get("params") or {}).items()]
+    params = quote_text([f"{key}={value}" for key, value in (config.hydra.sweeper.get("params") or {}).items()])
+    if params:  # Hydra's sweeper parses them again
+        _set(config, "hydra.sweeper.params", dict(param.split("=", 1) for param in params))
     parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
     try:
         overrides = parser.parse_overrides([*params, *config.hydra.overrides.task])
         return [member for batch in BasicSweeper.split_arguments(overrides, None) for member in batch]
     except HydraException as error:
         raise explain(error) from None
+
+
+def _require_own_folders(folders: Sequence[str], overrides: Sequence[Sequence[str]]) -> None:
+    """Refuse members that would be one run, since they differ only in settings that do not change what is trained."""
+    first: dict[str, Sequence[str]] = {}
+    for folder, given in zip(folders, overrides, strict=True):
+        other = first.setdefault(folder, given)
+        if differing := sorted(set(other) ^ set(given)):
+            raise ConfigError(
+                f"{shlex.join(differing)}: would be one run, {folder}, since this does not change what is trained; "
+                "leave it out of the sweep, or train them one by one, each with its own hydra.run.dir=FOLDER"
+            )
 
 
 def _check_device(config: TolariaConfig) -> None:

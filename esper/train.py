@@ -25,6 +25,7 @@ from esper.configs.compose import BAD_INPUT, compose, conf_folder, register
 from esper.configs.explain import explain
 from esper.configs.identity import run_name
 from esper.configs.load import from_hydra
+from esper.configs.text import quote_text
 from esper.errors import ConfigError, EsperError
 from esper.launch.exits import collect_failures, error_line, exit_with, record_failure
 
@@ -44,6 +45,7 @@ def main() -> None:
     _register_launchers()
     # Hydra then raises its errors instead of printing them with a traceback; they are printed here, in one line.
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    sys.argv[1:] = quote_text(sys.argv[1:])
     try:
         with collect_failures() as failures:
             hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")(app)()
@@ -106,6 +108,7 @@ def fit(*overrides: str, config: TolariaConfig | None = None, run_dir: Path | st
         EsperError: bad input, or the training failed.
     """
     if config is None:
+        overrides = tuple(quote_text(overrides))
         cfg = compose(overrides)
         config = from_hydra(cfg)
         folder = Path(run_dir or cfg.hydra.run.dir)

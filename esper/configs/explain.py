@@ -10,6 +10,7 @@ from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
 
 from esper.configs.schema import kind, settings
+from esper.configs.text import override
 from esper.configs.tolaria import TolariaConfig
 from esper.errors import ConfigError, one_line
 
@@ -33,7 +34,10 @@ def explain(error: Exception, *, where: str = "") -> ConfigError:
     if isinstance(error, MissingConfigException):
         line = _missing_option(error)
     elif isinstance(error, OverrideParseException):
-        line = f"cannot read {error.override!r}; write KEY=VALUE, with quotes inside where VALUE has = or ,"
+        key, equals, value = error.override.partition("=")
+        is_plain = bool(equals) and not value.startswith(("[", "{", "'", '"'))
+        remedy = override(key, value) if is_plain else "KEY=VALUE, with quotes inside where VALUE has = or ,"
+        line = f"cannot read {error.override!r}; write {remedy}"
     elif isinstance(cause, OmegaConfBaseException):
         line = _of_omegaconf(cause)
     elif sweep := re.search(r"'(.+?)'[\s\S]*--multirun", str(error)):

@@ -11,6 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from esper.configs.check import check
 from esper.configs.explain import explain
+from esper.configs.text import keep_yaml_text
 from esper.configs.tolaria import TolariaConfig
 from esper.errors import ConfigError
 
@@ -50,6 +51,7 @@ def load_config(path: str | Path, schema: type[TolariaConfig] = TolariaConfig) -
         text = content.decode()
         _refuse_bombs(text)
         settings = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
+        keep_yaml_text(settings, yaml.compose(text, Loader=yaml.SafeLoader))
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
     except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, RecursionError) as error:

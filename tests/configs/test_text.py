@@ -1,0 +1,70 @@
+"""The text of a text setting arrives as it was typed, on the command line, in sweeps and from YAML files."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hypothesis import given
+from hypothesis import strategies as st
+
+from esper.configs import load_config
+from esper.configs.compose import compose
+from esper.configs.load import from_hydra
+from esper.configs.text import override, quote_text
+from esper.errors import ConfigError
+
+LIKE_OTHER_TYPES = ["2026_11_27", "3.10", "1e5", "-0", "1_0.50", "true", "FALSE", "null", "inf", ".5", "12:30", "on"]
+
+
+@pytest.mark.parametrize("text", LIKE_OTHER_TYPES)
+def test_what_looks_like_another_type_stays_the_text(text):
+    config = from_hydra(compose([f"description={text}", f"tags=[{text}, {text}]"]))
+    assert config.description == text
+    assert config.tags == [text, text]
+
+
+@pytest.mark.parametrize("text", LIKE_OTHER_TYPES)
+def test_a_yaml_file_keeps_the_text(text, tmp_path: Path):
+    file = tmp_path / "c.yaml"
+    file.write_text(
+        f"description: {text}\ntags: [a, {text}]\ntracking: {{experiment: '{text}', wandb_project: {text}}}\n"
+    )
+    config = load_config(file)
+    assert (config.description, config.tags) == (text, ["a", text])
+    assert (config.tracking.experiment, config.tracking.wandb_project) == (text, text)
+
+
+def test_null_is_nothing_where_that_is_allowed():
+    assert quote_text(["tracking.experiment=null"]) == ["tracking.experiment=null"]
+    assert from_hydra(compose(["tracking.experiment='null'"])).tracking.experiment == "null"
+
+
+def test_a_sweep_keeps_the_text_of_each_value():
+    assert quote_text(["description=3.10, 1e5,b", "tags=[1.0],[2]"]) == [
+        "description='3.10', '1e5',b",
+        "tags=['1.0'],['2']",
+    ]
+    assert quote_text(["description=choice(3.10,x)"]) == ["description=choice('3.10',x)"]
+    assert quote_text(["description=range(1,3)"]) == ["description=range(1,3)"]
+
+
+def test_other_settings_are_left_alone():
+    others = ["rng_seed=1_000", "optimization.learning_rate=1e-3", "--config-dir=1.0", "tags=[", "description='1"]
+    assert quote_text(others) == others
+
+
+@given(st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=30))
+def test_a_printed_override_can_be_pasted(text):
+    (pasted,) = shlex.split(override("description", text))
+    (parsed,) = OverridesParser.create().parse_overrides([pasted])
+    assert parsed.value() == text
+
+
+def test_a_refused_override_is_printed_as_it_can_be_written():
+    with pytest.raises(ConfigError, match=r"write 'dataset\.data_dir='") as error:
+        compose(["dataset.data_dir=/data/Bücher"])
+    pasted = shlex.split(str(error.value).partition("write ")[2])
+    assert from_hydra(compose([*pasted, "dataset=digits"])).dataset.data_dir.endswith("/data/Bücher")
