@@ -14,7 +14,9 @@ class TrackingConfig:
     """Group `tracking`."""
 
     name: str = setting("mlflow", "trackers", choices=("mlflow", "wandb", "both", "none"))
-    uri: str | None = setting(None, "MLflow tracking URI; null: mlflow.db (SQLite) in the outputs folder")
+    uri: str | None = setting(
+        None, "MLflow tracking URI; null: MLFLOW_TRACKING_URI, else mlflow.db (SQLite) in the outputs folder"
+    )
     experiment: str | None = setting(None, "MLflow experiment; null: experiment_name")
     wandb_project: str = setting("esper-morphogenetic", "W&B project")
     wandb_entity: str | None = setting(None, "W&B user or team; null: your default entity")

@@ -250,15 +250,15 @@ def environment(run: PlannedRun) -> Finding:
     """Environment variables are spelt correctly and read by Esper."""
     from esper.configs.rank_env import rank_env
     from esper.errors import ConfigError
+    from esper.tracking.trackers import unused_variables
 
     try:
         rank = rank_env()
     except ConfigError as error:
         return failed_with(str(error))
     problems = list(_misspelt())
-    tracking = run.config.tracking
-    if "MLFLOW_TRACKING_URI" in os.environ and tracking.uri is None and tracking.name in ("mlflow", "both"):
-        problems.append(("MLFLOW_TRACKING_URI is set but ignored", "set tracking.uri instead"))
+    if unused := unused_variables(run.config.tracking, experiment_name=run.config.experiment_name):
+        problems.append((f"set but not used: {unused}", "use the setting in brackets, or unset it"))
     if problems:
         return warning("; ".join(found for found, _ in problems), "; ".join(remedy for _, remedy in problems))
     known = [name for name in _VARIABLES if name in os.environ]

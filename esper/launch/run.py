@@ -188,7 +188,8 @@ def _files(config: TolariaConfig, run_dir: Path) -> dict[str, str]:
     }
     if config.tracking.name in ("mlflow", "both"):
         outputs = outputs_folder(run_dir, experiment_name=config.experiment_name)
-        files["mlflow"] = f"mlflow ui --backend-store-uri {tracking_uri(config.tracking, outputs_dir=outputs)}"
+        uri = tracking_uri(config.tracking, outputs_dir=outputs)
+        files["mlflow"] = uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
     if config.tracking.name in ("wandb", "both"):
         files["wandb"] = f"project {config.tracking.wandb_project}, group {config.experiment_name}"
     return files

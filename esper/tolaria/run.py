@@ -38,7 +38,7 @@ from esper.tolaria.run_folder import RunFolder, require_same_run
 from esper.tolaria.schedule import learning_rate
 from esper.tolaria.state import TrainingState
 from esper.tolaria.step import TrainStep
-from esper.tracking import Journal, TrackerThread, trackers
+from esper.tracking import Journal, TrackerThread, trackers, unused_variables
 from esper.tracking.files import SWEEP_FILE
 
 __all__ = ["Run", "capture_obstacle", "open_run"]
@@ -167,6 +167,8 @@ class Run:
         if not self.ranks.is_rank0:
             return
         tracking, started = self.config.tracking, []
+        if unused := unused_variables(tracking, experiment_name=self.config.experiment_name):
+            self.warn(f"set but not used, as the settings decide: {unused}")
         for tracker in trackers(tracking, run_dir=self.run_dir, outputs_dir=self.outputs_dir):
             if tracker.is_left_to_sync:
                 later = f"the end of the sweep does, or `esper sync {self.run_dir}`"

@@ -7,7 +7,7 @@ from esper.tracking.files import write_atomically
 from esper.tracking.journal import Journal, read, run_folders
 from esper.tracking.mlflow import MlflowRun, tracking_uri
 from esper.tracking.tracker_thread import TrackerThread
-from esper.tracking.trackers import Tracker, trackers
+from esper.tracking.trackers import Tracker, trackers, unused_variables
 from esper.tracking.wandb import WandbRun
 
 __all__ = [
@@ -22,5 +22,6 @@ __all__ = [
     "run_folders",
     "trackers",
     "tracking_uri",
+    "unused_variables",
     "write_atomically",
 ]

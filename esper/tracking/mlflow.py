@@ -46,8 +46,8 @@ _SETTINGS = {
 
 
 def tracking_uri(config: TrackingConfig, *, outputs_dir: Path) -> str:
-    """The configured URI, or `mlflow.db` in the outputs folder."""
-    return config.uri or f"sqlite:///{outputs_dir.absolute() / 'mlflow.db'}"
+    """The configured URI, else that of MLFLOW_TRACKING_URI, else `mlflow.db` in the outputs folder."""
+    return config.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{outputs_dir.absolute() / 'mlflow.db'}"
 
 
 class MlflowRun:

@@ -13,7 +13,27 @@ from esper.tracking.environment import without_credentials
 from esper.tracking.mlflow import MlflowRun, tracking_uri
 from esper.tracking.wandb import WandbRun
 
-__all__ = ["Tracker", "TrackerRun", "trackers"]
+__all__ = ["Tracker", "TrackerRun", "trackers", "unused_variables"]
+
+_UNUSED = {
+    "mlflow": {
+        "MLFLOW_TRACKING_URI": "tracking.uri",
+        "MLFLOW_EXPERIMENT_NAME": "tracking.experiment",
+        "MLFLOW_EXPERIMENT_ID": "tracking.experiment",
+        "MLFLOW_RUN_ID": "a run folder has its own run",
+    },
+    "wandb": {
+        "WANDB_ENTITY": "tracking.wandb_entity",
+        "WANDB_PROJECT": "tracking.wandb_project",
+        "WANDB_NOTES": "description",
+        "WANDB_TAGS": "tags",
+        "WANDB_RUN_GROUP": "experiment_name",
+        "WANDB_NAME": "a run is named as its folder",
+        "WANDB_RUN_ID": "a run folder has its own run",
+        "WANDB_DIR": "it writes to the run folder",
+    },
+}
+"""Variables of the trackers that Esper does not use, with the setting that decides instead, or the reason."""
 
 
 class TrackerRun(Protocol):
@@ -65,8 +85,27 @@ def trackers(config: TrackingConfig, *, run_dir: Path, outputs_dir: Path) -> lis
         place=without_credentials(tracking_uri(config, outputs_dir=outputs_dir)),
         open=lambda: MlflowRun(config, run_dir=run_dir, outputs_dir=outputs_dir),
         # Jobs on several nodes would write one SQLite file on a shared file system, where its locks may not work.
-        is_left_to_sync=config.uri is None and "SLURM_JOB_ID" in os.environ,
+        is_left_to_sync=not (config.uri or os.environ.get("MLFLOW_TRACKING_URI")) and "SLURM_JOB_ID" in os.environ,
     )
     project = "/".join(part for part in (config.wandb_entity, config.wandb_project) if part)
     wandb = Tracker(name="W&B", place=project, open=lambda: WandbRun(config, run_dir=run_dir))
     return {"mlflow": [mlflow], "wandb": [wandb], "both": [mlflow, wandb], "none": []}[config.name]
+
+
+def unused_variables(config: TrackingConfig, *, experiment_name: str) -> str:
+    """The trackers' environment variables that are set and say something else than the run does; empty if none."""
+    used = {
+        "MLFLOW_TRACKING_URI": config.uri or os.environ.get("MLFLOW_TRACKING_URI"),
+        "MLFLOW_EXPERIMENT_NAME": config.experiment or experiment_name,
+        "WANDB_ENTITY": config.wandb_entity or os.environ.get("WANDB_ENTITY"),
+        "WANDB_PROJECT": config.wandb_project,
+        "WANDB_RUN_GROUP": experiment_name,
+    }
+    names = {"mlflow": ["mlflow"], "wandb": ["wandb"], "both": ["mlflow", "wandb"], "none": []}[config.name]
+    found = [
+        f"{variable} ({instead})"
+        for name in names
+        for variable, instead in _UNUSED[name].items()
+        if os.environ.get(variable) and os.environ[variable] != used.get(variable)
+    ]
+    return ", ".join(found)
