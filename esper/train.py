@@ -19,6 +19,7 @@ from hydra.core.plugins import Plugins
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from esper import stopping
 from esper.configs import TolariaConfig
 from esper.configs.check import check
 from esper.configs.compose import BAD_INPUT, compose, conf_folder, register
@@ -38,7 +39,7 @@ _shows_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
 
 
 def main() -> None:
-    """Run the command; ends with `SystemExit`: 0 finished, 1 failed, 2 bad input, 130 Ctrl-C, 143 SIGTERM."""
+    """Run the command; ends with `SystemExit`: 0 finished, 1 failed, 2 bad input, 128 + n stopped by signal n."""
     # torch.distributed prints C++ stack traces when a rank ends; Esper says in one line which rank and why.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     register()
@@ -47,7 +48,7 @@ def main() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     sys.argv[1:] = quote_text(sys.argv[1:])
     try:
-        with collect_failures() as failures:
+        with stopping.handled(), collect_failures() as failures:
             hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")(app)()
     except KeyboardInterrupt:
         raise SystemExit(130) from None
@@ -138,13 +139,14 @@ def _sibling(
 
 
 def _run_anywhere(config: TolariaConfig, run_dir: Path, sibling: Callable[[str], Path] | None) -> Outcome:
-    from esper.launch.run import run
+    with stopping.handled():
+        from esper.launch.run import run
 
-    start = functools.partial(run, config, run_dir, sibling=sibling)
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return start()
-    # asyncio.run fails inside a running loop, as in a notebook; a thread has its own.
-    with ThreadPoolExecutor(max_workers=1) as thread:
-        return thread.submit(start).result()
+        start = functools.partial(run, config, run_dir, sibling=sibling)
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return start()
+        # asyncio.run fails inside a running loop, as in a notebook; a thread has its own.
+        with ThreadPoolExecutor(max_workers=1) as thread:
+            return thread.submit(start).result()

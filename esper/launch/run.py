@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import shutil
 import signal
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
+from esper import stopping
 from esper.configs import TolariaConfig
 from esper.configs.identity import checkpoints_folder, digest, outputs_folder
 from esper.errors import EsperError, RankError, RunError
@@ -40,7 +40,7 @@ class Outcome:
     """How a run ended.
 
     Attributes:
-        exit_code: 0 finished, 130 Ctrl-C, 143 SIGTERM.
+        exit_code: 0 finished, 128 + n stopped by signal n: 130 Ctrl-C, 143 SIGTERM.
         metric: validation accuracy at the end, in [0, 1]; None unless finished.
         result: of the finished run, as `contracts.events.RunEnded` holds it.
         run_dir: the run folder.
@@ -63,12 +63,20 @@ def run(config: TolariaConfig, run_dir: Path, *, sibling: Callable[[str], Path] 
 
     Raises:
         EsperError: bad input, or the training failed.
-        SystemExit: this rank failed, and another rank has reported the error.
+        SystemExit: this rank failed, and another rank has reported the error; or a signal came before training.
     """
-    ranks = init_ranks()
+    with stopping.handled():
+        ranks = init_ranks()
+        return _reporting_failure(ranks, lambda: _run(config, run_dir.absolute(), ranks, sibling=sibling))
+
+
+def _reporting_failure(ranks: Ranks, start: Callable[[], Outcome]) -> Outcome:
+    """`start()`, whose failure one rank raises and the others end with."""
     try:
-        return _run(config, run_dir.absolute(), ranks, sibling=sibling)
+        return start()
     except Exception as error:
+        if isinstance(error, RankError):
+            stopping.check()  # then the others were stopped too
         line, exit_code = error_line(error), error.exit_code if isinstance(error, EsperError) else 1
         if not ranks.report_failure(line):
             raise SystemExit(exit_code) from None
@@ -128,23 +136,27 @@ def _previous_status(run_dir: Path, *, fresh: bool) -> dict[str, Any]:
 
 async def _train(config: TolariaConfig, run_dir: Path, terminals: list[Terminal]) -> Outcome:
     service = TolariaService(config, run_dir=run_dir, listeners=[terminal.show for terminal in terminals])
-    if threading.current_thread() is threading.main_thread():  # other threads cannot handle signals
+    if stopping.is_handled():
         service.setup_signal_handlers()
+    is_rank0 = init_ranks().is_rank0
     try:
         try:
             await service.start()
+        except BaseException:
+            if is_rank0:
+                _remove_empty(run_dir)
+            raise
+        try:
             for terminal in terminals:  # the earlier part of a resumed run; the training task has not begun yet
                 terminal.replay(read(run_dir / "journal.jsonl"))
             await service.run_training()
         finally:
-            if not init_ranks().is_rank0:
-                pass
-            elif (journal := run_dir / "journal.jsonl").exists() and journal.stat().st_size:
+            if is_rank0:
                 from esper.report import run_page  # imports Matplotlib
 
                 run_page.write(run_dir)  # before the tracker closes, which uploads the page
-            else:
-                _remove_empty(run_dir)
+    except stopping.Stopped as stopped:
+        return _outcome(128 + stopped.number, None, run_dir)
     finally:
         await service.stop()
     assert service.trainer is not None

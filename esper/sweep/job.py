@@ -12,9 +12,11 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from esper import stopping
 from esper.configs import TolariaConfig
 from esper.configs.identity import checkpoints_folder
-from esper.errors import EsperError
+from esper.configs.rank_env import rank_env
+from esper.errors import EsperError, RankError
 from esper.launch.exits import error_line
 from esper.sweep.manifest import Member
 
@@ -41,9 +43,23 @@ class MemberJob:
         Raises:
             SystemExit: the run did not finish; SLURM reads the exit code.
         """
-        # submitit's handler counts the timeouts and requeues; the run installs its own for the same signal.
-        requeue = signal.getsignal(signal.SIGUSR2)
+        # submitit's handlers, which count the timeouts and requeue.
+        requeue: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGUSR1, signal.SIGUSR2)}
         member = Member.read(self.folder)
+        with stopping.handled():
+            try:
+                self._run(member)
+                return
+            except stopping.Stopped as stopped:
+                number = stopped.number
+            except KeyboardInterrupt:
+                number = signal.SIGINT
+            if rank_env().rank > 0:
+                return  # a failing rank would make SLURM end the step while rank 0 still works
+            _end_stopped(member, number, requeue.get(number))
+            raise SystemExit(128 + number)
+
+    def _run(self, member: Member) -> None:
         os.chdir(member.cwd)
         from esper.launch.run import run
         from esper.tolaria.ranks import init_ranks
@@ -53,32 +69,41 @@ class MemberJob:
             config = ranks.on_rank0(lambda: _begin(member, job_name=self.job_name))
             outcome = run(config, member.run_dir, sibling=lambda arm: member.sweep_dir / member.siblings[arm])
         except Exception as error:  # raised on the first rank that fails
+            if isinstance(error, RankError):
+                stopping.check()  # then the other rank was stopped too
             traceback.print_exc()
             member.end("failed", reason=error_line(error))
             raise SystemExit(error.exit_code if isinstance(error, EsperError) else 1) from None
-        if not ranks.is_rank0:
-            return  # a failing rank would make SLURM end the step while rank 0 still works
-        if outcome.exit_code == 0:
+        if outcome.exit_code > 128:
+            raise stopping.Stopped(outcome.exit_code - 128)
+        if ranks.is_rank0:
             member.end("finished", metric=outcome.metric)
-            return
-        number = outcome.exit_code - 128
-        if number == signal.SIGUSR2 and callable(requeue):
-            try:
-                requeue(number, None)
-            except Exception as error:  # too many timeouts
-                member.end("interrupted", reason=error_line(error))
-                raise SystemExit(outcome.exit_code) from None
-        if number == signal.SIGTERM and _is_preempted():
-            subprocess.run(["scontrol", "requeue", str(_job_id())], check=True, timeout=60)
-        else:
-            member.end("interrupted", reason=signal.Signals(number).name)
-        raise SystemExit(outcome.exit_code)
 
     def checkpoint(self) -> Any:
         """The submission that submitit requeues after a timeout: the same again."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
+
+
+def _end_stopped(member: Member, number: int, requeue: Any) -> None:
+    """Requeue the job that a signal stopped, or record that it ended.
+
+    Args:
+        requeue: submitit's handler of this signal, if it has one.
+
+    Raises:
+        SystemExit: submitit's, after it has requeued the job.
+    """
+    if callable(requeue):
+        try:
+            requeue(number, None)
+        except Exception as error:  # too many timeouts
+            member.end("interrupted", reason=error_line(error))
+    elif number == signal.SIGTERM and _is_preempted():
+        subprocess.run(["scontrol", "requeue", str(_job_id())], check=True, timeout=60)
+    else:
+        member.end("interrupted", reason=stopping.name_of(number))
 
 
 def _begin(member: Member, *, job_name: str | None) -> TolariaConfig:

@@ -163,14 +163,28 @@ def _interrupt(members: Sequence[Member], queue: Queue) -> NoReturn:
     if choice == "cancel":
         queue.cancel([job for member in active if (job := member.job()) is not None])
         _print(f"cancelled jobs {_ids(active)}; waiting for the runs to save their checkpoints")
-        deadline = time.monotonic() + _CANCEL_TIMEOUT_S
-        while time.monotonic() < deadline and not all(state.is_over for state in member_states(active).values()):
-            time.sleep(min(1.0, queue.options.poll_s))
+        left = _await_end(active, poll_s=min(1.0, queue.options.poll_s))
+        if left:
+            _print(f"jobs {_ids(left)} have not ended within {_CANCEL_TIMEOUT_S} s, or nothing tells how they ended")
         _print("the same command again resumes them")
     else:
         status = f"esper sweep status {_relative(members[0].sweep_dir)}"
         _print(f"jobs {_ids(active)} remain in the queue; to see their states: {status}")
     raise SystemExit(130)
+
+
+def _await_end(members: Sequence[Member], *, poll_s: float) -> list[Member]:
+    """Wait until cancelled jobs have recorded how they ended; returns those that have not."""
+    deadline = time.monotonic() + _CANCEL_TIMEOUT_S
+    num_lost = 0
+    while True:
+        states = member_states(members)
+        left = [member for member in members if not states[member.name].is_over or states[member.name].is_lost]
+        # A job's files can appear after the queue says that it ended: as in `_monitor`, only twice in a row is lost.
+        num_lost = num_lost + 1 if all(states[member.name].is_lost for member in left) else 0
+        if not left or num_lost > 1 or time.monotonic() > deadline:
+            return left
+        time.sleep(poll_s)
 
 
 def _ask(active: Sequence[Member]) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from esper.sweep.launchers import QUEUES
 from esper.sweep.manifest import Job, Member
 from esper.sweep.queues.base import JobState
-from esper.tracking.liveness import killed_reason
+from esper.tracking.liveness import read_status
 
 __all__ = ["MemberState", "log_file", "member_states"]
 
@@ -63,10 +63,13 @@ def _member_state(member: Member, job: JobState) -> MemberState:
         return MemberState(state=outcome["status"], reason=outcome["reason"], metric=outcome["metric"])
     if result := member.result():
         return MemberState(state="finished", metric=result["val_accuracy"])
+    status, seen = read_status(member.run_dir)
+    if status == "interrupted" and not outcome and job.reason == "CANCELLED":  # requeued, and cancelled while it waited
+        return MemberState(state="interrupted", reason=seen)
     path = log_file(member) if member.began and not outcome else None
     last_line = _last_line(path) if path else ""
     reason = outcome.get("reason", f"{job.reason}: {last_line}" if last_line else job.reason)
-    if seen := killed_reason(member.run_dir):
+    if status == "killed":
         return MemberState(state="killed", reason=f"{seen}; {reason}")
     return MemberState(state="lost", reason=reason)
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from esper import stopping
 from esper.configs import TolariaConfig
 from esper.configs.check import check
 from esper.contracts.events import CheckpointSaved, EpochEnded, Event, Notice, RunEnded, RunStarted, Validated
@@ -82,7 +83,11 @@ class TrainingLoop:
         self._awaits_trunk = False  # it is saved at the step at which the learning rate begins to decay
 
     def initialize(self) -> None:
-        """Open the run: build everything, resume if there is a checkpoint, and start journal and trackers."""
+        """Open the run: build everything, resume if there is a checkpoint, and start journal and trackers.
+
+        Raises:
+            Stopped: a signal has come; the run is as it was.
+        """
         config = self.config
         check(config)
         ranks = init_ranks()
@@ -97,6 +102,7 @@ class TrainingLoop:
                 run.growth.begin()
                 notices = start_from_network(run)
             run.synchronize_ranks()
+            stopping.check()
             run.folder.write_config(config, checkpoint_dir=run.checkpoint_dir if run.ranks.is_rank0 else None)
             write_atomically(run.run_dir / "git.diff", git_diff(), is_private=True)
             write_declared(run.run_dir, run.config.morphogenetic.library)

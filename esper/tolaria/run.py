@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from esper import urza
+from esper import stopping, urza
 from esper.build import Parts, bus_tracker, parts
 from esper.configs import TolariaConfig, derive_seed, torch_seed
 from esper.configs.identity import checkpoints_folder, digest, outputs_folder, run_id, run_name
@@ -239,6 +239,7 @@ def open_run(
         stack.callback(journal.close)
         for listener in listeners:
             journal.subscribe(listener)
+        stopping.check()
         model = built.model.train()
         optimizer = build_optimizer(config.optimization, model.named_parameters())
         step = _step(config, built, optimizer, ranks)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from esper import stopping
 from esper.configs import TolariaConfig
 from esper.contracts.events import Event
 from esper.errors import EsperError
@@ -41,7 +42,7 @@ class TolariaService:
         self._run_dir = run_dir
         self._listeners = listeners
         self._task: asyncio.Task[None] | None = None
-        self._signals: list[int] = []
+        self._signals = contextlib.ExitStack()
 
     async def start(self) -> None:
         """Initialise, start the training as a task, and return.
@@ -52,7 +53,7 @@ class TolariaService:
         self.trainer = TolariaTrainer(self.config, run_dir=self._run_dir, listeners=self._listeners)
         self.running = True
         if self.signal_number is not None:
-            self.trainer.request_stop(_name(self.signal_number))
+            self.trainer.request_stop(stopping.name_of(self.signal_number))
         try:
             await self.trainer.initialize()
         except BaseException:
@@ -83,18 +84,17 @@ class TolariaService:
                 # Not awaited: the error of a failed training is raised by `run_training`.
                 await asyncio.wait([self._task])
             await self.trainer.shutdown()
-        self._remove_signal_handlers()
+        self._signals.close()
         self.running = False
 
     def setup_signal_handlers(self) -> None:
-        """Stop gracefully on SIGINT, SIGTERM and SIGUSR2, which SLURM sends before a job's time limit.
+        """Stop gracefully on SIGINT, SIGTERM, SIGHUP, SIGUSR1 and SIGUSR2, until `stop`.
 
-        A second SIGINT interrupts at once, as Python does by default.
+        SLURM sends the last two before a job's time limit. A second SIGINT interrupts at once, as Python does by
+        default. Call it in the main thread, or within `stopping.handled`.
         """
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
-            loop.add_signal_handler(number, self._on_signal, number)
-            self._signals.append(number)
+        self._signals.enter_context(stopping.handled())
+        self._signals.enter_context(stopping.on_stop(self._on_signal))
 
     async def health_check(self) -> dict[str, Any]:
         """The service's health, within two seconds.
@@ -144,19 +144,7 @@ class TolariaService:
 
     def _on_signal(self, number: int) -> None:
         if self.signal_number is not None and number == signal.SIGINT:
-            self._remove_signal_handlers()
-            signal.raise_signal(signal.SIGINT)
-            return
-        self.signal_number = number
+            raise KeyboardInterrupt
+        self.signal_number = self.signal_number or number
         if self.trainer is not None:
-            self.trainer.request_stop(_name(number))
-
-    def _remove_signal_handlers(self) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed
-            for number in self._signals:
-                asyncio.get_running_loop().remove_signal_handler(number)
-        self._signals.clear()
-
-
-def _name(number: int) -> str:
-    return "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+            self.trainer.request_stop(stopping.name_of(self.signal_number))

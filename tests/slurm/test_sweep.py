@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import stat
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.slurm.conftest import ESPER, Sweep, command, ended, epochs, resumed, slurm_up, wait_until
@@ -188,6 +190,18 @@ def test_ctrl_c_cancels_with_on_interrupt_cancel(sweep: Sweep):
     assert "interrupted rng_seed=2: cancelled before it began" in out
 
 
+def test_ctrl_c_cancels_jobs_that_are_still_starting(sweep: Sweep):
+    overrides = ["optimization.max_epochs=500", "rng_seed=0,1", "hydra.launcher.on_interrupt=cancel"]
+    launcher = sweep.start(*overrides)
+    jobs = str(sweep.folder / ".sweep" / "jobs")
+    wait_until(lambda: sum(_catches(signal.SIGTERM, pid) for pid in _processes("submitit.core._submit", jobs)) == 2)
+    launcher.send_signal(signal.SIGINT)
+    assert ended(launcher)[0] == 130
+    assert set(sweep.statuses()) <= {"interrupted"}  # a run that has not begun has none
+    outcomes = [json.loads(path.read_text()) for path in sweep.folder.glob(".sweep/*/outcome.json")]  # else killed
+    assert [(one["status"], one["reason"]) for one in outcomes] == [("interrupted", "SIGTERM")] * 2
+
+
 def test_a_refusal_of_sbatch_is_one_line(sweep: Sweep):
     code, _, err = sweep.run("optimization.max_epochs=2", "rng_seed=0", "hydra.launcher.partition=gpu")
     assert code == 2
@@ -207,6 +221,25 @@ def test_with_accounting_sacct_has_the_final_states(sweep: Sweep):
         return sorted(shown.splitlines())
 
     wait_until(lambda: states() == ["COMPLETED", "FAILED"])
+
+
+def _processes(*words: str) -> list[int]:
+    """Ids of the Python processes whose command line has these words."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        line = process.info["cmdline"] or []
+        if line and "python" in line[0] and all(word in line for word in words):
+            found.append(process.pid)
+    return found
+
+
+def _catches(number: int, pid: int) -> bool:
+    """Whether a process handles a signal, as submitit does before it imports what the job runs."""
+    try:
+        caught = re.search(r"^SigCgt:\s*(\w+)$", Path(f"/proc/{pid}/status").read_text(), flags=re.MULTILINE)
+    except OSError:  # it has ended
+        return False
+    return caught is not None and bool(int(caught.group(1), 16) >> (number - 1) & 1)
 
 
 def _epochs_in_mlflow(cwd: Path) -> dict[str, int]:

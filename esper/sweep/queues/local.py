@@ -162,7 +162,11 @@ class _Runner:
                 continue
             self._running.remove(running)
             self._free_workers.append(worker)
-            if not member.outcome():
+            if member.outcome():
+                continue
+            if self._is_stopping and process.returncode == -signal.SIGTERM:  # it had not begun to handle the signal
+                member.end("interrupted", reason="cancelled before it began")
+            else:
                 member.end("lost", reason=f"its process exited with code {process.returncode}")
 
     def _stop(self, *_: Any) -> None:

@@ -1,0 +1,98 @@
+"""Signals that stop a run, from the first line of its process to the last.
+
+Before training, a signal raises `Stopped` (SIGINT: KeyboardInterrupt) in the main thread, and other threads end at
+their next `check`. From `on_stop` on, the training is asked to save and to stop at its next step boundary.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
+
+__all__ = ["Stopped", "check", "handled", "is_handled", "name_of", "on_stop", "requested"]
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+_LEFT_IF_IGNORED = (signal.SIGHUP, signal.SIGUSR1)  # nohup ignores SIGHUP
+
+_is_handled = False
+_requested: int | None = None
+_listeners: list[Callable[[int], None]] = []
+
+
+class Stopped(SystemExit):
+    """A signal stopped the process before training began.
+
+    Attributes:
+        number: of the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(128 + number)
+        self.number = number
+
+
+@contextlib.contextmanager
+def handled() -> Iterator[None]:
+    """Context manager: handle the signals that stop a run; changes nothing inside another one, or in other threads."""
+    global _is_handled, _requested
+    if _is_handled or threading.current_thread() is not threading.main_thread():  # others cannot handle signals
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
+    for number, handler in tuple(before.items()):
+        if handler is None or (handler is signal.SIG_IGN and number in _LEFT_IF_IGNORED):  # None: not of Python
+            del before[number]
+    _is_handled, _requested = True, None
+    for number in before:
+        signal.signal(number, _on_signal)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        _is_handled, _requested = False, None
+
+
+def is_handled() -> bool:
+    """Whether `handled` is active in this process."""
+    return _is_handled
+
+
+def requested() -> int | None:
+    """The first signal since `handled` began, if any."""
+    return _requested
+
+
+def check() -> None:
+    """Raise `Stopped` if a signal has come: for work before training, which leaves nothing to save."""
+    if _requested is not None:
+        raise Stopped(_requested)
+
+
+@contextlib.contextmanager
+def on_stop(ask: Callable[[int], None]) -> Iterator[None]:
+    """Context manager: call `ask` with the number of every signal, instead of raising."""
+    _listeners.append(ask)
+    try:
+        yield
+    finally:
+        _listeners.remove(ask)
+
+
+def name_of(number: int) -> str:
+    """A signal's name in messages."""
+    return "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+
+
+def _on_signal(number: int, _frame: FrameType | None) -> None:
+    global _requested
+    is_first, _requested = _requested is None, _requested or number
+    for ask in tuple(_listeners):
+        ask(number)
+    if not _listeners and number == signal.SIGINT:
+        raise KeyboardInterrupt
+    if not _listeners and is_first:  # SLURM sends several, and the first one is being obeyed
+        raise Stopped(number)
