@@ -18,6 +18,7 @@ def check_growth(config: TolariaConfig) -> None:
         ConfigError: the first problem.
     """
     growth = config.morphogenetic
+    _check_unused_files(config)
     if growth.policy == "never":
         return
     if growth.policy == "replay":
@@ -38,6 +39,17 @@ def check_growth(config: TolariaConfig) -> None:
             "morphogenetic.incubation=fit or shadow"
         )
     _check_policy(config)
+
+
+def _check_unused_files(config: TolariaConfig) -> None:
+    growth = config.morphogenetic
+    for key, policy in (("tamiyo_policy_path", "learned"), ("recipe_path", "replay")):
+        path = getattr(growth, key)
+        if path is not None and growth.policy != policy and config.comparison.arm is None:
+            raise ConfigError(
+                f"morphogenetic.{key}={path}: read with morphogenetic.policy={policy} only, not with {growth.policy}; "
+                "set that policy, or leave the file out"
+            )
 
 
 def _check_copies(config: TolariaConfig) -> None:

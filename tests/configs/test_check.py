@@ -103,6 +103,13 @@ def test_a_learned_policy_without_a_file_says_how_to_make_one(tmp_path: Path):
     check(changed(morphogenetic__policy="learned", morphogenetic__tamiyo_policy_path=missing))
 
 
+@pytest.mark.parametrize(("key", "policy"), [("tamiyo_policy_path", "learned"), ("recipe_path", "replay")])
+@pytest.mark.parametrize("used", ["heuristic", "never"])
+def test_a_file_that_the_policy_does_not_read_is_refused(key, policy, used):
+    settings = {f"morphogenetic__{key}": "mine", "morphogenetic__policy": used}
+    assert f"morphogenetic.{key}=mine: read with morphogenetic.policy={policy} only" in refusal(**settings)
+
+
 def test_widths_and_depths_have_the_same_length():
     assert "model.depths" in refusal(model__name="resnet_small", model__widths=[8, 16])
 
