@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,7 +32,11 @@ _START_TIMEOUT_S = 120.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Limits of a job; `memory_bytes` applies to the worker with its children, and separately to its GPU."""
+    """Limits of a job.
+
+    `timeout_s` leaves out what the worker waited for a CPU. `memory_bytes` applies to the worker with its children, and
+    separately to its GPU.
+    """
 
     timeout_s: float = 300.0
     memory_bytes: int = 8 * 2**30
@@ -80,7 +83,7 @@ class Forge:
         set_compile_cache(self._storage)
         self._worker = WorkerProcess(self._command, stop=self._stop)
         try:
-            hello = self._worker.read(deadline=time.monotonic() + _START_TIMEOUT_S)
+            hello = self._worker.read(deadline=self._worker.clock() + _START_TIMEOUT_S)
         except ProcessFault as fault:
             self.close()
             raise EsperError(f"the forge's worker does not start: {fault}") from None
@@ -122,7 +125,7 @@ class Forge:
     def _run(self, job: Job) -> dict[str, Any]:
         assert self._worker is not None
         limits, phase = self._limits, "starting"
-        deadline = time.monotonic() + limits.timeout_s
+        deadline = self._worker.clock() + limits.timeout_s
         self._worker.write(dataclasses.asdict(job))
         try:
             while "phase" in (reply := self._worker.read(deadline=deadline, memory_bytes=limits.memory_bytes)):
