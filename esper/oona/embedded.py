@@ -17,6 +17,9 @@ from esper.errors import BusError, ConfigError, one_line
 
 __all__ = ["embedded_server", "embedded_url"]
 
+_LOCK_S = 5.0
+"""Time that an owner which was killed may take to end."""
+
 
 def embedded_url() -> str:
     """URL of the server's socket.
@@ -49,7 +52,7 @@ def embedded_server() -> Iterator[str]:
     _require_own(folder)
     lock = FileLock(folder / "owner.lock", thread_local=False)
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=_LOCK_S)
     except Timeout:
         raise ConfigError(f"redis=embedded: {embedded_url()} is served by another `esper services up`") from None
     try:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -19,13 +20,14 @@ from filelock import FileLock, Timeout
 from esper.errors import ConfigError, EsperError
 from esper.tracking import write_atomically
 
-__all__ = ["STOP_S", "down", "pid_file", "start"]
+__all__ = ["STOP_S", "down", "pid_file", "say_stopping", "start"]
 
 STOP_S = 8.0
 """Time that services have to stop."""
 _FOLDER = Path("outputs", "services")
 _START_S = 90.0
-_LOCK_S = 2.0  # a process that was killed may take that long to release its lock
+_END_S = 60.0
+"""Time that services which were killed, or are stopping, may take to end, on a busy machine."""
 _COMMAND = "import sys; sys.argv[0] = 'esper'; from esper.cli import main; main()"
 
 
@@ -36,9 +38,7 @@ def start(overrides: Sequence[str], *, only: Sequence[str], name: str | None, po
         EsperError: it does not start; names its log file.
     """
     name = _valid(name)
-    _FOLDER.mkdir(parents=True, exist_ok=True)
-    if _process(name) is not None:
-        raise _already_running(name)
+    _lock(name).release()  # refused before the log is overwritten
     log = _FOLDER / f"{name}.log"
     options = [
         *(f"--only={service}" for service in only),
@@ -92,20 +92,60 @@ def pid_file(name: str | None) -> Iterator[str]:
         ConfigError: the name is invalid, or services of this name already run in this folder.
     """
     name = _valid(name)
-    _FOLDER.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(_FOLDER / f"{name}.lock")
-    try:
-        lock.acquire(timeout=_LOCK_S)
-    except Timeout:
-        raise _already_running(name) from None
-    file = _FOLDER / f"{name}.json"
-    content = {"pid": os.getpid(), "created": psutil.Process().create_time(), "host": socket.gethostname()}
-    write_atomically(file, json.dumps(content) + "\n")
+    lock = _lock(name)
+    _write(name, is_stopping=False)
     try:
         yield name
     finally:
-        file.unlink(missing_ok=True)
+        (_FOLDER / f"{name}.json").unlink(missing_ok=True)
         lock.release()
+
+
+def say_stopping(name: str) -> None:
+    """Note in this process's PID file that it is stopping: services that start meanwhile wait for its end."""
+    _write(name, is_stopping=True)
+
+
+def _lock(name: str) -> FileLock:
+    """Acquire the lock of a name; waits for the end of services that were killed or are stopping.
+
+    Raises:
+        ConfigError: services of this name run.
+    """
+    _FOLDER.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(_FOLDER / f"{name}.lock")
+    deadline = time.monotonic() + _END_S
+    while True:
+        with contextlib.suppress(Timeout):
+            lock.acquire(timeout=0)
+            return lock
+        if (process := _process(name)) is not None and not _is_ending(name, process):
+            raise _already_running(name)
+        if time.monotonic() > deadline:
+            raise _already_running(name)
+        time.sleep(0.05)
+
+
+def _write(name: str, *, is_stopping: bool) -> None:
+    content = {
+        "pid": os.getpid(),
+        "created": psutil.Process().create_time(),
+        "host": socket.gethostname(),
+        "stopping": is_stopping,
+    }
+    write_atomically(_FOLDER / f"{name}.json", json.dumps(content) + "\n")
+
+
+def _is_ending(name: str, process: psutil.Process) -> bool:
+    """Whether services are stopping, or were killed: until its memory is released, a killed process is still there."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        if json.loads((_FOLDER / f"{name}.json").read_text()).get("stopping"):
+            return True
+    with contextlib.suppress(OSError):  # it has ended, or this is not Linux
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        pending = re.search(r"^ShdPnd:\s*([0-9a-f]+)$", status, flags=re.MULTILINE)
+        return pending is not None and bool(int(pending[1], 16) >> (signal.SIGKILL - 1) & 1)
+    return not process.is_running()
 
 
 def _process(name: str) -> psutil.Process | None:

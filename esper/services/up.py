@@ -21,7 +21,7 @@ from esper.oona.embedded import embedded_server
 from esper.oona.redis import RedisBus, address
 from esper.oona.service import HEARTBEAT_S, heartbeat
 from esper.services import SERVICES
-from esper.services.daemon import STOP_S, pid_file
+from esper.services.daemon import STOP_S, pid_file, say_stopping
 from esper.tamiyo.service import TamiyoService
 from esper.tezzeret.characterise import Forge
 from esper.tezzeret.process import Stopped
@@ -74,6 +74,7 @@ def up(overrides: Sequence[str], *, only: Sequence[str], name: str | None, polic
         logger.info("%s as %s on Redis %s at %s", " and ".join(running), name, version, address(config.redis))
         is_healthy = _send_heartbeats(running, bus, name=name, stop=stop)
         deadline = time.monotonic() + STOP_S
+        say_stopping(name)
         stop.set()
         for one in running.values():
             one.thread.join(max(0.0, deadline - time.monotonic()))
