@@ -76,7 +76,7 @@ def growing_sites(run: Run, num: int) -> list[str]:
     fitting = []
     for slot in run.model.all_slots():
         with contextlib.suppress(SurgeryError):
-            first_blueprint(slot, run.config.morphogenetic)
+            first_blueprint(run.life, slot)
             fitting.append(slot.site.name)
     return [fitting[(2 * i + 1) * len(fitting) // (2 * num)] for i in range(num)]
 

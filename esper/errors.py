@@ -11,6 +11,7 @@ EsperError                  base class; `exit_code` is that of the process
 ├── CheckpointError         a checkpoint that is damaged or does not fit; exit 1
 ├── SurgeryError            a growth operation that is not allowed or failed its checks; exit 1
 ├── DivergenceError         the loss or a weight is not finite; exit 1
+├── MemoryLimitError        a step, or what grows, needs more memory than there is; exit 1
 └── RankError               another rank of the run has ended, failed or differs; exit 1
 """
 
@@ -24,6 +25,7 @@ __all__ = [
     "DataError",
     "DivergenceError",
     "EsperError",
+    "MemoryLimitError",
     "MessageError",
     "RankError",
     "RunError",
@@ -85,6 +87,10 @@ class SurgeryError(EsperError):
 
 class DivergenceError(EsperError):
     """Training produced a value that is not finite."""
+
+
+class MemoryLimitError(EsperError):
+    """A step, or what grows, needs more memory than there is."""
 
 
 class RankError(EsperError):

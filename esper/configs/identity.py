@@ -71,7 +71,7 @@ _TAKEN_FROM_GROWN = (
 )
 """Settings of an arm that its grown run decides, see `launch.arms`; the name of the grown run covers them."""
 _MAX_READABLE = 120
-CHECKPOINT_NAME = re.compile(r"(step|best|trunk)-(\d{8}|[1-9]\d{8,})", re.ASCII)
+CHECKPOINT_NAME = re.compile(r"(step|best|trunk|before)-(\d{8}|[1-9]\d{8,})", re.ASCII)
 """Matches a checkpoint's whole name: others (`step-00000420.bak`) are not Esper's."""
 
 

@@ -16,6 +16,7 @@ __all__ = [
     "EpochEnded",
     "Event",
     "Forked",
+    "GrowthUndone",
     "Incubated",
     "Judged",
     "Notice",
@@ -200,6 +201,21 @@ class SurgeryEnded(Event):
     num_macs_before: int
     num_macs_after: int
     duration_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GrowthUndone(Event):
+    """The run went back to before a growth that a fault at step `fault_step` is put down to; it is refused from now on.
+
+    `modules`: site and blueprint of each module of that growth; `reason`: the fault; `message`: all of it for the user.
+    """
+
+    kind: ClassVar[str] = "growth_undone"
+    epoch: int
+    modules: list[tuple[str, str]]
+    fault_step: int
+    reason: str
+    message: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

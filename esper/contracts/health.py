@@ -42,6 +42,7 @@ class HealthSignal:
         added_parameters: parameters that it would add.
         macs_left: MACs that growth may still add to the network; None without a budget.
         parameters_left: parameters that growth may still add; None without a budget.
+        refused: blueprints that do not grow here any more: they were undone because of a fault.
     """
 
     site: str
@@ -69,3 +70,4 @@ class HealthSignal:
     added_parameters: int | None = None
     macs_left: int | None = None
     parameters_left: int | None = None
+    refused: tuple[str, ...] = ()

@@ -16,6 +16,7 @@ from rich.console import Console
 from esper import stopping
 from esper.configs import TolariaConfig
 from esper.configs.identity import checkpoints_folder, digest, outputs_folder
+from esper.contracts.events import Event, GrowthUndone
 from esper.errors import EsperError, RankError, RunError
 from esper.launch.arms import resolve_arm
 from esper.launch.dry_run import dry_run
@@ -135,7 +136,12 @@ def _previous_status(run_dir: Path, *, fresh: bool) -> dict[str, Any]:
 
 
 async def _train(config: TolariaConfig, run_dir: Path, terminals: list[Terminal]) -> Outcome:
-    service = TolariaService(config, run_dir=run_dir, listeners=[terminal.show for terminal in terminals])
+    def reload(event: Event) -> None:
+        if event.kind == GrowthUndone.kind:  # the journal was cut
+            for terminal in terminals:
+                terminal.replay(read(run_dir / "journal.jsonl"))
+
+    service = TolariaService(config, run_dir=run_dir, listeners=[reload, *(terminal.show for terminal in terminals)])
     if stopping.is_handled():
         service.setup_signal_handlers()
     is_rank0 = init_ranks().is_rank0

@@ -62,7 +62,7 @@ def _content(record: RunRecord) -> dict[str, Any]:
         "drawings": _drawings(record, size),
         "requests": _requests(record),
         "num_consultations": len(consultations),
-        "notices": record.of_kind("notice"),
+        "notices": [*record.of_kind("growth_undone"), *record.of_kind("notice")],
         "costs": _costs(record),
         "surgery_s": sum(event["duration_s"] for event in record.of_kind("surgery")),
     }

@@ -74,6 +74,8 @@ def describe(event: dict[str, Any]) -> Iterator[Line]:
             yield Line(logging.DEBUG, "measured", text, "dim")
         case "checkpoint":
             yield Line(logging.DEBUG, "saved", event["path"], "dim")
+        case "growth_undone":
+            yield Line(logging.WARNING, "undone", event["message"], "bold yellow")
         case "notice":
             level = logging.getLevelNamesMapping()[event["level"]]
             label = "note" if level < logging.WARNING else event["level"].lower()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -22,10 +23,13 @@ from esper.costs import training_macs
 from esper.tolaria.checkpoints.contents import snapshot
 from esper.tolaria.checkpoints.initial import start_from_network
 from esper.tolaria.checkpoints.resume import resume
+from esper.tolaria.growth.refusals import on_trial
 from esper.tolaria.library import record_outcomes, write_declared
 from esper.tolaria.metrics import StepLog, require_finite
 from esper.tolaria.optim import set_learning_rates
 from esper.tolaria.ranks import init_ranks
+from esper.tolaria.recovery import WayBack, do_step, find_way_back
+from esper.tolaria.result import result_of
 from esper.tolaria.run import Run, capture_obstacle, open_run
 from esper.tolaria.schedule import decay_start
 from esper.tolaria.state import TrainingState
@@ -44,7 +48,7 @@ def train_step(run: Run) -> None:
     state = run.state
     set_learning_rates(run.optimizer, run.schedule(0), step=state.global_step)
     run.growth.before_step()  # incubate and blend in new modules
-    run.step.forward_backward_update(epoch=state.epoch, index=state.step, step=state.global_step)
+    do_step(run)
     state.step += 1
     state.global_step += 1
     state.ledger.train_macs += training_macs(run.config.dataset.batch_size, run.life.running_macs)
@@ -82,8 +86,11 @@ class TrainingLoop:
         self._validation: tuple[float, float] | None = None  # loss and accuracy of the current weights
         self._awaits_trunk = False  # it is saved at the step at which the learning rate begins to decay
 
-    def initialize(self) -> None:
+    def initialize(self, *, back_to: Path | None = None) -> None:
         """Open the run: build everything, resume if there is a checkpoint, and start journal and trackers.
+
+        Args:
+            back_to: the checkpoint to resume from, of before a growth that is undone.
 
         Raises:
             Stopped: a signal has come; the run is as it was.
@@ -92,17 +99,25 @@ class TrainingLoop:
         check(config)
         ranks = init_ranks()
         ranks.device(config.device)  # makes it current, before a stream is created there
-        if config.device != "cpu" and torch.cuda.is_available():
+        if config.device != "cpu" and torch.cuda.is_available() and back_to is None:
             # All work of this thread uses one stream, which can be captured: a second one would cost memory of its own.
             torch.cuda.set_stream(torch.cuda.Stream())  # type: ignore[no-untyped-call]
-        run = open_run(config, run_dir=self._run_dir, state=self.state, listeners=self._listeners, ranks=ranks)
+        run = open_run(
+            config,
+            run_dir=self._run_dir,
+            state=self.state,
+            listeners=self._listeners,
+            ranks=ranks,
+            is_reopened=back_to is not None,
+        )
         try:
-            resumed_from, notices = resume(run), list[str]()
+            resumed_from, notices = resume(run, back_to=back_to), list[str]()
             if resumed_from is None:
                 run.growth.begin()
                 notices = start_from_network(run)
             run.synchronize_ranks()
-            stopping.check()
+            if back_to is None:
+                stopping.check()
             run.folder.write_config(config, checkpoint_dir=run.checkpoint_dir if run.ranks.is_rank0 else None)
             write_atomically(run.run_dir / "git.diff", git_diff(), is_private=True)
             write_declared(run.run_dir, run.config.morphogenetic.library)
@@ -131,19 +146,46 @@ class TrainingLoop:
 
     def train(self) -> list[EpochEnded]:
         """Train to the end, or until `stop_reason` is set; returns the metrics of the epochs trained here."""
-        history = []
-        self._awaits_trunk = self.config.checkpoint.save_trunk and not _decays(self.run, steps_ahead=-1)
+        history: list[EpochEnded] = []
         with self.run.ranks.watchdog(), torch.autograd.set_detect_anomaly(self.config.debug_mode):
+            while way_back := self._train(history):
+                self._go_back(way_back)
+                history = [metrics for metrics in history if metrics.epoch <= self.state.epoch]
+        return history
+
+    def _train(self, history: list[EpochEnded]) -> WayBack | None:
+        """Train to the end, until `stop_reason` is set, or until growth brings a fault; returns the way back then."""
+        self.run.growth.save_before = lambda: self._start_saving("before")
+        self._awaits_trunk = self.config.checkpoint.save_trunk and not _decays(self.run, steps_ahead=-1)
+        try:
             while not self._is_over():
                 self.train_epoch()
                 if self._train_means is None:  # stopped before the end of the epoch
                     break
                 history.append(self.end_epoch())
-            if self._is_over():
-                self._finish()
-            else:
-                self._interrupt()
-        return history
+        except Exception as error:
+            if way_back := find_way_back(self.run, error):
+                return way_back
+            raise
+        if self._is_over():
+            self._finish()
+        else:
+            self._interrupt()
+        return None
+
+    def _go_back(self, way_back: WayBack) -> None:
+        """Open the run again at the checkpoint before a growth, refuse that growth, and save this."""
+        self.run.close()
+        del self.run
+        gc.collect()  # the network and its hooks refer to each other
+        self.state = TrainingState()
+        self.initialize(back_to=way_back.checkpoint)
+        run, state = self.run, self.state
+        run.life.refusals = way_back.refusals
+        if state.step == 0:  # the epoch was over
+            state.total_seconds, state.epoch_seconds = state.total_seconds + state.epoch_seconds, 0.0
+        run.journal.write(way_back.event(state))
+        self._start_saving()
 
     def train_epoch(self) -> Window:
         """Train the rest of the current epoch; returns means over the steps of the epoch."""
@@ -231,7 +273,7 @@ class TrainingLoop:
         with run.step.ema_weights(step=step):
             validation = run.evaluate_split(splits.controller)
             test = run.evaluate_split(splits.test)  # the only use of the test split in a run
-        self.result = _result(run, validation=validation, test=test)
+        self.result = result_of(run, validation=validation, test=test)
         self._finish_saving()
         write_recipe(run.run_dir / "recipe.json", run.model.recipe, host=self.config.model.name)
         if run.ranks.is_rank0 and (
@@ -249,6 +291,8 @@ class TrainingLoop:
 
     def end(self, status: str, reason: str) -> None:
         """Record that the run ended without a result: `failed` or `interrupted`, and why."""
+        if not hasattr(self, "run"):  # it could not be opened again
+            return
         self.run.emit(RunEnded, status=status, reason=reason, result=None)
         self.run.folder.set_status(status, reason=reason)
 
@@ -263,7 +307,12 @@ class TrainingLoop:
         """Save a checkpoint in the background."""
         require_finite(self.run)
         if self.run.ranks.is_rank0:
-            self.run.checkpoint_writer.start(snapshot(self.run), epoch=self.state.epoch, prefix=prefix)
+            self.run.checkpoint_writer.start(
+                snapshot(self.run),
+                epoch=self.state.epoch,
+                prefix=prefix,
+                is_on_trial=prefix == "before" or bool(on_trial(self.run.model)),
+            )
 
     def _finish_saving(self) -> list[Path]:
         """Wait for the checkpoints that are being written; returns their paths."""
@@ -347,24 +396,3 @@ def _decays(run: Run, *, steps_ahead: int = 0) -> bool:
     """Whether the learning rate of the next step, or of one so many steps ahead, is decaying."""
     start = decay_start(run.config.optimization)
     return start is not None and run.life.spent(steps_ahead) / run.life.budget.total >= start - 1e-9
-
-
-def _result(run: Run, *, validation: tuple[float, float], test: tuple[float, float]) -> dict[str, Any]:
-    """Metrics and costs of a finished run, as `RunEnded` describes them; `validation` and `test`: loss, accuracy."""
-    state, life = run.state, run.life
-    return {
-        "test_loss": test[0],
-        "test_accuracy": test[1],
-        "val_loss": validation[0],
-        "val_accuracy": validation[1],
-        "epochs": state.epoch,
-        "num_parameters_before": run.host_cost.num_parameters,
-        "num_parameters": life.cost.num_parameters,
-        "num_macs_before": run.host_cost.num_macs,
-        "num_macs": life.cost.num_macs,
-        "num_grown": life.num_germinated,
-        "num_kept": len(run.model.recipe),
-        "peak_parameters": state.peak_parameters,
-        **state.ledger.totals(),
-        "seconds": state.total_seconds,
-    }

@@ -29,7 +29,8 @@ from esper.tolaria.checkpoints.writer import CheckpointWriter
 from esper.tolaria.ema import WeightEMA
 from esper.tolaria.evaluate import evaluate, example_losses
 from esper.tolaria.growth.consult import Growth
-from esper.tolaria.growth.lifecycle import GrowthData, Lifecycle
+from esper.tolaria.growth.data import GrowthData
+from esper.tolaria.growth.lifecycle import Lifecycle
 from esper.tolaria.library import with_library
 from esper.tolaria.optim import build_optimizer
 from esper.tolaria.ranks import Ranks
@@ -207,8 +208,11 @@ def open_run(
     state: TrainingState,
     listeners: Sequence[Callable[[Event], None]],
     ranks: Ranks | None = None,
+    is_reopened: bool = False,
 ) -> Run:
     """Lock the run folder and build everything; on an error nothing stays open.
+
+    A signal raises `Stopped`, unless the run is opened again during training, which stops at its next step.
 
     Raises:
         ConfigError, DataError, RunError: the configuration, the data or the folder cannot be used; the folder holds a
@@ -239,7 +243,8 @@ def open_run(
         stack.callback(journal.close)
         for listener in listeners:
             journal.subscribe(listener)
-        stopping.check()
+        if not is_reopened:
+            stopping.check()
         model = built.model.train()
         optimizer = build_optimizer(config.optimization, model.named_parameters())
         step = _step(config, built, optimizer, ranks)

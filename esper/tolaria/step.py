@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from esper.data import Loader
+from esper.errors import MemoryLimitError, one_line
 from esper.tolaria.cuda_graph import CapturedFunction
 from esper.tolaria.ema import WeightEMA
+from esper.tolaria.memory import is_out_of_memory, within_memory
 from esper.tolaria.ranks import Ranks
 from esper.tolaria.regional_compile import Regions
 from esper.tolaria.sums import StepSums
@@ -29,6 +31,8 @@ class TrainStep:
     On CUDA the step is captured as one graph and replayed, which saves the kernel launches; `invalidate` makes it be
     captured again. The warm-up steps before a capture are training steps, run eagerly.
 
+    After `split`, the batch goes through the network in parts whose gradients are added up.
+
     Args:
         model: the network, in training mode.
         optimizer: its optimizer.
@@ -40,6 +44,9 @@ class TrainStep:
         ema: exponential moving average of the weights to update; None: none.
         regions: compiled regions of the network, to which the step adds its own; None: nothing is compiled.
         ranks: None: a single rank.
+
+    Attributes:
+        num_parts: parts of a batch, one after the other; saved in checkpoints.
     """
 
     def __init__(
@@ -65,55 +72,81 @@ class TrainStep:
         self.ema = ema
         self.regions = regions
         self.ranks = ranks or Ranks()
+        self.num_parts = 1
         self.sums = StepSums(device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=autocast_dtype is torch.float16)
         # Epoch, batch index, step of the run: on the device, and the values known to be there.
         self._position = torch.zeros(3, dtype=torch.int64, device=device)
         self._advance = torch.tensor([0, 1, 1], device=device)
         self._known_position = (0, 0, 0)
+        self._has_updated = False  # in this step
         self._graph = CapturedFunction(device) if is_captured and device.type == "cuda" else None
         self._batch = regions.compiled(loader.batch) if regions else loader.batch
         self._measure = regions.compiled(self._add_measured) if regions else self._add_measured
 
     def forward_backward_update(self, *, epoch: int, index: int, step: int) -> None:
-        """Do optimizer step number `step`, on batch `index` of an epoch."""
-        self.loader.seek(epoch, index)
-        if self._known_position != (epoch, index, step):
-            self._position.copy_(torch.tensor([epoch, index, step]))
-        with self.regions.active() if self.regions else nullcontext():
-            if self._graph is None:
-                self._step()
-            else:
-                self._graph.run(self._step)
+        """Do optimizer step number `step`, on batch `index` of an epoch.
+
+        Raises:
+            MemoryLimitError: a forward or backward pass, of any rank, needs more memory than there is; no weight has
+                changed, and the step may be tried again.
+        """
+        self._has_updated = False
+        try:
+            self.loader.seek(epoch, index)
+            if self._known_position != (epoch, index, step):
+                self._position.copy_(torch.tensor([epoch, index, step]))
+            with self.regions.active() if self.regions else nullcontext():
+                if self._graph is None:
+                    self._step()
+                else:
+                    self._graph.run(self._step)
+        except Exception as error:
+            if self._has_updated or self.ranks.size > 1 or not is_out_of_memory(error):
+                raise
+            raise MemoryLimitError(one_line(error)) from None
         self._known_position = (epoch, index + 1, step + 1)
 
     def _step(self) -> None:
         epoch, index, step = self._position.unbind()
         images, labels = self._batch(epoch, index)
-        with self.autocast():
-            logits = self.model(images)
-            loss = F.cross_entropy(logits, labels)
-        if self.ranks.size > 1:
-            loss, accuracy = self._backward_all_reduced(loss, logits.detach(), labels)
+        if self.ranks.size > 1 or self.num_parts > 1:
+            loss, accuracy = self._backward_shares(images, labels)
+            self._add_to_sums(loss, accuracy, self._update(), step)
         else:
+            with self.autocast():
+                logits = self.model(images)
+                loss = F.cross_entropy(logits, labels)
             self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-        grad_norm = self._update()
-        if self.ranks.size > 1:
-            self._add_to_sums(loss, accuracy, grad_norm, step)
-        else:
-            self._measure(loss.detach(), logits.detach(), labels, grad_norm, step)
+            self._measure(loss.detach(), logits.detach(), labels, self._update(), step)
         self._position += self._advance
 
-    def _backward_all_reduced(self, loss: Tensor, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradients of the mean loss of the whole batch, on all ranks; returns that loss and the accuracy."""
-        share = len(labels) / self.loader.batch_size  # ranks may differ by a row
-        self.scaler.scale(loss * share).backward()  # type: ignore[no-untyped-call]
-        metrics = torch.stack([loss.detach() * share, _accuracy(logits, labels).float() * share])
-        self.ranks.all_reduce_sum([*(p.grad for p in self.model.parameters() if p.grad is not None), metrics])
+    def _backward_shares(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradients of the mean loss of the whole batch, over parts and ranks; returns that loss and the accuracy."""
+        if self._is_capturing():  # in which ranks cannot agree
+            metrics = self._backward_parts(images, labels)
+        else:
+            metrics = within_memory(lambda: self._backward_parts(images, labels), self.ranks)
+        if self.ranks.size > 1:
+            self.ranks.all_reduce_sum([*(p.grad for p in self.model.parameters() if p.grad is not None), metrics])
         return metrics[0], metrics[1].double()
+
+    def _backward_parts(self, images: Tensor, labels: Tensor) -> Tensor:
+        shares = []
+        parts = zip(images.tensor_split(self.num_parts), labels.tensor_split(self.num_parts), strict=True)
+        for part, part_labels in parts:
+            share = len(part_labels) / self.loader.batch_size  # ranks and parts may differ by a row
+            with self.autocast():
+                logits = self.model(part)
+                loss = F.cross_entropy(logits, part_labels)
+            self.scaler.scale(loss * share).backward()  # type: ignore[no-untyped-call]
+            accuracy = _accuracy(logits.detach(), part_labels)
+            shares.append(torch.stack([loss.detach() * share, accuracy.float() * share]))
+        return torch.stack(shares).sum(0)
 
     def _update(self) -> Tensor:
         """Unscale and clip the gradients, update weights and their EMA; returns the norm before clipping."""
+        self._has_updated = not self._is_capturing()
         self.scaler.unscale_(self.optimizer)
         grad_norm = self._clip()
         self.scaler.step(self.optimizer)
@@ -142,6 +175,22 @@ class TrainStep:
         first = ~finite & (self.sums.bad_step < 0)
         self.sums.bad_step.copy_(torch.where(first, step, self.sums.bad_step))
 
+    # --- too little memory -----------------------------------------------------------------------------------------
+
+    @property
+    def can_split(self) -> bool:
+        """Whether `split` is possible: once, and batch norm needs two images in each part of each rank."""
+        return self.num_parts == 1 and self.loader.batch_size // self.ranks.size >= 4
+
+    def split(self) -> None:
+        """From now on, train each batch in halves; a step that ran out of memory may be tried again."""
+        self.num_parts = 2
+        self.optimizer.zero_grad(set_to_none=True)
+        self._known_position = (-1, -1, -1)
+        self.invalidate()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
     # --- growth changes the network between steps ------------------------------------------------------------------
 
     def invalidate(self) -> None:
@@ -161,6 +210,9 @@ class TrainStep:
         if self.ema is not None:
             self.ema.sync_parameters(step=step)
         self.invalidate()
+
+    def _is_capturing(self) -> bool:
+        return self._graph is not None and torch.cuda.is_current_stream_capturing()
 
     def all_reduce_gradients(self, *, num_images: int) -> None:
         """Turn gradients of the mean loss over a rank's `num_images` into those over the images of all ranks."""

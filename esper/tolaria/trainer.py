@@ -20,6 +20,7 @@ from esper.tolaria.checkpoints import files as checkpoint
 from esper.tolaria.checkpoints.contents import restore
 from esper.tolaria.dry_run import DryRun, dry_run
 from esper.tolaria.loop import TrainingLoop
+from esper.tolaria.memory import explained, is_out_of_memory
 from esper.tolaria.run import Run
 from esper.tolaria.state import TrainingState
 
@@ -149,4 +150,9 @@ class TolariaTrainer:
 
     async def _in_worker(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         future = self._worker.submit(function, *args, **kwargs)
-        return await asyncio.wrap_future(future)
+        try:
+            return await asyncio.wrap_future(future)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            raise explained(error, self.config) from None

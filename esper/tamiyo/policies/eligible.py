@@ -28,7 +28,8 @@ def eligible(signals: Sequence[HealthSignal], config: MorphogeneticConfig) -> li
     """The sites where a module may germinate now, in forward order.
 
     A site needs a dormant seed with room for a kernel, a layer not adapted in the last `adaptation_cooldown` epochs,
-    progress before `growth_until`, and a blueprint that fits, is allowed and is within the budget.
+    progress before `growth_until`, and a blueprint that fits, is allowed, was not undone here because of a fault, and
+    is within the budget.
     """
     candidates = []
     for signal in signals:
@@ -39,7 +40,7 @@ def eligible(signals: Sequence[HealthSignal], config: MorphogeneticConfig) -> li
         if not free or cooling or signal.progress >= config.growth_until:
             continue
         blueprints = allowed(config, signal.kind, signal.in_shape, signal.out_shape)
-        affordable = tuple(blueprint for blueprint in blueprints if _is_affordable(blueprint, signal))
+        affordable = tuple(b for b in blueprints if b.blueprint_id not in signal.refused and _is_affordable(b, signal))
         if affordable:
             candidates.append(Candidate(signal=signal, blueprints=affordable))
     return candidates

@@ -31,6 +31,7 @@ def snapshot(run: Run) -> Snapshot:
             "training": run.state.state_dict(),
             "growth": run.life.state_dict(),
             "scaler": run.step.scaler.state_dict(),
+            "num_parts": run.step.num_parts,
             "average": ema.born if ema is not None else {},
         },
         recipe=run.model.recipe,
@@ -83,4 +84,5 @@ def restore(run: Run, saved: Snapshot) -> None:
         run.step.ema.load(sums, born, step=saved.step)
     load_state_tensors(run.optimizer, tensors)
     run.step.scaler.load_state_dict(saved.state["scaler"])
+    run.step.num_parts = saved.state.get("num_parts", 1)
     run.state.load_state_dict(saved.state["training"])

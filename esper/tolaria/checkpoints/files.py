@@ -3,6 +3,7 @@
     step-00000420/            for resuming; the newest ones are kept
     best-00000400/            the epoch with the lowest validation loss
     trunk-00000350/           the step at which the learning rate begins to decay
+    before-00000390/          before a growth that is on trial, to go back to
         model.safetensors     parameters and buffers of the grown network
         optimizer.safetensors optimizer state by parameter name, metric sums, random-number states, EMA
         state.json            counters, seeds, scaler
@@ -46,7 +47,7 @@ __all__ = [
 
 SCHEMA = 2
 """1 (version 0.1.0): the manifest has no checksum of its own."""
-_PREFIXES = ("step", "best", "trunk")
+_PREFIXES = ("step", "best", "trunk", "before")
 _FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
 _OURS = ("abandoned", "config.yaml")
 _LEFTOVER = re.compile(rf"\.({CHECKPOINT_NAME.pattern})\.([0-9]+|old)", re.ASCII)
@@ -77,7 +78,7 @@ class Snapshot:
 
 
 def save(folder: Path, snapshot: Snapshot, *, prefix: str) -> Path:
-    """Write the checkpoint `<prefix>-<step>` (prefix: step, best or trunk) into `folder`; returns its path.
+    """Write the checkpoint `<prefix>-<step>` (prefix: step, best, trunk or before) into `folder`; returns its path.
 
     One that is there already and holds the same is left as it is.
 
@@ -174,11 +175,14 @@ def find_others(folder: Path) -> list[str]:
     return sorted(name for name in names if name not in _OURS and not CHECKPOINT_NAME.fullmatch(name))
 
 
-def move_to_abandoned(folder: Path, *, after_step: int) -> None:
-    """Move the checkpoints of later steps into `abandoned/`: a run that resumes at `after_step` writes them again."""
+def move_to_abandoned(folder: Path, *, after_step: int, undone: Path | None = None) -> None:
+    """Move the checkpoints of later steps into `abandoned/`: a run that resumes at `after_step` writes them again.
+
+    Also the one at `undone`, which was saved at that step after growth that is undone.
+    """
     abandoned = folder / "abandoned"
     for path in [path for prefix in _PREFIXES for path in find_checkpoints(folder, prefix=prefix, complete=False)]:
-        if _step(path) > after_step:
+        if _step(path) > after_step or path == undone:
             abandoned.mkdir(exist_ok=True)
             shutil.rmtree(abandoned / path.name, ignore_errors=True)
             path.rename(abandoned / path.name)
@@ -191,18 +195,19 @@ def recover(folder: Path) -> None:
             leftover.rename(folder / name)
 
 
-def remove_old(folder: Path, *, keep: int) -> None:
+def remove_old(folder: Path, *, keep: int, is_on_trial: bool = False) -> None:
     """Remove all but the `keep` newest checkpoints, the newest best one and the trunk, and leftovers of failed saves.
 
-    The newest one that loads is kept in any case.
+    The newest one that loads is kept in any case. Those before growth are kept like others while growth is on trial,
+    else removed.
 
     Raises:
         CheckpointError: a checkpoint cannot be removed.
     """
-    for prefix, num_kept in (dict.fromkeys(_PREFIXES, 1) | {"step": keep}).items():
+    for prefix, num_kept in (dict.fromkeys(_PREFIXES, 1) | {"step": keep, "before": keep * is_on_trial}).items():
         paths = find_checkpoints(folder, prefix=prefix)
         kept, old = paths[:num_kept], paths[num_kept:]
-        if old and not any(map(_loads, kept)):
+        if old and num_kept and not any(map(_loads, kept)):
             old.remove(next(filter(_loads, old), old[0]))
         for path in old:
             hidden = path.with_name(f".{path.name}.old")  # a kill in mid-removal leaves no half under its name

@@ -22,18 +22,18 @@ _NUM_SHOWN = 3
 """Foreign names that a message lists."""
 
 
-def resume(run: Run) -> str | None:
+def resume(run: Run, *, back_to: Path | None = None) -> str | None:
     """Restore the checkpoint that the run resumes from; returns its path, None for a fresh start.
 
-    In this order: `checkpoint.resume_from` if it is a checkpoint of this run; with `auto_resume`, the run's newest
-    checkpoint that loads; `resume_from` of another run. The run's journal and checkpoints after that point are moved
-    away.
+    In this order: `back_to`, of before a growth that is undone; `checkpoint.resume_from` if it is a checkpoint of this
+    run; with `auto_resume`, the run's newest checkpoint that loads; `resume_from` of another run. The run's journal
+    and checkpoints after that point are moved away.
 
     Raises:
         CheckpointError: `resume_from` cannot be used.
         RunError: the checkpoints are another run's.
     """
-    start, warnings = run.ranks.on_rank0(lambda: _find_start(run))
+    start, warnings = run.ranks.on_rank0(lambda: _find_start(run, back_to))
     if start is not None:
         restore(run, start[1])
     for message in warnings:
@@ -49,13 +49,13 @@ def rewind_target(config: CheckpointConfig, checkpoint_dir: Path) -> Path | None
     return path if path is not None and path.resolve().parent == checkpoint_dir.resolve() else None
 
 
-def _find_start(run: Run) -> tuple[tuple[Path, Snapshot] | None, list[str]]:
+def _find_start(run: Run, back_to: Path | None) -> tuple[tuple[Path, Snapshot] | None, list[str]]:
     """The checkpoint to start from, and a warning for each lost one; rewinds the run's folder and journal."""
     config = run.config.checkpoint
     lost: list[str] = []
     own: tuple[Path, Snapshot] | None = None
     files.recover(run.checkpoint_dir)
-    if path := rewind_target(config, run.checkpoint_dir):
+    if path := back_to or rewind_target(config, run.checkpoint_dir):
         own = path, files.load(path)
     elif config.auto_resume and not run.config.fresh:
         own = _newest_loadable(files.find_checkpoints(run.checkpoint_dir, complete=False), lost)
@@ -75,7 +75,9 @@ def _find_start(run: Run) -> tuple[tuple[Path, Snapshot] | None, list[str]]:
             )
         path = Path(config.resume_from).expanduser()
         start = path, files.load(path)
-    files.move_to_abandoned(run.checkpoint_dir, after_step=own[1].step if own else -1)
+    after_step = own[1].step if own else -1
+    undone = back_to.with_name(back_to.name.replace("before", "step")) if back_to else None
+    files.move_to_abandoned(run.checkpoint_dir, after_step=after_step, undone=undone)
     run.journal.rewind(own[1].journal_offset if own else 0)
     went_on = f"resumed from {own[0].name}" if own else "no checkpoint of this run loads: started over"
     return start, [f"{message}; {went_on}{f', from {start[0]}' if start and not own else ''}" for message in lost]

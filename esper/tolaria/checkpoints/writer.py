@@ -34,7 +34,7 @@ class CheckpointWriter:
 
     Args:
         folder: where the checkpoints go.
-        keep: number of newest checkpoints that are not deleted, besides best and trunk.
+        keep: number of newest checkpoints that are not deleted, besides best, trunk and those before growth.
         sync: syncs the journal, which checkpoints refer to; called before each checkpoint is written.
     """
 
@@ -48,13 +48,14 @@ class CheckpointWriter:
         self._pending: list[tuple[Future[Saved], Snapshot]] = []
         self._complete: list[Saved] = []
 
-    def start(self, snapshot: Snapshot, *, epoch: int, prefix: str = "step") -> None:
+    def start(self, snapshot: Snapshot, *, epoch: int, prefix: str = "step", is_on_trial: bool = False) -> None:
         """Copy the snapshot, then write it in the background; the caller may change it after this returns.
 
         Args:
             snapshot: what to write.
             epoch: epochs finished.
-            prefix: step, best or trunk.
+            prefix: step, best, trunk or before.
+            is_on_trial: whether to keep the checkpoints before growth.
         """
         model, model_ready = _copy_to_host(snapshot.model)
         optimizer, optimizer_ready = _copy_to_host(snapshot.optimizer)
@@ -66,7 +67,7 @@ class CheckpointWriter:
             optimizer_ready()
             self._sync()
             path = files.save(self.folder, copied, prefix=prefix)
-            files.remove_old(self.folder, keep=self._keep)
+            files.remove_old(self.folder, keep=self._keep, is_on_trial=is_on_trial)
             return Saved(epoch=epoch, path=path, prefix=prefix)
 
         self._pending.append((self._thread.submit(write), copied))

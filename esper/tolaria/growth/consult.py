@@ -13,7 +13,7 @@ from esper.contracts.decisions import Action, AdaptationDecision
 from esper.contracts.events import MISSED, Decided, Notice
 from esper.contracts.lifecycle import SeedLifecycleState
 from esper.contracts.recipe import part_of
-from esper.errors import BusError, EsperError, RankError, SurgeryError
+from esper.errors import BusError, EsperError, MemoryLimitError, RankError, SurgeryError
 from esper.tamiyo import TamiyoClient
 from esper.tamiyo.policies.eligible import eligible, num_due
 from esper.tolaria.growth.forks import choose_by_forks
@@ -36,6 +36,9 @@ class Growth:
         life: the seeds of the network, and the settings of growth.
         tamiyo: makes the decisions.
         schedule: the host's learning rate so many steps ahead, for forks.
+
+    Attributes:
+        save_before: saves a checkpoint before growth, to go back to.
     """
 
     def __init__(
@@ -49,6 +52,8 @@ class Growth:
         self.life = life
         self.tamiyo = tamiyo
         self.schedule = schedule
+        self.save_before: Callable[[], object] = lambda: None
+        self._saved_before = -1  # at this step
 
     # --- when Tamiyo is consulted ---------------------------------------------------------------------------------
 
@@ -136,13 +141,24 @@ class Growth:
                 life.end_embargo(slot)
 
     def apply(self, decision: AdaptationDecision) -> bool:
-        """Carry out and journal a decision; returns False if it is refused, and then nothing has changed."""
+        """Carry out and journal a decision; returns False if it is refused, and then nothing has changed.
+
+        Raises:
+            MemoryLimitError: copies of a stage do not fit, and those of another stage have been made for the same
+                doubling, which is to be undone as a whole.
+        """
         state = self.life.state
+        if decision.should_adapt and decision.action is Action.GERMINATE and self._saved_before != state.global_step:
+            self.save_before()
+            self._saved_before = state.global_step
         try:
             outcome = self._carry_out(decision)
         except RankError:
             raise
         except EsperError as error:
+            is_half_done = self.config.policy == "stack" and state.adaptations_this_epoch > 0
+            if isinstance(error, MemoryLimitError) and is_half_done:
+                raise
             self._require_equal_network()
             self._log(decision, applied=False, outcome=str(error))
             return False
@@ -196,7 +212,7 @@ class Growth:
                 raise SurgeryError(f"{slot.site.name}: copies that share the gain of their source cannot be culled")
             self.life.cull(slot, reason=decision.reasoning or "requested by Tamiyo")
             return f"culled {graft.blueprint_id} at {slot.site.name}"
-        blueprint_id = decision.blueprint_id or first_blueprint(slot, self.config)
+        blueprint_id = decision.blueprint_id or first_blueprint(self.life, slot)
         self.life.germinate(slot, blueprint_id, reason=decision.reasoning)
         return f"germinated {blueprint_id} at {slot.site.name}"
 

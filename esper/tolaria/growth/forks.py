@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from esper.contracts.decisions import AdaptationDecision
 from esper.contracts.events import Forked
 from esper.costs import training_macs
-from esper.errors import EsperError, SurgeryError
+from esper.errors import EsperError, MemoryLimitError, SurgeryError
 from esper.kasmina import SeedSlot, surgery
 from esper.tolaria.evaluate import evaluate, lowest
 from esper.tolaria.growth.lifecycle import Lifecycle
@@ -38,7 +38,7 @@ def choose_by_forks(life: Lifecycle, decision: AdaptationDecision, *, schedule: 
     blueprints = dict(decision.alternatives)
     with contextlib.suppress(SurgeryError):
         slot = resolve(life.model, decision)
-        blueprints = {slot.site.name: decision.blueprint_id or first_blueprint(slot, life.config), **blueprints}
+        blueprints = {slot.site.name: decision.blueprint_id or first_blueprint(life, slot), **blueprints}
     losses: dict[str, float] = {}
     for site, blueprint_id in blueprints.items():
         with contextlib.suppress(EsperError):
@@ -58,7 +58,11 @@ def choose_by_forks(life: Lifecycle, decision: AdaptationDecision, *, schedule: 
 
 
 def _fork(life: Lifecycle, slot: SeedSlot, blueprint_id: str, schedule: Schedule) -> float:
-    """Loss on the controller split after `fork_steps` with a kernel here, the learning rate decaying to 0."""
+    """Loss on the controller split after `fork_steps` with a kernel here, the learning rate decaying to 0.
+
+    Raises:
+        EsperError: the kernel cannot grow here, or needs more memory than there is.
+    """
     started, num_steps, state_epoch = time.monotonic(), life.config.fork_steps, slot.state_epoch
     epoch, first_step = life.state.epoch, life.state.global_step
     graft = life.new_graft(slot, blueprint_id)
@@ -74,6 +78,8 @@ def _fork(life: Lifecycle, slot: SeedSlot, blueprint_id: str, schedule: Schedule
                 life.step.forward_backward_update(epoch=epoch + epochs_ahead, index=index, step=first_step + i)
             loss, _ = life.step.ranks.on_rank0(lambda: evaluate(life.model, life.data.controller()))
             macs = life.running_macs
+        except MemoryLimitError as error:
+            raise life.refuse(graft, str(error)) from None
         finally:
             life.undo(graft)
             slot.state_epoch = state_epoch

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from esper import tezzeret, urza
@@ -19,43 +18,23 @@ from esper.contracts.events import Event, StateChanged, SurgeryEnded, SurgeryInt
 from esper.contracts.lifecycle import SeedLifecycleState
 from esper.contracts.recipe import Graft
 from esper.costs import Cost, count, training_macs
+from esper.errors import MemoryLimitError
 from esper.kasmina import MorphableModel, SeedSlot, surgery
 from esper.kasmina.copies import copy_sources, share_gains
 from esper.kasmina.modes import reestimate_norms
 from esper.tolaria import optim
 from esper.tolaria.budget import Budget, plan_budget
+from esper.tolaria.growth.data import GrowthData
+from esper.tolaria.growth.refusals import Refusals
+from esper.tolaria.memory import within_memory
 from esper.tolaria.state import TrainingState
 from esper.tolaria.step import TrainStep
 from esper.tracking import Journal
 from esper.urza.copied import COPY
 
-__all__ = ["GrowthData", "Lifecycle"]
+__all__ = ["Lifecycle"]
 
 _S = SeedLifecycleState
-Batches = Iterable[tuple[Tensor, Tensor]]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GrowthData:
-    """The images that growth uses; each call starts a new pass.
-
-    Attributes:
-        controller: batches of the controller split, for scores.
-        judge: batches of the judge split, for verdicts.
-        norm_images: training batches for re-estimating batch-norm statistics.
-        sample: a few training images, for checking a new kernel.
-        num_controller: images in the controller split.
-        num_judge: images in the judge split.
-        num_norm: images in a pass of `norm_images`.
-    """
-
-    controller: Callable[[], Batches]
-    judge: Callable[[], Batches]
-    norm_images: Callable[[], Iterable[Tensor]]
-    sample: Callable[[], Tensor]
-    num_controller: int
-    num_judge: int
-    num_norm: int
 
 
 class Lifecycle:
@@ -71,6 +50,7 @@ class Lifecycle:
         num_germinated: kernels grown so far, kept or not.
         num_verdicts: verdicts of the judge so far.
         last_adaptation: epoch of the last change, by layer.
+        refusals: what is not to grow again.
     """
 
     def __init__(
@@ -100,6 +80,7 @@ class Lifecycle:
         self.num_germinated = 0
         self.num_verdicts = 0
         self.last_adaptation: dict[str, int] = {}
+        self.refusals = Refusals()
         self._kernel_costs: dict[int, Cost] = {}
         state.peak_parameters = host_cost.num_parameters
 
@@ -144,6 +125,7 @@ class Lifecycle:
             "num_germinated": self.num_germinated,
             "num_verdicts": self.num_verdicts,
             "last_adaptation": self.last_adaptation,
+            "refusals": self.refusals.state_dict(),
             "slots": {
                 slot.site.name: {"state": slot.state, "epoch": slot.state_epoch, "blend_start": slot.blend_start}
                 for slot in self.model.all_slots()
@@ -155,6 +137,7 @@ class Lifecycle:
         self.num_germinated = state["num_germinated"]
         self.num_verdicts = state["num_verdicts"]
         self.last_adaptation = dict(state["last_adaptation"])
+        self.refusals = Refusals.of(state["refusals"]) if "refusals" in state else Refusals()  # added since 0.1.0
         for site, saved in state["slots"].items():
             slot = self.model.slot(site)
             slot.state = SeedLifecycleState(saved["state"])
@@ -232,13 +215,25 @@ class Lifecycle:
         )
 
     def attach(self, graft: Graft) -> surgery.Change:
-        """Attach and check a kernel, and add it to optimizer and costs; on an error nothing has changed."""
-        change = surgery.germinate(self.model, graft, images=self.data.sample(), epoch=self.state.epoch)
+        """Attach and check a kernel, and add it to optimizer and costs; on an error nothing has changed.
+
+        Raises:
+            SurgeryError: it does not fit or fails its checks, or it was undone here before.
+            MemoryLimitError: it needs more memory than there is; it is refused from now on.
+        """
+        ranks = self.step.ranks
+        self.refusals.require_none(graft.site, graft.blueprint_id)
         try:
-            self._register(graft)
+            change = within_memory(
+                lambda: surgery.germinate(self.model, graft, images=self.data.sample(), epoch=self.state.epoch), ranks
+            )
+            within_memory(lambda: self._register(graft), ranks)
             optim.check_membership(self.optimizer, self.model)
-        except BaseException:
-            self.undo(graft)
+        except BaseException as error:
+            if graft in self.model.slot(graft.site).grafts:
+                self.undo(graft)
+            if isinstance(error, MemoryLimitError):
+                raise self.refuse(graft, str(error)) from None
             raise
         if graft.copy_init == "shared":  # alpha is raised to 1 at once
             share_gains(self.model, graft)
@@ -249,6 +244,12 @@ class Lifecycle:
         parameters = self.model.graft_parameters(graft)
         surgery.abort(self.model, graft)
         self._unregister(graft, parameters)
+
+    def refuse(self, graft: Graft, problem: str) -> MemoryLimitError:
+        """Do not grow a module again that needs too much memory; returns the error that says so."""
+        reason = f"out of memory: {problem}"
+        self.refusals.add([graft], reason)
+        return MemoryLimitError(f"{reason}; {graft.blueprint_id} is not tried again at {graft.site} in this run")
 
     def _register(self, graft: Graft) -> None:
         """Add an attached kernel to optimizer, step and costs."""

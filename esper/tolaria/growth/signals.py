@@ -84,6 +84,7 @@ def _seed_fields(life: Lifecycle, slot: SeedSlot) -> dict[str, Any]:
         "state_epoch": slot.state_epoch,
         "num_kernels": len(slot.kept_grafts),
         "has_room": slot.has_room,
+        "refused": life.refusals.at(slot.site.name),
         "last_adaptation_epoch": life.last_adaptation.get(slot.site.layer),
         "macs_left": _budget_left(config.max_added_macs, host.num_macs, now.num_macs),
         "parameters_left": _budget_left(config.max_added_parameters, host.num_parameters, now.num_parameters),
@@ -99,7 +100,7 @@ def _added_costs(life: Lifecycle) -> dict[str, Cost]:
     added = {}
     for slot in life.model.all_slots():
         with contextlib.suppress(SurgeryError):
-            blueprint_id = first_blueprint(slot, life.config)
+            blueprint_id = first_blueprint(life, slot)
             if blueprint_id == COPY:
                 added[slot.site.name] = copies_cost(life.model, slot, life.config.copy_order)
             else:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from esper import urza
-from esper.configs import MorphogeneticConfig
 from esper.contracts.decisions import Action, AdaptationDecision
 from esper.contracts.lifecycle import SeedLifecycleState
 from esper.errors import SurgeryError
 from esper.kasmina import MorphableModel, SeedSlot
+from esper.tolaria.growth.lifecycle import Lifecycle
 
 __all__ = ["first_blueprint", "resolve"]
 
@@ -33,14 +33,15 @@ def resolve(model: MorphableModel, decision: AdaptationDecision) -> SeedSlot:
     return free[0]
 
 
-def first_blueprint(slot: SeedSlot, config: MorphogeneticConfig) -> str:
-    """The preferred one of the blueprints allowed at a slot's site.
+def first_blueprint(life: Lifecycle, slot: SeedSlot) -> str:
+    """The preferred one of the blueprints allowed, and not refused, at a slot's site.
 
     Raises:
         SurgeryError: none fits.
     """
-    site = slot.site
-    allowed = urza.allowed(config, site.kind, site.in_shape, site.out_shape)
-    if not allowed:
+    site, refused = slot.site, life.refusals.at(slot.site.name)
+    allowed = urza.allowed(life.config, site.kind, site.in_shape, site.out_shape)
+    names = [blueprint.blueprint_id for blueprint in allowed if blueprint.blueprint_id not in refused]
+    if not names:
         raise SurgeryError(f"no allowed blueprint fits site {site.name!r}")
-    return allowed[0].blueprint_id
+    return names[0]
