@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from esper.data.augment import augment
+from esper.data.fingerprint import Fingerprint
 from esper.data.images import FileSet, ImageSet
 from esper.data.loader import Loader, Preprocess, TrainLoader
 from esper.data.pool import DecodePool
-from esper.data.splits import DataSplits, load_splits
+from esper.data.splits import DataSplits, fingerprint, load_splits
 from esper.data.stream import StreamLoader, stream_batches
 
 __all__ = [
     "DataSplits",
     "DecodePool",
     "FileSet",
+    "Fingerprint",
     "ImageSet",
     "Loader",
     "Preprocess",
     "StreamLoader",
     "TrainLoader",
     "augment",
+    "fingerprint",
     "load_splits",
     "stream_batches",
 ]

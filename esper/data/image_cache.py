@@ -23,8 +23,8 @@ __all__ = ["load_images"]
 
 _SMALL_FILE_BYTES = 8192
 """Decoding a smaller file hardly releases the GIL: threads do not help."""
-_VERSION = 2
-"""Of the decoder: another one where its pixels change, so that caches of older versions are not used."""
+_VERSION = 3
+"""Of the decoder and of what is cached: another one where these change, so that older caches are not used."""
 _CHUNK = 64
 """Images that a thread decodes at a time."""
 
@@ -38,8 +38,9 @@ def load_images(
     image_size: int | None,
     num_threads: int,
     cache_dir: Path | None,
-) -> Tensor:
-    """Decode image files, or read them from the cache: uint8 (N, 3, H, W).
+    contents: str,
+) -> tuple[Tensor, dict[str, str]]:
+    """Decode image files, or read them from the cache.
 
     Args:
         folder: parent of all files.
@@ -47,22 +48,26 @@ def load_images(
         image_size: see `decode_whole`; None: all images must have one size.
         num_threads: threads that decode large files.
         cache_dir: folder of the cache; None: no cache.
+        contents: digests of the files' contents; others invalidate the cache.
+
+    Returns:
+        The images, uint8 (N, 3, H, W), and path and damage of the JPEGs that are damaged inside.
 
     Raises:
         DataError: a file is not a readable image, or sizes differ.
     """
     if cache_dir is None:
         return _decode([file.path for file in files], image_size, num_threads)
-    cached = cache_dir / f"{_digest(folder, files, image_size)}.safetensors"
-    images = _read(cached)
-    if images is None:
-        images = _decode([file.path for file in files], image_size, num_threads)
-        _write(cached, images)
-    return images
+    cached = cache_dir / f"{_digest(folder, files, image_size, contents)}.safetensors"
+    found = _read(cached)
+    if found is None:
+        found = _decode([file.path for file in files], image_size, num_threads)
+        _write(cached, *found)
+    return found
 
 
-def _digest(folder: Path, files: Sequence[os.DirEntry[str]], image_size: int | None) -> str:
-    """Hash the version of the decoder, and names, sizes and modification times of the files."""
+def _digest(folder: Path, files: Sequence[os.DirEntry[str]], image_size: int | None, contents: str) -> str:
+    """Hash the version of the decoder, and names, sizes, modification times and contents of the files."""
     entries, prefix = [], len(os.path.join(folder, ""))  # noqa: PTH118
     for file in files:
         try:
@@ -70,17 +75,18 @@ def _digest(folder: Path, files: Sequence[os.DirEntry[str]], image_size: int | N
         except OSError as error:  # such as a dangling link
             raise unreadable(file.path, error) from None
         entries.append((file.path[prefix:], stat.st_size, stat.st_mtime_ns))
-    content = json.dumps([_VERSION, str(folder.resolve()), image_size, entries])
+    content = json.dumps([_VERSION, str(folder.resolve()), image_size, entries, contents])
     return hashlib.sha256(content.encode()).hexdigest()[:24]
 
 
-def _decode(paths: Sequence[str], image_size: int | None, num_threads: int) -> Tensor:
-    first = decode_whole(paths[0], image_size)
+def _decode(paths: Sequence[str], image_size: int | None, num_threads: int) -> tuple[Tensor, dict[str, str]]:
+    damaged: dict[str, str] = {}
+    first = decode_whole(paths[0], image_size, damaged)
     images = torch.empty((len(paths), *first.shape), dtype=torch.uint8)
 
     def fill(chunk: range) -> None:
         for index in chunk:
-            image = decode_whole(paths[index], image_size)
+            image = decode_whole(paths[index], image_size, damaged)
             if image.shape != first.shape:
                 raise DataError(
                     f"{paths[index]}: {image.shape[2]}x{image.shape[1]} pixels, but {Path(paths[0]).name} has "
@@ -92,14 +98,14 @@ def _decode(paths: Sequence[str], image_size: int | None, num_threads: int) -> T
     with ThreadPoolExecutor(max_workers=num_threads) as pool:
         for _ in pool.map(fill, (range(len(paths))[start : start + _CHUNK] for start in range(0, len(paths), _CHUNK))):
             pass
-    return images
+    return images, damaged
 
 
-def _read(path: Path) -> Tensor | None:
+def _read(path: Path) -> tuple[Tensor, dict[str, str]] | None:
     try:
         tensors = load_file(path)
-        if tensors["sha256"].numpy().tobytes() == _sha256(tensors["images"]):
-            return tensors["images"]
+        if tensors["sha256"].numpy().tobytes() == _sha256(tensors["images"], tensors["damaged"]):
+            return tensors["images"], json.loads(tensors["damaged"].numpy().tobytes())
         reason = "wrong checksum"
     except FileNotFoundError:
         return None
@@ -109,12 +115,13 @@ def _read(path: Path) -> Tensor | None:
     return None
 
 
-def _write(path: Path, images: Tensor) -> None:
+def _write(path: Path, images: Tensor, damaged: dict[str, str]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    checksum = torch.frombuffer(bytearray(_sha256(images)), dtype=torch.uint8)
+    text = torch.frombuffer(bytearray(json.dumps(damaged).encode()), dtype=torch.uint8)
+    checksum = torch.frombuffer(bytearray(_sha256(images, text)), dtype=torch.uint8)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({"images": images, "sha256": checksum}, temporary)
+        save_file({"images": images, "damaged": text, "sha256": checksum}, temporary)
         temporary.replace(path)
     except (OSError, SafetensorError) as error:  # safetensors reports a full disk as its own error
         logger.warning("cannot cache decoded images in %s (%s); every run will decode them", path.parent, error)
@@ -122,5 +129,7 @@ def _write(path: Path, images: Tensor) -> None:
             temporary.unlink()
 
 
-def _sha256(images: Tensor) -> bytes:
-    return hashlib.sha256(images.numpy().reshape(-1).data).digest()
+def _sha256(images: Tensor, damaged: Tensor) -> bytes:
+    digest = hashlib.sha256(images.numpy().reshape(-1).data)
+    digest.update(damaged.numpy().data)
+    return digest.digest()

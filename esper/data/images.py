@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from esper.data.decode import Resize, decode_chunk
+from esper.data.fingerprint import Fingerprint
 
 __all__ = ["Dataset", "FileSet", "ImageSet", "draw_stratified"]
 
@@ -95,17 +96,18 @@ class FileSet:
         """Decode 1024 evenly spaced images, or all if there are fewer: uint8 (N, 3, H, W)."""
         index = torch.linspace(0, len(self) - 1, min(len(self), _SAMPLE_SIZE), dtype=torch.float64).long()
         with ThreadPoolExecutor(max_workers=max(1, num_threads)) as pool:
-            chunks = list(pool.map(lambda path: decode_chunk([path], self.centre_crop)[0], self.paths(index)))
+            chunks = list(pool.map(lambda path: decode_chunk([path], self.centre_crop).images, self.paths(index)))
         return torch.cat(chunks).permute(0, 3, 1, 2)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dataset:
-    """A dataset before it is split: training and test images, a validation set if it has its own, and what to tell."""
+    """A dataset before it is split: training and test images, a validation set if it has its own, what to tell."""
 
     train: ImageSet | FileSet
     test: ImageSet | FileSet
     class_names: tuple[str, ...]
+    fingerprint: Fingerprint
     val: ImageSet | FileSet | None = None
     notices: tuple[str, ...] = ()
 

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -36,11 +36,13 @@ class PendingBatch:
         index: each image's index in its split, int64 (B,).
         labels: int64 (B,).
         chunks: the decoded images, a few at a time.
+        damaged: the pool's.
     """
 
     index: Tensor
     labels: Tensor
     chunks: Sequence[Future[Chunk]]
+    damaged: dict[str, str]
 
     def __len__(self) -> int:
         return len(self.index)
@@ -57,12 +59,22 @@ class PendingBatch:
         """
         metadata[:, 0], metadata[:, 1] = self.index, self.labels
         start = 0
-        for chunk in self.chunks:
-            with _worker_errors():
-                pixels, sizes = chunk.result()
-            end = start + len(sizes)
-            images[start:end], metadata[start:end, 2:] = pixels, sizes
+        for chunk in self.wait():
+            end = start + len(chunk.sizes)
+            images[start:end], metadata[start:end, 2:] = chunk.images, chunk.sizes
             start = end
+
+    def wait(self) -> Iterator[Chunk]:
+        """Wait for the decoded images, a few at a time.
+
+        Raises:
+            DataError: as in `copy_to`.
+        """
+        for future in self.chunks:
+            with _worker_errors():
+                chunk = future.result()
+            self.damaged.update(chunk.damaged)
+            yield chunk
 
 
 class DecodePool:
@@ -73,11 +85,17 @@ class DecodePool:
 
     Args:
         num_workers: processes; 0: images are decoded in this process, when they are needed.
+
+    Attributes:
+        checks: whether to look for damage inside JPEGs in batches that are read from now on.
+        damaged: path and damage of each that was found.
     """
 
     def __init__(self, num_workers: int) -> None:
         self._num_workers = num_workers
         self._executor: ProcessPoolExecutor | None = None
+        self.checks = False
+        self.damaged: dict[str, str] = {}
 
     def read(self, split: FileSet, batches: Iterable[Tensor], resize: Resize) -> Generator[PendingBatch, None, None]:
         """Decode batches, given by the indices of their images, in order; some are decoded ahead.
@@ -97,6 +115,20 @@ class DecodePool:
                 for chunk in batch.chunks:
                     chunk.cancel()
 
+    def check(self, splits: Iterable[FileSet]) -> Generator[None, None, None]:
+        """Decode all files of splits, a few at every step of the generator.
+
+        Raises:
+            DataError: an image is not readable.
+        """
+        for split in splits:
+            smallest = Resize(side=1, crop=None)
+            with closing(self.read(split, torch.split(torch.arange(len(split)), _CHUNK), smallest)) as reading:
+                for batch in reading:
+                    for _ in batch.wait():
+                        pass
+                    yield
+
     def close(self) -> None:
         """Stop the workers; safe to call twice, and from any thread."""
         executor, self._executor = self._executor, None
@@ -110,19 +142,19 @@ class DecodePool:
 
     def _submit_batch(self, split: FileSet, index: Tensor, resize: Resize) -> PendingBatch:
         chunks = [self._submit(split.paths(part), resize) for part in torch.split(index, _CHUNK)]
-        return PendingBatch(index, split.labels[index], chunks)
+        return PendingBatch(index, split.labels[index], chunks, self.damaged)
 
     def _submit(self, paths: list[str], resize: Resize) -> Future[Chunk]:
         if self._num_workers == 0:
             done: Future[Chunk] = Future()
-            done.set_result(decode_chunk(paths, resize))
+            done.set_result(decode_chunk(paths, resize, check=self.checks))
             return done
         if self._executor is None:
             self._executor = ProcessPoolExecutor(
                 self._num_workers, mp_context=multiprocessing.get_context("spawn"), initializer=_initialize_worker
             )
         with _worker_errors(), _ctrl_c_blocked():  # a worker that starts now must not die of Ctrl-C while it imports
-            return self._executor.submit(decode_chunk, paths, resize)
+            return self._executor.submit(decode_chunk, paths, resize, check=self.checks)
 
 
 @contextmanager

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from esper.configs import DatasetConfig, torch_seed
 from esper.configs.dataset import DATASETS
+from esper.data.fingerprint import Fingerprint
 from esper.data.images import Dataset, FileSet, ImageSet, draw_stratified
 from esper.errors import DataError
 
-__all__ = ["DataSplits", "load_splits"]
+__all__ = ["DataSplits", "fingerprint", "load_splits"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +30,10 @@ class DataSplits:
         test: read once, at the end.
         class_names: one for each label.
         mean, std: of each channel of the training split (of image files: of 1024 of them), in units of [0, 1].
+        labels: of all images that the training and, unless the dataset has its own, the validation images are drawn
+            from, int64 (N,), on the CPU.
+        held_out: which of them are in controller and judge, ascending; empty if the dataset has its own.
+        fingerprint: what the dataset holds.
         notices: what the user should know about the files.
     """
 
@@ -39,12 +44,21 @@ class DataSplits:
     class_names: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    labels: Tensor
+    held_out: Tensor
+    fingerprint: Fingerprint
     notices: tuple[str, ...] = ()
 
     def to(self, device: torch.device) -> DataSplits:
         """Move images that are in memory to a device."""
         splits = {name: getattr(self, name).to(device) for name in ("train", "controller", "judge", "test")}
         return dataclasses.replace(self, **splits)
+
+    def train_indices(self, *, num_examples: int | None, val_split: float, rng_seed: int) -> Tensor:
+        """Which of the images with `labels` the training split would hold with other settings, int64, ascending."""
+        generator = torch.Generator().manual_seed(torch_seed(rng_seed))
+        train = _use(self.labels, num_examples, generator)
+        return _hold_out(train, self.labels, val_split, generator)[0] if len(self.held_out) else train
 
 
 def load_splits(config: DatasetConfig, *, rng_seed: int, cache_dir: Path | None = None) -> DataSplits:
@@ -63,15 +77,14 @@ def load_splits(config: DatasetConfig, *, rng_seed: int, cache_dir: Path | None 
     """
     dataset: Dataset = importlib.import_module(DATASETS[config.name].module).load(config, cache_dir)
     generator = torch.Generator().manual_seed(torch_seed(rng_seed))
-    train, held_out = dataset.train, dataset.val
-    if config.num_examples is not None and config.num_examples < len(train):
-        drawn, _ = draw_stratified(train.labels, config.num_examples / len(train), generator)
-        train = train[drawn]
-    if held_out is None:
-        drawn, rest = draw_stratified(train.labels, config.val_split, generator)
-        train, held_out = train[rest], train[drawn]
-    controller, judge = draw_stratified(held_out.labels, 0.5, generator)
-    splits = {"train": train, "controller": held_out[controller], "judge": held_out[judge], "test": dataset.test}
+    labels = dataset.train.labels
+    drawn, held_out = _use(labels, config.num_examples, generator), torch.empty(0, dtype=torch.int64)
+    if dataset.val is None:
+        drawn, held_out = _hold_out(drawn, labels, config.val_split, generator)
+    train = dataset.train if len(drawn) == len(labels) else dataset.train[drawn]
+    validation = dataset.train[held_out] if dataset.val is None else dataset.val
+    controller, judge = draw_stratified(validation.labels, 0.5, generator)
+    splits = {"train": train, "controller": validation[controller], "judge": validation[judge], "test": dataset.test}
     for name, split in splits.items():
         count, label = torch.bincount(split.labels, minlength=len(dataset.class_names)).min(0)
         if len(split) < 2 or count == 0:
@@ -86,7 +99,39 @@ def load_splits(config: DatasetConfig, *, rng_seed: int, cache_dir: Path | None 
             "it to at most that"
         )
     mean, std = _mean_and_std(train.images if isinstance(train, ImageSet) else train.sample(config.num_workers))
-    return DataSplits(**splits, class_names=dataset.class_names, mean=mean, std=std, notices=dataset.notices)
+    return DataSplits(
+        **splits,
+        class_names=dataset.class_names,
+        mean=mean,
+        std=std,
+        labels=labels,
+        held_out=held_out,
+        fingerprint=dataset.fingerprint,
+        notices=dataset.notices,
+    )
+
+
+def fingerprint(config: DatasetConfig) -> Fingerprint:
+    """What a dataset holds now, without decoding or downloading anything.
+
+    Raises:
+        DataError: it is missing or unreadable.
+    """
+    found: Fingerprint = importlib.import_module(DATASETS[config.name].module).fingerprint(config)
+    return found
+
+
+def _use(labels: Tensor, num_examples: int | None, generator: torch.Generator) -> Tensor:
+    """Indices of the images to use, ascending."""
+    if num_examples is None or num_examples >= len(labels):
+        return torch.arange(len(labels))
+    return draw_stratified(labels, num_examples / len(labels), generator)[0]
+
+
+def _hold_out(used: Tensor, labels: Tensor, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Indices of the training images and of those held out, each ascending."""
+    drawn, rest = draw_stratified(labels[used], share, generator)
+    return used[rest], used[drawn]
 
 
 def _mean_and_std(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -31,7 +31,7 @@ def whole(path: Path) -> NDArray[np.uint8]:
 
 
 def streamed(path: Path) -> NDArray[np.uint8]:
-    images, sizes = decode_chunk([str(path)], Resize(SIDE, SIDE))
+    images, sizes, _ = decode_chunk([str(path)], Resize(SIDE, SIDE))
     assert sizes.tolist() == [[SIDE, SIDE]]
     return images[0].numpy()
 
@@ -206,13 +206,13 @@ def test_the_exif_orientation_is_applied(tmp_path: Path, name: str, orientation:
     pixels = whole(tmp_path / name)
     assert pixels.shape == expected.shape
     assert np.abs(pixels.astype(int) - expected).mean() < 3
-    _, sizes = decode_chunk([str(tmp_path / name)], Resize(SIDE, None))
+    _, sizes, _ = decode_chunk([str(tmp_path / name)], Resize(SIDE, None))
     assert sizes.tolist() == [list(expected.shape[:2])]
 
 
 def test_a_turned_jpeg_decoded_at_reduced_scale_is_turned_too(tmp_path: Path) -> None:
     write_turned(tmp_path / "large.jpg", 6, (1000, 600))
-    images, sizes = decode_chunk([str(tmp_path / "large.jpg")], Resize(SIDE, SIDE))
+    images, sizes, _ = decode_chunk([str(tmp_path / "large.jpg")], Resize(SIDE, SIDE))
     assert sizes.tolist() == [[1000, 600]]
     full = decode_whole(str(tmp_path / "large.jpg"), SIDE).permute(1, 2, 0)
     assert (images[0].short() - full.short()).abs().float().mean() < 3

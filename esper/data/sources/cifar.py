@@ -5,16 +5,22 @@ Source: A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 20
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 
 import torch
 from torchvision.datasets import CIFAR10, CIFAR100
 
 from esper.configs import DatasetConfig
+from esper.data.fingerprint import Fingerprint
 from esper.data.images import Dataset, ImageSet
+from esper.data.listing import is_special
 from esper.errors import DataError
 
-__all__ = ["load"]
+__all__ = ["fingerprint", "load"]
+
+_DATASETS = {"cifar10": CIFAR10, "cifar100": CIFAR100}
 
 
 def load(config: DatasetConfig, _cache_dir: Path | None) -> Dataset:
@@ -23,17 +29,28 @@ def load(config: DatasetConfig, _cache_dir: Path | None) -> Dataset:
     Raises:
         DataError: it is missing and cannot be downloaded, or the files are damaged.
     """
-    cifar = {"cifar10": CIFAR10, "cifar100": CIFAR100}[config.name]
-    data_dir = Path(config.data_dir).expanduser()
+    cifar, data_dir = _DATASETS[config.name], Path(config.data_dir).expanduser()
+    files = [cifar.filename, *(f"{cifar.base_folder}/{name}" for name, _ in [*cifar.train_list, *cifar.test_list])]
+    if special := [name for name in files if is_special(data_dir / name)]:
+        raise DataError(f"{data_dir / special[0]}: not a regular file; remove it, or set dataset.data_dir")
     try:
         train, test = (_read(cifar, data_dir, train=train) for train in (True, False))
-        return Dataset(train=_images(train), test=_images(test), class_names=tuple(train.classes))
+        return Dataset(
+            train=_images(train), test=_images(test), class_names=tuple(train.classes), fingerprint=fingerprint(config)
+        )
     except (OSError, RuntimeError, EOFError, KeyError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
         raise DataError(
             f"dataset {config.name}: missing from {data_dir} and cannot be downloaded, or damaged ({reason}); put "
             f"{cifar.filename} there, or unpack it there to {cifar.base_folder}/, or set dataset.data_dir"
         ) from None
+
+
+def fingerprint(config: DatasetConfig) -> Fingerprint:
+    """The checksums that torchvision compares the files with before it reads them."""
+    cifar = _DATASETS[config.name]
+    checksums = json.dumps([cifar.train_list, cifar.test_list]).encode()
+    return Fingerprint({config.name: (60_000, "", hashlib.blake2b(checksums, digest_size=8).hexdigest())})
 
 
 def _read(cifar: type[CIFAR10], data_dir: Path, *, train: bool) -> CIFAR10:

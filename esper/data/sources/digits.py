@@ -11,9 +11,10 @@ import torch
 from sklearn.datasets import load_digits
 
 from esper.configs import DatasetConfig
+from esper.data.fingerprint import Fingerprint, fingerprint_tensors
 from esper.data.images import Dataset, ImageSet, draw_stratified
 
-__all__ = ["load"]
+__all__ = ["fingerprint", "load"]
 
 
 def load(_config: DatasetConfig, _cache_dir: Path | None) -> Dataset:
@@ -22,4 +23,14 @@ def load(_config: DatasetConfig, _cache_dir: Path | None) -> Dataset:
     images = torch.from_numpy(digits.images * (255.0 / 16.0)).round().to(torch.uint8)[:, None]
     everything = ImageSet(images, torch.from_numpy(digits.target).long())
     test, train = draw_stratified(everything.labels, 0.2, torch.Generator().manual_seed(0))
-    return Dataset(train=everything[train], test=everything[test], class_names=tuple(map(str, range(10))))
+    return Dataset(
+        train=everything[train],
+        test=everything[test],
+        class_names=tuple(map(str, range(10))),
+        fingerprint=fingerprint_tensors({"digits": (everything.images, everything.labels)}),
+    )
+
+
+def fingerprint(config: DatasetConfig) -> Fingerprint:
+    """Of the scans that this version of scikit-learn ships."""
+    return load(config, None).fingerprint

@@ -10,10 +10,12 @@ from pathlib import Path
 
 from esper.configs import DatasetConfig
 from esper.data.images import Dataset
+from esper.data.listing import list_classes
 from esper.data.sources import imagefolder
+from esper.data.sources.imagefolder import fingerprint
 from esper.errors import DataError
 
-__all__ = ["load"]
+__all__ = ["fingerprint", "load"]
 
 
 def load(config: DatasetConfig, cache_dir: Path | None) -> Dataset:
@@ -23,7 +25,7 @@ def load(config: DatasetConfig, cache_dir: Path | None) -> Dataset:
         DataError: a class is not named by a WordNet ID, or the folder cannot be used.
     """
     data_dir = Path(config.data_dir).expanduser()
-    for name in imagefolder.list_classes(data_dir / "train"):
+    for name in list_classes(data_dir / "train"):
         if not re.fullmatch(r"n\d{8}", name):
             raise DataError(
                 f"dataset.data_dir={data_dir}: train/{name} is no ImageNet class (n and eight digits); rename the "

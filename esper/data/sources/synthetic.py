@@ -8,9 +8,10 @@ import torch
 
 from esper.configs import DatasetConfig
 from esper.configs.dataset import DATASETS
+from esper.data.fingerprint import Fingerprint
 from esper.data.images import Dataset, ImageSet
 
-__all__ = ["load", "make_synthetic"]
+__all__ = ["fingerprint", "load", "make_synthetic"]
 
 _NUM_CLASSES = 10
 _DEFAULT_NUM_EXAMPLES = 2048
@@ -18,9 +19,22 @@ _DEFAULT_NUM_EXAMPLES = 2048
 
 def load(config: DatasetConfig, _cache_dir: Path | None) -> Dataset:
     """Generate the dataset; it does not depend on `rng_seed`."""
+    return make_synthetic(**_sizes(config))
+
+
+def fingerprint(config: DatasetConfig) -> Fingerprint:
+    """Only the sizes, which determine the images but for the last bits of the machine's arithmetic."""
+    return _fingerprint(**_sizes(config))
+
+
+def _sizes(config: DatasetConfig) -> dict[str, int]:
     image_size = config.image_size or DATASETS["synthetic"].image_size
     assert image_size is not None
-    return make_synthetic(image_size=image_size, num_examples=config.num_examples or _DEFAULT_NUM_EXAMPLES)
+    return {"image_size": image_size, "num_examples": config.num_examples or _DEFAULT_NUM_EXAMPLES}
+
+
+def _fingerprint(*, image_size: int, num_examples: int) -> Fingerprint:
+    return Fingerprint({"stripes": (num_examples, "", f"{image_size} pixels")})
 
 
 def make_synthetic(*, image_size: int, num_examples: int) -> Dataset:
@@ -36,6 +50,7 @@ def make_synthetic(*, image_size: int, num_examples: int) -> Dataset:
         train=_make(num_examples, image_size, generator),
         test=_make(num_test, image_size, generator),
         class_names=tuple(f"stripes{label}" for label in range(_NUM_CLASSES)),
+        fingerprint=_fingerprint(image_size=image_size, num_examples=num_examples),
     )
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from esper.configs import DatasetConfig
 from esper.data import DataSplits, load_splits
-from esper.data.sources.imagefolder import find_images
+from esper.data.listing import find_images
 from esper.errors import DataError
 
 
@@ -133,7 +133,7 @@ def test_images_in_subfolders_are_found_and_sorted_by_path_parts(tmp_path: Path)
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "x.png").write_bytes(b"")
     (tmp_path / "cat" / "link").symlink_to(tmp_path / "elsewhere")
-    (found,), unread = find_images(tmp_path, ["cat"])
+    (found,), unread, _ = find_images(tmp_path, ["cat"])
     names = [str(Path(entry.path).relative_to(tmp_path / "cat")) for entry in found]
     assert unread == {".txt": 1}
     assert names == ["a/deep/er.jpeg", "a/z.webp", "a-b/c.JPG", "b.png"]

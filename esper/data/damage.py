@@ -1,0 +1,51 @@
+"""JPEGs that are damaged inside, which decoders repair without a word: a block is missing, the rest is grey or shifted."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from PIL import Image
+
+__all__ = ["describe_damage", "jpeg_damage"]
+
+_NUM_NAMED = 3
+_WARNINGS = ("Corrupt JPEG data", "Premature end of JPEG", "Inconsistent progression")
+"""Beginnings of libjpeg's warnings about lost image data. Its other warnings are about unusual headers."""
+
+
+def jpeg_damage(path: str, image: Image.Image) -> str | None:
+    """What libjpeg warns of when it decodes a file; None: nothing, or it is no JPEG.
+
+    Pillow drops these warnings, so that the file is decoded a second time, at the lowest scale.
+
+    Args:
+        path: the file.
+        image: the file opened by Pillow.
+    """
+    if image.format not in ("JPEG", "MPO"):
+        return None
+    import simplejpeg  # lazily: of the datasets only folders with JPEGs need it
+
+    try:
+        data = Path(path).read_bytes()
+        simplejpeg.decode_jpeg(data, colorspace="GRAY", fastdct=True, min_height=1, min_width=1, strict=True)
+    except ValueError as error:
+        return str(error) if str(error).startswith(_WARNINGS) else None
+    return None
+
+
+def describe_damage(damaged: Mapping[str, str], *, folder: Path) -> str:
+    """A line that counts damaged files.
+
+    Args:
+        damaged: path and damage of each.
+        folder: folder of the dataset.
+    """
+    named = [f"{os.path.relpath(path, folder)}: {damage}" for path, damage in sorted(damaged.items())[:_NUM_NAMED]]
+    more = ", …" if len(damaged) > _NUM_NAMED else ""
+    return (
+        f"dataset.data_dir={folder}: JPEG files damaged inside, used as far as they can be decoded: {len(damaged)} "
+        f"({', '.join(named)}{more}); repair or remove them"
+    )
