@@ -1,4 +1,4 @@
-"""JPEGs that are damaged inside, which decoders repair without a word: a block is missing, the rest is grey or shifted."""
+"""JPEGs that are damaged inside: decoders repair them without a word, with grey or shifted parts."""
 
 from __future__ import annotations
 

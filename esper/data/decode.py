@@ -31,7 +31,7 @@ class Chunk(NamedTuple):
 
     images: Tensor
     sizes: Tensor
-    damaged: Mapping[str, str] = {}  # noqa: RUF012  (never changed)
+    damaged: Mapping[str, str] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +95,7 @@ def unreadable(path: str, error: Exception) -> DataError:
     return DataError(f"{path}: not a readable image ({error}); repair or remove it")
 
 
-def _decode(
-    path: str, resize: Resize | None, damaged: dict[str, str] | None
-) -> tuple[Image.Image, tuple[int, int]]:
+def _decode(path: str, resize: Resize | None, damaged: dict[str, str] | None) -> tuple[Image.Image, tuple[int, int]]:
     """Decode a file as RGB; returns its full width and height too.
 
     With `resize`, a JPEG that is much too large is decoded at reduced scale. With `damaged`, see `decode_whole`.

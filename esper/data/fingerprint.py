@@ -7,6 +7,7 @@ to 64 KiB whole, of larger ones 16 KiB at the beginning, in the middle and at th
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -44,6 +45,11 @@ class Fingerprint:
     parts: Mapping[str, Part]
     test: str = "test"
 
+    @property
+    def digest(self) -> str:
+        """16 hex digits."""
+        return _digest([json.dumps(self.entry(), sort_keys=True).encode()])
+
     def entry(self) -> dict[str, Any]:
         """The fields as JSON data."""
         return {"parts": dict(self.parts), "test": self.test}
@@ -55,7 +61,9 @@ class Fingerprint:
         Raises:
             ValueError, TypeError, KeyError, AttributeError: it is something else.
         """
-        parts = {str(name): (int(num), str(names), str(contents)) for name, (num, names, contents) in entry["parts"].items()}
+        parts = {
+            str(name): (int(num), str(names), str(contents)) for name, (num, names, contents) in entry["parts"].items()
+        }
         return cls(parts, test=str(entry["test"]))
 
     def changes(self, now: Fingerprint) -> list[str]:

@@ -85,9 +85,7 @@ def list_classes(folder: Path) -> list[str]:
     return sorted(entry.name for entry in _visible(folder) if entry.is_dir())
 
 
-def find_images(
-    folder: Path, classes: Sequence[str]
-) -> tuple[list[list[os.DirEntry[str]]], Counter[str], list[str]]:
+def find_images(folder: Path, classes: Sequence[str]) -> tuple[list[list[os.DirEntry[str]]], Counter[str], list[str]]:
     """List the image files of each class, sorted; subfolders are searched, links to folders are not.
 
     Returns:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import shutil
 import signal
 from collections.abc import Callable
@@ -16,7 +17,8 @@ from rich.console import Console
 from esper import stopping
 from esper.configs import TolariaConfig
 from esper.configs.identity import checkpoints_folder, digest, outputs_folder
-from esper.contracts.events import Event, GrowthUndone
+from esper.contracts.events import Event, GrowthUndone, Notice
+from esper.data import fingerprint
 from esper.errors import EsperError, RankError, RunError
 from esper.launch.arms import resolve_arm
 from esper.launch.dry_run import dry_run
@@ -25,6 +27,7 @@ from esper.launch.initial import resolve_initial
 from esper.terminal.display import Terminal
 from esper.tolaria import TolariaService
 from esper.tolaria.checkpoints.resume import rewind_target
+from esper.tolaria.data_record import require_same_data
 from esper.tolaria.ranks import Ranks, init_ranks
 from esper.tolaria.run_folder import RunFolder, require_same_run
 from esper.tracking import read, tracking_uri
@@ -108,6 +111,10 @@ def _run(config: TolariaConfig, run_dir: Path, ranks: Ranks, *, sibling: Callabl
     status = ranks.on_rank0(lambda: _previous_status(run_dir, fresh=config.fresh))
     checkpoints = checkpoints_folder(run_dir, checkpoint_dir=config.checkpoint.checkpoint_dir)
     is_finished = status.get("status") == "finished" and not rewind_target(config.checkpoint, checkpoints)
+    notices: list[str] = []
+    if is_finished:
+        find = functools.partial(fingerprint, config.dataset)
+        notices = ranks.on_rank0(lambda: require_same_data(config, run_dir, find, is_shown=True))
     if not ranks.is_rank0:
         return _outcome(0, status["result"], run_dir) if is_finished else asyncio.run(_train(config, run_dir, []))
     with contextlib.ExitStack() as stack:
@@ -115,6 +122,8 @@ def _run(config: TolariaConfig, run_dir: Path, ranks: Ranks, *, sibling: Callabl
         terminal.files(_files(config, run_dir))
         if is_finished:
             terminal.replay(read(run_dir / "journal.jsonl"))
+            for message in notices:
+                terminal.show(Notice(step=0, level="INFO", message=message))
             return _outcome(0, status["result"], run_dir)
         log_dir = Path(config.logging.log_dir or run_dir)
         log_dir.mkdir(parents=True, exist_ok=True)

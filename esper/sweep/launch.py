@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import sys
 import time
 from collections.abc import Collection, Mapping, Sequence
@@ -49,15 +50,17 @@ class SubmissionPlan:
 
 
 def plan_submission(members: Sequence[tuple[Member, TolariaConfig]]) -> SubmissionPlan:
-    """Which members have to be submitted."""
+    """Which members have to be submitted.
+
+    Raises:
+        RunError: the data has changed since a member finished.
+    """
     unique = {member.name: (member, config) for member, config in members}
     states = member_states([member for member, _ in unique.values()])
     active = {name: state for name, state in states.items() if not state.is_over}
-    to_submit = [
-        (member, config)
-        for name, (member, config) in unique.items()
-        if name not in active and not _is_finished(member, config)
-    ]
+    inactive = [(member, config) for name, (member, config) in unique.items() if name not in active]
+    to_submit = [(member, config) for member, config in inactive if not _is_finished(member, config)]
+    _require_same_data([(member, config) for member, config in inactive if _is_finished(member, config)])
     return SubmissionPlan(num_members=len(unique), active=active, to_submit=to_submit)
 
 
@@ -126,6 +129,27 @@ def _by_dependency_level(
 def _is_finished(member: Member, config: TolariaConfig) -> bool:
     """Whether there is nothing to run; with `resume_from`, the run decides."""
     return member.result() is not None and not config.fresh and config.checkpoint.resume_from is None
+
+
+def _require_same_data(finished: Sequence[tuple[Member, TolariaConfig]]) -> None:
+    """Refuse to count members as finished whose data has changed since."""
+    if not finished:
+        return
+    from esper.data import Fingerprint, fingerprint  # imports torch, which launching does not need otherwise
+    from esper.tolaria.data_record import require_same_data
+
+    found: dict[str, Fingerprint] = {}  # members share data sets
+
+    def find(member: Member, config: TolariaConfig) -> Fingerprint:
+        folder = Path(member.cwd, Path(config.dataset.data_dir).expanduser())
+        dataset = dataclasses.replace(config.dataset, data_dir=str(folder))
+        key = repr(dataset)
+        if key not in found:
+            found[key] = fingerprint(dataset)
+        return found[key]
+
+    for member, config in finished:
+        require_same_data(config, member.run_dir, functools.partial(find, member, config), is_shown=True)
 
 
 def _monitor(members: Sequence[Member], queue: Queue) -> dict[str, MemberState]:

@@ -118,7 +118,8 @@ class TrainingLoop:
             run.synchronize_ranks()
             if back_to is None:
                 stopping.check()
-            run.folder.write_config(config, checkpoint_dir=run.checkpoint_dir if run.ranks.is_rank0 else None)
+            beside = run.checkpoint_dir if run.ranks.is_rank0 else None
+            run.folder.write_config(config, run.parts.splits.fingerprint, checkpoint_dir=beside)
             write_atomically(run.run_dir / "git.diff", git_diff(), is_private=True)
             write_declared(run.run_dir, run.config.morphogenetic.library)
             run.folder.set_status("running")
@@ -365,7 +366,7 @@ class TrainingLoop:
 
         for message in run.parts.splits.notices:
             run.warn(message)
-        for message in notices:
+        for message in [*run.data_notices, *notices]:
             inform(message)
         if run.config.morphogenetic.policy == "replay" and run.model.recipe and not is_resumed:
             inform(f"modules built from the recipe: {len(run.model.recipe)}")

@@ -26,6 +26,7 @@ from esper.kasmina import MorphableModel, find_blocks
 from esper.models import disable_inductor_layout_optimization
 from esper.tezzeret.measure import set_compile_cache
 from esper.tolaria.checkpoints.writer import CheckpointWriter
+from esper.tolaria.data_record import require_same_data
 from esper.tolaria.ema import WeightEMA
 from esper.tolaria.evaluate import evaluate, example_losses
 from esper.tolaria.growth.consult import Growth
@@ -59,6 +60,7 @@ class Run:
     Attributes:
         schedule: the host's learning rate so many steps ahead; 0: at the next step.
         last_read: epoch sums at the last log line, on the device.
+        data_notices: what the user should know about changes of the data.
         ranks: only rank 0 writes in the run folder, saves checkpoints and reports to trackers; the others work in
             temporary folders.
     """
@@ -80,6 +82,7 @@ class Run:
     state: TrainingState
     last_read: Tensor
     outputs_dir: Path
+    data_notices: Sequence[str]
     ranks: Ranks
     closing: contextlib.ExitStack
 
@@ -121,6 +124,7 @@ class Run:
         values = {
             "configuration": digest(config),
             "epoch": self.state.epoch,
+            "data": splits.fingerprint.digest,
             "images": [len(split) for split in (splits.train, splits.controller, splits.judge, splits.test)],
             "parameters": [(name, tuple(p.shape)) for name, p in self.model.named_parameters()],
         }
@@ -216,7 +220,7 @@ def open_run(
 
     Raises:
         ConfigError, DataError, RunError: the configuration, the data or the folder cannot be used; the folder holds a
-            run of other settings.
+            run of other settings, or on other data.
     """
     ranks = ranks or Ranks()
     if config.dataset.batch_size < ranks.size:
@@ -239,6 +243,8 @@ def open_run(
         config = _with_library(config, run_dir=run_dir, outputs_dir=outputs, ranks=ranks)
         built = _parts(config, cache_dir=outputs / "cache", run_id=run_id(run_dir), ranks=ranks)
         stack.callback(built.close)
+        found = built.splits.fingerprint
+        data_notices = ranks.on_rank0(lambda: require_same_data(config, run_dir, lambda: found))
         journal = Journal(run_dir / "journal.jsonl")
         stack.callback(journal.close)
         for listener in listeners:
@@ -281,6 +287,7 @@ def open_run(
             state=state,
             last_read=step.sums.epoch.clone(),
             outputs_dir=outputs,
+            data_notices=data_notices,
             ranks=ranks,
             closing=stack,
         )

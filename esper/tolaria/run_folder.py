@@ -15,7 +15,9 @@ from filelock import FileLock, Timeout
 from esper.configs import TolariaConfig
 from esper.configs.identity import checkpoints_folder, differences
 from esper.configs.load import to_yaml
+from esper.data import Fingerprint
 from esper.errors import RunError
+from esper.tolaria.data_record import write_data
 from esper.tracking import write_atomically
 
 __all__ = ["RunFolder", "recorded_config", "require_same_run"]
@@ -75,13 +77,14 @@ class RunFolder:
         content = {"status": status, "reason": reason, **process, "result": result}
         write_atomically(self.path / "status.json", json.dumps(content, indent=2) + "\n")
 
-    def write_config(self, config: TolariaConfig, *, checkpoint_dir: Path | None = None) -> None:
-        """Write `config.yaml`, also beside checkpoints that are kept outside of the run folder."""
+    def write_config(self, config: TolariaConfig, data: Fingerprint, *, checkpoint_dir: Path | None = None) -> None:
+        """Write `config.yaml` and `data.json`, also beside checkpoints that are kept outside of the run folder."""
         folders = [self.path]
         if checkpoint_dir is not None and not checkpoint_dir.is_relative_to(self.path):
             checkpoint_dir.mkdir(parents=True, exist_ok=True)
             folders.append(checkpoint_dir)
         for folder in folders:
+            write_data(folder, data)
             write_atomically(folder / "config.yaml", to_yaml(config))
 
     def set_aside(self) -> Path | None:

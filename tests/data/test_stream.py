@@ -139,7 +139,9 @@ def test_first_batches_are_decoded_once_until_the_next_seek(photos: Path, monkey
 
     batches, decoded = loader(photos, DecodePool(0)), []
     decode = pool.decode_chunk
-    monkeypatch.setattr(pool, "decode_chunk", lambda paths, resize, check: decoded.extend(paths) or decode(paths, resize))
+    monkeypatch.setattr(
+        pool, "decode_chunk", lambda paths, resize, check: decoded.extend(paths) or decode(paths, resize)
+    )
     for num in (1, 2, 2):
         list(batches.first_batches(0, num))
     assert len(decoded) == 8

@@ -37,6 +37,7 @@ __all__ = [
     "Snapshot",
     "find_checkpoints",
     "find_others",
+    "has_checkpoints",
     "load",
     "move_to_abandoned",
     "recover",
@@ -49,7 +50,7 @@ SCHEMA = 2
 """1 (version 0.1.0): the manifest has no checksum of its own."""
 _PREFIXES = ("step", "best", "trunk", "before")
 _FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
-_OURS = ("abandoned", "config.yaml")
+_OURS = ("abandoned", "config.yaml", "data.json")
 _LEFTOVER = re.compile(rf"\.({CHECKPOINT_NAME.pattern})\.([0-9]+|old)", re.ASCII)
 """Temporary name of a checkpoint: `.NAME.PID` while it is written, `.NAME.old` while it is replaced."""
 
@@ -165,6 +166,11 @@ def find_checkpoints(folder: Path, *, prefix: str = "step", complete: bool = Tru
     return sorted(
         (path for path in found if not complete or (path / "manifest.json").is_file()), key=_step, reverse=True
     )
+
+
+def has_checkpoints(folder: Path) -> bool:
+    """Whether there is a checkpoint of any kind."""
+    return any(find_checkpoints(folder, prefix=prefix) for prefix in _PREFIXES)
 
 
 def find_others(folder: Path) -> list[str]:
