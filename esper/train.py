@@ -27,6 +27,7 @@ from esper.configs.explain import explain
 from esper.configs.identity import run_name
 from esper.configs.load import from_hydra
 from esper.configs.text import quote_text
+from esper.configs.trust import guard_hydra
 from esper.errors import ConfigError, EsperError
 from esper.launch.exits import collect_failures, error_line, exit_with, record_failure
 
@@ -43,6 +44,7 @@ def main() -> None:
     # torch.distributed prints C++ stack traces when a rank ends; Esper says in one line which rank and why.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     register()
+    guard_hydra(conf_folder())
     _register_launchers()
     # Hydra then raises its errors instead of printing them with a traceback; they are printed here, in one line.
     os.environ["HYDRA_FULL_ERROR"] = "1"

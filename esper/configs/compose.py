@@ -18,6 +18,7 @@ from esper.configs.identity import run_name
 from esper.configs.load import from_hydra
 from esper.configs.text import quote_text
 from esper.configs.tolaria import TolariaConfig
+from esper.configs.trust import guarded_files
 
 __all__ = ["BAD_INPUT", "compose", "conf_folder", "register"]
 
@@ -33,7 +34,10 @@ def compose(overrides: Sequence[str]) -> DictConfig:
     """
     register()
     try:
-        with initialize_config_dir(str(conf_folder()), version_base="1.3", job_name="esper"):
+        with (
+            guarded_files(conf_folder()),
+            initialize_config_dir(str(conf_folder()), version_base="1.3", job_name="esper"),
+        ):
             return hydra_compose("config", overrides=quote_text(overrides), return_hydra_config=True)
     except BAD_INPUT as error:
         raise explain(error) from None

@@ -15,11 +15,12 @@ from esper.configs.text import keep_yaml_text
 from esper.configs.tolaria import TolariaConfig
 from esper.errors import ConfigError
 
-__all__ = ["from_hydra", "load_config", "to_yaml"]
+__all__ = ["from_hydra", "load_config", "read_yaml", "to_yaml"]
 
 # 271 bytes of nested aliases keep OmegaConf busy for more than 10 s, so limits are checked before it parses.
 _MAX_BYTES = 256 * 1024
 _MAX_ALIASES = 10
+_MAX_INTERPOLATIONS = 16
 _MAX_DEPTH = 20
 
 _PATHS = (
@@ -40,8 +41,28 @@ def load_config(path: str | Path, schema: type[TolariaConfig] = TolariaConfig) -
     Raises:
         ConfigError: the file is missing, too large or not YAML, or `check` refuses it.
     """
+    text = read_yaml(path)
     try:
-        with Path(path).expanduser().open("rb") as file:
+        settings = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
+        keep_yaml_text(settings, yaml.compose(text, Loader=yaml.SafeLoader))
+    except (yaml.YAMLError, OmegaConfBaseException, RecursionError) as error:
+        raise explain(error, where=str(path)) from None
+    if not isinstance(settings, dict):
+        raise ConfigError(f"{path}: contains no settings; write KEY: VALUE lines")
+    return _build(settings, schema)
+
+
+def read_yaml(path: str | Path) -> str:
+    """The text of a YAML file that is safe to parse: neither large nor nested deeply, and it does not expand much.
+
+    Raises:
+        ConfigError: it is not, or it cannot be read.
+    """
+    path = Path(path).expanduser()
+    if path.exists() and not path.is_file():
+        raise ConfigError(f"{path}: is not a file; give a configuration in YAML")
+    try:
+        with path.open("rb") as file:
             content = file.read(_MAX_BYTES + 1)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); give a configuration in YAML") from None
@@ -50,15 +71,11 @@ def load_config(path: str | Path, schema: type[TolariaConfig] = TolariaConfig) -
     try:
         text = content.decode()
         _refuse_bombs(text)
-        settings = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
-        keep_yaml_text(settings, yaml.compose(text, Loader=yaml.SafeLoader))
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
-    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, RecursionError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise explain(error, where=str(path)) from None
-    if not isinstance(settings, dict):
-        raise ConfigError(f"{path}: contains no settings; write KEY: VALUE lines")
-    return _build(settings, schema)
+    return text
 
 
 def from_hydra(cfg: DictConfig) -> TolariaConfig:
@@ -94,13 +111,17 @@ def _build(settings: dict[Any, Any], schema: type[TolariaConfig]) -> TolariaConf
 
 
 def _refuse_bombs(text: str) -> None:
-    """Refuse alias bombs and deep nesting, by YAML events: nothing is expanded."""
-    num_aliases = depth = 0
+    """Refuse bombs of aliases or interpolations, and deep nesting, by YAML events: nothing is expanded."""
+    num_aliases = num_interpolations = depth = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         num_aliases += isinstance(event, yaml.AliasEvent)
+        if isinstance(event, yaml.ScalarEvent):
+            num_interpolations += event.value.count("${")
         depth += isinstance(event, yaml.CollectionStartEvent)
         depth -= isinstance(event, yaml.CollectionEndEvent)
         if num_aliases > _MAX_ALIASES:
             raise ConfigError(f"more than {_MAX_ALIASES} aliases (*name); write the values out")
+        if num_interpolations > _MAX_INTERPOLATIONS:
+            raise ConfigError(f"more than {_MAX_INTERPOLATIONS} interpolations (${{…}}); write the values out")
         if depth > _MAX_DEPTH:
             raise ConfigError(f"nested deeper than {_MAX_DEPTH} levels; settings need two")

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from esper.configs.load import read_yaml
 from esper.errors import RunError
 from esper.tracking import read
 from esper.tracking.history import History
@@ -80,5 +81,5 @@ def read_run(run_dir: Path) -> RunRecord:
         status, record.reason = read_status(run_dir)
         record.status = status or "running"
     if (run_dir / "config.yaml").exists():
-        record.config_yaml = (run_dir / "config.yaml").read_text()
+        record.config_yaml = read_yaml(run_dir / "config.yaml")
     return record

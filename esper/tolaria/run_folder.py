@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 
 from esper.configs import TolariaConfig
 from esper.configs.identity import checkpoints_folder, differences
-from esper.configs.load import to_yaml
+from esper.configs.load import read_yaml, to_yaml
 from esper.data import Fingerprint
 from esper.errors import RunError
 from esper.tolaria.data_record import write_data
@@ -108,12 +108,12 @@ def recorded_config(folder: Path) -> dict[str, Any] | None:
         RunError: the file cannot be read.
     """
     file = folder / "config.yaml"
-    try:
-        content = yaml.safe_load(file.read_bytes())
-        return {str(key): value for key, value in content.items()}
-    except FileNotFoundError:
+    if not file.exists():
         return None
-    except (OSError, ValueError, AttributeError, yaml.YAMLError):
+    try:
+        content = yaml.safe_load(read_yaml(file))
+        return {str(key): value for key, value in content.items()}
+    except (ValueError, AttributeError, yaml.YAMLError):
         raise RunError(f"{file} is not the configuration of a run; restore it, or use another folder") from None
 
 

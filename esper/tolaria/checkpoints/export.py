@@ -21,6 +21,7 @@ from torch import nn
 from esper.configs import ModelConfig
 from esper.configs.dataset import DATASETS
 from esper.configs.identity import checkpoints_folder
+from esper.configs.load import read_yaml
 from esper.configs.model import SITE_KINDS
 from esper.contracts.lifecycle import SeedLifecycleState
 from esper.errors import CheckpointError, RunError, SurgeryError, one_line
@@ -74,17 +75,17 @@ def export(run_dir: Path, out: Path, *, best: bool = False) -> Path:
 
 def _settings(run_dir: Path) -> tuple[ModelConfig, int | None, float | None, Path]:
     """The run's host, image size (if known), EMA decay, and checkpoints folder."""
+    if not (run_dir / "config.yaml").exists():
+        raise RunError(f"{run_dir} is not a run folder: it has no config.yaml")
     try:
-        settings = yaml.safe_load((run_dir / "config.yaml").read_text())
+        settings = yaml.safe_load(read_yaml(run_dir / "config.yaml"))
         config = ModelConfig(**settings["model"])
         folder = checkpoints_folder(run_dir.absolute(), checkpoint_dir=settings["checkpoint"]["checkpoint_dir"])
         dataset = settings.get("dataset", {})
         known = DATASETS.get(dataset.get("name"))
         image_size = dataset.get("image_size") or (known.image_size if known else None)
         return config, image_size, settings.get("optimization", {}).get("ema_decay"), folder
-    except FileNotFoundError:
-        raise RunError(f"{run_dir} is not a run folder: it has no config.yaml") from None
-    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+    except (yaml.YAMLError, KeyError, TypeError) as error:
         raise RunError(f"{run_dir / 'config.yaml'} cannot be used: {error}") from None
 
 
