@@ -21,13 +21,12 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from esper.configs import TolariaConfig, TrackingConfig
 from esper.configs.compose import BAD_INPUT
 from esper.configs.explain import explain
-from esper.configs.identity import run_name
 from esper.configs.load import from_hydra
 from esper.configs.rank_env import rank_env
 from esper.configs.text import quote_text
 from esper.errors import ConfigError, EsperError
 from esper.launch.exits import error_line, exit_with
-from esper.sweep.compose import compose_config, compose_member
+from esper.sweep.compose import compose_member, compose_run
 from esper.sweep.dry_run import dry_run_sweep
 from esper.sweep.launchers import QUEUES, queue_of
 from esper.sweep.manifest import Member
@@ -81,7 +80,8 @@ class CheckBeforeRun(Callback):
                 raise ConfigError(f"hydra/launcher={launcher}: use {launcher.removeprefix('submitit_')}")
             queue = queue_of(launcher, _options(config)) if launcher in QUEUES else None
             overrides = _expand(config)
-            configs = [compose_config(config, member) for member in overrides]
+            runs = [compose_run(config, member) for member in overrides]
+            names, configs = [name for name, _ in runs], [member for _, member in runs]
             is_dry = {member.dry_run for member in configs}
             if len(is_dry) > 1:
                 raise ConfigError("dry_run=true,false: applies to the whole sweep; give one value")
@@ -98,7 +98,6 @@ class CheckBeforeRun(Callback):
                 # Hydra composes each member again, from these overrides.
                 _set(config, "hydra.overrides.hydra", [*config.hydra.overrides.hydra, f"hydra.sweep.dir='{folder}'"])
             elif configs:
-                names = [run_name(member, given) for member, given in zip(configs, overrides, strict=True)]
                 if queue is not None:
                     _require_own_folders(names, overrides)
                 elif "subdir: ${esper.run_name:}" in OmegaConf.to_yaml(config.hydra.sweep):
@@ -138,12 +137,12 @@ def _expand(config: DictConfig) -> Sequence[Sequence[str]]:
         return []
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper  # imports many of Hydra's plugins
 
-    params = quote_text([f"{key}={value}" for key, value in (config.hydra.sweeper.get("params") or {}).items()])
+    params = quote_text([f"{key}={value}" for key, value in (_raw(config.hydra.sweeper).get("params") or {}).items()])
     if params:  # Hydra's sweeper parses them again
         _set(config, "hydra.sweeper.params", dict(param.split("=", 1) for param in params))
     parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
     try:
-        overrides = parser.parse_overrides([*params, *config.hydra.overrides.task])
+        overrides = parser.parse_overrides([*params, *_raw(config.hydra.overrides.task)])
         return [member for batch in BasicSweeper.split_arguments(overrides, None) for member in batch]
     except HydraException as error:
         raise explain(error) from None
@@ -159,6 +158,11 @@ def _require_own_folders(folders: Sequence[str], overrides: Sequence[Sequence[st
                 f"{shlex.join(differing)}: would be one run, {folder}, since this does not change what is trained; "
                 "leave it out of the sweep, or train them one by one, each with its own hydra.run.dir=FOLDER"
             )
+
+
+def _raw(node: Any) -> Any:
+    """A node's content with its interpolations, of which the values may be secrets, as they were written."""
+    return OmegaConf.to_container(node, resolve=False)
 
 
 def _check_device(config: TolariaConfig) -> None:

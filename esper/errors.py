@@ -17,6 +17,8 @@ EsperError                  base class; `exit_code` is that of the process
 
 from __future__ import annotations
 
+from esper.redact import redact
+
 __all__ = [
     "BusError",
     "BusFullError",
@@ -98,5 +100,5 @@ class RankError(EsperError):
 
 
 def one_line(error: object, *, max_length: int | None = None) -> str:
-    """An error's message on one line; the name of its type where the message is empty."""
-    return " ".join(str(error).split())[:max_length] or type(error).__name__
+    """An error's message on one line, without credentials; the name of its type where the message is empty."""
+    return redact(" ".join(str(error).split()))[:max_length] or type(error).__name__

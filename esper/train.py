@@ -6,7 +6,6 @@ import asyncio
 import functools
 import os
 import sys
-import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,7 +16,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from esper import stopping
 from esper.configs import TolariaConfig
@@ -29,7 +28,7 @@ from esper.configs.load import from_hydra
 from esper.configs.text import quote_text
 from esper.configs.trust import guard_hydra
 from esper.errors import ConfigError, EsperError
-from esper.launch.exits import collect_failures, error_line, exit_with, record_failure
+from esper.launch.exits import collect_failures, error_line, exit_with, print_traceback, record_failure
 
 if TYPE_CHECKING:
     from esper.launch.run import Outcome
@@ -56,7 +55,8 @@ def main() -> None:
         raise SystemExit(130) from None
     except Exception as error:
         if _shows_traceback:
-            raise
+            print_traceback()
+            raise SystemExit(error.exit_code if isinstance(error, EsperError) else 1) from None
         if isinstance(error, EsperError):
             exit_with(error)
         exit_with(explain(error) if isinstance(error, BAD_INPUT) else EsperError(error_line(error)))
@@ -85,10 +85,11 @@ def app(cfg: DictConfig) -> float | None:
     except Exception as error:
         shown = error if isinstance(error, EsperError) else EsperError(error_line(error))
         if _shows_traceback or shown is not error or (cfg.debug_mode and shown.exit_code != 2):
-            traceback.print_exc()
+            print_traceback()
         if settings.mode is RunMode.RUN:
             exit_with(shown)
-        line = f"{' '.join(settings.overrides.task)}: {error_line(error)}"
+        given: Any = OmegaConf.to_container(settings.overrides.task, resolve=False)  # values may be secrets
+        line = f"{' '.join(given)}: {error_line(error)}"
         if record_failure(line, exit_code=shown.exit_code):
             return None
         raise
@@ -135,7 +136,8 @@ def _sibling(
 
     def folder(arm: str) -> Path:
         other = [*(override for override in overrides if not override.startswith("arm=")), f"arm={arm}"]
-        return run_dir.absolute().parent / run_name(from_hydra(compose_again(other)), other)
+        cfg = compose_again(other)
+        return run_dir.absolute().parent / run_name(from_hydra(cfg), cfg.hydra.overrides.task)
 
     return folder
 

@@ -10,13 +10,13 @@ from importlib.util import find_spec
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from esper.configs.check_growth import check_growth
 from esper.configs.comparison import ARMS
 from esper.configs.dataset import DATASETS, DatasetConfig
 from esper.configs.explain import nearest
 from esper.configs.model import HOSTS, ModelConfig
+from esper.configs.recorded import check_credentials
 from esper.configs.redis import parse_redis_url
 from esper.configs.schema import Allowed, kind, settings
 from esper.configs.tolaria import TolariaConfig
@@ -94,20 +94,7 @@ def _check_names(config: TolariaConfig) -> None:
         )
     if config.redis.url not in (None, "embedded"):
         parse_redis_url(config.redis.url)
-    # The configuration is written to disk and sent to trackers. The message must not repeat the password either.
-    for key, url, variables in (
-        (
-            "tracking.uri",
-            config.tracking.uri,
-            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (or the database's own variable)",
-        ),
-        ("database.url", config.database.url, "PGPASSWORD, or add it to ~/.pgpass"),
-        ("redis.url", config.redis.url, "ESPER_REDIS_PASSWORD (and ESPER_REDIS_USERNAME), or ESPER_REDIS_URL"),
-    ):
-        if url is not None and urlsplit(url).password is not None:
-            raise ConfigError(
-                f"{key}: contains a password, which would be written into the run folder; remove it and set {variables}"
-            )
+    check_credentials(config)
     if config.tracking.name in ("wandb", "both") and find_spec("wandb") is None:
         raise ConfigError(
             f"tracking={config.tracking.name}: needs the package wandb, which is not installed; "

@@ -11,6 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from esper.configs.check import check
 from esper.configs.explain import explain
+from esper.configs.recorded import as_written, recorded, remember
 from esper.configs.text import keep_yaml_text
 from esper.configs.tolaria import TolariaConfig
 from esper.errors import ConfigError
@@ -91,17 +92,25 @@ def from_hydra(cfg: DictConfig) -> TolariaConfig:
 
 
 def to_yaml(config: TolariaConfig) -> str:
-    """The whole configuration as YAML; `load_config` restores an equal one."""
-    return OmegaConf.to_yaml(OmegaConf.structured(config))
+    """The whole configuration as YAML, with `${oc.env:NAME}` as it was written; `load_config` restores an equal one."""
+    return OmegaConf.to_yaml(OmegaConf.create(recorded(config)))
 
 
 def _build(settings: dict[Any, Any], schema: type[TolariaConfig]) -> TolariaConfig:
+    try:
+        return _checked(settings, schema)
+    except ConfigError as error:
+        raise ConfigError(as_written(str(error), settings)) from None
+
+
+def _checked(settings: dict[Any, Any], schema: type[TolariaConfig]) -> TolariaConfig:
     try:
         merged = OmegaConf.merge(OmegaConf.structured(schema), settings)
         config = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         raise explain(error) from None
     assert isinstance(config, TolariaConfig)
+    remember(OmegaConf.to_container(merged, resolve=False), config)
     for group, name in _PATHS:
         value = getattr(getattr(config, group), name)
         if value is not None and value.startswith("~"):

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import functools
 import json
-import os
-import re
 import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 from rich.table import Table
 from rich.text import Text
@@ -20,7 +17,7 @@ from rich.text import Text
 from esper.doctor import folders, machine, servers
 from esper.doctor.finding import FAILED, NOT_USED, OK, WARNING, Finding, PlannedRun, failed, failed_with
 from esper.doctor.probe import probe
-from esper.errors import ConfigError, EsperError
+from esper.errors import ConfigError, EsperError, one_line
 from esper.launch.exits import error_line
 from esper.terminal import table_console
 
@@ -85,11 +82,11 @@ def _check(overrides: Sequence[str]) -> dict[str, Finding]:
     try:
         run = _planned_run(overrides)
     except ConfigError as error:
-        raise ConfigError(_redact(str(error))) from None
+        raise ConfigError(one_line(error)) from None
     except EsperError:
         raise
     except Exception as error:  # the installed Hydra or OmegaConf cannot be imported
-        unreadable = failed(f"cannot be read: {_redact(error_line(error))}", "fix the packages first")
+        unreadable = failed(f"cannot be read: {error_line(error)}", "fix the packages first")
         return _run_parallel(_CHECKS) | {"settings": unreadable}
     return _run_parallel(_CHECKS | {name: functools.partial(check, run) for name, check in _RUN_CHECKS.items()})
 
@@ -142,9 +139,9 @@ def _run_parallel(checks: Mapping[str, Callable[[], Finding]]) -> dict[str, Find
                 f"no response within {deadline_s:g} s", "check for a hung file server or name server"
             )
         except EsperError as error:
-            findings[name] = failed_with(_redact(error_line(error)))
+            findings[name] = failed_with(error_line(error))
         except Exception as error:  # the other checks must still run
-            findings[name] = failed(f"cannot be checked: {_redact(error_line(error))}", "see the message")
+            findings[name] = failed(f"cannot be checked: {error_line(error)}", "see the message")
     return findings
 
 
@@ -169,20 +166,3 @@ def _summary(findings: Mapping[str, Finding]) -> Text:
         if names:
             parts.append(f"{len(names)} {word}{'s' if len(names) > 1 else ''}: {', '.join(names)}")
     return Text("; ".join(parts) or "all well")
-
-
-def _redact(text: str) -> str:
-    """Text without the credentials of the environment and of URLs, which messages of libraries may contain."""
-    for name, value in os.environ.items():
-        if value and re.search("PASSWORD|PASSWD|SECRET|TOKEN|API_KEY", name):
-            text = text.replace(value, "***")
-        elif "://" in value and (password := _password(value)):
-            text = text.replace(password, "***").replace(unquote(password), "***")
-    return re.sub(r"(?<=://)[^/\s?#]*@", "", text)
-
-
-def _password(url: str) -> str | None:
-    try:
-        return urlsplit(url).password
-    except ValueError:
-        return None

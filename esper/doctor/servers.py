@@ -26,6 +26,7 @@ from urllib.parse import quote, urlsplit
 from esper.doctor.finding import Finding, PlannedRun, failed, failed_with, not_used, ok, warning
 from esper.doctor.folders import sqlite_files
 from esper.errors import one_line
+from esper.redact import without_credentials
 
 if TYPE_CHECKING:  # its import may fail with the installed package versions
     from esper.configs import DatabaseConfig
@@ -62,11 +63,11 @@ def mlflow(run: PlannedRun) -> Finding:
         return ok(f"{scheme}: not checked")
     if file is not None:
         return _mlflow_database(f"sqlite:///file:{quote(str(file))}?mode=ro&uri=true", str(file))
-    return _mlflow_database(uri, _shown(uri))
+    return _mlflow_database(uri, without_credentials(uri))
 
 
 def _mlflow_server(uri: str) -> Finding:
-    shown = _shown(uri)
+    shown = without_credentials(uri)
     remedy = "start the server or correct tracking.uri; runs work without it, and esper sync uploads them later"
     request = urllib.request.Request(f"{_without_login(uri)}/api/2.0/mlflow/experiments/search?max_results=1")
     if login := _mlflow_login(uri):
@@ -256,7 +257,7 @@ def check_library(config: DatabaseConfig, *, outputs_dir: Path, is_needed: bool)
     from esper.urza.database import database_url, open_engine
 
     url = database_url(config, outputs_dir=outputs_dir)
-    shown = url.set(query={}).render_as_string(hide_password=True)
+    shown = without_credentials(url.render_as_string(hide_password=True))
     missing = f"{shown}: no library yet"
     remedy = "create it with: esper urza import FILE"
     file = Path(url.database) if url.get_backend_name() == "sqlite" and url.database else None
@@ -309,11 +310,6 @@ def _output(*command: str) -> tuple[str, str]:
     if process.returncode:
         return "", " ".join(process.stderr.split())[:160] or f"exit code {process.returncode}"
     return process.stdout, ""
-
-
-def _shown(uri: str) -> str:
-    """A URI without login and query, which may hold secrets."""
-    return urlsplit(_without_login(uri))._replace(query="", fragment="").geturl()
 
 
 def _without_login(uri: str) -> str:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import traceback
 from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import NoReturn
 
 from esper.errors import ConfigError, EsperError, RankError, one_line
+from esper.redact import redact
 
-__all__ = ["collect_failures", "error_line", "exit_with", "record_failure"]
+__all__ = ["collect_failures", "error_line", "exit_with", "print_traceback", "record_failure"]
 
 # Failed members of a sweep in the process of `esper-train`. Unset in the processes of foreign launchers (joblib, ...),
 # where a failure must be raised for the launcher to notice.
@@ -40,6 +42,11 @@ def error_line(error: BaseException) -> str:
     line = one_line(error)
     name = type(error).__name__
     return line if isinstance(error, EsperError) or line == name else f"{name}: {line}"
+
+
+def print_traceback() -> None:
+    """Print the traceback of the exception being handled, without credentials."""
+    sys.stderr.write(redact(traceback.format_exc()))
 
 
 def exit_with(error: EsperError) -> NoReturn:

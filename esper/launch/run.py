@@ -24,6 +24,7 @@ from esper.launch.arms import resolve_arm
 from esper.launch.dry_run import dry_run
 from esper.launch.exits import error_line
 from esper.launch.initial import resolve_initial
+from esper.redact import credentials, without_credentials
 from esper.terminal.display import Terminal
 from esper.tolaria import TolariaService
 from esper.tolaria.checkpoints.resume import rewind_target
@@ -216,6 +217,7 @@ def _files(config: TolariaConfig, run_dir: Path) -> dict[str, str]:
     if config.tracking.name in ("mlflow", "both"):
         outputs = outputs_folder(run_dir, experiment_name=config.experiment_name)
         uri = tracking_uri(config.tracking, outputs_dir=outputs)
+        uri = without_credentials(uri) if credentials(uri) else uri
         files["mlflow"] = uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
     if config.tracking.name in ("wandb", "both"):
         files["wandb"] = f"project {config.tracking.wandb_project}, group {config.experiment_name}"

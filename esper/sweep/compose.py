@@ -17,17 +17,19 @@ from esper.configs.identity import run_name
 from esper.configs.load import from_hydra
 from esper.sweep.manifest import Member
 
-__all__ = ["compose_config", "compose_member"]
+__all__ = ["compose_member", "compose_run"]
 
 
-def compose_config(sweep: DictConfig, overrides: Sequence[str]) -> TolariaConfig:
-    """The configuration of a member, composed as Hydra's launchers do.
+def compose_run(sweep: DictConfig, overrides: Sequence[str]) -> tuple[str, TolariaConfig]:
+    """The name and the configuration of a member's run, composed as Hydra's launchers do.
 
     Raises:
         ConfigError: it cannot be used.
     """
     try:
-        return from_hydra(GlobalHydra.instance().config_loader().load_sweep_config(sweep, list(overrides)))
+        cfg = GlobalHydra.instance().config_loader().load_sweep_config(sweep, list(overrides))
+        config = from_hydra(cfg)
+        return run_name(config, cfg.hydra.overrides.task), config  # the overrides as they are resolved
     except (HydraException, OmegaConfBaseException) as error:
         raise explain(error) from None
 
@@ -38,14 +40,14 @@ def compose_member(sweep: DictConfig, overrides: Sequence[str]) -> tuple[Member,
     Raises:
         ConfigError: the configuration cannot be used.
     """
-    config = compose_config(sweep, overrides)
+    name, config = compose_run(sweep, overrides)
     siblings = {}
     for arm in ARMS[config.comparison.arm].after if config.comparison.arm else ():
         sibling = [*(override for override in overrides if not override.startswith("arm=")), f"arm={arm}"]
-        siblings[arm] = run_name(compose_config(sweep, sibling), sibling)
+        siblings[arm], _ = compose_run(sweep, sibling)
     member = Member(
         sweep_dir=Path(sweep.hydra.sweep.dir).absolute(),
-        name=run_name(config, overrides),
+        name=name,
         overrides=tuple(overrides),
         cwd=str(Path.cwd()),
         siblings=siblings,

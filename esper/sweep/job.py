@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-import traceback
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from esper.configs import TolariaConfig
 from esper.configs.identity import checkpoints_folder
 from esper.configs.rank_env import rank_env
 from esper.errors import EsperError, RankError
-from esper.launch.exits import error_line
+from esper.launch.exits import error_line, print_traceback
 from esper.sweep.manifest import Member
 
 __all__ = ["MemberJob"]
@@ -71,7 +70,7 @@ class MemberJob:
         except Exception as error:  # raised on the first rank that fails
             if isinstance(error, RankError):
                 stopping.check()  # then the other rank was stopped too
-            traceback.print_exc()
+            print_traceback()
             member.end("failed", reason=error_line(error))
             raise SystemExit(error.exit_code if isinstance(error, EsperError) else 1) from None
         if outcome.exit_code > 128:

@@ -6,7 +6,6 @@ All of it is plain synchronous code for one thread; `trainer.py` gives it an asy
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import gc
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +17,7 @@ import torch
 from esper import stopping
 from esper.configs import TolariaConfig
 from esper.configs.check import check
+from esper.configs.recorded import recorded
 from esper.contracts.events import CheckpointSaved, EpochEnded, Event, Notice, RunEnded, RunStarted, Validated
 from esper.costs import training_macs
 from esper.tolaria.checkpoints.contents import snapshot
@@ -134,7 +134,7 @@ class TrainingLoop:
                 num_macs=run.host_cost.num_macs,
                 num_sites=len(run.model.slots),
                 device=str(run.parts.device),
-                config=dataclasses.asdict(config),
+                config=recorded(config),
                 environment=environment(written_to=run.written_to),
                 resumed_from=resumed_from,
             )

@@ -24,6 +24,7 @@ from esper.data import FileSet, ImageSet
 from esper.errors import ConfigError
 from esper.kasmina import MorphableModel, find_blocks
 from esper.models import disable_inductor_layout_optimization
+from esper.redact import redact
 from esper.tezzeret.measure import set_compile_cache
 from esper.tolaria.checkpoints.writer import CheckpointWriter
 from esper.tolaria.data_record import require_same_data
@@ -202,7 +203,7 @@ class Run:
 
     def warn(self, message: str) -> None:
         """Warn the user; the run continues."""
-        self.emit(Notice, level="WARNING", message=message)
+        self.emit(Notice, level="WARNING", message=redact(message))
 
 
 def open_run(

@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-__all__ = ["cpu_name", "environment", "git_diff", "without_credentials"]
+from esper.redact import without_credentials
+
+__all__ = ["cpu_name", "environment", "git_diff"]
 
 _PACKAGES = ("torch", "torchvision", "hydra-core", "mlflow")
 
@@ -48,11 +50,6 @@ def git_diff(*, limit_bytes: int = 1_000_000) -> str:
     if len(diff) <= limit_bytes:
         return diff.decode()
     return diff[:limit_bytes].decode(errors="ignore") + f"\n(cut at {limit_bytes} bytes)\n"
-
-
-def without_credentials(text: str) -> str:
-    """The text with user and password removed from its URLs."""
-    return re.sub(r"(?<=://)[^/\s?#]*@", "", text)
 
 
 def _version(package: str) -> str | None:

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from esper.configs import TrackingConfig
+from esper.redact import without_credentials
 from esper.tracking import formatting
-from esper.tracking.environment import without_credentials
 from esper.tracking.history import GrownModule, History
 
 __all__ = ["Point", "files", "module_summaries", "parameters", "points", "tags"]

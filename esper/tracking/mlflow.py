@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from esper.configs import TrackingConfig
 from esper.configs.identity import CHECKPOINT_NAME, checkpoints_folder
 from esper.errors import RunError
-from esper.tracking.environment import without_credentials
+from esper.redact import without_credentials
 from esper.tracking.files import write_atomically
 from esper.tracking.history import History
 from esper.tracking.metrics import Point, files, parameters, points, tags

@@ -10,7 +10,7 @@ from typing import Any
 
 from esper.configs import TrackingConfig
 from esper.configs.identity import outputs_folder
-from esper.tracking.environment import without_credentials
+from esper.redact import without_credentials
 from esper.tracking.history import History
 from esper.tracking.journal import read
 from esper.tracking.mlflow import connect, find_run, get_experiment_id, own_tags, tracking_uri

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from esper.errors import RunError
-from esper.tracking.environment import without_credentials
+from esper.redact import redact
 from esper.tracking.journal import read_from
 from esper.tracking.trackers import Tracker, TrackerRun
 
@@ -111,4 +111,4 @@ class TrackerThread:
 def short_message(error: Exception) -> str:
     """The first line of an error's message, without credentials; of other libraries, at most 160 characters."""
     first = (str(error).strip() or type(error).__name__).splitlines()[0]  # SQLAlchemy adds the data
-    return without_credentials(first)[: None if isinstance(error, RunError) else _MAX_LINE]
+    return redact(first)[: None if isinstance(error, RunError) else _MAX_LINE]

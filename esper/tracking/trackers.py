@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from esper.configs import TrackingConfig
-from esper.tracking.environment import without_credentials
+from esper.redact import without_credentials
 from esper.tracking.mlflow import MlflowRun, tracking_uri
 from esper.tracking.wandb import WandbRun
 

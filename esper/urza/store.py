@@ -13,6 +13,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from esper.configs import DatabaseConfig
 from esper.errors import ConfigError, StoreError, one_line
+from esper.redact import without_credentials
 from esper.urza import catalogue, tables
 from esper.urza.database import database_url, open_engine
 from esper.urza.definition import parse
@@ -36,7 +37,7 @@ class Store:
 
     def __init__(self, config: DatabaseConfig, *, outputs_dir: Path, create: bool = False) -> None:
         url = database_url(config, outputs_dir=outputs_dir)
-        self.where = url.render_as_string(hide_password=True)
+        self.where = without_credentials(url.render_as_string(hide_password=True))
         self._engine = open_engine(url, timeout_s=config.timeout_s)
         file = Path(url.database) if url.get_backend_name() == "sqlite" and url.database else None
         try:

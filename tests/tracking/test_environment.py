@@ -10,7 +10,7 @@ import pytest
 
 from esper import fit
 from esper.tracking import read
-from esper.tracking.environment import environment, git_diff, without_credentials
+from esper.tracking.environment import environment, git_diff
 
 
 def git(*arguments: str) -> None:
@@ -106,8 +106,3 @@ def test_outside_a_repository_nothing_is_known_of_git(
     assert (found["git_commit"], found["git_dirty"], found["git_remote"]) == (None, None, None)
     assert git_diff() == ""
     assert capfd.readouterr() == ("", "")
-
-
-def test_credentials_go_and_mail_addresses_stay() -> None:
-    text = "https://a:b@c/d, redis://:p@ss@h:1/0 and ftp://h/x by me@h"
-    assert without_credentials(text) == "https://c/d, redis://h:1/0 and ftp://h/x by me@h"
