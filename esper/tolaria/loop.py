@@ -182,10 +182,11 @@ class TrainingLoop:
         self.state = TrainingState()
         self.initialize(back_to=way_back.checkpoint)
         run, state = self.run, self.state
+        event = way_back.event(state, before=run.life.refusals)
         run.life.refusals = way_back.refusals
         if state.step == 0:  # the epoch was over
             state.total_seconds, state.epoch_seconds = state.total_seconds + state.epoch_seconds, 0.0
-        run.journal.write(way_back.event(state))
+        run.journal.write(event)
         self._start_saving()
 
     def train_epoch(self) -> Window:

@@ -30,24 +30,23 @@ class WayBack:
     Attributes:
         checkpoint: of before the growth.
         refusals: what is not to grow again, this growth among it.
-        undone: the modules of the growth.
         fault_step: optimizer steps done when the fault was noticed.
         reason: the fault.
     """
 
     checkpoint: Path
     refusals: Refusals
-    undone: list[Graft]
     fault_step: int
     reason: str
 
-    def event(self, state: TrainingState) -> GrowthUndone:
-        """What the journal says about it, once the run is back in a state."""
-        named = ", ".join(f"{graft.blueprint_id} at {graft.site}" for graft in self.undone)
+    def event(self, state: TrainingState, *, before: Refusals) -> GrowthUndone:
+        """What the journal says about it, once the run is back in a state in which less was refused."""
+        modules = [key for key in self.refusals.reasons if key not in before.reasons]
+        named = ", ".join(f"{blueprint_id} at {site}" for site, blueprint_id in modules)
         return GrowthUndone(
             step=state.global_step,
             epoch=state.epoch,
-            modules=[(graft.site, graft.blueprint_id) for graft in self.undone],
+            modules=modules,
             fault_step=self.fault_step,
             reason=self.reason,
             message=f"{named}: {self.reason}; back at step {state.global_step}, before it grew, and not tried there "
@@ -102,9 +101,7 @@ def find_way_back(run: Run, error: Exception) -> WayBack | None:
         return None
     refusals = Refusals(reasons=dict(life.refusals.reasons), num_returns=life.refusals.num_returns + 1)
     refusals.add(undone, reason)
-    return WayBack(
-        checkpoint=checkpoint, refusals=refusals, undone=undone, fault_step=run.state.global_step, reason=reason
-    )
+    return WayBack(checkpoint=checkpoint, refusals=refusals, fault_step=run.state.global_step, reason=reason)
 
 
 def _is_memory(run: Run, error: Exception) -> bool:
