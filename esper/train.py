@@ -25,6 +25,7 @@ from esper.configs.compose import BAD_INPUT, compose, conf_folder, register
 from esper.configs.explain import explain
 from esper.configs.identity import run_name
 from esper.configs.load import from_hydra
+from esper.configs.paths import absolute_paths
 from esper.configs.text import quote_text
 from esper.configs.trust import guard_hydra
 from esper.errors import ConfigError, EsperError
@@ -81,7 +82,11 @@ def app(cfg: DictConfig) -> float | None:
         from esper.launch.run import run
 
         run_dir = Path(settings.runtime.output_dir)
-        outcome = run(from_hydra(cfg), run_dir, sibling=_sibling(run_dir, settings.overrides.task, _recompose))
+        outcome = run(
+            from_hydra(cfg, folder=settings.runtime.cwd),
+            run_dir,
+            sibling=_sibling(run_dir, settings.overrides.task, _recompose),
+        )
     except Exception as error:
         shown = error if isinstance(error, EsperError) else EsperError(error_line(error))
         if _shows_traceback or shown is not error or (cfg.debug_mode and shown.exit_code != 2):
@@ -119,6 +124,7 @@ def fit(*overrides: str, config: TolariaConfig | None = None, run_dir: Path | st
         return _run_anywhere(config, folder, _sibling(folder, overrides, compose))
     if overrides:
         raise ConfigError(f"fit: got overrides ({' '.join(overrides)}) and a config; give one of them")
+    config = absolute_paths(config)
     check(config)
     return _run_anywhere(config, Path(run_dir or Path("outputs") / config.experiment_name / run_name(config, ())), None)
 
@@ -126,7 +132,9 @@ def fit(*overrides: str, config: TolariaConfig | None = None, run_dir: Path | st
 def _recompose(overrides: Sequence[str]) -> DictConfig:
     """`compose` inside the command, where Hydra also knows `--config-dir`."""
     cfg: Any = HydraConfig.instance().cfg
-    return GlobalHydra.instance().config_loader().load_sweep_config(cfg, list(overrides))
+    composed = GlobalHydra.instance().config_loader().load_sweep_config(cfg, list(overrides))
+    composed.hydra.runtime.cwd = HydraConfig.get().runtime.cwd  # with hydra.job.chdir=true, this is another folder
+    return composed
 
 
 def _sibling(

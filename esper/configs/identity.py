@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from esper.configs.paths import PATHS, as_given
 from esper.configs.tolaria import TolariaConfig
 
 __all__ = [
@@ -97,8 +99,9 @@ def differences(recorded: Mapping[str, Any], config: TolariaConfig) -> dict[str,
         recorded: content of the run's `config.yaml`, perhaps of an older version.
         config: a validated configuration.
     """
-    before = dict(_flat(_settings(dict(recorded))))
-    after = dict(_flat(_settings(dataclasses.asdict(config))))
+    configured = dataclasses.asdict(config)
+    before, after = (dict(_flat(_settings(dict(one)))) for one in (recorded, configured))
+    paths = [{key: value for key, value in _flat(one) if key in PATHS} for one in (recorded, configured)]
     ignored = {"model.init_digest"} if config.model.init_digest is None else set()
     if before.get("comparison.grown_run") is not None:
         ignored.add("morphogenetic.recipe_path")  # relative to the working directory of each command
@@ -107,7 +110,9 @@ def differences(recorded: Mapping[str, Any], config: TolariaConfig) -> dict[str,
     return {
         key: (before.get(key, _LATER.get(key)), after.get(key, _LATER.get(key)))
         for key in dict.fromkeys([*after, *before])
-        if key not in ignored and not _is_same(key, before.get(key, _ABSENT), after.get(key, _ABSENT))
+        if key not in ignored
+        and before.get(key, _ABSENT) != after.get(key, _ABSENT)
+        and not _is_same_path(*(one.get(key) for one in paths))
     }
 
 
@@ -119,10 +124,8 @@ def _flat(group: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield prefix + name, value
 
 
-def _is_same(key: str, before: Any, after: Any) -> bool:
-    if key in _PATHS and isinstance(before, str) and isinstance(after, str):
-        return before == after or Path(before).absolute() == Path(after).absolute()
-    return bool(before == after)
+def _is_same_path(before: Any, after: Any) -> bool:
+    return isinstance(before, str) and isinstance(after, str) and os.path.abspath(before) == os.path.abspath(after)
 
 
 def run_id(run_dir: Path) -> str:
@@ -153,7 +156,7 @@ def run_name(config: TolariaConfig, overrides: Sequence[str]) -> str:
 
 
 def _settings(group: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Drop operational settings, and write numbers that compare equal alike (1 and 1.0)."""
+    """Drop operational settings; write paths as given, and numbers that compare equal alike (1 and 1.0)."""
     kept = {}
     for name, value in group.items():
         if is_operational(prefix + name) or _LATER.get(prefix + name, _ABSENT) == value:
@@ -162,6 +165,8 @@ def _settings(group: dict[str, Any], prefix: str = "") -> dict[str, Any]:
             value = _settings(value, f"{prefix}{name}.")
         elif isinstance(value, list):
             value = [_number(item) for item in value]
+        elif prefix + name in PATHS and isinstance(value, str):
+            value = as_given(value)
         kept[name] = _number(value)
     return kept
 

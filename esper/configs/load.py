@@ -11,6 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from esper.configs.check import check
 from esper.configs.explain import explain
+from esper.configs.paths import absolute_paths
 from esper.configs.recorded import as_written, recorded, remember
 from esper.configs.text import keep_yaml_text
 from esper.configs.tolaria import TolariaConfig
@@ -24,20 +25,11 @@ _MAX_ALIASES = 10
 _MAX_INTERPOLATIONS = 16
 _MAX_DEPTH = 20
 
-_PATHS = (
-    ("model", "init_from"),
-    ("dataset", "data_dir"),
-    ("morphogenetic", "tamiyo_policy_path"),
-    ("morphogenetic", "recipe_path"),
-    ("logging", "log_dir"),
-    ("checkpoint", "checkpoint_dir"),
-    ("checkpoint", "resume_from"),
-    ("storage", "compile_cache_dir"),
-)
-
 
 def load_config(path: str | Path, schema: type[TolariaConfig] = TolariaConfig) -> TolariaConfig:
     """Read a run's `config.yaml`, or any YAML file of settings; settings that it lacks have their defaults.
+
+    Relative paths in it start in the working directory; a run's own are absolute.
 
     Raises:
         ConfigError: the file is missing, too large or not YAML, or `check` refuses it.
@@ -79,8 +71,10 @@ def read_yaml(path: str | Path) -> str:
     return text
 
 
-def from_hydra(cfg: DictConfig) -> TolariaConfig:
+def from_hydra(cfg: DictConfig, *, folder: str | None = None) -> TolariaConfig:
     """Convert and check the configuration that Hydra composed. Interpolations are resolved in memory only.
+
+    Relative paths start in `folder`, by default the one of Hydra's command.
 
     Raises:
         ConfigError: a key is unknown (`+typo=1` passes Hydra), a type is wrong, or `check` refuses it.
@@ -88,7 +82,8 @@ def from_hydra(cfg: DictConfig) -> TolariaConfig:
     settings = OmegaConf.to_container(cfg, resolve=False)
     assert isinstance(settings, dict)
     settings.pop("hydra", None)
-    return _build(settings, TolariaConfig)
+    # With hydra.job.chdir=true, the job works in its run folder.
+    return _build(settings, TolariaConfig, folder or OmegaConf.select(cfg, "hydra.runtime.cwd"))
 
 
 def to_yaml(config: TolariaConfig) -> str:
@@ -96,25 +91,22 @@ def to_yaml(config: TolariaConfig) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(recorded(config)))
 
 
-def _build(settings: dict[Any, Any], schema: type[TolariaConfig]) -> TolariaConfig:
+def _build(settings: dict[Any, Any], schema: type[TolariaConfig], folder: str | None = None) -> TolariaConfig:
     try:
-        return _checked(settings, schema)
+        return _checked(settings, schema, folder)
     except ConfigError as error:
         raise ConfigError(as_written(str(error), settings)) from None
 
 
-def _checked(settings: dict[Any, Any], schema: type[TolariaConfig]) -> TolariaConfig:
+def _checked(settings: dict[Any, Any], schema: type[TolariaConfig], folder: str | None) -> TolariaConfig:
     try:
         merged = OmegaConf.merge(OmegaConf.structured(schema), settings)
         config = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         raise explain(error) from None
     assert isinstance(config, TolariaConfig)
-    remember(OmegaConf.to_container(merged, resolve=False), config)
-    for group, name in _PATHS:
-        value = getattr(getattr(config, group), name)
-        if value is not None and value.startswith("~"):
-            setattr(getattr(config, group), name, str(Path(value).expanduser()))
+    config = absolute_paths(config, folder)
+    remember(OmegaConf.to_container(merged, resolve=False), config, folder)
     check(config)
     return config
 

@@ -7,8 +7,10 @@ import os
 import re
 from collections.abc import Mapping
 from operator import attrgetter
+from pathlib import Path
 from typing import Any
 
+from esper.configs.paths import absolute_url
 from esper.configs.tolaria import TolariaConfig
 from esper.errors import ConfigError
 from esper.redact import credentials, remember_credentials
@@ -30,14 +32,15 @@ _VARIABLE = re.compile(r"\$\{oc\.env:\s*([\w.-]+)")
 _written: dict[tuple[str, str], str] = {}
 
 
-def remember(raw: Any, config: TolariaConfig) -> None:
+def remember(raw: Any, config: TolariaConfig, folder: str | None = None) -> None:
     """Note how settings were written that contain `${oc.env:NAME}`.
 
     The notes are of the process, by setting and value, so that they also hold for copies of the configuration.
 
     Args:
         raw: the settings before interpolations were resolved, as nested dicts.
-        config: the same settings, resolved.
+        config: the same settings, resolved and with absolute paths.
+        folder: where relative paths start, by default the working directory.
     """
     for key in (*ADDRESSES, *_TEXTS):
         group, _, name = key.rpartition(".")
@@ -45,7 +48,8 @@ def remember(raw: Any, config: TolariaConfig) -> None:
         pairs = zip(text, value, strict=True) if isinstance(value, list) and isinstance(text, list) else [(text, value)]
         for one_text, one_value in pairs:
             if isinstance(one_value, str) and "oc.env" in str(one_text):
-                _written[key, one_value] = str(one_text)
+                is_path = key in ADDRESSES and "://" in _INTERPOLATION.sub("", one_text)
+                _written[key, one_value] = absolute_url(one_text, folder or Path.cwd()) if is_path else str(one_text)
         if key in ADDRESSES and value:
             remember_credentials(value)
 

@@ -78,10 +78,11 @@ def sqlite_files(run: PlannedRun) -> dict[str, Path]:
     from sqlalchemy import make_url
     from sqlalchemy.exc import ArgumentError
 
+    from esper.configs.paths import sqlite_url
     from esper.tracking import tracking_uri
 
     config, files = run.config, {}
-    urls = {"urza.db": config.database.url or f"sqlite:///{run.outputs_dir / 'urza.db'}"}
+    urls = {"urza.db": config.database.url or sqlite_url(run.outputs_dir / "urza.db")}
     if config.tracking.name in ("mlflow", "both"):
         urls["mlflow.db"] = tracking_uri(config.tracking, outputs_dir=run.outputs_dir)
     for name, url in urls.items():

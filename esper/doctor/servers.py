@@ -62,7 +62,7 @@ def mlflow(run: PlannedRun) -> Finding:
     if file is None and not scheme.startswith(("postgresql", "mysql", "mssql")):
         return ok(f"{scheme}: not checked")
     if file is not None:
-        return _mlflow_database(f"sqlite:///file:{quote(str(file))}?mode=ro&uri=true", str(file))
+        return _mlflow_database(f"sqlite:///file:{quote(quote(str(file)))}?mode=ro&uri=true", str(file))
     return _mlflow_database(uri, without_credentials(uri))
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from esper.configs import TolariaConfig
 from esper.configs.comparison import ARMS, ArmInfo
+from esper.configs.paths import mark
 from esper.errors import ConfigError
 from esper.tolaria.run_folder import RunFolder, recorded_config
 from esper.tracking.liveness import read_status
@@ -52,7 +53,7 @@ def resolve_arm(config: TolariaConfig, *, run_dir: Path, sibling: Callable[[str]
     comparison = dataclasses.replace(config.comparison, grown_run=folder.name, grown_macs=grown["total_macs"])
     optimization, growth, model = config.optimization, config.morphogenetic, config.model
     if arm.policy == "replay":
-        growth = dataclasses.replace(growth, recipe_path=os.path.relpath(folder / "recipe.json"))
+        growth = dataclasses.replace(growth, recipe_path=mark(os.path.relpath(folder / "recipe.json"), Path.cwd()))
         model = dataclasses.replace(model, init_from=None)  # from scratch
     if began is not None:
         if began["comparison"] != dataclasses.asdict(comparison):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from esper.configs import TolariaConfig
 from esper.configs.identity import outputs_folder
+from esper.configs.paths import sqlite_url
 from esper.tolaria import TolariaTrainer
 from esper.tolaria.dry_run import DryRun
 
@@ -26,7 +27,7 @@ def dry_run(config: TolariaConfig, run_dir: Path) -> DryRun:
         EsperError: bad input, or the steps failed.
     """
     outputs = outputs_folder(run_dir.absolute(), experiment_name=config.experiment_name)
-    library_url = config.database.url or f"sqlite:///{outputs / 'urza.db'}"
+    library_url = config.database.url or sqlite_url(outputs / "urza.db")
     return asyncio.run(_dry_run(_isolated(config, library_url=library_url)))
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from esper.configs import TolariaConfig
+from esper.configs.paths import absolute_paths
 from esper.contracts.decisions import AdaptationDecision
 from esper.contracts.events import EpochEnded, Event
 from esper.errors import CheckpointError
@@ -48,7 +49,7 @@ class TolariaTrainer:
         run_dir: Path | None = None,
         listeners: Sequence[Callable[[Event], None]] = (),
     ) -> None:
-        self.config = config
+        self.config = config = absolute_paths(config)
         self._loop = TrainingLoop(config, run_dir=run_dir, listeners=listeners)
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="esper-trainer")
 

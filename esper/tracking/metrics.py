@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from esper.configs import TrackingConfig
+from esper.configs.paths import PATHS, as_given
 from esper.redact import without_credentials
 from esper.tracking import formatting
 from esper.tracking.history import GrownModule, History
@@ -67,13 +68,15 @@ def points(event: Mapping[str, Any]) -> Iterator[Point]:
 
 
 def parameters(config: Mapping[str, Any], *, prefix: str = "") -> dict[str, str]:
-    """The settings as text (as in YAML) by dotted name, without credentials."""
+    """The settings as text (as in YAML) by dotted name, without credentials; paths as given."""
     flat: dict[str, str] = {}
     for name, value in config.items():
         if isinstance(value, Mapping):
             flat |= parameters(value, prefix=f"{prefix}{name}.")
         else:
             text = value if isinstance(value, str) else json.dumps(value)
+            if prefix + name in PATHS:
+                text = as_given(text)
             flat[prefix + name] = without_credentials(text)[:_MAX_PARAMETER]
     return flat
 

@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 
 from esper.configs import TrackingConfig
 from esper.configs.identity import CHECKPOINT_NAME, checkpoints_folder
+from esper.configs.paths import sqlite_url
 from esper.errors import RunError
 from esper.redact import without_credentials
 from esper.tracking.files import write_atomically
@@ -47,7 +48,7 @@ _SETTINGS = {
 
 def tracking_uri(config: TrackingConfig, *, outputs_dir: Path) -> str:
     """The configured URI, else that of MLFLOW_TRACKING_URI, else `mlflow.db` in the outputs folder."""
-    return config.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{outputs_dir.absolute() / 'mlflow.db'}"
+    return config.uri or os.environ.get("MLFLOW_TRACKING_URI") or sqlite_url(outputs_dir / "mlflow.db")
 
 
 class MlflowRun:
