@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -125,7 +124,7 @@ def _flat(group: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 
 def _is_same_path(before: Any, after: Any) -> bool:
-    return isinstance(before, str) and isinstance(after, str) and os.path.abspath(before) == os.path.abspath(after)
+    return isinstance(before, str) and isinstance(after, str) and Path(before).absolute() == Path(after).absolute()
 
 
 def run_id(run_dir: Path) -> str:

@@ -1,13 +1,12 @@
 """Paths in settings start in the folder of the command: they are made absolute where a configuration is checked.
 
-`./data` in `/lab` becomes `/lab/././data`, as rsync writes it: what follows the first `/./` is the path as given. So a run
-finds its files from anywhere, but its name does not depend on where the checkout lies.
+`./data` in `/lab` becomes `/lab/././data`, as rsync writes it: what follows the first `/./` is the path as given. So a
+run finds its files from anywhere, but its name does not depend on where the checkout lies.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import os
 import re
 from operator import attrgetter
 from pathlib import Path
@@ -45,8 +44,8 @@ def absolute_paths(config: TolariaConfig, folder: str | Path | None = None) -> T
 
 def mark(path: str, folder: str | Path) -> str:
     """An absolute path, from which `as_given` finds what was given."""
-    path = os.path.expanduser(path) if path.startswith("~") else path
-    return path if os.path.isabs(path) else f"{folder}/./{path}"
+    path = str(Path(path).expanduser()) if path.startswith("~") else path
+    return path if path.startswith("/") else f"{folder}/./{path}"
 
 
 def as_given(path: str) -> str:

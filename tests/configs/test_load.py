@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 
 from esper.configs import TolariaConfig
 from esper.configs.load import from_hydra, load_config, to_yaml
+from esper.configs.paths import absolute_paths
 from esper.errors import ConfigError
 
 
@@ -33,14 +34,14 @@ def test_a_written_configuration_is_read_back_equal(path: Path):
     config.model.widths = [4, 8]
     config.model.depths = [1, 2]
     path.write_text(to_yaml(config))
-    assert load_config(path, TolariaConfig) == config
+    assert load_config(path, TolariaConfig) == absolute_paths(config)
 
 
 def test_settings_missing_from_a_file_have_their_defaults(path: Path):
     path.write_text("optimization: {max_epochs: 7}\n")
     config = load_config(path, TolariaConfig)
     assert config.optimization.max_epochs == 7
-    assert config.dataset == TolariaConfig().dataset
+    assert config.dataset == absolute_paths(TolariaConfig()).dataset
 
 
 def test_an_unknown_key_gets_the_nearest_name(path: Path):
@@ -61,7 +62,7 @@ def test_values_are_checked(path: Path):
 
 def test_an_empty_file_is_all_defaults(path: Path):
     path.touch()
-    assert load_config(path, TolariaConfig) == TolariaConfig()
+    assert load_config(path, TolariaConfig) == absolute_paths(TolariaConfig())
 
 
 @pytest.mark.parametrize("text", ["- a\n- b\n", "just words"])
@@ -124,7 +125,7 @@ def test_a_key_added_with_plus_is_refused():
 
 def test_the_hydra_node_is_dropped():
     cfg = OmegaConf.create({"rng_seed": 3, "hydra": {"job": {"id": "???"}, "x": "${nowhere}"}})
-    assert from_hydra(cfg) == TolariaConfig(rng_seed=3)
+    assert from_hydra(cfg) == absolute_paths(TolariaConfig(rng_seed=3))
 
 
 def test_an_environment_variable_that_is_not_set_is_named(monkeypatch: pytest.MonkeyPatch):
