@@ -7,7 +7,6 @@ import contextlib
 import shlex
 import shutil
 import tempfile
-import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -25,7 +24,7 @@ from esper.configs.load import from_hydra
 from esper.configs.rank_env import rank_env
 from esper.configs.text import quote_text
 from esper.errors import ConfigError, EsperError
-from esper.launch.exits import error_line, exit_with
+from esper.launch.exits import error_line, exit_with, print_traceback
 from esper.sweep.compose import compose_member, compose_run
 from esper.sweep.dry_run import dry_run_sweep
 from esper.sweep.launchers import QUEUES, queue_of
@@ -46,7 +45,7 @@ def _exit_on_error() -> Iterator[None]:
     except BAD_INPUT as error:
         exit_with(explain(error))
     except Exception as error:
-        traceback.print_exc()
+        print_traceback()
         exit_with(EsperError(error_line(error)))
 
 

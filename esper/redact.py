@@ -43,11 +43,11 @@ def without_credentials(text: str) -> str:
 
 
 def credentials(text: str, *, users: bool = True) -> list[str]:
-    """Passwords and tokens in the addresses of a text; with `users`, also a user without password of no database."""
+    """Passwords and tokens in the addresses of a text; with `users`, also users of HTTP without a password."""
     return [
         secret
         for scheme, rest in _ADDRESS.findall(text)
-        for secret in _credentials(rest, users=users and "sql" not in scheme)
+        for secret in _credentials(rest, users=users and scheme.startswith("http"))
         if secret
     ]
 

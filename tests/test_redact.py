@@ -31,7 +31,10 @@ def test_credentials_of_addresses_go_and_the_rest_stays(text: str, expected: str
 
 
 def test_a_user_is_a_credential_where_it_may_be_a_token() -> None:
-    assert credentials("https://TOKEN@h and postgresql://lab@h/db and redis://u:pw@h") == ["TOKEN", "pw"]
+    assert credentials("https://TOKEN@h and postgresql://lab@h/db and redis://lab@h and redis://u:pw@h") == [
+        "TOKEN",
+        "pw",
+    ]
     assert credentials("ssh://git@h", users=False) == []
 
 

@@ -85,7 +85,7 @@ def check_credentials(config: TolariaConfig) -> None:
         group, _, name = key.rpartition(".")
         value = (settings[group] if group else settings)[name]
         for text in value if isinstance(value, list) else [value or ""]:
-            address = text if key in _TEXTS or "://" in text else f"x://{text}"
+            address = text if key in _TEXTS or "://" in text else f"http://{text}"
             found = credentials(_marked(address), users=key in ADDRESSES)
             if any(_MARK not in secret for secret in found):
                 remedy = f", or set {ADDRESSES[key]}" if key in ADDRESSES else ""

@@ -29,6 +29,7 @@ class RedisConfig:
     )
     ca_file: str | None = setting(None, "CA certificates to verify the server with; null: those of the system")
     allow_unauthenticated: bool = setting(False, "use a server on another machine even if it needs no password")
+    allow_unencrypted: bool = setting(False, "send the password to a server on another machine without TLS")
     timeout_s: float = setting(2.0, "maximum seconds to wait for the server", above=0)
     stream_limit: int = setting(10_000, "messages that a topic keeps, besides those not yet acknowledged", low=100)
 

@@ -53,8 +53,8 @@ def address(config: RedisConfig) -> str:
     """The server's URL without user name and password.
 
     Raises:
-        ConfigError: the URL is invalid or names an unauthenticated server on another machine, or `ca_file` cannot be
-            used.
+        ConfigError: the URL is invalid, names a server on another machine without a password or without TLS, or
+            `ca_file` cannot be used.
     """
     parts = parse_redis_url(_url(config))
     url = parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
@@ -65,6 +65,11 @@ def address(config: RedisConfig) -> str:
         raise ConfigError(
             f"redis.url={url}: a server on another machine needs a password; set ESPER_REDIS_PASSWORD, or "
             "redis.allow_unauthenticated=true"
+        )
+    if has_password and parts.scheme == "redis" and not config.allow_unencrypted and not _is_local(parts.hostname):
+        raise ConfigError(
+            f"redis.url={url}: the password would cross the network unencrypted; use rediss:// (TLS), or "
+            "redis.allow_unencrypted=true"
         )
     if config.ca_file and parts.scheme != "rediss":
         raise ConfigError(f"redis.ca_file={config.ca_file}: {url} does not use TLS; use rediss://")

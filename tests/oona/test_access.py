@@ -169,9 +169,25 @@ def test_a_local_server_needs_no_password(url: str) -> None:
     RedisBus(RedisConfig(url=url)).close()
 
 
-def test_a_password_from_the_environment_allows_a_remote_server(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_password_from_the_environment_allows_a_remote_server_with_tls(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ESPER_REDIS_PASSWORD", CANARY)
-    RedisBus(RedisConfig(url=ELSEWHERE)).close()
+    RedisBus(RedisConfig(url=ELSEWHERE.replace("redis://", "rediss://"))).close()
+
+
+@pytest.mark.parametrize(
+    "url", [ELSEWHERE, f"redis://u:{CANARY}@redis.example", "redis://10.0.0.7:1", "redis://0.0.0.0"]
+)
+def test_a_password_without_tls_goes_to_this_machine_only_unless_allowed(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ESPER_REDIS_PASSWORD", CANARY)
+    for refuse in (address, RedisBus):
+        with pytest.raises(ConfigError, match=r"unencrypted; use rediss://.*redis\.allow_unencrypted") as error:
+            refuse(RedisConfig(url=url))
+        assert CANARY not in str(error.value)
+    RedisBus(RedisConfig(url=url, allow_unencrypted=True)).close()
+    for local in ("redis://localhost", "redis://[::1]:1", "unix:///run/redis.sock"):
+        RedisBus(RedisConfig(url=local)).close()
 
 
 # --- URLs -------------------------------------------------------------------------------------------------------------
