@@ -111,7 +111,7 @@ class TrainingLoop:
             is_reopened=back_to is not None,
         )
         try:
-            resumed_from, notices = resume(run, back_to=back_to), list[str]()
+            resumed_from, notices = resume(run, back_to=back_to), list[tuple[str, str]]()
             if resumed_from is None:
                 run.growth.begin()
                 notices = start_from_network(run)
@@ -361,14 +361,16 @@ class TrainingLoop:
 
     # --- what the user sees ---------------------------------------------------------------------------------------
 
-    def _announce(self, run: Run, notices: Sequence[str], *, is_resumed: bool) -> None:
+    def _announce(self, run: Run, notices: Sequence[tuple[str, str]], *, is_resumed: bool) -> None:
         def inform(message: str) -> None:
             run.emit(Notice, level="INFO", message=message)
 
         for message in run.parts.splits.notices:
             run.warn(message)
-        for message in [*run.data_notices, *notices]:
+        for message in run.data_notices:
             inform(message)
+        for level, message in notices:
+            run.emit(Notice, level=level, message=message)
         if run.config.morphogenetic.policy == "replay" and run.model.recipe and not is_resumed:
             inform(f"modules built from the recipe: {len(run.model.recipe)}")
         if run.parts.device.type == "cuda" and (obstacle := capture_obstacle(self.config)):

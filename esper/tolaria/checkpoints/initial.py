@@ -22,6 +22,7 @@ from esper.contracts.recipe import Graft
 from esper.errors import CheckpointError, ConfigError, RunError, SurgeryError, one_line
 from esper.tolaria.checkpoints import files
 from esper.tolaria.checkpoints.contents import averaged
+from esper.tolaria.checkpoints.origin import Origin, home_of, read_origin, split_settings
 from esper.tolaria.run import Run
 from esper.tolaria.run_folder import recorded_config
 
@@ -40,14 +41,14 @@ class EarlierNetwork:
         weights: tensors by their names in a `MorphableModel`; the EMA, if the run kept one.
         recipe: what grew in it.
         digest: of weights and recipe.
-        settings: config.yaml of the run; {} if unknown.
+        origin: what the run was trained on; None if unknown.
     """
 
     path: Path
     weights: Mapping[str, Tensor]
     recipe: Sequence[Graft]
     digest: str
-    settings: Mapping[str, Any]
+    origin: Origin | None = None
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -63,12 +64,12 @@ def read_network(path: Path) -> EarlierNetwork:
     """
     try:
         if (path / "manifest.json").is_file():
-            return _of_checkpoint(path, recorded_config(path.absolute().parent.parent) or {})
+            return _of_checkpoint(path, home_of(path))
         if path.is_dir() and (settings := recorded_config(path)):
             newest = files.find_checkpoints(_checkpoints(path, settings))
             if not newest:
                 raise CheckpointError("the run has no checkpoint yet; let it reach the end of an epoch")
-            return _of_checkpoint(newest[0], settings)
+            return _of_checkpoint(newest[0], path)
         if (path / "model.safetensors").is_file() or path.suffix == ".safetensors":
             return _of_export(path if path.is_file() else path / "model.safetensors")
         if path.name in ("best", "trunk") and (newest := files.find_checkpoints(path.parent, prefix=path.name)):
@@ -85,8 +86,8 @@ def _checkpoints(run_dir: Path, settings: Mapping[str, Any]) -> Path:
     return checkpoints_folder(run_dir.absolute(), checkpoint_dir=folder)
 
 
-def _of_checkpoint(path: Path, settings: Mapping[str, Any]) -> EarlierNetwork:
-    saved = files.load(path)
+def _of_checkpoint(path: Path, run_dir: Path) -> EarlierNetwork:
+    saved, settings = files.load(path), recorded_config(run_dir) or {}
     live = [site for site, slot in saved.state["growth"]["slots"].items() if slot["state"] in LIVE]
     if live:
         raise CheckpointError(
@@ -97,7 +98,13 @@ def _of_checkpoint(path: Path, settings: Mapping[str, Any]) -> EarlierNetwork:
         raise CheckpointError("the run kept an average of its weights (ema_decay); give the run's folder instead")
     weights = {name: tensor for name, tensor in saved.model.items() if _is_weight(name)} | averaged(saved, decay)
     digest = _digest(weights, saved.recipe)
-    return EarlierNetwork(path=path, weights=weights, recipe=saved.recipe, digest=digest, settings=settings)
+    return EarlierNetwork(
+        path=path,
+        weights=weights,
+        recipe=saved.recipe,
+        digest=digest,
+        origin=read_origin(run_dir),
+    )
 
 
 def _is_weight(name: str) -> bool:
@@ -119,7 +126,7 @@ def _of_export(file: Path) -> EarlierNetwork:
         raise CheckpointError(
             f"the module at {not_folded[0]['site']} could not be folded into the host; give the run's folder instead"
         )
-    return EarlierNetwork(path=file, weights=weights, recipe=(), digest=_digest(weights, ()), settings={})
+    return EarlierNetwork(path=file, weights=weights, recipe=(), digest=_digest(weights, ()))
 
 
 def _digest(weights: Mapping[str, Tensor], recipe: Sequence[Graft]) -> str:
@@ -134,7 +141,7 @@ def _digest(weights: Mapping[str, Tensor], recipe: Sequence[Graft]) -> str:
 # --- starting ---------------------------------------------------------------------------------------------------------
 
 
-def start_from_network(run: Run) -> list[str]:
+def start_from_network(run: Run) -> list[tuple[str, str]]:
     """Give a run that has not trained yet the network in `model.init_from`; returns what the user should know.
 
     Raises:
@@ -158,14 +165,28 @@ def start_from_network(run: Run) -> list[str]:
     weights = {name: tensor for name, tensor in network.weights.items() if name not in head}
     run.model.load_state_dict(run.model.state_dict() | weights)
     origin = f"{network.path.name}, digest {network.digest}, grown modules: {len(network.recipe)}"
-    notices = [f"starts from {path} ({origin})"]
+    notices = [("INFO", f"starts from {path} ({origin})")]
     if head:
         names = ", ".join(name.removeprefix("host.") for name in head)
-        notices.append(f"another number of classes: {names} start from initial weights")
-    theirs, seed = network.settings, network.settings.get("rng_seed")
-    if theirs.get("dataset", {}).get("name") == run.config.dataset.name and seed != run.config.rng_seed:
-        notices.append(f"images held out here may have been among its training images, as its rng_seed is {seed}")
+        notices.append(("INFO", f"another number of classes: {names} start from initial weights"))
+    if leak := _leak(run, network.origin):
+        notices.append(("WARNING", f"{where}: {leak}; validation may be too good, and the judge misled"))
     return notices
+
+
+def _leak(run: Run, origin: Origin | None) -> str:
+    """What is known of images that are held out here and were trained on there; "" if there are none."""
+    splits, name, settings = run.parts.splits, run.config.dataset.name, split_settings(run)
+    if origin is None:
+        return "which images it was trained on is not known, perhaps some that are held out here"
+    if changed := origin.changed_data(splits, dataset=name):
+        return f"its data was other ({changed}), with images perhaps that are held out here" * (origin.dataset == name)
+    if leaked := origin.num_leaked(splits):
+        return (
+            f"was trained on {leaked} of the {len(splits.held_out)} images that are held out here "
+            f"({origin.changed_split(settings)}; the same split: {origin.same_split(settings)})"
+        )
+    return ""
 
 
 def _require_growable(run: Run, network: EarlierNetwork, where: str) -> None:

@@ -13,6 +13,7 @@ from esper.errors import CheckpointError, RunError
 from esper.tolaria.checkpoints import files
 from esper.tolaria.checkpoints.contents import restore
 from esper.tolaria.checkpoints.files import Snapshot
+from esper.tolaria.checkpoints.origin import place
 from esper.tolaria.run import Run
 from esper.tracking import read
 
@@ -31,6 +32,7 @@ def resume(run: Run, *, back_to: Path | None = None) -> str | None:
 
     Raises:
         CheckpointError: `resume_from` cannot be used.
+        ConfigError: `resume_from` does not suit the settings or the data.
         RunError: the checkpoints are another run's.
     """
     start, warnings = run.ranks.on_rank0(lambda: _find_start(run, back_to))
@@ -53,6 +55,7 @@ def _find_start(run: Run, back_to: Path | None) -> tuple[tuple[Path, Snapshot] |
     """The checkpoint to start from, and a warning for each lost one; rewinds the run's folder and journal."""
     config = run.config.checkpoint
     lost: list[str] = []
+    notices: list[str] = []
     own: tuple[Path, Snapshot] | None = None
     files.recover(run.checkpoint_dir)
     if path := back_to or rewind_target(config, run.checkpoint_dir):
@@ -74,13 +77,15 @@ def _find_start(run: Run, back_to: Path | None) -> tuple[tuple[Path, Snapshot] |
                 "say where to start; leave one of them out"
             )
         path = Path(config.resume_from).expanduser()
-        start = path, files.load(path)
+        placed, notices = place(run, path, files.load(path))
+        start = path, placed
     after_step = own[1].step if own else -1
     undone = back_to.with_name(back_to.name.replace("before", "step")) if back_to else None
     files.move_to_abandoned(run.checkpoint_dir, after_step=after_step, undone=undone)
     run.journal.rewind(own[1].journal_offset if own else 0)
     went_on = f"resumed from {own[0].name}" if own else "no checkpoint of this run loads: started over"
-    return start, [f"{message}; {went_on}{f', from {start[0]}' if start and not own else ''}" for message in lost]
+    from_other = f", from {start[0]}" if start and not own else ""
+    return start, [*(f"{message}; {went_on}{from_other}" for message in lost), *notices]
 
 
 def _gone(run: Run) -> list[str]:
