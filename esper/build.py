@@ -109,7 +109,9 @@ def parts(
         channels_last=model.memory_format is torch.channels_last,
         device=device,
     )
-    pool = DecodePool(config.dataset.num_workers)  # processes start with the first batch
+    pool = DecodePool(
+        config.dataset.num_workers, timeout_s=config.dataset.timeout_s
+    )  # processes start with the first batch
     loader: Loader
     if isinstance(splits.train, ImageSet):
         loader = TrainLoader(splits.train, config.dataset, rng_seed=config.rng_seed, prepare=prepare, rows=rows)

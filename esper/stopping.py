@@ -7,17 +7,20 @@ their next `check`. From `on_stop` on, the training is asked to save and to stop
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
 
-__all__ = ["Stopped", "check", "handled", "is_handled", "name_of", "on_stop", "requested"]
+__all__ = ["Stopped", "check", "handled", "is_handled", "name_of", "on_stop", "received", "requested"]
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 _LEFT_IF_IGNORED = (signal.SIGHUP, signal.SIGUSR1)  # nohup ignores SIGHUP
 
 _is_handled = False
+_pipe: tuple[int, int] | None = None  # to which the interpreter writes the numbers of signals as they arrive
+_received: int | None = None
 _requested: int | None = None
 _listeners: list[Callable[[int], None]] = []
 
@@ -37,7 +40,7 @@ class Stopped(SystemExit):
 @contextlib.contextmanager
 def handled() -> Iterator[None]:
     """Context manager: handle the signals that stop a run; changes nothing inside another one, or in other threads."""
-    global _is_handled, _requested
+    global _is_handled, _pipe, _received, _requested
     if _is_handled or threading.current_thread() is not threading.main_thread():  # others cannot handle signals
         yield
         return
@@ -45,15 +48,19 @@ def handled() -> Iterator[None]:
     for number, handler in tuple(before.items()):
         if handler is None or (handler is signal.SIG_IGN and number in _LEFT_IF_IGNORED):  # None: not of Python
             del before[number]
-    _is_handled, _requested = True, None
+    _is_handled, _received, _requested = True, None, None
+    _pipe = _pipe or os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    fd_before = signal.set_wakeup_fd(_pipe[1], warn_on_full_buffer=False)
     for number in before:
         signal.signal(number, _on_signal)
     try:
         yield
     finally:
+        signal.set_wakeup_fd(fd_before)
+        received()  # empties the pipe
         for number, handler in before.items():
             signal.signal(number, handler)
-        _is_handled, _requested = False, None
+        _is_handled, _received, _requested = False, None, None
 
 
 def is_handled() -> bool:
@@ -64,6 +71,17 @@ def is_handled() -> bool:
 def requested() -> int | None:
     """The first signal since `handled` began, if any."""
     return _requested
+
+
+def received() -> int | None:
+    """As `requested`, but also while the main thread waits in a library, where Python calls no handlers."""
+    global _received
+    if not _is_handled or _pipe is None:
+        return None
+    with contextlib.suppress(BlockingIOError):
+        numbers = [number for number in os.read(_pipe[0], 4096) if number in _SIGNALS]
+        _received = _received or next(iter(numbers), None)
+    return _requested or _received
 
 
 def check() -> None:

@@ -1,7 +1,8 @@
-"""Signals that stop a run: before, during and after training."""
+"""How a run ends: by signals before and during training, and because something hangs."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -11,9 +12,12 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from esper import stopping
+from tests.data.photos import write_photos
+from tests.tolaria.processes import LONG, await_checkpoint, start_step
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMAND = "import sys; sys.argv[0] = 'esper-train'; from esper.train import main; main()"
@@ -99,3 +103,79 @@ def test_the_first_signal_ends_work_before_training_and_is_told_to_threads():
         with pytest.raises(stopping.Stopped):
             stopping.check()
     stopping.check()
+
+
+def status(folder: Path) -> tuple[str, str]:
+    (path,) = folder.glob("**/status.json")
+    content = json.loads(path.read_text())
+    return content["status"], content["reason"]
+
+
+def train_with_a_stopped_decoder(
+    tmp_path: Path, start: Callable[..., subprocess.Popen[str]], *overrides: str
+) -> tuple[subprocess.Popen[str], psutil.Process]:
+    """A run that streams images, and whose only decoder is stopped once it trains."""
+    photos = write_photos(tmp_path / "photos")
+    process = start(
+        *("experiment=debug", "dataset=imagefolder", f"dataset.data_dir={photos}", "dataset.storage=stream"),
+        *("dataset.image_size=32", "dataset.batch_size=4", "dataset.num_workers=1", "dataset.val_split=0.4"),
+        *("dataset.num_examples=null", "optimization.max_epochs=1000", "debug_mode=false", "morphogenetic=off"),
+        *overrides,
+    )
+    wait_until(lambda: any('"epoch"' in path.read_text() for path in tmp_path.glob("outputs/*/*/journal.jsonl")))
+    workers = [child for child in psutil.Process(process.pid).children() if "spawn_main" in " ".join(child.cmdline())]
+    (decoder,) = workers
+    decoder.suspend()
+    return process, decoder
+
+
+def first_line(err: str) -> str:
+    """What Esper printed; Python's resource tracker adds that it cleaned up."""
+    line, _, rest = err.partition("\n")
+    assert "error:" not in rest
+    return line
+
+
+@pytest.mark.long
+def test_a_decoder_that_hangs_ends_the_run_with_stacks_in_the_log(
+    tmp_path: Path, start: Callable[..., subprocess.Popen[str]]
+):
+    process, decoder = train_with_a_stopped_decoder(tmp_path, start, "dataset.timeout_s=1")
+    _, err = process.communicate(timeout=80)  # beyond the time that the decoder took to start
+    assert process.returncode == 1
+    line = first_line(err)
+    assert re.match(r"error: decoding \S+.JPEG and up to 31 other files takes longer than \d+ s; see dataset", line)
+    log = Path(line.rpartition(": ")[2]).read_text()
+    assert "esper-trainer" in log or "pool.py" in log
+    assert status(tmp_path)[0] == "failed"
+    wait_until(lambda: not psutil.pid_exists(decoder.pid) or decoder.status() == psutil.STATUS_ZOMBIE, within_s=5)
+
+
+@pytest.mark.long
+def test_a_signal_ends_a_run_that_hangs_within_ten_seconds(tmp_path: Path, start: Callable[..., subprocess.Popen[str]]):
+    process, _ = train_with_a_stopped_decoder(tmp_path, start)
+    time.sleep(1)  # what was decoded ahead is used up
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=11)
+    assert process.returncode == 143
+    line = first_line(err)
+    assert line.startswith("error: SIGTERM, but no progress for 7 s, so the run ended without saving; stacks of all")
+    assert status(tmp_path) == ("interrupted", line.removeprefix("error: ").partition("; stacks")[0])
+
+
+@pytest.mark.long
+def test_a_rank_that_hangs_ends_the_others_after_the_timeout(tmp_path: Path):
+    run_dir = tmp_path / "run"
+    processes = start_step(*[(*LONG, f"hydra.run.dir={run_dir}", "ranks.timeout_s=3")] * 2)
+    try:
+        await_checkpoint(run_dir)
+        processes[1].send_signal(signal.SIGSTOP)
+        _, err = processes[0].communicate(timeout=15)
+        assert processes[0].returncode == 1
+        assert err.count("\n") == 1, err
+        assert "ranks.timeout_s=3: another rank of this run has not answered for 3 s; start the same command" in err
+        assert status(tmp_path)[0] == "failed"
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()

@@ -11,6 +11,7 @@ from esper.configs.logging import LoggingConfig
 from esper.configs.model import ModelConfig
 from esper.configs.morphogenetic import MorphogeneticConfig
 from esper.configs.optimization import OptimizationConfig
+from esper.configs.ranks import RanksConfig
 from esper.configs.redis import RedisConfig
 from esper.configs.storage import StorageConfig
 from esper.configs.tolaria import TolariaConfig, derive_seed, torch_seed
@@ -25,6 +26,7 @@ __all__ = [
     "ModelConfig",
     "MorphogeneticConfig",
     "OptimizationConfig",
+    "RanksConfig",
     "RedisConfig",
     "StorageConfig",
     "TolariaConfig",

@@ -54,6 +54,11 @@ class DatasetConfig:
     num_workers: int = setting(
         4, "stream: worker processes that decode image files (0: the main process decodes); memory: threads", low=0
     )
+    timeout_s: float = setting(
+        60.0,
+        "seconds, beyond the longest wait so far, after which a run ends that waits for images to be decoded",
+        above=0,
+    )
     image_size: int | None = setting(
         None,
         "image folders: side to which images are resized and cropped (null: images have one size and keep it); "

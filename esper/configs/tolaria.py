@@ -13,6 +13,7 @@ from esper.configs.logging import LoggingConfig
 from esper.configs.model import ModelConfig
 from esper.configs.morphogenetic import MorphogeneticConfig
 from esper.configs.optimization import OptimizationConfig
+from esper.configs.ranks import RanksConfig
 from esper.configs.redis import RedisConfig
 from esper.configs.schema import setting
 from esper.configs.storage import StorageConfig
@@ -48,6 +49,7 @@ class TolariaConfig:
     storage: StorageConfig = field(default_factory=StorageConfig)
     comparison: ComparisonConfig = field(default_factory=ComparisonConfig)
     redis: RedisConfig = field(default_factory=RedisConfig)
+    ranks: RanksConfig = field(default_factory=RanksConfig)
 
     experiment_name: str = setting("morphogenetic_training", "name of the experiment, and of its folder in outputs/")
     description: str = setting("", "free text, recorded with the run")

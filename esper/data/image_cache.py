@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from esper import hanging, stopping
 from esper.data.decode import decode_whole, unreadable
 from esper.errors import DataError
 
@@ -39,6 +40,7 @@ def load_images(
     num_threads: int,
     cache_dir: Path | None,
     contents: str,
+    timeout_s: float,
 ) -> tuple[Tensor, dict[str, str]]:
     """Decode image files, or read them from the cache.
 
@@ -49,6 +51,7 @@ def load_images(
         num_threads: threads that decode large files.
         cache_dir: folder of the cache; None: no cache.
         contents: digests of the files' contents; others invalidate the cache.
+        timeout_s: how long a file may take before the process is ended.
 
     Returns:
         The images, uint8 (N, 3, H, W), and path and damage of the JPEGs that are damaged inside.
@@ -57,11 +60,11 @@ def load_images(
         DataError: a file is not a readable image, or sizes differ.
     """
     if cache_dir is None:
-        return _decode([file.path for file in files], image_size, num_threads)
+        return _decode([file.path for file in files], image_size, num_threads, timeout_s)
     cached = cache_dir / f"{_digest(folder, files, image_size, contents)}.safetensors"
     found = _read(cached)
     if found is None:
-        found = _decode([file.path for file in files], image_size, num_threads)
+        found = _decode([file.path for file in files], image_size, num_threads, timeout_s)
         _write(cached, *found)
     return found
 
@@ -79,14 +82,23 @@ def _digest(folder: Path, files: Sequence[os.DirEntry[str]], image_size: int | N
     return hashlib.sha256(content.encode()).hexdigest()[:24]
 
 
-def _decode(paths: Sequence[str], image_size: int | None, num_threads: int) -> tuple[Tensor, dict[str, str]]:
+def _decode(
+    paths: Sequence[str], image_size: int | None, num_threads: int, timeout_s: float
+) -> tuple[Tensor, dict[str, str]]:
     damaged: dict[str, str] = {}
-    first = decode_whole(paths[0], image_size, damaged)
+
+    def decode(path: str) -> Tensor:
+        stopping.check()
+        hanging.beat()
+        with hanging.waiting(f"decoding {path}", timeout_s=timeout_s, setting="dataset.timeout_s"):
+            return decode_whole(path, image_size, damaged)
+
+    first = decode(paths[0])
     images = torch.empty((len(paths), *first.shape), dtype=torch.uint8)
 
     def fill(chunk: range) -> None:
         for index in chunk:
-            image = decode_whole(paths[index], image_size, damaged)
+            image = decode(paths[index])
             if image.shape != first.shape:
                 raise DataError(
                     f"{paths[index]}: {image.shape[2]}x{image.shape[1]} pixels, but {Path(paths[0]).name} has "

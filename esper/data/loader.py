@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from esper import hanging
 from esper.configs import DatasetConfig, derive_seed
 from esper.data.augment import augment
 from esper.data.images import ImageSet
@@ -85,6 +86,7 @@ class Preprocess:
     def batches(self, split: ImageSet, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches of a whole split in order, without augmentation; the last may be smaller."""
         for start in range(0, len(split), batch_size):
+            hanging.beat()
             yield self(split.images[start : start + batch_size]), split.labels[start : start + batch_size]
 
 
@@ -146,6 +148,7 @@ class TrainLoader:
     def first_batches(self, epoch: int, num: int) -> Iterator[Tensor]:
         """Images of an epoch's first batches, over all ranks."""
         for index in range(num):
+            hanging.beat()
             self.seek(epoch, index)
             yield self._gather(self._all_rows, epoch, index)[0]
 

@@ -11,13 +11,14 @@ from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 
 import torch
 import torch.multiprocessing  # makes `multiprocessing` pass tensors through shared memory
 from torch import Tensor
 
+from esper import hanging
 from esper.data.decode import Chunk, Resize, decode_chunk
 from esper.data.images import FileSet
 from esper.errors import DataError
@@ -28,6 +29,10 @@ _CHUNK = 32
 """Images that one worker decodes at a time: several workers share a batch, so that the first batch is ready soon."""
 
 
+_START_S = 60.0
+"""How long workers may take to start, on a busy machine: they import torch."""
+
+
 @dataclass(frozen=True, slots=True)
 class PendingBatch:
     """A batch that is being decoded.
@@ -35,13 +40,15 @@ class PendingBatch:
     Attributes:
         index: each image's index in its split, int64 (B,).
         labels: int64 (B,).
-        chunks: the decoded images, a few at a time.
+        chunks: the decoded images, a few at a time, and the first of their files.
+        timeout_s: how long to wait for each.
         damaged: the pool's.
     """
 
     index: Tensor
     labels: Tensor
-    chunks: Sequence[Future[Chunk]]
+    chunks: Sequence[tuple[str, Future[Chunk]]]
+    timeout_s: float
     damaged: dict[str, str]
 
     def __len__(self) -> int:
@@ -70,8 +77,8 @@ class PendingBatch:
         Raises:
             DataError: as in `copy_to`.
         """
-        for future in self.chunks:
-            with _worker_errors():
+        for path, future in self.chunks:
+            with _worker_errors(), _decoding(path, timeout_s=self.timeout_s):
                 chunk = future.result()
             self.damaged.update(chunk.damaged)
             yield chunk
@@ -89,13 +96,16 @@ class DecodePool:
     Attributes:
         checks: whether to look for damage inside JPEGs in batches that are read from now on.
         damaged: path and damage of each that was found.
+        timeout_s: how long to wait for some images before the process is ended.
     """
 
-    def __init__(self, num_workers: int) -> None:
+    def __init__(self, num_workers: int, *, timeout_s: float = 60.0) -> None:
         self._num_workers = num_workers
+        self._timeout_s = timeout_s
         self._executor: ProcessPoolExecutor | None = None
         self.checks = False
         self.damaged: dict[str, str] = {}
+        self._first: Future[Chunk] | None = None  # that it decodes
 
     def read(self, split: FileSet, batches: Iterable[Tensor], resize: Resize) -> Generator[PendingBatch, None, None]:
         """Decode batches, given by the indices of their images, in order; some are decoded ahead.
@@ -112,7 +122,7 @@ class DecodePool:
                 yield waiting.popleft()
         finally:
             for batch in waiting:
-                for chunk in batch.chunks:
+                for _, chunk in batch.chunks:
                     chunk.cancel()
 
     def check(self, splits: Iterable[FileSet]) -> Generator[None, None, None]:
@@ -141,20 +151,33 @@ class DecodePool:
         return max(2, math.ceil(2 * _CHUNK * self._num_workers / batch_size))
 
     def _submit_batch(self, split: FileSet, index: Tensor, resize: Resize) -> PendingBatch:
-        chunks = [self._submit(split.paths(part), resize) for part in torch.split(index, _CHUNK)]
-        return PendingBatch(index, split.labels[index], chunks, self.damaged)
+        parts = [split.paths(part) for part in torch.split(index, _CHUNK)]
+        chunks = [(paths[0], self._submit(paths, resize)) for paths in parts]
+        has_started = self._num_workers == 0 or (self._first is not None and self._first.done())
+        timeout_s = self._timeout_s if has_started else self._timeout_s + _START_S
+        return PendingBatch(index, split.labels[index], chunks, timeout_s, self.damaged)
 
     def _submit(self, paths: list[str], resize: Resize) -> Future[Chunk]:
         if self._num_workers == 0:
             done: Future[Chunk] = Future()
-            done.set_result(decode_chunk(paths, resize, check=self.checks))
+            with _decoding(paths[0], timeout_s=self._timeout_s):
+                done.set_result(decode_chunk(paths, resize, check=self.checks))
             return done
         if self._executor is None:
             self._executor = ProcessPoolExecutor(
                 self._num_workers, mp_context=multiprocessing.get_context("spawn"), initializer=_initialize_worker
             )
         with _worker_errors(), _ctrl_c_blocked():  # a worker that starts now must not die of Ctrl-C while it imports
-            return self._executor.submit(decode_chunk, paths, resize, check=self.checks)
+            future = self._executor.submit(decode_chunk, paths, resize, check=self.checks)
+        self._first = self._first or future
+        return future
+
+
+def _decoding(path: str, *, timeout_s: float) -> AbstractContextManager[None]:
+    """Context manager: end the process, which cannot interrupt this, if it takes longer."""
+    hanging.beat()
+    what = f"decoding {path} and up to {_CHUNK - 1} other files"
+    return hanging.waiting(what, timeout_s=timeout_s, setting="dataset.timeout_s")
 
 
 @contextmanager

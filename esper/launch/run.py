@@ -14,7 +14,7 @@ from typing import Any
 
 from rich.console import Console
 
-from esper import stopping
+from esper import hanging, stopping
 from esper.configs import TolariaConfig
 from esper.configs.identity import checkpoints_folder, digest, outputs_folder
 from esper.contracts.events import Event, GrowthUndone, Notice
@@ -70,7 +70,7 @@ def run(config: TolariaConfig, run_dir: Path, *, sibling: Callable[[str], Path] 
         EsperError: bad input, or the training failed.
         SystemExit: this rank failed, and another rank has reported the error; or a signal came before training.
     """
-    with stopping.handled():
+    with stopping.handled(), hanging.watched(lambda _status, _why: True):
         ranks = init_ranks()
         return _reporting_failure(ranks, lambda: _run(config, run_dir.absolute(), ranks, sibling=sibling))
 
@@ -154,6 +154,12 @@ async def _train(config: TolariaConfig, run_dir: Path, terminals: list[Terminal]
     service = TolariaService(config, run_dir=run_dir, listeners=[reload, *(terminal.show for terminal in terminals)])
     if stopping.is_handled():
         service.setup_signal_handlers()
+    log = Path(config.logging.log_dir or run_dir) / "train.log" if init_ranks().is_rank0 else None
+    with hanging.watched(functools.partial(_last_words, service, run_dir), log=log):
+        return await _run_service(service, run_dir, terminals)
+
+
+async def _run_service(service: TolariaService, run_dir: Path, terminals: list[Terminal]) -> Outcome:
     is_rank0 = init_ranks().is_rank0
     try:
         try:
@@ -179,6 +185,18 @@ async def _train(config: TolariaConfig, run_dir: Path, terminals: list[Terminal]
     if service.trainer.result is not None:
         return _outcome(0, service.trainer.result, run_dir)
     return _outcome(128 + (service.signal_number or signal.SIGTERM), None, run_dir)
+
+
+def _last_words(service: TolariaService, run_dir: Path, status: str, why: str) -> bool:
+    """Record that this process is ended because it hangs; see `hanging.LastWords`."""
+    ranks = init_ranks()
+    if ranks.is_rank0 and RunFolder(run_dir).status().get("status") == "running":
+        RunFolder(run_dir).set_status(status, reason=why)  # first: the journal's lock may be held by what hangs
+        assert service.trainer is not None
+        service.trainer.end(status, why)
+    elif ranks.is_rank0 and _is_empty(run_dir):
+        shutil.rmtree(run_dir)
+    return ranks.report_failure(why)
 
 
 def _remove_empty(run_dir: Path) -> None:

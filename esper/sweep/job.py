@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from esper import stopping
+from esper import hanging, stopping
 from esper.configs import TolariaConfig
 from esper.configs.identity import checkpoints_folder
 from esper.configs.rank_env import rank_env
@@ -45,7 +45,16 @@ class MemberJob:
         # submitit's handlers, which count the timeouts and requeue.
         requeue: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGUSR1, signal.SIGUSR2)}
         member = Member.read(self.folder)
-        with stopping.handled():
+
+        def last_words(status: str, why: str) -> bool:
+            number = stopping.received()
+            if rank_env().rank == 0 and number is not None:
+                _end_stopped(member, number, requeue.get(number), reason=why)
+            elif rank_env().rank == 0:
+                member.end(status, reason=why)
+            return True
+
+        with stopping.handled(), hanging.watched(last_words):
             try:
                 self._run(member)
                 return
@@ -55,7 +64,7 @@ class MemberJob:
                 number = signal.SIGINT
             if rank_env().rank > 0:
                 return  # a failing rank would make SLURM end the step while rank 0 still works
-            _end_stopped(member, number, requeue.get(number))
+            _end_stopped(member, number, requeue.get(number), reason=stopping.name_of(number))
             raise SystemExit(128 + number)
 
     def _run(self, member: Member) -> None:
@@ -85,7 +94,7 @@ class MemberJob:
         return DelayedSubmission(self)
 
 
-def _end_stopped(member: Member, number: int, requeue: Any) -> None:
+def _end_stopped(member: Member, number: int, requeue: Any, *, reason: str) -> None:
     """Requeue the job that a signal stopped, or record that it ended.
 
     Args:
@@ -102,7 +111,7 @@ def _end_stopped(member: Member, number: int, requeue: Any) -> None:
     elif number == signal.SIGTERM and _is_preempted():
         subprocess.run(["scontrol", "requeue", str(_job_id())], check=True, timeout=60)
     else:
-        member.end("interrupted", reason=stopping.name_of(number))
+        member.end("interrupted", reason=reason)
 
 
 def _begin(member: Member, *, job_name: str | None) -> TolariaConfig:

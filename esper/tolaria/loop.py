@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from esper import stopping
+from esper import hanging, stopping
 from esper.configs import TolariaConfig
 from esper.configs.check import check
 from esper.configs.recorded import recorded
@@ -91,9 +91,6 @@ class TrainingLoop:
 
         Args:
             back_to: the checkpoint to resume from, of before a growth that is undone.
-
-        Raises:
-            Stopped: a signal has come; the run is as it was.
         """
         config = self.config
         check(config)
@@ -148,7 +145,7 @@ class TrainingLoop:
     def train(self) -> list[EpochEnded]:
         """Train to the end, or until `stop_reason` is set; returns the metrics of the epochs trained here."""
         history: list[EpochEnded] = []
-        with self.run.ranks.watchdog(), torch.autograd.set_detect_anomaly(self.config.debug_mode):
+        with self.run.ranks.watchdog(self.config.ranks), torch.autograd.set_detect_anomaly(self.config.debug_mode):
             while way_back := self._train(history):
                 self._go_back(way_back)
                 history = [metrics for metrics in history if metrics.epoch <= self.state.epoch]
@@ -286,6 +283,7 @@ class TrainingLoop:
         run.folder.set_status("finished", result=self.result)
 
     def _interrupt(self) -> None:
+        hanging.beat(expected_s=hanging.SAVE_S)
         if self.config.checkpoint.save_last:
             self._start_saving()
         self._finish_saving()

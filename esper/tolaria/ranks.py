@@ -10,9 +10,7 @@ import atexit
 import contextlib
 import datetime
 import functools
-import os
 import re
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -23,7 +21,9 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
+from esper import hanging
 from esper.build import select_device
+from esper.configs import RanksConfig
 from esper.configs.rank_env import RankEnv, rank_env
 from esper.errors import ConfigError, EsperError, RankError, one_line
 
@@ -38,6 +38,8 @@ _RENDEZVOUS_TIMEOUT = datetime.timedelta(minutes=10)
 _TIMEOUT = datetime.timedelta(minutes=30)  # rank 0 may score, judge and save while the others wait
 _WATCHDOG_INTERVAL_S = 2.0
 _WATCHDOG_GRACE_S = 20.0
+_REPORT_S = 1.0
+_AGAIN = "start the same command again, with any number of ranks: the run resumes from its last checkpoint"
 
 
 @functools.cache
@@ -210,11 +212,17 @@ class Ranks:
         if self._store is None:
             return True
         self._is_broken = True
-        try:
-            first: bytes = self._store.compare_set("esper/failed", "", f"{self.rank}: {line}")
-        except RuntimeError:  # rank 0 held the store, and has died
-            return self.rank == 1
-        return first.decode() == f"{self.rank}: {line}"
+        mine, first = f"{self.rank}: {line}", list[str]()
+        # In a thread: rank 0 holds the store, and may hang.
+        report = threading.Thread(target=self._claim_failure, args=(mine, first), daemon=True)
+        report.start()
+        report.join(_REPORT_S)
+        return first[0] == mine if first else self.rank <= 1
+
+    def _claim_failure(self, mine: str, first: list[str]) -> None:
+        assert self._store is not None
+        with contextlib.suppress(RuntimeError):  # rank 0 has died
+            first.append(self._store.compare_set("esper/failed", "", mine).decode())
 
     def close(self) -> None:
         """Destroy the process group, unless this rank failed: it might wait for the others for ever.
@@ -225,16 +233,19 @@ class Ranks:
             dist.destroy_process_group()
 
     @contextlib.contextmanager
-    def watchdog(self) -> Iterator[None]:
-        """Context manager: notice within seconds that another rank has died, and end this process if it hangs.
+    def watchdog(self, config: RanksConfig) -> Iterator[None]:
+        """Context manager: notice that another rank has died, and end this process if that rank or all of them hang.
 
         A device that waits for another one waits for ever: a replayed CUDA graph has no timeout.
+
+        Args:
+            config: how long a rank may not answer, and all may be without progress, see `hanging.silence_s`.
         """
         if self.size == 1:
             yield
             return
         stopping = threading.Event()
-        watch = threading.Thread(target=self._watch, args=(stopping,), name="esper-ranks", daemon=True)
+        watch = threading.Thread(target=self._watch, args=(stopping, config.timeout_s), name="esper-ranks", daemon=True)
         watch.start()
         try:
             yield
@@ -246,24 +257,32 @@ class Ranks:
         stopping.set()
         watch.join()
 
-    def _watch(self, stopping: threading.Event) -> None:
-        all_stop = torch.zeros(1)
+    def _watch(self, stopping: threading.Event, timeout_s: float) -> None:
+        """Exchange, every two seconds, whether all ranks stop, and for how long none has made progress."""
+        lowest = torch.zeros(2)
+        started = time.monotonic()
         try:
-            while not all_stop.item():
+            while not lowest[0]:
                 stopping.wait(_WATCHDOG_INTERVAL_S)
-                all_stop.fill_(stopping.is_set())
-                dist.all_reduce(all_stop, op=dist.ReduceOp.MIN, group=self._watch_group)
+                started = time.monotonic()
+                lowest.copy_(torch.tensor([float(stopping.is_set()), hanging.silence_s()]))
+                work = dist.all_reduce(lowest, op=dist.ReduceOp.MIN, group=self._watch_group, async_op=True)
+                work.wait(datetime.timedelta(seconds=timeout_s))
+                hanging.limit_silence(float(lowest[1]))
+                if lowest[1] > timeout_s:
+                    hanging.end_process(f"ranks.timeout_s={timeout_s:g}: no rank made progress for {timeout_s:g} s")
         except RuntimeError as error:
+            if time.monotonic() - started >= timeout_s:
+                hanging.end_process(
+                    f"ranks.timeout_s={timeout_s:g}: another rank of this run has not answered for {timeout_s:g} s; "
+                    f"{_AGAIN}"
+                )
             if stopping.is_set():
                 return
             time.sleep(_WATCHDOG_GRACE_S)  # the training gets the error too, and ends in order unless it hangs
             if stopping.is_set():
                 return
-            line = str(_lost(error))
-            if self.report_failure(line):
-                sys.stderr.write(f"error: {line}\n")
-                sys.stderr.flush()
-            os._exit(1)
+            hanging.end_process(str(_lost(error)))
 
     @contextlib.contextmanager
     def _communicating(self) -> Iterator[None]:
@@ -274,10 +293,7 @@ class Ranks:
 
 
 def _lost(error: Exception) -> RankError:
-    return RankError(
-        f"another rank of this run has ended or cannot be reached ({_line(error)}); start the same command again, "
-        "with any number of ranks: the run resumes from its last checkpoint"
-    )
+    return RankError(f"another rank of this run has ended or cannot be reached ({_line(error)}); {_AGAIN}")
 
 
 def _line(error: Exception) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from esper import stopping
+from esper import hanging, stopping
 from esper.configs import TolariaConfig
 from esper.contracts.events import Event
 from esper.errors import EsperError
@@ -135,6 +135,9 @@ class TolariaService:
     async def _train(self, trainer: TolariaTrainer) -> None:
         try:
             await trainer.train()
+            hanging.beat(expected_s=hanging.CLOSE_S)
+        except stopping.Stopped as stopped:
+            trainer.end("interrupted", stopping.name_of(stopped.number))
         except EsperError as error:
             trainer.end("failed", str(error))
             raise

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from esper import hanging
 from esper.data import Loader
 from esper.errors import MemoryLimitError, one_line
 from esper.tolaria.cuda_graph import CapturedFunction
@@ -20,6 +21,9 @@ from esper.tolaria.sums import StepSums
 from esper.urza import Kernel
 
 __all__ = ["TrainStep"]
+
+_SETTLING_STEPS = 5
+"""Steps after a change of the network in which it may be compiled and captured."""
 
 
 class TrainStep:
@@ -80,6 +84,7 @@ class TrainStep:
         self._advance = torch.tensor([0, 1, 1], device=device)
         self._known_position = (0, 0, 0)
         self._has_updated = False  # in this step
+        self._num_since_change = 0
         self._graph = CapturedFunction(device) if is_captured and device.type == "cuda" else None
         self._batch = regions.compiled(loader.batch) if regions else loader.batch
         self._measure = regions.compiled(self._add_measured) if regions else self._add_measured
@@ -96,7 +101,9 @@ class TrainStep:
             self.loader.seek(epoch, index)
             if self._known_position != (epoch, index, step):
                 self._position.copy_(torch.tensor([epoch, index, step]))
-            with self.regions.active() if self.regions else nullcontext():
+            hanging.beat()
+            pauses = nullcontext() if self._num_since_change < _SETTLING_STEPS else hanging.steady()
+            with pauses, self.regions.active() if self.regions else nullcontext():
                 if self._graph is None:
                     self._step()
                 else:
@@ -106,6 +113,7 @@ class TrainStep:
                 raise
             raise MemoryLimitError(one_line(error)) from None
         self._known_position = (epoch, index + 1, step + 1)
+        self._num_since_change += 1
 
     def _step(self) -> None:
         epoch, index, step = self._position.unbind()
@@ -195,6 +203,7 @@ class TrainStep:
 
     def invalidate(self) -> None:
         """Drop the captured graph: the network or the optimizer's parameters have changed."""
+        self._num_since_change = 0
         if self._graph is not None:
             self._graph.invalidate()
 

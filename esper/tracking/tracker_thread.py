@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from esper import stopping
 from esper.errors import RunError
 from esper.redact import redact
 from esper.tracking.journal import read_from
@@ -51,8 +52,10 @@ class TrackerThread:
     def close(self, timeout_s: float = 15.0) -> None:
         """Report the remaining events, the final status and the files; wait for that at most `timeout_s`.
 
+        A process that was told to stop waits half as long.
         Safe to call twice.
         """
+        timeout_s = timeout_s / 2 if stopping.requested() else timeout_s
         self._closing.set()
         self._thread.join(timeout_s)
         if self._thread.is_alive():

@@ -111,6 +111,7 @@ def _image_set(
         num_threads=config.num_workers,
         cache_dir=cache_dir,
         contents=json.dumps(found.entry()),
+        timeout_s=config.timeout_s,
     )
     return ImageSet(images, _labels(classes)), damaged
 
