@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from esper import stopping
 from esper.configs import TolariaConfig
 from esper.configs.check import check
-from esper.configs.compose import BAD_INPUT, compose, conf_folder, register
+from esper.configs.compose import BAD_INPUT, compose, conf_folder, own_hydra, register
 from esper.configs.explain import explain
 from esper.configs.identity import run_name
 from esper.configs.load import from_hydra
@@ -106,7 +106,8 @@ def app(cfg: DictConfig) -> float | None:
 def fit(*overrides: str, config: TolariaConfig | None = None, run_dir: Path | str | None = None) -> Outcome:
     """Train as `esper-train` does, with the same settings and the same run folder: `fit("model=resnet34")`.
 
-    Works in a notebook too, where an event loop is already running.
+    Works in a notebook too, where an event loop is already running, and inside an application of Hydra. Of several
+    calls at once, in threads, one trains at a time. Torch's random states and flags are left as they were.
 
     Args:
         overrides: the arguments of `esper-train`.
@@ -117,10 +118,11 @@ def fit(*overrides: str, config: TolariaConfig | None = None, run_dir: Path | st
         EsperError: bad input, or the training failed.
     """
     if config is None:
-        overrides = tuple(quote_text(overrides))
-        cfg = compose(overrides)
-        config = from_hydra(cfg)
-        folder = Path(run_dir or cfg.hydra.run.dir)
+        with own_hydra():
+            overrides = tuple(quote_text(overrides))
+            cfg = compose(overrides)
+            config = from_hydra(cfg)
+            folder = Path(run_dir or cfg.hydra.run.dir)
         return _run_anywhere(config, folder, _sibling(folder, overrides, compose))
     if overrides:
         raise ConfigError(f"fit: got overrides ({' '.join(overrides)}) and a config; give one of them")
@@ -152,13 +154,15 @@ def _sibling(
 
 def _run_anywhere(config: TolariaConfig, run_dir: Path, sibling: Callable[[str], Path] | None) -> Outcome:
     with stopping.handled():
+        from esper.launch.alone import alone
         from esper.launch.run import run
 
         start = functools.partial(run, config, run_dir, sibling=sibling)
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
-            return start()
-        # asyncio.run fails inside a running loop, as in a notebook; a thread has its own.
-        with ThreadPoolExecutor(max_workers=1) as thread:
-            return thread.submit(start).result()
+        with alone():
+            try:
+                asyncio.get_running_loop()
+            except RuntimeError:
+                return start()
+            # asyncio.run fails inside a running loop, as in a notebook; a thread has its own.
+            with ThreadPoolExecutor(max_workers=1) as thread:
+                return thread.submit(start).result()

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.singleton import Singleton
+from hydra.core.utils import JobRuntime
 from hydra.errors import HydraException
+from hydra.version import VersionBase
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -20,10 +26,27 @@ from esper.configs.text import quote_text
 from esper.configs.tolaria import TolariaConfig
 from esper.configs.trust import guarded_files
 
-__all__ = ["BAD_INPUT", "compose", "conf_folder", "register"]
+__all__ = ["BAD_INPUT", "compose", "conf_folder", "own_hydra", "register"]
 
 BAD_INPUT = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError)
 """Errors of Hydra that a user's mistake causes; `explain` turns them into one line."""
+
+
+_lock = threading.RLock()
+
+
+@contextlib.contextmanager
+def own_hydra() -> Iterator[None]:
+    """Context manager: this thread alone uses Hydra, whose state is global, and what an application set there stays."""
+    kinds = (GlobalHydra, JobRuntime, VersionBase)
+    with _lock:
+        others = {kind: Singleton._instances.pop(kind) for kind in kinds if kind in Singleton._instances}
+        try:
+            yield
+        finally:
+            for kind in kinds:
+                Singleton._instances.pop(kind, None)
+            Singleton._instances.update(others)
 
 
 def compose(overrides: Sequence[str]) -> DictConfig:
@@ -35,6 +58,7 @@ def compose(overrides: Sequence[str]) -> DictConfig:
     register()
     try:
         with (
+            own_hydra(),
             guarded_files(conf_folder()),
             initialize_config_dir(str(conf_folder()), version_base="1.3", job_name="esper"),
         ):

@@ -1,0 +1,76 @@
+"""`fit` in a process that does other things too: a Hydra application, threads, a program with its own random numbers."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.utils import JobRuntime
+from hydra.version import getbase
+
+from esper import fit
+from esper.configs.compose import compose
+from esper.launch.run import Outcome
+
+SHORT = ["experiment=debug", "debug_mode=false", "morphogenetic=off", "optimization.max_epochs=1"]
+
+
+def weights(outcome: Outcome) -> bytes:
+    (checkpoint,) = (outcome.run_dir / "checkpoints").glob("step-*")
+    return (checkpoint / "model.safetensors").read_bytes()
+
+
+def test_composing_leaves_the_hydra_of_an_application_as_it_was(tmp_path: Path):
+    (tmp_path / "app.yaml").write_text("lr: 0.1\n")
+    with initialize_config_dir(str(tmp_path), version_base="1.2", job_name="app"):
+        own = GlobalHydra.instance()
+        assert compose(["experiment=debug"]).experiment_name == "debug"
+        assert GlobalHydra.instance() is own
+        assert (JobRuntime.instance().get("name"), str(getbase())) == ("app", "1.2")
+        assert hydra_compose("app", ["lr=0.2"]).lr == 0.2
+    assert compose(["experiment=debug"]).experiment_name == "debug"
+
+
+def test_threads_compose_at_once():
+    overrides = [["experiment=debug", f"rng_seed={seed}"] for seed in range(6)]
+    with ThreadPoolExecutor(max_workers=6) as threads:
+        assert [cfg.rng_seed for cfg in threads.map(compose, overrides)] == list(range(6))
+
+
+@pytest.mark.long
+def test_runs_in_threads_are_those_that_they_are_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+
+    def run(name: str, seed: int) -> bytes:
+        return weights(fit(*SHORT, f"experiment_name={name}", f"rng_seed={seed}"))
+
+    alone = [run("alone", seed) for seed in (1, 2)]
+    with ThreadPoolExecutor(max_workers=2) as threads:
+        assert list(threads.map(run, ["together"] * 2, (1, 2))) == alone
+    assert "another run trains in this process" in capsys.readouterr().err
+
+
+@pytest.mark.long
+def test_a_run_neither_changes_nor_heeds_the_random_states_and_flags_of_a_program(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    expected = weights(fit(*SHORT))
+    torch.manual_seed(5)
+    first, second = torch.rand(1), torch.rand(1)
+    torch.manual_seed(5)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert weights(fit(*SHORT, "fresh=true")) == expected
+        assert (torch.get_default_dtype(), torch.backends.cudnn.benchmark) == (torch.float64, True)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert [torch.rand(1), torch.rand(1)] == [first, second]
