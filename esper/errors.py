@@ -17,7 +17,7 @@ EsperError                  base class; `exit_code` is that of the process
 
 from __future__ import annotations
 
-from esper.redact import redact
+from esper.redact import printable, redact
 
 __all__ = [
     "BusError",
@@ -100,5 +100,5 @@ class RankError(EsperError):
 
 
 def one_line(error: object, *, max_length: int | None = None) -> str:
-    """An error's message on one line, without credentials; the name of its type where the message is empty."""
-    return redact(" ".join(str(error).split()))[:max_length] or type(error).__name__
+    """An error's message on one line, without credentials and control characters; if empty, the name of its type."""
+    return printable(redact(" ".join(str(error).split())))[:max_length] or type(error).__name__

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from urllib.parse import unquote
 
-__all__ = ["credentials", "redact", "remember_credentials", "without_credentials"]
+__all__ = ["credentials", "printable", "redact", "remember_credentials", "without_credentials"]
 
 _ADDRESS = re.compile(r"([\w+.-]+)://([^\s\"'`<>]+)")
 # The second form: a password with an unescaped slash, as SQLAlchemy reads it; `host:5000/` is a port.
@@ -22,7 +22,15 @@ _VARIABLE = re.compile(r"(?:PASSWORD|PASSWD|PASSPHRASE|SECRET|TOKEN|[_-]KEY)$", 
 _MIN_LENGTH = 4
 """Shorter values are not searched for: they stand in many words."""
 
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+"""Characters that command a terminal (all but tab and new line) or change the direction of what follows."""
+
 _known: set[str] = set()
+
+
+def printable(text: str) -> str:
+    r"""Text that cannot command a terminal: its control characters are written as `\x1b`."""
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def redact(text: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -94,7 +95,7 @@ def app(cfg: DictConfig) -> float | None:
         if settings.mode is RunMode.RUN:
             exit_with(shown)
         given: Any = OmegaConf.to_container(settings.overrides.task, resolve=False)  # values may be secrets
-        line = f"{' '.join(given)}: {error_line(error)}"
+        line = f"{shlex.join(given)}: {error_line(error)}"
         if record_failure(line, exit_code=shown.exit_code):
             return None
         raise

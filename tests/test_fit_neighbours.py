@@ -1,4 +1,4 @@
-"""`fit` in a process that does other things too: a Hydra application, threads, a program with its own random numbers."""
+"""`fit` beside other things in one process: a Hydra application, threads, a program with its own random numbers."""
 
 from __future__ import annotations
 

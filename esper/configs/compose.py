@@ -38,7 +38,7 @@ _lock = threading.RLock()
 @contextlib.contextmanager
 def own_hydra() -> Iterator[None]:
     """Context manager: this thread alone uses Hydra, whose state is global, and what an application set there stays."""
-    kinds = (GlobalHydra, JobRuntime, VersionBase)
+    kinds: tuple[type, ...] = (GlobalHydra, JobRuntime, VersionBase)
     with _lock:
         others = {kind: Singleton._instances.pop(kind) for kind in kinds if kind in Singleton._instances}
         try:

@@ -27,7 +27,8 @@ def alone() -> Iterator[None]:
         dtype, cudnn = torch.get_default_dtype(), torch.backends.cudnn
         flags = cudnn.benchmark, cudnn.deterministic
         on_cpu = torch.get_rng_state()
-        on_gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+        has_cuda = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+        on_gpus = torch.cuda.get_rng_state_all() if has_cuda else None
         torch.set_default_dtype(torch.float32)  # what Esper trains in, whatever the program uses
         try:
             yield

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import shlex
 import shutil
 import signal
 from collections.abc import Callable
@@ -12,11 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from esper import hanging, stopping
 from esper.configs import TolariaConfig
 from esper.configs.identity import checkpoints_folder, digest, outputs_folder
+from esper.console import Console
 from esper.contracts.events import Event, GrowthUndone, Notice
 from esper.data import fingerprint
 from esper.errors import EsperError, RankError, RunError
@@ -236,7 +236,7 @@ def _files(config: TolariaConfig, run_dir: Path) -> dict[str, str]:
         outputs = outputs_folder(run_dir, experiment_name=config.experiment_name)
         uri = tracking_uri(config.tracking, outputs_dir=outputs)
         uri = without_credentials(uri) if credentials(uri) else uri
-        files["mlflow"] = uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
+        files["mlflow"] = uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
     if config.tracking.name in ("wandb", "both"):
         files["wandb"] = f"project {config.tracking.wandb_project}, group {config.experiment_name}"
     return files

@@ -7,8 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
+from esper.console import Console
 from esper.errors import RunError
 from esper.report import comparison, run_page, runs
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -64,7 +65,7 @@ def _dry_run(member: Member, config: TolariaConfig) -> DryRun:
     try:
         return dry_run(config, member.run_dir)
     except EsperError as error:
-        raise type(error)(f"{' '.join(member.overrides)}: {error}") from error
+        raise type(error)(f"{shlex.join(member.overrides)}: {error}") from error
 
 
 def _time_s(report: DryRun, config: TolariaConfig, queue: Queue) -> float | None:

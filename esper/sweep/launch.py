@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import shlex
 import sys
 import time
 from collections.abc import Collection, Mapping, Sequence
@@ -14,6 +15,7 @@ from typing import NoReturn
 from esper.configs import TolariaConfig
 from esper.configs.comparison import dependency_level
 from esper.errors import RunError
+from esper.redact import printable
 from esper.sweep.launchers import queue_of
 from esper.sweep.manifest import Job, Member, freeze, labels, launcher_of, members_of, write_launcher
 from esper.sweep.member_state import MemberState, member_states
@@ -239,11 +241,11 @@ def _ranges(numbers: Collection[int]) -> str:
     )
 
 
-def _relative(path: Path) -> Path:
-    """The path as seen from the working directory, if it is inside."""
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+def _relative(path: Path) -> str:
+    """The path as seen from the working directory, if it is inside, quoted for a shell."""
+    return shlex.quote(str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path))
 
 
 def _print(line: str) -> None:
-    sys.stdout.write(f"{line}\n")
+    sys.stdout.write(f"{printable(line)}\n")
     sys.stdout.flush()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from rich.console import Console
-
 from esper.configs import TrackingConfig
+from esper.console import Console
 from esper.errors import EsperError
 from esper.launch.exits import error_line
 from esper.tracking.mlflow_sweep import report_sweep
@@ -41,7 +41,8 @@ def summarize(sweep_dir: Path, tracking: Mapping[str, TrackingConfig]) -> None:
     try:
         report_sweep(sweep_dir, in_mlflow)
     except Exception as error:  # MLflow and its database drivers raise many types
-        sys.stdout.write(f"no parent run in MLflow ({short_message(error)}); to try again: esper sync {sweep_dir}\n")
+        again = f"esper sync {shlex.quote(str(sweep_dir))}"
+        sys.stdout.write(f"no parent run in MLflow ({short_message(error)}); to try again: {again}\n")
 
 
 def _compare(sweep_dir: Path, run_dirs: list[Path]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from rich.console import Console
+from esper.console import Console
 
 __all__ = ["table_console"]
 

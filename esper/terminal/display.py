@@ -9,10 +9,10 @@ from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Any, Self
 
-from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from esper.console import Console
 from esper.contracts.events import Event
 from esper.terminal.final_table import file_list, run_end
 from esper.terminal.lines import Line, describe

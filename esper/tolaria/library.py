@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -111,5 +112,5 @@ def record_outcomes(database: DatabaseConfig, *, run_dir: Path, outputs_dir: Pat
         with contextlib.closing(Store(database, outputs_dir=outputs_dir, create=True)) as store:
             store.put_outcomes(read_outcomes(run_dir))
     except EsperError as error:
-        return f"outcomes were not recorded: {error}; later: esper urza record {run_dir}"
+        return f"outcomes were not recorded: {error}; later: esper urza record {shlex.quote(str(run_dir))}"
     return None

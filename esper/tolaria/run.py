@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import shlex
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -177,7 +178,7 @@ class Run:
             self.warn(f"set but not used, as the settings decide: {unused}")
         for tracker in trackers(tracking, run_dir=self.run_dir, outputs_dir=self.outputs_dir):
             if tracker.is_left_to_sync:
-                later = f"the end of the sweep does, or `esper sync {self.run_dir}`"
+                later = f"the end of the sweep does, or `esper sync {shlex.quote(str(self.run_dir))}`"
                 message = f"SLURM jobs do not log to {tracker.place}; {later}"
                 self.emit(Notice, level="INFO", message=message)
                 continue

@@ -12,6 +12,7 @@ from typing import Any
 from esper.configs import TrackingConfig
 from esper.configs.identity import outputs_folder
 from esper.errors import EsperError, RunError
+from esper.redact import printable
 from esper.tracking.files import read_members
 from esper.tracking.journal import read, run_folders
 from esper.tracking.liveness import is_locked
@@ -48,11 +49,11 @@ def main(paths: Sequence[Path], uri: str | None, *, extra_trackers: TrackersOf =
         try:
             num_members = report_sweep(path, members, uri=uri)
         except Exception as error:  # any error of MLflow
-            sys.stdout.write(f"{path}: no parent run in MLflow: {short_message(error)}\n")
+            _print(f"{path}: no parent run in MLflow: {short_message(error)}")
             exit_code = 1
         else:
             if num_members:
-                sys.stdout.write(f"{path}: parent of {num_members} runs in MLflow\n")
+                _print(f"{path}: parent of {num_members} runs in MLflow")
     return exit_code
 
 
@@ -65,16 +66,16 @@ def sync(run_dir: Path, *, uri: str | None = None, extra_trackers: TrackersOf = 
         events = list(read(run_dir / "journal.jsonl"))
         selected = _trackers(events, run_dir, uri, extra_trackers)
     except EsperError as error:  # damaged journal or unusable setting: continue with the other runs
-        sys.stdout.write(f"{run_dir}: failed: {short_message(error)}\n")
+        _print(f"{run_dir}: failed: {short_message(error)}")
         return 1
     if not selected:
-        sys.stdout.write(f"{run_dir}: nothing to report: it never started\n")
+        _print(f"{run_dir}: nothing to report: it never started")
     for tracker in selected:
         try:
             outcome = _report(tracker, events, is_alive=is_alive)
         except Exception as error:  # any error of the tracker's library: continue with the others
             outcome, exit_code = f"failed: {short_message(error)}", 1
-        sys.stdout.write(f"{run_dir}: {tracker.name}: {outcome}\n")
+        _print(f"{run_dir}: {tracker.name}: {outcome}")
     return exit_code
 
 
@@ -109,3 +110,7 @@ def _report(tracker: Tracker, events: Sequence[dict[str, Any]], *, is_alive: boo
         run.finish()
         last = next(event for event in reversed(events) if event["kind"] in ("run_started", "run_ended"))
         return f"{last.get('status', 'killed')}, {run.num_logged} new points"
+
+
+def _print(line: str) -> None:
+    sys.stdout.write(f"{printable(line)}\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import threading
 import time
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from esper import stopping
 from esper.errors import RunError
-from esper.redact import redact
+from esper.redact import printable, redact
 from esper.tracking.journal import read_from
 from esper.tracking.trackers import Tracker, TrackerRun
 
@@ -105,13 +106,14 @@ class TrackerThread:
         if not self._warned.acquire(blocking=False):
             return
         where, why, catch_up = f"{self._tracker.name} at {self._tracker.place}", short_message(error), "catches up"
+        sync = f"esper sync {shlex.quote(str(self._run_dir))}"
         if isinstance(error, RunError):  # it says what has to be done first
-            self._warn(f"{where}: {why}; training continues, and after that `esper sync {self._run_dir}` {catch_up}")
+            self._warn(f"{where}: {why}; training continues, and after that `{sync}` {catch_up}")
         else:
-            self._warn(f"{where} is behind ({why}); training continues, and `esper sync {self._run_dir}` {catch_up}")
+            self._warn(f"{where} is behind ({why}); training continues, and `{sync}` {catch_up}")
 
 
 def short_message(error: Exception) -> str:
     """The first line of an error's message, without credentials; of other libraries, at most 160 characters."""
     first = (str(error).strip() or type(error).__name__).splitlines()[0]  # SQLAlchemy adds the data
-    return redact(first)[: None if isinstance(error, RunError) else _MAX_LINE]
+    return printable(redact(first))[: None if isinstance(error, RunError) else _MAX_LINE]

@@ -11,11 +11,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from esper.configs import DatabaseConfig
+from esper.console import Console
 from esper.errors import ConfigError, RunError
 from esper.tracking import run_folders, write_atomically
 from esper.urza import catalogue

@@ -7,6 +7,7 @@ the launchers.
 from __future__ import annotations
 
 import functools
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -59,7 +60,7 @@ class _QueueLauncher(Launcher):
             state = states[member.name]
             job_return.return_value = state.metric
             if state.state != "finished":
-                record_failure(f"{' '.join(member.overrides)}: {state.reason or state.state}")
+                record_failure(f"{shlex.join(member.overrides)}: {state.reason or state.state}")
         return returns
 
 
