@@ -22,6 +22,8 @@ class CheckpointConfig:
     )
     save_last: bool = setting(True, "save when training ends or is interrupted")
     save_interval: int = setting(1, "epochs between checkpoints", low=1)
-    max_checkpoints: int = setting(2, "maximum checkpoints kept, besides best and trunk", low=1)
+    max_checkpoints: int = setting(
+        2, "maximum checkpoints kept, besides best and trunk; as many of before growth that is on trial", low=1
+    )
     resume_from: str | None = setting(None, "checkpoint to start from, of this or another run")
     auto_resume: bool = setting(True, "resume from the newest checkpoint of the same run")

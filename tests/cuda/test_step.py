@@ -185,6 +185,59 @@ def test_a_run_that_stops_and_goes_on_is_bit_identical(tmp_path: Path) -> None:
     assert_same(whole, resumed)
 
 
+def test_a_step_that_is_split_is_captured_anew_and_bit_identical_to_the_eager_one(tmp_path: Path) -> None:
+    def splitting(*, captured: bool) -> Callable[[TolariaTrainer], Any]:
+        async def body(trainer: TolariaTrainer) -> tuple[list[float], dict[str, Tensor]]:
+            step = trainer.run.step
+            if not captured:
+                step._graph = None
+            losses = do_steps(trainer, 8)
+            step.split()
+            losses += do_steps(trainer, 8)
+            assert step._graph is None or step._graph._graph is not None
+            return losses, {name: value.clone() for name, value in trainer.run.model.state_dict().items()}
+
+        return body
+
+    eager, weights = use(on_cuda(), tmp_path / "eager", splitting(captured=False))
+    captured, same = use(on_cuda(), tmp_path / "captured", splitting(captured=True))
+    assert captured == eager
+    assert_same(weights, same)
+
+
+@pytest.mark.parametrize("fitting_calls", [0, 3], ids=["eager", "in the capture"])
+def test_a_step_that_runs_out_of_memory_is_split_and_captured(fitting_calls: int, run_dir: Path) -> None:
+    async def body(trainer: TolariaTrainer) -> None:
+        num_calls = 0
+
+        def exhaust(module: torch.nn.Module, args: tuple[Tensor, ...]) -> None:
+            nonlocal num_calls
+            if module.training and torch.is_grad_enabled() and len(args[0]) > 16:
+                num_calls += 1
+                if num_calls > fitting_calls:
+                    torch.empty(1 << 50, device="cuda")
+
+        trainer.run.model.host.register_forward_pre_hook(exhaust)
+        await trainer.train()
+        graph = trainer.run.step._graph
+        assert graph is not None
+        assert graph._graph is not None
+
+    use(on_cuda(), run_dir, body)
+    told = [json.loads(line) for line in (run_dir / "journal.jsonl").read_text().splitlines()]
+    (notice,) = [entry for entry in told if entry["kind"] == "notice"]
+    assert (notice["step"], "two halves" in notice["message"]) == (fitting_calls, True)
+    assert told[-1]["status"] == "finished"
+
+
+def test_growth_that_brings_nan_is_undone_on_a_device_too(tmp_path: Path) -> None:
+    explodes = on_cuda(morphogenetic__policy="schedule", morphogenetic__insertion_gain_rate=1e30)
+    tensors, growth = train(explodes, tmp_path / "undone")
+    assert growth["refusals"]["num_returns"] == 1
+    without, _ = train(on_cuda(), tmp_path / "without")
+    assert_same(tensors, without)
+
+
 def test_forks_leave_no_trace_but_in_the_decision(tmp_path: Path) -> None:
     settings = {"morphogenetic__policy": "heuristic", "morphogenetic__fork_steps": 5, "optimization__max_epochs": 6}
     config = on_cuda(morphogenetic__growth_until=0.7, **settings)

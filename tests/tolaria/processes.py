@@ -39,14 +39,14 @@ def torchrun(num: int, *overrides: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def start_step(*overrides: Sequence[str]) -> list[subprocess.Popen[str]]:
-    """Start ranks as srun does, each with its own overrides."""
+def start_step(*overrides: Sequence[str], first: str = "") -> list[subprocess.Popen[str]]:
+    """Start ranks as srun does, each with its own overrides; `first`: code that they run first."""
     with socket.create_server(("localhost", 0)) as server:
         port = server.getsockname()[1]
     step = {"SLURM_STEP_NUM_TASKS": str(len(overrides)), "SLURM_STEP_NODELIST": "localhost", "MASTER_PORT": str(port)}
     return [
         subprocess.Popen(
-            [sys.executable, "-c", COMMAND, *own],
+            [sys.executable, "-c", first + COMMAND, *own],
             env=os.environ | step | {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank), "OMP_NUM_THREADS": "1"},
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )

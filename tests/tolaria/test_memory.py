@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from esper import urza
+from esper import fit, urza
 from esper.configs import TolariaConfig
 from esper.errors import MemoryLimitError
 from esper.tolaria import TolariaTrainer, optim
@@ -24,7 +24,7 @@ from esper.urza.normalization import LayerScale
 from tests.conftest import tiny_config, use
 from tests.tolaria.checkpoints.test_resume import assert_same, train
 from tests.tolaria.growth.test_stack import stacking
-from tests.tolaria.processes import events
+from tests.tolaria.processes import TINY, ends, events, start_step
 
 BATCH, SAMPLE = 32, 16
 
@@ -236,6 +236,38 @@ def test_what_does_not_fit_in_halves_either_ends_with_one_line_and_keeps_the_che
     assert line.startswith("out of memory (")
     assert "what needs less: dataset.batch_size=16, model.gradient_checkpointing=true" in line
     assert [path.name for path in find_checkpoints(run_dir / "checkpoints")] == ["step-00000006"] * epochs
+
+
+LIMIT_OF_RANK_1 = """
+import os, torch
+from esper.kasmina import MorphableModel
+
+def check(module, args):
+    is_step = isinstance(module, MorphableModel) and module.training and torch.is_grad_enabled()
+    if is_step and os.environ["SLURM_PROCID"] == "1" and len(args[0]) > LARGEST:
+        torch.empty(1 << 50)
+
+torch.nn.modules.module.register_module_forward_pre_hook(check)
+"""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("largest", "codes"), [(9, [0, 0]), (8, [1, 1])])
+def test_all_ranks_split_the_batch_that_one_of_them_cannot_hold(largest: int, codes: list[int], tmp_path: Path) -> None:
+    settings = (*TINY, "optimization.max_epochs=1", "optimization.warmup_epochs=0.5")
+    first = LIMIT_OF_RANK_1.replace("LARGEST", str(largest))
+    ranks = start_step(*[(*settings, f"hydra.run.dir={tmp_path / 'ranks'}")] * 2, first=first)
+    returned, stderr = ends(ranks)  # of 33 images, rank 1 has 17
+    assert returned == codes, stderr
+    (notice,) = [e for e in events(tmp_path / "ranks", "notice") if "two halves" in e["message"]]
+    assert notice["step"] == 0
+    if codes == [0, 0]:
+        fit(*settings, run_dir=tmp_path / "alone")
+        mine, theirs = ([e["loss"] for e in events(tmp_path / name, "step")] for name in ("alone", "ranks"))
+        assert theirs == pytest.approx(mine, abs=1e-5)
+    else:
+        assert stderr.count("\n") == 1
+        assert "what needs less: dataset.batch_size=16" in stderr
 
 
 def test_a_network_that_does_not_fit_at_all_says_so_in_one_line(run_dir: Path) -> None:
