@@ -50,7 +50,7 @@ class WayBack:
             fault_step=self.fault_step,
             reason=self.reason,
             message=f"{named}: {self.reason}; back at step {state.global_step}, before it grew, and not tried there "
-            f"again in this run (the run went back {self.refusals.num_returns} of {MAX_RETURNS} times)",
+            f"again in this run (it went back {self.refusals.num_returns} of at most {MAX_RETURNS} times)",
         )
 
 
