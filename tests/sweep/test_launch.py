@@ -11,7 +11,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 
 from esper.configs import TolariaConfig
@@ -19,7 +21,8 @@ from esper.errors import ConfigError, RunError
 from esper.sweep.launchers import queue_of
 from esper.sweep.manifest import Job, Member, freeze, members_of
 from esper.sweep.member_state import member_states
-from esper.sweep.queues.local import LocalQueue
+from esper.sweep.queues import local
+from esper.sweep.queues.local import LocalOptions, LocalQueue
 from esper.sweep.status import Progress
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -95,6 +98,51 @@ def test_ctrl_c_cancels_jobs_after_they_save_and_resume_continues_them(tmp_path:
     assert (code, err) == (0, "")
     began = [json.loads(line) for line in (first.run_dir / "journal.jsonl").read_text().splitlines()]
     assert [one["resumed_from"] is None for one in began if one["kind"] == "run_started"] == [True, False]
+
+
+@pytest.mark.long
+def test_a_run_outlives_a_killed_runner_and_resume_waits_for_it(tmp_path: Path):
+    launcher = start(*TINY, FAST, "optimization.max_epochs=100,2", cwd=tmp_path)
+    sweep_dir = tmp_path / "outputs" / "debug"
+    until = time.monotonic() + 60
+    while not any('"epoch"' in path.read_text() for path in sweep_dir.glob("*/journal.jsonl")):
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    second, first = members_of(sweep_dir)
+    trains = psutil.Process(int(first.job().short_id))
+    launcher.kill()
+    trains.parent().kill()
+    launcher.communicate()
+    assert [state.state for state in member_states([first, second]).values()] == ["running", "lost"]
+    code, out, err = finish(start("sweep", "resume", str(sweep_dir), cwd=tmp_path, script=ESPER))
+    assert (code, err) == (0, "")
+    assert "2 runs: 1 submitted, 1 already submitted" in out
+    began = [started(one.run_dir) for one in (first, second)]
+    assert [len(events) for events in began] == [1, 1]  # neither was resumed
+    ended = json.loads((first.run_dir / "journal.jsonl").read_text().splitlines()[-1])
+    assert ended["time_unix_s"] < began[1][0]["time_unix_s"]  # one at a time, as before
+
+
+def started(run_dir: Path) -> list[dict[str, Any]]:
+    events = [json.loads(line) for line in (run_dir / "journal.jsonl").read_text().splitlines()]
+    return [event for event in events if event["kind"] == "run_started"]
+
+
+def test_a_run_that_outlives_its_runner_keeps_its_gpu_and_can_be_cancelled(tmp_path: Path):
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "1"}
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], env=environment) as process:
+        one = member(tmp_path)
+        one.set_job(local._job_of(process.pid))
+        one.begin()
+        assert member_states([one])["run-1"].state == "running"
+        other = member(tmp_path, "run-2", "rng_seed=2")
+        assert local._busy([[other]]) == [one.job().id]
+        runner = local._Runner(num_jobs=2, gpus=["0", "1"], busy=local._busy([[other]]))
+        assert runner._free_workers == [0]
+        LocalQueue(LocalOptions()).cancel([one.job()])
+        assert process.wait(60) == -signal.SIGTERM
+    runner._reap()
+    assert runner._free_workers == [0, 1]
 
 
 @pytest.mark.long

@@ -1,10 +1,12 @@
 """Sweep members as processes on this machine.
 
-A background process, `python -m esper.sweep.queues.local`, starts them; it outlives the launcher.
+A background process, `python -m esper.sweep.queues.local`, starts them; it outlives the launcher. The job of a member is
+that process until the member has one of its own, which may outlive it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -20,7 +22,7 @@ from typing import Any
 import psutil
 
 from esper.configs.schema import setting
-from esper.sweep.manifest import Job, Member
+from esper.sweep.manifest import Job, Member, members_of
 from esper.sweep.queues.base import JobState, Queue, QueueOptions
 
 __all__ = ["LocalOptions", "LocalQueue"]
@@ -59,6 +61,7 @@ class LocalQueue(Queue):
         request = {
             "levels": [[str(member.folder) for member in members] for members in levels],
             "after": [job.id for job in after],
+            "busy": _busy(levels),
             "num_jobs": self._num_jobs(gpus),
             "gpus": gpus,
         }
@@ -71,7 +74,7 @@ class LocalQueue(Queue):
                 start_new_session=True,  # Ctrl-C and a closed terminal end the launcher only
             )
         assert runner.stdin is not None
-        job = Job(queue=self.name, id=f"{runner.pid}@{psutil.Process(runner.pid).create_time():.2f}")
+        job = _job_of(runner.pid)
         for members in levels:
             for member in members:
                 member.set_job(job)
@@ -79,10 +82,12 @@ class LocalQueue(Queue):
         runner.stdin.close()
 
     def cancel(self, jobs: Sequence[Job]) -> None:
-        """Stop the background processes: each run saves a checkpoint, and no other run begins."""
-        for job_id in {job.id for job in jobs}:
-            if _is_alive(job_id):
-                os.kill(int(job_id.partition("@")[0]), signal.SIGTERM)
+        """Stop the processes: each run saves a checkpoint, and no other run begins."""
+        processes = [_process(job_id) for job_id in {job.id for job in jobs} if _is_alive(job_id)]
+        for process in processes:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if process.parent() not in processes:  # which stops its children itself
+                    process.terminate()
 
     @staticmethod
     def job_states(jobs: Sequence[tuple[Member, Job]]) -> list[JobState]:
@@ -104,24 +109,41 @@ def _job_state(member: Member, job: Job) -> JobState:
     return JobState(state="running" if member.began else "waiting")
 
 
+def _job_of(pid: int) -> Job:
+    """The job that is a process: PID@CREATION_TIME."""
+    return Job(queue=LocalQueue.name, id=f"{pid}@{psutil.Process(pid).create_time():.2f}")
+
+
+def _process(job_id: str) -> psutil.Process:
+    return psutil.Process(int(job_id.partition("@")[0]))
+
+
 def _is_alive(job_id: str) -> bool:
-    """Whether the background process `PID@CREATION_TIME` is still running."""
-    pid, _, created = job_id.partition("@")
+    """Whether the process of a job is still running."""
     try:
-        process = psutil.Process(int(pid))
-        return process.status() != psutil.STATUS_ZOMBIE and f"{process.create_time():.2f}" == created
+        process = _process(job_id)
+        return process.status() != psutil.STATUS_ZOMBIE and _job_of(process.pid).id == job_id
     except psutil.NoSuchProcess:
         return False
 
 
-class _Runner:
-    """Runs members in the background process, at most `num_jobs` at a time, until SIGTERM."""
+def _busy(levels: Sequence[Sequence[Member]]) -> list[str]:
+    """The jobs of the sweep's other members that run: those of a background process that was killed run on."""
+    submitted = {member.name for members in levels for member in members}
+    others = [member for member in members_of(levels[0][0].sweep_dir) if member.name not in submitted]
+    jobs = [job for member in others if member.began and (job := member.job()) is not None]
+    return [job.id for job in jobs if job.queue == LocalQueue.name and _is_alive(job.id)]
 
-    def __init__(self, *, num_jobs: int, gpus: list[str]) -> None:
+
+class _Runner:
+    """Runs members in the background process, at most `num_jobs` at a time with the `busy` jobs, until SIGTERM."""
+
+    def __init__(self, *, num_jobs: int, gpus: list[str], busy: Sequence[str] = ()) -> None:
         self._free_workers = list(range(num_jobs))
         self._gpus = gpus
         self._num_threads = max(1, (os.cpu_count() or 1) // num_jobs)
         self._running: list[tuple[Member, subprocess.Popen[bytes], int]] = []
+        self._busy = {job_id: self._take_worker_of(job_id) for job_id in busy[:num_jobs]}
         self._is_stopping = False
         signal.signal(signal.SIGTERM, self._stop)
 
@@ -153,9 +175,22 @@ class _Runner:
                 env=environment,
             )
         self._running.append((member, process, worker))
+        member.set_job(_job_of(process.pid))
+
+    def _take_worker_of(self, job_id: str) -> int:
+        """The worker that has the GPU of a job."""
+        gpu = None
+        with contextlib.suppress(psutil.Error):
+            gpu = _process(job_id).environ().get("CUDA_VISIBLE_DEVICES")
+        has_it = [worker for worker in self._free_workers if self._gpus and self._gpus[worker % len(self._gpus)] == gpu]
+        worker = (has_it or self._free_workers)[0]
+        self._free_workers.remove(worker)
+        return worker
 
     def _reap(self) -> None:
         time.sleep(0.1)
+        for job_id in [job_id for job_id in self._busy if not _is_alive(job_id)]:
+            self._free_workers.append(self._busy.pop(job_id))
         for running in list(self._running):
             member, process, worker = running
             if process.poll() is None:
@@ -190,7 +225,8 @@ def _gpus() -> list[str]:
 def _main() -> None:
     request = json.load(sys.stdin)
     levels = [[Member.read(Path(folder)) for folder in folders] for folders in request["levels"]]
-    _Runner(num_jobs=request["num_jobs"], gpus=request["gpus"]).run(levels, after=request["after"])
+    runner = _Runner(num_jobs=request["num_jobs"], gpus=request["gpus"], busy=request["busy"])
+    runner.run(levels, after=request["after"])
 
 
 if __name__ == "__main__":
