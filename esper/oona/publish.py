@@ -7,6 +7,7 @@ than `_MAX_AGE_S` is dropped and counted.
 from __future__ import annotations
 
 import json
+import math
 import time
 import uuid
 from collections.abc import Iterable, Mapping
@@ -46,8 +47,8 @@ class RunPublisher:
     """Publisher of one run. It is given the journal's events in order, from the first on, also after a restart.
 
     The position is kept in the run folder's `bus.json`, so a restart continues from there; after a crash the last few
-    messages may be sent twice, with the same `event_id`. The events of a run resumed from an earlier checkpoint are
-    recognised by their later time and sent.
+    messages may be sent twice, with the same `event_id`. A run resumed from an earlier checkpoint is recognised by its
+    `run_started`, which was not sent before, and all that follows is sent, whatever time it says.
 
     Attributes:
         num_logged: messages sent.
@@ -60,7 +61,8 @@ class RunPublisher:
         self._file = run_dir / "bus.json"
         self._num_seen = 0
         self._experiment = ""
-        self._num_done, self._latest_unix_s, self.num_dropped = _load_position(self._file)
+        self._num_done, self._starts, self.num_dropped = _load_position(self._file)
+        self._read_at: float | None = None
         self.num_logged = 0
 
     def ingest(self, events: Iterable[dict[str, Any]]) -> None:
@@ -70,15 +72,19 @@ class RunPublisher:
             BusError: the bus cannot be reached; the position is saved.
         """
         waiting: list[tuple[int, Message]] = []
+        # What the last call did not see was written since, whatever the clock says.
+        max_age_s = math.inf if self._read_at is None else time.monotonic() - self._read_at
+        self._read_at = time.monotonic()
         for event in events:
+            self._num_seen += 1
             if event["kind"] == "run_started":
                 self._experiment = event["experiment_name"]
-            self._num_seen += 1
-            if self._num_seen <= self._num_done and event["time_unix_s"] <= self._latest_unix_s:
+                if event["time_unix_s"] not in self._starts:
+                    self._starts.append(event["time_unix_s"])
+                    self._num_done = min(self._num_done, self._num_seen - 1)
+            if self._num_seen <= self._num_done:
                 continue
-            self._num_done = min(self._num_done, self._num_seen - 1)
-            self._latest_unix_s = max(self._latest_unix_s, event["time_unix_s"])
-            if (message := self._message(event)) is not None:
+            if (message := self._message(event, max_age_s=max_age_s)) is not None:
                 waiting.append((self._num_seen, message))
             if len(waiting) >= _BATCH:
                 self._send(waiting)
@@ -108,7 +114,7 @@ class RunPublisher:
 
     def _save_position(self, *, num_done: int) -> None:
         self._num_done = num_done
-        position = {"done": self._num_done, "latest_unix_s": self._latest_unix_s, "dropped": self.num_dropped}
+        position = {"done": self._num_done, "starts_unix_s": self._starts, "dropped": self.num_dropped}
         temporary = self._file.with_suffix(".new")
         temporary.write_text(json.dumps(position) + "\n")
         temporary.replace(self._file)
@@ -124,7 +130,7 @@ class RunPublisher:
                 raise
             self.num_dropped += 1
 
-    def _message(self, event: Mapping[str, Any]) -> Message | None:
+    def _message(self, event: Mapping[str, Any], *, max_age_s: float) -> Message | None:
         """The message for an event; None if its kind is not published, or it is dropped."""
         try:
             payload = self._payload(event)
@@ -133,7 +139,8 @@ class RunPublisher:
             return None
         if payload is None:
             return None
-        if isinstance(payload, _TELEMETRY) and time.time() - event["time_unix_s"] > _MAX_AGE_S:
+        age_s = min(time.time() - event["time_unix_s"], max_age_s)
+        if isinstance(payload, _TELEMETRY) and age_s > _MAX_AGE_S:
             self.num_dropped += 1
             return None
         name = f"{self._run_id}:{self._num_seen}:{event['time_unix_s']}"
@@ -187,10 +194,10 @@ def _read(adapter: TypeAdapter[Any], content: Any) -> Any:
         raise MessageError(f"the journal is of another version: {error.error_count()} invalid fields") from None
 
 
-def _load_position(file: Path) -> tuple[int, float, int]:
-    """Number of events processed, time of the last one, number of messages dropped."""
+def _load_position(file: Path) -> tuple[int, list[float], int]:
+    """Number of events processed, times of the `run_started` among them, number of messages dropped."""
     try:
         content = json.loads(file.read_text())
-        return int(content["done"]), float(content["latest_unix_s"]), int(content["dropped"])
+        return int(content["done"]), list(map(float, content["starts_unix_s"])), int(content["dropped"])
     except (OSError, ValueError, KeyError, TypeError):
-        return 0, 0.0, 0
+        return 0, [], 0

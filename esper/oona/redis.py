@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import math
 import os
 import time
 from collections import Counter
@@ -41,7 +42,8 @@ class Entry:
     Attributes:
         id: ID in the stream; IDs increase.
         message: the published message.
-        age_s: seconds since it was published, by the server's clock.
+        age_s: seconds since it was published, by the server's clock; where its reader knows better, at most what it
+            knows.
     """
 
     id: str
@@ -104,6 +106,7 @@ class RedisBus:
         self._claim_after_ms = round(1000 * claim_after_s)
         self._untrimmed = Counter(dict.fromkeys(TopicName, _TRIM_EVERY))  # messages published since the last trim
         self._unread: dict[tuple[str, str, str], str | None] = {}  # see `_redelivered`
+        self._read_at: dict[tuple[str, str], float] = {}  # when a group had read all of a topic, by the monotonic clock
         self._client = client(config)
 
     def publish(self, messages: Sequence[Message], *, channel: str = "") -> None:
@@ -139,17 +142,17 @@ class RedisBus:
         key = _key(topic)
         with self._bus_errors():
             try:
-                raw = self._take(key, group, consumer, count, wait_s)
+                raw, max_age_s = self._take(key, group, consumer, count, wait_s)
             except redis.ResponseError as error:
                 if not str(error).startswith("NOGROUP"):
                     raise
                 self._make_group(key, group)
-                raw = self._take(key, group, consumer, count, 0.0)
+                raw, max_age_s = self._take(key, group, consumer, count, 0.0)
             now_ms = self._now_ms() if raw else 0
             entries = []
             for entry_id, fields in raw:
                 try:
-                    entries.append(_entry(entry_id, fields, now_ms))
+                    entries.append(_entry(entry_id, fields, now_ms, max_age_s=max_age_s))
                 except MessageError as error:
                     self._dead_letter(key, group, entry_id, (fields or {}).get(_FIELD, b""), str(error))
             return entries
@@ -218,13 +221,21 @@ class RedisBus:
         """Close the connections; safe to call twice."""
         self._client.close()
 
-    def _take(self, key: str, group: str, consumer: str, count: int, wait_s: float) -> list[tuple[bytes, Any]]:
+    def _take(
+        self, key: str, group: str, consumer: str, count: int, wait_s: float
+    ) -> tuple[list[tuple[bytes, Any]], float]:
+        """(ID, fields) of the next entries, and the age in seconds that none of them exceeds."""
         if redelivered := self._redelivered(key, group, consumer, count):
-            return redelivered
+            return redelivered, math.inf
         claimed: Any = self._client.xautoclaim(key, group, consumer, min_idle_time=self._claim_after_ms, count=count)
         if stale := [(entry_id, fields) for entry_id, fields in claimed[1] if fields]:
-            return stale
-        return _entries(self._client.xreadgroup(group, consumer, {key: ">"}, count=count, block=self._block_ms(wait_s)))
+            return stale, math.inf
+        # What is new was published after the group had read everything, even if the server's clock was set since.
+        before, read_at = time.monotonic(), self._read_at.get((key, group), -math.inf)
+        new = _entries(self._client.xreadgroup(group, consumer, {key: ">"}, count=count, block=self._block_ms(wait_s)))
+        if len(new) < count:
+            self._read_at[key, group] = before
+        return new, time.monotonic() - read_at
 
     def _make_group(self, key: str, group: str) -> None:
         try:
@@ -352,10 +363,10 @@ def _order(entry_id: bytes | str) -> tuple[int, int]:
     return int(ms), int(sequence or 0)
 
 
-def _entry(entry_id: bytes, fields: Any, now_ms: int) -> Entry:
+def _entry(entry_id: bytes, fields: Any, now_ms: int, *, max_age_s: float = math.inf) -> Entry:
     if not fields or set(fields) != {_FIELD}:
         raise MessageError("an entry without a message")
-    age_s = max(0.0, (now_ms - _order(entry_id)[0]) / 1000)
+    age_s = min(max(0.0, (now_ms - _order(entry_id)[0]) / 1000), max_age_s)
     return Entry(id=entry_id.decode(), message=decode(fields[_FIELD]), age_s=age_s)
 
 

@@ -168,6 +168,22 @@ def test_a_run_resumed_from_an_earlier_checkpoint_sends_its_new_events(bus: Reco
     assert len({one.event_id for one in bus.sent}) == 7
 
 
+def test_a_clock_set_forth_and_back_drops_nothing_of_a_resumed_run(bus: Recording, folder: Path) -> None:
+    kept = [event(started(), at=-9), event(epoch_ended(10), at=-8)]
+    publish(bus, folder, [*kept, event(epoch_ended(20), at=3600), event(decided(2, "old"), at=3601)])
+    again = [event(started(step=10, resumed_from="step-10"), at=-2), event(decided(2, "new"), at=-1)]
+    for end in (1, 2):
+        publish(bus, folder, [*kept, *again[:end]])
+    assert [one.payload.kind for one in bus.sent[4:]] == ["run", "decision_report"]
+
+
+def test_a_clock_set_forth_drops_no_telemetry_that_has_just_been_written(bus: Recording, folder: Path) -> None:
+    run = publish(bus, folder, [event(started())])
+    run.ingest([event(epoch_ended(10), at=-3600)])  # the clock was set forth by an hour since
+    assert [one.payload.kind for one in bus.sent] == ["run", "epoch"]
+    assert run.num_dropped == 0
+
+
 def test_old_telemetry_is_dropped_and_counted_while_decisions_and_outcomes_are_sent(
     bus: Recording, folder: Path
 ) -> None:

@@ -108,6 +108,18 @@ def test_an_invalid_entry_in_a_channel_does_not_end_the_wait_for_an_answer(bus: 
     assert time.monotonic() - started > 0.25
 
 
+@pytest.mark.parametrize("hours", [-1, 1])
+def test_a_message_is_new_whatever_time_its_id_says(bus: RedisBus, admin: redis.Redis, hours: int) -> None:
+    """The server's clock was set between publishing and reading, here by giving the ID that it would have given."""
+    assert take(bus) == []
+    (new,) = numbered(1)
+    admin.xadd(KEY, {"m": encode(new)}, id=f"{round(1000 * (time.time() - 3600 * hours))}-0")
+    (entry,) = take(bus)
+    assert entry.age_s < 60
+    bus.publish(numbered(2))  # IDs increase all the same
+    assert said(take(bus)) == [2]
+
+
 def test_a_refused_message_goes_to_the_dead_letters_which_are_trimmed(bus: RedisBus, admin: redis.Redis) -> None:
     with admin.pipeline() as earlier:
         for number in range(1500):

@@ -1,7 +1,7 @@
 """Sweep members as processes on this machine.
 
-A background process, `python -m esper.sweep.queues.local`, starts them; it outlives the launcher. The job of a member is
-that process until the member has one of its own, which may outlive it.
+A background process, `python -m esper.sweep.queues.local`, starts them; it outlives the launcher. The job of a
+member is that process until the member has one of its own, which may outlive it.
 """
 
 from __future__ import annotations
