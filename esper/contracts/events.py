@@ -269,11 +269,13 @@ class Notice(Event):
 class RunEnded(Event):
     """The process ended the run; `status` is finished, failed or interrupted.
 
+    `result` is null unless it finished, or only the test failed: then test_loss and test_accuracy are null.
+
     `result` of a finished run: test_loss, test_accuracy, val_loss, val_accuracy, epochs, num_parameters_before,
-    num_parameters, peak_parameters, num_macs_before, num_macs, num_grown, num_kept, total_macs (all compute), its parts
-    forward_macs, backward_macs, scoring_macs, forking_macs, incubation_macs and judging_macs, train_macs (forward and
-    backward of the training steps), growth_macs (all others), discarded_macs (the part of train_macs spent on culled
-    modules), and seconds.
+    num_parameters, peak_parameters, num_macs_before, num_macs, num_grown, num_kept, total_macs (all compute), its
+    parts forward_macs, backward_macs, scoring_macs, forking_macs, incubation_macs and judging_macs, train_macs
+    (forward and backward of the training steps), growth_macs (all others), discarded_macs (the part of train_macs
+    spent on culled modules), and seconds.
     """
 
     kind: ClassVar[str] = "run_ended"

@@ -92,11 +92,11 @@ class DecodePool:
 
     Args:
         num_workers: processes; 0: images are decoded in this process, when they are needed.
+        timeout_s: how long to wait for some images before the process is ended.
 
     Attributes:
         checks: whether to look for damage inside JPEGs in batches that are read from now on.
         damaged: path and damage of each that was found.
-        timeout_s: how long to wait for some images before the process is ended.
     """
 
     def __init__(self, num_workers: int, *, timeout_s: float = 60.0) -> None:

@@ -77,7 +77,7 @@ def _headline(record: RunRecord) -> str:
     if 0 < len(kept) <= _MAX_NAMED:
         grown += f" ({', '.join(kept)})"
     result = record.result
-    if result is None:
+    if result is None or record.status != "finished":
         status = {"running": "is still running", "failed": "failed"}.get(record.status, f"was {record.status}")
         reason = f": {record.reason}" if record.reason else ""
         return f"{grown}. The run {status}{reason}."

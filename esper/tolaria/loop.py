@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,12 @@ from esper.configs.check import check
 from esper.configs.recorded import recorded
 from esper.contracts.events import CheckpointSaved, EpochEnded, Event, Notice, RunEnded, RunStarted, Validated
 from esper.costs import training_macs
+from esper.errors import DataError, RankError
+from esper.tolaria.announce import announce
 from esper.tolaria.checkpoints.contents import snapshot
 from esper.tolaria.checkpoints.initial import start_from_network
 from esper.tolaria.checkpoints.resume import resume
+from esper.tolaria.file_check import begin_file_check, end_file_check, tell_damage
 from esper.tolaria.growth.refusals import on_trial
 from esper.tolaria.library import record_outcomes, write_declared
 from esper.tolaria.metrics import StepLog, require_finite
@@ -30,7 +33,7 @@ from esper.tolaria.optim import set_learning_rates
 from esper.tolaria.ranks import init_ranks
 from esper.tolaria.recovery import WayBack, do_step, find_way_back
 from esper.tolaria.result import result_of
-from esper.tolaria.run import Run, capture_obstacle, open_run
+from esper.tolaria.run import Run, open_run
 from esper.tolaria.schedule import decay_start
 from esper.tolaria.state import TrainingState
 from esper.tolaria.sums import Window
@@ -85,6 +88,8 @@ class TrainingLoop:
         self._train_means: Window | None = None  # of the epoch that just ended
         self._validation: tuple[float, float] | None = None  # loss and accuracy of the current weights
         self._awaits_trunk = False  # it is saved at the step at which the learning rate begins to decay
+        self._file_check: Generator[None, None, None] | None = None  # in the first epoch of a run that streams
+        self._untested: dict[str, Any] | None = None  # the result of a training whose test failed
 
     def initialize(self, *, back_to: Path | None = None) -> None:
         """Open the run: build everything, resume if there is a checkpoint, and start journal and trackers.
@@ -135,7 +140,7 @@ class TrainingLoop:
                 environment=environment(written_to=run.written_to),
                 resumed_from=resumed_from,
             )
-            self._announce(run, notices, is_resumed=resumed_from is not None)
+            announce(run, notices, is_resumed=resumed_from is not None)
             run.start_trackers()
         except BaseException:
             run.close()
@@ -195,6 +200,7 @@ class TrainingLoop:
             run.last_read.zero_()
         started = time.monotonic()
         log = StepLog(run)
+        self._file_check = begin_file_check(run)
         with self._profiler() as profile_step:
             while state.step < run.steps_per_epoch and not run.is_over and not self._should_stop():
                 if self._awaits_trunk and _decays(run):
@@ -202,6 +208,8 @@ class TrainingLoop:
                     self._awaits_trunk = False
                 train_step(run)
                 profile_step()
+                if self._file_check is not None:
+                    next(self._file_check, None)
                 if config.debug_mode:
                     require_finite(run)
                 if state.global_step % config.logging.log_interval == 0:
@@ -234,6 +242,9 @@ class TrainingLoop:
         self._finish_saving()  # of the last epoch
         train = self._train_means or require_finite(run)
         val_loss, val_accuracy = self._validation or self.validate()
+        if self._file_check is not None:
+            end_file_check(run, self._file_check)
+            self._file_check = None
         learning_rate = run.schedule(-1)
         if self._update_best(val_loss, val_accuracy) and saving.save_best:
             self._start_saving("best")  # before growth: the network that was validated
@@ -271,7 +282,14 @@ class TrainingLoop:
             run.warn("a module was removed after the last step: the result is of the weights, not of their average")
         with run.step.ema_weights(step=step):
             validation = run.evaluate_split(splits.controller)
-            test = run.evaluate_split(splits.test)  # the only use of the test split in a run
+        try:
+            with run.step.ema_weights(step=step):
+                test = run.evaluate_split(splits.test)  # the only use of the test split in a run
+        except (DataError, RankError) as error:
+            self._untested = result_of(run, validation=validation, test=(None, None))
+            self._start_saving()
+            self._finish_saving()
+            raise type(error)(f"{error}; the training is complete and saved: then only the test is repeated") from None
         self.result = result_of(run, validation=validation, test=test)
         self._finish_saving()
         write_recipe(run.run_dir / "recipe.json", run.model.recipe, host=self.config.model.name)
@@ -284,17 +302,19 @@ class TrainingLoop:
 
     def _interrupt(self) -> None:
         hanging.beat(expected_s=hanging.SAVE_S)
+        if self._file_check is not None:
+            tell_damage(self.run)
         if self.config.checkpoint.save_last:
             self._start_saving()
         self._finish_saving()
         self.end("interrupted", self.stop_reason or "")
 
     def end(self, status: str, reason: str) -> None:
-        """Record that the run ended without a result: `failed` or `interrupted`, and why."""
+        """Record that the run ended without a test: `failed` or `interrupted`, and why."""
         if not hasattr(self, "run"):  # it could not be opened again
             return
-        self.run.emit(RunEnded, status=status, reason=reason, result=None)
-        self.run.folder.set_status(status, reason=reason)
+        self.run.emit(RunEnded, status=status, reason=reason, result=self._untested)
+        self.run.folder.set_status(status, reason=reason, result=self._untested)
 
     # --- checkpoints ----------------------------------------------------------------------------------------------
 
@@ -356,29 +376,6 @@ class TrainingLoop:
             return False
         state.best_loss, state.best_accuracy = val_loss, val_accuracy
         return True
-
-    # --- what the user sees ---------------------------------------------------------------------------------------
-
-    def _announce(self, run: Run, notices: Sequence[tuple[str, str]], *, is_resumed: bool) -> None:
-        def inform(message: str) -> None:
-            run.emit(Notice, level="INFO", message=message)
-
-        for message in run.parts.splits.notices:
-            run.warn(message)
-        for message in run.data_notices:
-            inform(message)
-        for level, message in notices:
-            run.emit(Notice, level=level, message=message)
-        if run.config.morphogenetic.policy == "replay" and run.model.recipe and not is_resumed:
-            inform(f"modules built from the recipe: {len(run.model.recipe)}")
-        if run.parts.device.type == "cuda" and (obstacle := capture_obstacle(self.config)):
-            inform(f"the step is not captured as a CUDA graph: {obstacle}")
-        if run.ranks.size > 1:
-            inform(f"{run.ranks.size} ranks share each batch of {self.config.dataset.batch_size} images")
-        if late := run.growth.times_too_late:
-            run.warn(f"schedule_at={late}: the next consultation is after growth_until, so nothing will grow")
-        if soon := run.growth.times_too_soon:
-            run.warn(f"schedule_at={soon}: the copies of the share before it are held until then, so nothing will grow")
 
     @contextlib.contextmanager
     def _profiler(self) -> Iterator[Callable[[], None]]:

@@ -158,6 +158,15 @@ class Ranks:
             dist.all_gather_object(values, value)
         return next(v for v in values if v is not None)
 
+    def gather(self, value: T) -> list[T]:
+        """The values of all ranks, in order."""
+        if self.size == 1:
+            return [value]
+        values: list[T] = [value] * self.size
+        with self._communicating():
+            dist.all_gather_object(values, value)
+        return values
+
     def require_equal(self, what: str, values: Mapping[str, object]) -> None:
         """Check that all ranks have the same values.
 
@@ -166,9 +175,7 @@ class Ranks:
         """
         if self.size == 1:
             return
-        gathered: list[Mapping[str, object]] = [{}] * self.size
-        with self._communicating():
-            dist.all_gather_object(gathered, values)
+        gathered = self.gather(values)
         for rank, theirs in enumerate(gathered):
             for key in gathered[0].keys() | theirs.keys():
                 if gathered[0].get(key) != theirs.get(key):

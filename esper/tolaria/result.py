@@ -9,8 +9,14 @@ from esper.tolaria.run import Run
 __all__ = ["result_of"]
 
 
-def result_of(run: Run, *, validation: tuple[float, float], test: tuple[float, float]) -> dict[str, Any]:
-    """Metrics and costs of a finished run, as `RunEnded` describes them; `validation` and `test`: loss, accuracy."""
+def result_of(run: Run, *, validation: tuple[float, float], test: tuple[float | None, float | None]) -> dict[str, Any]:
+    """Metrics and costs of a finished run, as `RunEnded` describes them.
+
+    Args:
+        run: at its last step.
+        validation: loss and accuracy.
+        test: loss and accuracy; None if they could not be measured.
+    """
     state, life = run.state, run.life
     return {
         "test_loss": test[0],

@@ -26,3 +26,10 @@ def write_photos(folder: Path, *, num_train: int = 20, num_val: int = 4) -> Path
                 size = (40 + 7 * (i % 5), 60 - 5 * (i % 4))
                 paint(folder / split / name / f"{name}_{i:03}.JPEG", size=size, seed=1000 * label + i, mode=mode)
     return folder
+
+
+def damage(file: Path) -> None:
+    """Remove a quarter from the middle of a JPEG: decoders fill up what is missing."""
+    content = file.read_bytes()
+    middle, length = len(content) // 2, len(content) // 4
+    file.write_bytes(content[:middle] + content[middle + length :])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import pickle
 import shutil
 import tarfile
@@ -91,3 +92,11 @@ def test_an_error_says_where_to_put_the_missing_archive(tmp_path: Path, monkeypa
         DataError, match=r"put cifar-10-python.tar.gz there, or unpack it there to cifar-10-batches-py/"
     ):
         load_splits(DatasetConfig(name="cifar10", data_dir=str(tmp_path)), rng_seed=0)
+
+
+@pytest.mark.parametrize("name", ["cifar-10-python.tar.gz", "cifar-10-batches-py/data_batch_1"])
+def test_a_pipe_is_refused_and_not_opened(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(DataError, match=rf"{name}: not a regular file; remove it"):
+        load_splits(DatasetConfig(name="cifar10", data_dir=str(tmp_path), batch_size=8), rng_seed=0)

@@ -197,6 +197,38 @@ def test_a_class_without_readable_files_says_what_it_has(folder: Path) -> None:
         load(folder)
 
 
+@pytest.mark.parametrize("storage", ["memory", "stream"])
+def test_pipes_and_devices_and_folders_are_left_out_and_named(folder: Path, storage: str) -> None:
+    os.mkfifo(folder / "train" / "cat" / "pipe.png")
+    (folder / "train" / "dog" / "zero.png").symlink_to("/dev/zero")
+    (folder / "test" / "dog" / "link.png").symlink_to(folder / "train")
+    (folder / "train" / "dog" / "copy.png").symlink_to(folder / "train" / "dog" / "00.png")
+    splits = load(folder, storage=storage, image_size=8, num_workers=0)
+    assert len(splits.train) + len(splits.controller) + len(splits.judge) == 41
+    assert splits.notices == (
+        f"dataset.data_dir={folder}: left out, not regular files: 3 (train/cat/pipe.png, train/dog/zero.png, "
+        "test/dog/link.png)",
+    )
+
+
+def test_an_image_replaced_in_place_is_not_taken_from_the_cache(folder: Path) -> None:
+    for file in (folder / "train").rglob("*.png"):
+        Image.new("RGB", (8, 8), (1, 2, 3)).save(file.with_suffix(".bmp"))
+        file.unlink()
+    load(folder)
+    for file in (folder / "train").rglob("*.bmp"):
+        before = file.stat()
+        Image.new("RGB", (8, 8), (9, 9, 9)).save(file)
+        os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (load(folder).train.images == 9).all()
+
+
+def test_an_empty_file_is_found_before_training(folder: Path) -> None:
+    (folder / "test" / "cat" / "03.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"03\.png: is empty; repair or remove it"):
+        load(folder, storage="stream", image_size=8, num_workers=0)
+
+
 def test_a_cache_of_version_0_1_0_is_not_shown(folder: Path) -> None:
     """Its key had no version of the decoder, whose pixels have changed since."""
     train = folder / "train"
