@@ -40,7 +40,7 @@ class RunRecord:
     @property
     def num_processes(self) -> int:
         """Number of processes that worked on the run one after the other (resumes + 1)."""
-        return len(self.of_kind("run_started"))
+        return len(self.of_kind("run_started")) - len(self.of_kind("growth_undone"))  # which starts it again
 
     @property
     def result(self) -> dict[str, Any] | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-NUM_KILLS = 6
+NUM_KILLS = 4
 
 
 @pytest.mark.long

@@ -116,7 +116,13 @@ def exhaust_in_state_of_newborns(monkeypatch: pytest.MonkeyPatch, *, after: int 
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"morphogenetic__incubation": "shadow", "morphogenetic__incubation_steps": 3}]
+    "settings",
+    [
+        {},
+        pytest.param(
+            {"morphogenetic__incubation": "shadow", "morphogenetic__incubation_steps": 3}, marks=pytest.mark.long
+        ),
+    ],
 )
 def test_growth_whose_first_step_does_not_fit_is_undone(
     settings: dict[str, Any], hungry: Any, run_dir: Path, tmp_path: Path

@@ -13,6 +13,7 @@ from torch import Tensor
 from esper.configs import TolariaConfig
 from esper.contracts.events import Event, SurgeryEnded
 from esper.errors import DivergenceError
+from esper.report.run_record import read_run
 from esper.tolaria import TolariaTrainer
 from tests.conftest import tiny_config
 from tests.tolaria.checkpoints.test_resume import assert_same, train
@@ -38,6 +39,7 @@ def test_a_growth_that_brings_nan_is_undone_and_the_rest_is_as_without_it(
     without, _ = train(tiny_config(morphogenetic__policy="never", **settings), tmp_path / "without")
     tensors, growth = train(tiny_config(**EXPLODES, **settings), run_dir)
     assert_same(tensors, without)
+    assert read_run(run_dir).num_processes == 1
     (undone,) = events(run_dir, "growth_undone")
     ((site, blueprint_id),) = undone["modules"]
     assert (undone["step"], undone["epoch"]) == (6, 1)
@@ -87,6 +89,7 @@ def test_it_holds_for_a_run_that_was_resumed_after_it_grew(stop_at: int, run_dir
     assert refused(same) == refused(growth) != []
 
 
+@pytest.mark.long
 def test_what_is_refused_stays_so_after_a_resume(run_dir: Path) -> None:
     config = exploding_often(morphogenetic__schedule_at=[0.1, 0.2], optimization__max_epochs=5)
     whole, growth = train(config, run_dir.with_name("whole"))
