@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from esper import __version__
 from esper.errors import EsperError
 from esper.launch.exits import exit_with
+from esper.launch.output import keep_writing
 from esper.services import SERVICES
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ __all__ = ["main"]
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a subcommand; raises `SystemExit` with its exit code."""
+    keep_writing()
     options = _parser().parse_args(arguments)
     try:
         raise SystemExit(options.run(options))

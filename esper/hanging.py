@@ -26,6 +26,7 @@ __all__ = [
     "LastWords",
     "beat",
     "end_process",
+    "forget",
     "limit_silence",
     "silence_s",
     "steady",
@@ -36,6 +37,8 @@ __all__ = [
 _POLL_S = 0.5
 _STOP_S = 7.0
 """How long a process that was told to stop may go on without progress."""
+_DECAY = 0.996
+"""Of the memory of pauses, in every poll: half is left after 90 seconds."""
 _LAST_WORDS_S = 2.5
 SAVE_S = 30.0
 """How long it may take to save then."""
@@ -60,6 +63,7 @@ class _Counts:
 
     silent_s: float = 0.0
     expected_s: float = 0.0
+    recent_s: float = 0.0  # longest silence of the last minutes: on CUDA a line of the log waits for many steps
     longest_s: float = 0.0  # silence that ended by itself
     longest_wait_s: float = 0.0
     is_steady: bool = False
@@ -77,12 +81,17 @@ def beat(*, expected_s: float = 0.0) -> None:
     """Report progress.
 
     Args:
-        expected_s: how long the next one may take; twice as long as this one is always allowed.
+        expected_s: how long the next one may take; twice as long as those of the last minutes is always allowed.
     """
-    silent_s, _counts.silent_s = _counts.silent_s, 0.0
-    _counts.expected_s = max(expected_s, 2 * silent_s)
+    silent_s, _counts.silent_s, _counts.expected_s = _counts.silent_s, 0.0, expected_s
+    _counts.recent_s = max(_counts.recent_s, silent_s)
     if _counts.is_steady:
         _counts.longest_s = max(_counts.longest_s, silent_s)
+
+
+def forget() -> None:
+    """Note that the pauses so far, to start and to compile, say nothing about those to come."""
+    _counts.recent_s = 0.0
 
 
 @contextlib.contextmanager
@@ -188,7 +197,7 @@ def _watch() -> None:
             wait.seconds += seconds
             if wait.seconds > wait.timeout_s:
                 end_process(f"{wait.what} takes longer than {wait.timeout_s:.0f} s; see {wait.setting}")
-        allowed_s = max(_STOP_S, _counts.expected_s)
+        allowed_s = max(_STOP_S, _counts.expected_s, 2 * _counts.recent_s)
         if (number := stopping.received()) and min(_counts.silent_s, _counts.since_stop_s or 0.0) > allowed_s:
             why = f"{stopping.name_of(number)}, but no progress for {allowed_s:.0f} s, so the run ended without saving"
             end_process(why, status="interrupted", exit_code=128 + number)
@@ -196,6 +205,7 @@ def _watch() -> None:
 
 def _count(seconds: float) -> None:
     _counts.silent_s += seconds
+    _counts.recent_s *= _DECAY
     if stopping.received() is None:
         _counts.since_stop_s = None
     else:

@@ -31,6 +31,7 @@ from esper.configs.text import quote_text
 from esper.configs.trust import guard_hydra
 from esper.errors import ConfigError, EsperError
 from esper.launch.exits import collect_failures, error_line, exit_with, print_traceback, record_failure
+from esper.launch.output import keep_writing
 
 if TYPE_CHECKING:
     from esper.launch.run import Outcome
@@ -42,6 +43,7 @@ _shows_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
 
 def main() -> None:
     """Run the command; ends with `SystemExit`: 0 finished, 1 failed, 2 bad input, 128 + n stopped by signal n."""
+    keep_writing()
     # torch.distributed prints C++ stack traces when a rank ends; Esper says in one line which rank and why.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     register()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -103,6 +104,59 @@ def test_the_first_signal_ends_work_before_training_and_is_told_to_threads():
         with pytest.raises(stopping.Stopped):
             stopping.check()
     stopping.check()
+
+
+def test_training_goes_on_when_the_reader_of_its_output_goes(
+    tmp_path: Path, start: Callable[..., subprocess.Popen[str]]
+):
+    process = start("experiment=debug", "logging.log_level=INFO", "tracking=none", "morphogenetic=off")
+    assert process.stdout is not None
+    assert process.stdout.readline()  # as `| head -1`
+    process.stdout.close()
+    process.stdout = None
+    assert (process.wait(timeout=60), process.stderr.read() if process.stderr else None) == (0, "")
+    assert status(tmp_path)[0] == "finished"
+
+
+@pytest.mark.parametrize("closed", [">&- 2>&- <&-", "| true"])
+def test_a_small_command_ends_quietly_where_nobody_reads(tmp_path: Path, closed: str):
+    script = "import sys; from esper.cli import main; main(['version'])"
+    line = f"{sys.executable} -c {shlex.quote(script)} {closed}; exit ${{PIPESTATUS[0]}}"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        ["bash", "-c", line], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+IN_A_LOOP = """
+import asyncio
+from esper import fit
+
+async def cell():
+    outcome = fit("experiment=debug", "optimization.max_epochs=100000", "tracking=none", "morphogenetic=off")
+    print("exit code", outcome.exit_code)
+    await asyncio.sleep(0)
+    return "still here"
+
+print(asyncio.run(cell()))
+"""
+
+
+@pytest.mark.long
+def test_the_first_ctrl_c_ends_fit_inside_a_running_loop(tmp_path: Path):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        [sys.executable, "-c", IN_A_LOOP],
+        cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        wait_until(lambda: any('"epoch"' in path.read_text() for path in tmp_path.glob("outputs/*/*/journal.jsonl")))
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (0, "")
+    assert out.endswith("exit code 130\nstill here\n")
+    assert status(tmp_path) == ("interrupted", "Ctrl-C")
+    assert list(tmp_path.glob("outputs/*/*/checkpoints/step-*"))
 
 
 def status(folder: Path) -> tuple[str, str]:

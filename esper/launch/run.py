@@ -20,6 +20,7 @@ from esper.console import Console
 from esper.contracts.events import Event, GrowthUndone, Notice
 from esper.data import fingerprint
 from esper.errors import EsperError, RankError, RunError
+from esper.folders import left_as_it_was
 from esper.launch.arms import resolve_arm
 from esper.launch.dry_run import dry_run
 from esper.launch.exits import error_line
@@ -127,6 +128,8 @@ def _run(config: TolariaConfig, run_dir: Path, ranks: Ranks, *, sibling: Callabl
                 terminal.show(Notice(step=0, level="INFO", message=message))
             return _outcome(0, status["result"], run_dir)
         log_dir = Path(config.logging.log_dir or run_dir)
+        if log_dir != run_dir:
+            stack.enter_context(left_as_it_was(log_dir, file="train.log"))
         log_dir.mkdir(parents=True, exist_ok=True)
         file = stack.enter_context((log_dir / "train.log").open("a", encoding="utf-8"))
         log = stack.enter_context(Terminal(level=config.logging.log_level, console=Console(file=file, width=120)))

@@ -114,6 +114,8 @@ class TrainStep:
             raise MemoryLimitError(one_line(error)) from None
         self._known_position = (epoch, index + 1, step + 1)
         self._num_since_change += 1
+        if self._num_since_change == _SETTLING_STEPS:
+            hanging.forget()
 
     def _step(self) -> None:
         epoch, index, step = self._position.unbind()

@@ -17,6 +17,7 @@ from esper.data.fingerprint import Fingerprint
 from esper.data.images import Dataset, ImageSet
 from esper.data.listing import is_special
 from esper.errors import DataError
+from esper.folders import left_as_it_was
 
 __all__ = ["fingerprint", "load"]
 
@@ -34,7 +35,8 @@ def load(config: DatasetConfig, _cache_dir: Path | None) -> Dataset:
     if special := [name for name in files if is_special(data_dir / name)]:
         raise DataError(f"{data_dir / special[0]}: not a regular file; remove it, or set dataset.data_dir")
     try:
-        train, test = (_read(cifar, data_dir, train=train) for train in (True, False))
+        with left_as_it_was(data_dir):
+            train, test = (_read(cifar, data_dir, train=train) for train in (True, False))
         return Dataset(
             train=_images(train), test=_images(test), class_names=tuple(train.classes), fingerprint=fingerprint(config)
         )

@@ -100,3 +100,10 @@ def test_a_pipe_is_refused_and_not_opened(tmp_path: Path, name: str) -> None:
     os.mkfifo(tmp_path / name)
     with pytest.raises(DataError, match=rf"{name}: not a regular file; remove it"):
         load_splits(DatasetConfig(name="cifar10", data_dir=str(tmp_path), batch_size=8), rng_seed=0)
+
+
+def test_a_download_that_fails_leaves_no_folder_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CIFAR10, "url", "http://127.0.0.1:9/cifar-10-python.tar.gz")
+    with pytest.raises(DataError):
+        load_splits(DatasetConfig(name="cifar10", data_dir=str(tmp_path / "new" / "data")), rng_seed=0)
+    assert not list(tmp_path.iterdir())
