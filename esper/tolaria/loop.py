@@ -178,17 +178,17 @@ class TrainingLoop:
 
     def _go_back(self, way_back: WayBack) -> None:
         """Open the run again at the checkpoint before a growth, refuse that growth, and save this."""
+        folder = self.run.folder
         self.run.close()
         del self.run
         gc.collect()  # the network and its hooks refer to each other
         self.state = TrainingState()
-        self.initialize(back_to=way_back.checkpoint)
-        run, state = self.run, self.state
-        event = way_back.event(state, before=run.life.refusals)
-        run.life.refusals = way_back.refusals
-        if state.step == 0:  # the epoch was over
-            state.total_seconds, state.epoch_seconds = state.total_seconds + state.epoch_seconds, 0.0
-        run.journal.write(event)
+        try:
+            self.initialize(back_to=way_back.checkpoint)
+        except Exception as error:
+            folder.set_status("failed", reason=str(error))
+            raise
+        way_back.arrive(self.run)
         self._start_saving()
 
     def train_epoch(self) -> Window:
@@ -311,7 +311,7 @@ class TrainingLoop:
 
     def end(self, status: str, reason: str) -> None:
         """Record that the run ended without a test: `failed` or `interrupted`, and why."""
-        if not hasattr(self, "run"):  # it could not be opened again
+        if not hasattr(self, "run"):  # it could not be opened again, see `_go_back`
             return
         self.run.emit(RunEnded, status=status, reason=reason, result=self._untested)
         self.run.folder.set_status(status, reason=reason, result=self._untested)

@@ -15,7 +15,6 @@ from esper.tolaria.checkpoints import files
 from esper.tolaria.growth.refusals import MAX_RETURNS, Refusals, on_trial
 from esper.tolaria.memory import is_out_of_memory
 from esper.tolaria.run import Run
-from esper.tolaria.state import TrainingState
 
 __all__ = ["WayBack", "do_step", "find_way_back"]
 
@@ -39,12 +38,16 @@ class WayBack:
     fault_step: int
     reason: str
 
-    def event(self, state: TrainingState, *, before: Refusals) -> GrowthUndone:
-        """What the journal says about it, once the run is back in a state in which less was refused."""
-        modules = [key for key in self.refusals.reasons if key not in before.reasons]
+    def arrive(self, run: Run) -> None:
+        """Refuse the growth in the run, which is back before it, and journal this."""
+        state = run.state
+        if state.step == 0:  # the epoch was over
+            state.total_seconds, state.epoch_seconds = state.total_seconds + state.epoch_seconds, 0.0
+        modules = [key for key in self.refusals.reasons if key not in run.life.refusals.reasons]
+        run.life.refusals = self.refusals
         named = ", ".join(f"{blueprint_id} at {site}" for site, blueprint_id in modules)
-        return GrowthUndone(
-            step=state.global_step,
+        run.emit(
+            GrowthUndone,
             epoch=state.epoch,
             modules=modules,
             fault_step=self.fault_step,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ from torch import Tensor
 
 from esper.configs import TolariaConfig
 from esper.contracts.events import Event, SurgeryEnded
-from esper.errors import DivergenceError
+from esper.errors import DivergenceError, RunError
 from esper.report.run_record import read_run
-from esper.tolaria import TolariaTrainer
+from esper.tolaria import TolariaService, TolariaTrainer
 from tests.conftest import tiny_config
 from tests.tolaria.checkpoints.test_resume import assert_same, train
 from tests.tolaria.growth.test_stack import stacking
@@ -125,6 +126,26 @@ def test_the_whole_doubling_is_one_growth(run_dir: Path, tmp_path: Path) -> None
     assert [site for site, _ in undone["modules"]] == ["layer1.1:after", "layer2.1:after"]
     without, _ = train(stacking(morphogenetic__policy="never"), tmp_path / "without")
     assert_same(weights, {name: without[name] for name in weights})
+
+
+def test_a_run_that_cannot_be_opened_again_has_failed(run_dir: Path) -> None:
+    config = tiny_config(**EXPLODES)
+    service = TolariaService(config, run_dir=run_dir, listeners=[lambda event: spoil() if event.step == 6 else None])
+
+    def spoil() -> None:
+        config.model.widths = [4, 9]  # another network than that of the checkpoint
+
+    async def go() -> None:
+        try:
+            await service.run_training()
+        finally:
+            await service.stop()
+
+    with pytest.raises(RunError, match="holds a run of other settings"):
+        asyncio.run(go())
+    status = json.loads((run_dir / "status.json").read_text())
+    assert status["status"] == "failed"
+    assert "holds a run of other settings" in status["reason"]
 
 
 @pytest.mark.long
