@@ -25,5 +25,5 @@ class CheckpointConfig:
     max_checkpoints: int = setting(
         2, "maximum checkpoints kept, besides best and trunk; as many of before growth that is on trial", low=1
     )
-    resume_from: str | None = setting(None, "checkpoint to start from, of this or another run")
+    resume_from: str | None = setting(None, "checkpoint to start from, of this or another run on the same data")
     auto_resume: bool = setting(True, "resume from the newest checkpoint of the same run")
