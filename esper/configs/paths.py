@@ -63,7 +63,7 @@ def absolute_url(url: str, folder: str | Path) -> str:
     parts = urlsplit(url)
     if parts.scheme == "file" and not parts.netloc and not parts.path.startswith("/"):
         return Path(folder, unquote(parts.path)).as_uri()
-    if not parts.scheme and url != "databricks":  # a folder
+    if not parts.scheme and url != "databricks" and "@" not in url:  # a folder, and no TOKEN@HOST
         return str(Path(folder, url).expanduser())
     return url
 

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins import file_config_source
 from hydra._internal.sources_registry import SourcesRegistry
@@ -23,9 +24,10 @@ from hydra.plugins.config_source import ConfigResult
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import Container, DictConfig, OmegaConf
 
 from esper.configs.load import read_yaml
+from esper.configs.text import keep_yaml_text
 from esper.errors import ConfigError
 
 __all__ = ["guard_hydra", "guarded_files"]
@@ -80,15 +82,31 @@ def _register_source(conf: Path) -> None:
     class FileConfigSource(file_config_source.FileConfigSource):
         def load_config(self, config_path: str) -> ConfigResult:
             file = Path(self.path, self._normalize_file_name(config_path)).resolve()
-            if _is_guarded.get() and file.is_file() and not file.is_relative_to(conf):
-                read_yaml(file)
+            is_foreign = _is_guarded.get() and file.is_file() and not file.is_relative_to(conf)
+            text = read_yaml(file) if is_foreign else None
             result = super().load_config(config_path)
+            if text is not None:
+                result.config = _with_text(result.config, text, package=_package(result, config_path))
             if _is_guarded.get() and OmegaConf.select(result.config, "hydra.searchpath"):
                 raise ConfigError(f"{file}: hydra.searchpath: may import packages; give it on the command line")
             return result
 
     Plugins.instance()  # registers Hydra's own, once
     SourcesRegistry.instance().types["file"] = FileConfigSource
+
+
+def _package(result: ConfigResult, config_path: str) -> str:
+    """What precedes the names of a file's settings, such as `model.`."""
+    package = result.header.get("package") or "_group_"
+    package = package.replace("_group_", config_path.rpartition("/")[0].replace("/", ".")).removeprefix("_global_")
+    return f"{package.strip('.')}.".lstrip(".")
+
+
+def _with_text(config: Container, text: str, *, package: str) -> Container:
+    """The content of a file, with its settings of type text as they are written there."""
+    content = OmegaConf.to_container(config, resolve=False)
+    keep_yaml_text(content, yaml.compose(text, Loader=yaml.SafeLoader), package)
+    return OmegaConf.create(content)
 
 
 def _require_trusted(cfg: DictConfig, *, is_sweep: bool) -> None:

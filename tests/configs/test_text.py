@@ -37,6 +37,19 @@ def test_a_yaml_file_keeps_the_text(text, tmp_path: Path):
     assert (config.tracking.experiment, config.tracking.wandb_project) == (text, text)
 
 
+@pytest.mark.parametrize("text", ["2026_11_27", "3.10", "true", "1e5"])
+def test_a_preset_keeps_the_text(text, tmp_path: Path):
+    for name, content in (
+        ("experiment", f"# @package _global_\ndescription: {text}\ntags: [{text}]\noptimization: {{max_epochs: 3}}\n"),
+        ("tracking", f"name: none\nwandb_project: {text}\nflush_interval_s: 1e1\n"),
+    ):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "mine.yaml").write_text(content)
+    config = from_hydra(compose([f"hydra.searchpath=[{tmp_path}]", "experiment=mine", "tracking=mine"]))
+    assert (config.description, config.tags, config.tracking.wandb_project) == (text, [text], text)
+    assert (config.optimization.max_epochs, config.tracking.flush_interval_s) == (3, 10)
+
+
 def test_null_is_nothing_where_that_is_allowed():
     assert quote_text(["tracking.experiment=null"]) == ["tracking.experiment=null"]
     assert from_hydra(compose(["tracking.experiment='null'"])).tracking.experiment == "null"

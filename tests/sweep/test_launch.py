@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from esper.configs import TolariaConfig
+from esper.configs.paths import absolute_paths
 from esper.errors import ConfigError, RunError
 from esper.sweep.launchers import queue_of
 from esper.sweep.manifest import Job, Member, freeze, members_of
@@ -207,7 +208,7 @@ def test_a_frozen_member_reads_back_and_is_private(tmp_path: Path):
     frozen = member(tmp_path, rng_seed=7)
     (read,) = members_of(tmp_path)
     assert read == frozen
-    assert read.config() == TolariaConfig(rng_seed=7)
+    assert read.config() == absolute_paths(TolariaConfig(rng_seed=7))
     assert (tmp_path / ".sweep").stat().st_mode & 0o777 == 0o700
 
 
