@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import re
+import shlex
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -13,11 +16,14 @@ from pathlib import Path
 import pytest
 import torch
 from hydra.core.hydra_config import HydraConfig
+from sqlalchemy import make_url
 
 from esper import fit
 from esper.configs import TolariaConfig
 from esper.configs.comparison import ARMS
 from esper.errors import ConfigError
+from esper.tolaria.checkpoints.export import export
+from esper.tracking import sync
 from esper.train import main
 
 NEEDS_NO_CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason="the device that is asked for is there")
@@ -26,6 +32,8 @@ COMMAND = "import sys; sys.argv[0] = 'esper-train'; from esper.train import main
 LIGHT = """
 import sys
 sys.argv[0] = "esper-train"
+from esper.tolaria.checkpoints.export import export
+from esper.tracking import sync
 from esper.train import main
 try:
     main()
@@ -179,3 +187,25 @@ def test_fit_works_inside_a_running_event_loop(tmp_path: Path, monkeypatch: pyte
     assert asyncio.run(cell()) == 0
     (run_dir,) = (tmp_path / "outputs" / "debug").iterdir()
     assert run_dir.name.startswith("experiment_debug-warmup_epochs_0.25-")
+
+
+@pytest.mark.long
+def test_paths_mean_the_folder_of_the_command_whatever_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder, elsewhere = tmp_path / "a?b %20c#d' ü$x=1,2", tmp_path / "elsewhere"
+    folder.mkdir()
+    elsewhere.mkdir()
+    settings = ["experiment=debug", "debug_mode=false", "morphogenetic=off", "optimization.max_epochs=1"]
+    places = ["tracking=mlflow", "tracking.uri=sqlite:///own.db", "checkpoint.checkpoint_dir=kept"]
+    done = esper_train(*settings, *places, "hydra.job.chdir=true", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    (run_dir,) = (folder / "outputs" / "debug").iterdir()
+    printed = done.stdout.partition("mlflow ui --backend-store-uri ")[2]
+    assert make_url(shlex.split(printed)[0]).database == str(folder / "own.db")
+    monkeypatch.chdir(elsewhere)
+    assert sync.main([run_dir], None) == 0
+    assert export(run_dir, elsewhere / "network", best=False)
+    with contextlib.closing(sqlite3.connect(folder / "own.db")) as database:
+        assert database.execute("SELECT name, status FROM runs").fetchall() == [(run_dir.name, "FINISHED")]
+    assert {path.name for path in folder.iterdir()} == {"outputs", "kept", "own.db", "own.db.lock"}
+    assert {path.name for path in tmp_path.iterdir()} == {folder.name, "elsewhere"}
+    assert [path.name for path in elsewhere.iterdir()] == ["network"]
