@@ -233,7 +233,7 @@ def test_a_hung_server_costs_one_timeout_per_call(server: RedisServer) -> None:
             started = time.monotonic()
             with pytest.raises(BusError):
                 call()
-            assert time.monotonic() - started < 1.0
+            assert time.monotonic() - started < 2.0  # retries would take 3 s
         server.go_on()
         bus.ping()
 
