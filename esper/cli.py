@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -46,6 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     sync = _add(commands, "sync", _sync, "upload runs to their trackers from their journals")
     sync.add_argument("run_dirs", nargs="+", type=Path, metavar="DIR", help="folder of a run or a sweep")
     sync.add_argument("--uri", help="MLflow tracking URI (default: the run's own trackers)")
+    sync.add_argument("--redis", metavar="URL", help="server of runs with bus=redis (default: the run's own)")
 
     report = _add(commands, "report", _report, "write the report of a run, or compare runs")
     report.add_argument("paths", nargs="*", type=Path, metavar="PATH", help="folder of a run, or of runs to compare")
@@ -168,17 +170,22 @@ def _doctor(options: argparse.Namespace) -> int:
 def _sync(options: argparse.Namespace) -> int:
     from esper.tracking import sync
 
-    return sync.main(options.run_dirs, options.uri, extra_trackers=_buses)
+    return sync.main(options.run_dirs, options.uri, extra_trackers=functools.partial(_buses, url=options.redis))
 
 
-def _buses(config: Mapping[str, Any], run_dir: Path) -> Iterable[Tracker]:
-    """The bus of a run with `bus=redis`."""
+def _buses(config: Mapping[str, Any], run_dir: Path, *, url: str | None) -> Iterable[Tracker]:
+    """The bus of a run with `bus=redis`, at this URL or the recorded one."""
     if config.get("bus") == "redis":
         from esper.build import bus_tracker
         from esper.configs import RedisConfig
+        from esper.tracking.addresses import own_address, remember_address
 
         settings = {name: value for name, value in config["redis"].items() if name in RedisConfig.__dataclass_fields__}
-        yield bus_tracker(RedisConfig(**settings), run_dir=run_dir)
+        remember_address(url)
+        if url is None and settings["url"] != "embedded":
+            own = {"key": "redis.url", "option": "--redis", "variable": "ESPER_REDIS_URL"}
+            url = own_address(settings["url"], **own, run_dir=run_dir)
+        yield bus_tracker(RedisConfig(**{**settings, "url": url or settings["url"]}), run_dir=run_dir)
 
 
 def _report(options: argparse.Namespace) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import os
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,11 @@ from esper.configs import (
 from esper.oona.redis import RedisBus
 from esper.tolaria import TolariaTrainer
 from tests.oona.server import PASSWORD, RedisServer
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _state(tmp_path_factory: pytest.TempPathFactory) -> None:
+    os.environ["XDG_STATE_HOME"] = str(tmp_path_factory.mktemp("state"))  # not the user's: runs note addresses there
 
 
 @pytest.fixture(autouse=True)

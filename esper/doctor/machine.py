@@ -250,7 +250,7 @@ def environment(run: PlannedRun) -> Finding:
     """Environment variables are spelt correctly and read by Esper."""
     from esper.configs.rank_env import rank_env
     from esper.errors import ConfigError
-    from esper.tracking.trackers import unused_variables
+    from esper.tracking import unused_variables  # not its module: threads that import both ways deadlock
 
     try:
         rank = rank_env()

@@ -19,6 +19,7 @@ from esper import stopping, urza
 from esper.build import Parts, bus_tracker, parts
 from esper.configs import TolariaConfig, derive_seed, torch_seed
 from esper.configs.identity import checkpoints_folder, digest, outputs_folder, run_id, run_name
+from esper.configs.recorded import recorded
 from esper.contracts.events import Event, Notice
 from esper.costs import Cost, count
 from esper.data import FileSet, ImageSet
@@ -43,6 +44,7 @@ from esper.tolaria.schedule import learning_rate
 from esper.tolaria.state import TrainingState
 from esper.tolaria.step import TrainStep
 from esper.tracking import Journal, TrackerThread, trackers, unused_variables
+from esper.tracking.addresses import remember_address
 from esper.tracking.files import SWEEP_FILE
 
 __all__ = ["Run", "capture_obstacle", "open_run"]
@@ -174,6 +176,9 @@ class Run:
         if not self.ranks.is_rank0:
             return
         tracking, started = self.config.tracking, []
+        as_recorded = recorded(self.config)
+        for address in (as_recorded["tracking"]["uri"], as_recorded["redis"]["url"]):
+            remember_address(address)
         if unused := unused_variables(tracking, experiment_name=self.config.experiment_name):
             self.warn(f"set but not used, as the settings decide: {unused}")
         for tracker in trackers(tracking, run_dir=self.run_dir, outputs_dir=self.outputs_dir):

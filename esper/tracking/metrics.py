@@ -12,9 +12,10 @@ from esper.redact import without_credentials
 from esper.tracking import formatting
 from esper.tracking.history import GrownModule, History
 
-__all__ = ["Point", "files", "module_summaries", "parameters", "points", "tags"]
+__all__ = ["UPLOADED", "Point", "files", "module_summaries", "parameters", "points", "tags"]
 
-_FILES = ("config.yaml", "journal.jsonl", "report.html")
+UPLOADED = ("config.yaml", "git.diff", "journal.jsonl", "report.html")
+"""Files of the run folder that a tracker uploads, `git.diff` only if asked."""
 
 _MAX_PARAMETER, _MAX_TAG = 6000, 5000  # characters; MLflow's limits
 
@@ -100,7 +101,7 @@ def tags(history: History) -> dict[str, str]:
 
 def files(config: TrackingConfig) -> tuple[str, ...]:
     """Files of the run folder that a tracker uploads, if they exist."""
-    return (*_FILES, "git.diff") if config.git_diff else _FILES
+    return tuple(name for name in UPLOADED if config.git_diff or name != "git.diff")
 
 
 def module_summaries(history: History) -> dict[str, str]:

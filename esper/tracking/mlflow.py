@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from filelock import FileLock, Timeout
 
@@ -62,18 +63,21 @@ class MlflowRun:
         config: tracking settings; `experiment` defaults to the run's own.
         run_dir: folder of the run.
         outputs_dir: folder of the default database and its artifacts.
+        is_contained: upload no checkpoint from outside of the run folder, and to no place outside of the outputs
+            folder that only the database there names: both may be somebody else's.
 
     Attributes:
         num_logged: points that were new to MLflow.
         history: the events ingested so far.
     """
 
-    def __init__(self, config: TrackingConfig, *, run_dir: Path, outputs_dir: Path) -> None:
+    def __init__(self, config: TrackingConfig, *, run_dir: Path, outputs_dir: Path, is_contained: bool = False) -> None:
         self.num_logged = 0
         self.history = History()
         self._config = config
         self._run_dir = run_dir
         self._outputs_dir = outputs_dir
+        self._is_contained = is_contained
         self._file = run_dir / "mlflow.json"
         self._lock = FileLock(run_dir / ".mlflow.lock")
         self._client: Any = None
@@ -113,9 +117,11 @@ class MlflowRun:
         for path in (self._run_dir / name for name in files(self._config)):
             if path.is_file():
                 self._client.log_artifact(self._run_id, str(path))
-        if newest := _newest_checkpoint(self._checkpoint_dir()):
-            for name in _CHECKPOINT_FILES:
-                self._client.log_artifact(self._run_id, str(newest / name), "checkpoint")
+        newest = _newest_checkpoint(self._checkpoint_dir())
+        uploaded = [newest / name for name in _CHECKPOINT_FILES] if newest else []
+        if not self._is_contained or all(_is_inside(path, self._run_dir) for path in uploaded):
+            for path in uploaded:
+                self._client.log_artifact(self._run_id, str(path), "checkpoint")
 
     def close(self) -> None:
         """Release the lock; safe to call twice."""
@@ -139,6 +145,8 @@ class MlflowRun:
             name=started["run_name"],
             start_time_s=started["time_unix_s"],
         )
+        if self._is_contained and not (self._config.uri or os.environ.get("MLFLOW_TRACKING_URI")):
+            _require_artifacts_inside(run.info.artifact_uri, self._outputs_dir, uri=uri)
         # Queried, not kept in a file: a kill between logging and writing the file would miscount.
         for key in run.data.metrics:
             self._held.update((key, metric.step) for metric in client.get_metric_history(run.info.run_id, key))
@@ -197,6 +205,21 @@ class MlflowRun:
         assert self.history.started is not None
         settings = self.history.started["config"]["checkpoint"]
         return checkpoints_folder(self._run_dir, checkpoint_dir=settings["checkpoint_dir"])
+
+
+def _is_inside(path: Path, folder: Path) -> bool:
+    """Whether a path lies in a folder, with no link on the way."""
+    return path.is_relative_to(folder) and path.resolve() == folder.resolve() / path.relative_to(folder)
+
+
+def _require_artifacts_inside(artifact_uri: str, outputs_dir: Path, *, uri: str) -> None:
+    parts = urlsplit(artifact_uri)
+    path = Path(unquote(parts.path)).resolve()
+    if parts.scheme not in ("", "file") or not path.is_relative_to(outputs_dir.resolve()):
+        raise RunError(
+            f"the database in {outputs_dir} keeps this run's files at {without_credentials(artifact_uri)}, outside of "
+            f"that folder; if that is yours: esper sync --uri {shlex.quote(uri)}, with the folder"
+        )
 
 
 def _newest_checkpoint(folder: Path) -> Path | None:

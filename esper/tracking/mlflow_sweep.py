@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from esper.configs import TrackingConfig
 from esper.configs.identity import outputs_folder
+from esper.errors import RunError
 from esper.redact import without_credentials
+from esper.tracking.addresses import recorded_tracking
 from esper.tracking.history import History
 from esper.tracking.journal import read
 from esper.tracking.mlflow import connect, find_run, get_experiment_id, own_tags, tracking_uri
@@ -37,13 +38,16 @@ def report_sweep(sweep_dir: Path, run_dirs: Sequence[Path], *, uri: str | None =
     """
     children: dict[str, list[tuple[str, Path, str]]] = {}
     for run_dir in run_dirs:
-        if not (run_dir / "mlflow.json").is_file():
+        if not (run_dir / "mlflow.json").is_file() or (run_dir / "mlflow.json").is_symlink():
             continue
         started = History.of(read(run_dir / "journal.jsonl")).started
         assert started is not None  # mlflow.json is written after it
         outputs_dir = outputs_folder(run_dir.absolute(), experiment_name=started["experiment_name"])
-        config = TrackingConfig(**started["config"]["tracking"])
-        place = uri or tracking_uri(config, outputs_dir=outputs_dir)
+        try:
+            config = recorded_tracking(started["config"], uri=uri, run_dir=run_dir)
+        except RunError:  # an address that is not the user's
+            continue
+        place = tracking_uri(config, outputs_dir=outputs_dir)
         ids = json.loads((run_dir / "mlflow.json").read_text())["run_ids"]
         if run_id := ids.get(without_credentials(place)):
             experiment = config.experiment or started["experiment_name"]
@@ -84,7 +88,7 @@ def _update_parent(sweep_dir: Path, run_ids: Sequence[str], *, uri: str, experim
         status = "FINISHED" if set(statuses) == {"FINISHED"} else "FAILED"
         client.set_terminated(parent.info.run_id, status, end_time=end_time)
     for path in (sweep_dir / name for name in _FILES):
-        if path.is_file():
+        if path.is_file() and not path.is_symlink():
             client.log_artifact(parent.info.run_id, str(path))
 
 

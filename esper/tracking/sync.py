@@ -9,18 +9,23 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from esper.configs import TrackingConfig
 from esper.configs.identity import outputs_folder
+from esper.configs.paths import absolute_url
 from esper.errors import EsperError, RunError
 from esper.redact import printable
+from esper.tracking.addresses import recorded_tracking, remember_address
 from esper.tracking.files import read_members
 from esper.tracking.journal import read, run_folders
 from esper.tracking.liveness import is_locked
+from esper.tracking.metrics import UPLOADED
 from esper.tracking.mlflow_sweep import report_sweep
 from esper.tracking.tracker_thread import short_message
 from esper.tracking.trackers import Tracker, trackers
 
 __all__ = ["main", "sync"]
+
+_STATE = (".lock", ".mlflow.lock", ".wandb.lock", "bus.json", "mlflow.json", "wandb.json", "wandb")
+"""What reporting a run reads and writes in its folder, besides the files that it uploads."""
 
 TrackersOf = Callable[[Mapping[str, Any], Path], Iterable[Tracker]]
 
@@ -32,12 +37,14 @@ def main(paths: Sequence[Path], uri: str | None, *, extra_trackers: TrackersOf =
 
     Args:
         paths: folders of runs, or folders that hold some at any depth.
-        uri: report to this MLflow tracking URI only; None is each run's own trackers, MLflow if it has none.
+        uri: report to this MLflow tracking URI only; None is each run's own trackers, MLflow if it has none, at
+            addresses that the user has used on this machine.
         extra_trackers: (config, run_dir) to further trackers of a run; not used with a `uri`.
 
     Raises:
         RunError: a folder holds no run.
     """
+    remember_address(uri and absolute_url(uri, Path.cwd()))
     run_dirs_by_path = [(path.absolute(), _find_runs(path)) for path in paths]
     exit_code = 0
     for path, run_dirs in run_dirs_by_path:
@@ -62,6 +69,7 @@ def sync(run_dir: Path, *, uri: str | None = None, extra_trackers: TrackersOf = 
     exit_code = 0
     run_dir = run_dir.absolute()
     try:
+        _require_plain(run_dir)
         is_alive = is_locked(run_dir)  # before reading: a run that ends in between must not count as killed
         events = list(read(run_dir / "journal.jsonl"))
         selected = _trackers(events, run_dir, uri, extra_trackers)
@@ -87,6 +95,15 @@ def _find_runs(path: Path) -> list[Path]:
     )
 
 
+def _require_plain(run_dir: Path) -> None:
+    """Refuse links and what is no file: the folder may be somebody else's, and a link lead anywhere."""
+    for name in (*UPLOADED, *_STATE):
+        path = run_dir / name
+        is_plain = path.is_dir() if name == "wandb" else path.is_file()
+        if path.is_symlink() or (path.exists() and not is_plain):
+            raise RunError(f"{path} is a link or no file; esper sync stays inside of the run folder: copy it there")
+
+
 def _trackers(
     events: Sequence[dict[str, Any]], run_dir: Path, uri: str | None, extra_trackers: TrackersOf
 ) -> Sequence[Tracker]:
@@ -94,12 +111,12 @@ def _trackers(
     started = next((event for event in reversed(events) if event["kind"] == "run_started"), None)
     if started is None:
         return []
-    config = TrackingConfig(**started["config"]["tracking"])
+    config = recorded_tracking(started["config"], uri=uri, run_dir=run_dir)
     others = list(extra_trackers(started["config"], run_dir)) if uri is None else []
     if uri is not None or (config.name == "none" and not others):
-        config = dataclasses.replace(config, name="mlflow", uri=uri or config.uri)
+        config = dataclasses.replace(config, name="mlflow")
     outputs_dir = outputs_folder(run_dir, experiment_name=started["experiment_name"])
-    return [*trackers(config, run_dir=run_dir, outputs_dir=outputs_dir), *others]
+    return [*trackers(config, run_dir=run_dir, outputs_dir=outputs_dir, is_contained=True), *others]
 
 
 def _report(tracker: Tracker, events: Sequence[dict[str, Any]], *, is_alive: bool) -> str:

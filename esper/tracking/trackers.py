@@ -72,18 +72,19 @@ class Tracker:
     is_left_to_sync: bool = False
 
 
-def trackers(config: TrackingConfig, *, run_dir: Path, outputs_dir: Path) -> list[Tracker]:
+def trackers(config: TrackingConfig, *, run_dir: Path, outputs_dir: Path, is_contained: bool = False) -> list[Tracker]:
     """The trackers that `config.name` selects.
 
     Args:
         config: names and places.
         run_dir: folder of the run.
         outputs_dir: folder of MLflow's default database.
+        is_contained: see `MlflowRun`.
     """
     mlflow = Tracker(
         name="MLflow",
         place=without_credentials(tracking_uri(config, outputs_dir=outputs_dir)),
-        open=lambda: MlflowRun(config, run_dir=run_dir, outputs_dir=outputs_dir),
+        open=lambda: MlflowRun(config, run_dir=run_dir, outputs_dir=outputs_dir, is_contained=is_contained),
         # Jobs on several nodes would write one SQLite file on a shared file system, where its locks may not work.
         is_left_to_sync=not (config.uri or os.environ.get("MLFLOW_TRACKING_URI")) and "SLURM_JOB_ID" in os.environ,
     )
