@@ -13,6 +13,7 @@ from esper.configs import TolariaConfig, load_config
 from esper.configs.comparison import ARMS
 from esper.configs.compose import compose
 from esper.configs.load import from_hydra
+from esper.configs.paths import as_given
 from esper.costs import training_macs
 from esper.errors import ConfigError, RunError
 from esper.launch.run import Outcome, run
@@ -104,7 +105,9 @@ def test_final_has_the_last_architecture_of_grown_and_as_many_epochs(beside: Pat
     assert mine == recorded != []
     frozen = load_config(outcome.run_dir / "config.yaml")
     assert frozen.comparison.grown_run == beside.name
-    assert not Path(frozen.morphogenetic.recipe_path or "/").is_absolute()
+    assert frozen.morphogenetic.recipe_path is not None
+    assert Path(frozen.morphogenetic.recipe_path).samefile(beside / "recipe.json")
+    assert not as_given(frozen.morphogenetic.recipe_path).startswith("/")  # the digest is the same in another folder
 
 
 def test_equal_time_is_computed_from_the_speed_of_final_flops(beside: Path) -> None:
