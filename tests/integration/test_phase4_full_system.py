@@ -181,6 +181,6 @@ class TestMainEntrypointIntegration:
         assert config.model.name == "resnet18"
 
     def test_a_frozen_configuration_of_a_run_can_be_loaded(self, run_dir: Path) -> None:
-        config = tiny_config(optimization__max_epochs=1, dataset__data_dir="data")
+        config = tiny_config(optimization__max_epochs=1, dataset__data_dir=str(run_dir / "data"))
         use(config, run_dir, lambda trainer: trainer.train())
         assert load_config(str(run_dir / "config.yaml"), TolariaConfig) == config
