@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from esper.configs import TrackingConfig
 from esper.errors import RunError
-from esper.redact import credentials, without_credentials
+from esper.redact import credentials, printable, without_credentials
 
 __all__ = ["own_address", "recorded_tracking", "remember_address"]
 
@@ -48,8 +48,7 @@ def own_address(address: str | None, *, key: str, option: str, variable: str, ru
     if address is None or (address and address == os.environ.get(variable)):
         return address
     if address not in _known():
-        printable = "".join(one if one.isprintable() else "?" for one in str(address))
-        shown = shlex.quote(without_credentials(printable))
+        shown = shlex.quote(without_credentials(printable(" ".join(str(address).split()))))
         raise RunError(
             f"its journal has {key}={shown}, an address that you have not used on this machine; your credentials "
             f"would be sent there. If it is yours: esper sync {option} {shown} {shlex.quote(str(run_dir))}"
