@@ -176,7 +176,9 @@ def train_with_a_stopped_decoder(
         *("dataset.num_examples=null", "optimization.max_epochs=1000", "debug_mode=false", "morphogenetic=off"),
         *overrides,
     )
-    wait_until(lambda: any('"epoch"' in path.read_text() for path in tmp_path.glob("outputs/*/*/journal.jsonl")))
+    wait_until(
+        lambda: any('"epoch"' in path.read_text() for path in tmp_path.glob("outputs/*/*/journal.jsonl")), within_s=120
+    )
     workers = [child for child in psutil.Process(process.pid).children() if "spawn_main" in " ".join(child.cmdline())]
     (decoder,) = workers
     decoder.suspend()

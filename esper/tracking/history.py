@@ -109,7 +109,8 @@ class History:
             case "run_ended":
                 self.ended = event
             case "checkpoint" if Path(event["path"]).name.startswith("step-"):
-                self.resume_step = event["step"]
+                # Not the event's step: the checkpoint was written while training went on.
+                self.resume_step = int(Path(event["path"]).name.removeprefix("step-"))
             case "surgery" if event["committed"] and event["action"] == "germinate":
                 self.modules.append(_germinated(event))
             case "judgement" if module := self._live(event["site"]):

@@ -239,7 +239,7 @@ def test_warning_hides_what_is_merely_informative_but_not_the_result():
 
 
 def test_an_interrupted_run_says_where_it_stopped_and_how_to_go_on():
-    saved = CheckpointSaved(step=40, epoch=4, path="checkpoints/step-40", is_best=False)
+    saved = CheckpointSaved(step=41, epoch=4, path="checkpoints/step-00000040", is_best=False)  # written meanwhile
     best = CheckpointSaved(step=42, epoch=4, path="checkpoints/best-42", is_best=True)
     end = RunEnded(step=45, status="interrupted", reason="Ctrl-C", result=None)
     assert "interrupted (Ctrl-C) at step 45 of 100; the same command resumes from step 40" in shown(
