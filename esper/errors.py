@@ -8,6 +8,7 @@ EsperError                  base class; `exit_code` is that of the process
 │   └── BusFullError        a stream whose readers are too far behind
 ├── MessageError            a message that is too long, invalid or of another version; exit 1
 ├── RunError                a run folder that is locked, of another version or unreadable; exit 2
+│   └── WriteError          a file that cannot be written, or a run folder that is gone in mid-run; exit 1
 ├── CheckpointError         a checkpoint that is damaged or does not fit; exit 1
 ├── SurgeryError            a growth operation that is not allowed or failed its checks; exit 1
 ├── DivergenceError         the loss or a weight is not finite; exit 1
@@ -33,6 +34,7 @@ __all__ = [
     "RunError",
     "StoreError",
     "SurgeryError",
+    "WriteError",
     "one_line",
 ]
 
@@ -77,6 +79,12 @@ class RunError(EsperError):
     """A run folder that cannot be used."""
 
     exit_code = 2
+
+
+class WriteError(RunError):
+    """A file that cannot be written, or the folder of a run that is gone or another's while it trains."""
+
+    exit_code = 1
 
 
 class CheckpointError(EsperError):

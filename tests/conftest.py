@@ -67,6 +67,29 @@ def tiny_config(**changes: Any) -> TolariaConfig:
     return config
 
 
+def result_of(**changes: Any) -> dict[str, Any]:
+    """The result of a finished run, see `contracts.events.RunEnded`."""
+    macs = ("train", "growth", "discarded", "forward", "backward", "scoring", "forking", "incubation", "judging")
+    return {
+        "test_loss": 0.6,
+        "test_accuracy": 0.7,
+        "val_loss": 0.6,
+        "val_accuracy": 0.7,
+        "epochs": 2,
+        "seconds": 4.0,
+        "num_parameters_before": 100,
+        "num_parameters": 120,
+        "peak_parameters": 130,
+        "num_macs_before": 10,
+        "num_macs": 12,
+        "num_grown": 1,
+        "num_kept": 1,
+        "total_macs": 10,
+        **{f"{name}_macs": 9 if name == "train" else 1 for name in macs},
+        **changes,
+    }
+
+
 @pytest.fixture
 def run_dir(tmp_path: Path) -> Path:
     return tmp_path / "tiny" / "run"

@@ -24,6 +24,7 @@ __all__ = [
     "outputs_folder",
     "run_id",
     "run_name",
+    "with_defaults",
 ]
 
 _OPERATIONAL = frozenset(
@@ -115,6 +116,28 @@ def differences(recorded: Mapping[str, Any], config: TolariaConfig) -> dict[str,
         and before.get(key, _ABSENT) != after.get(key, _ABSENT)
         and not _is_same_path(*(one.get(key) for one in paths))
     }
+
+
+def with_defaults(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """A recorded configuration, and the values of the settings that its version of Esper did not know.
+
+    Raises:
+        ValueError: it lacks a setting that every version has, and that defines the run.
+    """
+    return _filled(recorded, dataclasses.asdict(TolariaConfig()))
+
+
+def _filled(recorded: Mapping[str, Any], known: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    filled = dict(recorded)
+    for name, default in known.items():
+        key = prefix + name
+        if isinstance(default, dict) and isinstance(recorded.get(name, {}), Mapping):
+            filled[name] = _filled(recorded.get(name, {}), default, f"{key}.")
+        elif name not in recorded:
+            if key not in _LATER and not is_operational(key):
+                raise ValueError(f"{key} is missing")
+            filled[name] = _LATER.get(key, default)
+    return filled
 
 
 def _flat(group: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -8,10 +8,10 @@ import functools
 import shlex
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from esper import hanging, stopping
 from esper.configs import TolariaConfig
@@ -19,7 +19,7 @@ from esper.configs.identity import checkpoints_folder, digest, outputs_folder
 from esper.console import Console
 from esper.contracts.events import Event, GrowthUndone, Notice
 from esper.data import fingerprint
-from esper.errors import EsperError, RankError, RunError
+from esper.errors import EsperError, RankError, RunError, WriteError
 from esper.folders import left_as_it_was
 from esper.launch.arms import resolve_arm
 from esper.launch.dry_run import dry_run
@@ -110,7 +110,7 @@ def _run(config: TolariaConfig, run_dir: Path, ranks: Ranks, *, sibling: Callabl
         if ranks.is_rank0:
             _remove_empty(run_dir)
         raise
-    status = ranks.on_rank0(lambda: _previous_status(run_dir, fresh=config.fresh))
+    status, mended = ranks.on_rank0(lambda: _previous_status(run_dir, fresh=config.fresh))
     checkpoints = checkpoints_folder(run_dir, checkpoint_dir=config.checkpoint.checkpoint_dir)
     is_finished = status.get("status") == "finished" and not rewind_target(config.checkpoint, checkpoints)
     notices: list[str] = []
@@ -123,6 +123,8 @@ def _run(config: TolariaConfig, run_dir: Path, ranks: Ranks, *, sibling: Callabl
         terminal = stack.enter_context(Terminal(level=config.logging.log_level))
         terminal.files(_files(config, run_dir))
         if is_finished:
+            for message in mended:
+                terminal.show(Notice(step=0, level="WARNING", message=message))
             terminal.replay(read(run_dir / "journal.jsonl"))
             for message in notices:
                 terminal.show(Notice(step=0, level="INFO", message=message))
@@ -131,21 +133,39 @@ def _run(config: TolariaConfig, run_dir: Path, ranks: Ranks, *, sibling: Callabl
         if log_dir != run_dir:
             stack.enter_context(left_as_it_was(log_dir, file="train.log"))
         log_dir.mkdir(parents=True, exist_ok=True)
-        file = stack.enter_context((log_dir / "train.log").open("a", encoding="utf-8"))
+        file = stack.enter_context(_log_file(log_dir / "train.log"))
         log = stack.enter_context(Terminal(level=config.logging.log_level, console=Console(file=file, width=120)))
         return asyncio.run(_train(config, run_dir, [terminal, log]))
 
 
-def _previous_status(run_dir: Path, *, fresh: bool) -> dict[str, Any]:
-    """Status of the run that the folder holds, {} if none; with `fresh`, the folder is moved aside first."""
+def _previous_status(run_dir: Path, *, fresh: bool) -> tuple[dict[str, Any], list[str]]:
+    """Status of the run that the folder holds, {} if none, and which damaged files were set aside.
+
+    With `fresh`, the folder is moved aside first.
+    """
     folder = RunFolder(run_dir)
     folder.acquire()
     try:
         if fresh:
             folder.set_aside()
-        return folder.status()
+        mended = folder.mend()
+        return folder.status(), mended
     finally:
         folder.release()
+
+
+@contextlib.contextmanager
+def _log_file(path: Path) -> Iterator[TextIO]:
+    """The open log; lines that a full disk refuses are lost, and the journal says so."""
+    try:
+        file = path.open("a", encoding="utf-8")
+    except OSError as error:
+        raise WriteError(f"cannot write {path}: {error.strerror or error}") from None
+    try:
+        yield file
+    finally:
+        with contextlib.suppress(OSError):
+            file.close()
 
 
 async def _train(config: TolariaConfig, run_dir: Path, terminals: list[Terminal]) -> Outcome:
@@ -175,11 +195,11 @@ async def _run_service(service: TolariaService, run_dir: Path, terminals: list[T
             for terminal in terminals:  # the earlier part of a resumed run; the training task has not begun yet
                 terminal.replay(read(run_dir / "journal.jsonl"))
             await service.run_training()
-        finally:
-            if is_rank0:
-                from esper.report import run_page  # imports Matplotlib
-
-                run_page.write(run_dir)  # before the tracker closes, which uploads the page
+        except BaseException:
+            with contextlib.suppress(EsperError, OSError):  # of a full disk or a folder that is gone: the cause counts
+                _write_page(run_dir)
+            raise
+        _write_page(run_dir)
     except stopping.Stopped as stopped:
         return _outcome(128 + stopped.number, None, run_dir)
     finally:
@@ -194,12 +214,21 @@ def _last_words(service: TolariaService, run_dir: Path, status: str, why: str) -
     """Record that this process is ended because it hangs; see `hanging.LastWords`."""
     ranks = init_ranks()
     if ranks.is_rank0 and RunFolder(run_dir).status().get("status") == "running":
-        RunFolder(run_dir).set_status(status, reason=why)  # first: the journal's lock may be held by what hangs
         assert service.trainer is not None
-        service.trainer.end(status, why)
+        with contextlib.suppress(EsperError):  # a full disk, or a folder that is gone
+            RunFolder(run_dir).set_status(status, reason=why)  # first: the journal's lock may be held by what hangs
+            service.trainer.end(status, why)
     elif ranks.is_rank0 and _is_empty(run_dir):
         shutil.rmtree(run_dir)
     return ranks.report_failure(why)
+
+
+def _write_page(run_dir: Path) -> None:
+    """Write the report, before the trackers close, which upload it."""
+    if init_ranks().is_rank0:
+        from esper.report import run_page  # imports Matplotlib
+
+        run_page.write(run_dir)
 
 
 def _remove_empty(run_dir: Path) -> None:

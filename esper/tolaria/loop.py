@@ -292,6 +292,7 @@ class TrainingLoop:
             raise type(error)(f"{error}; the training is complete and saved: then only the test is repeated") from None
         self.result = result_of(run, validation=validation, test=test)
         self._finish_saving()
+        run.folder.require_held()
         write_recipe(run.run_dir / "recipe.json", run.model.recipe, host=self.config.model.name)
         if run.ranks.is_rank0 and (
             problem := record_outcomes(self.config.database, run_dir=run.run_dir, outputs_dir=run.outputs_dir)
@@ -311,10 +312,11 @@ class TrainingLoop:
 
     def end(self, status: str, reason: str) -> None:
         """Record that the run ended without a test: `failed` or `interrupted`, and why."""
-        if not hasattr(self, "run"):  # it could not be opened again, see `_go_back`
-            return
-        self.run.emit(RunEnded, status=status, reason=reason, result=self._untested)
-        self.run.folder.set_status(status, reason=reason, result=self._untested)
+        if hasattr(self, "run"):  # else it could not be opened again, see `_go_back`
+            try:
+                self.run.emit(RunEnded, status=status, reason=reason, result=self._untested)
+            finally:
+                self.run.folder.set_status(status, reason=reason, result=self._untested)
 
     # --- checkpoints ----------------------------------------------------------------------------------------------
 

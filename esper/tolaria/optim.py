@@ -23,6 +23,7 @@ __all__ = [
     "build_optimizer",
     "check_membership",
     "copy_state",
+    "is_alike",
     "load_state_tensors",
     "remove_parameters",
     "set_learning_rates",
@@ -141,15 +142,22 @@ def load_state_tensors(optimizer: Optimizer, tensors: dict[str, Tensor]) -> None
     """Copy saved state in by name; strides stay those of the parameters.
 
     Raises:
-        CheckpointError: names or shapes differ.
+        CheckpointError: names, shapes or types differ.
     """
     mine = state_tensors(optimizer)
     if mine.keys() != tensors.keys():
         raise CheckpointError(f"optimizer state differs: {_difference(mine.keys(), tensors.keys())}")
     for key, value in mine.items():
-        if value.shape != tensors[key].shape:
-            raise CheckpointError(f"optimizer state {key!r} has shape {tuple(tensors[key].shape)}")
+        if not is_alike(value, tensors[key]):
+            raise CheckpointError(
+                f"optimizer state {key!r} has shape {tuple(tensors[key].shape)} and type {tensors[key].dtype}"
+            )
         value.copy_(tensors[key])
+
+
+def is_alike(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors have the same shape and type."""
+    return a.shape == b.shape and a.dtype == b.dtype
 
 
 def _difference(mine: Iterable[str], theirs: Iterable[str]) -> str:

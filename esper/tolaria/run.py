@@ -23,7 +23,7 @@ from esper.configs.recorded import recorded
 from esper.contracts.events import Event, Notice
 from esper.costs import Cost, count
 from esper.data import FileSet, ImageSet
-from esper.errors import ConfigError
+from esper.errors import ConfigError, WriteError
 from esper.kasmina import MorphableModel, find_blocks
 from esper.models import disable_inductor_layout_optimization
 from esper.redact import redact
@@ -197,7 +197,8 @@ class Run:
     def finish_checkpoints(self) -> None:
         """Finish the checkpoints that are being written, and the writer's thread."""
         if problem := self.checkpoint_writer.close():
-            self.warn(problem)
+            with contextlib.suppress(WriteError):  # the journal cannot be written either, which was reported
+                self.warn(problem)
 
     def close(self) -> None:
         """Finish the trackers, close the journal and unlock the run folder; safe to call twice."""
@@ -247,12 +248,13 @@ def open_run(
         stack.callback(folder.release)
         if ranks.is_rank0:
             require_same_run(config, run_dir)
+        folder.mend()
         config = _with_library(config, run_dir=run_dir, outputs_dir=outputs, ranks=ranks)
         built = _parts(config, cache_dir=outputs / "cache", run_id=run_id(run_dir), ranks=ranks)
         stack.callback(built.close)
         found = built.splits.fingerprint
         data_notices = ranks.on_rank0(lambda: require_same_data(config, run_dir, lambda: found))
-        journal = Journal(run_dir / "journal.jsonl")
+        journal = Journal(run_dir / "journal.jsonl", guard=folder.require_held)
         stack.callback(journal.close)
         for listener in listeners:
             journal.subscribe(listener)
@@ -275,7 +277,9 @@ def open_run(
         )
         schedule = functools.partial(_learning_rate, life)
         growth = Growth(life=life, tamiyo=built.tamiyo, schedule=schedule)
-        writer = CheckpointWriter(checkpoints, keep=config.checkpoint.max_checkpoints, sync=journal.sync)
+        writer = CheckpointWriter(
+            checkpoints, keep=config.checkpoint.max_checkpoints, sync=journal.sync, guard=folder.require_held
+        )
         run = Run(
             config=config,
             run_dir=run_dir,

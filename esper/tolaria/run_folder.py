@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import json
 import os
 import socket
@@ -11,14 +13,18 @@ from typing import Any
 
 import yaml
 from filelock import FileLock, Timeout
+from pydantic import TypeAdapter
 
 from esper.configs import TolariaConfig
-from esper.configs.identity import checkpoints_folder, differences
+from esper.configs.identity import checkpoints_folder, differences, with_defaults
 from esper.configs.load import read_yaml, to_yaml
 from esper.data import Fingerprint
-from esper.errors import RunError
+from esper.errors import RunError, WriteError
+from esper.files import as_json, decoder, write_atomically
 from esper.tolaria.data_record import write_data
-from esper.tracking import write_atomically
+from esper.tracking.history import History
+from esper.tracking.journal import mend, read, strict
+from esper.tracking.liveness import recorded_status
 
 __all__ = ["RunFolder", "recorded_config", "require_same_run"]
 
@@ -31,12 +37,16 @@ _LOCK_TIMEOUT_S = 0.5
 class RunFolder:
     """A run folder, which one process at a time may write in.
 
-    `.lock` keeps a second writer out; `status.json` is the run's status.
+    `.lock` keeps a second writer out; `status.json` is the run's status. A folder that is removed or replaced, or whose
+    `.lock` is, admits a second writer: `require_held` finds that out, before every line, checkpoint and status that is
+    written.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path.absolute()
-        self._lock = FileLock(self.path / ".lock", thread_local=False)  # acquired and released in different threads
+        self._file = self.path / ".lock"
+        self._lock = FileLock(self._file, thread_local=False)  # acquired and released in different threads
+        self._held: tuple[int, int] | None = None
 
     def acquire(self) -> None:
         """Create the folder and lock it.
@@ -47,6 +57,7 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(timeout=_LOCK_TIMEOUT_S)
+            self._held = _identity(self._file)
         except Timeout:
             raise RunError(
                 f"{self.path} is in use by another process; wait for it, stop it, or change a setting to get another "
@@ -59,23 +70,74 @@ class RunFolder:
         """Unlock the folder; safe to call twice."""
         self._lock.release()
 
-    def status(self) -> dict[str, Any]:
-        """The content of `status.json`; {} for a new run."""
+    def require_held(self) -> None:
+        """Check that the folder, and the lock in it, are still those that this process locked.
+
+        The lock file stays open, so no other file gets its inode.
+
+        Raises:
+            WriteError: they are gone, or others stand in their place.
+        """
         try:
-            content = json.loads((self.path / "status.json").read_text())
-        except FileNotFoundError:
+            is_held = self._held in (None, _identity(self._file))
+        except OSError:
+            is_held = False
+        if not is_held:
+            raise WriteError(
+                f"{self.path} or the .lock in it was removed or replaced while the run trained, so another process may "
+                "write there; this run has stopped, restore the folder if it is gone, and repeat the command"
+            )
+
+    def status(self) -> dict[str, Any]:
+        """The content of `status.json`; {} for a new run, and where it is damaged (see `mend`)."""
+        try:
+            return recorded_status(self.path) or {}
+        except RunError:
             return {}
-        except (OSError, ValueError) as error:
-            raise RunError(
-                f"{self.path / 'status.json'} is unreadable ({error}); remove it, or use fresh=true"
-            ) from None
-        return content if isinstance(content, dict) else {}
 
     def set_status(self, status: str, *, reason: str = "", result: dict[str, Any] | None = None) -> None:
-        """Write `status.json`: running, finished, failed or interrupted."""
+        """Write `status.json`: running, finished, failed or interrupted.
+
+        Raises:
+            WriteError: it cannot be written, or the folder is not this process's any more.
+        """
+        self.require_held()
         process = {"pid": os.getpid(), "host": socket.gethostname()}
         content = {"status": status, "reason": reason, **process, "result": result}
-        write_atomically(self.path / "status.json", json.dumps(content, indent=2) + "\n")
+        write_atomically(self.path / "status.json", json.dumps(strict(content), indent=2) + "\n")
+
+    def mend(self) -> list[str]:
+        """Set aside the files that are damaged and can be rebuilt, and rebuild them; returns what was done to each.
+
+        Needs the lock. The settings come from the journal; so does the status of a run that finished, any other goes
+        on from its checkpoints.
+        """
+        done = []
+        if num := mend(self.path / "journal.jsonl"):
+            done.append(f"journal.jsonl: damaged lines, moved to journal.damaged.jsonl: {num}")
+        try:
+            recorded_status(self.path)
+        except RunError:
+            done.append(self._set_damaged_aside("status.json"))
+            if (ended := _history(self.path).ended) is not None:
+                self.set_status(ended["status"], reason=ended["reason"], result=ended["result"])
+        try:
+            recorded_config(self.path)
+        except RunError:
+            if config := _journalled_config(self.path):
+                done.append(self._set_damaged_aside("config.yaml"))
+                write_atomically(self.path / "config.yaml", yaml.safe_dump(config, sort_keys=False))
+        return done
+
+    def _set_damaged_aside(self, name: str) -> str:
+        stem, _, suffix = name.rpartition(".")
+        names = (f"{stem}.damaged{number or ''}.{suffix}" for number in itertools.count())
+        aside = next(path for path in map(self.path.joinpath, names) if not path.exists())
+        try:
+            (self.path / name).rename(aside)
+        except OSError as error:
+            raise WriteError(f"cannot rename {self.path / name}: {error.strerror or error}") from None
+        return f"{name}: damaged, moved to {aside.name}"
 
     def write_config(self, config: TolariaConfig, data: Fingerprint, *, checkpoint_dir: Path | None = None) -> None:
         """Write `config.yaml` and `data.json`, also beside checkpoints that are kept outside of the run folder."""
@@ -95,25 +157,53 @@ class RunFolder:
         number = 1
         while (old := self.path.with_name(f"{self.path.name}.old{number}")).exists():
             number += 1
-        old.mkdir()
-        for entry in contents:
-            entry.rename(old / entry.name)
+        try:
+            old.mkdir()
+            for entry in contents:
+                entry.rename(old / entry.name)
+        except OSError as error:
+            raise WriteError(f"cannot move {self.path} aside: {error.strerror or error}") from None
         return old
+
+
+def _identity(file: Path) -> tuple[int, int]:
+    found = file.stat()
+    return found.st_dev, found.st_ino
+
+
+def _history(run_dir: Path) -> History:
+    """What the journal tells, without its damaged lines."""
+    try:
+        return History.of(read(run_dir / "journal.jsonl", skip_damaged=True))
+    except (FileNotFoundError, RunError):
+        return History()
+
+
+def _journalled_config(run_dir: Path) -> dict[str, Any] | None:
+    """The configuration that the run was last started with, as its journal tells it; None without one."""
+    started = _history(run_dir).started
+    return started["config"] if started else None
+
+
+@functools.cache
+def _config_schema() -> TypeAdapter[dict[str, Any]]:
+    return decoder(as_json(TolariaConfig))
 
 
 def recorded_config(folder: Path) -> dict[str, Any] | None:
     """The configuration in a folder's `config.yaml`; None without the file.
 
     Raises:
-        RunError: the file cannot be read.
+        RunError: the file cannot be read, or is none.
     """
     file = folder / "config.yaml"
     if not file.exists():
         return None
     try:
-        content = yaml.safe_load(read_yaml(file))
-        return {str(key): value for key, value in content.items()}
-    except (ValueError, AttributeError, yaml.YAMLError):
+        content = _config_schema().validate_python(yaml.safe_load(read_yaml(file)), strict=True)
+        with_defaults(content)  # a file that was cut lacks settings
+        return content
+    except (ValueError, RecursionError, yaml.YAMLError):
         raise RunError(f"{file} is not the configuration of a run; restore it, or use another folder") from None
 
 
@@ -127,14 +217,17 @@ def require_same_run(config: TolariaConfig, run_dir: Path) -> None:
         return
     checkpoints = checkpoints_folder(run_dir, checkpoint_dir=config.checkpoint.checkpoint_dir)
     for folder in dict.fromkeys([run_dir, checkpoints]):
-        recorded = recorded_config(folder)
-        if recorded is None:
-            if (folder / "status.json").exists():
-                raise RunError(
-                    f"{folder} holds a run, but {folder / 'config.yaml'} is missing, so it is unknown which; restore "
-                    "the file, use another folder, or start over with fresh=true"
-                )
-        elif changed := differences(recorded, config):
+        try:
+            recorded = recorded_config(folder)
+        except RunError:
+            if (recorded := _journalled_config(folder)) is None:
+                raise
+        if recorded is None and (folder / "status.json").exists() and (recorded := _journalled_config(folder)) is None:
+            raise RunError(
+                f"{folder} holds a run, but {folder / 'config.yaml'} is missing, so it is unknown which; restore "
+                "the file, use another folder, or start over with fresh=true"
+            )
+        if recorded is not None and (changed := differences(recorded, config)):
             raise RunError(_refusal(folder, changed, is_checkpoints=folder != run_dir))
 
 

@@ -138,11 +138,10 @@ class TolariaService:
             hanging.beat(expected_s=hanging.CLOSE_S)
         except stopping.Stopped as stopped:
             trainer.end("interrupted", stopping.name_of(stopped.number))
-        except EsperError as error:
-            trainer.end("failed", str(error))
-            raise
         except Exception as error:
-            trainer.end("failed", f"{type(error).__name__}: {error}")
+            reason = str(error) if isinstance(error, EsperError) else f"{type(error).__name__}: {error}"
+            with contextlib.suppress(EsperError):  # a full disk, or a folder that is gone, must not hide the cause
+                trainer.end("failed", reason)
             raise
 
     def _on_signal(self, number: int) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from esper.files import write_atomically
 from esper.tracking.environment import environment, git_diff
-from esper.tracking.files import write_atomically
 from esper.tracking.journal import Journal, read, run_folders
 from esper.tracking.mlflow import MlflowRun, tracking_uri
 from esper.tracking.tracker_thread import TrackerThread

@@ -2,40 +2,28 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 from filelock import FileLock
+from pydantic import TypeAdapter
 
 from esper.contracts.recipe import Graft
 from esper.errors import ConfigError, RunError
+from esper.files import Count, Number, as_json, decoder, json_object, read_json, write_atomically
 
-__all__ = ["SWEEP_FILE", "read_members", "read_recipe", "write_atomically", "write_members", "write_recipe"]
+__all__ = ["GRAFT", "SWEEP_FILE", "read_members", "read_recipe", "write_members", "write_recipe"]
 
 SWEEP_FILE = "sweep.json"
 _RECIPE_SCHEMA = 1
-_TYPES = {"str": str, "int": int, "float": float, "str | None": str, "tuple[str, ...]": list}
-_GRAFT_TYPES = {field.name: _TYPES[str(field.type)] for field in dataclasses.fields(Graft)}
-_OPTIONAL = {"copy_init", "definition", "sources"}
-
-
-def write_atomically(path: Path, text: str, *, is_private: bool = False) -> None:
-    """Replace a file's content; readers, and a crash, see the old content or the new, never a part of it.
-
-    With `is_private`, only its owner can read it.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.unlink(missing_ok=True)  # a link or another user's file would be written to
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if is_private else 0o666)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+GRAFT = as_json(Graft, extra="forbid", graft_id=Count, init_seed=Count, born_step=Count, init_gain=Number)
+"""Schema of an entry of a recipe."""
+_RECIPE = decoder(
+    json_object("Recipe", {"schema": Literal[_RECIPE_SCHEMA], "grafts": list[GRAFT]})  # type: ignore[valid-type]
+)
+_MEMBERS: TypeAdapter[dict[str, list[str]]] = TypeAdapter(dict[str, list[str]])
 
 
 def write_recipe(path: Path, recipe: Sequence[Graft], *, host: str) -> None:
@@ -52,30 +40,15 @@ def read_recipe(path: Path) -> list[Graft]:
     """
     file = path / "recipe.json" if path.is_dir() else path
     try:
-        content = json.loads(file.read_text())
+        content = read_json(file, _RECIPE)
     except FileNotFoundError:
         raise ConfigError(f"no recipe at {path}; give a recipe.json, or the folder of a finished run") from None
-    except (OSError, ValueError):
+    except RunError as error:
         raise ConfigError(
-            f"{file} is not a recipe; morphogenetic.recipe_path takes a recipe.json, or the folder of a finished run"
+            f"{error}; morphogenetic.recipe_path takes a recipe.json of schema {_RECIPE_SCHEMA}, or the folder of a "
+            "finished run"
         ) from None
-    is_recipe = isinstance(content, dict) and isinstance(content.get("grafts"), list)
-    if not is_recipe or content.get("schema") != _RECIPE_SCHEMA:
-        raise ConfigError(
-            f"{file} is not a recipe of schema {_RECIPE_SCHEMA}; write it again with this version of Esper"
-        )
-    return [_graft(entry, file) for entry in content["grafts"]]
-
-
-def _graft(entry: Any, file: Path) -> Graft:
-    if not isinstance(entry, dict) or entry.keys() | _OPTIONAL != _GRAFT_TYPES.keys():
-        required = ", ".join(name for name in _GRAFT_TYPES if name not in _OPTIONAL)
-        raise ConfigError(f"{file}: a graft needs exactly {required}")
-    for name, value in entry.items():
-        kind = _GRAFT_TYPES[name]
-        if isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else kind):
-            raise ConfigError(f"{file}: {name}={value!r} must be of type {kind.__name__}")
-    return Graft(**entry)
+    return [Graft(**entry) for entry in content["grafts"]]
 
 
 def write_members(sweep_dir: Path, members: Mapping[str, Sequence[str]]) -> None:
@@ -94,9 +67,8 @@ def read_members(sweep_dir: Path) -> dict[str, list[str]]:
     """
     file = sweep_dir / SWEEP_FILE
     try:
-        content = json.loads(file.read_text())
-        return {str(name): [str(override) for override in overrides] for name, overrides in content.items()}
+        return read_json(file, _MEMBERS)
     except FileNotFoundError:
         return {}
-    except (ValueError, AttributeError, TypeError):
-        raise RunError(f"{file} is unreadable; remove it, the sweep's command writes it again") from None
+    except RunError as error:
+        raise RunError(f"{error}; remove it, the sweep's command writes it again") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -15,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from esper.contracts.events import Event
-from esper.errors import RunError
+from esper.errors import RunError, WriteError
+from esper.files import decode, open_regular
+from esper.tracking.event_schema import EVENT
 
-__all__ = ["Journal", "read", "read_from", "run_folders"]
+__all__ = ["Journal", "mend", "read", "read_from", "run_folders", "strict"]
 
 logger = logging.getLogger(__name__)
 
@@ -30,12 +33,17 @@ class Journal:
     Lines are written unbuffered; `sync` forces them to disk. Numbers that are not finite become null (strict JSON). An
     incomplete last line, left by a crash, is removed on opening.
 
+    Args:
+        path: the file.
+        guard: called before anything is written; raises a `RunError` if the run folder is not this process's any more.
+
     Raises:
-        RunError: from any method: the file cannot be written, e.g. because the disk is full.
+        WriteError: from any method: the file cannot be written, e.g. because the disk is full.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, guard: Callable[[], None] = lambda: None) -> None:
         self.path = path
+        self._guard = guard
         self._listeners: list[Listener] = []
         self._lock = threading.RLock()  # reentrant: a listener may write
         try:
@@ -58,7 +66,7 @@ class Journal:
         # Not `asdict`: its deep copy takes longer than all the rest.
         fields = {field.name: getattr(event, field.name) for field in dataclasses.fields(event)}
         entry = {"kind": event.kind, "time_unix_s": time.time(), **fields}
-        line = json.dumps(_strict(entry), allow_nan=False).encode() + b"\n"
+        line = json.dumps(strict(entry), allow_nan=False).encode() + b"\n"
         with self._lock:
             self._append(line)
             for listener in list(self._listeners):
@@ -70,6 +78,7 @@ class Journal:
 
     def sync(self) -> int:
         """Force the file to disk, without blocking writers; returns the size synced, an offset for `rewind`."""
+        self._guard()
         size = self._size
         try:
             os.fsync(self._file.fileno())
@@ -106,12 +115,14 @@ class Journal:
         self._file.close()
 
     def _append(self, line: bytes) -> None:
+        self._guard()
         try:
             remaining = memoryview(line)
             while remaining:
                 remaining = remaining[self._file.write(remaining) :]
         except OSError as error:
-            self._file.truncate(self._size)  # remove the partial line
+            with contextlib.suppress(OSError):
+                self._file.truncate(self._size)  # remove the partial line
             raise _cannot_write(self.path, error) from None
         self._size += len(line)
 
@@ -126,16 +137,18 @@ def run_folders(path: Path) -> list[Path]:
     return sorted(run_dirs)
 
 
-def read(path: Path) -> Iterator[dict[str, Any]]:
+def read(path: Path, *, skip_damaged: bool = False) -> Iterator[dict[str, Any]]:
     """The events of a journal as dicts, without an incomplete last line.
 
     Raises:
-        RunError: a line is not an event.
+        FileNotFoundError: it is missing.
+        RunError: it cannot be read, or a line is not an event.
     """
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         for number, line in enumerate(file, start=1):
-            if line.endswith(b"\n"):
-                yield _parse(line, where=f"{path}, line {number}")
+            if not line.endswith(b"\n") or line.isspace() or (skip_damaged and not _is_event(line)):
+                continue
+            yield _parse(line, where=f"{path}, line {number}")
 
 
 def read_from(path: Path, offset: int) -> tuple[list[dict[str, Any]], int]:
@@ -144,21 +157,55 @@ def read_from(path: Path, offset: int) -> tuple[list[dict[str, Any]], int]:
     Raises:
         RunError: a line is not an event.
     """
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         file.seek(offset)
         lines = file.read()
     lines = lines[: lines.rfind(b"\n") + 1]
-    return [_parse(line, where=f"{path}, after byte {offset}") for line in lines.splitlines()], offset + len(lines)
+    where = f"{path}, after byte {offset}"
+    return [_parse(line, where=where) for line in lines.split(b"\n") if line.strip()], offset + len(lines)
+
+
+def mend(path: Path) -> int:
+    """Move damaged lines to `journal.damaged.jsonl`; returns their number. The run folder must be locked.
+
+    Blanks stand in their place, so that the offsets in checkpoints still hold.
+
+    Raises:
+        WriteError: a file cannot be written.
+    """
+    damaged, offset = [], 0
+    with contextlib.suppress(FileNotFoundError), open_regular(path) as file:
+        for line in file:
+            if line.endswith(b"\n") and not line.isspace() and not _is_event(line):
+                damaged.append((offset, line))
+            offset += len(line)
+    if damaged:
+        try:
+            _append_durably(path.with_name("journal.damaged.jsonl"), b"".join(line for _, line in damaged))
+            with path.open("r+b") as file:
+                for offset, line in damaged:
+                    file.seek(offset)
+                    file.write(b" " * (len(line) - 1))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise _cannot_write(path, error) from None
+    return len(damaged)
+
+
+def _is_event(line: bytes) -> bool:
+    try:
+        _parse(line, where="")
+    except RunError:
+        return False
+    return True
 
 
 def _parse(line: bytes, *, where: str) -> dict[str, Any]:
     try:
-        event = json.loads(line)
-    except ValueError:
-        event = None
-    if not isinstance(event, dict) or "kind" not in event:
-        raise RunError(f"{where}: not an event; the journal is damaged, remove that line to use the rest")
-    return event
+        return decode(line, EVENT(), where=where)
+    except RunError as error:
+        raise RunError(f"{error}; the run's own command sets that line aside") from None
 
 
 def _end_of_last_line(path: Path, *, before: int | None = None) -> int:
@@ -179,22 +226,24 @@ def _append_durably(path: Path, content: bytes) -> None:
         os.close(folder)
 
 
-def _strict(value: Any) -> Any:
-    """The value as strict JSON data."""
+def strict(value: Any) -> Any:
+    """The value as strict JSON data: numbers that are not finite become null."""
     match value:
         case Enum():
-            return _strict(value.value)
+            return strict(value.value)
         case float():
             return value if math.isfinite(value) else None
         case dict():
-            return {str(_strict(key)): _strict(entry) for key, entry in value.items()}
+            return {str(strict(key)): strict(entry) for key, entry in value.items()}
         case list() | tuple():
-            return [_strict(entry) for entry in value]
+            return [strict(entry) for entry in value]
+        case str() if not value.isascii():
+            return value.encode(errors="replace").decode()  # names of files may be no UTF-8
         case Path():
-            return str(value)
+            return strict(str(value))
         case _:
             return value
 
 
-def _cannot_write(path: Path, error: OSError) -> RunError:
-    return RunError(f"cannot write {path}: {error.strerror or error}; every run needs its journal")
+def _cannot_write(path: Path, error: OSError) -> WriteError:
+    return WriteError(f"cannot write {path}: {error.strerror or error}; every run needs its journal")

@@ -3,15 +3,32 @@
 from __future__ import annotations
 
 import fcntl
-import json
+import functools
 import socket
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, NotRequired
 
 import psutil
+from pydantic import AfterValidator, Field, TypeAdapter
 
-__all__ = ["is_locked", "is_remote", "killed_reason", "mount_of", "read_status"]
+from esper.errors import RunError
+from esper.files import decode, decoder, json_object, open_regular, read_json
+from esper.tracking.event_schema import EVENT, RESULT
+
+__all__ = ["is_locked", "is_remote", "killed_reason", "may_run", "mount_of", "read_status", "recorded_status"]
+
+_STATUS = json_object(
+    "Status",
+    {
+        "status": Literal["running", "finished", "failed", "interrupted"],
+        "reason": str,
+        "pid": NotRequired[Annotated[int, Field(gt=0, lt=2**31)]],
+        "host": NotRequired[str],  # not in 0.1.0
+        "result": NotRequired[RESULT | None],
+    },
+)
 
 _TAIL_BYTES = 256 * 1024
 _NETWORK = frozenset((
@@ -22,20 +39,47 @@ _LOCKS_WITH = {"nfs": "local_lock=none", "nfs4": "local_lock=none", "lustre": "f
 _ALWAYS_LOCK = frozenset({"ceph", "gpfs"})
 
 
+@functools.cache
+def _decoder() -> TypeAdapter[dict[str, Any]]:
+    return decoder(Annotated[_STATUS, AfterValidator(_require_result)])
+
+
+def _require_result(status: dict[str, Any]) -> dict[str, Any]:
+    if status["status"] == "finished" and not status.get("result"):
+        raise ValueError("finished without a result")
+    return status
+
+
+def recorded_status(run_dir: Path) -> dict[str, Any] | None:
+    """The content of `status.json`; None without one.
+
+    Raises:
+        RunError: it is damaged; the run's own command rebuilds it.
+    """
+    try:
+        return read_json(run_dir / "status.json", _decoder())
+    except FileNotFoundError:
+        return None
+
+
 def read_status(run_dir: Path) -> tuple[str, str]:
-    """Status and reason in `status.json`, `killed` if it says running and the run's process is gone; "" without one."""
-    content = _content(run_dir)
+    """Status and reason in `status.json`, `killed` if it says running and the run's process is gone; "" without one.
+
+    Where it is damaged, the lock tells whether the run is running or was killed.
+    """
     if reason := killed_reason(run_dir):
         return "killed", reason
-    return str(content.get("status", "")), str(content.get("reason", ""))
+    content = _content(run_dir)
+    return (content["status"], content["reason"]) if content else ("", "")
 
 
 def killed_reason(run_dir: Path) -> str:
     """`last seen DATE TIME` of a run that was killed; empty unless its process is certainly gone."""
     status = _content(run_dir)
-    if status.get("status") != "running" or _may_run(run_dir, status) or _content(run_dir) != status:
+    if status is None or status["status"] != "running" or may_run(run_dir, status) or _content(run_dir) != status:
         return ""  # the second reading: it may have ended meanwhile
-    return f"last seen {datetime.fromtimestamp(_last_seen_s(run_dir)).astimezone():%Y-%m-%d %H:%M:%S}"
+    seen = f"last seen {datetime.fromtimestamp(_last_seen_s(run_dir)).astimezone():%Y-%m-%d %H:%M:%S}"
+    return f"{seen}; {status['reason']}" if status["reason"] else seen
 
 
 def is_locked(run_dir: Path) -> bool:
@@ -56,11 +100,13 @@ def mount_of(folder: Path) -> tuple[str, list[str]]:
     return (mount.fstype, mount.opts.split(",")) if mount else ("", [])
 
 
-def _may_run(run_dir: Path, status: dict[str, Any]) -> bool:
+def may_run(run_dir: Path, status: Mapping[str, Any] | None = None) -> bool:
+    """Whether a process may be training the run: the lock tells, or the process in `status` (of `status.json`)."""
+    status = status or _content(run_dir) or {}
     is_here = status.get("host") == socket.gethostname()
     locked = _is_locked(run_dir)
     if locked is None:  # the process tells
-        return not is_here or psutil.pid_exists(int(status["pid"]))
+        return not is_here or psutil.pid_exists(status.get("pid", 0))
     return locked or not (is_here or _sees_locks_of_other_hosts(run_dir))
 
 
@@ -86,20 +132,20 @@ def _is_locked(run_dir: Path) -> bool | None:
         return None
 
 
-def _content(run_dir: Path) -> dict[str, Any]:
+def _content(run_dir: Path) -> dict[str, Any] | None:
     try:
-        content = json.loads((run_dir / "status.json").read_text())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+        return recorded_status(run_dir)
+    except RunError:
+        return {"status": "running", "reason": "status.json is damaged"}
 
 
 def _last_seen_s(run_dir: Path) -> float:
     """Time of the last event of the journal, or of its start."""
     try:
-        with (run_dir / "journal.jsonl").open("rb") as file:
-            file.seek(max(0, file.seek(0, 2) - _TAIL_BYTES))
+        with open_regular(run_dir / "journal.jsonl") as file:
+            start = max(0, file.seek(0, 2) - _TAIL_BYTES)
+            file.seek(start)
             lines = file.read().split(b"\n")[:-1]  # an incomplete last line is left out
-        return float(json.loads(lines[-1])["time_unix_s"])
-    except (OSError, ValueError, LookupError, TypeError):
+        return float(decode(lines[-1], EVENT(), where="")["time_unix_s"])
+    except (OSError, LookupError, RunError):
         return (run_dir / "status.json").stat().st_mtime

@@ -20,8 +20,8 @@ from esper.configs import TrackingConfig
 from esper.configs.identity import CHECKPOINT_NAME, checkpoints_folder
 from esper.configs.paths import sqlite_url
 from esper.errors import RunError
+from esper.files import write_atomically
 from esper.redact import without_credentials
-from esper.tracking.files import write_atomically
 from esper.tracking.history import History
 from esper.tracking.metrics import Point, files, parameters, points, tags
 

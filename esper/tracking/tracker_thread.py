@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from esper import stopping
-from esper.errors import RunError
+from esper.errors import RunError, WriteError
 from esper.redact import printable, redact
 from esper.tracking.journal import read_from
 from esper.tracking.trackers import Tracker, TrackerRun
@@ -83,8 +83,10 @@ class TrackerThread:
     def _wait_for_training(self) -> None:
         latest = time.monotonic() + self._interval_s
         journal = self._run_dir / "journal.jsonl"
-        while journal.stat().st_size == self._size and time.monotonic() < latest and not self._closing.wait(_POLL_S):
-            pass
+        with contextlib.suppress(FileNotFoundError):  # the training finds that its folder is gone
+            while journal.stat().st_size == self._size and time.monotonic() < latest:
+                if self._closing.wait(_POLL_S):
+                    return
 
     def _report(self, *, is_last: bool) -> None:
         if self._run is None:
@@ -107,10 +109,11 @@ class TrackerThread:
             return
         where, why, catch_up = f"{self._tracker.name} at {self._tracker.place}", short_message(error), "catches up"
         sync = f"esper sync {shlex.quote(str(self._run_dir))}"
+        text = f"{where} is behind ({why}); training continues, and `{sync}` {catch_up}"
         if isinstance(error, RunError):  # it says what has to be done first
-            self._warn(f"{where}: {why}; training continues, and after that `{sync}` {catch_up}")
-        else:
-            self._warn(f"{where} is behind ({why}); training continues, and `{sync}` {catch_up}")
+            text = f"{where}: {why}; training continues, and after that `{sync}` {catch_up}"
+        with contextlib.suppress(WriteError):  # the training finds that the journal cannot be written
+            self._warn(text)
 
 
 def short_message(error: Exception) -> str:

@@ -13,8 +13,8 @@ from filelock import FileLock, Timeout
 
 from esper.configs import TrackingConfig
 from esper.errors import RunError
+from esper.files import write_atomically
 from esper.redact import without_credentials
-from esper.tracking.files import write_atomically
 from esper.tracking.history import History
 from esper.tracking.metrics import files, module_summaries, points
 

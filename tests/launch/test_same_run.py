@@ -141,6 +141,10 @@ def test_a_config_that_is_not_a_runs_is_left_alone(here: Path, content: str) -> 
 
 def test_a_result_without_its_settings_is_not_shown(here: Path) -> None:
     (here / "out" / "config.yaml").unlink()
+    assert fit(*DEBUG, run_dir="out").result is not None  # the journal has them too
+    with pytest.raises(RunError, match=r"out holds a run of other settings: rng_seed: 0 → 3"):
+        fit(*DEBUG, "rng_seed=3", run_dir="out")
+    (here / "out" / "journal.jsonl").unlink()
     with pytest.raises(RunError, match=r"config\.yaml is missing"):
         fit(*DEBUG, run_dir="out")
 

@@ -1,16 +1,43 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
 
 import pytest
 
+from esper.configs import TolariaConfig
 from esper.errors import RunError
 from esper.report.run_record import read_run
 
-STARTED = {"kind": "run_started", "step": 0, "resumed_from": None}
-STEP = {"kind": "step", "step": 5, "loss": 0.5}
+TIME = {"time_unix_s": 1.0}
+STARTED = TIME | {
+    "kind": "run_started",
+    "step": 0,
+    "resumed_from": None,
+    "run_name": "r",
+    "experiment_name": "e",
+    "total_steps": 9,
+    "total_epochs": 1,
+    "num_parameters": 1,
+    "num_macs": 1,
+    "num_sites": 0,
+    "device": "cpu",
+    "config": dataclasses.asdict(TolariaConfig()),
+    "environment": {},
+}
+STEP = TIME | {
+    "kind": "step",
+    "step": 5,
+    "epoch": 0,
+    "loss": 0.5,
+    "accuracy": 0.5,
+    "learning_rate": 0.1,
+    "grad_norm": 1.0,
+    "images_per_s": 1.0,
+    "memory_bytes": 1,
+}
 
 
 def write(run_dir: Path, *events: dict[str, object], torn: str = "") -> None:
@@ -32,7 +59,9 @@ def test_a_run_in_progress_has_the_status_of_its_folder_and_an_ended_one_that_of
     (tmp_path / "status.json").write_text(json.dumps({"status": "running", "reason": ""}))
     write(tmp_path, STARTED)
     assert read_run(tmp_path).status == "running"
-    write(tmp_path, STARTED, {"kind": "run_ended", "step": 9, "status": "failed", "reason": "nan", "result": None})
+    write(
+        tmp_path, STARTED, TIME | {"kind": "run_ended", "step": 9, "status": "failed", "reason": "nan", "result": None}
+    )
     assert (read_run(tmp_path).status, read_run(tmp_path).reason) == ("failed", "nan")
 
 
@@ -42,6 +71,6 @@ def test_a_run_that_was_taken_up_again_counts_its_processes(tmp_path: Path) -> N
 
 
 def test_what_is_not_a_journal_is_refused(tmp_path: Path) -> None:
-    write(tmp_path, {"kind": "judgement", "step": 3})
-    with pytest.raises(RunError, match="is not a journal of Esper: an event lacks 'site'"):
+    write(tmp_path, TIME | {"kind": "judgement", "step": 3, "epoch": 1})
+    with pytest.raises(RunError, match=r"line 1 is damaged: judgement\.graft_id: Field required"):
         read_run(tmp_path)

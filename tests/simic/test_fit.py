@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -145,6 +146,12 @@ def test_a_folder_without_a_run_is_an_error(tmp_path: Path) -> None:
 
 def test_signals_of_another_version_are_an_error_that_names_the_journal(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
-    path.write_text('{"kind": "signals", "signals": [{"site": "a:after"}]}\n')
+    event = {"kind": "signals", "time_unix_s": 1.0, "step": 1, "epoch": 1, "cost_macs": 1, "cost_s": 0.1}
+    path.write_text(
+        json.dumps({**event, "signals": [{**dataclasses.asdict(signal("a:after", 1.0)), "later": 1}]}) + "\n"
+    )
     with pytest.raises(RunError, match=r"journal\.jsonl: signals of another version"):
+        training_examples(path)
+    path.write_text(json.dumps({**event, "signals": [{"site": "a:after"}]}) + "\n")
+    with pytest.raises(RunError, match=r"line 1 is damaged: signals\.signals\.0\.layer: Field required"):
         training_examples(path)

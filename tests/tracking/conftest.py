@@ -21,6 +21,7 @@ from esper.contracts.events import (
     Validated,
 )
 from esper.tracking import Journal
+from tests.conftest import result_of
 
 
 @pytest.fixture
@@ -95,5 +96,5 @@ def grew(journal: Journal, *, step: int, graft_id: int, num_parameters: int, kep
 
 def ended(journal: Journal, status: str = "finished", *, reason: str = "", step: int = 8) -> None:
     """Journal the end of a run."""
-    result = {"test_loss": 0.6, "test_accuracy": 0.7, "num_parameters": 120} if status == "finished" else None
+    result = result_of() if status == "finished" else None
     journal.write(RunEnded(step=step, status=status, reason=reason, result=result))

@@ -6,39 +6,50 @@ import dataclasses
 import json
 import logging
 import math
+import os
 import resource
 import tempfile
 import threading
 import typing
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from esper.configs import TolariaConfig
 from esper.contracts import events
+from esper.contracts.decisions import AdaptationDecision
 from esper.contracts.events import Event, Notice
+from esper.contracts.health import HealthSignal
 from esper.contracts.lifecycle import SeedLifecycleState
 from esper.errors import RunError
-from esper.tracking.journal import Journal, read, read_from, run_folders
+from esper.tracking.journal import Journal, mend, read, read_from, run_folders
+from tests.conftest import result_of
 
 KINDS = [cls for name in events.__all__ if isinstance(cls := getattr(events, name), type) and cls is not Event]
-SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.sampled_from(SeedLifecycleState)
-VALUES = st.recursive(
-    SCALARS | st.builds(Path, st.sampled_from(["a", "a/b"])),
-    lambda inner: st.lists(inner) | st.tuples(inner, inner) | st.dictionaries(st.text(), inner),
-    max_leaves=6,
-)
-st.register_type_strategy(dict, st.dictionaries(st.text(), VALUES, max_size=3))
+T = TypeVar("T")
+COUNTS = st.integers(0, 2**63 - 1)
+FIELDS: dict[str, st.SearchStrategy[Any]] = {
+    "config": st.builds(lambda tags: dataclasses.asdict(TolariaConfig(tags=tags)), st.lists(st.text())),
+    "decision": st.builds(
+        dataclasses.asdict, st.builds(AdaptationDecision, should_adapt=st.just(False), reasoning=st.text())
+    ),
+    "status": st.just("finished"),
+    "result": st.builds(result_of, seconds=st.floats(0, 1e9), test_loss=st.floats()),
+    "level": st.sampled_from(["DEBUG", "INFO", "WARNING", "ERROR"]),
+}
 
 
-def fields_of(kind: type[Event]) -> st.SearchStrategy[Event]:
-    hints = {key: hint for key, hint in typing.get_type_hints(kind).items() if key != "kind"}
-    anything = {dict[str, Any]: st.dictionaries(st.text(), VALUES, max_size=3)}
-    anything[dict[str, Any] | None] = st.none() | anything[dict[str, Any]]
-    anything[list[dict[str, Any]]] = st.lists(anything[dict[str, Any]], max_size=2)
-    return st.builds(kind, **{key: anything.get(hint, st.from_type(hint)) for key, hint in hints.items()})
+def fields_of(cls: type[T]) -> st.SearchStrategy[T]:
+    """Instances with whole numbers that a run may write."""
+    hints = {key: hint for key, hint in typing.get_type_hints(cls).items() if key != "kind"}
+    given = {int: COUNTS, int | None: COUNTS | st.none(), tuple[int, int, int]: st.tuples(COUNTS, COUNTS, COUNTS)}
+    return st.builds(cls, **{key: FIELDS.get(key, given.get(hint, st.from_type(hint))) for key, hint in hints.items()})
+
+
+FIELDS["signals"] = st.lists(st.builds(dataclasses.asdict, fields_of(HealthSignal)), max_size=2)
 
 
 def as_json(value: Any) -> Any:
@@ -96,11 +107,57 @@ def test_a_line_that_a_crash_cut_short_is_left_out_and_removed_on_opening(tmp_pa
     assert messages(path) == ["first", "second"]
 
 
-def test_a_damaged_line_inside_is_an_error_that_names_it(tmp_path: Path) -> None:
-    path = tmp_path / "journal.jsonl"
-    path.write_text('{"kind": "notice"}\nnonsense\n{"kind": "notice"}\n')
-    with pytest.raises(RunError, match=r"journal\.jsonl, line 2: not an event"):
-        list(read(path))
+@pytest.fixture
+def damaged(tmp_path: Path) -> Path:
+    """A journal whose second line has a flipped bit."""
+    journal = Journal(tmp_path / "journal.jsonl")
+    notices(journal, "first", "second", "third")
+    journal.close()
+    journal.path.write_bytes(journal.path.read_bytes().replace(b'"second"', b'"second\x02'))
+    return journal.path
+
+
+def test_a_damaged_line_inside_is_an_error_that_names_it(damaged: Path) -> None:
+    with pytest.raises(RunError, match=r"journal\.jsonl, line 2 is damaged: Invalid JSON: .*; the run's own command"):
+        list(read(damaged))
+
+
+def test_a_damaged_line_is_set_aside_and_the_offsets_of_all_others_stay(damaged: Path) -> None:
+    before = damaged.read_bytes()
+    assert mend(damaged) == 1
+    assert messages(damaged) == ["first", "third"]
+    assert damaged.read_bytes().index(b"third") == before.index(b"third")
+    assert (damaged.parent / "journal.damaged.jsonl").read_bytes() == before.splitlines(keepends=True)[1]
+    assert mend(damaged) == 0
+    events, end = read_from(damaged, before.index(b"\n") + 1)
+    assert ([event["message"] for event in events], end) == (["third"], len(before))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"step": -1}, {"step": 1.5}, {"step": 10**30}, {"step": None}, {"time_unix_s": 1e300}, {"time_unix_s": "now"},
+        {"level": "LOUD"}, {"message": ["a"]}, {"message": None}, {"kind": None}, {"kind": ["notice"]},
+    ],
+)  # fmt: skip
+def test_a_field_that_is_not_as_a_run_writes_it_is_damage(tmp_path: Path, change: dict[str, Any]) -> None:
+    event = {"kind": "notice", "time_unix_s": 1.0, "step": 3, "level": "INFO", "message": "so", **change}
+    (tmp_path / "journal.jsonl").write_text(json.dumps(event) + "\n")
+    with pytest.raises(RunError, match=r"line 1 is damaged"):
+        list(read(tmp_path / "journal.jsonl"))
+
+
+def test_an_event_of_a_later_version_is_read_as_it_is(tmp_path: Path) -> None:
+    event = {"kind": "forecast", "time_unix_s": 1.0, "step": 3, "anything": {"a": [1, None]}}
+    (tmp_path / "journal.jsonl").write_text(json.dumps(event) + "\n")
+    assert list(read(tmp_path / "journal.jsonl")) == [event]
+
+
+def test_a_name_that_is_no_utf_8_is_readable(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal.jsonl")
+    notices(journal, os.fsdecode(b"of\xff"))
+    journal.close()
+    assert messages(journal.path) == ["of?"]
 
 
 def test_rewinding_moves_what_came_after_aside(tmp_path: Path) -> None:

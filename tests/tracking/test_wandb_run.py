@@ -133,7 +133,7 @@ def test_a_run_that_was_reported_is_left_alone(journal: Journal, capsys: pytest.
     assert sync.main([run_dir], None) == 0
     assert sync.main([run_dir], None) == 0
     outcomes = [line.removeprefix(f"{run_dir}: W&B: ") for line in capsys.readouterr().out.splitlines()]
-    assert outcomes == ["finished, 71 new points", "finished, 0 new points"]
+    assert outcomes == ["finished, 91 new points", "finished, 0 new points"]
     assert len(segments(run_dir)) == 1
 
 

@@ -2,17 +2,84 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, NotRequired
+
 import torch
+from pydantic import Field, ValidationError
 from torch import Tensor
 
 from esper.configs.identity import digest
-from esper.errors import CheckpointError
+from esper.contracts.lifecycle import SeedLifecycleState
+from esper.contracts.recipe import Graft
+from esper.costs import Ledger
+from esper.errors import CheckpointError, EsperError, one_line
+from esper.files import Count, Number, decoder, first_problem, json_object
+from esper.kasmina import MorphableModel
 from esper.tolaria.checkpoints.files import Snapshot
 from esper.tolaria.ema import bias_corrected
-from esper.tolaria.optim import load_state_tensors, state_tensors
+from esper.tolaria.optim import is_alike, load_state_tensors, state_tensors
 from esper.tolaria.run import Run
 
-__all__ = ["averaged", "restore", "snapshot"]
+__all__ = ["averaged", "rebuild", "restore", "snapshot", "state_of"]
+
+_COUNTS = ("epoch", "step", "global_step", "epochs_since_best", "adaptations_this_epoch", "total_adaptations")
+_TRAINING = json_object(
+    "Training",
+    {
+        **dict.fromkeys([*_COUNTS, "peak_parameters", *(field.name for field in dataclasses.fields(Ledger))], Count),
+        **dict.fromkeys(["best_accuracy", "epoch_seconds", "total_seconds"], Number),
+        "best_loss": Annotated[float, Field(gt=float("-inf"))],  # infinite before the first validation
+        "last_adaptation_epoch": Annotated[int, Field(ge=-1, lt=2**63)],
+        "last_consultation": NotRequired[Number | None],  # not in 0.1.0
+    },
+    extra="forbid",
+)
+_SLOT = json_object(
+    "Slot",
+    {
+        "state": Literal[tuple(state.value for state in SeedLifecycleState)],
+        "epoch": Count,
+        "blend_start": Count | None,
+    },
+)
+_REFUSALS = json_object(
+    "Refusals",
+    {
+        "reasons": list[Annotated[list[str], Field(min_length=3, max_length=3)]],
+        "num_returns": Count,
+    },
+)
+_GROWTH = json_object(
+    "Growth",
+    {
+        "num_germinated": Count,
+        "num_verdicts": Count,
+        "last_adaptation": dict[str, Count],
+        "refusals": NotRequired[_REFUSALS],  # not in 0.1.0
+        "slots": dict[str, _SLOT],  # type: ignore[valid-type]
+    },
+)
+_SCALER = json_object(
+    "Scaler",
+    {
+        **dict.fromkeys(("scale", "growth_factor", "backoff_factor"), NotRequired[Number]),
+        **dict.fromkeys(("growth_interval", "_growth_tracker"), NotRequired[Count]),
+    },
+)
+_STATE = decoder(
+    json_object(
+        "State",
+        {
+            "training": _TRAINING,
+            "growth": _GROWTH,
+            "scaler": _SCALER,
+            "num_parts": NotRequired[Annotated[int, Field(ge=1, lt=2**31)]],  # not in 0.1.0
+            "average": dict[str, Annotated[int, Field(gt=-(2**63), lt=2**63)]],  # below 0: in an earlier run
+        },
+    )
+)
 
 
 def snapshot(run: Run) -> Snapshot:
@@ -40,12 +107,43 @@ def snapshot(run: Run) -> Snapshot:
     )
 
 
+def state_of(saved: Snapshot) -> dict[str, Any]:
+    """The state in a checkpoint, checked.
+
+    Raises:
+        CheckpointError: something in it is missing, of another type or out of range.
+    """
+    try:
+        state = _STATE.validate_python(saved.state, strict=True)
+    except ValidationError as error:
+        raise CheckpointError(f"the checkpoint's state.json is damaged: {first_problem(error)}") from None
+    if state["training"]["global_step"] != saved.step:
+        raise CheckpointError(f"the checkpoint's state.json is of another step: {state['training']['global_step']}")
+    return state
+
+
+def rebuild(model: MorphableModel, recipe: Sequence[Graft]) -> None:
+    """Grow what a checkpoint's network had grown; its weights are to be loaded.
+
+    Raises:
+        CheckpointError: the recipe is not one of this host.
+    """
+    try:
+        model.replay(recipe)
+    except (EsperError, LookupError, RuntimeError, ValueError) as error:  # what recipes say that no run has written
+        raise CheckpointError(f"the checkpoint's growth recipe does not fit the network: {one_line(error)}") from None
+
+
 def averaged(saved: Snapshot, ema_decay: float | None) -> dict[str, Tensor]:
-    """The weights of the EMA in a checkpoint; empty without one."""
-    born = saved.state.get("average", {})
+    """The weights of the EMA in a checkpoint; empty without one.
+
+    Raises:
+        CheckpointError: one of them is missing.
+    """
+    born, tensors = state_of(saved)["average"], dict(saved.optimizer)
     if ema_decay is None:
         return {}
-    sums = {name: saved.optimizer[f"average|{name}"] for name in born}
+    sums = {name: _pop(tensors, f"average|{name}") for name in born}
     return bias_corrected(sums, born, decay=ema_decay, step=saved.step)
 
 
@@ -53,16 +151,17 @@ def restore(run: Run, saved: Snapshot) -> None:
     """Load a snapshot into a run that has not trained yet.
 
     Raises:
-        CheckpointError: the run has grown already, or the checkpoint holds another network.
+        CheckpointError: the run has grown already, the checkpoint is damaged, or it holds another network.
     """
     if run.model.recipe:
         raise CheckpointError("a checkpoint is loaded into a network that has not grown; make a new trainer")
-    run.model.replay(saved.recipe)
+    state = state_of(saved)
+    rebuild(run.model, saved.recipe)
     own = run.model.state_dict()
     different = [
         name
         for name in sorted(own.keys() | saved.model.keys())
-        if name not in own or name not in saved.model or own[name].shape != saved.model[name].shape
+        if name not in own or name not in saved.model or not is_alike(own[name], saved.model[name])
     ]
     if different:
         raise CheckpointError(
@@ -70,19 +169,41 @@ def restore(run: Run, saved: Snapshot) -> None:
             "model settings it was trained with (config.yaml of its run)"
         )
     run.model.load_state_dict(dict(saved.model))
-    run.life.load_state_dict(saved.state["growth"])
+    if state["growth"]["slots"].keys() != {slot.site.name for slot in run.model.all_slots()}:
+        raise CheckpointError("the checkpoint holds the seeds of another network; use its run's model settings")
+    run.life.load_state_dict(state["growth"])
     tensors = dict(saved.optimizer)
-    torch.set_rng_state(tensors.pop("rng|cpu"))
-    cuda_state = tensors.pop("rng|cuda", None)
-    if cuda_state is not None and run.parts.device.type == "cuda":
-        torch.cuda.set_rng_state(cuda_state, run.parts.device)
-    run.step.sums.epoch.copy_(tensors.pop("sums|epoch"))
-    run.last_read.copy_(tensors.pop("sums|read"))
-    born = saved.state.get("average", {})
-    sums = {name: tensors.pop(f"average|{name}") for name in born}
-    if run.step.ema is not None:
-        run.step.ema.load(sums, born, step=saved.step)
+    _restore_random_states(run.parts.device, tensors)
+    for name, target in (("sums|epoch", run.step.sums.epoch), ("sums|read", run.last_read)):
+        target.copy_(_pop(tensors, name, like=target))
+    born, ema = state["average"], run.step.ema
+    sums = {name: _pop(tensors, f"average|{name}", like=ema.sums.get(name) if ema else None) for name in born}
+    if ema is not None:
+        ema.load(sums, born, step=saved.step)
     load_state_tensors(run.optimizer, tensors)
-    run.step.scaler.load_state_dict(saved.state["scaler"])
-    run.step.num_parts = saved.state.get("num_parts", 1)
-    run.state.load_state_dict(saved.state["training"])
+    if run.step.scaler.is_enabled() and not state["scaler"]:
+        raise CheckpointError("the checkpoint was saved without a gradient scaler; resume in its number format")
+    run.step.scaler.load_state_dict(state["scaler"])
+    run.step.num_parts = state.get("num_parts", 1)
+    run.state.load_state_dict(state["training"])
+
+
+def _restore_random_states(device: torch.device, tensors: dict[str, Tensor]) -> None:
+    """Restore the generators' states, and remove them from the tensors."""
+    states = {name: tensors.pop(name, None) for name in ("rng|cpu", "rng|cuda")}
+    if states["rng|cpu"] is None:
+        raise CheckpointError("the checkpoint is damaged: it has no rng|cpu")
+    try:
+        torch.set_rng_state(states["rng|cpu"])
+        if states["rng|cuda"] is not None and device.type == "cuda":
+            torch.cuda.set_rng_state(states["rng|cuda"], device)
+    except (RuntimeError, TypeError) as error:
+        raise CheckpointError(f"the checkpoint is damaged: a random state: {one_line(error)}") from None
+
+
+def _pop(tensors: dict[str, Tensor], name: str, *, like: Tensor | None = None) -> Tensor:
+    """Take a tensor out of a checkpoint's."""
+    found = tensors.pop(name, None)
+    if found is None or (like is not None and not is_alike(found, like)):
+        raise CheckpointError(f"the checkpoint is damaged: {name} is missing, or not of its shape and type")
+    return found

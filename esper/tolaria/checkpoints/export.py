@@ -13,22 +13,23 @@ import json
 from pathlib import Path
 from typing import Any
 
-import yaml
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
 from esper.configs import ModelConfig
+from esper.configs.check import check_group
 from esper.configs.dataset import DATASETS
-from esper.configs.identity import checkpoints_folder
-from esper.configs.load import read_yaml
+from esper.configs.identity import checkpoints_folder, with_defaults
 from esper.configs.model import SITE_KINDS
 from esper.contracts.lifecycle import SeedLifecycleState
 from esper.errors import CheckpointError, RunError, SurgeryError, one_line
+from esper.files import write_atomically
 from esper.kasmina import MorphableModel, SeedSlot, find_sites, fold
 from esper.models import build_host, host_family
-from esper.tolaria.checkpoints.contents import averaged
-from esper.tolaria.checkpoints.files import Snapshot, find_checkpoints, load
+from esper.tolaria.checkpoints.contents import averaged, rebuild, state_of
+from esper.tolaria.checkpoints.files import Snapshot, find_checkpoints, load_newest
+from esper.tolaria.run_folder import recorded_config
 
 __all__ = ["export"]
 
@@ -50,24 +51,22 @@ def export(run_dir: Path, out: Path, *, best: bool = False) -> Path:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RunError(f"{out} already exists and is not an empty folder; choose another with --out, or remove it")
     config, image_size, ema_decay, folder = _settings(run_dir)
-    checkpoints = find_checkpoints(folder, prefix="best" if best else "step")
+    checkpoints = find_checkpoints(folder, prefix="best" if best else "step", complete=False)
     if not checkpoints:
         raise CheckpointError(
             f"{folder} has no {'best' if best else 'complete'} checkpoint; "
             f"{'export without --best' if best else 'let the run reach the end of an epoch'}"
         )
-    saved = load(checkpoints[0])
+    path, saved = load_newest(checkpoints)
     try:
         network = fold(_rebuilt(config, saved, image_size=image_size, ema_decay=ema_decay))
     except SurgeryError as error:
-        raise CheckpointError(
-            f"{checkpoints[0]}: the run has not finished; resume it with the same command ({error})"
-        ) from None
+        raise CheckpointError(f"{path}: the run has not finished; resume it with the same command ({error})") from None
     tensors = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
     try:
         out.mkdir(parents=True, exist_ok=True)
         save_file(tensors, out / "model.safetensors")
-        (out / "model.json").write_text(json.dumps(_description(config, saved, network), indent=2) + "\n")
+        write_atomically(out / "model.json", json.dumps(_description(config, saved, network), indent=2) + "\n")
     except (OSError, SafetensorError) as error:
         raise RunError(f"cannot write in {out}: {error}; choose another folder with --out") from None
     return out
@@ -75,18 +74,16 @@ def export(run_dir: Path, out: Path, *, best: bool = False) -> Path:
 
 def _settings(run_dir: Path) -> tuple[ModelConfig, int | None, float | None, Path]:
     """The run's host, image size (if known), EMA decay, and checkpoints folder."""
-    if not (run_dir / "config.yaml").exists():
+    recorded = recorded_config(run_dir)
+    if recorded is None:
         raise RunError(f"{run_dir} is not a run folder: it has no config.yaml")
-    try:
-        settings = yaml.safe_load(read_yaml(run_dir / "config.yaml"))
-        config = ModelConfig(**settings["model"])
-        folder = checkpoints_folder(run_dir.absolute(), checkpoint_dir=settings["checkpoint"]["checkpoint_dir"])
-        dataset = settings.get("dataset", {})
-        known = DATASETS.get(dataset.get("name"))
-        image_size = dataset.get("image_size") or (known.image_size if known else None)
-        return config, image_size, settings.get("optimization", {}).get("ema_decay"), folder
-    except (yaml.YAMLError, KeyError, TypeError) as error:
-        raise RunError(f"{run_dir / 'config.yaml'} cannot be used: {error}") from None
+    settings = with_defaults(recorded)
+    config = ModelConfig(**settings["model"])
+    check_group(config, prefix="model.")
+    folder = checkpoints_folder(run_dir.absolute(), checkpoint_dir=settings["checkpoint"]["checkpoint_dir"])
+    known = DATASETS.get(settings["dataset"]["name"])
+    image_size = settings["dataset"]["image_size"] or (known.image_size if known else None)
+    return config, image_size, settings["optimization"]["ema_decay"], folder
 
 
 def _rebuilt(
@@ -98,7 +95,7 @@ def _rebuilt(
         in_channels, size, num_classes = host_family(config).infer_sizes(config, weights, image_size=image_size)
         plain = dataclasses.replace(config, pretrained=False)
         host = build_host(plain, in_channels=in_channels, image_size=size, num_classes=num_classes)
-        states = saved.state["growth"]["slots"]
+        states = state_of(saved)["growth"]["slots"]
         sites = find_sites(
             host,
             target_layers=config.target_layers if states else [],
@@ -109,7 +106,7 @@ def _rebuilt(
         model = MorphableModel(
             host, [site for site in sites if site.name in states], max_kernels_per_seed=config.max_kernels_per_seed
         )
-        model.replay(saved.recipe)
+        rebuild(model, saved.recipe)
         model.load_state_dict(dict(saved.model) | averaged(saved, ema_decay))
         for slot in model.all_slots():
             slot.state = SeedLifecycleState(states[slot.site.name]["state"])

@@ -20,7 +20,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,9 @@ from torch import Tensor
 
 from esper.configs.identity import CHECKPOINT_NAME
 from esper.contracts.recipe import Graft
-from esper.errors import CheckpointError
+from esper.errors import CheckpointError, RunError, one_line
+from esper.files import Count, decode, decoder, json_object, open_regular, read_bytes, read_json
+from esper.tracking.files import GRAFT
 
 __all__ = [
     "Snapshot",
@@ -39,6 +41,7 @@ __all__ = [
     "find_others",
     "has_checkpoints",
     "load",
+    "load_newest",
     "move_to_abandoned",
     "recover",
     "remove_old",
@@ -51,6 +54,21 @@ SCHEMA = 2
 _PREFIXES = ("step", "best", "trunk", "before")
 _FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
 _OURS = ("abandoned", "config.yaml", "data.json")
+_MANIFEST = decoder(
+    json_object(
+        "Manifest",
+        {
+            "schema": int,
+            "step": Count,
+            "digest": str,
+            "journal_offset": Count,
+            "recipe": list[GRAFT],
+            "sha256": dict[str, str],
+        },
+    )
+)
+_STATE = decoder(dict[str, Any])
+"""See `contents.state_of` for what a run needs in it."""
 _LEFTOVER = re.compile(rf"\.({CHECKPOINT_NAME.pattern})\.([0-9]+|old)", re.ASCII)
 """Temporary name of a checkpoint: `.NAME.PID` while it is written, `.NAME.old` while it is replaced."""
 
@@ -78,10 +96,11 @@ class Snapshot:
     digest: str
 
 
-def save(folder: Path, snapshot: Snapshot, *, prefix: str) -> Path:
+def save(folder: Path, snapshot: Snapshot, *, prefix: str, guard: Callable[[], object] = lambda: None) -> Path:
     """Write the checkpoint `<prefix>-<step>` (prefix: step, best, trunk or before) into `folder`; returns its path.
 
-    One that is there already and holds the same is left as it is.
+    One that is there already and holds the same is left as it is. `guard` is called when all is written, before the
+    checkpoint gets its name, and raises an error if it must not.
 
     Raises:
         CheckpointError: it cannot be written; earlier checkpoints are untouched.
@@ -90,6 +109,8 @@ def save(folder: Path, snapshot: Snapshot, *, prefix: str) -> Path:
     temporary = folder / f".{target.name}.{os.getpid()}"
     if target.exists() and _holds(target, snapshot):
         return target
+    if name := _nan_in(snapshot):
+        raise CheckpointError(f"{target} is not saved: {name} contains NaN; earlier checkpoints are intact")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(temporary, ignore_errors=True)
@@ -110,10 +131,12 @@ def save(folder: Path, snapshot: Snapshot, *, prefix: str) -> Path:
         for file in temporary.iterdir():
             _fsync(file)
         _fsync(temporary)
+        guard()
         _move_into_place(temporary, target)
     except (OSError, SafetensorError) as error:  # safetensors reports a full disk as its own error
+        raise CheckpointError(f"cannot save {target}: {one_line(error)}; earlier checkpoints are intact") from None
+    finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise CheckpointError(f"cannot save {target}: {error}; earlier checkpoints are intact") from None
     return target
 
 
@@ -123,17 +146,25 @@ def verify(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: it is missing, incomplete, damaged, or of another schema.
     """
-    manifest = _manifest(path)
-    if manifest.get("schema") not in range(1, SCHEMA + 1):
-        raise CheckpointError(f"{path} has schema {manifest.get('schema')}; this version of Esper reads 1 to {SCHEMA}")
     try:
-        if manifest["schema"] > 1 and manifest["sha256"].pop("manifest.json") != _manifest_sha256(manifest):
-            raise CheckpointError(f"{path / 'manifest.json'} is damaged: its SHA-256 differs")
-        for name in _FILES:
-            if _sha256(path / name) != manifest["sha256"][name]:
-                raise CheckpointError(f"{path / name} is damaged: its SHA-256 differs from manifest.json")
-    except (OSError, AttributeError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} is damaged: {error!r}") from None
+        content = read_bytes(path / "manifest.json")
+        decode(content, _MANIFEST, where=str(path / "manifest.json"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is not a checkpoint: it has no manifest.json") from None
+    except RunError as error:
+        raise CheckpointError(str(error)) from None
+    manifest: dict[str, Any] = json.loads(content)
+    if not 1 <= manifest["schema"] <= SCHEMA:
+        raise CheckpointError(f"{path} has schema {manifest['schema']}; this version of Esper reads 1 to {SCHEMA}")
+    if manifest["schema"] > 1 and manifest["sha256"].pop("manifest.json", "") != _manifest_sha256(manifest):
+        raise CheckpointError(f"{path / 'manifest.json'} is damaged: its SHA-256 differs")
+    for name in _FILES:
+        try:
+            is_same = _sha256(path / name) == manifest["sha256"].get(name)
+        except (OSError, RunError) as error:
+            raise CheckpointError(f"{path} is damaged: {name}: {one_line(error)}") from None
+        if not is_same:
+            raise CheckpointError(f"{path / name} is damaged: its SHA-256 differs from manifest.json")
     return manifest
 
 
@@ -145,17 +176,37 @@ def load(path: Path) -> Snapshot:
     """
     manifest = verify(path)
     try:
-        return Snapshot(
+        state: dict[str, Any] = read_json(path / "state.json", _STATE)
+        saved = Snapshot(
             step=manifest["step"],
             model=load_file(path / "model.safetensors"),
             optimizer=load_file(path / "optimizer.safetensors"),
-            state=json.loads((path / "state.json").read_text()),
+            state=state,
             recipe=[Graft(**entry) for entry in manifest["recipe"]],
             journal_offset=manifest["journal_offset"],
             digest=manifest["digest"],
         )
-    except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from None
+    except (OSError, RunError, ValueError, SafetensorError) as error:
+        raise CheckpointError(f"{path} is damaged: {one_line(error)}") from None
+    if name := _nan_in(saved):
+        raise CheckpointError(f"{path} is damaged: {name} contains NaN")
+    return saved
+
+
+def load_newest(paths: Sequence[Path]) -> tuple[Path, Snapshot]:
+    """Read the newest checkpoint, the first of the paths.
+
+    Unlike in resuming, an older one does not replace it: that is another network than the one that is asked for.
+
+    Raises:
+        CheckpointError: it does not load; which older one does, and what to do.
+    """
+    try:
+        return paths[0], load(paths[0])
+    except CheckpointError as error:
+        older = next(filter(_loads, paths[1:]), None)
+        remedy = f"train on from {older.name}: checkpoint.resume_from={older}" if older else "no older checkpoint loads"
+        raise CheckpointError(f"{error}; {remedy}") from None
 
 
 def find_checkpoints(folder: Path, *, prefix: str = "step", complete: bool = True) -> list[Path]:
@@ -257,6 +308,11 @@ def _holds(path: Path, snapshot: Snapshot) -> bool:
     )
 
 
+def _nan_in(snapshot: Snapshot) -> str | None:
+    tensors = [*snapshot.model.items(), *snapshot.optimizer.items()]
+    return next((name for name, tensor in tensors if tensor.is_floating_point() and tensor.isnan().any()), None)
+
+
 def _untimed(state: Mapping[str, Any]) -> str:
     training = {name: value for name, value in state.get("training", {}).items() if not name.endswith("_seconds")}
     return json.dumps({**state, "training": training}, sort_keys=True)
@@ -295,18 +351,6 @@ def _loads(path: Path) -> bool:
     return True
 
 
-def _manifest(path: Path) -> dict[str, Any]:
-    try:
-        manifest = json.loads((path / "manifest.json").read_text())
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is not a checkpoint: it has no manifest.json") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path / 'manifest.json'} is damaged: {error}") from None
-    if not isinstance(manifest, dict):
-        raise CheckpointError(f"{path / 'manifest.json'} is damaged: not an object")
-    return manifest
-
-
 def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     # safetensors refuses channels-last strides; `load_state_dict` copies into tensors that have them.
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -318,7 +362,7 @@ def _manifest_sha256(manifest: Mapping[str, Any]) -> str:
 
 
 def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

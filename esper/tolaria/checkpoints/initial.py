@@ -20,14 +20,18 @@ from esper.configs.identity import checkpoints_folder
 from esper.contracts.lifecycle import LIVE
 from esper.contracts.recipe import Graft
 from esper.errors import CheckpointError, ConfigError, RunError, SurgeryError, one_line
+from esper.files import decoder, json_object, read_json
 from esper.tolaria.checkpoints import files
-from esper.tolaria.checkpoints.contents import averaged
+from esper.tolaria.checkpoints.contents import averaged, state_of
+from esper.tolaria.checkpoints.files import Snapshot
 from esper.tolaria.checkpoints.origin import Origin, home_of, read_origin, split_settings
 from esper.tolaria.run import Run
 from esper.tolaria.run_folder import recorded_config
+from esper.tracking.files import GRAFT
 
 __all__ = ["EarlierNetwork", "read_network", "start_from_network"]
 
+_DESCRIPTION = decoder(json_object("Description", {"not_folded": list[GRAFT]}))
 _NUM_SHOWN = 3
 """Tensors that a message names."""
 
@@ -64,12 +68,12 @@ def read_network(path: Path) -> EarlierNetwork:
     """
     try:
         if (path / "manifest.json").is_file():
-            return _of_checkpoint(path, home_of(path))
+            return _of_checkpoint(path, files.load(path), home_of(path))
         if path.is_dir() and (settings := recorded_config(path)):
-            newest = files.find_checkpoints(_checkpoints(path, settings))
+            newest = files.find_checkpoints(_checkpoints(path, settings), complete=False)
             if not newest:
                 raise CheckpointError("the run has no checkpoint yet; let it reach the end of an epoch")
-            return _of_checkpoint(newest[0], path)
+            return _of_checkpoint(*files.load_newest(newest), path)
         if (path / "model.safetensors").is_file() or path.suffix == ".safetensors":
             return _of_export(path if path.is_file() else path / "model.safetensors")
         if path.name in ("best", "trunk") and (newest := files.find_checkpoints(path.parent, prefix=path.name)):
@@ -86,15 +90,15 @@ def _checkpoints(run_dir: Path, settings: Mapping[str, Any]) -> Path:
     return checkpoints_folder(run_dir.absolute(), checkpoint_dir=folder)
 
 
-def _of_checkpoint(path: Path, run_dir: Path) -> EarlierNetwork:
-    saved, settings = files.load(path), recorded_config(run_dir) or {}
-    live = [site for site, slot in saved.state["growth"]["slots"].items() if slot["state"] in LIVE]
+def _of_checkpoint(path: Path, saved: Snapshot, run_dir: Path) -> EarlierNetwork:
+    state, settings = state_of(saved), recorded_config(run_dir) or {}
+    live = [site for site, slot in state["growth"]["slots"].items() if slot["state"] in LIVE]
     if live:
         raise CheckpointError(
             f"in {path.name} the module at {live[0]} was neither kept nor culled yet; use a later checkpoint"
         )
     decay = settings.get("optimization", {}).get("ema_decay")
-    if saved.state.get("average") and decay is None:
+    if state["average"] and decay is None:
         raise CheckpointError("the run kept an average of its weights (ema_decay); give the run's folder instead")
     weights = {name: tensor for name, tensor in saved.model.items() if _is_weight(name)} | averaged(saved, decay)
     digest = _digest(weights, saved.recipe)
@@ -116,11 +120,11 @@ def _is_weight(name: str) -> bool:
 def _of_export(file: Path) -> EarlierNetwork:
     description = file.with_name("model.json")
     try:
-        not_folded = json.loads(description.read_text())["not_folded"]
+        not_folded = read_json(description, _DESCRIPTION)["not_folded"]
         weights = {f"host.{name}": tensor for name, tensor in load_file(file).items()}
     except FileNotFoundError as error:
-        raise CheckpointError(f"{error.filename or file} is missing; give what esper export wrote") from None
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise CheckpointError(f"{error.filename or error} is missing; give what esper export wrote") from None
+    except (OSError, ValueError, RunError, SafetensorError) as error:
         raise CheckpointError(f"not what esper export wrote, or damaged: {one_line(error)}") from None
     if not_folded:
         raise CheckpointError(

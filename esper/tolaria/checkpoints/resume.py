@@ -40,8 +40,9 @@ def resume(run: Run, *, back_to: Path | None = None) -> str | None:
         restore(run, start[1])
     for message in warnings:
         run.warn(message)
-    if others := run.ranks.on_rank0(lambda: _new_others(run)):
-        run.emit(Notice, level="INFO", message=others)
+    for level, message in run.ranks.on_rank0(lambda: [*_set_aside(run), *_others(run)]):
+        if json.dumps(message).encode() not in run.journal.path.read_bytes():
+            run.emit(Notice, level=level, message=message)
     return str(start[0]) if start else None
 
 
@@ -103,12 +104,18 @@ def _is_recorded(run: Run) -> bool:
     return any((folder / "config.yaml").exists() for folder in (run.run_dir, run.checkpoint_dir))
 
 
-def _new_others(run: Run) -> str | None:
-    """What else lies in the checkpoint folder; None if nothing, or if the journal says so already."""
+def _set_aside(run: Run) -> list[tuple[str, str]]:
+    """Level and message for each damaged file that `RunFolder.mend` set aside."""
+    names = sorted(path.name for path in run.run_dir.glob("*.damaged*"))
+    return [("WARNING", f"{name} in the run folder is what was damaged; the run went on without it") for name in names]
+
+
+def _others(run: Run) -> list[tuple[str, str]]:
+    """Level and message about what else lies in the checkpoint folder."""
     others = files.find_others(run.checkpoint_dir)
     shown = ", ".join(others[:_NUM_SHOWN]) + (f" and {len(others) - _NUM_SHOWN} more" * (len(others) > _NUM_SHOWN))
     message = f"{run.checkpoint_dir} also holds what is not a checkpoint of this run, left alone: {shown}"
-    return message if others and json.dumps(message).encode() not in run.journal.path.read_bytes() else None
+    return [("INFO", message)] if others else []
 
 
 def _newest_loadable(paths: list[Path], damaged: list[str]) -> tuple[Path, Snapshot] | None:

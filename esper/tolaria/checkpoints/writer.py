@@ -36,10 +36,14 @@ class CheckpointWriter:
         folder: where the checkpoints go.
         keep: number of newest checkpoints that are not deleted, besides best, trunk and those before growth.
         sync: syncs the journal, which checkpoints refer to; called before each checkpoint is written.
+        guard: called before each gets its name; raises a `RunError` if the run folder is not this process's any more.
     """
 
-    def __init__(self, folder: Path, *, keep: int, sync: Callable[[], object]) -> None:
+    def __init__(
+        self, folder: Path, *, keep: int, sync: Callable[[], object], guard: Callable[[], object] = lambda: None
+    ) -> None:
         self.folder = folder
+        self._guard = guard
         self._keep = keep
         self._sync = sync
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="esper-checkpoints")
@@ -66,7 +70,7 @@ class CheckpointWriter:
             model_ready()
             optimizer_ready()
             self._sync()
-            path = files.save(self.folder, copied, prefix=prefix)
+            path = files.save(self.folder, copied, prefix=prefix, guard=self._guard)
             files.remove_old(self.folder, keep=self._keep, is_on_trial=is_on_trial)
             return Saved(epoch=epoch, path=path, prefix=prefix)
 
@@ -81,7 +85,7 @@ class CheckpointWriter:
 
         Raises:
             CheckpointError: one could not be written; the next call returns those that could.
-            RunError: the journal could not be synced.
+            WriteError: the journal could not be synced, or the run folder is gone.
         """
         pending, self._pending = self._pending, []
         failures = []

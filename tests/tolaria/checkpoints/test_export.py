@@ -14,6 +14,7 @@ from torchvision.models import resnet18
 
 from esper.cli import main
 from esper.configs import TolariaConfig
+from esper.configs.load import to_yaml
 from esper.contracts.recipe import Graft
 from esper.errors import CheckpointError, RunError
 from esper.models.resnet_small import SmallResNet
@@ -141,6 +142,6 @@ def test_a_folder_that_holds_something_is_left_alone(run_dir: Path, tmp_path: Pa
 def test_a_folder_that_is_no_run_or_has_no_checkpoint_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="is not a run folder"):
         export(tmp_path, tmp_path / "out")
-    (tmp_path / "config.yaml").write_text("model: {name: resnet18}\ncheckpoint: {checkpoint_dir: null}\n")
+    (tmp_path / "config.yaml").write_text(to_yaml(tiny_config()))
     with pytest.raises(CheckpointError, match="has no complete checkpoint"):
         export(tmp_path, tmp_path / "out")

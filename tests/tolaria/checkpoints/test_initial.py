@@ -16,6 +16,7 @@ from torch import Tensor
 from esper.build import require_recomputable
 from esper.configs import ModelConfig, TolariaConfig
 from esper.configs.check import check
+from esper.configs.load import to_yaml
 from esper.contracts.recipe import Graft
 from esper.errors import CheckpointError, ConfigError
 from esper.tolaria import TolariaTrainer
@@ -227,7 +228,7 @@ def test_what_is_no_network_of_ours_is_refused(stacked: tuple[Path, Tensor], tmp
     (damaged / "model.safetensors").write_bytes(b"\0" * 100)
     empty = tmp_path / "empty"
     empty.mkdir()
-    (empty / "config.yaml").write_text("model: {}\n")
+    (empty / "config.yaml").write_text(to_yaml(tiny_config()))
     for path, message in (
         (tmp_path / "nowhere", "not a run's folder, a checkpoint, or what esper export wrote"),
         (pickled, "not a run's folder, a checkpoint, or what esper export wrote"),
