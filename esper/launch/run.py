@@ -195,8 +195,10 @@ async def _run_service(service: TolariaService, run_dir: Path, terminals: list[T
             for terminal in terminals:  # the earlier part of a resumed run; the training task has not begun yet
                 terminal.replay(read(run_dir / "journal.jsonl"))
             await service.run_training()
+        except WriteError:  # a full disk, or a folder that may be another process's
+            raise
         except BaseException:
-            with contextlib.suppress(EsperError, OSError):  # of a full disk or a folder that is gone: the cause counts
+            with contextlib.suppress(EsperError):  # the cause counts
                 _write_page(run_dir)
             raise
         _write_page(run_dir)

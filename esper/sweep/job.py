@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import re
@@ -79,8 +80,10 @@ class MemberJob:
         except Exception as error:  # raised on the first rank that fails
             if isinstance(error, RankError):
                 stopping.check()  # then the other rank was stopped too
-            print_traceback()
-            member.end("failed", reason=error_line(error))
+            with contextlib.suppress(OSError):  # of a full disk: the exit code tells
+                print_traceback()
+            with contextlib.suppress(EsperError):
+                member.end("failed", reason=error_line(error))
             raise SystemExit(error.exit_code if isinstance(error, EsperError) else 1) from None
         if outcome.exit_code > 128:
             raise stopping.Stopped(outcome.exit_code - 128)

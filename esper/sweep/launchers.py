@@ -14,17 +14,28 @@ from omegaconf import OmegaConf
 
 from esper.configs.check import check_group
 from esper.configs.explain import nearest
-from esper.errors import ConfigError
+from esper.errors import ConfigError, RunError
 from esper.sweep.queues.base import Queue
 from esper.sweep.queues.local import LocalQueue
 from esper.sweep.queues.slurm import SlurmQueue
 
-__all__ = ["QUEUES", "queue_of"]
+__all__ = ["QUEUES", "queue_of", "queue_type"]
 
 QUEUES: dict[str, type[Queue]] = {
     "local": LocalQueue,
     "slurm": SlurmQueue,
 }
+
+
+def queue_type(name: str) -> type[Queue]:
+    """The class of a queue.
+
+    Raises:
+        RunError: there is none of that name.
+    """
+    if name not in QUEUES:
+        raise RunError(f"a record in .sweep names the queue {name!r:.40}; there are {', '.join(QUEUES)}")
+    return QUEUES[name]
 
 
 def queue_of(name: str, options: Mapping[str, Any]) -> Queue:
@@ -33,7 +44,7 @@ def queue_of(name: str, options: Mapping[str, Any]) -> Queue:
     Raises:
         ConfigError: an option that does not exist, or a value that is not allowed.
     """
-    schema = QUEUES[name].options_type
+    schema = queue_type(name).options_type
     given = OmegaConf.to_container(OmegaConf.create(dict(options)), resolve=True)
     assert isinstance(given, dict)
     known = [field.name for field in dataclasses.fields(schema)]

@@ -13,19 +13,31 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
+import stat
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter
 
 from esper.configs import TolariaConfig
 from esper.configs.load import load_config, to_yaml
-from esper.errors import RunError
-from esper.tracking import write_atomically
+from esper.errors import RunError, WriteError
+from esper.files import Number, decoder, json_object, read_json, write_atomically
+from esper.tracking.liveness import recorded_status
 
-__all__ = ["Job", "Member", "freeze", "labels", "launcher_of", "members_of", "write_launcher"]
+__all__ = ["Job", "Member", "freeze", "labels", "launcher_of", "members_of", "require_private", "write_launcher"]
+
+_MEMBER = decoder(json_object("Member", {"overrides": list[str], "cwd": str, "siblings": dict[str, str]}))
+_ID = Annotated[str, Field(pattern=r"^\d{1,10}(_\d{1,10})?(@\d{1,12}\.\d\d)?$")]
+_JOB = decoder(json_object("Job", {"queue": str, "id": _ID}, extra="forbid"))
+_STATUSES = Literal["finished", "failed", "interrupted", "lost"]
+_OUTCOME = decoder(json_object("Outcome", {"status": _STATUSES, "reason": str, "metric": Number | None}))
+_LAUNCHER = decoder(json_object("Launcher", {"queue": str, "options": dict[str, Any]}))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,29 +91,33 @@ class Member:
         """Read a member from its folder.
 
         Raises:
-            RunError: member.json is missing or unreadable.
+            RunError: member.json is missing or damaged, or somebody else could have written in the folder.
         """
-        content = _read(folder / "member.json")
-        try:
-            return cls(
-                sweep_dir=folder.absolute().parents[1],
-                name=folder.name,
-                overrides=tuple(content["overrides"]),
-                cwd=content["cwd"],
-                siblings=content["siblings"],
-            )
-        except KeyError:
-            raise RunError(
-                f"{folder / 'member.json'} is missing or unreadable; run the sweep's command again"
-            ) from None
+        folder = folder.absolute()
+        require_private(folder.parent)
+        require_private(folder, with_content=True)
+        content = _read(folder / "member.json", _MEMBER, remedy="run the sweep's command again")
+        if content is None:
+            raise RunError(f"{folder / 'member.json'} is missing; run the sweep's command again")
+        return cls(
+            sweep_dir=folder.parents[1],
+            name=folder.name,
+            overrides=tuple(content["overrides"]),
+            cwd=content["cwd"],
+            siblings=content["siblings"],
+        )
 
     def config(self) -> TolariaConfig:
         """The configuration that was frozen at submission."""
         return load_config(self.folder / "config.yaml")
 
     def job(self) -> Job | None:
-        """The last job that it was submitted as."""
-        content = _read(self.folder / "job.json")
+        """The last job that it was submitted as.
+
+        Raises:
+            RunError: job.json is damaged.
+        """
+        content = _read(self.folder / "job.json", _JOB, remedy="remove it if its job has ended")
         return Job(**content) if content else None
 
     def set_job(self, job: Job) -> None:
@@ -119,8 +135,14 @@ class Member:
         (self.folder / "outcome.json").unlink(missing_ok=True)
 
     def outcome(self) -> dict[str, Any]:
-        """How the job ended: status, reason and metric; {} while it has not, or if it was killed."""
-        return _read(self.folder / "outcome.json")
+        """How the job ended: status, reason and metric; {} while it has not, or if it was killed.
+
+        Where outcome.json is damaged, the run's own status tells.
+        """
+        try:
+            return _read(self.folder / "outcome.json", _OUTCOME, remedy="") or {}
+        except RunError:
+            return {}
 
     def end(self, status: str, *, reason: str = "", metric: float | None = None) -> None:
         """Record how the job ended: finished, failed, interrupted or lost."""
@@ -128,16 +150,53 @@ class Member:
 
     def result(self) -> dict[str, Any] | None:
         """The run's result if it has finished."""
-        status = _read(self.run_dir / "status.json")
-        return status["result"] if status.get("status") == "finished" else None
+        try:
+            status = recorded_status(self.run_dir)
+        except RunError:
+            return None
+        return status["result"] if status and status["status"] == "finished" else None
+
+
+def require_private(folder: Path, *, with_content: bool = False) -> None:
+    """Check that nobody else can have written in a folder of a sweep: what lies there is run, and unpickled by SLURM.
+
+    Args:
+        folder: must be a folder of this user, no link, and writable by nobody else.
+        with_content: also check that what it holds is this user's, and no link.
+
+    Raises:
+        RunError: it is not so.
+    """
+    try:
+        paths = [folder, *(folder.iterdir() if with_content else [])]
+        found = [(path, path.lstat()) for path in paths]
+    except OSError as error:
+        raise RunError(f"{folder} cannot be read: {error.strerror or error}") from None
+    for path, is_like in found:
+        problem = ""
+        if stat.S_ISLNK(is_like.st_mode):
+            problem = "is a link"
+        elif is_like.st_uid != os.geteuid():
+            problem = f"belongs to another user ({is_like.st_uid})"
+        elif path == folder and is_like.st_mode & 0o022:
+            problem = "is writable by others"
+        if problem:
+            raise RunError(
+                f"{path} {problem}, so its jobs may not be yours; look at what it holds, then remove it or make it "
+                "yours alone (chmod go-w), and run the sweep's command again"
+            )
 
 
 def freeze(member: Member, config: TolariaConfig) -> None:
-    """Write the configuration that the member's job will run, and remove the records of earlier jobs."""
+    """Write the configuration that the member's job will run, and remove the records of earlier jobs.
+
+    Raises:
+        RunError: a folder cannot be written, or somebody else could have written in it.
+    """
     sweep_folder = member.folder.parent
-    sweep_folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    sweep_folder.chmod(0o700)  # an existing folder may have other permissions
-    member.folder.mkdir(exist_ok=True, mode=0o700)
+    for folder in (sweep_folder, member.folder):
+        _make_private(folder)
+        require_private(folder)
     for name in ("job.json", "began", "outcome.json"):
         (member.folder / name).unlink(missing_ok=True)
     write_atomically(member.folder / "config.yaml", to_yaml(config))
@@ -197,8 +256,8 @@ def launcher_of(sweep_dir: Path) -> tuple[str, dict[str, Any]]:
     Raises:
         RunError: launcher.json is missing or unreadable.
     """
-    content = _read(sweep_dir / ".sweep" / "launcher.json")
-    if not content:
+    content = _read(sweep_dir / ".sweep" / "launcher.json", _LAUNCHER, remedy="run the sweep's command again")
+    if content is None:
         raise RunError(f"{sweep_dir / '.sweep' / 'launcher.json'} is missing; run the sweep's command again")
     return content["queue"], content["options"]
 
@@ -207,10 +266,18 @@ def _write(path: Path, content: Mapping[str, Any]) -> None:
     write_atomically(path, json.dumps(content, indent=2) + "\n")
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """A JSON file; {} if it is missing or unreadable."""
+def _read(path: Path, schema: TypeAdapter[dict[str, Any]], *, remedy: str) -> dict[str, Any] | None:
+    """A JSON file; None if it is missing."""
     try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+        return read_json(path, schema)
+    except FileNotFoundError:
+        return None
+    except RunError as error:
+        raise RunError(f"{error}; {remedy}") from None
+
+
+def _make_private(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise WriteError(f"cannot make {folder}: {error.strerror or error}") from None

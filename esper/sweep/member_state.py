@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from esper.sweep.launchers import QUEUES
+from esper.sweep.launchers import queue_type
 from esper.sweep.manifest import Job, Member
 from esper.sweep.queues.base import JobState
 from esper.tracking.liveness import read_status
@@ -52,7 +52,7 @@ def member_states(members: Sequence[Member]) -> dict[str, MemberState]:
     states = dict.fromkeys((member.name for member in members), JobState(state="ended", reason="was never submitted"))
     for queue, submitted in jobs.items():
         names = [member.name for member, _ in submitted]
-        states.update(zip(names, QUEUES[queue].job_states(submitted), strict=True))
+        states.update(zip(names, queue_type(queue).job_states(submitted), strict=True))
     return {member.name: _member_state(member, states[member.name]) for member in members}
 
 
@@ -77,7 +77,7 @@ def _member_state(member: Member, job: JobState) -> MemberState:
 def log_file(member: Member) -> Path | None:
     """The file that holds the output of the member's job; None if it was never submitted."""
     job = member.job()
-    return QUEUES[job.queue].log_file(member, job) if job else None
+    return queue_type(job.queue).log_file(member, job) if job else None
 
 
 def _last_line(path: Path) -> str:

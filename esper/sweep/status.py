@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from rich.console import Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from esper.errors import RunError
+from esper.files import decode
 from esper.sweep.manifest import Member, labels, members_of
 from esper.sweep.member_state import MemberState, log_file, member_states
 from esper.terminal import table_console
+from esper.tracking.event_schema import EVENT
 from esper.tracking.formatting import duration
 
 __all__ = ["Progress", "main"]
@@ -65,7 +69,8 @@ class Progress:
                         break
                     self._offset += len(line)
                     if line.startswith(_EVENTS):
-                        self._read_event(json.loads(line))
+                        with contextlib.suppress(RunError):  # a damaged line; the next epoch's tells
+                            self._read_event(decode(line, EVENT(), where=""))
         except OSError:
             return
 
@@ -76,15 +81,13 @@ class Progress:
         pace = (self._times[-1] - self._times[0]) / (len(self._times) - 1)
         return max(0.0, self._times[-1] + pace * (self.total_epochs - self.epoch) - time.time())
 
-    def _read_event(self, event: dict[str, object]) -> None:
+    def _read_event(self, event: dict[str, Any]) -> None:
         if event["kind"] == "run_started":
-            self.total_epochs = int(str(event["total_epochs"]))
+            self.total_epochs = event["total_epochs"]
             self._times = []  # the time between two jobs of a run is not part of its pace
             return
-        self.epoch = int(str(event["epoch"]))
-        accuracy = event["val_accuracy"]
-        self.accuracy = float(str(accuracy)) if accuracy is not None else None
-        self._times = [*self._times[-_PACE_EPOCHS:], float(str(event["time_unix_s"]))]
+        self.epoch, self.accuracy = event["epoch"], event["val_accuracy"]
+        self._times = [*self._times[-_PACE_EPOCHS:], event["time_unix_s"]]
 
 
 def main(sweep_dir: Path, *, watch: bool, interval_s: float = 5.0) -> int:

@@ -22,6 +22,7 @@ from typing import Any
 import psutil
 
 from esper.configs.schema import setting
+from esper.errors import WriteError
 from esper.sweep.manifest import Job, Member, members_of
 from esper.sweep.queues.base import JobState, Queue, QueueOptions
 
@@ -155,7 +156,7 @@ class _Runner:
                 while not self._free_workers and not self._is_stopping:
                     self._reap()
                 if self._is_stopping:
-                    member.end("interrupted", reason="cancelled before it began")
+                    _end(member, "interrupted", reason="cancelled before it began")
                 else:
                     self._start(member)
             while self._running:
@@ -166,16 +167,22 @@ class _Runner:
         environment = {"OMP_NUM_THREADS": str(self._num_threads)} | os.environ
         if self._gpus:
             environment["CUDA_VISIBLE_DEVICES"] = self._gpus[worker % len(self._gpus)]
-        with (member.folder / "job.log").open("ab") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-u", "-m", "esper.sweep.job", str(member.folder)],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=environment,
-            )
+        try:
+            with (member.folder / "job.log").open("ab") as log:
+                process = subprocess.Popen(
+                    [sys.executable, "-u", "-m", "esper.sweep.job", str(member.folder)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    env=environment,
+                )
+        except OSError as error:  # e.g. a full disk; the next one may start
+            self._free_workers.append(worker)
+            _end(member, "failed", reason=f"its job cannot start: {error.strerror or error}")
+            return
         self._running.append((member, process, worker))
-        member.set_job(_job_of(process.pid))
+        with contextlib.suppress(WriteError):  # then the job on record is the runner's
+            member.set_job(_job_of(process.pid))
 
     def _take_worker_of(self, job_id: str) -> int:
         """The worker that has the GPU of a job."""
@@ -200,14 +207,23 @@ class _Runner:
             if member.outcome():
                 continue
             if self._is_stopping and process.returncode == -signal.SIGTERM:  # it had not begun to handle the signal
-                member.end("interrupted", reason="cancelled before it began")
+                _end(member, "interrupted", reason="cancelled before it began")
             else:
-                member.end("lost", reason=f"its process exited with code {process.returncode}")
+                _end(member, "lost", reason=f"its process exited with code {process.returncode}")
 
     def _stop(self, *_: Any) -> None:
         self._is_stopping = True
         for _member, process, _worker in self._running:
             process.terminate()
+
+
+def _end(member: Member, status: str, *, reason: str) -> None:
+    """Record how a member ended; on a full disk in the runner's log alone."""
+    try:
+        member.end(status, reason=reason)
+    except WriteError as error:
+        with contextlib.suppress(OSError):
+            sys.stderr.write(f"{member.name}: {status}: {reason} ({error})\n")
 
 
 def _gpus() -> list[str]:

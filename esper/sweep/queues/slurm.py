@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import shlex
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from typing import Any
 from esper.configs.schema import setting
 from esper.errors import ConfigError, RunError, one_line
 from esper.sweep.job import MemberJob
-from esper.sweep.manifest import Job, Member, labels, members_of
+from esper.sweep.manifest import Job, Member, labels, members_of, require_private
 from esper.sweep.queues.base import JobState, Queue, QueueOptions
 
 __all__ = ["SlurmOptions", "SlurmQueue"]
@@ -118,10 +119,11 @@ class SlurmQueue(Queue):
 
         folder = members[0].folder.parent / "jobs"
         folder.mkdir(mode=0o700, exist_ok=True)
+        require_private(folder)
         names = labels(members_of(members[0].sweep_dir))
         submissions = [MemberJob(member.folder, job_name=names[member.name].replace(" ", "-")) for member in members]
         executor = submitit.SlurmExecutor(folder, max_num_timeout=self.options.max_num_timeout)
-        executor.update_parameters(**self._parameters(members[0].sweep_dir.name, after=after))
+        executor.update_parameters(**self._parameters(members[0].sweep_dir.name, after=after, pickles=folder))
         try:
             with contextlib.redirect_stderr(io.StringIO()):  # submitit repeats sbatch's output
                 jobs = executor.submit_array(submissions)
@@ -133,7 +135,7 @@ class SlurmQueue(Queue):
             member.set_job(Job(queue=self.name, id=job.job_id))
         return [job.job_id for job in jobs]
 
-    def _parameters(self, sweep: str, *, after: Sequence[str]) -> dict[str, Any]:
+    def _parameters(self, sweep: str, *, after: Sequence[str], pickles: Path) -> dict[str, Any]:
         options = self.options
         parameters: dict[str, Any] = {
             "job_name": f"esper-{sweep}",  # of the array; each job renames itself when it begins
@@ -144,13 +146,19 @@ class SlurmQueue(Queue):
         }
         if options.nodes * options.ntasks_per_node > 1:
             parameters["srun_args"] = ["--kill-on-bad-exit=1"]  # the other ranks would wait for the dead one
-        if options.setup:
-            parameters["setup"] = options.setup
+        parameters["setup"] = [private_check(pickles), *options.setup]
         if after:
             arrays = dict.fromkeys(job_id.partition("_")[0] for job_id in after)
             parameters["dependency"] = "afterany:" + ":".join(arrays)
         resources = {name: getattr(options, name) for name in _RESOURCES}
         return parameters | {name: value for name, value in resources.items() if value is not None}
+
+
+def private_check(folder: Path) -> str:
+    """A shell command that ends a job before it unpickles what somebody else may have written."""
+    name = shlex.quote(str(folder))
+    is_private = f'[ ! -L {name} ] && [ -O {name} ] && [ -z "$(find {name} -maxdepth 0 -perm /022)" ]'
+    return f"{{ {is_private}; }} || {{ echo error: {name} is a link, or not yours alone >&2; exit 2; }}"
 
 
 def _squeue() -> dict[str, str] | None:
