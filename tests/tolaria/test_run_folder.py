@@ -181,6 +181,7 @@ def test_a_folder_that_another_process_may_have_is_not_written_in(
     folder.release()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("change", [remove_lock, shutil.rmtree, replace_folder])
 def test_a_run_whose_folder_goes_ends_with_one_line_and_writes_no_more(
     tmp_path: Path, change: Callable[[Path], None]
