@@ -11,6 +11,7 @@ from esper.configs import TrackingConfig
 from esper.console import Console
 from esper.errors import EsperError
 from esper.launch.exits import error_line
+from esper.tracking.liveness import killed_reason
 from esper.tracking.mlflow_sweep import report_sweep
 from esper.tracking.sync import sync
 from esper.tracking.tracker_thread import short_message
@@ -30,7 +31,8 @@ def summarize(sweep_dir: Path, tracking: Mapping[str, TrackingConfig]) -> None:
     run_dirs = {name: sweep_dir / name for name in tracking if (sweep_dir / name / "journal.jsonl").is_file()}
     in_mlflow = [run_dir for name, run_dir in run_dirs.items() if tracking[name].name in ("mlflow", "both")]
     for run_dir in in_mlflow:
-        if not (run_dir / "mlflow.json").is_file():  # a SLURM job only writes the journal
+        # A SLURM job only writes the journal; a run that was killed is still running in MLflow.
+        if not (run_dir / "mlflow.json").is_file() or killed_reason(run_dir):
             sync(run_dir)
     if len(run_dirs) < 2:
         return

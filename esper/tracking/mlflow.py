@@ -11,16 +11,17 @@ import uuid
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired
 from urllib.parse import unquote, urlsplit
 
 from filelock import FileLock, Timeout
+from pydantic import Field
 
 from esper.configs import TrackingConfig
 from esper.configs.identity import CHECKPOINT_NAME, checkpoints_folder
 from esper.configs.paths import sqlite_url
 from esper.errors import RunError
-from esper.files import write_atomically
+from esper.files import decoder, json_object, read_json, write_atomically
 from esper.redact import without_credentials
 from esper.tracking.history import History
 from esper.tracking.metrics import Point, files, parameters, points, tags
@@ -33,6 +34,16 @@ _CHECKPOINT_FILES = ("manifest.json", "model.safetensors")
 # MLflow's limits for a batch: 1000 items, of which 100 parameters and 100 tags.
 _MAX_METRICS, _MAX_PARAMETERS, _MAX_TAGS = 800, 100, 100
 
+_IDS = decoder(
+    json_object(
+        "Ids",
+        {
+            "uid": Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")],
+            "run_ids": dict[str, str],
+            "written": NotRequired[dict[str, dict[str, list[str]]]],
+        },
+    )
+)
 _UID_TAG = "esper.run_uid"
 _EDITED = ("mlflow.note.content", "esper.tags")
 """Tags that people change; in a run of an older Esper, which did not note what it wrote, they stay as they are."""
@@ -229,7 +240,7 @@ def _newest_checkpoint(folder: Path) -> Path | None:
 
 
 def _step(checkpoint: Path) -> int:
-    return int(json.loads((checkpoint / "manifest.json").read_text())["step"])
+    return int(checkpoint.name.rpartition("-")[2])
 
 
 # --- experiments and runs --------------------------------------------------------------------------------------------
@@ -282,6 +293,20 @@ def _command(uri: str) -> str:
     return f"MLFLOW_TRACKING_URI={shlex.quote(without_credentials(uri))} mlflow"
 
 
+def read_ids(file: Path) -> dict[str, Any] | None:
+    """The content of `mlflow.json`; None without one.
+
+    Raises:
+        RunError: it is damaged.
+    """
+    try:
+        return read_json(file, _IDS)
+    except FileNotFoundError:
+        return None
+    except RunError as error:
+        raise RunError(f"{error}; remove it, and the run is reported to MLflow as a new one") from None
+
+
 def find_run(client: Any, file: Path, *, place: str, experiment_id: str, name: str, start_time_s: float) -> Any:
     """The run whose id is in a file; created if there is none, or if it is gone for good.
 
@@ -298,7 +323,7 @@ def find_run(client: Any, file: Path, *, place: str, experiment_id: str, name: s
     """
     from mlflow.exceptions import MlflowException
 
-    known: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {"uid": uuid.uuid4().hex, "run_ids": {}}
+    known: dict[str, Any] = read_ids(file) or {"uid": uuid.uuid4().hex, "run_ids": {}}
     if run_id := known["run_ids"].get(place):
         try:
             run = client.get_run(run_id)
@@ -334,7 +359,8 @@ def own_tags(client: Any, run_id: str, tags: Mapping[str, str], *, file: Path) -
     if not tags:
         return {}
     present = client.get_run(run_id).data.tags
-    known = json.loads(file.read_text())
+    known = read_ids(file)
+    assert known is not None
     at_first = {key: [_digest(value)] for key, value in present.items() if key not in _EDITED}
     written = known.setdefault("written", {}).setdefault(run_id, at_first)
     own = {key: value for key, value in tags.items() if _is_own(present.get(key), written.get(key))}

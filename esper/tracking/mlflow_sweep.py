@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from esper.redact import without_credentials
 from esper.tracking.addresses import recorded_tracking
 from esper.tracking.history import History
 from esper.tracking.journal import read
-from esper.tracking.mlflow import connect, find_run, get_experiment_id, own_tags, tracking_uri
+from esper.tracking.mlflow import connect, find_run, get_experiment_id, own_tags, read_ids, tracking_uri
 
 __all__ = ["report_sweep"]
 
@@ -38,18 +37,20 @@ def report_sweep(sweep_dir: Path, run_dirs: Sequence[Path], *, uri: str | None =
     """
     children: dict[str, list[tuple[str, Path, str]]] = {}
     for run_dir in run_dirs:
-        if not (run_dir / "mlflow.json").is_file() or (run_dir / "mlflow.json").is_symlink():
+        file = run_dir / "mlflow.json"
+        known = None if file.is_symlink() else read_ids(file)
+        if known is None:
             continue
         started = History.of(read(run_dir / "journal.jsonl")).started
-        assert started is not None  # mlflow.json is written after it
+        if started is None:  # a damaged journal: mlflow.json is written after its first event
+            continue
         outputs_dir = outputs_folder(run_dir.absolute(), experiment_name=started["experiment_name"])
         try:
             config = recorded_tracking(started["config"], uri=uri, run_dir=run_dir)
         except RunError:  # an address that is not the user's
             continue
         place = tracking_uri(config, outputs_dir=outputs_dir)
-        ids = json.loads((run_dir / "mlflow.json").read_text())["run_ids"]
-        if run_id := ids.get(without_credentials(place)):
+        if run_id := known["run_ids"].get(without_credentials(place)):
             experiment = config.experiment or started["experiment_name"]
             children.setdefault(place, []).append((run_id, outputs_dir, experiment))
     children = {place: found for place, found in children.items() if len(found) > 1}

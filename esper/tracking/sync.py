@@ -16,7 +16,7 @@ from esper.redact import printable
 from esper.tracking.addresses import recorded_tracking, remember_address
 from esper.tracking.files import read_members
 from esper.tracking.journal import read, run_folders
-from esper.tracking.liveness import is_locked
+from esper.tracking.liveness import may_run
 from esper.tracking.metrics import UPLOADED
 from esper.tracking.mlflow_sweep import report_sweep
 from esper.tracking.tracker_thread import short_message
@@ -70,7 +70,7 @@ def sync(run_dir: Path, *, uri: str | None = None, extra_trackers: TrackersOf = 
     run_dir = run_dir.absolute()
     try:
         _require_plain(run_dir)
-        is_alive = is_locked(run_dir)  # before reading: a run that ends in between must not count as killed
+        is_alive = may_run(run_dir)  # before reading: a run that ends in between must not count as killed
         events = list(read(run_dir / "journal.jsonl"))
         selected = _trackers(events, run_dir, uri, extra_trackers)
     except EsperError as error:  # damaged journal or unusable setting: continue with the other runs

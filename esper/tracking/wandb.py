@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 
 from esper.configs import TrackingConfig
 from esper.errors import RunError
-from esper.files import write_atomically
+from esper.files import decoder, json_object, read_json, write_atomically
 from esper.redact import without_credentials
 from esper.tracking.history import History
 from esper.tracking.metrics import files, module_summaries, points
@@ -25,6 +25,7 @@ _VARIABLES = {"WANDB_SILENT": "true", "WANDB_ERROR_REPORTING": "false"}
 _INIT_S, _FINISH_S = 10, 10
 """Timeouts of connecting to the server, and of the last upload, in seconds."""
 _NEVER = -1
+_STATE = decoder(json_object("State", {"run_id": str, "step": int, "status": str, "is_offline": bool}))
 
 
 class WandbRun:
@@ -176,8 +177,10 @@ class WandbRun:
         if not file.exists():
             new = {"run_id": uuid.uuid4().hex[:12], "step": _NEVER, "status": "", "is_offline": False}
             write_atomically(file, json.dumps(new, indent=2))
-        state: dict[str, Any] = json.loads(file.read_text())
-        return state
+        try:
+            return read_json(file, _STATE)
+        except RunError as error:
+            raise RunError(f"{error}; remove it, and the run is reported to W&B as a new one") from None
 
     def _last_complete(self) -> int:
         """Last step whose row W&B certainly has: the run ended, and was not only recorded offline if now online."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import pty
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +21,13 @@ import pytest
 from esper.configs import TolariaConfig
 from esper.configs.paths import absolute_paths
 from esper.errors import ConfigError, RunError
+from esper.sweep.job import MemberJob
 from esper.sweep.launchers import queue_of
-from esper.sweep.manifest import Job, Member, freeze, members_of
+from esper.sweep.manifest import Job, Member, freeze, launcher_of, members_of, write_launcher
 from esper.sweep.member_state import member_states
 from esper.sweep.queues import local
 from esper.sweep.queues.local import LocalOptions, LocalQueue
+from esper.sweep.queues.slurm import private_check
 from esper.sweep.status import Progress
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -212,6 +216,68 @@ def test_a_frozen_member_reads_back_and_is_private(tmp_path: Path):
     assert (tmp_path / ".sweep").stat().st_mode & 0o777 == 0o700
 
 
+def open_to_others(folder: Path) -> None:
+    folder.chmod(0o770)
+
+
+def link_away(folder: Path) -> None:
+    folder.rename(folder.with_name("elsewhere"))
+    folder.symlink_to(folder.with_name("elsewhere"))
+
+
+def give_away(folder: Path) -> None:
+    os.chown(folder, 12345, -1)
+
+
+def runs_after_check(folder: Path) -> bool:
+    """Whether a job's script goes on after the check of a folder."""
+    script = f"{private_check(folder)}\necho ran"
+    return subprocess.run(["sh", "-c", script], capture_output=True, check=False).stdout == b"ran\n"
+
+
+@pytest.mark.parametrize("change", [open_to_others, link_away, give_away])
+@pytest.mark.parametrize("where", [".sweep", ".sweep/run-1"])
+def test_a_folder_that_others_can_have_written_in_is_refused(
+    tmp_path: Path, change: Callable[[Path], None], where: str
+) -> None:
+    if change is give_away and os.geteuid():
+        pytest.skip("giving a folder away needs root")
+    frozen = member(tmp_path)
+    change(tmp_path / where)
+    with pytest.raises(RunError, match=rf"{where} (is a link|is writable by others|belongs to another user)"):
+        members_of(tmp_path)
+    with pytest.raises(RunError, match=r"run the sweep's command again"):
+        MemberJob(frozen.folder)()
+    if where == ".sweep":
+        done = subprocess.run(
+            ["sh", "-c", f"{private_check(tmp_path / where)}\necho ran"], capture_output=True, check=False
+        )
+        assert (done.returncode, done.stdout) == (2, b"")
+
+
+def test_a_private_folder_passes_the_check_of_slurms_jobs(tmp_path: Path) -> None:
+    member(tmp_path)
+    done = subprocess.run(
+        ["sh", "-c", f"{private_check(tmp_path / '.sweep')}\necho ran"], capture_output=True, check=True
+    )
+    assert done.stdout == b"ran\n"
+
+
+@pytest.mark.parametrize("name", ["member.json", "job.json", "outcome.json", "../launcher.json"])
+@pytest.mark.parametrize("content", ["", "[]", '{"queue": 3}', '{"status": "done"}', "{" * 5000, '{"a": 1e999}'])
+def test_a_record_that_is_damaged_is_one_line_or_done_without(tmp_path: Path, name: str, content: str) -> None:
+    one = member(tmp_path)
+    one.set_job(Job(queue="local", id="1@1.00"))
+    one.end("failed", reason="no luck")
+    write_launcher(tmp_path, queue="local", options={})
+    (one.folder / name).write_text(content)
+    if name == "outcome.json":
+        assert member_states(members_of(tmp_path))["run-1"].state == "lost"
+        return
+    with pytest.raises(RunError, match="is damaged: "):
+        launcher_of(tmp_path) if name == "../launcher.json" else member_states(members_of(tmp_path))
+
+
 def test_members_are_sorted_by_their_overrides(tmp_path: Path):
     for name, seed in (("a", 10), ("b", 2), ("c", 1)):
         member(tmp_path, name, f"rng_seed={seed}")
@@ -250,17 +316,25 @@ def test_an_unknown_launcher_option_is_refused():
 
 def test_progress_is_read_as_the_journal_grows_and_starts_over_when_it_is_rewound(tmp_path: Path):
     journal = tmp_path / "journal.jsonl"
-    started = '{"kind": "run_started", "total_epochs": 4}\n'
-    epoch = '{{"kind": "epoch", "epoch": {}, "val_accuracy": 0.5, "time_unix_s": {}}}\n'
+    fields = {"run_name": "r", "experiment_name": "e", "total_steps": 8, "num_parameters": 1, "num_macs": 1}
+    fields |= {"num_sites": 0, "device": "cpu", "environment": {}, "resumed_from": None, "step": 0, "time_unix_s": 1.0}
+    config = dataclasses.asdict(TolariaConfig())
+    started = json.dumps({"kind": "run_started", **fields, "total_epochs": 4, "config": config}) + "\n"
     progress = Progress(journal=journal)
     progress.update()
     assert progress.total_epochs == 0
     now = time.time()
-    journal.write_text(started + epoch.format(1, now - 10) + epoch.format(2, now))
+
+    def epoch(number: int, at: float) -> str:
+        fields = {"step": 2 * number, "train_loss": 1.0, "train_accuracy": 0.5, "val_loss": 1.0, "val_accuracy": 0.5}
+        fields |= {"learning_rate": 0.1, "adaptations_applied": 0, "epoch_time": 1.0, "time_unix_s": at}
+        return json.dumps({"kind": "epoch", "epoch": number, **fields}) + "\n"
+
+    journal.write_text(started + epoch(1, now - 10) + epoch(2, now))
     progress.update()
     assert (progress.epoch, progress.total_epochs, progress.accuracy) == (2, 4, 0.5)
     assert progress.eta_s() == pytest.approx(20, abs=2)
-    journal.write_text(started + epoch.format(1, now - 10))
+    journal.write_text(started + epoch(1, now - 10))
     progress.update()
     assert progress.epoch == 1
     assert progress.eta_s() is None
