@@ -1,0 +1,93 @@
+"""Whatever is wrong with a file of a run folder, a command works or ends with one line."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from esper import fit
+from esper.cli import main
+from esper.errors import EsperError
+from esper.tolaria.checkpoints import files as checkpoint
+
+DEBUG = ("experiment=debug", "debug_mode=false", "morphogenetic=off", "tracking=none", "device=cpu")
+HOSTILE = [None, True, -1, 10**30, 1e300, "", "../../x", [], {}, [[[]]], {"a": {"b": 1}}, 0, 0.5]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = tmp_path_factory.mktemp("hostile") / "out"
+    fit(*DEBUG, run_dir=run_dir)
+    return run_dir
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The paths of all values in JSON data."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [path, *(place for key, entry in inner for place in places(entry, (*path, key)))]
+
+
+def replace(value: Any, path: tuple[Any, ...], new: Any) -> Any:
+    if not path:
+        return new
+    copy = dict(value) if isinstance(value, dict) else list(value)
+    copy[path[0]] = replace(copy[path[0]], path[1:], new)
+    return copy
+
+
+def damage(data: st.DataObject, file: Path) -> None:
+    content = file.read_bytes()
+    how = data.draw(st.sampled_from(["flip", "cut", "replace"]))
+    if how == "flip":
+        bit = data.draw(st.integers(0, 8 * len(content) - 1))
+        content = content[: bit // 8] + bytes([content[bit // 8] ^ 1 << bit % 8]) + content[bit // 8 + 1 :]
+    elif how == "cut":
+        content = content[: data.draw(st.integers(0, len(content)))]
+    elif file.suffix in (".json", ".jsonl"):
+        lines = content.splitlines() if file.suffix == ".jsonl" else [content]
+        number = data.draw(st.integers(0, len(lines) - 1))
+        value = json.loads(lines[number])
+        new = replace(value, data.draw(st.sampled_from(places(value))), data.draw(st.sampled_from(HOSTILE)))
+        lines[number] = json.dumps(new).encode()
+        content = b"".join(line + b"\n" for line in lines)
+    file.write_bytes(content)
+    if file.parent.name.startswith("step-") and file.name != "manifest.json" and data.draw(st.booleans()):
+        manifest = json.loads((file.parent / "manifest.json").read_text())  # somebody made the checksums fit
+        manifest["sha256"] = {name: checkpoint._sha256(file.parent / name) for name in checkpoint._FILES}
+        manifest["sha256"]["manifest.json"] = checkpoint._manifest_sha256(manifest)
+        (file.parent / "manifest.json").write_text(json.dumps(manifest))
+
+
+def run(*arguments: str) -> None:
+    """Run a command of `esper`; it works, or prints one line."""
+    err = io.StringIO()
+    with contextlib.redirect_stderr(err), contextlib.redirect_stdout(io.StringIO()), pytest.raises(SystemExit) as ended:
+        main(list(arguments))
+    assert ended.value.code in (0, 1, 2)
+    assert ended.value.code == 0 or err.getvalue().count("\n") <= 1
+
+
+@pytest.mark.long
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_every_command_works_or_ends_with_one_line(finished: Path, data: st.DataObject) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder, "out")
+        shutil.copytree(finished, out)
+        names = ["status.json", "config.yaml", "journal.jsonl", "recipe.json", "data.json"]
+        newest = max((out / "checkpoints").glob("step-*"))
+        file = data.draw(st.sampled_from([*(out / name for name in names if (out / name).exists()), *newest.iterdir()]))
+        damage(data, file)
+        run("report", str(out))
+        run("export", str(out), "--out", str(Path(folder, "exported")))
+        with contextlib.suppress(EsperError), contextlib.redirect_stdout(io.StringIO()):
+            fit(*DEBUG, run_dir=out)
