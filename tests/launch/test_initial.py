@@ -69,7 +69,7 @@ def test_the_command_continues_a_run_a_checkpoint_or_an_export_and_stacks_again(
         run_dir = fit(*OFF, f"model.depths={depths}", f"model.init_from={given}").run_dir
         assert result_of(run_dir)["num_parameters"] == size
         assert "init_from" not in run_dir.name
-        assert f"starts from {given} (" in str(events(run_dir, "notice")[0]["message"])
+        assert f"/{given} (" in str(events(run_dir, "notice")[0]["message"])
     done = esper_train(*DIGITS, "morphogenetic=stack", f"model.init_from={source}", "rng_seed=1", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "images that are held out here (rng_seed 0 → " in " ".join(done.stdout.split())
@@ -81,7 +81,7 @@ def test_the_command_continues_a_run_a_checkpoint_or_an_export_and_stacks_again(
     ("arguments", "line"),
     [
         (["model.widths=[4,6]"], "holds another network: layer2.0.conv1.weight is [8, 4, 3, 3], here [6, 4, 3, 3]"),
-        (["model.init_from=nowhere"], "model.init_from=nowhere: not a run's folder, a checkpoint, or what"),
+        (["model.init_from=nowhere"], "/nowhere: not a run's folder, a checkpoint, or what"),
         (["model.init_from="], "which network?"),
     ],
 )
@@ -120,7 +120,7 @@ def test_a_network_that_is_gone_before_the_first_checkpoint_is_named(source: str
     (run_dir / "status.json").unlink()
     shutil.rmtree(run_dir / "checkpoints")
     shutil.rmtree(source)
-    with pytest.raises(ConfigError, match=r"init_from=outputs/small/.*: not a run's folder"):
+    with pytest.raises(ConfigError, match=r"init_from=/.*/outputs/small/.*: not a run's folder"):
         fit(*OFF, f"model.init_from={source}")
 
 
@@ -142,7 +142,8 @@ def test_more_capacity_gives_every_arm_the_same_new_compute(source: str) -> None
         for arm in ("grown", "static_flops", "final_flops")
     }
     started = {arm: load_config(outcome.run_dir / "config.yaml").model.init_from for arm, outcome in arms.items()}
-    assert started == {"grown": given.partition("=")[2], "static_flops": given.partition("=")[2], "final_flops": None}
+    trunk = f"{Path.cwd()}/./{given.partition('=')[2]}"
+    assert started == {"grown": trunk, "static_flops": trunk, "final_flops": None}
     sizes = {arm: result_of(outcome.run_dir)["num_parameters"] for arm, outcome in arms.items()}
     assert sizes["static_flops"] == result_of(Path(source))["num_parameters"] < sizes["grown"] == sizes["final_flops"]
     spent = [result_of(outcome.run_dir)["total_macs"] for outcome in arms.values()]
