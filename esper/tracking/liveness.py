@@ -105,8 +105,8 @@ def may_run(run_dir: Path, status: Mapping[str, Any] | None = None) -> bool:
     status = status or _content(run_dir) or {}
     is_here = status.get("host") == socket.gethostname()
     locked = _is_locked(run_dir)
-    if locked is None:  # the process tells
-        return not is_here or psutil.pid_exists(status.get("pid", 0))
+    if locked is None:  # the process tells; without a status, none has begun
+        return bool(status) and (not is_here or psutil.pid_exists(status.get("pid", 0)))
     return locked or not (is_here or _sees_locks_of_other_hosts(run_dir))
 
 
