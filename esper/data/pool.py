@@ -131,7 +131,7 @@ class DecodePool:
         Raises:
             DataError: an image is not readable.
         """
-        for split in splits:
+        for split in filter(len, splits):  # one may be empty
             smallest = Resize(side=1, crop=None)
             with closing(self.read(split, torch.split(torch.arange(len(split)), _CHUNK), smallest)) as reading:
                 for batch in reading:
@@ -152,7 +152,7 @@ class DecodePool:
 
     def _submit_batch(self, split: FileSet, index: Tensor, resize: Resize) -> PendingBatch:
         parts = [split.paths(part) for part in torch.split(index, _CHUNK)]
-        chunks = [(_first_of(paths), self._submit(paths, resize)) for paths in parts]
+        chunks = [(paths[0], self._submit(paths, resize)) for paths in parts]
         has_started = self._num_workers == 0 or (self._first is not None and self._first.done())
         timeout_s = self._timeout_s if has_started else self._timeout_s + _START_S
         return PendingBatch(index, split.labels[index], chunks, timeout_s, self.damaged)
@@ -160,7 +160,7 @@ class DecodePool:
     def _submit(self, paths: list[str], resize: Resize) -> Future[Chunk]:
         if self._num_workers == 0:
             done: Future[Chunk] = Future()
-            with _decoding(_first_of(paths), timeout_s=self._timeout_s):
+            with _decoding(paths[0], timeout_s=self._timeout_s):
                 done.set_result(decode_chunk(paths, resize, check=self.checks))
             return done
         if self._executor is None:
@@ -171,10 +171,6 @@ class DecodePool:
             future = self._executor.submit(decode_chunk, paths, resize, check=self.checks)
         self._first = self._first or future
         return future
-
-
-def _first_of(paths: Sequence[str]) -> str:
-    return paths[0] if paths else "no file"  # a rank may have no rows of a batch, and a split no images
 
 
 def _decoding(path: str, *, timeout_s: float) -> AbstractContextManager[None]:
