@@ -32,8 +32,6 @@ COMMAND = "import sys; sys.argv[0] = 'esper-train'; from esper.train import main
 LIGHT = """
 import sys
 sys.argv[0] = "esper-train"
-from esper.tolaria.checkpoints.export import export
-from esper.tracking import sync
 from esper.train import main
 try:
     main()

@@ -18,7 +18,7 @@ TINY = (
     *("dataset.batch_size=8", "device=cpu", "tracking.flush_interval_s=600"),
 )
 NOT_NEEDED_YET = {
-    *("mlflow", "matplotlib", "sklearn", "scipy", "sqlalchemy", "alembic", "pandas", "jinja2", "requests", "pydantic"),
+    *("mlflow", "matplotlib", "sklearn", "scipy", "sqlalchemy", "alembic", "pandas", "jinja2", "requests"),
     *("torchvision.transforms.v2", "timm", "lightning"),
 }
 OUTCOME = """

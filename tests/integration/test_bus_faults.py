@@ -126,7 +126,7 @@ def assert_all_spooled_arrived(server: RedisServer, ran: Ran) -> None:
 def catch_up(ran: Ran) -> None:
     """What `esper sync` does for the bus."""
     events = list(read(ran.run_dir / "journal.jsonl"))
-    (target,) = cli._buses(ran.of_kind("run_started")[0]["config"], ran.run_dir)
+    (target,) = cli._buses(ran.of_kind("run_started")[0]["config"], ran.run_dir, url=None)
     with contextlib.closing(target.open()) as run:
         run.ingest(events)
 

@@ -23,13 +23,13 @@ from esper.contracts.events import (
 from esper.terminal import display as terminal_module
 from esper.terminal.display import Terminal
 from esper.tracking import Journal, read
+from tests.conftest import tiny_config
 
-CONFIG = {
-    "model": {"name": "resnet_small"},
-    "dataset": {"name": "digits"},
-    "morphogenetic": {"enable_tamiyo": True, "policy": "schedule"},
-    "checkpoint": {"auto_resume": True},
-}
+CONFIG = dataclasses.asdict(
+    tiny_config(
+        model__name="resnet_small", dataset__name="digits", dataset__image_size=None, morphogenetic__policy="schedule"
+    )
+)
 RESULT = {
     "test_loss": 0.25,
     "test_accuracy": 0.931,
@@ -41,8 +41,17 @@ RESULT = {
     "num_macs": 60_000,
     "num_grown": 2,
     "num_kept": 1,
+    "epochs": 10,
+    "peak_parameters": 1200,
     "train_macs": 90,
     "growth_macs": 10,
+    "discarded_macs": 0,
+    "forward_macs": 30,
+    "backward_macs": 60,
+    "scoring_macs": 10,
+    "forking_macs": 0,
+    "incubation_macs": 0,
+    "judging_macs": 0,
     "seconds": 65.0,
 }
 

@@ -72,6 +72,6 @@ def test_output_without_an_end_is_no_reply():
 def test_a_worker_that_waits_for_a_cpu_does_not_hang():
     cpu = min(os.sched_getaffinity(0))
     with load(cpu, num=2), worker(_WORKS, str(cpu)) as process:
-        began, deadline = time.monotonic(), process.clock() + 1.3
-        assert process.read(deadline=deadline) == {"status": "ready"}
-        assert time.monotonic() - began > 1.3
+        began_s, clock_s = time.monotonic(), process.clock()
+        assert process.read(deadline=clock_s + 60) == {"status": "ready"}
+        assert process.clock() - clock_s < 0.8 * (time.monotonic() - began_s)  # the rest of the time it waited
