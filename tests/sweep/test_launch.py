@@ -114,9 +114,10 @@ def test_a_run_outlives_a_killed_runner_and_resume_waits_for_it(tmp_path: Path):
         assert time.monotonic() < until
         time.sleep(0.1)
     second, first = members_of(sweep_dir)
-    trains = psutil.Process(int(first.job().short_id))
+    runner = psutil.Process(int(first.job().short_id)).parent()
     launcher.kill()
-    trains.parent().kill()
+    runner.kill()
+    runner.wait(60)
     launcher.communicate()
     assert [state.state for state in member_states([first, second]).values()] == ["running", "lost"]
     code, out, err = finish(start("sweep", "resume", str(sweep_dir), cwd=tmp_path, script=ESPER))

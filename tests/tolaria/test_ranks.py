@@ -171,7 +171,7 @@ def test_a_checkpoint_that_rank_0_cannot_read_ends_all_ranks_with_one_error(tmp_
     codes, stderr = ends(start_step(overrides, overrides))
     assert codes == [1, 1]
     assert stderr.count("error: ") == 1
-    assert "step-00000001 has schema None" in stderr
+    assert "step-00000001/manifest.json is damaged: schema: Field required" in stderr
 
 
 def test_more_ranks_than_images_in_a_batch_are_refused(run_dir: Path) -> None:
