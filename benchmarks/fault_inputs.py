@@ -51,7 +51,7 @@ def hostile_values(storm: Storm) -> None:
     _replace_one(storm, content)
     lines[index] = json.dumps(content)
     path.write_text("\n".join(lines) + "\n")
-    for command in (["report", str(training.run_dir)], ["export", str(training.run_dir)]):
+    for command in (["report", str(training.run_dir)], ["export", str(training.run_dir), "--out", "exported"]):
         ended = esper(*command, cwd=training.cwd)
         if ended.code:
             check_refused(ended)
@@ -102,9 +102,7 @@ def links(storm: Storm) -> None:
     target = training.run_dir / storm.rng.choice(["report.html", "recipe.json", "train.log", "git.diff"])
     target.unlink(missing_ok=True)
     target.symlink_to(secret)
-    ended = esper("sync", str(training.run_dir), "--uri", f"sqlite:///{training.cwd}/sync.db", cwd=training.cwd)
-    if ended.code:
-        check_refused(ended)
+    esper("sync", str(training.run_dir), "--uri", f"sqlite:///{training.cwd}/sync.db", cwd=training.cwd)
     check(not _holds(training.cwd, CANARY, but=secret), "the linked file was sent")
 
 

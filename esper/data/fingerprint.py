@@ -54,18 +54,6 @@ class Fingerprint:
         """The fields as JSON data."""
         return {"parts": dict(self.parts), "test": self.test}
 
-    @classmethod
-    def of(cls, entry: Mapping[str, Any]) -> Fingerprint:
-        """What `entry` returned.
-
-        Raises:
-            ValueError, TypeError, KeyError, AttributeError: it is something else.
-        """
-        parts = {
-            str(name): (int(num), str(names), str(contents)) for name, (num, names, contents) in entry["parts"].items()
-        }
-        return cls(parts, test=str(entry["test"]))
-
     def changes(self, now: Fingerprint) -> list[str]:
         """What `now` holds instead, a few words for each part that differs; [] if nothing does."""
         changed = []

@@ -5,20 +5,23 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
 from esper.configs import TolariaConfig
 from esper.configs.dataset import DATASETS
 from esper.configs.identity import checkpoints_folder
 from esper.data import Fingerprint
 from esper.errors import RunError
+from esper.files import Count, decoder, json_object, read_json, write_atomically
 from esper.tolaria.checkpoints.files import has_checkpoints
-from esper.tracking import write_atomically
 
 __all__ = ["described", "recorded_data", "require_same_data", "write_data"]
 
 _NAME = "data.json"
 _SCHEMA = 1
 _MAX_CHANGES = 4
+_PARTS = dict[str, tuple[Count, str, str]]
+_DATA = decoder(json_object("Data", {"schema": Literal[_SCHEMA], "parts": _PARTS, "test": str}))
 
 
 def write_data(folder: Path, found: Fingerprint) -> None:
@@ -27,21 +30,18 @@ def write_data(folder: Path, found: Fingerprint) -> None:
 
 
 def recorded_data(folder: Path) -> Fingerprint | None:
-    """What `data.json` in a folder says; None without the file, or if a later version wrote it.
+    """What `data.json` in a folder says; None without the file.
 
     Raises:
         RunError: the file cannot be read.
     """
-    file = folder / _NAME
     try:
-        content = json.loads(file.read_bytes())
-        return Fingerprint.of(content) if content["schema"] == _SCHEMA else None
+        content = read_json(folder / _NAME, _DATA)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        raise RunError(
-            f"{file} is not what a run wrote; remove it, and the data is not compared, or start over with fresh=true"
-        ) from None
+    except RunError as error:
+        raise RunError(f"{error}; remove it, and the data is not compared, or start over with fresh=true") from None
+    return Fingerprint(content["parts"], test=content["test"])
 
 
 def require_same_data(

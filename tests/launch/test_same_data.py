@@ -198,7 +198,7 @@ def test_a_run_that_recorded_no_data_is_accepted_and_that_is_said(
 @pytest.mark.parametrize("content", ["", "[]", '{"schema": 1}', '{"schema": 1, "parts": {"a": 3}, "test": 1}', "\x00"])
 def test_a_record_that_is_damaged_is_an_error(here: Path, content: str) -> None:
     (here / "stream" / "data.json").write_text(content)
-    with pytest.raises(RunError, match=r"data\.json is not what a run wrote; remove it"):
+    with pytest.raises(RunError, match=r"data\.json is damaged: .+; remove it"):
         again("stream")
 
 
