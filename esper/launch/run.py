@@ -30,6 +30,7 @@ from esper.terminal.display import Terminal
 from esper.tolaria import TolariaService
 from esper.tolaria.checkpoints.resume import rewind_target
 from esper.tolaria.data_record import require_same_data
+from esper.tolaria.memory import explained, is_out_of_memory
 from esper.tolaria.ranks import Ranks, init_ranks
 from esper.tolaria.run_folder import RunFolder, require_same_run
 from esper.tracking import read, tracking_uri
@@ -73,19 +74,23 @@ def run(config: TolariaConfig, run_dir: Path, *, sibling: Callable[[str], Path] 
     """
     with stopping.handled(), hanging.watched(lambda _status, _why: True):
         ranks = init_ranks()
-        return _reporting_failure(ranks, lambda: _run(config, run_dir.absolute(), ranks, sibling=sibling))
+        return _reporting_failure(config, ranks, lambda: _run(config, run_dir.absolute(), ranks, sibling=sibling))
 
 
-def _reporting_failure(ranks: Ranks, start: Callable[[], Outcome]) -> Outcome:
+def _reporting_failure(config: TolariaConfig, ranks: Ranks, start: Callable[[], Outcome]) -> Outcome:
     """`start()`, whose failure one rank raises and the others end with."""
     try:
         return start()
-    except Exception as error:
+    except Exception as failure:
+        is_memory = not isinstance(failure, EsperError) and is_out_of_memory(failure)
+        error = explained(failure, config) if is_memory else failure
         if isinstance(error, RankError):
             stopping.check()  # then the others were stopped too
         line, exit_code = error_line(error), error.exit_code if isinstance(error, EsperError) else 1
         if not ranks.report_failure(line):
             raise SystemExit(exit_code) from None
+        if ranks.is_rank0 and is_memory:
+            raise error from None
         if ranks.is_rank0:
             raise
         reported = RankError(f"rank {ranks.rank} of {ranks.size}: {line}")

@@ -15,6 +15,7 @@ from torch import Tensor
 from esper import fit, urza
 from esper.configs import TolariaConfig
 from esper.errors import MemoryLimitError
+from esper.report import run_page
 from esper.tolaria import TolariaTrainer, optim
 from esper.tolaria.checkpoints.contents import snapshot
 from esper.tolaria.checkpoints.files import find_checkpoints
@@ -280,3 +281,10 @@ def test_a_network_that_does_not_fit_at_all_says_so_in_one_line(run_dir: Path) -
     trainer = TolariaTrainer(tiny_config(model__widths=[1 << 20, 1 << 20]), run_dir=run_dir)
     with pytest.raises(MemoryLimitError, match=r"^out of memory \(.*\); what needs less: .*"):
         asyncio.run(trainer.initialize())
+
+
+def test_memory_that_runs_out_after_training_is_one_line_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_page, "write", lambda _: exhaust())
+    with pytest.raises(MemoryLimitError, match=r"out of memory \(.+; checkpoints are kept"):
+        fit("experiment=debug", "optimization.max_epochs=1", run_dir=tmp_path / "run")
+    assert find_checkpoints(tmp_path / "run" / "checkpoints")
