@@ -13,6 +13,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.multiprocessing  # makes `multiprocessing` pass tensors through shared memory
@@ -31,6 +32,8 @@ _CHUNK = 32
 
 _START_S = 60.0
 """How long workers may take to start, on a busy machine: they import torch."""
+_END_S = 5.0
+"""How long workers may take to end; they have nothing to save."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,10 +143,20 @@ class DecodePool:
                     yield
 
     def close(self) -> None:
-        """Stop the workers; safe to call twice, and from any thread."""
+        """Stop the workers, and kill those that hang; safe to call twice, and from any thread."""
         executor, self._executor = self._executor, None
-        if executor is not None:
-            executor.shutdown(cancel_futures=True)
+        if executor is None:
+            return
+        workers = list((executor._processes or {}).values())  # Python 3.14 has `kill_workers`
+        manager: Any = executor._executor_manager_thread  # typeshed has another type
+        executor.shutdown(wait=False, cancel_futures=True)
+        if manager is None:  # no worker has started
+            return
+        manager.join(_END_S)  # which waits for the workers
+        if manager.is_alive():
+            for worker in workers:
+                worker.kill()
+            manager.join()
 
     def _num_ahead(self, batch_size: int) -> int:
         if self._num_workers == 0:

@@ -4,6 +4,7 @@ import itertools
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -183,6 +184,22 @@ def test_a_dead_worker_is_reported_in_one_line_and_the_others_stop(photos: Path)
     with pytest.raises(DataError, match=r"dataset.num_workers: a worker that decodes images has died"):
         list(passes)  # a pass may finish before the death is noticed
     pool.close()
+    assert not any(process.is_alive() for process in mine)
+
+
+@pytest.mark.long
+def test_a_worker_that_is_suspended_does_not_keep_the_pool_open(photos: Path) -> None:
+    splits, pool = load_splits(settings(photos), rng_seed=0), DecodePool(2)
+    others = set(multiprocessing.active_children())
+    list(stream_batches(splits.test, 4, **using(splits, pool)))
+    mine = [child for child in multiprocessing.active_children() if child not in others]
+    os.kill(mine[0].pid or 0, signal.SIGSTOP)
+    closing = threading.Thread(target=pool.close, daemon=True)
+    closing.start()
+    closing.join(60)
+    is_closed = not closing.is_alive()
+    mine[0].kill()
+    assert is_closed
     assert not any(process.is_alive() for process in mine)
 
 
