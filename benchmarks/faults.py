@@ -50,9 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             rows[kind]["rounds"] += 1
             rows[kind]["lost" if reason else "survived"] += 1
             if reason:
-                lost.append(
-                    {"kind": kind, "seed": seed, "folder": str(folder / str(storm.num_trainings)), "reason": reason}
-                )
+                lost.append({"kind": kind, "seed": seed, "reason": reason})
+                reason += f"; folder {folder / str(storm.num_trainings)}"
             print(f"{kind:<28} seed {seed:<12} {reason or 'survived'}", flush=True)
     result = {"minutes": options.minutes, "seed": options.seed, "rows": list(rows.values()), "lost": lost}
     write_json(options.out, result)
