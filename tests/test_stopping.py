@@ -76,6 +76,30 @@ def test_a_signal_before_training_ends_the_command_and_leaves_nothing_behind(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("place", ["tolaria.run_folder.RunFolder.acquire", "terminal.display.Terminal.__init__"])
+def test_a_signal_at_any_line_before_training_leaves_nothing_behind(tmp_path: Path, place: str):
+    """The command sends itself a signal as it leaves that function for the first time."""
+    kill_at = f"""
+import os, signal, sys, pkgutil
+from esper.train import main
+module, owner, name = "esper.{place}".rsplit(".", 2)
+owner = getattr(pkgutil.resolve_name(module), owner)
+original = getattr(owner, name)
+def stopped(*arguments, **keywords):
+    original(*arguments, **keywords)
+    os.kill(os.getpid(), signal.SIGTERM)
+setattr(owner, name, stopped)
+sys.argv[0] = "esper-train"
+main()
+"""
+    command = [sys.executable, "-c", kill_at, "experiment=debug", "logging.log_dir=logs"]
+    done = subprocess.run(
+        command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (143, "")
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_ignored_signal_stays_ignored_and_all_handlers_are_restored():
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)}
     for number in (signal.SIGHUP, signal.SIGUSR1):

@@ -72,9 +72,11 @@ def run(config: TolariaConfig, run_dir: Path, *, sibling: Callable[[str], Path] 
         EsperError: bad input, or the training failed.
         SystemExit: this rank failed, and another rank has reported the error; or a signal came before training.
     """
+    run_dir = run_dir.absolute()
     with stopping.handled(), hanging.watched(lambda _status, _why: True):
         ranks = init_ranks()
-        return _reporting_failure(config, ranks, lambda: _run(config, run_dir.absolute(), ranks, sibling=sibling))
+        with _removed_if_empty(run_dir) if ranks.is_rank0 else contextlib.nullcontext():
+            return _reporting_failure(config, ranks, lambda: _run(config, run_dir, ranks, sibling=sibling))
 
 
 def _reporting_failure(config: TolariaConfig, ranks: Ranks, start: Callable[[], Outcome]) -> Outcome:
@@ -105,16 +107,11 @@ def _run(config: TolariaConfig, run_dir: Path, ranks: Ranks, *, sibling: Callabl
             step = f"{1000 * report.step_seconds:.3g} ms a step, excluding evaluation, growth, checkpointing"
             print("\n".join([*report.lines, f"time       about {duration(report.seconds)}: {step}"]))  # noqa: T201
         return Outcome(exit_code=0, metric=None, result=None, run_dir=run_dir)
-    try:
-        ranks.require_equal("the run", {"configuration": digest(config), "folder": run_dir.name})
-        ranks.on_rank0(lambda: require_same_run(config, run_dir))
-        config = ranks.on_rank0(
-            lambda: resolve_initial(resolve_arm(config, run_dir=run_dir, sibling=sibling), run_dir=run_dir)
-        )
-    except EsperError:
-        if ranks.is_rank0:
-            _remove_empty(run_dir)
-        raise
+    ranks.require_equal("the run", {"configuration": digest(config), "folder": run_dir.name})
+    ranks.on_rank0(lambda: require_same_run(config, run_dir))
+    config = ranks.on_rank0(
+        lambda: resolve_initial(resolve_arm(config, run_dir=run_dir, sibling=sibling), run_dir=run_dir)
+    )
     status, mended = ranks.on_rank0(lambda: _previous_status(run_dir, fresh=config.fresh))
     checkpoints = checkpoints_folder(run_dir, checkpoint_dir=config.checkpoint.checkpoint_dir)
     is_finished = status.get("status") == "finished" and not rewind_target(config.checkpoint, checkpoints)
@@ -149,8 +146,8 @@ def _previous_status(run_dir: Path, *, fresh: bool) -> tuple[dict[str, Any], lis
     With `fresh`, the folder is moved aside first.
     """
     folder = RunFolder(run_dir)
-    folder.acquire()
     try:
+        folder.acquire()
         if fresh:
             folder.set_aside()
         mended = folder.mend()
@@ -188,14 +185,8 @@ async def _train(config: TolariaConfig, run_dir: Path, terminals: list[Terminal]
 
 
 async def _run_service(service: TolariaService, run_dir: Path, terminals: list[Terminal]) -> Outcome:
-    is_rank0 = init_ranks().is_rank0
     try:
-        try:
-            await service.start()
-        except BaseException:
-            if is_rank0:
-                _remove_empty(run_dir)
-            raise
+        await service.start()
         try:
             for terminal in terminals:  # the earlier part of a resumed run; the training task has not begun yet
                 terminal.replay(read(run_dir / "journal.jsonl"))
@@ -207,8 +198,6 @@ async def _run_service(service: TolariaService, run_dir: Path, terminals: list[T
                 _write_page(run_dir)
             raise
         _write_page(run_dir)
-    except stopping.Stopped as stopped:
-        return _outcome(128 + stopped.number, None, run_dir)
     finally:
         await service.stop()
     assert service.trainer is not None
@@ -238,8 +227,17 @@ def _write_page(run_dir: Path) -> None:
         run_page.write(run_dir)
 
 
+@contextlib.contextmanager
+def _removed_if_empty(run_dir: Path) -> Iterator[None]:
+    """Context manager: on an error or a signal, remove a run folder in which no run has begun."""
+    try:
+        yield
+    except BaseException:
+        _remove_empty(run_dir)
+        raise
+
+
 def _remove_empty(run_dir: Path) -> None:
-    """Remove a run folder in which no run has begun, so that bad input leaves nothing behind."""
     if not _is_empty(run_dir):
         return
     folder = RunFolder(run_dir)

@@ -244,8 +244,8 @@ def open_run(
             run_dir = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=f"esper-rank-{ranks.rank}-")))
         log_dir = Path((ranks.is_rank0 and config.logging.log_dir) or run_dir).absolute()
         folder = RunFolder(run_dir)
+        stack.callback(folder.release)  # first: a signal may come as it is acquired
         folder.acquire()
-        stack.callback(folder.release)
         if ranks.is_rank0:
             require_same_run(config, run_dir)
         folder.mend()

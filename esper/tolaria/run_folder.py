@@ -67,7 +67,7 @@ class RunFolder:
             raise RunError(f"cannot write in {self.path}: {error.strerror or error}") from None
 
     def release(self) -> None:
-        """Unlock the folder; safe to call twice."""
+        """Unlock the folder, if this process holds it."""
         self._lock.release()
 
     def require_held(self) -> None:
