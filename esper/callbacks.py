@@ -24,13 +24,14 @@ from esper.configs.load import from_hydra
 from esper.configs.rank_env import rank_env
 from esper.configs.text import quote_text
 from esper.errors import ConfigError, EsperError
+from esper.folders import restore_if_refused
 from esper.launch.exits import error_line, exit_with, print_traceback
 from esper.sweep.compose import compose_member, compose_run
 from esper.sweep.dry_run import dry_run_sweep
 from esper.sweep.launchers import QUEUES, queue_of
 from esper.sweep.manifest import Member
 from esper.sweep.queues.base import Queue
-from esper.tracking.files import write_members
+from esper.tracking.files import MEMBERS_FILES, write_members
 
 __all__ = ["CheckBeforeRun"]
 
@@ -86,6 +87,8 @@ class CheckBeforeRun(Callback):
                 raise ConfigError("dry_run=true,false: applies to the whole sweep; give one value")
             if queue is not None and True not in is_dry:
                 queue.require()
+                sweep_dir = Path(config.hydra.sweep.dir)
+                restore_if_refused(sweep_dir / name for name in ("multirun.yaml", *MEMBERS_FILES))
             if launcher == "basic" or (queue is not None and queue.runs_here):
                 for member in configs:
                     _check_device(member)

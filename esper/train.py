@@ -30,6 +30,7 @@ from esper.configs.paths import absolute_paths
 from esper.configs.text import quote_text
 from esper.configs.trust import guard_hydra
 from esper.errors import ConfigError, EsperError
+from esper.folders import restored_if_refused
 from esper.launch.exits import collect_failures, error_line, exit_with, print_traceback, record_failure
 from esper.launch.output import keep_writing
 
@@ -53,7 +54,7 @@ def main() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     sys.argv[1:] = quote_text(sys.argv[1:])
     try:
-        with stopping.handled(), collect_failures() as failures:
+        with stopping.handled(), collect_failures() as failures, restored_if_refused():
             hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")(app)()
     except KeyboardInterrupt:
         raise SystemExit(130) from None
