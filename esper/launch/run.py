@@ -215,7 +215,7 @@ def _last_words(service: TolariaService, run_dir: Path, status: str, why: str) -
             RunFolder(run_dir).set_status(status, reason=why)  # first: the journal's lock may be held by what hangs
             service.trainer.end(status, why)
     elif ranks.is_rank0 and _is_empty(run_dir):
-        shutil.rmtree(run_dir)
+        shutil.rmtree(run_dir, ignore_errors=True)
     return ranks.report_failure(why)
 
 
@@ -230,27 +230,32 @@ def _write_page(run_dir: Path) -> None:
 @contextlib.contextmanager
 def _removed_if_empty(run_dir: Path) -> Iterator[None]:
     """Context manager: on an error or a signal, remove a run folder in which no run has begun."""
-    try:
-        yield
-    except BaseException:
-        _remove_empty(run_dir)
-        raise
+    # Hydra has made it, perhaps with its parents: those below the working directory go too, if nothing else is there.
+    parents = [path for path in run_dir.parents[:2] if run_dir.exists() and Path.cwd() in path.parents]
+    with left_as_it_was(run_dir):
+        try:
+            yield
+        except BaseException:
+            if _remove_empty(run_dir):
+                with contextlib.suppress(OSError):
+                    for path in parents:
+                        path.rmdir()
+            raise
 
 
-def _remove_empty(run_dir: Path) -> None:
-    if not _is_empty(run_dir):
-        return
+def _remove_empty(run_dir: Path) -> bool:
+    """Whether the folder was there, without a run, and is removed now."""
+    if not run_dir.exists() or not _is_empty(run_dir):
+        return False
     folder = RunFolder(run_dir)
     try:
         folder.acquire()
     except RunError:  # the error was that another process uses the folder
-        return
-    if _is_empty(run_dir):
+        return False
+    if is_empty := _is_empty(run_dir):
         shutil.rmtree(run_dir)
-        with contextlib.suppress(OSError):  # the parents may hold other runs
-            run_dir.parent.rmdir()
-            run_dir.parents[1].rmdir()
     folder.release()
+    return is_empty
 
 
 def _is_empty(run_dir: Path) -> bool:

@@ -11,6 +11,7 @@ launcher.json                    the launcher of the last launch, and its option
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -184,8 +185,10 @@ def require_private(folder: Path, *, with_content: bool = False) -> None:
         RunError: it is not so.
     """
     try:
-        paths = [folder, *(folder.iterdir() if with_content else [])]
-        found = [(path, path.lstat()) for path in paths]
+        found = [(folder, folder.lstat())]
+        for path in folder.iterdir() if with_content else ():
+            with contextlib.suppress(FileNotFoundError):  # a temporary file, of what a job just recorded
+                found.append((path, path.lstat()))
     except OSError as error:
         raise RunError(f"{folder} cannot be read: {error.strerror or error}") from None
     for path, is_like in found:
