@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +138,7 @@ def test_a_run_that_cannot_be_opened_again_has_failed(run_dir: Path, status: str
     def spoil() -> None:
         config.model.widths = [4, 9]  # another network than that of the checkpoint
         if status == "running":  # the disk is full: how the run ended cannot be written either
-            (run_dir / f".status.json.{os.getpid()}").mkdir(exist_ok=True)
+            (run_dir / f".status.json.{socket.gethostname()}.{os.getpid()}").mkdir(exist_ok=True)
 
     async def go() -> None:
         try:
