@@ -83,7 +83,8 @@ setattr(owner, name, stopped)
 sys.argv[0] = "esper-train"
 main()
 """
-    command = [sys.executable, "-c", kill_at, "experiment=debug", "logging.log_dir=logs"]
+    chdir = f"hydra.job.chdir={'true' if number == signal.SIGHUP else 'false'}"
+    command = [sys.executable, "-c", kill_at, "experiment=debug", "logging.log_dir=logs", chdir]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (128 + number, "")

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+from hydra.core.hydra_config import HydraConfig
+
 from esper import hanging, stopping
 from esper.configs import TolariaConfig
 from esper.configs.identity import checkpoints_folder, digest, outputs_folder
@@ -230,8 +232,9 @@ def _write_page(run_dir: Path) -> None:
 @contextlib.contextmanager
 def _removed_if_empty(run_dir: Path) -> Iterator[None]:
     """Context manager: on an error or a signal, remove a run folder in which no run has begun."""
-    # Hydra has made it, perhaps with its parents: those below the working directory go too, if nothing else is there.
-    parents = [path for path in run_dir.parents[:2] if run_dir.exists() and Path.cwd() in path.parents]
+    # Hydra has made it, perhaps with its parents: those below the command's folder go too, if nothing else is there.
+    cwd = Path(HydraConfig.get().runtime.cwd if HydraConfig.initialized() else Path.cwd())
+    parents = [path for path in run_dir.parents[:2] if run_dir.exists() and cwd in path.parents]
     with left_as_it_was(run_dir):
         try:
             yield
