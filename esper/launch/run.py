@@ -26,7 +26,7 @@ from esper.folders import left_as_it_was
 from esper.launch.arms import resolve_arm
 from esper.launch.dry_run import dry_run
 from esper.launch.exits import error_line
-from esper.launch.initial import resolve_initial
+from esper.launch.initial import resolve_initial, resolve_policy
 from esper.redact import credentials, without_credentials
 from esper.terminal.display import Terminal
 from esper.tolaria import TolariaService
@@ -111,9 +111,7 @@ def _run(config: TolariaConfig, run_dir: Path, ranks: Ranks, *, sibling: Callabl
         return Outcome(exit_code=0, metric=None, result=None, run_dir=run_dir)
     ranks.require_equal("the run", {"configuration": digest(config), "folder": run_dir.name})
     ranks.on_rank0(lambda: require_same_run(config, run_dir))
-    config = ranks.on_rank0(
-        lambda: resolve_initial(resolve_arm(config, run_dir=run_dir, sibling=sibling), run_dir=run_dir)
-    )
+    config = ranks.on_rank0(lambda: _resolved(config, run_dir, sibling=sibling))
     status, mended = ranks.on_rank0(lambda: _previous_status(run_dir, fresh=config.fresh))
     checkpoints = checkpoints_folder(run_dir, checkpoint_dir=config.checkpoint.checkpoint_dir)
     is_finished = status.get("status") == "finished" and not rewind_target(config.checkpoint, checkpoints)
@@ -140,6 +138,12 @@ def _run(config: TolariaConfig, run_dir: Path, ranks: Ranks, *, sibling: Callabl
         file = stack.enter_context(_log_file(log_dir / "train.log"))
         log = stack.enter_context(Terminal(level=config.logging.log_level, console=Console(file=file, width=120)))
         return asyncio.run(_train(config, run_dir, [terminal, log]))
+
+
+def _resolved(config: TolariaConfig, run_dir: Path, *, sibling: Callable[[str], Path] | None) -> TolariaConfig:
+    """The configuration with what other runs and files decide."""
+    config = resolve_arm(config, run_dir=run_dir, sibling=sibling)
+    return resolve_policy(resolve_initial(config, run_dir=run_dir), run_dir=run_dir)
 
 
 def _previous_status(run_dir: Path, *, fresh: bool) -> tuple[dict[str, Any], list[str]]:

@@ -150,10 +150,11 @@ def _is_finished(member: Member, config: TolariaConfig) -> bool:
 
 
 def _require_same_data(finished: Sequence[tuple[Member, TolariaConfig]]) -> None:
-    """Refuse to count members as finished whose data has changed since."""
+    """Refuse to count members as finished whose data, policy or recipe has changed since."""
     if not finished:
         return
     from esper.data import Fingerprint, fingerprint  # imports torch, which launching does not need otherwise
+    from esper.launch.initial import resolve_policy
     from esper.tolaria.data_record import require_same_data
 
     found: dict[str, Fingerprint] = {}  # members share data sets
@@ -167,6 +168,7 @@ def _require_same_data(finished: Sequence[tuple[Member, TolariaConfig]]) -> None
         return found[key]
 
     for member, config in finished:
+        resolve_policy(config, run_dir=member.run_dir)
         require_same_data(config, member.run_dir, functools.partial(find, member, config), is_shown=True)
 
 

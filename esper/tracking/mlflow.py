@@ -259,6 +259,11 @@ def connect(uri: str) -> Any:
     Path(file).parent.mkdir(parents=True, exist_ok=True)
     # Processes that create the tables concurrently fail (measured: 7 of 8).
     with FileLock(f"{file}.lock", timeout=60):
+        if not Path(file).exists():
+            from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+            # MlflowClient writes the path of the working directory into an SQL statement, unescaped.
+            SqlAlchemyStore(uri, Path("mlruns").absolute().as_uri())  # type: ignore[no-untyped-call]
         return MlflowClient(tracking_uri=uri)
 
 
