@@ -13,7 +13,7 @@ from esper.configs.compose import compose
 from esper.configs.identity import digest
 from esper.configs.load import from_hydra
 from esper.costs import count
-from esper.data import DataSplits, load_splits
+from esper.data import DataSpec, DataSplits, load_splits
 from esper.kasmina import wrap
 from esper.models import build_host
 from esper.tolaria.budget import plan_budget
@@ -292,7 +292,7 @@ def _arms(
 def _budget(grown: TolariaConfig, *, epochs: int, splits: DataSplits) -> int:
     """MACs of so many epochs of the network that the grown arm ends with, as the run itself counts them."""
     model, (channels, height, width) = grown.model, splits.train.shape
-    host = build_host(model, in_channels=channels, image_size=height, num_classes=len(splits.class_names))
+    host = build_host(model, DataSpec(inputs=(channels, height, height), num_outputs=len(splits.class_names)))
     return plan_budget(
         dataclasses.replace(grown.optimization, max_epochs=epochs),
         grown.morphogenetic,

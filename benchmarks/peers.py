@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from esper.configs import TolariaConfig
-from esper.data import DataSplits, Preprocess, TrainLoader
+from esper.data import DataSpec, DataSplits, Preprocess, TrainLoader
 from esper.models import build_host
 
 __all__ = ["PEERS", "Measure", "Stopwatch", "Task", "ceiling"]
@@ -69,7 +69,7 @@ class Task:
         """The uncompiled network, on the device."""
         _, channels, height, _ = self.splits.train.images.shape
         host = build_host(
-            self.config.model, in_channels=channels, image_size=height, num_classes=len(self.splits.class_names)
+            self.config.model, DataSpec(inputs=(channels, height, height), num_outputs=len(self.splits.class_names))
         )
         return host.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 

@@ -7,6 +7,7 @@ import functools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from esper.configs import ModelConfig, MorphogeneticConfig, RedisConfig, Tolaria
 from esper.configs.model import SITE_KINDS
 from esper.contracts.recipe import Graft
 from esper.data import (
+    DataSpec,
     DataSplits,
     DecodePool,
     FileSet,
@@ -32,6 +34,7 @@ from esper.kasmina import MorphableModel, Site, find_blocks, find_sites, wrap
 from esper.kasmina.copyable import require_copyable
 from esper.models import build_host, checkpoint_blocks, memory_format
 from esper.tamiyo import LocalTamiyo, TamiyoClient
+from esper.tasks import Task, build_task
 from esper.tracking import Tracker
 from esper.tracking.files import read_recipe
 
@@ -49,6 +52,8 @@ class Parts:
 
     device: torch.device
     splits: DataSplits
+    spec: DataSpec
+    task: Task
     prepare: Preprocess
     pool: DecodePool
     loader: Loader
@@ -101,7 +106,8 @@ def parts(
     device = device or select_device(config.device)
     splits = load_splits(config.dataset, rng_seed=config.rng_seed, cache_dir=cache_dir).to(device)
     torch.manual_seed(torch_seed(config.rng_seed))
-    model = _build_model(config, splits, device)
+    spec = _spec(config, splits)
+    model = _build_model(config, spec, device)
     prepare = Preprocess(
         mean=splits.mean,
         std=splits.std,
@@ -122,6 +128,8 @@ def parts(
     return Parts(
         device=device,
         splits=splits,
+        spec=spec,
+        task=build_task(config.task, spec, device),
         prepare=prepare,
         pool=pool,
         loader=loader,
@@ -175,32 +183,35 @@ def select_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _build_model(config: TolariaConfig, splits: DataSplits, device: torch.device) -> MorphableModel:
-    channels, height, width = splits.train.shape
+def _spec(config: TolariaConfig, splits: DataSplits) -> DataSpec:
     num_found = len(splits.class_names)
     num_classes = config.model.num_classes or num_found
     if num_classes < num_found:
         raise ConfigError(
             f"model.num_classes={num_classes}: {config.dataset.name} has {num_found} classes; set it to null"
         )
-    sizes = {"in_channels": channels, "image_size": height, "num_classes": num_classes}
-    host = build_host(config.model, **sizes).to(device)
+    return DataSpec(inputs=splits.train.shape, num_outputs=num_classes, output_names=splits.class_names)
+
+
+def _build_model(config: TolariaConfig, spec: DataSpec, device: torch.device) -> MorphableModel:
+    host = build_host(config.model, spec).to(device)
+    shape = cast(tuple[int, int, int], spec.inputs)
     host = host.to(memory_format=memory_format(host, channels_last=config.channels_last, device=device))
     grows = config.morphogenetic.enable_tamiyo
     if grows and config.morphogenetic.policy == "replay":
-        model = _wrap_for_replay(config, host, input_shape=(channels, height, width))
+        model = _wrap_for_replay(config, host, input_shape=shape)
     else:
         model = wrap(
             host,
             config.model.target_layers if grows else [],
             config.model.seeds_per_layer,
-            input_shape=(channels, height, width),
+            input_shape=shape,
             max_kernels_per_seed=config.model.max_kernels_per_seed,
             site_kinds=config.model.site_kinds,
         )
-    model.build_host = functools.partial(build_host, dataclasses.replace(config.model, pretrained=False), **sizes)
+    model.build_host = functools.partial(build_host, dataclasses.replace(config.model, pretrained=False), spec=spec)
     if config.model.init_from is not None:
-        model.all_sites = _all_sites(config, host, input_shape=(channels, height, width))
+        model.all_sites = _all_sites(config, host, input_shape=shape)
     if grows and config.morphogenetic.policy not in ("never", "replay"):
         _require_blueprints(config.morphogenetic, model)
         if config.morphogenetic.grows_copies:

@@ -52,7 +52,7 @@ _OPERATIONAL = frozenset(
 )
 """Settings and groups that say where results go, how a run is monitored and what it runs on, not what is trained."""
 _ABSENT = object()
-_LATER = {
+_LATER: dict[str, Any] = {
     "model.init_from": None,
     "model.init_digest": None,
     "optimization.max_macs": None,
@@ -61,6 +61,9 @@ _LATER = {
     "morphogenetic.copy_init": "trained",
     "morphogenetic.copy_optimizer_state": False,
     "morphogenetic.recipe_fraction": 1.0,
+    "task.name": "classification",
+    "task.label_smoothing": 0.0,
+    "task.class_weights": [],
 }
 """Settings added since 0.1.0 with the value that leaves a run as it was: the digests of older runs stay."""
 _PATHS = ("dataset.data_dir", "model.init_from", "morphogenetic.recipe_path")
@@ -186,7 +189,10 @@ def _settings(group: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         if is_operational(prefix + name) or _LATER.get(prefix + name, _ABSENT) == value:
             continue
         if isinstance(value, dict):
-            value = _settings(value, f"{prefix}{name}.")
+            kept_of_group = _settings(value, f"{prefix}{name}.")
+            if value and not kept_of_group:
+                continue
+            value = kept_of_group
         elif isinstance(value, list):
             value = [_number(item) for item in value]
         elif prefix + name in PATHS and isinstance(value, str):

@@ -17,6 +17,7 @@ from esper.configs.ranks import RanksConfig
 from esper.configs.redis import RedisConfig
 from esper.configs.schema import setting
 from esper.configs.storage import StorageConfig
+from esper.configs.task import TaskConfig
 from esper.configs.tracking import TrackingConfig
 
 __all__ = ["TolariaConfig", "derive_seed", "torch_seed"]
@@ -40,6 +41,7 @@ class TolariaConfig:
 
     model: ModelConfig = field(default_factory=ModelConfig)
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    task: TaskConfig = field(default_factory=TaskConfig)
     optimization: OptimizationConfig = field(default_factory=OptimizationConfig)
     morphogenetic: MorphogeneticConfig = field(default_factory=MorphogeneticConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)

@@ -7,10 +7,12 @@ from esper.data.fingerprint import Fingerprint
 from esper.data.images import FileSet, ImageSet
 from esper.data.loader import Loader, Preprocess, TrainLoader
 from esper.data.pool import DecodePool
+from esper.data.spec import DataSpec
 from esper.data.splits import DataSplits, fingerprint, load_splits
 from esper.data.stream import StreamLoader, stream_batches
 
 __all__ = [
+    "DataSpec",
     "DataSplits",
     "DecodePool",
     "FileSet",

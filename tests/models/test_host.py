@@ -13,13 +13,14 @@ from torchvision.models import ResNet18_Weights, WeightsEnum, resnet18
 from esper.configs import ModelConfig
 from esper.configs.compose import conf_folder
 from esper.configs.model import HOSTS
+from esper.data import DataSpec
 from esper.errors import ConfigError
 from esper.models import build_host, host_family
 
 
 def build(*, in_channels: int = 3, image_size: int = 32, num_classes: int = 10, **settings: object) -> torch.nn.Module:
     config = ModelConfig(**settings)  # type: ignore[arg-type]
-    return build_host(config, in_channels=in_channels, image_size=image_size, num_classes=num_classes)
+    return build_host(config, DataSpec(inputs=(in_channels, image_size, image_size), num_outputs=num_classes))
 
 
 @pytest.mark.parametrize(("image_size", "positions"), [(32, 32), (64, 64), (96, 24)])
@@ -75,7 +76,8 @@ def test_more_stages_than_the_image_can_be_halved_are_refused() -> None:
 def test_every_host_of_the_table_has_a_family_and_a_group_option(name: str) -> None:
     family = host_family(ModelConfig(name=name))
     network = build(name=name)
-    assert family.infer_sizes(ModelConfig(name=name), network.state_dict(), image_size=32) == (3, 32, 10)
+    spec = family.infer_spec(ModelConfig(name=name), network.state_dict(), image_size=32)
+    assert (spec.inputs, spec.num_outputs) == ((3, 32, 32), 10)
     assert family.describe(ModelConfig(name=name), network)["num_classes"] == 10
     assert (conf_folder() / "model" / f"{name}.yaml").is_file()
 

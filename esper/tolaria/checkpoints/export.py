@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -92,15 +92,15 @@ def _rebuilt(
     """The grown network of a checkpoint; sizes that come from the data are inferred from its tensors."""
     try:
         weights = {name.removeprefix("host."): tensor for name, tensor in saved.model.items()}
-        in_channels, size, num_classes = host_family(config).infer_sizes(config, weights, image_size=image_size)
+        spec = host_family(config).infer_spec(config, weights, image_size=image_size)
         plain = dataclasses.replace(config, pretrained=False)
-        host = build_host(plain, in_channels=in_channels, image_size=size, num_classes=num_classes)
+        host = build_host(plain, spec)
         states = state_of(saved)["growth"]["slots"]
         sites = find_sites(
             host,
             target_layers=config.target_layers if states else [],
             seeds_per_layer=len(saved.model),
-            input_shape=(in_channels, size, size),
+            input_shape=cast(tuple[int, int, int], spec.inputs),
             kinds=SITE_KINDS,
         )
         model = MorphableModel(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -234,9 +235,9 @@ def _differ_by_classes(
 ) -> bool:
     """Whether shapes differ only where those of a host with one class more do."""
     assert run.model.build_host is not None
-    num_classes = run.config.model.num_classes or len(run.parts.splits.class_names)
+    spec = dataclasses.replace(run.parts.spec, num_outputs=run.parts.spec.num_outputs + 1)
     with torch.random.fork_rng(devices=[]):
-        other = run.model.build_host(num_classes=num_classes + 1).state_dict()
+        other = run.model.build_host(spec=spec).state_dict()
     for name in differing:
         larger = other.get(name.removeprefix("host."))
         if larger is None or len(own[name]) != len(theirs[name]):

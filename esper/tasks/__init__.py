@@ -1,0 +1,24 @@
+"""Tasks: from the network's output and a target to losses and metrics."""
+
+from __future__ import annotations
+
+import importlib
+
+import torch
+
+from esper.configs import TaskConfig
+from esper.configs.task import TASKS
+from esper.data import DataSpec
+from esper.tasks.task import Metric, Task
+
+__all__ = ["Metric", "Task", "build_task"]
+
+
+def build_task(config: TaskConfig, spec: DataSpec, device: torch.device) -> Task:
+    """Make the configured task for data on a device.
+
+    Raises:
+        ConfigError: it does not fit the data.
+    """
+    task: Task = importlib.import_module(TASKS[config.name]).build(config, spec, device)
+    return task
