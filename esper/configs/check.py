@@ -158,6 +158,11 @@ def _check_architecture(model: ModelConfig) -> None:
         raise ConfigError(
             f"model.depths={model.depths}: needs one entry for each of model.widths={model.widths}, at least one"
         )
+    if model.name == "vit" and model.width % model.heads:
+        raise ConfigError(
+            f"model.heads={model.heads}: heads share model.width={model.width}; allowed are its divisors, such as "
+            f"{max(heads for heads in range(1, model.heads) if model.width % heads == 0)}"
+        )
 
 
 def _check_dataset(dataset: DatasetConfig) -> None:

@@ -55,6 +55,11 @@ _ABSENT = object()
 _LATER: dict[str, Any] = {
     "model.init_from": None,
     "model.init_digest": None,
+    "model.patch_size": 4,
+    "model.width": 192,
+    "model.depth": 6,
+    "model.heads": 3,
+    "model.mlp_ratio": 4.0,
     "optimization.max_macs": None,
     "morphogenetic.schedule_by": "steps",
     "morphogenetic.copy_order": "stack",

@@ -28,6 +28,7 @@ HOSTS = {
     "resnet34": HostInfo(module="esper.models.resnet", has_pretrained=True),
     "resnet50": HostInfo(module="esper.models.resnet", has_pretrained=True),
     "resnet_small": HostInfo(module="esper.models.resnet_small"),
+    "vit": HostInfo(module="esper.models.vit"),
 }
 TIMM = HostInfo(module="esper.models.timm_host", has_pretrained=True)
 """All networks of timm, whose names are not listed here."""
@@ -40,13 +41,13 @@ class ModelConfig:
 
     source: str = setting(
         "torchvision",
-        "library of the host: torchvision (also for resnet10 and resnet_small, which are Esper's), or timm",
+        "library of the host: torchvision (also for Esper's own: resnet10, resnet_small, vit), or timm",
         choices=("torchvision", "timm"),
     )
     name: str = setting("resnet18", f"host network: {', '.join(HOSTS)}, or any name that timm knows")
     num_classes: int | None = setting(None, "outputs of the classifier; null: the classes of the dataset", low=2)
     pretrained: bool = setting(
-        False, "start from pretrained weights of torchvision or timm (not for resnet10, resnet_small)"
+        False, "start from pretrained weights of torchvision or timm (not for resnet10, resnet_small, vit)"
     )
     init_from: str | None = setting(
         None,
@@ -62,6 +63,11 @@ class ModelConfig:
     )
     widths: list[int] = setting([16, 32, 64], "resnet_small: channels of each stage", low=1)
     depths: list[int] = setting([1, 1, 1], "resnet_small: blocks in each stage", low=1)
+    patch_size: int = setting(4, "vit: side of a patch in pixels", low=1)
+    width: int = setting(192, "vit: features of a token", low=1)
+    depth: int = setting(6, "vit: blocks", low=1)
+    heads: int = setting(3, "vit: attention heads, which share the width", low=1)
+    mlp_ratio: float = setting(4.0, "vit: hidden features of a block's MLP as a multiple of the width", low=0.1)
     gradient_checkpointing: bool = setting(
         False, "recompute each block's activations in the backward pass, to save memory"
     )
