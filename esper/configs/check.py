@@ -11,6 +11,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+from esper import plugins
 from esper.configs.check_growth import check_growth
 from esper.configs.comparison import ARMS
 from esper.configs.dataset import DATASETS, DatasetConfig
@@ -31,6 +32,7 @@ def check(config: TolariaConfig) -> None:
     Raises:
         ConfigError: the first problem: key, value, and what is allowed or what to do.
     """
+    plugins.load(config.plugins)
     check_group(config)
     _check_names(config)
     _check_model(config)
@@ -82,7 +84,7 @@ def _check_setting(key: str, value: Any, hint: Any, limits: Allowed) -> None:
     elif isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(f"{key}={value}: must be finite")
     elif not limits.admits(value):
-        verb, suggestion = ("are", nearest(value, limits.choices)) if limits.choices else ("is", "")
+        verb, suggestion = ("are", nearest(value, str(limits).split(", "))) if limits.choices else ("is", "")
         raise ConfigError(f"{key}={value}: allowed {verb} {limits}{suggestion}")
 
 

@@ -53,6 +53,7 @@ _OPERATIONAL = frozenset(
 """Settings and groups that say where results go, how a run is monitored and what it runs on, not what is trained."""
 _ABSENT = object()
 _LATER: dict[str, Any] = {
+    "plugins": [],
     "model.init_from": None,
     "model.init_digest": None,
     "model.patch_size": 4,

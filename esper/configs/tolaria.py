@@ -53,6 +53,9 @@ class TolariaConfig:
     redis: RedisConfig = field(default_factory=RedisConfig)
     ranks: RanksConfig = field(default_factory=RanksConfig)
 
+    plugins: list[str] = setting(
+        [], "modules of yours to import, which register models, datasets, tasks, blueprints or policies"
+    )
     experiment_name: str = setting("morphogenetic_training", "name of the experiment, and of its folder in outputs/")
     description: str = setting("", "free text, recorded with the run")
     tags: list[str] = setting([], "free-form tags, recorded with the run")
