@@ -121,7 +121,7 @@ class Trunk:
         """Finish a copy of a training, after growing at step `first`; the original does not change."""
         kinds = ["width"] if growth is not None and growth.site.endswith(":width") else ["beside"]
         grown = _wrapped(copy.deepcopy(model.host), kinds)
-        forked = optim.build_optimizer(_RECIPE, grown.named_parameters())
+        forked = optim.build_optimizer(_RECIPE, grown)
         optim.load_state_tensors(forked, {name: t.clone() for name, t in optim.state_tensors(optimizer).items()})
         before = sum(p.numel() for p in grown.parameters())
         for number in range(growth.num_kernels if growth is not None else 0):
@@ -188,7 +188,7 @@ def run_job(plant: Plant, rng_seed: int, data: str, cache: Path, *, tries_varian
     if trunk.device.type == "cuda":
         host = host.to(memory_format=torch.channels_last)
     model = _wrapped(host, ["beside"])
-    optimizer = optim.build_optimizer(_RECIPE, model.named_parameters())
+    optimizer = optim.build_optimizer(_RECIPE, model)
     quarter, half = trunk.total_steps // 4, trunk.total_steps // 2
     trunk.train(model, optimizer, 0, quarter)
     planned = variants(plant) if tries_variants else {}

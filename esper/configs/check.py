@@ -13,6 +13,7 @@ from typing import Any
 
 from esper import plugins
 from esper.configs.check_growth import check_growth
+from esper.configs.check_training import check_optimization
 from esper.configs.comparison import ARMS
 from esper.configs.dataset import DATASETS, DatasetConfig
 from esper.configs.explain import nearest
@@ -37,12 +38,7 @@ def check(config: TolariaConfig) -> None:
     _check_names(config)
     _check_model(config)
     _check_dataset(config.dataset)
-    has_epochs = config.optimization.max_macs is None
-    if has_epochs and config.optimization.warmup_epochs >= config.optimization.max_epochs:
-        raise ConfigError(
-            f"optimization.warmup_epochs={config.optimization.warmup_epochs:g}: allowed is below "
-            f"optimization.max_epochs={config.optimization.max_epochs}"
-        )
+    check_optimization(config.optimization)
     if config.comparison.arm is not None:
         _check_arm(config, config.comparison.arm)
     if config.morphogenetic.enable_tamiyo:

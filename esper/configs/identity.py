@@ -62,6 +62,8 @@ _LATER: dict[str, Any] = {
     "model.heads": 3,
     "model.mlp_ratio": 4.0,
     "optimization.max_macs": None,
+    "optimization.optimizer_options": {},
+    "optimization.decay_norms_and_biases": False,
     "morphogenetic.schedule_by": "steps",
     "morphogenetic.copy_order": "stack",
     "morphogenetic.copy_init": "trained",

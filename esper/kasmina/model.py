@@ -135,6 +135,10 @@ class MorphableModel(nn.Module):
             for name, p in block.named_parameters()
         ]
 
+    def all_copied_parameters(self) -> list[tuple[nn.Parameter, nn.Parameter]]:
+        """`copied_parameters` of all copies, in order of birth."""
+        return [pair for graft in self.recipe if graft.sources for pair in self.copied_parameters(graft)]
+
     def replay(self, recipe: Iterable[Graft]) -> None:
         """Rebuild a grown network from its host, for weights that are loaded afterwards."""
         for graft in recipe:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from esper.contracts.events import Notice
-from esper.tolaria.run import Run, capture_obstacle
+from esper.tolaria.cuda_graph import capture_obstacle
+from esper.tolaria.run import Run
 
 __all__ = ["announce"]
 

@@ -29,6 +29,7 @@ from esper.models import disable_inductor_layout_optimization
 from esper.redact import redact
 from esper.tezzeret.measure import set_compile_cache
 from esper.tolaria.checkpoints.writer import CheckpointWriter
+from esper.tolaria.cuda_graph import capture_obstacle
 from esper.tolaria.data_record import require_same_data
 from esper.tolaria.ema import WeightEMA
 from esper.tolaria.evaluate import evaluate, example_losses
@@ -47,7 +48,7 @@ from esper.tracking import Journal, TrackerThread, trackers, unused_variables
 from esper.tracking.addresses import remember_address
 from esper.tracking.files import SWEEP_FILE
 
-__all__ = ["Run", "capture_obstacle", "open_run"]
+__all__ = ["Run", "open_run"]
 
 _NORM_BATCHES = 20
 """Training batches for re-estimating batch-norm statistics."""
@@ -261,7 +262,7 @@ def open_run(
         if not is_reopened:
             stopping.check()
         model = built.model.train()
-        optimizer = build_optimizer(config.optimization, model.named_parameters())
+        optimizer = build_optimizer(config.optimization, model)
         step = _step(config, built, optimizer, ranks)
         life = Lifecycle(
             config=config.morphogenetic,
@@ -311,15 +312,6 @@ def open_run(
 def _learning_rate(life: Lifecycle, steps_ahead: int) -> float:
     step = life.state.global_step + steps_ahead
     return learning_rate(life.optimization, step, budget=life.budget, spent=life.spent(steps_ahead))
-
-
-def capture_obstacle(config: TolariaConfig) -> str | None:
-    """Why the training step cannot be captured as a CUDA graph with these settings; None: it can."""
-    if config.debug_mode:
-        return "debug_mode=true reads the device at every step"
-    if config.model.gradient_checkpointing:
-        return "model.gradient_checkpointing=true reads random states from the device"
-    return None
 
 
 def _with_library(config: TolariaConfig, *, run_dir: Path, outputs_dir: Path, ranks: Ranks) -> TolariaConfig:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,30 @@ def test_a_number_that_is_not_finite_is_refused(value):
 )
 def test_a_wrong_type_is_refused_with_the_expected_one(key, value, expected):
     assert refusal(**{key: value}).endswith(f"must be {expected}")
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "options", "expected"),
+    [
+        ("adam", {"beta": [0.9, 0.99]}, "options of adam are betas, eps, .*; did you mean betas?"),
+        ("adam", {"lr": 0.1}, "options of adam are"),
+        ("adam", {"betas": 0.9}, r"must be 2 numbers, such as \[0.9, 0.999\]"),
+        ("adam", {"betas": [0.9]}, "must be 2 numbers"),
+        ("adam", {"eps": math.nan}, "must be a number, such as 1e-08"),
+        ("adam", {"amsgrad": 1}, "must be true or false, such as false"),
+        ("muon", {"ns_steps": 5.5}, "must be a whole number, such as 5"),
+        ("sgd", {"dampening": 0.1}, "options of sgd are none"),
+    ],
+)
+def test_optimizer_options_are_those_of_the_optimizer(optimizer, options, expected):
+    message = refusal(optimization__optimizer=optimizer, optimization__optimizer_options=options)
+    assert re.match(rf"optimization.optimizer_options.{next(iter(options))}=.*: {expected}", message)
+
+
+def test_an_optimizer_that_does_not_fit_is_refused_with_those_that_do():
+    assert refusal(optimization__optimizer="lbfgs").startswith(
+        "optimization.optimizer=lbfgs: allowed are adadelta, adafactor"
+    )
 
 
 def test_list_items_are_checked():

@@ -266,6 +266,7 @@ class Lifecycle:
             output_scale=kernel.output_scale,
             output_scale_lr_factor=1.0 if is_rebuilt else self.config.insertion_gain_rate,
             decayed=is_rebuilt or self.config.newborn_weight_decay,
+            undecayed=optim.undecayed_parameters(self.model, self.model.all_copied_parameters()),
         )
         if self.config.copy_optimizer_state and graft.copy_init in ("trained", "shared"):
             optim.copy_state(self.optimizer, self.model.copied_parameters(graft))

@@ -1,0 +1,55 @@
+"""Check how a run trains: its optimizer and the options of it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from esper.configs.explain import nearest
+from esper.configs.optimization import OPTIMIZERS, OptimizationConfig
+from esper.errors import ConfigError
+
+__all__ = ["check_optimization"]
+
+
+def check_optimization(config: OptimizationConfig) -> None:
+    """Check the settings of the group `optimization` against each other.
+
+    Raises:
+        ConfigError: the first problem.
+    """
+    if config.max_macs is None and config.warmup_epochs >= config.max_epochs:
+        raise ConfigError(
+            f"optimization.warmup_epochs={config.warmup_epochs:g}: allowed is below "
+            f"optimization.max_epochs={config.max_epochs}"
+        )
+    allowed = OPTIMIZERS[config.optimizer].options
+    for name, value in config.optimizer_options.items():
+        key = f"optimization.optimizer_options.{name}"
+        if name not in allowed:
+            raise ConfigError(
+                f"{key}={value}: options of {config.optimizer} are {', '.join(allowed) or 'none'}"
+                f"{nearest(name, allowed)}"
+            )
+        if not _is_like(value, allowed[name]):
+            raise ConfigError(f"{key}={value!r}: must be {_kind(allowed[name])}, such as {_shown(allowed[name])}")
+
+
+def _is_like(value: Any, example: Any) -> bool:
+    """Whether an option has the type of its default, and is finite."""
+    if isinstance(example, list):
+        return isinstance(value, list) and len(value) == len(example) and all(map(_is_like, value, example))
+    if isinstance(example, bool | str):
+        return type(value) is type(example)
+    is_number = isinstance(value, int if isinstance(example, int) else int | float) and not isinstance(value, bool)
+    return is_number and math.isfinite(value)
+
+
+def _kind(example: Any) -> str:
+    if isinstance(example, list):
+        return f"{len(example)} numbers"
+    return {bool: "true or false", str: "text", int: "a whole number"}.get(type(example), "a number")
+
+
+def _shown(example: Any) -> str:
+    return str(example).lower() if isinstance(example, bool) else str(example)
