@@ -88,7 +88,7 @@ def undecayed_parameters(
         copies: pairs of a parameter and a copy, in order of birth.
     """
     named = dict(model.named_parameters(remove_duplicate=False))
-    found = set()
+    found: set[nn.Parameter] = set()
     for prefix, module in model.named_modules():
         listed = getattr(module, "no_weight_decay", None)
         if callable(listed):
