@@ -20,11 +20,13 @@ from esper.data import (
     DataSpec,
     DataSplits,
     DecodePool,
-    FileSet,
     ImageSet,
     Loader,
     Preprocess,
+    Split,
     StreamLoader,
+    TokenLoader,
+    TokenSet,
     TrainLoader,
     load_splits,
     stream_batches,
@@ -44,6 +46,8 @@ _NO_LIMIT = 10**6
 _EVALUATION_BATCH = 512
 _EVALUATION_PIXELS = _EVALUATION_BATCH * 96 * 96
 """Limit for scoring, which keeps activations in float32: about 10 GB for a ResNet-50."""
+_EVALUATION_LOGITS = 2**28
+"""Limit for text, whose logits are float32: 1 GB."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,8 +70,11 @@ class Parts:
         """(C, H, W) of the images."""
         return self.splits.train.shape
 
-    def evaluation_batches(self, split: ImageSet | FileSet) -> Iterator[tuple[Tensor, Tensor]]:
-        """A new pass over a split, without augmentation, in batches of 512 images, or fewer if they are large."""
+    def evaluation_batches(self, split: Split) -> Iterator[tuple[Tensor, Tensor]]:
+        """A new pass over a split, without augmentation, in batches of 512 examples, or fewer if they are large."""
+        if isinstance(split, TokenSet):
+            num_logits = split.context * self.spec.num_outputs
+            return split.batches(min(_EVALUATION_BATCH, max(1, _EVALUATION_LOGITS // num_logits)), self.device)
         _, height, width = self.input_shape
         size = min(_EVALUATION_BATCH, max(1, _EVALUATION_PIXELS // (height * width)))
         if isinstance(split, ImageSet):
@@ -119,12 +126,13 @@ def parts(
         config.dataset.num_workers, timeout_s=config.dataset.timeout_s
     )  # processes start with the first batch
     loader: Loader
-    if isinstance(splits.train, ImageSet):
-        loader = TrainLoader(splits.train, config.dataset, rng_seed=config.rng_seed, prepare=prepare, rows=rows)
+    train, given = splits.train, {"rng_seed": config.rng_seed, "rows": rows}
+    if isinstance(train, TokenSet):
+        loader = TokenLoader(train, config.dataset, device=device, **given)
+    elif isinstance(train, ImageSet):
+        loader = TrainLoader(train, config.dataset, prepare=prepare, **given)
     else:
-        loader = StreamLoader(
-            splits.train, config.dataset, rng_seed=config.rng_seed, prepare=prepare, pool=pool, device=device, rows=rows
-        )
+        loader = StreamLoader(train, config.dataset, prepare=prepare, pool=pool, device=device, **given)
     return Parts(
         device=device,
         splits=splits,
@@ -184,13 +192,14 @@ def select_device(name: str) -> torch.device:
 
 
 def _spec(config: TolariaConfig, splits: DataSplits) -> DataSpec:
-    num_found = len(splits.class_names)
-    num_classes = config.model.num_classes or num_found
-    if num_classes < num_found:
+    if config.model.num_classes is None:
+        return splits.spec
+    num_found = splits.spec.num_outputs
+    if config.model.num_classes < num_found:
         raise ConfigError(
-            f"model.num_classes={num_classes}: {config.dataset.name} has {num_found} classes; set it to null"
+            f"model.num_classes={config.model.num_classes}: {config.dataset.name} has {num_found} classes; set it to null"
         )
-    return DataSpec(inputs=splits.train.shape, num_outputs=num_classes, output_names=splits.class_names)
+    return dataclasses.replace(splits.spec, num_outputs=config.model.num_classes)
 
 
 def _build_model(config: TolariaConfig, spec: DataSpec, device: torch.device) -> MorphableModel:

@@ -61,6 +61,14 @@ _LATER: dict[str, Any] = {
     "model.depth": 6,
     "model.heads": 3,
     "model.mlp_ratio": 4.0,
+    "model.positions": "learned",
+    "dataset.context": 256,
+    "dataset.tokenizer": None,
+    "dataset.file_pattern": "*",
+    "dataset.document_separator": "<|endoftext|>",
+    "dataset.split_by": "document",
+    "dataset.test_split": 0.1,
+    "dataset.epoch_windows": None,
     "optimization.max_macs": None,
     "optimization.optimizer_options": {},
     "optimization.decay_norms_and_biases": False,
@@ -74,7 +82,7 @@ _LATER: dict[str, Any] = {
     "task.class_weights": [],
 }
 """Settings added since 0.1.0 with the value that leaves a run as it was: the digests of older runs stay."""
-_PATHS = ("dataset.data_dir", "model.init_from", "morphogenetic.recipe_path")
+_PATHS = ("dataset.data_dir", "dataset.tokenizer", "model.init_from", "morphogenetic.recipe_path")
 """Left out of the readable part of a name, since they are long; the digest covers them."""
 _TAKEN_FROM_GROWN = (
     "comparison.grown_macs",

@@ -29,6 +29,7 @@ HOSTS = {
     "resnet50": HostInfo(module="esper.models.resnet", has_pretrained=True),
     "resnet_small": HostInfo(module="esper.models.resnet_small"),
     "vit": HostInfo(module="esper.models.vit"),
+    "gpt": HostInfo(module="esper.models.gpt"),
 }
 TIMM = HostInfo(module="esper.models.timm_host", has_pretrained=True)
 """All networks of timm, whose names are not listed here."""
@@ -64,10 +65,15 @@ class ModelConfig:
     widths: list[int] = setting([16, 32, 64], "resnet_small: channels of each stage", low=1)
     depths: list[int] = setting([1, 1, 1], "resnet_small: blocks in each stage", low=1)
     patch_size: int = setting(4, "vit: side of a patch in pixels", low=1)
-    width: int = setting(192, "vit: features of a token", low=1)
-    depth: int = setting(6, "vit: blocks", low=1)
-    heads: int = setting(3, "vit: attention heads, which share the width", low=1)
-    mlp_ratio: float = setting(4.0, "vit: hidden features of a block's MLP as a multiple of the width", low=0.1)
+    width: int = setting(192, "vit, gpt: features of a token", low=1)
+    depth: int = setting(6, "vit, gpt: blocks", low=1)
+    heads: int = setting(3, "vit, gpt: attention heads, which share the width", low=1)
+    mlp_ratio: float = setting(4.0, "vit, gpt: hidden features of a block's MLP as a multiple of the width", low=0.1)
+    positions: str = setting(
+        "learned",
+        "gpt: learned vectors for the positions, or rotary: queries and keys are rotated by theirs",
+        choices=("learned", "rotary"),
+    )
     gradient_checkpointing: bool = setting(
         False, "recompute each block's activations in the backward pass, to save memory"
     )

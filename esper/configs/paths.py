@@ -19,6 +19,7 @@ __all__ = ["PATHS", "absolute_paths", "absolute_url", "as_given", "mark", "sqlit
 PATHS = (
     "model.init_from",
     "dataset.data_dir",
+    "dataset.tokenizer",
     "morphogenetic.tamiyo_policy_path",
     "morphogenetic.recipe_path",
     "logging.log_dir",

@@ -8,8 +8,10 @@ from esper.data.images import FileSet, ImageSet
 from esper.data.loader import Loader, Preprocess, TrainLoader
 from esper.data.pool import DecodePool
 from esper.data.spec import DataSpec
-from esper.data.splits import DataSplits, fingerprint, load_splits
+from esper.data.splits import DataSplits, Split, fingerprint, load_splits
 from esper.data.stream import StreamLoader, stream_batches
+from esper.data.token_loader import TokenLoader
+from esper.data.tokens import TokenSet
 
 __all__ = [
     "DataSpec",
@@ -20,7 +22,10 @@ __all__ = [
     "ImageSet",
     "Loader",
     "Preprocess",
+    "Split",
     "StreamLoader",
+    "TokenLoader",
+    "TokenSet",
     "TrainLoader",
     "augment",
     "fingerprint",

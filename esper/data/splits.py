@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +16,13 @@ from esper.configs import DatasetConfig, torch_seed
 from esper.configs.dataset import DATASETS
 from esper.data.fingerprint import Fingerprint
 from esper.data.images import Dataset, FileSet, ImageSet, draw_stratified
+from esper.data.spec import DataSpec
+from esper.data.tokens import TokenSet
 from esper.errors import DataError
 
-__all__ = ["DataSplits", "fingerprint", "load_splits"]
+__all__ = ["DataSplits", "Split", "fingerprint", "load_splits"]
+
+Split = ImageSet | FileSet | TokenSet
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,41 +34,41 @@ class DataSplits:
         controller: for validation, scores and early stopping.
         judge: for verdicts on modules, and nothing else.
         test: read once, at the end.
-        class_names: one for each label.
-        mean, std: of each channel of the training split (of image files: of 1024 of them), in units of [0, 1].
-        labels: of all images that the training and, unless the dataset has its own, the validation images are drawn
-            from, int64 (N,), on the CPU.
-        held_out: which of them are in controller and judge, ascending; empty if the dataset has its own.
+        spec: inputs and outputs that the data ask for.
+        held_out: what is in controller and judge: numbers of images or documents among those that the training and,
+            unless the dataset has its own, the validation data is drawn from, ascending, on the CPU; else empty.
+        train_indices: from `num_examples`, `val_split` and `rng_seed`, which of these the training split would hold
+            with other settings: int64, ascending.
         fingerprint: what the dataset holds.
+        mean, std: of each channel of the training images (of files: of 1024 of them), in units of [0, 1]; else empty.
         notices: what the user should know about the files.
     """
 
-    train: ImageSet | FileSet
-    controller: ImageSet | FileSet
-    judge: ImageSet | FileSet
-    test: ImageSet | FileSet
-    class_names: tuple[str, ...]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    labels: Tensor
+    train: Split
+    controller: Split
+    judge: Split
+    test: Split
+    spec: DataSpec
     held_out: Tensor
+    train_indices: Callable[..., Tensor]
     fingerprint: Fingerprint
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
     notices: tuple[str, ...] = ()
 
     def to(self, device: torch.device) -> DataSplits:
-        """Move images that are in memory to a device."""
-        splits = {name: getattr(self, name).to(device) for name in ("train", "controller", "judge", "test")}
+        """Move images and tokens that are in memory to a device."""
+        splits = {name: getattr(self, name) for name in ("train", "controller", "judge", "test")}
+        if isinstance(self.train, TokenSet):
+            tokens = self.train.tokens if self.train.is_streamed else self.train.tokens.to(device)  # of all splits
+            splits = {name: split.placed(tokens) for name, split in splits.items()}
+        else:
+            splits = {name: split.to(device) for name, split in splits.items()}
         return dataclasses.replace(self, **splits)
-
-    def train_indices(self, *, num_examples: int | None, val_split: float, rng_seed: int) -> Tensor:
-        """Which of the images with `labels` the training split would hold with other settings, int64, ascending."""
-        generator = torch.Generator().manual_seed(torch_seed(rng_seed))
-        train = _use(self.labels, num_examples, generator)
-        return _hold_out(train, self.labels, val_split, generator)[0] if len(self.held_out) else train
 
 
 def load_splits(config: DatasetConfig, *, rng_seed: int, cache_dir: Path | None = None) -> DataSplits:
-    """Load a dataset and split its training images, stratified by class.
+    """Load a dataset and split its training images, stratified by class, or its text, by document.
 
     A share `val_split` of them is held out, half for the controller and half for the judge; if the dataset has its own
     validation set, that is halved instead. The test set never depends on `rng_seed`.
@@ -75,7 +81,14 @@ def load_splits(config: DatasetConfig, *, rng_seed: int, cache_dir: Path | None 
     Raises:
         DataError: it is missing or unreadable, a split would lack a class, or a batch is larger than the train split.
     """
-    dataset: Dataset = importlib.import_module(DATASETS[config.name].module).load(config, cache_dir)
+    source = importlib.import_module(DATASETS[config.name].module)
+    if DATASETS[config.name].is_text:
+        splits: DataSplits = source.load(config, rng_seed=rng_seed, cache_dir=cache_dir)
+        return splits
+    return _split_images(config, source.load(config, cache_dir), rng_seed=rng_seed)
+
+
+def _split_images(config: DatasetConfig, dataset: Dataset, *, rng_seed: int) -> DataSplits:
     generator = torch.Generator().manual_seed(torch_seed(rng_seed))
     labels = dataset.train.labels
     drawn, held_out = _use(labels, config.num_examples, generator), torch.empty(0, dtype=torch.int64)
@@ -101,11 +114,11 @@ def load_splits(config: DatasetConfig, *, rng_seed: int, cache_dir: Path | None 
     mean, std = _mean_and_std(train.images if isinstance(train, ImageSet) else train.sample(config.num_workers))
     return DataSplits(
         **splits,
-        class_names=dataset.class_names,
+        spec=DataSpec(inputs=train.shape, num_outputs=len(dataset.class_names), output_names=dataset.class_names),
         mean=mean,
         std=std,
-        labels=labels,
         held_out=held_out,
+        train_indices=functools.partial(_train_indices, labels, has_validation=dataset.val is not None),
         fingerprint=dataset.fingerprint,
         notices=dataset.notices,
     )
@@ -119,6 +132,15 @@ def fingerprint(config: DatasetConfig) -> Fingerprint:
     """
     found: Fingerprint = importlib.import_module(DATASETS[config.name].module).fingerprint(config)
     return found
+
+
+def _train_indices(
+    labels: Tensor, *, has_validation: bool, num_examples: int | None, val_split: float, rng_seed: int
+) -> Tensor:
+    """See `DataSplits.train_indices`."""
+    generator = torch.Generator().manual_seed(torch_seed(rng_seed))
+    train = _use(labels, num_examples, generator)
+    return train if has_validation else _hold_out(train, labels, val_split, generator)[0]
 
 
 def _use(labels: Tensor, num_examples: int | None, generator: torch.Generator) -> Tensor:
