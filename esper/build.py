@@ -67,8 +67,8 @@ class Parts:
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of the images."""
-        return self.splits.train.shape
+        """Shape of an example."""
+        return cast(tuple[int, int, int], self.spec.inputs)
 
     def evaluation_batches(self, split: Split) -> Iterator[tuple[Tensor, Tensor]]:
         """A new pass over a split, without augmentation, in batches of 512 examples, or fewer if they are large."""
@@ -126,13 +126,14 @@ def parts(
         config.dataset.num_workers, timeout_s=config.dataset.timeout_s
     )  # processes start with the first batch
     loader: Loader
-    train, given = splits.train, {"rng_seed": config.rng_seed, "rows": rows}
-    if isinstance(train, TokenSet):
-        loader = TokenLoader(train, config.dataset, device=device, **given)
-    elif isinstance(train, ImageSet):
-        loader = TrainLoader(train, config.dataset, prepare=prepare, **given)
+    if isinstance(splits.train, TokenSet):
+        loader = TokenLoader(splits.train, config.dataset, rng_seed=config.rng_seed, device=device, rows=rows)
+    elif isinstance(splits.train, ImageSet):
+        loader = TrainLoader(splits.train, config.dataset, rng_seed=config.rng_seed, prepare=prepare, rows=rows)
     else:
-        loader = StreamLoader(train, config.dataset, prepare=prepare, pool=pool, device=device, **given)
+        loader = StreamLoader(
+            splits.train, config.dataset, rng_seed=config.rng_seed, prepare=prepare, pool=pool, device=device, rows=rows
+        )
     return Parts(
         device=device,
         splits=splits,
@@ -197,7 +198,8 @@ def _spec(config: TolariaConfig, splits: DataSplits) -> DataSpec:
     num_found = splits.spec.num_outputs
     if config.model.num_classes < num_found:
         raise ConfigError(
-            f"model.num_classes={config.model.num_classes}: {config.dataset.name} has {num_found} classes; set it to null"
+            f"model.num_classes={config.model.num_classes}: {config.dataset.name} has {num_found} classes; set it to "
+            "null"
         )
     return dataclasses.replace(splits.spec, num_outputs=config.model.num_classes)
 

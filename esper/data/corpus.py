@@ -150,8 +150,8 @@ def _tokenize(spans: Sequence[Span], files: Sequence[str], tokenizer: Tokenizer,
 def _encoded(spans: Sequence[Span], files: Sequence[str], tokenizer: Tokenizer) -> list[NDArray[Any]]:
     texts = []
     for file, start, stop in spans:
-        with _map(files[file]) as text:
-            texts.append(text[start:stop])
+        with _map(files[file]) as mapped:
+            texts.append(mapped[start:stop])
     try:
         return tokenizer.encode(texts)
     except DataError:

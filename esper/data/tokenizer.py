@@ -30,7 +30,7 @@ class Tokenizer(Protocol):
     """
 
     vocab_size: int
-    dtype: type[np.uint8 | np.int32]
+    dtype: type[np.uint8] | type[np.int32]
     end_of_text: int | None
     token_bytes: tuple[int, ...]
 
@@ -49,9 +49,9 @@ class ByteTokenizer:
     """Each byte is a token. Byte 0, which text does not contain, ends a document."""
 
     vocab_size = 256
-    dtype = np.uint8
+    dtype: type[np.uint8] | type[np.int32] = np.uint8
     end_of_text: int | None = 0
-    token_bytes = ()
+    token_bytes: tuple[int, ...] = ()
 
     def encode(self, texts: Sequence[bytes]) -> list[NDArray[Any]]:
         """See `Tokenizer`."""
@@ -74,7 +74,7 @@ class JsonTokenizer:
         ConfigError: the library is not installed, or the file cannot be used.
     """
 
-    dtype = np.int32
+    dtype: type[np.uint8] | type[np.int32] = np.int32
 
     def __init__(self, path: Path) -> None:
         try:

@@ -68,7 +68,7 @@ class TokenSet:
         windows = torch.arange(len(self)) if self.windows is None else self.windows
         num_full = (self.num_tokens - 1) // self.context
         for part in (windows[windows < num_full], windows[windows >= num_full]):
-            for chunk in part.split(batch_size) if len(part) else ():
+            for chunk in torch.split(part, batch_size) if len(part) else ():
                 hanging.beat()
                 starts = chunk * self.context
                 length = min(self.context, self.num_tokens - 1 - int(starts[0]))

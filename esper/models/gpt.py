@@ -39,10 +39,10 @@ def build(config: ModelConfig, spec: DataSpec) -> nn.Module:
     )
 
 
-def infer_spec(_config: ModelConfig, weights: Mapping[str, Tensor], *, input_size: int | None) -> DataSpec:
-    """Infer the `spec` of `build`; see `resnet.infer_spec`. With rotary positions, the context must be known."""
+def infer_spec(_config: ModelConfig, weights: Mapping[str, Tensor], *, image_size: int | None) -> DataSpec:
+    """Infer the `spec` of `build`; see `resnet.infer_spec`. `image_size`: the context, if positions are rotary."""
     learned = weights.get("positions.weight")
-    context = len(learned) if learned is not None else input_size
+    context = len(learned) if learned is not None else image_size
     assert context is not None  # every text dataset has a context
     return DataSpec(inputs=(context,), dtype=torch.int64, num_outputs=len(weights["head.weight"]))
 

@@ -22,7 +22,7 @@ from esper.configs.identity import checkpoints_folder, digest, outputs_folder, r
 from esper.configs.recorded import recorded
 from esper.contracts.events import Event, Notice
 from esper.costs import Cost, count
-from esper.data import FileSet, ImageSet
+from esper.data import FileSet, Split
 from esper.errors import ConfigError, WriteError
 from esper.kasmina import MorphableModel, find_blocks
 from esper.models import disable_inductor_layout_optimization
@@ -141,7 +141,7 @@ class Run:
                 derive_seed(ranks.rank + ranks.size * self.state.global_step, torch_seed(config.rng_seed))
             )
 
-    def evaluate_split(self, split: ImageSet | FileSet) -> tuple[float, float]:
+    def evaluate_split(self, split: Split) -> tuple[float, float]:
         """Mean loss in nats and accuracy in [0, 1] of a split.
 
         Each rank evaluates a shard, with rank 0's batch-norm statistics.

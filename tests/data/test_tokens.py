@@ -217,7 +217,7 @@ def test_other_settings_say_which_documents_they_would_train_on(tmp_path: Path) 
         ("nothing", r"no such file or folder; give one that holds text"),
         ("binary", r"00\.txt: not a text, as it contains zero bytes; remove it, or choose files by"),
         ("no match", r"no file that is not empty matches dataset\.file_pattern='\*\.md'"),
-        ("too little", r"the judge split has 0 tokens of 4 folders, and needs more than 32; use more text"),
+        ("too little", r"the judge split has 0 tokens of 4 folders, and needs 32; use more text"),
     ],
 )
 def test_text_that_cannot_be_used_is_refused_in_one_line(tmp_path: Path, make: str, message: str) -> None:

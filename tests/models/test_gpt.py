@@ -73,9 +73,9 @@ def test_initial_weights_are_those_of_nanogpt() -> None:
 
 def test_sizes_are_inferred_from_the_weights() -> None:
     network = gpt(depth=3)
-    assert infer_spec(config(), network.state_dict(), input_size=None) == SPEC
+    assert infer_spec(config(), network.state_dict(), image_size=None) == SPEC
     rotary = gpt(positions="rotary")
-    assert infer_spec(config(positions="rotary"), rotary.state_dict(), input_size=12) == SPEC
+    assert infer_spec(config(positions="rotary"), rotary.state_dict(), image_size=12) == SPEC
     found = describe(config(), network)
     assert (found["depth"], found["context"], found["vocab_size"]) == (3, 12, 50)
 

@@ -6,6 +6,7 @@ Hidden files and folders, whose names begin with a dot, and empty files are left
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -80,80 +81,86 @@ def load_text(config: DatasetConfig, files: Sequence[str], *, rng_seed: int, cac
         contents=json.dumps(found.entry()),
         cache_dir=cache_dir,
     )
-    groups = _Groups(corpus, _folders(files) if config.split_by == "folder" else None)
-    rest, test = groups.hold_out(groups.all, config.test_split, torch.Generator().manual_seed(0))
-
-    def draw(*, num_examples: int | None, val_split: float, rng_seed: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Documents of the training, controller and judge splits."""
-        generator = torch.Generator().manual_seed(torch_seed(rng_seed))
-        used = rest
-        if num_examples is not None and (share := num_examples * config.context / groups.size(rest)) < 1:
-            _, used = groups.hold_out(rest, share, generator)
-        train, validation = groups.hold_out(used, val_split, generator)
-        judge, controller = groups.hold_out(validation, 0.5, generator)
-        return groups.documents(train), groups.documents(controller), groups.documents(judge)
-
-    documents = draw(num_examples=config.num_examples, val_split=config.val_split, rng_seed=rng_seed)
-    named = dict(zip(("train", "controller", "judge"), documents, strict=True)) | {"test": groups.documents(test)}
+    documents = _Documents(corpus, _folders(files) if config.split_by == "folder" else None, config)
+    train, controller, judge = documents.draw(
+        num_examples=config.num_examples, val_split=config.val_split, rng_seed=rng_seed
+    )
     num_bytes = corpus.tokens.numel() * corpus.tokens.element_size()
     is_streamed = config.storage == "stream" or (config.storage == "auto" and num_bytes > MAX_DEVICE_BYTES)
-    splits = {
-        name: token_set(corpus.tokens, chosen, starts=corpus.starts, context=config.context, is_streamed=is_streamed)
-        for name, chosen in named.items()
-    }
-    _require_enough(config, groups, {name: split.num_tokens for name, split in splits.items()})
-    return DataSplits(
-        **splits,
+    make = functools.partial(
+        token_set, corpus.tokens, starts=corpus.starts, context=config.context, is_streamed=is_streamed
+    )
+    splits = DataSplits(
+        train=make(train),
+        controller=make(controller),
+        judge=make(judge),
+        test=make(documents.test),
         spec=DataSpec(
             inputs=(config.context,),
             dtype=torch.int64,
             num_outputs=tokenizer.vocab_size,
             token_bytes=tokenizer.token_bytes,
         ),
-        train_indices=lambda **settings: draw(**settings)[0],
-        held_out=torch.cat([named["controller"], named["judge"]]).sort().values,
+        train_indices=lambda **settings: documents.draw(**settings)[0],
+        held_out=torch.cat([controller, judge]).sort().values,
         fingerprint=found,
         notices=_notices(config, corpus),
     )
+    _require_enough(config, splits, documents)
+    return splits
 
 
-class _Groups:
-    """Documents that stay together when the text is split.
+class _Documents:
+    """The documents of a corpus in groups that stay together when they are split.
 
     Args:
         corpus: the documents.
         of_file: number of each file's group; None: each document is a group.
+        config: share of the test split, and context.
+
+    Attributes:
+        num_groups: how many groups there are.
+        test: the documents of the test split.
     """
 
-    def __init__(self, corpus: Corpus, of_file: Tensor | None) -> None:
+    def __init__(self, corpus: Corpus, of_file: Tensor | None, config: DatasetConfig) -> None:
         num_documents = len(corpus.files)
         self._group = torch.arange(num_documents) if of_file is None else of_file[corpus.files]
-        self._sizes = torch.zeros(int(self._group.max()) + 1, dtype=torch.int64)
-        self._sizes.index_add_(0, self._group, corpus.starts.diff())
-        self.all = list(range(len(self._sizes)))
+        self._context = config.context
+        self.num_groups = int(self._group.max()) + 1
+        self._sizes = torch.zeros(self.num_groups, dtype=torch.int64).index_add_(0, self._group, corpus.starts.diff())
+        generator = torch.Generator().manual_seed(0)
+        self._rest, test = self._hold_out(torch.arange(self.num_groups), config.test_split, generator)
+        self.test = self._members(test)
 
-    def size(self, groups: Sequence[int]) -> int:
-        """Tokens in groups."""
-        return int(self._sizes[list(groups)].sum())
+    def draw(self, *, num_examples: int | None, val_split: float, rng_seed: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The documents of the training, controller and judge splits, each int64, ascending."""
+        generator, used = torch.Generator().manual_seed(torch_seed(rng_seed)), self._rest
+        if num_examples is not None:
+            share = num_examples * self._context / max(1, int(self._sizes[used].sum()))
+            used = self._hold_out(used, share, generator)[1] if share < 1 else used
+        train, validation = self._hold_out(used, val_split, generator)
+        judge, controller = self._hold_out(validation, 0.5, generator)
+        return self._members(train), self._members(controller), self._members(judge)
 
-    def hold_out(self, groups: Sequence[int], share: float, generator: torch.Generator) -> tuple[list[int], list[int]]:
+    def _hold_out(self, groups: Tensor, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Groups that are left, and those drawn; see `draw_groups`."""
-        drawn, rest = draw_groups(self._sizes[list(groups)].tolist(), share, generator)
-        return [groups[i] for i in rest], [groups[i] for i in drawn]
+        drawn, rest = draw_groups(self._sizes[groups].tolist(), share, generator)
+        return groups[rest], groups[drawn]
 
-    def documents(self, groups: Sequence[int]) -> Tensor:
-        """The documents of groups, ascending."""
-        return torch.isin(self._group, torch.tensor(groups, dtype=torch.int64)).nonzero()[:, 0]
+    def _members(self, groups: Tensor) -> Tensor:
+        return torch.isin(self._group, groups).nonzero()[:, 0]
 
 
-def _require_enough(config: DatasetConfig, groups: _Groups, num_tokens: dict[str, int]) -> None:
-    needed = {name: 2 * config.context for name in num_tokens} | {"train": (config.batch_size + 1) * config.context}
-    for name, num in num_tokens.items():
-        if num <= needed[name]:
+def _require_enough(config: DatasetConfig, splits: DataSplits, documents: _Documents) -> None:
+    for name in ("train", "controller", "judge", "test"):
+        num = getattr(splits, name).num_tokens
+        needed = config.context * (config.batch_size + 1 if name == "train" else 2)
+        if num < needed:
             kind = "folders" if config.split_by == "folder" else "documents"
             raise DataError(
-                f"dataset {config.name}: the {name} split has {num:,} tokens of {len(groups.all):,} {kind}, and needs "
-                f"more than {needed[name]:,}; use more text, a smaller dataset.context (now {config.context}) or "
+                f"dataset {config.name}: the {name} split has {num:,} tokens of {documents.num_groups:,} {kind}, and "
+                f"needs {needed:,}; use more text, a smaller dataset.context (now {config.context}) or "
                 f"dataset.batch_size ({config.batch_size}), or other shares (dataset.val_split={config.val_split:g}, "
                 f"test_split={config.test_split:g})"
             )

@@ -51,7 +51,7 @@ def test_cifar10_is_read_with_its_own_test_set(cifar10: Path) -> None:
     assert [len(s) for s in (splits.train, splits.controller, splits.judge, splits.test)] == [60, 10, 10, 30]
     assert splits.train.images.shape[1:] == (3, 32, 32)
     assert torch.equal(splits.train.images[:, 0, 0, 0].long(), splits.train.labels)
-    assert splits.class_names[3] == "class3"
+    assert splits.spec.output_names[3] == "class3"
 
 
 def test_an_archive_in_the_folder_is_unpacked_without_network(cifar10: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,7 +82,7 @@ def test_cifar100_has_its_own_layout(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(CIFAR100, "meta", {"filename": "meta", "key": "fine_label_names", "md5": checksum})
     config = DatasetConfig(name="cifar100", data_dir=str(tmp_path), batch_size=8, val_split=0.5)
     splits = load_splits(config, rng_seed=0)
-    assert len(splits.class_names) == 100
+    assert len(splits.spec.output_names) == 100
     assert torch.bincount(splits.train.labels).tolist() == [2] * 100
 
 
