@@ -13,6 +13,7 @@ from typing import Any
 
 from esper import plugins
 from esper.configs.check_growth import check_growth
+from esper.configs.check_text import check_text
 from esper.configs.check_training import check_optimization
 from esper.configs.comparison import ARMS
 from esper.configs.dataset import DATASETS, DatasetConfig
@@ -38,6 +39,7 @@ def check(config: TolariaConfig) -> None:
     _check_names(config)
     _check_model(config)
     _check_dataset(config.dataset)
+    check_text(config)
     check_optimization(config.optimization)
     if config.comparison.arm is not None:
         _check_arm(config, config.comparison.arm)
@@ -156,7 +158,7 @@ def _check_architecture(model: ModelConfig) -> None:
         raise ConfigError(
             f"model.depths={model.depths}: needs one entry for each of model.widths={model.widths}, at least one"
         )
-    if model.name == "vit" and model.width % model.heads:
+    if model.name in ("vit", "gpt") and model.width % model.heads:
         raise ConfigError(
             f"model.heads={model.heads}: heads share model.width={model.width}; allowed are its divisors, such as "
             f"{max(heads for heads in range(1, model.heads) if model.width % heads == 0)}"
@@ -175,7 +177,7 @@ def _check_dataset(dataset: DatasetConfig) -> None:
         raise ConfigError(f"dataset.crop_padding={dataset.crop_padding}: allowed is below the images' side, {size}")
     if info.has_files:
         _check_folder(dataset)
-    elif dataset.storage == "stream":
+    elif dataset.storage == "stream" and not info.is_text:
         raise ConfigError(
             f"dataset.storage=stream: {dataset.name} has no image files to stream; use auto, or dataset=imagefolder"
         )

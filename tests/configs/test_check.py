@@ -181,6 +181,32 @@ def test_recomputed_blocks_are_not_compiled():
     assert "cannot be compiled" in refusal(model__gradient_checkpointing=True, compile_model=True)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dataset__name": "python_source"}, "model=resnet18: reads images, but dataset=python_source is text"),
+        ({"model__name": "gpt"}, "model=gpt: reads text, but dataset=cifar10 is not; use dataset=python_source"),
+        ({"task__name": "language_model"}, "task=language_model: dataset=cifar10 is no text"),
+        (
+            {"dataset__name": "python_source", "model__name": "gpt"},
+            "task=classification: dataset=python_source",
+        ),
+        ({"task__name": "language_model", "dataset__epoch_windows": 100}, "at least one batch, dataset.batch_size=128"),
+        ({"task__name": "language_model", "dataset__tokenizer": "no.json"}, "dataset.tokenizer=no.json: no such file"),
+        ({"task__name": "language_model", "dataset__name": "text", "dataset__data_dir": "no"}, "data_dir=no: no such"),
+        ({"task__name": "language_model", "model__heads": 5}, "heads share model.width=192; allowed are its divisors"),
+        (
+            {"task__name": "language_model", "model__positions": "rotary", "model__width": 9},
+            "model.positions=rotary: rotates pairs of features, but a head has 3",
+        ),
+    ],
+)
+def test_text_needs_a_network_and_a_task_for_text(changes, message):
+    if "task__name" in changes and len(changes) > 1:
+        changes = {"dataset__name": "python_source", "model__name": "gpt"} | changes
+    assert message in refusal(**changes)
+
+
 def test_padding_is_smaller_than_the_image():
     digits = {"dataset__name": "digits", "dataset__crop_padding": 8}
     assert "below the images' side, 8" in refusal(**digits)
