@@ -76,9 +76,7 @@ def test_what_is_no_utf8_is_named(tmp_path: Path) -> None:
         (folder / f"{i:02}.txt").write_text(text)
     (folder / "31.txt").write_bytes(b"\xff\xfe" * 50)
     config = DatasetConfig(name="text", data_dir=str(folder), tokenizer=byte_level(tmp_path))
-    with pytest.raises(
-        DataError, match=r"^[^\n]*31\.txt: not UTF-8 \(invalid start byte at byte 0\); [^\n]*$"
-    ):
+    with pytest.raises(DataError, match=r"^[^\n]*31\.txt: not UTF-8 \(invalid start byte at byte 0\); [^\n]*$"):
         load_splits(config, rng_seed=0, cache_dir=None)
 
 
