@@ -7,7 +7,7 @@ positions: Su et al., RoFormer, arXiv:2104.09864.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -32,9 +32,8 @@ def build(config: ModelConfig, spec: DataSpec) -> nn.Module:
         vocab_size=spec.num_outputs,
         context=spec.inputs[0],
         width=config.width,
-        depth=config.depth,
         heads=config.heads,
-        mlp_ratio=config.mlp_ratio,
+        mlp_widths=[round(config.mlp_ratio * config.width)] * config.depth,
         positions=config.positions,
     )
 
@@ -54,11 +53,15 @@ def describe(config: ModelConfig, network: nn.Module) -> dict[str, Any]:
         "vocab_size": network.head.out_features,
         "context": network.context,
         "width": config.width,
-        "depth": len(network.blocks),
         "heads": config.heads,
-        "mlp_ratio": config.mlp_ratio,
         "positions": config.positions,
+        "mlp_widths": [_mlp_width(block) for block in network.blocks],
     }
+
+
+def _mlp_width(block: nn.Module) -> int:
+    """Hidden features of a block, also if something that is no block has grown around it."""
+    return next(module.inner.out_features for module in block.modules() if isinstance(module, MLP))
 
 
 class GPT(nn.Module):
@@ -70,25 +73,25 @@ class GPT(nn.Module):
         vocab_size: V.
         context: tokens that it can read at once.
         width: features of a token.
-        depth: blocks.
         heads: attention heads, which share the width.
-        mlp_ratio: hidden features of a block's MLP as a multiple of the width.
+        mlp_widths: hidden features of each block's MLP.
         positions: `learned` vectors added to the embeddings, or `rotary` in each attention.
     """
 
     def __init__(
-        self, *, vocab_size: int, context: int, width: int, depth: int, heads: int, mlp_ratio: float, positions: str
+        self, *, vocab_size: int, context: int, width: int, heads: int, mlp_widths: Sequence[int], positions: str
     ) -> None:
         super().__init__()
         self.context = context
         self.embedding = nn.Embedding(vocab_size, width)
         self.positions = nn.Embedding(context, width) if positions == "learned" else None
         rotary_length = context if positions == "rotary" else None
-        hidden = round(mlp_ratio * width)
-        self.blocks = nn.Sequential(*(Block(width, heads, hidden, rotary_length=rotary_length) for _ in range(depth)))
+        self.blocks = nn.Sequential(
+            *(Block(width, heads, hidden, rotary_length=rotary_length) for hidden in mlp_widths)
+        )
         self.norm = nn.LayerNorm(width, bias=False)
         self.head = nn.Linear(width, vocab_size, bias=False)
-        self._init_weights(depth)
+        self._init_weights()
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Compute the logits of the next token at every position."""
@@ -99,7 +102,7 @@ class GPT(nn.Module):
         assert isinstance(logits, Tensor)
         return logits
 
-    def _init_weights(self, depth: int) -> None:
+    def _init_weights(self) -> None:
         """Normal with deviation 0.02; what is added to the residual stream smaller, so that its variance stays."""
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
@@ -107,7 +110,7 @@ class GPT(nn.Module):
         for block in self.blocks:
             assert isinstance(block, Block)
             for layer in (block.attention.out, block.mlp.out):
-                nn.init.normal_(layer.weight, std=_INIT_STD / math.sqrt(2 * depth))
+                nn.init.normal_(layer.weight, std=_INIT_STD / math.sqrt(2 * len(self.blocks)))
 
 
 class Block(nn.Module):

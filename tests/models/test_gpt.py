@@ -77,7 +77,7 @@ def test_sizes_are_inferred_from_the_weights() -> None:
     rotary = gpt(positions="rotary")
     assert infer_spec(config(positions="rotary"), rotary.state_dict(), image_size=12) == SPEC
     found = describe(config(), network)
-    assert (found["depth"], found["context"], found["vocab_size"]) == (3, 12, 50)
+    assert (found["mlp_widths"], found["context"], found["vocab_size"]) == ([64] * 3, 12, 50)
 
 
 def test_images_are_refused() -> None:
