@@ -42,6 +42,7 @@ class DataSplits:
         fingerprint: what the dataset holds.
         mean, std: of each channel of the training images (of files: of 1024 of them), in units of [0, 1]; else empty.
         notices: what the user should know about the files.
+        noun: what is split: images or documents.
     """
 
     train: Split
@@ -55,6 +56,7 @@ class DataSplits:
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     notices: tuple[str, ...] = ()
+    noun: str = "images"
 
     def to(self, device: torch.device) -> DataSplits:
         """Move images and tokens that are in memory to a device."""
@@ -113,7 +115,10 @@ def _split_images(config: DatasetConfig, dataset: Dataset, *, rng_seed: int) -> 
         )
     mean, std = _mean_and_std(train.images if isinstance(train, ImageSet) else train.sample(config.num_workers))
     return DataSplits(
-        **splits,
+        train=splits["train"],
+        controller=splits["controller"],
+        judge=splits["judge"],
+        test=splits["test"],
         spec=DataSpec(inputs=train.shape, num_outputs=len(dataset.class_names), output_names=dataset.class_names),
         mean=mean,
         std=std,

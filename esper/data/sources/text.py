@@ -105,6 +105,7 @@ def load_text(config: DatasetConfig, files: Sequence[str], *, rng_seed: int, cac
         held_out=torch.cat([controller, judge]).sort().values,
         fingerprint=found,
         notices=_notices(config, corpus),
+        noun="documents",
     )
     _require_enough(config, splits, documents)
     return splits

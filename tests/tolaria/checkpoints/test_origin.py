@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -16,7 +17,7 @@ from esper.configs import DatasetConfig, TolariaConfig
 from esper.data import load_splits
 from esper.errors import ConfigError
 from esper.tolaria.checkpoints.files import load
-from esper.tolaria.checkpoints.origin import read_origin
+from esper.tolaria.checkpoints.origin import Origin, read_origin
 from tests.conftest import tiny_config
 from tests.launch.test_same_data import write_images
 from tests.tolaria.checkpoints.test_resume import train
@@ -229,3 +230,27 @@ def test_a_start_from_a_network_warns_of_images_that_it_was_trained_on(
     warnings = [event["message"] for event in notices if event["message"].startswith("model.init_from=")]
     assert len(warnings) == (told is not None)
     assert all(re.search(told or "", warning) for warning in warnings)
+
+
+def test_text_counts_documents_and_other_splits_of_it_are_other_data(tmp_path: Path) -> None:
+    for i in range(40):
+        (tmp_path / f"{i:02}.txt").write_text(f"{i:02} " * 100)
+    text = DatasetConfig(name="text", data_dir=str(tmp_path), context=16, batch_size=4, val_split=0.3)
+    splits = load_splits(text, rng_seed=0)
+    settings = {"rng_seed": 0, "dataset.val_split": 0.3, "dataset.num_examples": None}
+    origin = Origin(
+        dataset="text",
+        batch_size=4,
+        epoch={"dataset.context": 16, "dataset.epoch_windows": None},
+        split=settings,
+        text={"dataset.document_separator": "<|endoftext|>", "dataset.split_by": "document", "dataset.test_split": 0.1},
+        data=splits.fingerprint,
+    )
+    assert origin.changed_data(splits, text) == ""
+    assert origin.num_leaked(splits) == 0
+    assert dataclasses.replace(origin, split=settings | {"rng_seed": 1}).num_leaked(splits) > 0
+    other = dataclasses.replace(text, test_split=0.2)
+    assert origin.changed_data(splits, other) == "dataset.test_split 0.1 → 0.2"
+    assert origin.steps_in_epoch(splits, splits.noun) == (
+        "26 documents in batches of 4, dataset.context=16, dataset.epoch_windows=null"
+    )
