@@ -14,7 +14,7 @@ from typing import Any
 from esper import plugins
 from esper.configs.check_growth import check_growth
 from esper.configs.check_text import check_text
-from esper.configs.check_training import check_optimization
+from esper.configs.check_training import check_training
 from esper.configs.comparison import ARMS
 from esper.configs.dataset import DATASETS, DatasetConfig
 from esper.configs.explain import nearest
@@ -40,7 +40,7 @@ def check(config: TolariaConfig) -> None:
     _check_model(config)
     _check_dataset(config.dataset)
     check_text(config)
-    check_optimization(config.optimization)
+    check_training(config)
     if config.comparison.arm is not None:
         _check_arm(config, config.comparison.arm)
     if config.morphogenetic.enable_tamiyo:

@@ -7,17 +7,28 @@ from typing import Any
 
 from esper.configs.explain import nearest
 from esper.configs.optimization import OPTIMIZERS, OptimizationConfig
+from esper.configs.tolaria import TolariaConfig
 from esper.errors import ConfigError
 
-__all__ = ["check_optimization"]
+__all__ = ["check_training"]
 
 
-def check_optimization(config: OptimizationConfig) -> None:
-    """Check the settings of the group `optimization` against each other.
+def check_training(config: TolariaConfig) -> None:
+    """Check how the run trains.
 
     Raises:
         ConfigError: the first problem.
     """
+    _check_optimization(config.optimization)
+    accumulate, batch_size = config.optimization.accumulate, config.dataset.batch_size
+    if accumulate > 1 and batch_size < 2 * accumulate:  # batch norm needs two examples
+        raise ConfigError(
+            f"optimization.accumulate={accumulate}: splits each batch of dataset.batch_size={batch_size}, the examples "
+            f"of one optimizer step; allowed is at most {max(1, batch_size // 2)}, or use a larger batch"
+        )
+
+
+def _check_optimization(config: OptimizationConfig) -> None:
     if config.max_macs is None and config.warmup_epochs >= config.max_epochs:
         raise ConfigError(
             f"optimization.warmup_epochs={config.warmup_epochs:g}: allowed is below "

@@ -70,6 +70,7 @@ _LATER: dict[str, Any] = {
     "dataset.test_split": 0.1,
     "dataset.epoch_windows": None,
     "optimization.max_macs": None,
+    "optimization.accumulate": 1,
     "optimization.optimizer_options": {},
     "optimization.decay_norms_and_biases": False,
     "morphogenetic.schedule_by": "steps",

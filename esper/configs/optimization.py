@@ -100,6 +100,12 @@ class OptimizationConfig:
         None, "maximum norm of the gradient over all parameters; null: no clipping", above=0
     )
 
+    accumulate: int = setting(
+        1,
+        "gradient accumulation: parts in which each batch of dataset.batch_size goes through the network, one after the "
+        "other, for one step of the optimizer; saves memory, and batch norm normalises each part by itself",
+        low=1,
+    )
     ema_decay: float | None = setting(
         None,
         "decay of an exponential moving average (EMA) of the weights, such as 0.999; the EMA is validated, tested and "

@@ -232,9 +232,11 @@ def open_run(
             run of other settings, or on other data.
     """
     ranks = ranks or Ranks()
-    if config.dataset.batch_size < ranks.size:
+    accumulate = config.optimization.accumulate
+    if config.dataset.batch_size < ranks.size * accumulate:
+        parts = f" in {accumulate} parts each (optimization.accumulate)" if accumulate > 1 else ""
         raise ConfigError(
-            f"dataset.batch_size={config.dataset.batch_size}: {ranks.size} ranks share each batch; start fewer, "
+            f"dataset.batch_size={config.dataset.batch_size}: {ranks.size} ranks share each batch{parts}; start fewer, "
             "or use a larger batch"
         )
     run_dir = (run_dir or Path("outputs", config.experiment_name, run_name(config, []))).absolute()
@@ -348,6 +350,7 @@ def _step(config: TolariaConfig, built: Parts, optimizer: Optimizer, ranks: Rank
         autocast_dtype=getattr(torch, config.autocast_dtype) if mixed else None,
         clip_norm=config.optimization.gradient_clip_norm,
         is_captured=capture_obstacle(config) is None,
+        accumulate=config.optimization.accumulate,
         ema=WeightEMA(built.model, decay=decay) if decay is not None else None,
         regions=_regions(config, built.model, built.device) if config.compile_model else None,
         ranks=ranks,

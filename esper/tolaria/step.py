@@ -35,7 +35,8 @@ class TrainStep:
     On CUDA the step is captured as one graph and replayed, which saves the kernel launches; `invalidate` makes it be
     captured again. The warm-up steps before a capture are training steps, run eagerly.
 
-    After `split`, the batch goes through the network in parts whose gradients are added up.
+    With `accumulate`, the batch goes through the network in so many parts, whose gradients are added up; after `split`,
+    in twice as many.
 
     Args:
         model: the network, in training mode.
@@ -45,12 +46,13 @@ class TrainStep:
         autocast_dtype: number format of the forward pass; None: float32.
         clip_norm: largest norm of the gradient over all parameters; None: no clipping.
         is_captured: whether to capture on CUDA.
+        accumulate: parts of a batch, one after the other.
         ema: exponential moving average of the weights to update; None: none.
         regions: compiled regions of the network, to which the step adds its own; None: nothing is compiled.
         ranks: None: a single rank.
 
     Attributes:
-        num_parts: parts of a batch, one after the other; saved in checkpoints.
+        num_splits: factor on the parts of a batch since it did not fit into memory; saved in checkpoints.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class TrainStep:
         autocast_dtype: torch.dtype | None,
         clip_norm: float | None,
         is_captured: bool,
+        accumulate: int = 1,
         ema: WeightEMA | None = None,
         regions: Regions | None = None,
         ranks: Ranks | None = None,
@@ -76,7 +79,8 @@ class TrainStep:
         self.ema = ema
         self.regions = regions
         self.ranks = ranks or Ranks()
-        self.num_parts = 1
+        self.accumulate = accumulate
+        self.num_splits = 1
         self.sums = StepSums(device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=autocast_dtype is torch.float16)
         # Epoch, batch index, step of the run: on the device, and the values known to be there.
@@ -188,13 +192,18 @@ class TrainStep:
     # --- too little memory -----------------------------------------------------------------------------------------
 
     @property
+    def num_parts(self) -> int:
+        """Parts of a batch, one after the other."""
+        return self.accumulate * self.num_splits
+
+    @property
     def can_split(self) -> bool:
         """Whether `split` is possible: once, and batch norm needs two images in each part of each rank."""
-        return self.num_parts == 1 and self.loader.batch_size // self.ranks.size >= 4
+        return self.num_splits == 1 and self.loader.batch_size // self.ranks.size >= 4 * self.accumulate
 
     def split(self) -> None:
-        """From now on, train each batch in halves; a step that ran out of memory may be tried again."""
-        self.num_parts = 2
+        """From now on, train each batch in twice as many parts; a step that ran out of memory may be tried again."""
+        self.num_splits = 2
         self.optimizer.zero_grad(set_to_none=True)
         self._known_position = (-1, -1, -1)
         self.invalidate()

@@ -87,6 +87,13 @@ def test_optimizer_options_are_those_of_the_optimizer(optimizer, options, expect
     assert re.match(rf"optimization.optimizer_options.{next(iter(options))}=.*: {expected}", message)
 
 
+def test_a_batch_is_accumulated_in_parts_of_two_examples_at_least():
+    check(changed(dataset__batch_size=32, optimization__accumulate=16))
+    message = refusal(dataset__batch_size=32, optimization__accumulate=17)
+    assert message.startswith("optimization.accumulate=17: splits each batch of dataset.batch_size=32")
+    assert "at most 16" in message
+
+
 def test_an_optimizer_that_does_not_fit_is_refused_with_those_that_do():
     assert refusal(optimization__optimizer="lbfgs").startswith(
         "optimization.optimizer=lbfgs: allowed are adadelta, adafactor"

@@ -98,7 +98,7 @@ def snapshot(run: Run) -> Snapshot:
             "training": run.state.state_dict(),
             "growth": run.life.state_dict(),
             "scaler": run.step.scaler.state_dict(),
-            "num_parts": run.step.num_parts,
+            "num_parts": run.step.num_splits,
             "average": ema.born if ema is not None else {},
         },
         recipe=run.model.recipe,
@@ -184,7 +184,7 @@ def restore(run: Run, saved: Snapshot) -> None:
     if run.step.scaler.is_enabled() and not state["scaler"]:
         raise CheckpointError("the checkpoint was saved without a gradient scaler; resume in its number format")
     run.step.scaler.load_state_dict(state["scaler"])
-    run.step.num_parts = state.get("num_parts", 1)
+    run.step.num_splits = state.get("num_parts", 1)
     run.state.load_state_dict(state["training"])
 
 
