@@ -102,8 +102,8 @@ class OptimizationConfig:
 
     accumulate: int = setting(
         1,
-        "gradient accumulation: parts in which each batch of dataset.batch_size goes through the network, one after the "
-        "other, for one step of the optimizer; saves memory, and batch norm normalises each part by itself",
+        "gradient accumulation: parts in which each batch of dataset.batch_size goes through the network, one after "
+        "the other, for one step of the optimizer; saves memory, and batch norm normalises each part by itself",
         low=1,
     )
     ema_decay: float | None = setting(
