@@ -105,9 +105,8 @@ def _settings(run_dir: Path) -> dict[str, Any]:
 def _input_size(dataset: Mapping[str, Any]) -> int | None:
     """Side of the images, or tokens in a window, if they are known."""
     known = DATASETS.get(dataset["name"])
-    if known is not None and known.is_text:
-        return cast(int, dataset["context"])
-    return dataset["image_size"] or (known.image_size if known else None)
+    size = dataset["context"] if known is not None and known.is_text else dataset["image_size"]
+    return size or (known.image_size if known else None)
 
 
 def _rebuilt(settings: Mapping[str, Any], saved: Snapshot) -> MorphableModel:
