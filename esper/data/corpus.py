@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import mmap
 import os
@@ -11,7 +12,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import torch
@@ -34,8 +35,14 @@ _NUM_PIECES = 200
 _BATCH_BYTES = 2**24
 """Text that is tokenized at a time."""
 
-Span = tuple[int, int, int]
-"""A document: number of its file, first byte in it, and the byte after its last one."""
+
+class Span(NamedTuple):
+    """A document, or a piece of one: number of its file, first byte, byte behind it; whether a document ends there."""
+
+    file: int
+    start: int
+    stop: int
+    is_end: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -123,7 +130,7 @@ def _written(files: Sequence[str], tokenizer: Tokenizer, separator: str, path: P
             lengths = [length for batch in _batches(spans) for length in _tokenize(batch, files, tokenizer, out)]
         temporary.replace(path.with_suffix(".tokens"))
         starts = torch.tensor([0, *lengths]).cumsum(0)
-        index = {"starts": starts, "files": torch.tensor([file for file, *_ in spans]), "is_cut": torch.tensor(is_cut)}
+        index = {"starts": starts, "files": torch.tensor([span.file for span in spans]), "is_cut": torch.tensor(is_cut)}
         temporary.write_bytes(save(index))
         temporary.replace(path.with_suffix(".safetensors"))
     finally:
@@ -139,8 +146,8 @@ def _tokenize(spans: Sequence[Span], files: Sequence[str], tokenizer: Tokenizer,
     stopping.check()
     hanging.beat()
     lengths = []
-    end = [] if tokenizer.end_of_text is None else [tokenizer.end_of_text]
-    for ids in _encoded(spans, files, tokenizer):
+    for span, ids in zip(spans, _encoded(spans, files, tokenizer), strict=True):
+        end = [tokenizer.end_of_text] if span.is_end and tokenizer.end_of_text is not None else []
         ids.tofile(out)
         np.array(end, dtype=tokenizer.dtype).tofile(out)
         lengths.append(len(ids) + len(end))
@@ -149,18 +156,18 @@ def _tokenize(spans: Sequence[Span], files: Sequence[str], tokenizer: Tokenizer,
 
 def _encoded(spans: Sequence[Span], files: Sequence[str], tokenizer: Tokenizer) -> list[NDArray[Any]]:
     texts = []
-    for file, start, stop in spans:
+    for file, members in itertools.groupby(spans, key=lambda span: span.file):
         with _map(files[file]) as mapped:
-            texts.append(mapped[start:stop])
+            texts += [mapped[span.start : span.stop] for span in members]
     try:
         return tokenizer.encode(texts)
     except DataError:
-        for (file, *_), text in zip(spans, texts, strict=True):
+        for span, text in zip(spans, texts, strict=True):
             try:
                 tokenizer.encode([text])
             except DataError as error:
                 raise DataError(
-                    f"{files[file]}: {error}; remove it, or choose files by dataset.file_pattern, such as *.txt"
+                    f"{files[span.file]}: {error}; remove it, or choose files by dataset.file_pattern, such as *.txt"
                 ) from None
         raise
 
@@ -169,7 +176,7 @@ def _batches(spans: Sequence[Span]) -> Iterator[list[Span]]:
     batch, size = list[Span](), 0
     for span in spans:
         batch.append(span)
-        size += span[2] - span[1]
+        size += span.stop - span.start
         if size >= _BATCH_BYTES:
             yield batch
             batch, size = [], 0
@@ -182,11 +189,13 @@ def _batches(spans: Sequence[Span]) -> Iterator[list[Span]]:
 
 def _documents(files: Sequence[str], separator: str) -> tuple[list[Span], bool]:
     """The documents of files, and whether they had to be cut."""
-    spans = [(file, start, stop) for file, path in enumerate(files) for start, stop in _split(path, separator)]
+    spans = [Span(file, start, stop) for file, path in enumerate(files) for start, stop in _split(path, separator)]
+    if not spans:
+        raise DataError(f"{files[0]}: holds nothing but dataset.document_separator={separator!r}; give some text")
     if len(spans) >= _MIN_DOCUMENTS:
         return spans, False
-    size = max(1, sum(stop - start for _, start, stop in spans) // _NUM_PIECES)
-    return [(file, *piece) for file, start, stop in spans for piece in _cut(files[file], start, stop, size)], True
+    size = max(1, sum(span.stop - span.start for span in spans) // _NUM_PIECES)
+    return [piece for span in spans for piece in _cut(files[span.file], span, size)], True
 
 
 def _split(path: str, separator: str) -> Iterator[tuple[int, int]]:
@@ -202,13 +211,14 @@ def _split(path: str, separator: str) -> Iterator[tuple[int, int]]:
             yield start, len(text)
 
 
-def _cut(path: str, start: int, stop: int, size: int) -> Iterator[tuple[int, int]]:
+def _cut(path: str, span: Span, size: int) -> Iterator[Span]:
     """Cut a document at ends of lines into pieces of at least `size` bytes."""
+    start = span.start
     with _map(path) as text:
-        while start < stop:
-            end = text.find(b"\n", min(start + size, stop) - 1, stop) + 1
-            yield start, end or stop
-            start = end or stop
+        while start < span.stop:
+            end = text.find(b"\n", min(start + size, span.stop) - 1, span.stop) + 1 or span.stop
+            yield Span(span.file, start, end, is_end=end == span.stop)
+            start = end
 
 
 @contextlib.contextmanager

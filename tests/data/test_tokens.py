@@ -175,6 +175,7 @@ def test_a_file_of_one_document_is_cut_at_ends_of_lines(tmp_path: Path) -> None:
         bytes(tokens.read(torch.tensor([0]), tokens.num_tokens)[0].tolist())
         for tokens in (getattr(splits, name) for name in SPLITS)
     )
+    assert text.count(b"\0") == 1
     lines = text.replace(b"\0", b"").decode().splitlines()
     assert sorted(lines) == sorted(f"line {i} of the book" for i in range(2000))
 
@@ -217,6 +218,7 @@ def test_other_settings_say_which_documents_they_would_train_on(tmp_path: Path) 
         ("nothing", r"no such file or folder; give one that holds text"),
         ("binary", r"00\.txt: not a text, as it contains zero bytes; remove it, or choose files by"),
         ("no match", r"no file that is not empty matches dataset\.file_pattern='\*\.md'"),
+        ("separators", r"book\.txt: holds nothing but dataset\.document_separator='<\|endoftext\|>'; give some text"),
         ("too little", r"the judge split has 0 tokens of 4 folders, and needs 32; use more text"),
     ],
 )
@@ -226,6 +228,9 @@ def test_text_that_cannot_be_used_is_refused_in_one_line(tmp_path: Path, make: s
         folder_of_texts(place, num=4 if make == "too little" else 40, size=60 if make == "too little" else 300)
     if make == "binary":
         (place / "part0" / "00.txt").write_bytes(b"abc\0" * 100)
+    if make == "separators":
+        place = tmp_path / "book.txt"
+        place.write_text("<|endoftext|>" * 30)
     if make == "no match":
         changes["file_pattern"] = "*.md"
     if make == "too little":
