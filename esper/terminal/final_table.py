@@ -49,7 +49,7 @@ def final_table(result: Mapping[str, Any]) -> Table:
         "test accuracy": f"[bold]{percent(result['test_accuracy'])}[/]   loss {loss(result['test_loss'])}",
         "val accuracy": f"{percent(result['val_accuracy'])}   loss {loss(result['val_loss'])}",
         "parameters": _before_after(result, "num_parameters"),
-        "MACs per image": _before_after(result, "num_macs"),
+        "MACs per example": _before_after(result, "num_macs"),
         "MACs spent": f"{number(total_macs)}{shares if growth_macs else ''}",
         "time": clock(result["seconds"]),
     }

@@ -90,7 +90,7 @@ def _started(event: dict[str, Any]) -> Iterator[Line]:
     config = event["config"]
     host = (
         f"{config['model']['name']} on {config['dataset']['name']}: {number(event['num_parameters'])} parameters, "
-        f"{number(event['num_macs'])} MACs per image"
+        f"{number(event['num_macs'])} MACs per example"
     )
     growth = config["morphogenetic"]
     may_grow = growth["enable_tamiyo"] and event["num_sites"]

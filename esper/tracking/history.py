@@ -25,7 +25,7 @@ class GrownModule:
         step: optimizer steps done when it was attached.
         epoch: epochs finished then; None before the first `state` event.
         added_parameters: parameters it added to the network.
-        added_macs: multiply-accumulates per image it added.
+        added_macs: multiply-accumulates per example it added.
         state: lifecycle state; fossilized and culled are final.
         state_step: step at which it entered that state.
         state_epoch: epochs finished then.

@@ -102,7 +102,7 @@ class Lifecycle:
 
     @property
     def running_macs(self) -> int:
-        """MACs per image of the network in a training step: without kernels that incubate."""
+        """MACs per example of the network in a training step: without kernels that incubate."""
         if self.config.incubation == "none":
             return self.cost.num_macs
         incubating = [slot for slot in self.model.all_slots() if slot.state is _S.TRAINING]
