@@ -1,6 +1,6 @@
 """What a dataset holds, in a few digests: compared when a run is resumed, or its result shown.
 
-Of image files the names all count; size and content of up to 20,000 files, evenly spaced if there are more: files of up
+Of files the names all count; size and content of up to 20,000 files, evenly spaced if there are more: files of up
 to 64 KiB whole, of larger ones 16 KiB at the beginning, in the middle and at the end. Modification times do not count.
 """
 
@@ -30,7 +30,7 @@ _CHUNK = 64
 """Files that a thread reads at a time."""
 
 Part = tuple[int, str, str]
-"""Number of images, digest of their names, digest of their contents; "" where there is nothing to digest."""
+"""Number of images or files, digest of their names, digest of their contents; "" where there is nothing to digest."""
 
 
 @dataclass(frozen=True, slots=True)
