@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import esper
+import esper.launch.run
 from esper import plugins
 from esper.configs import TolariaConfig, load_config
 from esper.configs.check import check
@@ -127,3 +129,70 @@ def test_the_decorators_need_no_torch() -> None:
     code = "import esper, sys; esper.model('a')(int); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
     assert set(esper.__all__) >= {"model", "dataset", "policy"}
+
+
+NET = """
+import esper
+from torch import nn
+
+@esper.model("tiny")
+class Tiny(nn.Module):
+    def __init__(self, spec, width=8):
+        super().__init__()
+        self.stem = nn.Conv2d(spec.inputs[0], width, 3, padding=1)
+        self.blocks = nn.Sequential(*(Block(width) for _ in range(2)))
+        self.head = nn.Linear(width, spec.num_outputs)
+
+    def forward(self, x):
+        return self.head(self.blocks(self.stem(x)).mean((2, 3)))
+
+class Block(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(width)
+
+    def forward(self, x):
+        return x + self.norm(self.conv(x)).relu()
+"""
+QUICK = ["model=plugin", "dataset=digits", "morphogenetic=stack", "tracking=none", "device=cpu",
+         "dataset.num_examples=400", "optimization.max_epochs=4"]  # fmt: skip
+
+
+def train(tmp_path: Path, *overrides: str) -> esper.launch.run.Outcome:
+    plugins._loaded.clear()  # as in another process
+    sys.modules.pop("mine", None)
+    plugins._registered.clear()
+    return esper.fit("plugins=[mine]", "model.name=tiny", *QUICK, *overrides, run_dir=tmp_path / "run")
+
+
+def test_a_network_of_a_plugin_grows_and_a_changed_file_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write(tmp_path / "mine.py", NET)
+    outcome = train(tmp_path, "model.options.width=6")
+    assert json.loads((outcome.run_dir / "recipe.json").read_text())["grafts"][0]["sources"] == ["blocks.1"]
+    (recorded,) = json.loads((outcome.run_dir / "plugins.json").read_text())["plugins"]
+    assert (recorded["module"], recorded["file"]) == ("mine", str(file))
+    assert "has changed" not in capsys.readouterr().err
+    file.write_text(f"{NET}\n# another comment\n")
+    assert train(tmp_path, "model.options.width=6").result == outcome.result
+    assert "plugin mine has changed since the run began" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["model.options.depth=2"],
+            r"model.options={'depth': 2}: tiny got an unexpected .*'depth'; its options: width",
+        ),
+        (["model.name=tinny"], r"model.name=tinny: allowed are tiny; did you mean tiny\?"),
+        (["model.name=''"], r"model=plugin: which network\? Add model.name=NAME; there are: tiny"),
+        (["dataset=synthetic", "model.options.width=0"], r"model.name=tiny: cannot be built: "),
+    ],
+)
+def test_a_network_that_does_not_suit_is_one_line(tmp_path: Path, overrides: list[str], message: str) -> None:
+    write(tmp_path / "mine.py", NET)
+    with pytest.raises(ConfigError, match=message):
+        train(tmp_path, *overrides)

@@ -146,6 +146,9 @@ def _check_architecture(model: ModelConfig) -> None:
         if model.stem != "auto":
             raise ConfigError(f"model.stem={model.stem}: timm's networks keep their own stem; leave it auto")
         return
+    if model.source == "plugin":
+        _check_plugin_model(model)
+        return
     if model.name not in HOSTS:
         raise ConfigError(f"model.name={model.name}: allowed are {', '.join(HOSTS)}{nearest(model.name, HOSTS)}")
     if model.pretrained and not HOSTS[model.name].has_pretrained:
@@ -163,6 +166,21 @@ def _check_architecture(model: ModelConfig) -> None:
             f"model.heads={model.heads}: heads share model.width={model.width}; allowed are its divisors, such as "
             f"{max(heads for heads in range(1, model.heads) if model.width % heads == 0)}"
         )
+
+
+def _check_plugin_model(model: ModelConfig) -> None:
+    known = plugins.names("model")
+    if not model.name:
+        names = ", ".join(known) or "none; name its module in plugins=[MODULE]"
+        raise ConfigError(f"model=plugin: which network? Add model.name=NAME; there are: {names}")
+    if model.name not in known:
+        names = (
+            f"allowed are {', '.join(known)}{nearest(model.name, known)}" if known else "no plugin has registered one"
+        )
+        raise ConfigError(f'model.name={model.name}: {names}; @esper.model("NAME") in a module of plugins=[MODULE]')
+    if model.pretrained or model.stem != "auto":
+        key = "pretrained=true" if model.pretrained else f"stem={model.stem}"
+        raise ConfigError(f"model.{key}: not for networks of your own; leave it out, or take it from model.options")
 
 
 def _check_dataset(dataset: DatasetConfig) -> None:

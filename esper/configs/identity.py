@@ -56,6 +56,8 @@ _LATER: dict[str, Any] = {
     "plugins": [],
     "model.init_from": None,
     "model.init_digest": None,
+    "model.options": {},
+    "model.digest": None,
     "model.patch_size": 4,
     "model.width": 192,
     "model.depth": 6,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from esper.configs.schema import setting
 
-__all__ = ["HOSTS", "SITE_KINDS", "TIMM", "HostInfo", "ModelConfig"]
+__all__ = ["HOSTS", "PLUGIN", "SITE_KINDS", "TIMM", "HostInfo", "ModelConfig"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +34,8 @@ HOSTS = {
 }
 TIMM = HostInfo(module="esper.models.timm_host", has_pretrained=True)
 """All networks of timm, whose names are not listed here."""
+PLUGIN = HostInfo(module="esper.models.registered")
+"""All networks of plugins."""
 SITE_KINDS = ("beside", "after", "parallel", "width")
 
 
@@ -42,10 +45,15 @@ class ModelConfig:
 
     source: str = setting(
         "torchvision",
-        "library of the host: torchvision (also for Esper's own: resnet10, resnet_small, vit), or timm",
-        choices=("torchvision", "timm"),
+        "library of the host: torchvision (also for Esper's own: resnet10, resnet_small, vit), timm, or plugin "
+        "(your own)",
+        choices=("torchvision", "timm", "plugin"),
     )
-    name: str = setting("resnet18", f"host network: {', '.join(HOSTS)}, or any name that timm knows")
+    name: str = setting(
+        "resnet18", f"host network: {', '.join(HOSTS)}, any name that timm knows, or one that a plugin has registered"
+    )
+    options: dict[str, Any] = setting({}, "source=plugin: arguments of your network's factory")
+    digest: str | None = setting(None, "digest of a network given to fit, set by it: its source, layout and weights")
     num_classes: int | None = setting(None, "outputs of the classifier; null: the classes of the dataset", low=2)
     pretrained: bool = setting(
         False, "start from pretrained weights of torchvision or timm (not for resnet10, resnet_small, vit)"

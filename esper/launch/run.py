@@ -31,6 +31,7 @@ from esper.tolaria import TolariaService
 from esper.tolaria.checkpoints.resume import rewind_target
 from esper.tolaria.data_record import require_same_data
 from esper.tolaria.memory import explained, is_out_of_memory
+from esper.tolaria.plugin_record import changed_plugins
 from esper.tolaria.ranks import Ranks, init_ranks
 from esper.tolaria.run_folder import RunFolder, require_same_run
 from esper.tracking import read, tracking_uri
@@ -119,6 +120,7 @@ def _run(config: TolariaConfig, run_dir: Path, ranks: Ranks, *, sibling: Callabl
     if is_finished:
         find = functools.partial(fingerprint, config.dataset)
         notices = ranks.on_rank0(lambda: require_same_data(config, run_dir, find, is_shown=True))
+        notices += changed_plugins(run_dir, config.plugins)
     if not ranks.is_rank0:
         return _outcome(0, status["result"], run_dir) if is_finished else asyncio.run(_train(config, run_dir, []))
     with contextlib.ExitStack() as stack:

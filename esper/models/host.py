@@ -12,7 +12,7 @@ from types import ModuleType
 from torch import nn
 
 from esper.configs import ModelConfig
-from esper.configs.model import HOSTS, TIMM
+from esper.configs.model import HOSTS, PLUGIN, TIMM
 from esper.data import DataSpec
 
 __all__ = ["build_host", "host_family"]
@@ -20,7 +20,8 @@ __all__ = ["build_host", "host_family"]
 
 def host_family(config: ModelConfig) -> ModuleType:
     """Import the module of the configured network."""
-    return importlib.import_module((TIMM if config.source == "timm" else HOSTS[config.name]).module)
+    others = {"timm": TIMM, "plugin": PLUGIN}
+    return importlib.import_module((others.get(config.source) or HOSTS[config.name]).module)
 
 
 def build_host(config: ModelConfig, spec: DataSpec) -> nn.Module:

@@ -30,6 +30,7 @@ from esper.tolaria.growth.refusals import on_trial
 from esper.tolaria.library import record_outcomes, write_declared
 from esper.tolaria.metrics import StepLog, require_finite
 from esper.tolaria.optim import set_learning_rates
+from esper.tolaria.plugin_record import write_plugins
 from esper.tolaria.ranks import init_ranks
 from esper.tolaria.recovery import WayBack, do_step, find_way_back
 from esper.tolaria.result import result_of
@@ -122,6 +123,8 @@ class TrainingLoop:
                 stopping.check()
             beside = run.checkpoint_dir if run.ranks.is_rank0 else None
             run.folder.write_config(config, run.parts.splits.fingerprint, checkpoint_dir=beside)
+            if resumed_from is None:
+                write_plugins(run.run_dir, config.plugins)
             write_atomically(run.run_dir / "git.diff", git_diff(), is_private=True)
             write_declared(run.run_dir, run.config.morphogenetic.library)
             run.folder.set_status("running")

@@ -28,6 +28,7 @@ from esper.kasmina import MorphableModel, find_blocks
 from esper.models import disable_inductor_layout_optimization
 from esper.redact import redact
 from esper.tezzeret.measure import set_compile_cache
+from esper.tolaria.checkpoints.files import has_checkpoints
 from esper.tolaria.checkpoints.writer import CheckpointWriter
 from esper.tolaria.cuda_graph import capture_obstacle
 from esper.tolaria.data_record import require_same_data
@@ -38,6 +39,7 @@ from esper.tolaria.growth.data import GrowthData
 from esper.tolaria.growth.lifecycle import Lifecycle
 from esper.tolaria.library import with_library
 from esper.tolaria.optim import build_optimizer
+from esper.tolaria.plugin_record import changed_plugins
 from esper.tolaria.ranks import Ranks
 from esper.tolaria.regional_compile import Regions
 from esper.tolaria.run_folder import RunFolder, require_same_run
@@ -257,6 +259,7 @@ def open_run(
         stack.callback(built.close)
         found = built.splits.fingerprint
         data_notices = ranks.on_rank0(lambda: require_same_data(config, run_dir, lambda: found))
+        data_notices += changed_plugins(run_dir, config.plugins) if has_checkpoints(checkpoints) else []
         journal = Journal(run_dir / "journal.jsonl", guard=folder.require_held)
         stack.callback(journal.close)
         for listener in listeners:
