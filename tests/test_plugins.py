@@ -171,7 +171,7 @@ def test_a_network_of_a_plugin_grows_and_a_changed_file_is_told(
 ) -> None:
     file = write(tmp_path / "mine.py", NET)
     outcome = train(tmp_path, "model.options.width=6")
-    assert json.loads((outcome.run_dir / "recipe.json").read_text())["grafts"][0]["sources"] == ["blocks.1"]
+    assert json.loads((outcome.run_dir / "recipe.json").read_text())["grafts"][0]["sources"] == ["blocks.0", "blocks.1"]
     (recorded,) = json.loads((outcome.run_dir / "plugins.json").read_text())["plugins"]
     assert (recorded["module"], recorded["file"]) == ("mine", str(file))
     assert "has changed" not in capsys.readouterr().err
