@@ -31,14 +31,15 @@ from torch.optim import Optimizer
 from benchmarks.bottleneck_report import report
 from benchmarks.plants import PLANTS, UNITS, Plant, planted_host
 from benchmarks.trainings import hardware
-from esper.configs import DatasetConfig, OptimizationConfig
+from esper.configs import DatasetConfig, OptimizationConfig, TaskConfig
 from esper.contracts.recipe import Graft
-from esper.data import DataSplits, ImageSet, Preprocess, TrainLoader, load_splits
+from esper.data import DataSpec, DataSplits, ImageSet, Preprocess, TrainLoader, load_splits
 from esper.kasmina import MorphableModel, surgery, wrap
 from esper.kasmina.scores import health, score_sites
+from esper.tasks import build_task
 from esper.tolaria import optim
 from esper.tolaria.budget import Budget
-from esper.tolaria.evaluate import example_losses
+from esper.tolaria.evaluate import evaluate
 from esper.tolaria.schedule import learning_rate
 from esper.tolaria.step import TrainStep
 
@@ -81,6 +82,8 @@ class Trunk:
             torch.arange(min(NUM_CONTROLLER, len(splits.controller)), device=self.device)
         ]
         self.outcome = splits.judge
+        spec = DataSpec(inputs=splits.train.shape, num_outputs=len(splits.class_names))
+        self.task = build_task(TaskConfig(), spec, self.device)
         self.total_steps = EPOCHS * self.loader.num_batches
         self.budget = Budget(
             total=self.total_steps,
@@ -99,6 +102,7 @@ class Trunk:
         """Train steps `first` to `last - 1`."""
         step = TrainStep(
             model=model.train(),
+            task=self.task,
             optimizer=optimizer,
             loader=self.loader,
             device=self.device,
@@ -114,8 +118,8 @@ class Trunk:
 
     def measure(self, model: MorphableModel) -> dict[str, float]:
         """Loss and accuracy on images used for neither training nor scoring."""
-        losses, hits = example_losses(model, self.batches(self.outcome))
-        return {"loss": float(losses.double().mean()), "accuracy": float(hits.double().mean())}
+        loss, metrics = evaluate(model, self.batches(self.outcome), self.task)
+        return {"loss": loss, "accuracy": metrics["accuracy"]}
 
     def fork(self, model: MorphableModel, optimizer: Optimizer, first: int, growth: Growth | None) -> dict[str, Any]:
         """Finish a copy of a training, after growing at step `first`; the original does not change."""

@@ -54,12 +54,14 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("paths", nargs="*", type=Path, metavar="PATH", help="folder of a run, or of runs to compare")
     report.add_argument("--out", type=Path, metavar="FILE", help="file of a comparison (default: comparison.html)")
     report.add_argument("--baseline", metavar="LABEL", help="arm to compare the others with")
-    report.add_argument("--target", type=float, metavar="ACCURACY", help="validation accuracy to reach, e.g. 0.9")
+    report.add_argument(
+        "--target", type=float, metavar="VALUE", help="validation accuracy (or what else leads) to reach, e.g. 0.9"
+    )
     report.add_argument("--mlflow", metavar="EXPERIMENT", help="compare the runs of an MLflow experiment")
     report.add_argument("--uri", help="MLflow tracking URI (default: outputs/mlflow.db)")
 
     sweep = _add_group(commands, "sweep", "show the status of a sweep, or resume it")
-    status = _add(sweep, "status", _sweep_status, "show state, epoch, accuracy and remaining time of every run")
+    status = _add(sweep, "status", _sweep_status, "show state, epoch, leading metric and remaining time of every run")
     status.add_argument("sweep_dir", type=Path, metavar="DIR", help="folder of the sweep, e.g. outputs/my_experiment")
     status.add_argument("--watch", action="store_true", help="refresh until every job has ended")
     resume = _add(sweep, "resume", _sweep_resume, "resubmit the runs that are missing, failed or interrupted")

@@ -79,7 +79,7 @@ def _register_launchers() -> None:
 
 
 def app(cfg: DictConfig) -> float | None:
-    """Train one run in the folder that Hydra made; returns the validation accuracy, for sweepers that search."""
+    """Train one run in the folder that Hydra made; returns the validation's leading metric, for sweepers."""
     settings = HydraConfig.get()
     try:
         from esper.launch.run import run

@@ -15,6 +15,7 @@ from esper.kasmina.model import MorphableModel
 from esper.kasmina.modes import evaluating
 from esper.kasmina.moments import GroupedBatch, Moments, Term, group_images, score_terms
 from esper.kasmina.sites import Site
+from esper.tasks import by_example
 from esper.urza.copied import CopiedBlocks
 
 __all__ = ["SiteScore", "health", "score_sites", "scoring_macs"]
@@ -79,20 +80,29 @@ class _SiteTensors:
         return [*terms, *shared, ("all", self.y, self.y)]
 
 
-def score_sites(model: MorphableModel, batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, SiteScore]:
+def _cross_entropy(output: Tensor, target: Tensor) -> Tensor:
+    return F.cross_entropy(output, target, reduction="none")
+
+
+def score_sites(
+    model: MorphableModel,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    losses: Callable[[Tensor, Tensor], Tensor] = _cross_entropy,
+) -> dict[str, SiteScore]:
     """Score every site of a network in eval mode; parameters, gradients, buffers and modes are unchanged.
 
     Args:
         model: the network, grown or not.
-        batches: images (N, C, H, W), normalised, and labels (N,); at least three images in all.
+        batches: images (N, C, H, W), normalised, and targets; at least three images in all.
+        losses: from output and target, the loss of every example or token.
     """
     sites = [slot.site for slot in model.all_slots()]
     moments = Moments()
     tensors: list[_SiteTensors] = []
-    with _Recorder(model, sites) as recorder, evaluating(model):
-        for images, labels in batches:
+    with _Recorder(model, sites, losses) as recorder, evaluating(model):
+        for images, targets in batches:
             batch = group_images(len(images), first=moments.num_images, device=images.device)
-            recorder.run(model, images, labels, batch)
+            recorder.run(model, images, targets, batch)
             names = [recorder.site_tensors(site) for site in sites]
             assert names == (tensors or names), "modules share the same tensors in every batch"
             tensors = names
@@ -167,8 +177,11 @@ def scoring_macs(model: MorphableModel) -> int:
 class _Recorder:
     """Context manager whose hooks record inputs of a network's modules, outputs and output gradients of its host's."""
 
-    def __init__(self, model: MorphableModel, sites: Sequence[Site]) -> None:
+    def __init__(
+        self, model: MorphableModel, sites: Sequence[Site], losses: Callable[[Tensor, Tensor], Tensor]
+    ) -> None:
         self._model = model
+        self._losses = losses
         self._features = {site.name: _last_linear(model, site) for site in sites}
         starts = [f"host.{site.start}" for site in sites if site.kind != "after"]
         self._readers = dict.fromkeys([*starts, *(name for name in self._features.values() if name is not None)])
@@ -193,10 +206,10 @@ class _Recorder:
         for hook in self._hooks:
             hook.remove()
 
-    def run(self, model: MorphableModel, images: Tensor, labels: Tensor, batch: GroupedBatch) -> None:
+    def run(self, model: MorphableModel, images: Tensor, targets: Tensor, batch: GroupedBatch) -> None:
         """Run a forward and backward pass on the images of a batch, sorted and padded as in `batch`."""
         with torch.enable_grad():
-            losses = F.cross_entropy(model(images[batch.index]), labels[batch.index], reduction="none")
+            losses = by_example(self._losses(model(images[batch.index]), targets[batch.index]))
             # Summed, so that each image's gradient is that of its own loss.
             loss = losses.where(batch.is_real, 0.0).sum()
             gradients = torch.autograd.grad(loss, list(self._outputs.values()))

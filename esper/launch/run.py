@@ -18,6 +18,7 @@ from esper.configs import TolariaConfig
 from esper.configs.identity import checkpoints_folder, digest, outputs_folder
 from esper.console import Console
 from esper.contracts.events import Event, GrowthUndone, Notice
+from esper.contracts.metrics import headline_of
 from esper.data import fingerprint
 from esper.errors import EsperError, RankError, RunError, WriteError
 from esper.folders import left_as_it_was
@@ -49,7 +50,8 @@ class Outcome:
 
     Attributes:
         exit_code: 0 finished, 128 + n stopped by signal n: 130 Ctrl-C, 143 SIGTERM.
-        metric: validation accuracy at the end, in [0, 1]; None unless finished.
+        metric: the task's leading metric on the validation split at the end (accuracies in [0, 1]); None unless
+            finished.
         result: of the finished run, as `contracts.events.RunEnded` holds it.
         run_dir: the run folder.
     """
@@ -260,7 +262,7 @@ def _is_empty(run_dir: Path) -> bool:
 
 
 def _outcome(exit_code: int, result: dict[str, Any] | None, run_dir: Path) -> Outcome:
-    metric = result["val_accuracy"] if result else None
+    metric = result[f"val_{headline_of(result).name}"] if result else None
     return Outcome(exit_code=exit_code, metric=metric, result=result, run_dir=run_dir)
 
 

@@ -51,6 +51,8 @@ def _content(record: RunRecord) -> dict[str, Any]:
         "started": history.started,
         "modules": history.modules,
         "headline": _headline(record),
+        "leading": history.headline,
+        "others": history.metrics[1:],
         "size": size,
         "plots": _plots(record),
         "health": Markup(run_plots.health_map(record))
@@ -83,7 +85,9 @@ def _headline(record: RunRecord) -> str:
         return f"{grown}. The run {status}{reason}."
     size = formatting.change(result["num_parameters_before"], result["num_parameters"])
     changed = f"{size} parameters" if result["num_kept"] else "the host's size"
-    sentence = f"{grown}: {formatting.percent(result['test_accuracy'])} test accuracy with {changed}."
+    leading = record.history.headline
+    figure = formatting.metric(result[f"test_{leading.name}"], leading)
+    sentence = f"{grown}: {figure} test {leading.label} with {changed}."
     return sentence.replace(" %", "\u00a0%")
 
 
@@ -141,6 +145,10 @@ def _drawings(record: RunRecord, size: dict[str, int]) -> list[tuple[str, archit
 def _plots(record: RunRecord) -> list[tuple[str, Markup]]:
     if not record.of_kind("step") and not record.of_kind("epoch"):
         return []
-    drawn = [("Loss", run_plots.loss_curve(record)), ("Accuracy", run_plots.accuracy_curve(record))]
+    leading = record.history.headline.label
+    drawn = [
+        ("Loss", run_plots.loss_curve(record)),
+        (leading[:1].upper() + leading[1:], run_plots.metric_curve(record)),
+    ]
     drawn.append(("Learning rate", run_plots.learning_rate_curve(record)))
     return [(title, Markup(svg)) for title, svg in drawn]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from esper.contracts.metrics import MetricInfo
 
-__all__ = ["Metric", "Task", "as_figures", "mean_values"]
+__all__ = ["Metric", "Task", "as_figures", "by_example", "mean_values", "num_values", "sum_values"]
 
 
 def _only(_loss: float, means: Sequence[float]) -> float:
@@ -80,14 +80,32 @@ class Task:
         return self.losses(output, target).mean()
 
 
+def by_example(losses: Tensor) -> Tensor:
+    """The loss of every example (N,): the mean over its tokens, if it has any."""
+    return losses if losses.ndim == 1 else losses.flatten(1).mean(1)
+
+
+def num_values(metrics: Iterable[Metric]) -> int:
+    """How many averages metrics need."""
+    return sum(metric.num_values for metric in metrics if metric.values is not None)
+
+
 def mean_values(metrics: Iterable[Metric], output: Tensor, target: Tensor) -> Tensor:
     """The averages over a batch that metrics need, one after the other, float64 (K,)."""
-    means = [
-        metric.values(output, target).reshape(metric.num_values, -1).double().mean(1)
-        for metric in metrics
-        if metric.values is not None
-    ]
+    means = [values.double().mean(1) for values in _values(metrics, output, target)]
     return torch.cat(means) if means else torch.empty(0, dtype=torch.float64, device=output.device)
+
+
+def sum_values(metrics: Iterable[Metric], output: Tensor, target: Tensor) -> Tensor:
+    """The sums over a batch of what `mean_values` averages, float64 (K,)."""
+    sums = [values.sum(1, dtype=torch.float64) for values in _values(metrics, output, target)]
+    return torch.cat(sums) if sums else torch.empty(0, dtype=torch.float64, device=output.device)
+
+
+def _values(metrics: Iterable[Metric], output: Tensor, target: Tensor) -> list[Tensor]:
+    return [
+        metric.values(output, target).reshape(metric.num_values, -1) for metric in metrics if metric.values is not None
+    ]
 
 
 def as_figures(metrics: Iterable[Metric], loss: float, means: Sequence[float]) -> dict[str, float]:

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from esper.terminal.lines import Line
-from esper.tracking.formatting import clock, loss, memory, number, percent
+from esper.tracking.formatting import clock, loss, memory, metric, number
 from esper.tracking.history import GrownModule, History
 
 __all__ = ["Panel"]
@@ -37,10 +37,10 @@ class Panel:
             case "run_started":
                 self._began = (event["step"], now)
             case "step":
-                self._latest |= {"train_loss": event["loss"], "train_accuracy": event["accuracy"]}
+                self._latest |= {"train_loss": event["loss"], "train_metrics": event["metrics"]}
                 self._latest |= {key: event[key] for key in ("learning_rate", "images_per_s", "memory_bytes", "epoch")}
             case "validation":
-                self._latest |= {key: event[key] for key in ("val_loss", "val_accuracy")}
+                self._latest |= {key: event[key] for key in ("val_loss", "val_metrics")}
             case "epoch":
                 self._latest |= event
         self._seen = (event["step"], now)
@@ -50,7 +50,7 @@ class Panel:
         latest = self._latest
         text = (
             f"of {self._total('total_steps'):,}   "
-            f"train loss {loss(latest.get('train_loss'))}, accuracy {percent(latest.get('train_accuracy'))}   "
+            f"train loss {loss(latest.get('train_loss'))}, {self._headline('train')}   "
             f"{number(latest.get('images_per_s'))} images/s   {clock(self._seconds_left())} left"
         )
         return Line(logging.INFO, f"step {self.history.step:,}", text, is_progress=True)
@@ -87,16 +87,21 @@ class Panel:
         grid.add_row(
             Text("train", style="dim"),
             f"loss {loss(latest.get('train_loss'))}",
-            f"accuracy {percent(latest.get('train_accuracy')):>7}",
+            self._headline("train", width=7),
             f"{number(latest.get('images_per_s'))} images/s",
         )
         grid.add_row(
             Text("val", style="dim"),
             f"loss {loss(latest.get('val_loss'))}",
-            f"accuracy {percent(latest.get('val_accuracy')):>7}",
+            self._headline("val", width=7),
             "" if learning_rate is None else f"lr {learning_rate:.2g}",
         )
         return grid
+
+    def _headline(self, split: str, *, width: int = 0) -> str:
+        info = self.history.headline
+        value = self._latest.get(f"{split}_metrics", {}).get(info.name)
+        return f"{info.label} {metric(value, info):>{width}}"
 
     def _seeds(self) -> list[RenderableType]:
         modules = self.history.modules

@@ -7,38 +7,39 @@ from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from esper.kasmina.modes import evaluating
+from esper.tasks import Task, as_figures, sum_values
 
-__all__ = ["evaluate", "example_losses", "lowest"]
+__all__ = ["evaluate", "lowest", "measure"]
 
 T = TypeVar("T")
 
 
-def example_losses(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of every example, and whether it was classified correctly, in eval mode.
+def measure(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], task: Task) -> tuple[Tensor, Tensor]:
+    """Losses, and the sums from which the task's metrics follow, in eval mode.
 
     Parameters, buffers and the model's mode stay as they are. The forward pass is in float32 (as for verdicts and
     results), unless the caller is in autocast.
 
     Returns:
-        Losses (N,) float32 and correct (N,) bool, on the model's device.
+        Losses of every example (N,) or token (N, T), float32; what `sum_values` adds up, float64 (K,).
     """
-    losses, correct = [], []
+    losses, sums = [], []
     with evaluating(model), torch.no_grad():
-        for images, labels in batches:
-            logits = model(images)
-            losses.append(F.cross_entropy(logits, labels, reduction="none"))
-            correct.append(logits.argmax(dim=1) == labels)
-    return torch.cat(losses), torch.cat(correct)
+        for inputs, targets in batches:
+            output = model(inputs)
+            losses.append(task.losses(output, targets))
+            sums.append(sum_values(task.metrics, output, targets))
+    return torch.cat(losses), torch.stack(sums).sum(0)
 
 
-def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[float, float]:
-    """Mean cross-entropy in nats and accuracy in [0, 1]; see `example_losses`."""
-    losses, correct = example_losses(model, batches)
-    return float(losses.double().mean()), float(correct.double().mean())
+def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], task: Task) -> tuple[float, dict[str, float]]:
+    """Mean loss, and the task's metrics by name; see `measure`."""
+    losses, sums = measure(model, batches, task)
+    loss = float(losses.double().mean())
+    return loss, as_figures(task.metrics, loss, (sums / losses.numel()).tolist())
 
 
 def lowest(losses: Mapping[T, float]) -> T:

@@ -87,7 +87,7 @@ class TrainingLoop:
         self._run_dir = run_dir
         self._listeners = listeners
         self._train_means: Window | None = None  # of the epoch that just ended
-        self._validation: tuple[float, float] | None = None  # loss and accuracy of the current weights
+        self._validation: tuple[float, dict[str, float]] | None = None  # loss and metrics of the current weights
         self._awaits_trunk = False  # it is saved at the step at which the learning rate begins to decay
         self._file_check: Generator[None, None, None] | None = None  # in the first epoch of a run that streams
         self._untested: dict[str, Any] | None = None  # the result of a training whose test failed
@@ -139,6 +139,7 @@ class TrainingLoop:
                 num_macs=run.host_cost.num_macs,
                 num_sites=len(run.model.slots),
                 device=str(run.parts.device),
+                metrics=tuple(metric.info for metric in run.parts.task.metrics),
                 config=recorded(config),
                 environment=environment(written_to=run.written_to),
                 resumed_from=resumed_from,
@@ -229,14 +230,14 @@ class TrainingLoop:
             state.step = 0
         return means
 
-    def validate(self) -> tuple[float, float]:
-        """Loss and accuracy of the controller split, in the number format of training."""
+    def validate(self) -> tuple[float, dict[str, float]]:
+        """Loss and metrics of the controller split, in the number format of training."""
         run, step = self.run, self.state.global_step
         with run.step.ema_weights(step=step), run.step.autocast():
-            loss, accuracy = run.evaluate_split(run.parts.splits.controller)
-        run.emit(Validated, epoch=self.state.epoch, val_loss=loss, val_accuracy=accuracy)
-        self._validation = (loss, accuracy)
-        return loss, accuracy
+            loss, metrics = run.evaluate_split(run.parts.splits.controller)
+        run.emit(Validated, epoch=self.state.epoch, val_loss=loss, val_metrics=metrics)
+        self._validation = (loss, metrics)
+        return loss, metrics
 
     def end_epoch(self) -> EpochEnded:
         """Validate unless that was done, judge what has grown, consult Tamiyo, grow, and start to save."""
@@ -244,20 +245,20 @@ class TrainingLoop:
         started = time.monotonic()
         self._finish_saving()  # of the last epoch
         train = self._train_means or require_finite(run)
-        val_loss, val_accuracy = self._validation or self.validate()
+        val_loss, val_metrics = self._validation or self.validate()
         if self._file_check is not None:
             end_file_check(run, self._file_check)
             self._file_check = None
         learning_rate = run.schedule(-1)
-        if self._update_best(val_loss, val_accuracy) and saving.save_best:
+        if self._update_best(val_loss, val_metrics) and saving.save_best:
             self._start_saving("best")  # before growth: the network that was validated
         metrics = EpochEnded(
             step=state.global_step,
             epoch=state.epoch,
             train_loss=train.loss,
-            train_accuracy=train.accuracy,
+            train_metrics=dict(train.metrics),
             val_loss=val_loss,
-            val_accuracy=val_accuracy,
+            val_metrics=val_metrics,
             learning_rate=learning_rate,
             adaptations_applied=state.adaptations_this_epoch,
             epoch_time=state.epoch_seconds + time.monotonic() - started,
@@ -289,7 +290,7 @@ class TrainingLoop:
             with run.step.ema_weights(step=step):
                 test = run.evaluate_split(splits.test)  # the only use of the test split in a run
         except (DataError, RankError) as error:
-            self._untested = result_of(run, validation=validation, test=(None, None))
+            self._untested = result_of(run, validation=validation, test=(None, dict.fromkeys(validation[1])))
             self._start_saving()
             self._finish_saving()
             raise type(error)(f"{error}; the training is complete and saved: then only the test is repeated") from None
@@ -372,14 +373,14 @@ class TrainingLoop:
             return False
         return state.step < self.run.steps_per_epoch and not self.run.is_over  # the end of an epoch validates anyway
 
-    def _update_best(self, val_loss: float, val_accuracy: float) -> bool:
+    def _update_best(self, val_loss: float, val_metrics: dict[str, float]) -> bool:
         """Update the state's best values and its patience; returns whether the loss is the lowest so far."""
         state = self.state
         improved = val_loss < state.best_loss - self.config.optimization.min_delta
         state.epochs_since_best = 0 if improved else state.epochs_since_best + 1
         if val_loss >= state.best_loss:
             return False
-        state.best_loss, state.best_accuracy = val_loss, val_accuracy
+        state.best_loss, state.best_metrics = val_loss, val_metrics
         return True
 
     @contextlib.contextmanager

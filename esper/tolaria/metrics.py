@@ -110,7 +110,7 @@ class StepLog:
                 step=line.step,
                 epoch=run.state.epoch,
                 loss=window.loss,
-                accuracy=window.accuracy,
+                metrics=dict(window.metrics),
                 learning_rate=line.learning_rate,
                 grad_norm=window.grad_norm,
                 images_per_s=window.num_steps * run.config.dataset.batch_size / seconds,

@@ -27,13 +27,14 @@ from esper.errors import ConfigError, WriteError
 from esper.kasmina import MorphableModel, find_blocks
 from esper.models import disable_inductor_layout_optimization
 from esper.redact import redact
+from esper.tasks import as_figures, num_values
 from esper.tezzeret.measure import set_compile_cache
 from esper.tolaria.checkpoints.files import has_checkpoints
 from esper.tolaria.checkpoints.writer import CheckpointWriter
 from esper.tolaria.cuda_graph import capture_obstacle
 from esper.tolaria.data_record import require_same_data
 from esper.tolaria.ema import WeightEMA
-from esper.tolaria.evaluate import evaluate, example_losses
+from esper.tolaria.evaluate import evaluate, measure
 from esper.tolaria.growth.consult import Growth
 from esper.tolaria.growth.data import GrowthData
 from esper.tolaria.growth.lifecycle import Lifecycle
@@ -143,23 +144,23 @@ class Run:
                 derive_seed(ranks.rank + ranks.size * self.state.global_step, torch_seed(config.rng_seed))
             )
 
-    def evaluate_split(self, split: Split) -> tuple[float, float]:
-        """Mean loss in nats and accuracy in [0, 1] of a split.
+    def evaluate_split(self, split: Split) -> tuple[float, dict[str, float]]:
+        """Mean loss of a split, and the task's metrics.
 
         Each rank evaluates a shard, with rank 0's batch-norm statistics.
         """
-        ranks = self.ranks
+        ranks, task = self.ranks, self.parts.task
         if ranks.size == 1:
-            return evaluate(self.model, self.parts.evaluation_batches(split))
+            return evaluate(self.model, self.parts.evaluation_batches(split), task)
         ranks.broadcast(self.model.buffers())
         shard = split[torch.arange(len(split))[ranks.shard(len(split))]]
-        sums = torch.zeros(2, dtype=torch.float64, device=self.parts.device)
+        totals = torch.zeros(num_values(task.metrics) + 2, dtype=torch.float64, device=self.parts.device)
         if len(shard):
-            losses, correct = example_losses(self.model, self.parts.evaluation_batches(shard))
-            sums += torch.stack([losses.double().sum(), correct.double().sum()])
-        ranks.all_reduce_sum([sums])
-        loss, accuracy = (sums / len(split)).tolist()
-        return loss, accuracy
+            losses, sums = measure(self.model, self.parts.evaluation_batches(shard), task)
+            totals += torch.cat([losses.double().sum()[None], sums, totals.new_tensor([losses.numel()])])
+        ranks.all_reduce_sum([totals])
+        loss, *means = (totals[:-1] / totals[-1]).tolist()
+        return loss, as_figures(task.metrics, loss, means)
 
     @property
     def written_to(self) -> list[Path]:
@@ -347,6 +348,7 @@ def _step(config: TolariaConfig, built: Parts, optimizer: Optimizer, ranks: Rank
     decay = config.optimization.ema_decay
     return TrainStep(
         model=built.model,
+        task=built.task,
         optimizer=optimizer,
         loader=built.loader,
         device=built.device,

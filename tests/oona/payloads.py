@@ -70,8 +70,8 @@ def messages() -> st.SearchStrategy[Message]:
 def epoch_report(epoch: int, *, run_id: str = "lab/run") -> EpochReport:
     """A report identified by its epoch."""
     return EpochReport(
-        run_id=run_id, epoch=epoch, step=10 * epoch, train_loss=0.5, train_accuracy=0.5, val_loss=None,
-        val_accuracy=None, learning_rate=0.1, adaptations_applied=0, epoch_time=1.0,
+        run_id=run_id, epoch=epoch, step=10 * epoch, train_loss=0.5, train_metrics={"accuracy": 0.5}, val_loss=None,
+        val_metrics={"accuracy": None}, learning_rate=0.1, adaptations_applied=0, epoch_time=1.0,
     )  # fmt: skip
 
 

@@ -48,7 +48,9 @@ def write_run(
         )
     )  # fmt: skip
     for epoch in (1, 2, 3):
-        journal.write(Validated(step=6 * epoch, epoch=epoch, val_loss=1.0, val_accuracy=accuracy * epoch / 3))
+        journal.write(
+            Validated(step=6 * epoch, epoch=epoch, val_loss=1.0, val_metrics={"accuracy": accuracy * epoch / 3})
+        )
     parts = {"forward": 3, "backward": 6, "scoring": 1, "forking": 0, "incubation": 0, "judging": 0, "discarded": 0}
     result = {f"{part}_macs": macs * share // 10 for part, share in parts.items()}
     result |= {"train_macs": macs * 9 // 10, "growth_macs": macs // 10, "total_macs": macs, "test_accuracy": accuracy}
@@ -285,7 +287,6 @@ def test_several_paths_are_compared_and_their_page_goes_to_the_file_that_is_name
     [
         (["empty"], "holds no run folder"),
         ([], "give either folders of runs or --mlflow"),
-        (["empty", "--target", "90"], "0.9 for 90 %"),
         (["empty", "--out", "page.json"], "must be an .html file"),
         (["--mlflow", "x", "--uri", "sqlite:///absent.db"], "no such database"),
         (["empty", "--uri", "sqlite:///absent.db"], "only used with --mlflow"),
@@ -327,8 +328,8 @@ def test_real_runs_are_compared_and_mlflow_tells_the_same_of_them(tmp_path: Path
         assert [point.macs for point in run.curve] == sorted(point.macs for point in run.curve)
     sync.main([folder / "grows", folder / "static"], uri)
     reported = from_mlflow("tiny", uri=uri)
-    assert [(run.name, run.accuracy, run.flops) for run in reported] == [
-        (run.name, run.accuracy, run.flops) for run in runs
+    assert [(run.name, run.figure, run.flops) for run in reported] == [
+        (run.name, run.figure, run.flops) for run in runs
     ]
     assert [len(run.curve) for run in reported] == [len(run.curve) for run in runs]
     assert [(run.num_steps, set(run.growth_steps)) for run in runs] == [(18, {6, 12}), (18, set())]
@@ -336,3 +337,9 @@ def test_real_runs_are_compared_and_mlflow_tells_the_same_of_them(tmp_path: Path
         (run.num_steps, run.growth_steps) for run in runs
     ]
     assert compare(reported).claims[0].sentence == compare(runs).claims[0].sentence
+
+
+def test_a_target_in_percent_is_refused_as_accuracies_are_fractions(tmp_path: Path) -> None:
+    write_run(tmp_path / "run")
+    with pytest.raises(RunError, match=r"0\.9 for 90 %"):
+        compare(from_folders([tmp_path]), target=90.0)

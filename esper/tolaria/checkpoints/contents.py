@@ -29,7 +29,9 @@ _TRAINING = json_object(
     "Training",
     {
         **dict.fromkeys([*_COUNTS, "peak_parameters", *(field.name for field in dataclasses.fields(Ledger))], Count),
-        **dict.fromkeys(["best_accuracy", "epoch_seconds", "total_seconds"], Number),
+        **dict.fromkeys(["epoch_seconds", "total_seconds"], Number),
+        "best_accuracy": NotRequired[Number],  # instead of best_metrics, before there were tasks
+        "best_metrics": NotRequired[dict[str, float]],
         "best_loss": Annotated[float, Field(gt=float("-inf"))],  # infinite before the first validation
         "last_adaptation_epoch": Annotated[int, Field(ge=-1, lt=2**63)],
         "last_consultation": NotRequired[Number | None],  # not in 0.1.0
