@@ -22,6 +22,7 @@ from esper.data import (
     DecodePool,
     ImageSet,
     Loader,
+    Mixer,
     Preprocess,
     Split,
     StreamLoader,
@@ -125,14 +126,26 @@ def parts(
     pool = DecodePool(
         config.dataset.num_workers, timeout_s=config.dataset.timeout_s
     )  # processes start with the first batch
+    mixer = None
+    if config.dataset.mixup_alpha or config.dataset.cutmix_alpha:
+        mixer = Mixer(config.dataset, rng_seed=config.rng_seed, num_classes=spec.num_outputs, device=device)
     loader: Loader
     if isinstance(splits.train, TokenSet):
         loader = TokenLoader(splits.train, config.dataset, rng_seed=config.rng_seed, device=device, rows=rows)
     elif isinstance(splits.train, ImageSet):
-        loader = TrainLoader(splits.train, config.dataset, rng_seed=config.rng_seed, prepare=prepare, rows=rows)
+        loader = TrainLoader(
+            splits.train, config.dataset, rng_seed=config.rng_seed, prepare=prepare, rows=rows, mixer=mixer
+        )
     else:
         loader = StreamLoader(
-            splits.train, config.dataset, rng_seed=config.rng_seed, prepare=prepare, pool=pool, device=device, rows=rows
+            splits.train,
+            config.dataset,
+            rng_seed=config.rng_seed,
+            prepare=prepare,
+            pool=pool,
+            device=device,
+            rows=rows,
+            mixer=mixer,
         )
     return Parts(
         device=device,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from esper.configs.dataset import DATASETS
 from esper.configs.explain import nearest
 from esper.configs.optimization import OPTIMIZERS, OptimizationConfig
 from esper.configs.tolaria import TolariaConfig
@@ -20,12 +21,25 @@ def check_training(config: TolariaConfig) -> None:
         ConfigError: the first problem.
     """
     _check_optimization(config.optimization)
+    _check_augmentation(config)
     accumulate, batch_size = config.optimization.accumulate, config.dataset.batch_size
     if accumulate > 1 and batch_size < 2 * accumulate:  # batch norm needs two examples
         raise ConfigError(
             f"optimization.accumulate={accumulate}: splits each batch of dataset.batch_size={batch_size}, the examples "
             f"of one optimizer step; allowed is at most {max(1, batch_size // 2)}, or use a larger batch"
         )
+
+
+def _check_augmentation(config: TolariaConfig) -> None:
+    dataset = config.dataset
+    mixes = {"dataset.mixup_alpha": dataset.mixup_alpha, "dataset.cutmix_alpha": dataset.cutmix_alpha}
+    info = DATASETS[dataset.name]
+    has_images = info.image_size is not None or info.has_files
+    for key, value in {**mixes, "dataset.random_erasing": dataset.random_erasing}.items():
+        if value and not has_images:
+            raise ConfigError(f"{key}={value}: is for images, which dataset={dataset.name} has none of; leave it 0")
+        if value and key in mixes and config.task.name != "classification":
+            raise ConfigError(f"{key}={value}: mixes classes, but task={config.task.name}; leave it 0")
 
 
 def _check_optimization(config: OptimizationConfig) -> None:

@@ -88,6 +88,22 @@ class DatasetConfig:
         4, "pixels of padding before the random crop (stream: unused, since crops have random size and shape)", low=0
     )
     horizontal_flip: bool = setting(True, "flip half of the training images horizontally")
+    mixup_alpha: float = setting(
+        0.0,
+        "mixup: images and targets are mixed by shares from Beta(alpha, alpha), such as 0.2; 0: off",
+        low=0,
+        high=100,
+    )
+    cutmix_alpha: float = setting(
+        0.0,
+        "CutMix: a rectangle comes from another image, its share of the area from Beta(alpha, alpha), such as 1.0; "
+        "with mixup, half of the images get either; 0: off",
+        low=0,
+        high=100,
+    )
+    random_erasing: float = setting(
+        0.0, "share of the training images of which a random rectangle is set to the mean", low=0, high=1
+    )
     normalize: bool = setting(True, "standardise channels by mean and standard deviation of the training split")
 
     val_split: float = setting(

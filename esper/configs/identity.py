@@ -54,6 +54,9 @@ _OPERATIONAL = frozenset(
 _ABSENT = object()
 _LATER: dict[str, Any] = {
     "plugins": [],
+    "dataset.mixup_alpha": 0.0,
+    "dataset.cutmix_alpha": 0.0,
+    "dataset.random_erasing": 0.0,
     "model.init_from": None,
     "model.init_digest": None,
     "model.options": {},

@@ -6,6 +6,7 @@ from esper.data.augment import augment
 from esper.data.fingerprint import Fingerprint
 from esper.data.images import FileSet, ImageSet
 from esper.data.loader import Loader, Preprocess, TrainLoader
+from esper.data.mix import Mixer
 from esper.data.pool import DecodePool
 from esper.data.spec import DataSpec
 from esper.data.splits import DataSplits, Split, fingerprint, load_splits
@@ -21,6 +22,7 @@ __all__ = [
     "Fingerprint",
     "ImageSet",
     "Loader",
+    "Mixer",
     "Preprocess",
     "Split",
     "StreamLoader",

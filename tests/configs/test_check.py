@@ -94,6 +94,19 @@ def test_a_batch_is_accumulated_in_parts_of_two_examples_at_least():
     assert "at most 16" in message
 
 
+@pytest.mark.parametrize("key", ["mixup_alpha", "cutmix_alpha", "random_erasing"])
+def test_what_is_for_images_is_refused_for_text(key):
+    text = {"dataset__name": "python_source", "task__name": "language_model", "model__name": "gpt"}
+    message = refusal(**text, morphogenetic__enable_tamiyo=False, **{f"dataset__{key}": 0.5})
+    assert message.startswith(f"dataset.{key}=0.5: is for images")
+
+
+def test_only_classes_are_mixed():
+    check(changed(task__name="multilabel", dataset__random_erasing=0.5))
+    message = refusal(task__name="multilabel", dataset__mixup_alpha=0.5)
+    assert message.startswith("dataset.mixup_alpha=0.5: mixes classes, but task=multilabel")
+
+
 def test_an_optimizer_that_does_not_fit_is_refused_with_those_that_do():
     assert refusal(optimization__optimizer="lbfgs").startswith(
         "optimization.optimizer=lbfgs: allowed are adadelta, adafactor"
