@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,8 +77,7 @@ class Parts:
         if isinstance(split, TokenSet):
             num_logits = split.context * self.spec.num_outputs
             return split.batches(min(_EVALUATION_BATCH, max(1, _EVALUATION_LOGITS // num_logits)), self.device)
-        _, height, width = self.input_shape
-        size = min(_EVALUATION_BATCH, max(1, _EVALUATION_PIXELS // (height * width)))
+        size = min(_EVALUATION_BATCH, max(1, _EVALUATION_PIXELS // math.prod(self.input_shape[1:])))
         if isinstance(split, ImageSet):
             return self.prepare.batches(split, size)
         return stream_batches(split, size, prepare=self.prepare, pool=self.pool, device=self.device)
@@ -116,10 +116,11 @@ def parts(
     torch.manual_seed(torch_seed(config.rng_seed))
     spec = _spec(config, splits)
     model = _build_model(config, spec, device)
+    train = splits.train
     prepare = Preprocess(
         mean=splits.mean,
         std=splits.std,
-        normalize=config.dataset.normalize,
+        normalize=config.dataset.normalize or (isinstance(train, ImageSet) and train.images.is_floating_point()),
         channels_last=model.memory_format is torch.channels_last,
         device=device,
     )

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 from esper.errors import ConfigError, one_line
 
-__all__ = ["Plugin", "decorator", "find", "load", "loaded", "names", "register"]
+__all__ = ["Plugin", "decorator", "find", "load", "loaded", "names", "offer", "register"]
 
 T = TypeVar("T")
 _GROUP = "esper.plugins"
@@ -79,6 +79,11 @@ def register(kind: str, name: str, value: Any) -> None:
         raise ConfigError(
             f'@esper.{kind}("{name}") in {_origin(value)}: {_origin(before)} has registered this name; rename one'
         )
+    _registered[kind, name] = value
+
+
+def offer(kind: str, name: str, value: Any) -> None:
+    """Register an object of this process, in place of an earlier one of that name."""
     _registered[kind, name] = value
 
 

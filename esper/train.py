@@ -34,6 +34,8 @@ from esper.launch.exits import collect_failures, error_line, exit_with, print_tr
 from esper.launch.output import keep_writing
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from esper.launch.run import Outcome
 
 __all__ = ["fit", "main"]
@@ -106,7 +108,14 @@ def app(cfg: DictConfig) -> float | None:
     return outcome.metric
 
 
-def fit(*overrides: str, config: TolariaConfig | None = None, run_dir: Path | str | None = None) -> Outcome:
+def fit(
+    *overrides: str,
+    model: nn.Module | Callable[..., nn.Module] | None = None,
+    data: Any = None,
+    task: str | None = None,
+    config: TolariaConfig | None = None,
+    run_dir: Path | str | None = None,
+) -> Outcome:
     """Train as `esper-train` does, with the same settings and the same run folder: `fit("model=resnet34")`.
 
     Works in a notebook too, where an event loop is already running, and inside an application of Hydra. Of several
@@ -114,12 +123,22 @@ def fit(*overrides: str, config: TolariaConfig | None = None, run_dir: Path | st
 
     Args:
         overrides: the arguments of `esper-train`.
+        model: a network of yours, of which a copy is trained from the weights that it has; or what makes one, such as
+            its class, called with `model.options`, and with a `DataSpec` if it has a parameter `spec`.
+        data: (train, val, test), (train, test) or one split. A split is (inputs, targets), two tensors; a map-style
+            `torch.utils.data.Dataset` of such pairs; or the folder of a dataset that `datasets` has saved. Inputs:
+            images (N, C, H, W), uint8 or float, or rows (N, D); targets: classes (N,), or float numbers.
+        task: classification, regression, …: the setting `task`.
         config: a configuration to use instead of overrides.
         run_dir: the run folder; by default outputs/<experiment_name>/<run name>.
 
     Raises:
         EsperError: bad input, or the training failed.
     """
+    if model is not None or data is not None or task is not None:
+        from esper.launch.own import own_overrides
+
+        overrides = (*own_overrides(model, data, task), *overrides)
     if config is None:
         with own_hydra():
             overrides = tuple(quote_text(overrides))

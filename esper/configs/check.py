@@ -185,6 +185,9 @@ def _check_plugin_model(model: ModelConfig) -> None:
 
 def _check_dataset(dataset: DatasetConfig) -> None:
     info = DATASETS[dataset.name]
+    if dataset.name == "plugin" and dataset.source not in (known := plugins.names("dataset")):
+        names = ", ".join(known) or "none; name its module in plugins=[MODULE]"
+        raise ConfigError(f"dataset.source={dataset.source}: no plugin has registered it; there are: {names}")
     if info.has_fixed_size and dataset.image_size is not None:
         raise ConfigError(
             f"dataset.image_size={dataset.image_size}: images of {dataset.name} have {info.image_size} pixels; leave "

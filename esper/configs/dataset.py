@@ -37,6 +37,8 @@ DATASETS = {
     "imagenet": DatasetInfo(module="esper.data.sources.imagenet", has_files=True, is_streamed=True),
     "digits": DatasetInfo(module="esper.data.sources.digits", image_size=8, has_fixed_size=True),
     "synthetic": DatasetInfo(module="esper.data.sources.synthetic", image_size=16),
+    "arrays": DatasetInfo(module="esper.data.sources.arrays"),
+    "plugin": DatasetInfo(module="esper.data.sources.registered"),
     "text": DatasetInfo(module="esper.data.sources.text", is_text=True),
     "python_source": DatasetInfo(module="esper.data.sources.python_source", is_text=True),
 }
@@ -47,6 +49,10 @@ class DatasetConfig:
     """Group `dataset`."""
 
     name: str = setting("cifar10", "dataset", choices=tuple(DATASETS))
+    source: str | None = setting(None, "dataset=plugin: name that a plugin has registered")
+    digest: str | None = setting(None, "digest of the data given to fit, set by it")
+    target: str | None = setting(None, "arrays: column to predict; null: the last one")
+    target_type: str = setting("class", "arrays: what the target is, class or number", choices=("class", "number"))
     data_dir: str = setting("./data", "folder of the dataset's files; text: a folder or a file")
     batch_size: int = setting(128, "examples per optimizer step: images, or windows of text", low=1)
     storage: str = setting(

@@ -67,6 +67,10 @@ _LATER: dict[str, Any] = {
     "model.heads": 3,
     "model.mlp_ratio": 4.0,
     "model.positions": "learned",
+    "dataset.source": None,
+    "dataset.digest": None,
+    "dataset.target": None,
+    "dataset.target_type": "class",
     "dataset.context": 256,
     "dataset.tokenizer": None,
     "dataset.file_pattern": "*",
@@ -88,8 +92,16 @@ _LATER: dict[str, Any] = {
     "task.class_weights": [],
 }
 """Settings added since 0.1.0 with the value that leaves a run as it was: the digests of older runs stay."""
-_PATHS = ("dataset.data_dir", "dataset.tokenizer", "model.init_from", "morphogenetic.recipe_path")
-"""Left out of the readable part of a name, since they are long; the digest covers them."""
+_PATHS = (
+    "plugins",
+    "model.digest",
+    "dataset.digest",
+    "dataset.data_dir",
+    "dataset.tokenizer",
+    "model.init_from",
+    "morphogenetic.recipe_path",
+)
+"""Left out of the readable part of a name, since they are long or say little; the digest covers them."""
 _TAKEN_FROM_GROWN = (
     "comparison.grown_macs",
     "comparison.grown_run",

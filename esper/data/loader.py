@@ -78,7 +78,9 @@ class Preprocess:
         self._format = torch.channels_last if channels_last else torch.contiguous_format
 
     def __call__(self, images: Tensor) -> Tensor:
-        """uint8 (B, C, H, W) to float32 (B, C, H, W)."""
+        """Images (B, C, H, W) or rows (B, D) to float32 of that shape."""
+        if images.ndim == 2:  # rows
+            return torch.addcmul(self._offset.flatten(), images, self._factor.flatten())
         prepared = torch.addcmul(self._offset, images.float(), self._factor).contiguous(memory_format=self._format)
         if prepared.shape[1] == 1 and self._format is torch.contiguous_format:
             # One channel is contiguous in both formats, but convolutions look at the strides: restore the plain ones.
@@ -165,7 +167,7 @@ class TrainLoader:
         config = self._config
         selected = self._order[rows + index * config.batch_size]
         images = self._split.images[selected]
-        if config.use_augmentation:
+        if config.use_augmentation and images.dtype == torch.uint8:
             images = augment(
                 images,
                 selected,

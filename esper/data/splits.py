@@ -92,20 +92,21 @@ def load_splits(config: DatasetConfig, *, rng_seed: int, cache_dir: Path | None 
 
 def _split_images(config: DatasetConfig, dataset: Dataset, *, rng_seed: int) -> DataSplits:
     generator = torch.Generator().manual_seed(torch_seed(rng_seed))
-    labels = dataset.train.labels
+    labels = dataset.train.strata
     drawn, held_out = _use(labels, config.num_examples, generator), torch.empty(0, dtype=torch.int64)
     if dataset.val is None:
         drawn, held_out = _hold_out(drawn, labels, config.val_split, generator)
     train = dataset.train if len(drawn) == len(labels) else dataset.train[drawn]
     validation = dataset.train[held_out] if dataset.val is None else dataset.val
-    controller, judge = draw_stratified(validation.labels, 0.5, generator)
+    controller, judge = draw_stratified(validation.strata, 0.5, generator)
     splits = {"train": train, "controller": validation[controller], "judge": validation[judge], "test": dataset.test}
     for name, split in splits.items():
-        count, label = torch.bincount(split.labels, minlength=len(dataset.class_names)).min(0)
+        count, label = torch.bincount(split.strata, minlength=len(dataset.class_names)).min(0)
         if len(split) < 2 or count == 0:
+            of_class = f", {count} of them of class {dataset.class_names[label]!r}" if dataset.class_names else ""
             raise DataError(
-                f"dataset {config.name}: the {name} split has {len(split)} images, {count} of them of class "
-                f"{dataset.class_names[label]!r}; use more images (dataset.num_examples), or another dataset.val_split "
+                f"dataset {config.name}: the {name} split has {len(split)} images{of_class}; use more images "
+                f"(dataset.num_examples), or another dataset.val_split "
                 f"(now {config.val_split:g})"
             )
     if config.batch_size > len(train):
@@ -113,13 +114,19 @@ def _split_images(config: DatasetConfig, dataset: Dataset, *, rng_seed: int) -> 
             f"dataset.batch_size={config.batch_size}: the training split of {config.name} has {len(train)} images; set "
             "it to at most that"
         )
-    mean, std = _mean_and_std(train.images if isinstance(train, ImageSet) else train.sample(config.num_workers))
+    mean, std = _mean_and_std(
+        train.images if isinstance(train, ImageSet) else train.sample(config.num_workers), normalize=config.normalize
+    )
     return DataSplits(
         train=splits["train"],
         controller=splits["controller"],
         judge=splits["judge"],
         test=splits["test"],
-        spec=DataSpec(inputs=train.shape, num_outputs=len(dataset.class_names), output_names=dataset.class_names),
+        spec=DataSpec(
+            inputs=train.shape,
+            num_outputs=len(dataset.class_names) or train.labels[:1].numel(),
+            output_names=dataset.class_names,
+        ),
         mean=mean,
         std=std,
         held_out=held_out,
@@ -161,8 +168,17 @@ def _hold_out(used: Tensor, labels: Tensor, share: float, generator: torch.Gener
     return used[rest], used[drawn]
 
 
-def _mean_and_std(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation (at least 0.001) of each channel, in units of [0, 1]."""
+def _mean_and_std(images: Tensor, *, normalize: bool) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel or column, in units of [0, 1].
+
+    Of floating-point values in units of 255; 0 and one value with `normalize=False`. Of pixels at least 0.001.
+    """
+    if images.is_floating_point():  # Preprocess divides by 255
+        points = images.double().movedim(1, -1).flatten(0, -2)
+        if not normalize:
+            return (0.0,) * points.shape[1], (1.0 / 255.0,) * points.shape[1]
+        std = points.std(0, correction=0).clamp(min=1e-6)
+        return tuple((points.mean(0) / 255.0).tolist()), tuple((std / 255.0).tolist())
     # From histograms: exact, and without a float copy of the images.
     values = torch.arange(256, dtype=torch.float64) / 255.0
     means, stds = [], []

@@ -1,0 +1,84 @@
+"""Rows of numbers with a target: a file .csv, .npz or .parquet."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from esper.configs import DatasetConfig
+from esper.configs.explain import nearest
+from esper.data.fingerprint import Fingerprint
+from esper.data.images import Dataset
+from esper.data.own import own_dataset
+from esper.errors import DataError, one_line
+
+__all__ = ["fingerprint", "load"]
+
+
+def load(config: DatasetConfig, _cache_dir: Path | None) -> Dataset:
+    """The rows of `config.data_dir`; a fixed share of them is the test split.
+
+    A table has a line of column names; the target is `config.target`, by default the last column. An .npz holds
+    `inputs` and `targets`.
+
+    Raises:
+        DataError: the file is missing, or holds something else.
+    """
+    file = Path(config.data_dir).expanduser()
+    where = f"dataset.data_dir={file}"
+    try:
+        inputs, targets = _read(file, config.target)
+    except (OSError, ValueError, KeyError, ImportError, StopIteration) as error:
+        raise DataError(f"{where}: cannot be read as rows of numbers: {one_line(error)}") from None
+    numbers = torch.from_numpy(np.ascontiguousarray(inputs, dtype=np.float32))
+    return own_dataset(
+        (numbers, _as_targets(targets, config.target_type, where)), test_split=config.test_split, where=where
+    )
+
+
+def fingerprint(config: DatasetConfig) -> Fingerprint:
+    """Of the rows."""
+    return load(config, None).fingerprint
+
+
+def _as_targets(values: NDArray[np.generic], kind: str, where: str) -> Tensor:
+    try:
+        if kind == "number":
+            return torch.from_numpy(values.astype(np.float32))
+    except ValueError:
+        raise DataError(f"{where}: the target is not a number; use dataset.target_type=class") from None
+    classes, index = np.unique(values, return_inverse=True)
+    if len(classes) > max(2, len(values) // 2):
+        raise DataError(
+            f"{where}: the target has {len(classes)} different values in {len(values)} rows, too many for classes; use "
+            "dataset.target_type=number and task=regression"
+        )
+    return torch.from_numpy(index.reshape(len(values))).long()
+
+
+def _read(file: Path, target: str | None) -> tuple[NDArray[np.generic], NDArray[np.generic]]:
+    if file.suffix == ".npz":
+        with np.load(file, allow_pickle=False) as arrays:
+            return arrays["inputs"], arrays["targets"]
+    if file.suffix == ".csv":
+        with file.open(newline="", encoding="utf-8-sig") as lines:
+            rows = csv.reader(lines)
+            names = next(rows)
+            table = np.array([row for row in rows if row])
+        columns = {name: table[:, i] for i, name in enumerate(names)}
+    elif file.suffix == ".parquet":
+        from pyarrow import parquet
+
+        read = parquet.read_table(file)
+        columns = {name: read[name].to_numpy() for name in read.column_names}
+    else:
+        raise ValueError("allowed are .csv, .npz and .parquet")
+    target = target if target is not None else list(columns)[-1]
+    if target not in columns:
+        raise ValueError(f"dataset.target={target}: no such column{nearest(target, list(columns))}")
+    return np.stack([column for name, column in columns.items() if name != target], axis=1), columns[target]
