@@ -45,7 +45,7 @@ def own_overrides(model: Any, data: Any, task: str | None) -> list[str]:
 
 
 def _digest(model: Any) -> str:
-    """16 hex digits: of the source of all classes and functions but those of libraries; of a module also its weights."""
+    """16 hex digits: of the source of all classes and functions but a library's; of a module also its weights."""
     digest, seen = hashlib.sha256(), set[int]()
     made = [model]
     if isinstance(model, nn.Module):
