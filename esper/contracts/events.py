@@ -68,6 +68,8 @@ class RunStarted(Event):
 class StepLogged(Event):
     """Means over the last `logging.log_interval` steps; `memory_bytes` is the peak of the device (or process).
 
+    `images_per_s` counts examples of any kind; of text, which has `tokens_per_s`, windows.
+
     On CUDA it is written up to one interval late, after events of later steps, as nothing waits for the values.
     """
 
@@ -79,6 +81,7 @@ class StepLogged(Event):
     grad_norm: float
     images_per_s: float
     memory_bytes: int
+    tokens_per_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

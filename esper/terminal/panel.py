@@ -38,7 +38,8 @@ class Panel:
                 self._began = (event["step"], now)
             case "step":
                 self._latest |= {"train_loss": event["loss"], "train_metrics": event["metrics"]}
-                self._latest |= {key: event[key] for key in ("learning_rate", "images_per_s", "memory_bytes", "epoch")}
+                self._latest |= {key: event[key] for key in ("learning_rate", "memory_bytes", "epoch")}
+                self._latest |= {key: event.get(key) for key in ("images_per_s", "tokens_per_s")}
             case "validation":
                 self._latest |= {key: event[key] for key in ("val_loss", "val_metrics")}
             case "epoch":
@@ -51,7 +52,7 @@ class Panel:
         text = (
             f"of {self._total('total_steps'):,}   "
             f"train loss {loss(latest.get('train_loss'))}, {self._headline('train')}   "
-            f"{number(latest.get('images_per_s'))} images/s   {clock(self._seconds_left())} left"
+            f"{self._speed()}   {clock(self._seconds_left())} left"
         )
         return Line(logging.INFO, f"step {self.history.step:,}", text, is_progress=True)
 
@@ -78,6 +79,10 @@ class Panel:
         row.add_row(ProgressBar(total=max(total, 1), completed=step, complete_style="cyan"), text)
         return row
 
+    def _speed(self) -> str:
+        tokens, images = (self._latest.get(f"{what}_per_s") for what in ("tokens", "images"))
+        return f"{number(tokens)} tokens/s" if tokens is not None else f"{number(images)} images/s"
+
     def _metrics(self) -> Table:
         latest = self._latest
         learning_rate = latest.get("learning_rate")
@@ -88,7 +93,7 @@ class Panel:
             Text("train", style="dim"),
             f"loss {loss(latest.get('train_loss'))}",
             self._headline("train", width=7),
-            f"{number(latest.get('images_per_s'))} images/s",
+            self._speed(),
         )
         grid.add_row(
             Text("val", style="dim"),

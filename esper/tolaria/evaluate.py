@@ -17,14 +17,15 @@ __all__ = ["evaluate", "lowest", "measure"]
 T = TypeVar("T")
 
 
-def measure(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], task: Task) -> tuple[Tensor, Tensor]:
+def measure(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], task: Task) -> tuple[list[Tensor], Tensor]:
     """Losses, and the sums from which the task's metrics follow, in eval mode.
 
     Parameters, buffers and the model's mode stay as they are. The forward pass is in float32 (as for verdicts and
     results), unless the caller is in autocast.
 
     Returns:
-        Losses of every example (N,) or token (N, T), float32; what `sum_values` adds up, float64 (K,).
+        For each batch, the losses of its examples (N,) or tokens (N, T), float32; of a text, the last T may be smaller.
+        What `sum_values` adds up, float64 (K,).
     """
     losses, sums = [], []
     with evaluating(model), torch.no_grad():
@@ -32,12 +33,13 @@ def measure(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], task: Ta
             output = model(inputs)
             losses.append(task.losses(output, targets))
             sums.append(sum_values(task.metrics, output, targets))
-    return torch.cat(losses), torch.stack(sums).sum(0)
+    return losses, torch.stack(sums).sum(0)
 
 
 def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], task: Task) -> tuple[float, dict[str, float]]:
     """Mean loss, and the task's metrics by name; see `measure`."""
-    losses, sums = measure(model, batches, task)
+    measured, sums = measure(model, batches, task)
+    losses = torch.cat([batch.flatten() for batch in measured])
     loss = float(losses.double().mean())
     return loss, as_figures(task.metrics, loss, (sums / losses.numel()).tolist())
 

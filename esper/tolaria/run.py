@@ -156,7 +156,8 @@ class Run:
         shard = split[torch.arange(len(split))[ranks.shard(len(split))]]
         totals = torch.zeros(num_values(task.metrics) + 2, dtype=torch.float64, device=self.parts.device)
         if len(shard):
-            losses, sums = measure(self.model, self.parts.evaluation_batches(shard), task)
+            measured, sums = measure(self.model, self.parts.evaluation_batches(shard), task)
+            losses = torch.cat([batch.flatten() for batch in measured])
             totals += torch.cat([losses.double().sum()[None], sums, totals.new_tensor([losses.numel()])])
         ranks.all_reduce_sum([totals])
         loss, *means = (totals[:-1] / totals[-1]).tolist()

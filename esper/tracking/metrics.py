@@ -24,7 +24,10 @@ _MAX_PARAMETER, _MAX_TAG = 6000, 5000  # characters; MLflow's limits
 
 # Event kind → field → metric. The x axis of epoch/* is the epoch, of all others the optimizer step.
 _METRICS: Mapping[str, Mapping[str, str]] = {
-    "step": {name: f"train/{name}" for name in ("loss", "learning_rate", "grad_norm", "images_per_s", "memory_bytes")},
+    "step": {
+        name: f"train/{name}"
+        for name in ("loss", "learning_rate", "grad_norm", "images_per_s", "tokens_per_s", "memory_bytes")
+    },
     "validation": {"val_loss": "val/loss"},
     "epoch": {
         "train_loss": "epoch/train_loss",

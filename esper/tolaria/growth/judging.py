@@ -6,6 +6,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterable
 
+import torch
 from torch import Tensor
 
 from esper.contracts.events import Judged
@@ -85,4 +86,4 @@ def paired_losses(
         with slot.live_kernel_disabled():
             reestimate_norms(model, norm_images())
             loss_off, _ = measure(model, judge_batches(), task)
-    return by_example(loss_off), by_example(loss_on)
+    return torch.cat([*map(by_example, loss_off)]), torch.cat([*map(by_example, loss_on)])
