@@ -9,12 +9,14 @@ from esper import plugins
 if TYPE_CHECKING:
     from esper.train import fit
 
-__all__ = ["__version__", "dataset", "fit", "model", "policy"]
+__all__ = ["__version__", "blueprint", "dataset", "fit", "model", "policy", "task"]
 
 __version__ = "0.1.0"
 
 model = plugins.decorator("model")
 dataset = plugins.decorator("dataset")
+task = plugins.decorator("task")
+blueprint = plugins.decorator("blueprint")
 policy = plugins.decorator("policy")
 
 

@@ -21,7 +21,7 @@ TASKS = {
 class TaskConfig:
     """Group `task`."""
 
-    name: str = setting("classification", "what the network learns", choices=tuple(TASKS))
+    name: str = setting("classification", "what the network learns", choices=tuple(TASKS), registered="task")
     label_smoothing: float = setting(
         0.0,
         "classification, language_model: share of each target's probability that is spread over all classes, in the "

@@ -41,15 +41,15 @@ def own_dataset(data: Any, *, test_split: float, where: str = "data") -> Dataset
             raise DataError(f"{where}: splits differ in the shape of inputs or the type of targets; make them equal")
     digests = {name: (split.images, split.labels) for name, split in zip(_names(len(splits)), splits, strict=True)}
     found = fingerprint_tensors(digests)
-    if len(splits) == 1:
-        test, train = draw_stratified(first.strata, test_split, torch.Generator().manual_seed(0))
-        splits = [first[train], first[test]]
     names: tuple[str, ...] = ()
     if not first.labels.is_floating_point():
         num_classes = 1 + max(int(split.labels.max()) for split in splits)
         if num_classes > _MAX_CLASSES or min(int(split.labels.min()) for split in splits) < 0:
             raise DataError(f"{where}: whole numbers as targets are classes 0, 1, …; give others as float32")
         names = tuple(map(str, range(num_classes)))
+    if len(splits) == 1:
+        test, train = draw_stratified(first.strata, test_split, torch.Generator().manual_seed(0))
+        splits = [first[train], first[test]]
     val = splits[1] if len(splits) == 3 else None
     return Dataset(train=splits[0], val=val, test=splits[-1], class_names=names, fingerprint=found)
 

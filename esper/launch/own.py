@@ -74,11 +74,15 @@ def _source(made: Any, seen: set[int]) -> Iterator[str]:
     except (OSError, TypeError):  # typed into an interpreter
         yield made.__qualname__
     for function in _functions(made):
-        if function.__closure__:
-            for cell in function.__closure__:
-                yield from _source(cell.cell_contents, seen)
-        for name in _names(function.__code__):
-            yield from _source(function.__globals__.get(name), seen)
+        yield repr(function.__defaults__)
+        used = [cell.cell_contents for cell in function.__closure__ or ()]
+        for code in _codes(function.__code__):
+            yield repr([constant for constant in code.co_consts if not isinstance(constant, CodeType)])
+            used += [function.__globals__.get(name) for name in code.co_names]
+        for one in used:
+            if isinstance(one, int | float | str | tuple):
+                yield repr(one)
+            yield from _source(one, seen)
     for base in made.__bases__ if isinstance(made, type) else ():
         yield from _source(base, seen)
 
@@ -88,9 +92,9 @@ def _functions(made: Callable[..., Any]) -> list[FunctionType]:
     return [function for function in found if isinstance(function, FunctionType)]
 
 
-def _names(code: CodeType) -> Iterator[str]:
-    """Global names that a function uses, in its comprehensions too."""
-    yield from code.co_names
+def _codes(code: CodeType) -> Iterator[CodeType]:
+    """The code of a function, and of the functions and comprehensions in it."""
+    yield code
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
-            yield from _names(constant)
+            yield from _codes(constant)

@@ -6,6 +6,7 @@ import importlib
 
 import torch
 
+from esper import plugins
 from esper.configs import TaskConfig
 from esper.configs.task import TASKS
 from esper.data import DataSpec
@@ -20,5 +21,7 @@ def build_task(config: TaskConfig, spec: DataSpec, device: torch.device) -> Task
     Raises:
         ConfigError: it does not fit the data.
     """
-    task: Task = importlib.import_module(TASKS[config.name]).build(config, spec, device)
+    build = plugins.find("task", config.name) if config.name not in TASKS else None
+    build = build or importlib.import_module(TASKS[config.name]).build
+    task: Task = build(config, spec, device)
     return task

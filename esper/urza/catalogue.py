@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from esper import plugins
 from esper.configs import MorphogeneticConfig
 from esper.configs.explain import nearest
 from esper.errors import ConfigError
@@ -54,11 +56,13 @@ def declare(text: str | bytes, *, where: str = "blueprint") -> Blueprint:
 
 
 def get(blueprint_id: str) -> Blueprint:
-    """Look up a built-in blueprint by its name, or a declared one by its id.
+    """Look up a built-in blueprint by its name, a declared one by its id, or one of a plugin by its name.
 
     Raises:
         ConfigError: there is none of that name.
     """
+    if blueprint_id not in CATALOGUE and isinstance(own := plugins.find("blueprint", blueprint_id), Blueprint):
+        return dataclasses.replace(own, blueprint_id=blueprint_id)
     known = {**CATALOGUE, **_declared}
     if blueprint_id not in known:
         raise ConfigError(

@@ -33,9 +33,9 @@ def load(config: DatasetConfig, _cache_dir: Path | None) -> Dataset:
     where = f"dataset.data_dir={file}"
     try:
         inputs, targets = _read(file, config.target)
+        numbers = torch.from_numpy(np.ascontiguousarray(inputs, dtype=np.float32))
     except (OSError, ValueError, KeyError, ImportError, StopIteration) as error:
         raise DataError(f"{where}: cannot be read as rows of numbers: {one_line(error)}") from None
-    numbers = torch.from_numpy(np.ascontiguousarray(inputs, dtype=np.float32))
     return own_dataset(
         (numbers, _as_targets(targets, config.target_type, where)), test_split=config.test_split, where=where
     )

@@ -1,0 +1,144 @@
+"""`fit` with networks and data of the user's, as objects and as files of rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+from esper import fit
+from esper.configs import DatasetConfig
+from esper.data import DataSpec, load_splits
+from esper.data.own import own_dataset
+from esper.errors import ConfigError, DataError
+from esper.launch.own import own_overrides
+
+QUICK = ("morphogenetic=stack", "tracking=none", "device=cpu", "dataset.batch_size=16", "dataset.val_split=0.4",
+         "optimization.max_epochs=3")  # fmt: skip
+
+
+class Block(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.norm(self.conv(x)).relu()
+
+
+class Net(nn.Module):
+    def __init__(self, width: int = 4) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, width, 3, padding=1)
+        self.blocks = nn.Sequential(Block(width), Block(width))
+        self.head = nn.Linear(width, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.blocks(self.stem(x)).mean((2, 3)))  # type: ignore[no-any-return]
+
+
+def squares(num: int = 120) -> tuple[Tensor, Tensor]:
+    """Images, darker or brighter."""
+    labels = torch.arange(num) % 2
+    noise = torch.randn(num, 1, 6, 6, generator=torch.Generator().manual_seed(0))
+    return 5.0 + 40.0 * labels[:, None, None, None] + noise, labels
+
+
+def test_a_module_grows_and_the_same_call_is_the_same_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    network = Net()
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    outcome = fit(*QUICK, model=network, data=squares(), task="classification")
+    assert outcome.result is not None
+    assert outcome.result["test_accuracy"] == 1.0
+    assert '"blocks.0"' in (outcome.run_dir / "recipe.json").read_text()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+    assert fit(*QUICK, model=network, data=squares(), task="classification").run_dir == outcome.run_dir
+
+
+def test_other_weights_code_or_data_are_another_run() -> None:
+    torch.manual_seed(0)
+    network = Net()
+    same = own_overrides(network, squares(), None)
+    assert own_overrides(network, squares(), None) == same
+    assert own_overrides(Net(), squares(), None) != same
+    assert own_overrides(network, squares(60), None) != same
+    assert own_overrides(Net, None, None) == own_overrides(Net, None, None)
+    assert own_overrides(lambda: Net(4), None, None) != own_overrides(lambda: Net(8), None, None)
+
+
+def test_splits_are_those_given_or_drawn_by_no_seed() -> None:
+    images, labels = squares()
+    one, pair = own_dataset((images, labels), test_split=0.25), own_dataset([(images, labels)] * 2, test_split=0.25)
+    assert (len(one.train), len(one.test), one.val) == (90, 30, None)
+    assert (len(pair.train), len(pair.test), pair.val) == (120, 120, None)
+    three = own_dataset([TensorDataset(images[i::3], labels[i::3]) for i in range(3)], test_split=0.25)
+    assert three.val is not None
+    assert torch.equal(three.val.images, images[1::3])
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ((torch.zeros(4, 2), torch.zeros(3)), r"data: a split is not two tensors of equal length; give \(inputs"),
+        ((torch.zeros(4, 2, 2), torch.zeros(4)), r"data: inputs torch.float32 \(4, 2, 2\)"),
+        ((torch.full((4, 2), torch.nan), torch.zeros(4)), r"data: inputs hold NaN or infinity"),
+        ((torch.zeros(4, 2), torch.tensor([0, 1, -1, 0])), r"data: whole numbers as targets are classes"),
+        (17, r"data: int does not give pairs of equal shape"),
+        ("nowhere", r"data=nowhere: "),
+    ],
+)
+def test_data_that_cannot_be_used_are_one_line(data: object, message: str) -> None:
+    with pytest.raises(DataError, match=message) as raised:
+        own_dataset(data, test_split=0.1)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_network_that_does_not_take_the_data_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"model.name=Linear: cannot take inputs of shape \(1, 6, 6\): RuntimeError"):
+        fit(*QUICK, model=nn.Linear(7, 2), data=squares())
+    assert not list(tmp_path.rglob("config.yaml"))
+
+
+def rows_of(tmp_path: Path, **settings: object) -> DatasetConfig:
+    defaults = {"name": "arrays", "data_dir": str(tmp_path / "rows.csv"), "batch_size": 4, "val_split": 0.3}
+    return DatasetConfig(**{**defaults, **settings})  # type: ignore[arg-type]
+
+
+def test_rows_of_a_csv_are_standardised_by_the_training_split(tmp_path: Path) -> None:
+    lines = [f"{i},{1000 * i},{'ab'[i % 2]}" for i in range(60)]
+    (tmp_path / "rows.csv").write_text("\n".join(["x,y,kind", *lines]))
+    splits = load_splits(rows_of(tmp_path), rng_seed=0)
+    assert splits.spec == DataSpec(inputs=(2,), num_outputs=2, output_names=("0", "1"))
+    assert splits.train.images.mean(0).tolist() == pytest.approx([255 * mean for mean in splits.mean])  # type: ignore[union-attr]
+    other = load_splits(rows_of(tmp_path), rng_seed=1)
+    assert len(other.test) == len(splits.test) == 6
+    assert torch.equal(other.test.images, splits.test.images)  # type: ignore[union-attr]
+
+
+def test_numbers_of_an_npz_are_predicted(tmp_path: Path) -> None:
+    np.savez(tmp_path / "rows.npz", inputs=np.random.rand(40, 3), targets=np.random.rand(40, 2))
+    splits = load_splits(rows_of(tmp_path, data_dir=str(tmp_path / "rows.npz"), target_type="number"), rng_seed=0)
+    assert (splits.spec.inputs, splits.spec.num_outputs, splits.spec.output_names) == ((3,), 2, ())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"data_dir": "nowhere.csv"}, r"dataset.data_dir=nowhere.csv: cannot be read as rows of numbers: "),
+        ({"target": "kinds"}, r"dataset.target=kinds: no such column; did you mean kind\?"),
+        ({"target": "x"}, r"rows of numbers: could not convert string to float: |the target has 60 different values"),
+        ({"target_type": "number"}, r"the target is not a number; use dataset.target_type=class"),
+    ],
+)
+def test_rows_that_cannot_be_used_are_one_line(tmp_path: Path, settings: dict[str, str], message: str) -> None:
+    lines = [f"{i},{1000 * i},{'ab'[i % 2]}" for i in range(60)]
+    (tmp_path / "rows.csv").write_text("\n".join(["x,y,kind", *lines]))
+    with pytest.raises(DataError, match=message):
+        load_splits(rows_of(tmp_path, **settings), rng_seed=0)
