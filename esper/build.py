@@ -36,7 +36,7 @@ from esper.data import (
 from esper.errors import ConfigError
 from esper.kasmina import MorphableModel, Site, find_blocks, find_sites, wrap
 from esper.kasmina.copyable import require_copyable
-from esper.models import build_host, checkpoint_blocks, memory_format
+from esper.models import build_host, checkpoint_blocks, freeze, memory_format
 from esper.tamiyo import LocalTamiyo, TamiyoClient
 from esper.tasks import Task, build_task
 from esper.tracking import Tracker
@@ -222,6 +222,7 @@ def _build_model(config: TolariaConfig, spec: DataSpec, device: torch.device) ->
     host = build_host(config.model, spec).to(device)
     shape = cast(tuple[int, int, int], spec.inputs)
     host = host.to(memory_format=memory_format(host, channels_last=config.channels_last, device=device))
+    freeze(host, config.model.freeze)
     grows = config.morphogenetic.enable_tamiyo
     if grows and config.morphogenetic.policy == "replay":
         model = _wrap_for_replay(config, host, input_shape=shape)

@@ -57,6 +57,7 @@ _LATER: dict[str, Any] = {
     "dataset.mixup_alpha": 0.0,
     "dataset.cutmix_alpha": 0.0,
     "dataset.random_erasing": 0.0,
+    "model.freeze": [],
     "model.init_from": None,
     "model.init_digest": None,
     "model.options": {},

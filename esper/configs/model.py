@@ -86,6 +86,11 @@ class ModelConfig:
         False, "recompute each block's activations in the backward pass, to save memory"
     )
 
+    freeze: list[str] = setting(
+        [],
+        "patterns over names of the host's parameters that are not trained, such as layer1.*; with all of a batch "
+        "norm's parameters its statistics stay too",
+    )
     target_layers: list[str] = setting(
         ["layer1", "layer2", "layer3", "layer4"],
         "layers that may grow: names, or patterns such as layer*.0; [auto] finds the blocks of ResNet, ConvNeXt, "

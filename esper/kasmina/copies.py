@@ -210,12 +210,12 @@ def _copies_behind(model: MorphableModel, block: str) -> list[tuple[nn.Module, s
 
 
 def _plain_copy(block: nn.Module) -> nn.Module:
-    """A deep copy without the hooks of slots and without a compiled forward function, which would run the original."""
+    """A deep copy that trains, without slots' hooks and a compiled forward function, which would run the original."""
     memo = {id(hooks): type(hooks)() for module in block.modules() for hooks in _hooks(module)}
     copied = copy.deepcopy(block, memo)
     for module in copied.modules():
         module.__dict__.pop("forward", None)
-    return copied
+    return copied.requires_grad_(True)
 
 
 def _hooks(module: nn.Module) -> list[dict[int, Callable[..., object]]]:

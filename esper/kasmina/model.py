@@ -12,6 +12,7 @@ from esper import tezzeret, urza
 from esper.contracts.recipe import Graft
 from esper.errors import SurgeryError
 from esper.kasmina.copies import copy_blocks, source_block
+from esper.kasmina.modes import is_frozen_norm
 from esper.kasmina.sites import DEFAULT_KINDS, Shape, Site, find_sites
 from esper.kasmina.slot import SeedSlot
 from esper.urza.copied import CopiedBlocks
@@ -53,6 +54,14 @@ class MorphableModel(nn.Module):
         output = self.host(x)
         assert isinstance(output, Tensor)
         return output
+
+    def train(self, mode: bool = True) -> MorphableModel:
+        """Set the mode of all modules but frozen batch norms, which stay in eval mode."""
+        super().train(mode)
+        for module in self.modules():
+            if is_frozen_norm(module):
+                module.training = False
+        return self
 
     def all_slots(self) -> list[SeedSlot]:
         """The slots in forward order."""

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from esper.kasmina.model import MorphableModel
-from esper.kasmina.modes import evaluating
+from esper.kasmina.modes import evaluating, unfrozen
 from esper.kasmina.moments import GroupedBatch, Moments, Term, group_images, score_terms
 from esper.kasmina.sites import Site
 from esper.tasks import by_example
@@ -208,7 +208,7 @@ class _Recorder:
 
     def run(self, model: MorphableModel, images: Tensor, targets: Tensor, batch: GroupedBatch) -> None:
         """Run a forward and backward pass on the images of a batch, sorted and padded as in `batch`."""
-        with torch.enable_grad():
+        with torch.enable_grad(), unfrozen(model):
             losses = by_example(self._losses(model(images[batch.index]), targets[batch.index]))
             # Summed, so that each image's gradient is that of its own loss.
             loss = losses.where(batch.is_real, 0.0).sum()

@@ -20,7 +20,9 @@ def inner_matrices(model: nn.Module) -> list[nn.Parameter]:
     modules = list(model.modules())
     outer = [module.weight for module in modules if isinstance(module, nn.Embedding)]
     outer += [module.weight for module in modules if isinstance(module, nn.Linear)][-1:]
-    return [p for p in model.parameters() if p.dim() == 2 and all(p is not other for other in outer)]
+    return [
+        p for p in model.parameters() if p.requires_grad and p.dim() == 2 and all(p is not other for other in outer)
+    ]
 
 
 class MuonAndAdamW(Optimizer):

@@ -54,7 +54,7 @@ def build_optimizer(config: OptimizationConfig, model: nn.Module) -> Optimizer:
     Raises:
         ConfigError: torch refuses an option, or the optimizer trains nothing in this network.
     """
-    named = list(model.named_parameters())
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     name, on_cuda = config.optimizer, named[0][1].is_cuda
     matrices = inner_matrices(model) if name == "muon" else []
     if name == "muon" and not matrices:
@@ -142,7 +142,7 @@ def add_parameters(
 def copy_state(optimizer: Optimizer, pairs: Iterable[tuple[nn.Parameter, nn.Parameter]]) -> None:
     """Give parameters the optimizer state of others of the same shape: pairs of (from, to)."""
     for source, target in pairs:
-        for key, value in optimizer.state[source].items():
+        for key, value in optimizer.state.get(source, {}).items():  # frozen parameters have none
             optimizer.state[target][key].copy_(value)
 
 
@@ -172,13 +172,13 @@ def set_learning_rates(optimizer: Optimizer, learning_rate: float, *, step: int)
 
 
 def check_membership(optimizer: Optimizer, model: nn.Module) -> None:
-    """Check that the groups hold every parameter of the model exactly once, and no other.
+    """Check that the groups hold every parameter of the model that is not frozen exactly once, and no other.
 
     Raises:
         SurgeryError: they do not; a parameter in no group would silently never be trained.
     """
     held = [id(p) for group in optimizer.param_groups for p in group["params"]]
-    wanted = {id(p): name for name, p in model.named_parameters()}
+    wanted = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
     if len(held) != len(set(held)) or set(held) != set(wanted):
         missing = [name for key, name in wanted.items() if key not in held]
         raise SurgeryError(

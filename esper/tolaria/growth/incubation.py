@@ -16,7 +16,7 @@ from torch import Tensor
 from esper.contracts.events import Incubated
 from esper.costs import training_macs
 from esper.kasmina import MorphableModel, SeedSlot
-from esper.kasmina.modes import preserved_buffers
+from esper.kasmina.modes import preserved_buffers, unfrozen
 from esper.tasks import Task
 from esper.tolaria.evaluate import evaluate, lowest
 from esper.tolaria.growth.lifecycle import Lifecycle
@@ -142,7 +142,7 @@ def _fit(
         return copy.clone()
 
     with autocast:
-        with slot.live_kernel_replaced(record):
+        with slot.live_kernel_replaced(record), unfrozen(model):
             host_loss = task.objective(model(inputs), targets)
         x, y = recorded
         (gradient,) = torch.autograd.grad(host_loss, y)
