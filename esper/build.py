@@ -8,7 +8,6 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -67,17 +66,12 @@ class Parts:
     tamiyo: TamiyoClient
     config: TolariaConfig
 
-    @property
-    def input_shape(self) -> tuple[int, int, int]:
-        """Shape of an example."""
-        return cast(tuple[int, int, int], self.spec.inputs)
-
     def evaluation_batches(self, split: Split) -> Iterator[tuple[Tensor, Tensor]]:
         """A new pass over a split, without augmentation, in batches of 512 examples, or fewer if they are large."""
         if isinstance(split, TokenSet):
             num_logits = split.context * self.spec.num_outputs
             return split.batches(min(_EVALUATION_BATCH, max(1, _EVALUATION_LOGITS // num_logits)), self.device)
-        size = min(_EVALUATION_BATCH, max(1, _EVALUATION_PIXELS // math.prod(self.input_shape[1:])))
+        size = min(_EVALUATION_BATCH, max(1, _EVALUATION_PIXELS // math.prod(self.spec.inputs[1:])))
         if isinstance(split, ImageSet):
             return self.prepare.batches(split, size)
         return stream_batches(split, size, prepare=self.prepare, pool=self.pool, device=self.device)
@@ -220,24 +214,24 @@ def _spec(config: TolariaConfig, splits: DataSplits) -> DataSpec:
 
 def _build_model(config: TolariaConfig, spec: DataSpec, device: torch.device) -> MorphableModel:
     host = build_host(config.model, spec).to(device)
-    shape = cast(tuple[int, int, int], spec.inputs)
     host = host.to(memory_format=memory_format(host, channels_last=config.channels_last, device=device))
     freeze(host, config.model.freeze)
     grows = config.morphogenetic.enable_tamiyo
     if grows and config.morphogenetic.policy == "replay":
-        model = _wrap_for_replay(config, host, input_shape=shape)
+        model = _wrap_for_replay(config, host, spec)
     else:
         model = wrap(
             host,
             config.model.target_layers if grows else [],
             config.model.seeds_per_layer,
-            input_shape=shape,
+            input_shape=spec.inputs,
+            input_dtype=spec.dtype,
             max_kernels_per_seed=config.model.max_kernels_per_seed,
             site_kinds=config.model.site_kinds,
         )
     model.build_host = functools.partial(build_host, dataclasses.replace(config.model, pretrained=False), spec=spec)
     if config.model.init_from is not None:
-        model.all_sites = _all_sites(config, host, input_shape=shape)
+        model.all_sites = _all_sites(config, host, spec)
     if grows and config.morphogenetic.policy not in ("never", "replay"):
         _require_blueprints(config.morphogenetic, model)
         if config.morphogenetic.grows_copies:
@@ -247,14 +241,15 @@ def _build_model(config: TolariaConfig, spec: DataSpec, device: torch.device) ->
     return model
 
 
-def _all_sites(config: TolariaConfig, host: nn.Module, *, input_shape: tuple[int, int, int]) -> dict[str, Site]:
+def _all_sites(config: TolariaConfig, host: nn.Module, spec: DataSpec) -> dict[str, Site]:
     """Sites of every kind, without limits: the network in `model.init_from` may have grown anywhere."""
     try:
         sites = find_sites(
             host,
             target_layers=config.model.target_layers,
             seeds_per_layer=_NO_LIMIT,
-            input_shape=input_shape,
+            input_shape=spec.inputs,
+            input_dtype=spec.dtype,
             kinds=SITE_KINDS,
         )
     except ConfigError:
@@ -262,7 +257,7 @@ def _all_sites(config: TolariaConfig, host: nn.Module, *, input_shape: tuple[int
     return {site.name: site for site in sites}
 
 
-def _wrap_for_replay(config: TolariaConfig, host: nn.Module, *, input_shape: tuple[int, int, int]) -> MorphableModel:
+def _wrap_for_replay(config: TolariaConfig, host: nn.Module, spec: DataSpec) -> MorphableModel:
     """Wrap with sites of every kind, without limits: the recipe determines what grows where."""
     path = Path(config.morphogenetic.recipe_path or "")
     recipe = read_recipe(path.expanduser())
@@ -270,7 +265,8 @@ def _wrap_for_replay(config: TolariaConfig, host: nn.Module, *, input_shape: tup
         host,
         config.model.target_layers,
         _NO_LIMIT,
-        input_shape=input_shape,
+        input_shape=spec.inputs,
+        input_dtype=spec.dtype,
         max_kernels_per_seed=_NO_LIMIT,
         site_kinds=SITE_KINDS,
     )

@@ -178,8 +178,8 @@ class KernelReady:
     __pydantic_config__: ClassVar[Any] = STRICT
     kind: Literal["kernel_ready"] = "kernel_ready"
     blueprint_id: str
-    in_shape: tuple[int, int, int]
-    out_shape: tuple[int, int, int]
+    in_shape: tuple[int, ...]
+    out_shape: tuple[int, ...]
     batch_size: int
     device: str
     torch_version: str

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torchvision.models.vision_transformer import VisionTransformer
 
 from esper.configs import ModelConfig
+from esper.data import DataSpec
 from esper.errors import ConfigError
 
-__all__ = ["ViT", "build", "describe", "infer_sizes"]
+__all__ = ["ViT", "build", "describe", "infer_spec"]
 
 
 class ViT(VisionTransformer):  # type: ignore[misc]
@@ -24,7 +25,8 @@ class ViT(VisionTransformer):  # type: ignore[misc]
     Shape: (N, C, S, S) to (N, num_classes).
     """
 
-    def __init__(self, config: ModelConfig, *, in_channels: int, image_size: int, num_classes: int) -> None:
+    def __init__(self, config: ModelConfig, spec: DataSpec) -> None:
+        in_channels, image_size, _ = spec.inputs
         super().__init__(
             image_size=image_size,
             patch_size=config.patch_size,
@@ -32,7 +34,7 @@ class ViT(VisionTransformer):  # type: ignore[misc]
             num_heads=config.heads,
             hidden_dim=config.width,
             mlp_dim=round(config.mlp_ratio * config.width),
-            num_classes=num_classes,
+            num_classes=spec.num_outputs,
         )
         if in_channels != 3:
             size = config.patch_size
@@ -47,37 +49,40 @@ class ViT(VisionTransformer):  # type: ignore[misc]
         return {"class_token", "encoder.pos_embedding"}
 
 
-def build(config: ModelConfig, *, in_channels: int, image_size: int, num_classes: int) -> nn.Module:
+def build(config: ModelConfig, spec: DataSpec) -> nn.Module:
     """Build a vision transformer; see `build_host`."""
+    image_size = spec.inputs[-1]
     if image_size % config.patch_size:
         fitting = [size for size in range(1, image_size + 1) if image_size % size == 0]
         raise ConfigError(
             f"model.patch_size={config.patch_size}: images of {image_size} pixels are cut into whole patches; allowed "
             f"are {', '.join(map(str, fitting))}"
         )
-    return ViT(config, in_channels=in_channels, image_size=image_size, num_classes=num_classes)
+    return ViT(config, spec)
 
 
-def infer_sizes(
+def infer_spec(
     config: ModelConfig,
     weights: Mapping[str, Tensor],
     *,
-    image_size: int | None,
-) -> tuple[int, int, int]:
-    """Infer `in_channels`, `image_size` and `num_classes`; see `resnet.infer_sizes`."""
+    image_size: int | None,  # noqa: ARG001  (timm needs it)
+) -> DataSpec:
+    """Infer the `spec` of `build`; see `resnet.infer_spec`."""
     num_patches = weights["encoder.pos_embedding"].shape[1] - 1  # the first position is the class token's
-    image_size = math.isqrt(num_patches) * config.patch_size
-    return weights["conv_proj.weight"].shape[1], image_size, len(weights["heads.head.weight"])
+    side = math.isqrt(num_patches) * config.patch_size
+    return DataSpec(
+        inputs=(weights["conv_proj.weight"].shape[1], side, side), num_outputs=len(weights["heads.head.weight"])
+    )
 
 
 def describe(config: ModelConfig, network: nn.Module) -> dict[str, Any]:
     """Sizes of a network, for the model.json of an export; see `resnet.describe`."""
-    in_channels, image_size, num_classes = infer_sizes(config, network.state_dict(), image_size=None)
+    spec = infer_spec(config, network.state_dict(), image_size=None)
     layers = list(network.get_submodule("encoder.layers").children())
     return {
-        "in_channels": in_channels,
-        "image_size": image_size,
-        "num_classes": num_classes,
+        "in_channels": spec.inputs[0],
+        "image_size": spec.inputs[1],
+        "num_classes": spec.num_outputs,
         "patch_size": config.patch_size,
         "width": config.width,
         "heads": config.heads,

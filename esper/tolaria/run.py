@@ -281,7 +281,7 @@ def open_run(
             journal=journal,
             state=state,
             rng_seed=config.rng_seed,
-            host_cost=count(model.host, built.input_shape),
+            host_cost=count(model.host, built.spec.inputs, dtype=built.spec.dtype),
         )
         schedule = functools.partial(_learning_rate, life)
         growth = Growth(life=life, tamiyo=built.tamiyo, schedule=schedule)

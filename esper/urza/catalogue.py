@@ -10,7 +10,7 @@ from esper import plugins
 from esper.configs import MorphogeneticConfig
 from esper.configs.explain import nearest
 from esper.errors import ConfigError
-from esper.urza import attention, copied, definition, foldable, normalization, residual, width
+from esper.urza import attention, copied, definition, foldable, normalization, residual, tokens, width
 from esper.urza.kernel import Blueprint, Shape
 
 __all__ = ["CATALOGUE", "allowed", "declare", "get"]
@@ -28,6 +28,8 @@ CATALOGUE: Mapping[str, Blueprint] = MappingProxyType(
             foldable.fold_3x3,
             foldable.fold_1x1,
             width.widen,
+            tokens.mlp,
+            tokens.self_attention,
             attention.spatial_self_attention,
             attention.squeeze_excite,
             attention.efficient_channel,

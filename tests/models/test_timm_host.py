@@ -17,6 +17,7 @@ from esper import costs
 from esper.build import parts
 from esper.configs import ModelConfig
 from esper.configs.check import check
+from esper.configs.model import SITE_KINDS
 from esper.contracts.decisions import AdaptationDecision
 from esper.contracts.recipe import Graft
 from esper.data import DataSpec
@@ -51,10 +52,18 @@ def test_convolutional_networks_have_sites_under_their_own_names(name: str, firs
     assert first in [site.name for site in sites]
 
 
-def test_a_transformer_cannot_grow_and_the_error_says_why() -> None:
-    host = build_host(model("vit_tiny_patch16_224"), DataSpec(inputs=(3, 32, 32), num_outputs=5))
-    with pytest.raises(ConfigError, match=r"tokens.*morphogenetic=off"):
-        wrap(host, ["auto"], 4, input_shape=(3, 32, 32))
+def test_blocks_of_tokens_have_sites_and_swin_s_with_channels_last_have_none() -> None:
+    spec = DataSpec(inputs=(3, 32, 32), num_outputs=5)
+    host = build_host(model("vit_tiny_patch16_224"), spec)
+    sites = find_sites(host, target_layers=["auto"], seeds_per_layer=99, input_shape=(3, 32, 32), kinds=SITE_KINDS)
+    assert [site.name for site in sites if site.block == "blocks.0"] == [
+        "blocks.0:beside", "blocks.0:after", "blocks.0:width",
+    ]  # fmt: skip
+    assert {site.out_shape for site in sites} == {(5, 192)}
+    assert not sites[0].is_causal
+    swin = build_host(model("swin_tiny_patch4_window7_224"), DataSpec(inputs=(3, 64, 64), num_outputs=5))
+    with pytest.raises(ConfigError, match=r"channels last.*morphogenetic=off"):
+        wrap(swin, ["auto"], 4, input_shape=(3, 64, 64))
 
 
 def test_a_transformer_trains_without_growth(run_dir: Path) -> None:

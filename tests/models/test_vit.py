@@ -9,6 +9,7 @@ from torchvision.models.vision_transformer import VisionTransformer
 
 from esper.configs import ModelConfig
 from esper.configs.check import check
+from esper.data import DataSpec
 from esper.errors import ConfigError
 from esper.models import build_host, host_family
 from tests.conftest import tiny_config
@@ -17,7 +18,7 @@ CONFIG = ModelConfig(name="vit", patch_size=4, width=12, depth=2, heads=3, mlp_r
 
 
 def build(config: ModelConfig = CONFIG, *, in_channels: int = 3, image_size: int = 8) -> nn.Module:
-    return build_host(config, in_channels=in_channels, image_size=image_size, num_classes=5)
+    return build_host(config, DataSpec(inputs=(in_channels, image_size, image_size), num_outputs=5))
 
 
 def test_names_and_initial_weights_are_torchvisions() -> None:
@@ -36,7 +37,9 @@ def test_it_takes_any_image_and_an_export_infers_its_sizes(in_channels: int, ima
     network = build(in_channels=in_channels, image_size=image_size)
     assert network(torch.zeros(2, in_channels, image_size, image_size)).shape == (2, 5)
     family, weights = host_family(CONFIG), network.state_dict()
-    assert family.infer_sizes(CONFIG, weights, image_size=None) == (in_channels, image_size, 5)
+    assert family.infer_spec(CONFIG, weights, image_size=None) == DataSpec(
+        inputs=(in_channels, image_size, image_size), num_outputs=5
+    )
     described = family.describe(CONFIG, network)
     assert (described["depth"], described["mlp_widths"]) == (2, [24, 24])
 

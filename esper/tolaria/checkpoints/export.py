@@ -14,7 +14,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -122,12 +122,14 @@ def _rebuilt(settings: Mapping[str, Any], saved: Snapshot) -> MorphableModel:
             host,
             target_layers=config.target_layers if states else [],
             seeds_per_layer=len(saved.model),
-            input_shape=cast(tuple[int, int, int], spec.inputs),
+            input_shape=spec.inputs,
+            input_dtype=spec.dtype,
             kinds=SITE_KINDS,
         )
         model = MorphableModel(
             host, [site for site in sites if site.name in states], max_kernels_per_seed=config.max_kernels_per_seed
         )
+        model.input_shape, model.input_dtype = spec.inputs, spec.dtype
         rebuild(model, saved.recipe)
         model.load_state_dict(dict(saved.model) | averaged(saved, settings["optimization"]["ema_decay"]))
         for slot in model.all_slots():
