@@ -14,6 +14,8 @@ from esper.tracking import formatting, write_atomically
 
 __all__ = ["template_environment", "write"]
 
+_MAX_CLASSES = 20
+"""Most classes that are shown."""
 _MAX_NAMED = 3
 """Most sites or modules that a sentence names."""
 
@@ -53,6 +55,8 @@ def _content(record: RunRecord) -> dict[str, Any]:
         "headline": _headline(record),
         "leading": history.headline,
         "others": history.metrics[1:],
+        "classes": _classes(record),
+        "confusion": (record.result or {}).get("test_confusion") or [],
         "size": size,
         "plots": _plots(record),
         "health": Markup(run_plots.health_map(record))
@@ -89,6 +93,14 @@ def _headline(record: RunRecord) -> str:
     figure = formatting.metric(result[f"test_{leading.name}"], leading)
     sentence = f"{grown}: {figure} test {leading.label} with {changed}."
     return sentence.replace(" %", "\u00a0%")
+
+
+def _classes(record: RunRecord) -> list[tuple[str, float | None]]:
+    """The classes with their accuracies in the test: all up to 20, else the 20 worst."""
+    found = list(((record.result or {}).get("test_class_accuracy") or {}).items())
+    if len(found) <= _MAX_CLASSES:
+        return found
+    return sorted(found, key=lambda item: 2.0 if item[1] is None else item[1])[:_MAX_CLASSES]
 
 
 def _requests(record: RunRecord) -> list[dict[str, Any]]:

@@ -10,9 +10,19 @@ from esper import plugins
 from esper.configs import TaskConfig
 from esper.configs.task import TASKS
 from esper.data import DataSpec
-from esper.tasks.task import Metric, Task, as_figures, by_example, mean_values, num_values, sum_values
+from esper.tasks.task import Detail, Metric, Task, as_figures, by_example, mean_values, num_values, sum_values
 
-__all__ = ["Metric", "Task", "as_figures", "build_task", "by_example", "mean_values", "num_values", "sum_values"]
+__all__ = [
+    "Detail",
+    "Metric",
+    "Task",
+    "as_figures",
+    "build_task",
+    "by_example",
+    "mean_values",
+    "num_values",
+    "sum_values",
+]
 
 
 def build_task(config: TaskConfig, spec: DataSpec, device: torch.device) -> Task:

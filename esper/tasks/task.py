@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from esper.contracts.metrics import MetricInfo
 
-__all__ = ["Metric", "Task", "as_figures", "by_example", "mean_values", "num_values", "sum_values"]
+__all__ = ["Detail", "Metric", "Task", "as_figures", "by_example", "mean_values", "num_values", "sum_values"]
 
 
 def _only(_loss: float, means: Sequence[float]) -> float:
@@ -46,6 +47,20 @@ class Metric(MetricInfo):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Detail:
+    """What the test at the end tells besides the metrics.
+
+    Attributes:
+        values, num_values: as those of a metric.
+        describe: entries of the result, from the sums of the values; JSON, with names that begin with `test_`.
+    """
+
+    values: Callable[[Tensor, Tensor], Tensor]
+    num_values: int
+    describe: Callable[[Sequence[float]], dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
     """What a network learns.
 
@@ -56,12 +71,14 @@ class Task:
         metrics: the first one leads in tables, pages and statistics.
         training_loss: the mean loss that training minimises, 0-dim, if it is not the mean of `losses`: with label
             smoothing, for instance.
+        detail: what the test at the end tells besides the metrics, if anything.
     """
 
     name: str
     losses: Callable[[Tensor, Tensor], Tensor]
     metrics: tuple[Metric, ...]
     training_loss: Callable[[Tensor, Tensor], Tensor] | None = None
+    detail: Detail | None = None
 
     @property
     def headline(self) -> Metric:
@@ -85,7 +102,7 @@ def by_example(losses: Tensor) -> Tensor:
     return losses if losses.ndim == 1 else losses.flatten(1).mean(1)
 
 
-def num_values(metrics: Iterable[Metric]) -> int:
+def num_values(metrics: Iterable[Metric | Detail]) -> int:
     """How many averages metrics need."""
     return sum(metric.num_values for metric in metrics if metric.values is not None)
 
@@ -96,13 +113,13 @@ def mean_values(metrics: Iterable[Metric], output: Tensor, target: Tensor) -> Te
     return torch.cat(means) if means else torch.empty(0, dtype=torch.float64, device=output.device)
 
 
-def sum_values(metrics: Iterable[Metric], output: Tensor, target: Tensor) -> Tensor:
+def sum_values(metrics: Iterable[Metric | Detail], output: Tensor, target: Tensor) -> Tensor:
     """The sums over a batch of what `mean_values` averages, float64 (K,)."""
     sums = [values.sum(1, dtype=torch.float64) for values in _values(metrics, output, target)]
     return torch.cat(sums) if sums else torch.empty(0, dtype=torch.float64, device=output.device)
 
 
-def _values(metrics: Iterable[Metric], output: Tensor, target: Tensor) -> list[Tensor]:
+def _values(metrics: Iterable[Metric | Detail], output: Tensor, target: Tensor) -> list[Tensor]:
     return [
         metric.values(output, target).reshape(metric.num_values, -1) for metric in metrics if metric.values is not None
     ]

@@ -234,9 +234,8 @@ class TrainingLoop:
         """Loss and metrics of the controller split, in the number format of training."""
         run, step = self.run, self.state.global_step
         with run.step.ema_weights(step=step), run.step.autocast():
-            loss, metrics = run.evaluate_split(run.parts.splits.controller)
+            self._validation = loss, metrics = run.evaluate_split(run.parts.splits.controller)
         run.emit(Validated, epoch=self.state.epoch, val_loss=loss, val_metrics=metrics)
-        self._validation = (loss, metrics)
         return loss, metrics
 
     def end_epoch(self) -> EpochEnded:
@@ -249,7 +248,6 @@ class TrainingLoop:
         if self._file_check is not None:
             end_file_check(run, self._file_check)
             self._file_check = None
-        learning_rate = run.schedule(-1)
         if self._update_best(val_loss, val_metrics) and saving.save_best:
             self._start_saving("best")  # before growth: the network that was validated
         metrics = EpochEnded(
@@ -259,7 +257,7 @@ class TrainingLoop:
             train_metrics=dict(train.metrics),
             val_loss=val_loss,
             val_metrics=val_metrics,
-            learning_rate=learning_rate,
+            learning_rate=run.schedule(-1),
             adaptations_applied=state.adaptations_this_epoch,
             epoch_time=state.epoch_seconds + time.monotonic() - started,
         )
@@ -281,20 +279,20 @@ class TrainingLoop:
 
     def _finish(self) -> None:
         """Test, and write the result."""
-        run, splits, step = self.run, self.run.parts.splits, self.state.global_step
+        run, step = self.run, self.state.global_step
         if run.step.ema is not None and run.step.ema.is_empty(step=step):
             run.warn("a module was removed after the last step: the result is of the weights, not of their average")
         with run.step.ema_weights(step=step):
-            validation = run.evaluate_split(splits.controller)
+            validation = run.evaluate_split(run.parts.splits.controller)
         try:
             with run.step.ema_weights(step=step):
-                test = run.evaluate_split(splits.test)  # the only use of the test split in a run
+                test_loss, test_metrics, detail = run.test()
         except (DataError, RankError) as error:
             self._untested = result_of(run, validation=validation, test=(None, dict.fromkeys(validation[1])))
             self._start_saving()
             self._finish_saving()
             raise type(error)(f"{error}; the training is complete and saved: then only the test is repeated") from None
-        self.result = result_of(run, validation=validation, test=test)
+        self.result = result_of(run, validation=validation, test=(test_loss, test_metrics)) | detail
         self._finish_saving()
         run.folder.require_held()
         write_recipe(run.run_dir / "recipe.json", run.model.recipe, host=self.config.model.name)
@@ -353,8 +351,7 @@ class TrainingLoop:
 
     def _is_over(self) -> bool:
         patience, state = self.config.optimization.patience, self.state
-        is_out_of_patience = patience is not None and state.epochs_since_best >= patience
-        return is_out_of_patience or self.run.is_over
+        return (patience is not None and state.epochs_since_best >= patience) or self.run.is_over
 
     def _should_stop(self) -> bool:
         """Whether to stop before the next step; several ranks agree on it every few steps."""

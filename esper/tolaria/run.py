@@ -27,14 +27,13 @@ from esper.errors import ConfigError, WriteError
 from esper.kasmina import MorphableModel, find_blocks
 from esper.models import disable_inductor_layout_optimization
 from esper.redact import redact
-from esper.tasks import as_figures, num_values
 from esper.tezzeret.measure import set_compile_cache
 from esper.tolaria.checkpoints.files import has_checkpoints
 from esper.tolaria.checkpoints.writer import CheckpointWriter
 from esper.tolaria.cuda_graph import capture_obstacle
 from esper.tolaria.data_record import require_same_data
 from esper.tolaria.ema import WeightEMA
-from esper.tolaria.evaluate import evaluate, measure
+from esper.tolaria.evaluate import evaluate_on_ranks
 from esper.tolaria.growth.consult import Growth
 from esper.tolaria.growth.data import GrowthData
 from esper.tolaria.growth.lifecycle import Lifecycle
@@ -145,23 +144,12 @@ class Run:
             )
 
     def evaluate_split(self, split: Split) -> tuple[float, dict[str, float]]:
-        """Mean loss of a split, and the task's metrics.
+        """Mean loss of a split, and the task's metrics; see `evaluate_on_ranks`."""
+        return evaluate_on_ranks(self.model, split, self.parts, self.ranks)[:2]
 
-        Each rank evaluates a shard, with rank 0's batch-norm statistics.
-        """
-        ranks, task = self.ranks, self.parts.task
-        if ranks.size == 1:
-            return evaluate(self.model, self.parts.evaluation_batches(split), task)
-        ranks.broadcast(self.model.buffers())
-        shard = split[torch.arange(len(split))[ranks.shard(len(split))]]
-        totals = torch.zeros(num_values(task.metrics) + 2, dtype=torch.float64, device=self.parts.device)
-        if len(shard):
-            measured, sums = measure(self.model, self.parts.evaluation_batches(shard), task)
-            losses = torch.cat([batch.flatten() for batch in measured])
-            totals += torch.cat([losses.double().sum()[None], sums, totals.new_tensor([losses.numel()])])
-        ranks.all_reduce_sum([totals])
-        loss, *means = (totals[:-1] / totals[-1]).tolist()
-        return loss, as_figures(task.metrics, loss, means)
+    def test(self) -> tuple[float, dict[str, float], dict[str, Any]]:
+        """Mean loss and metrics of the test split, and the task's detail; the only use of that split in a run."""
+        return evaluate_on_ranks(self.model, self.parts.splits.test, self.parts, self.ranks, with_detail=True)
 
     @property
     def written_to(self) -> list[Path]:

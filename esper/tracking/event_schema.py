@@ -30,6 +30,8 @@ _RESULT: Any = json_object(
         **dict.fromkeys(("num_macs_before", "num_macs", "num_grown", "num_kept"), Count),
         **dict.fromkeys(("train_macs", "growth_macs", "discarded_macs", "forward_macs", "backward_macs"), Count),
         **dict.fromkeys(("scoring_macs", "forking_macs", "incubation_macs", "judging_macs"), Count),
+        "test_class_accuracy": NotRequired[dict[str, Number | None]],
+        "test_confusion": NotRequired[list[list[Count]]],
         "total_macs": NotRequired[Count],  # not in the first journals
         "seconds": Annotated[float, Field(ge=0, allow_inf_nan=False)],
     },

@@ -63,7 +63,7 @@ def points(event: Mapping[str, Any]) -> Iterator[Point]:
     if kind == "run_started" and event["resumed_from"] is None:
         keys = _HOST
     elif kind == "run_ended" and event["result"] is not None:
-        values = {name: value for name, value in event["result"].items() if name != "metrics"}
+        values = {name: value for name, value in event["result"].items() if not isinstance(value, dict | list)}
         keys = {name: _result_key(name) for name in values}
     elif kind == "surgery" and not event["committed"]:
         return

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from sklearn.metrics import balanced_accuracy_score, f1_score, r2_score, top_k_accuracy_score
+from sklearn.metrics import balanced_accuracy_score, confusion_matrix, f1_score, r2_score, top_k_accuracy_score
 from torch import Tensor
 
 from esper.configs import TaskConfig
@@ -17,7 +17,7 @@ from esper.contracts.metrics import ACCURACY
 from esper.data import DataSpec
 from esper.errors import ConfigError
 from esper.tasks import Task, build_task
-from esper.tasks.task import as_figures, mean_values
+from esper.tasks.task import as_figures, mean_values, sum_values
 
 CPU = torch.device("cpu")
 
@@ -161,3 +161,19 @@ def test_multilabel_weighs_the_positives_of_a_label() -> None:
 def test_settings_that_a_task_does_not_have_are_refused(name: str, settings: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make(name, 3, **settings)
+
+
+@pytest.mark.parametrize("num_classes", [4, 101])
+def test_the_test_tells_the_accuracy_of_every_class_and_of_few_classes_the_confusion_matrix(num_classes: int) -> None:
+    logits, target = torch.randn(60, num_classes), torch.randint(3, (60,))
+    spec = DataSpec(inputs=(3,), num_outputs=num_classes, output_names=("a", "b", "c"))
+    detail = build_task(TaskConfig(), spec, CPU).detail
+    assert detail is not None
+    told = detail.describe(sum_values([detail], logits, target).tolist())
+    predicted = logits.argmax(1)
+    assert told["test_class_accuracy"]["b"] == (predicted[target == 1] == 1).double().mean().item()
+    assert told["test_class_accuracy"]["3"] is None
+    if num_classes == 4:
+        assert told["test_confusion"] == confusion_matrix(target, predicted, labels=range(4)).tolist()
+    else:
+        assert "test_confusion" not in told
