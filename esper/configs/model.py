@@ -94,12 +94,12 @@ class ModelConfig:
     target_layers: list[str] = setting(
         ["layer1", "layer2", "layer3", "layer4"],
         "layers that may grow: names, or patterns such as layer*.0; [auto] finds the blocks of ResNet, ConvNeXt, "
-        "EfficientNet, RegNet and networks of similar layout",
+        "EfficientNet, RegNet, ViT and similar networks, else repeated modules",
     )
     site_kinds: list[str] = setting(
         ["beside", "after"],
         "kinds of site: beside a block, after it, parallel to a convolution (folded into it at export), or width, the "
-        "inner channels of a block",
+        "inner channels of a block or hidden units of its MLP",
         choices=SITE_KINDS,
     )
     seeds_per_layer: int = setting(4, "maximum slots in one target layer", low=1)

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+from pathlib import Path
+
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from torchvision.models.vision_transformer import VisionTransformer
 
@@ -12,7 +17,9 @@ from esper.configs.check import check
 from esper.data import DataSpec
 from esper.errors import ConfigError
 from esper.models import build_host, host_family
+from esper.tolaria.checkpoints.export import export
 from tests.conftest import tiny_config
+from tests.tolaria.checkpoints.test_resume import assert_same, train
 
 CONFIG = ModelConfig(name="vit", patch_size=4, width=12, depth=2, heads=3, mlp_ratio=2.0)
 
@@ -59,3 +66,42 @@ def test_it_names_parameters_that_need_no_weight_decay() -> None:
     assert isinstance(network, VisionTransformer)
     names = {name for name, p in network.named_parameters() if p.dim() > 2 and "conv" not in name}
     assert network.no_weight_decay() == names  # type: ignore[operator]
+
+
+STACK = {"policy": "stack", "blueprint_categories": ["copy"], "max_adaptations_per_epoch": 8, "judged": False}
+WIDEN = {"blueprint": "widen", "judged": False}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("kind", "growth", "depth", "widths"),
+    [
+        ("after", STACK, 4, [24] * 4),
+        ("width", WIDEN, 2, [24, 24 + 24]),
+        ("after", {"blueprint": "mlp", "judged": False}, 2, None),
+    ],
+)
+def test_a_grown_vit_resumes_bit_identically_and_is_exported_as_a_vit(
+    kind: str, growth: dict[str, object], depth: int, widths: list[int] | None, tmp_path: Path
+) -> None:
+    host = dataclasses.replace(
+        CONFIG, target_layers=["encoder.layers"], site_kinds=[kind], seeds_per_layer=64, gradient_checkpointing=False
+    )
+    config = tiny_config(model=host, **{f"morphogenetic__{name}": value for name, value in growth.items()})
+    whole, grown = train(config, tmp_path / "whole")
+    train(config, tmp_path / "parts", stop_at=8)
+    resumed, _ = train(config, tmp_path / "parts")
+    assert_same(whole, resumed)
+    assert grown["recipe"]
+    out = export(tmp_path / "parts", tmp_path / "out")
+    described = json.loads((out / "model.json").read_text())
+    assert described["depth"] == depth
+    if widths is None:
+        assert [graft["blueprint_id"] for graft in described["not_folded"]] == ["mlp"]
+        return
+    assert described["not_folded"] == []
+    assert sorted(described["mlp_widths"]) == widths
+    if kind == "after":
+        build_host(dataclasses.replace(host, depth=depth), DataSpec(inputs=(3, 8, 8), num_outputs=10)).load_state_dict(
+            load_file(out / "model.safetensors")
+        )
