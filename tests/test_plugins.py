@@ -166,6 +166,7 @@ def train(tmp_path: Path, *overrides: str) -> esper.launch.run.Outcome:
     return esper.fit("plugins=[mine]", "model.name=tiny", *QUICK, *overrides, run_dir=tmp_path / "run")
 
 
+@pytest.mark.long
 def test_a_network_of_a_plugin_grows_and_a_changed_file_is_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
