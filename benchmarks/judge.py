@@ -166,7 +166,8 @@ async def _finish(
                 pair = _judged(trainer, str(decision.site))
             await trainer.handle_end_of_epoch()
         data = trainer.run.life.data
-        return measure(trainer.run.model, data.judge(), trainer.run.parts.task)[0].cpu(), pair
+        losses, _ = measure(trainer.run.model, data.judge(), trainer.run.parts.task)
+        return torch.cat(losses).cpu(), pair
     finally:
         await trainer.shutdown()
 

@@ -43,6 +43,8 @@ def _values(hint: Any) -> st.SearchStrategy[Any]:
         return st.lists(_values(arguments[0]), max_size=2).map(tuple)
     if hint == dict[str, Any]:
         return st.dictionaries(st.text(max_size=9), _JSON, max_size=3)
+    if typing.get_origin(hint) is dict:
+        return st.dictionaries(st.text(max_size=9), _values(arguments[1]), max_size=3)
     if hint is AdaptationDecision:
         return _DECISIONS
     return built(hint) if dataclasses.is_dataclass(hint) else st.from_type(hint)
