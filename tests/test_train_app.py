@@ -207,3 +207,15 @@ def test_paths_mean_the_folder_of_the_command_whatever_its_name(tmp_path: Path, 
     assert {path.name for path in folder.iterdir()} == {"outputs", "kept", "own.db", "own.db.lock"}
     assert {path.name for path in tmp_path.iterdir()} == {folder.name, "elsewhere"}
     assert [path.name for path in elsewhere.iterdir()] == ["network"]
+
+
+@pytest.mark.long
+def test_a_relative_variable_means_the_folder_of_the_command(tmp_path: Path):
+    settings = ["experiment=debug", "debug_mode=false", "morphogenetic=off", "optimization.max_epochs=1"]
+    variable = {"MLFLOW_TRACKING_URI": "sqlite:///own.db"}
+    done = esper_train(*settings, "tracking=mlflow", "hydra.job.chdir=true", cwd=tmp_path, **variable)
+    assert done.returncode == 0, done.stderr
+    printed = done.stdout.partition("mlflow ui --backend-store-uri ")[2]
+    assert printed.split()[0] == f"sqlite:///{tmp_path / 'own.db'}"
+    assert {path.name for path in tmp_path.iterdir()} == {"outputs", "own.db", "own.db.lock"}
+    assert not list((tmp_path / "outputs").rglob("*.db"))
