@@ -85,8 +85,8 @@ class CheckBeforeRun(Callback):
             subdir = _raw(config.hydra.sweep)["subdir"]
             if queue is not None and subdir != _RUN_NAME:
                 raise ConfigError(
-                    f"hydra.sweep.subdir={subdir}: hydra/launcher={launcher} names the run folders itself; leave it out, "
-                    "and give the sweep's folder in hydra.sweep.dir"
+                    f"hydra.sweep.subdir={subdir}: hydra/launcher={launcher} names the run folders itself; leave it "
+                    "out, and give the sweep's folder in hydra.sweep.dir"
                 )
             overrides = _expand(config)
             runs = [compose_run(config, member) for member in overrides]
