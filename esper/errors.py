@@ -3,6 +3,7 @@
 EsperError                  base class; `exit_code` is that of the process
 ├── ConfigError             invalid setting: key, value, allowed values, remedy (also a ValueError); exit 2
 ├── DataError               a dataset that is missing, unreadable or too small; exit 2
+│   └── DecoderError        a process that decodes images has died; exit 1
 ├── StoreError              a blueprint library that cannot be used; exit 2
 ├── BusError                a message bus that cannot be reached, or refuses a command; exit 1
 │   └── BusFullError        a stream whose readers are too far behind
@@ -26,6 +27,7 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "DataError",
+    "DecoderError",
     "DivergenceError",
     "EsperError",
     "MemoryLimitError",
@@ -55,6 +57,12 @@ class DataError(EsperError):
     """A dataset that cannot be used."""
 
     exit_code = 2
+
+
+class DecoderError(DataError):
+    """A process that decodes images has died, which is no fault of the dataset."""
+
+    exit_code = 1
 
 
 class StoreError(EsperError):

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import os
 import re
+import socket
 import stat
 import types
 import typing
@@ -50,13 +51,13 @@ _MAX_REASON = 200
 def write_atomically(path: Path, text: str, *, is_private: bool = False) -> None:
     """Replace a file's content; readers, and a crash, see the old content or the new, never a part of it.
 
-    With `is_private`, only its owner can read it. Temporary files that killed processes left for the same file are
-    removed.
+    With `is_private`, only its owner can read it. Temporary files that killed processes of this machine left for the
+    same file are removed.
 
     Raises:
         WriteError: it cannot be written; the old content stays.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
     try:
         try:
             _remove_leftovers(path)
@@ -76,7 +77,8 @@ def write_atomically(path: Path, text: str, *, is_private: bool = False) -> None
 
 
 def _remove_leftovers(path: Path) -> None:
-    pattern = re.compile(rf"\.{re.escape(path.name)}\.(\d{{1,9}})", re.ASCII)
+    host = socket.gethostname()  # another machine that shares the folder may be writing
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.{re.escape(host)}\.(\d{{1,9}})", re.ASCII)
     for name in os.listdir(path.parent):  # noqa: PTH208 (names only, and fast in large folders)
         if (match := pattern.fullmatch(name)) and not psutil.pid_exists(int(match[1])):
             path.with_name(name).unlink(missing_ok=True)

@@ -1,12 +1,15 @@
-"""Folders that a refused command must not leave behind."""
+"""Files and folders that a refused command must not leave behind."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextvars import ContextVar
 from pathlib import Path
 
-__all__ = ["left_as_it_was"]
+__all__ = ["accept", "left_as_it_was", "restore_if_refused", "restored_if_refused", "restorer"]
+
+_restorers: ContextVar[list[Callable[[], None]]] = ContextVar("restorers")
 
 
 @contextlib.contextmanager
@@ -29,3 +32,46 @@ def left_as_it_was(folder: Path, *, file: str | None = None) -> Iterator[None]:
                 elif path.stat().st_size == 0:
                     path.unlink()
         raise
+
+
+def restorer(files: Iterable[Path]) -> Callable[[], None]:
+    """A function that makes files what they are now, and removes those of their folders that are new and empty."""
+    contents = {file: file.read_bytes() if file.is_file() else None for file in files}
+    new = {folder for file in contents for folder in file.parents if not folder.exists()}
+
+    def restore() -> None:
+        for file, content in contents.items():
+            with contextlib.suppress(OSError):
+                if content is None:
+                    file.unlink(missing_ok=True)
+                elif not file.is_file() or file.read_bytes() != content:
+                    file.write_bytes(content)
+        for folder in sorted(new, reverse=True):
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+    return restore
+
+
+@contextlib.contextmanager
+def restored_if_refused() -> Iterator[None]:
+    """Context manager: if the command ends with an error before it calls `accept`, restore what it named."""
+    token = _restorers.set([])
+    try:
+        yield
+    except BaseException:
+        for restore in reversed(_restorers.get()):
+            restore()
+        raise
+    finally:
+        _restorers.reset(token)
+
+
+def restore_if_refused(files: Iterable[Path]) -> None:
+    """Name files that the command is about to write, inside `restored_if_refused`."""
+    _restorers.get([]).append(restorer(files))
+
+
+def accept() -> None:
+    """Keep what the command has written: it was not refused."""
+    _restorers.get([]).clear()

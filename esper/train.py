@@ -26,10 +26,11 @@ from esper.configs.compose import BAD_INPUT, compose, conf_folder, own_hydra, re
 from esper.configs.explain import explain
 from esper.configs.identity import run_name
 from esper.configs.load import from_hydra
-from esper.configs.paths import absolute_paths
+from esper.configs.paths import absolute_paths, absolute_variables
 from esper.configs.text import quote_text
 from esper.configs.trust import guard_hydra
 from esper.errors import ConfigError, EsperError
+from esper.folders import restored_if_refused
 from esper.launch.exits import collect_failures, error_line, exit_with, print_traceback, record_failure
 from esper.launch.output import keep_writing
 
@@ -46,6 +47,7 @@ _shows_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
 def main() -> None:
     """Run the command; ends with `SystemExit`: 0 finished, 1 failed, 2 bad input, 128 + n stopped by signal n."""
     keep_writing()
+    absolute_variables()
     # torch.distributed prints C++ stack traces when a rank ends; Esper says in one line which rank and why.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     register()
@@ -55,7 +57,7 @@ def main() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     sys.argv[1:] = quote_text(sys.argv[1:])
     try:
-        with stopping.handled(), collect_failures() as failures:
+        with stopping.handled(), collect_failures() as failures, restored_if_refused():
             hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")(app)()
     except KeyboardInterrupt:
         raise SystemExit(130) from None

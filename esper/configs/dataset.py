@@ -67,7 +67,8 @@ class DatasetConfig:
     )
     timeout_s: float = setting(
         60.0,
-        "seconds, beyond the longest wait so far, after which a run ends that waits for images to be decoded",
+        "seconds, beyond the longest wait so far, after which a run ends that waits for images to be decoded, or for a "
+        "download to go on",
         above=0,
     )
     image_size: int | None = setting(

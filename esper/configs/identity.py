@@ -88,11 +88,14 @@ _LATER: dict[str, Any] = {
     "morphogenetic.copy_init": "trained",
     "morphogenetic.copy_optimizer_state": False,
     "morphogenetic.recipe_fraction": 1.0,
+    "morphogenetic.policy_digest": None,
     "task.name": "classification",
     "task.label_smoothing": 0.0,
     "task.class_weights": [],
 }
 """Settings added since 0.1.0 with the value that leaves a run as it was: the digests of older runs stay."""
+_DIGESTS = ("model.init_digest", "morphogenetic.policy_digest")
+"""Of files that a run starts from; set at launch."""
 _PATHS = (
     "plugins",
     "model.digest",
@@ -132,8 +135,8 @@ def digest(config: TolariaConfig) -> str:
 def differences(recorded: Mapping[str, Any], config: TolariaConfig) -> dict[str, tuple[Any, Any]]:
     """Settings that define a run and differ from its recorded configuration: recorded and configured value, by name.
 
-    What a run sets itself at its start does not count: the digest of `model.init_from`, and the settings that an arm
-    takes from its grown run, unless `config` has them already.
+    What a run sets itself at its start does not count: the digests of files that it starts from, and the settings that
+    an arm takes from its grown run, unless `config` has them already.
 
     Args:
         recorded: content of the run's `config.yaml`, perhaps of an older version.
@@ -142,7 +145,7 @@ def differences(recorded: Mapping[str, Any], config: TolariaConfig) -> dict[str,
     configured = dataclasses.asdict(config)
     before, after = (dict(_flat(_settings(dict(one)))) for one in (recorded, configured))
     paths = [{key: value for key, value in _flat(one) if key in PATHS} for one in (recorded, configured)]
-    ignored = {"model.init_digest"} if config.model.init_digest is None else set()
+    ignored = {key for key in _DIGESTS if before.get(key) is None or after.get(key) is None}
     if before.get("comparison.grown_run") is not None:
         ignored.add("morphogenetic.recipe_path")  # relative to the working directory of each command
         if config.comparison.grown_run is None:

@@ -65,6 +65,7 @@ class MorphogeneticConfig:
     )
     tamiyo_policy_path: str | None = setting(None, "policy=learned: file of the policy")
     recipe_path: str | None = setting(None, "policy=replay: a recipe.json, or the folder of a finished run")
+    policy_digest: str | None = setting(None, "digest of that policy or recipe; set at launch")
     recipe_fraction: float = setting(
         1.0, "policy=replay: fraction of what grew that is built; 0.5: a size in between", above=0, high=1
     )

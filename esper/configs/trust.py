@@ -141,7 +141,8 @@ def _require_trusted(cfg: DictConfig, *, is_sweep: bool) -> None:
             allowed = _LOGGING.get(key.rpartition(".")[2], _PLAIN)
             if isinstance(value, str) and not re.fullmatch(allowed, value):
                 raise _refusal(key, value)
-    typed = any(text.lstrip("+~").startswith("hydra.job.env_set") for text in cfg.hydra.overrides.hydra)
+    given: Any = OmegaConf.to_container(cfg.hydra.overrides.hydra, resolve=False)  # ${hydra.job.num} comes later
+    typed = any(text.lstrip("+~").startswith("hydra.job.env_set") for text in given)
     for name, value in ({} if typed else cfg.hydra.job.env_set).items():
         if os.environ.get(name) != value:
             raise ConfigError(f"hydra.job.env_set.{name}: set variables in the shell, or on the command line")

@@ -22,7 +22,7 @@ from torch import Tensor
 from esper import hanging
 from esper.data.decode import Chunk, Resize, decode_chunk
 from esper.data.images import FileSet
-from esper.errors import DataError
+from esper.errors import DecoderError
 
 __all__ = ["DecodePool", "PendingBatch"]
 
@@ -65,7 +65,8 @@ class PendingBatch:
             metadata: destination of index, label, height and width of the files, int64 (B, 4).
 
         Raises:
-            DataError: an image is not readable, or a worker has died.
+            DataError: an image is not readable.
+            DecoderError: a worker has died.
         """
         metadata[:, 0], metadata[:, 1] = self.index, self.labels
         start = 0
@@ -78,7 +79,7 @@ class PendingBatch:
         """Wait for the decoded images, a few at a time.
 
         Raises:
-            DataError: as in `copy_to`.
+            DataError, DecoderError: as in `copy_to`.
         """
         for path, future in self.chunks:
             with _worker_errors(), _decoding(path, timeout_s=self.timeout_s):
@@ -198,9 +199,9 @@ def _worker_errors() -> Iterator[None]:
     try:
         yield
     except BrokenProcessPool:
-        raise DataError(
-            "dataset.num_workers: a worker that decodes images has died, often because memory or shared memory "
-            "(/dev/shm) ran out; set fewer, or 0. A training script needs: if __name__ == '__main__'"
+        raise DecoderError(
+            "a worker that decodes images has died, often because memory or shared memory (/dev/shm) ran out; set "
+            "dataset.num_workers to fewer, or 0. A training script needs: if __name__ == '__main__'"
         ) from None
 
 

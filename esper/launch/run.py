@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+from hydra.core.hydra_config import HydraConfig
+
 from esper import hanging, stopping
 from esper.configs import TolariaConfig
 from esper.configs.identity import checkpoints_folder, digest, outputs_folder
@@ -25,7 +27,7 @@ from esper.folders import left_as_it_was
 from esper.launch.arms import resolve_arm
 from esper.launch.dry_run import dry_run
 from esper.launch.exits import error_line
-from esper.launch.initial import resolve_initial
+from esper.launch.initial import resolve_initial, resolve_policy
 from esper.redact import credentials, without_credentials
 from esper.terminal.display import Terminal
 from esper.tolaria import TolariaService
@@ -112,9 +114,7 @@ def _run(config: TolariaConfig, run_dir: Path, ranks: Ranks, *, sibling: Callabl
         return Outcome(exit_code=0, metric=None, result=None, run_dir=run_dir)
     ranks.require_equal("the run", {"configuration": digest(config), "folder": run_dir.name})
     ranks.on_rank0(lambda: require_same_run(config, run_dir))
-    config = ranks.on_rank0(
-        lambda: resolve_initial(resolve_arm(config, run_dir=run_dir, sibling=sibling), run_dir=run_dir)
-    )
+    config = ranks.on_rank0(lambda: _resolved(config, run_dir, sibling=sibling))
     status, mended = ranks.on_rank0(lambda: _previous_status(run_dir, fresh=config.fresh))
     checkpoints = checkpoints_folder(run_dir, checkpoint_dir=config.checkpoint.checkpoint_dir)
     is_finished = status.get("status") == "finished" and not rewind_target(config.checkpoint, checkpoints)
@@ -142,6 +142,12 @@ def _run(config: TolariaConfig, run_dir: Path, ranks: Ranks, *, sibling: Callabl
         file = stack.enter_context(_log_file(log_dir / "train.log"))
         log = stack.enter_context(Terminal(level=config.logging.log_level, console=Console(file=file, width=120)))
         return asyncio.run(_train(config, run_dir, [terminal, log]))
+
+
+def _resolved(config: TolariaConfig, run_dir: Path, *, sibling: Callable[[str], Path] | None) -> TolariaConfig:
+    """The configuration with what other runs and files decide."""
+    config = resolve_arm(config, run_dir=run_dir, sibling=sibling)
+    return resolve_policy(resolve_initial(config, run_dir=run_dir), run_dir=run_dir)
 
 
 def _previous_status(run_dir: Path, *, fresh: bool) -> tuple[dict[str, Any], list[str]]:
@@ -219,7 +225,7 @@ def _last_words(service: TolariaService, run_dir: Path, status: str, why: str) -
             RunFolder(run_dir).set_status(status, reason=why)  # first: the journal's lock may be held by what hangs
             service.trainer.end(status, why)
     elif ranks.is_rank0 and _is_empty(run_dir):
-        shutil.rmtree(run_dir)
+        shutil.rmtree(run_dir, ignore_errors=True)
     return ranks.report_failure(why)
 
 
@@ -234,27 +240,33 @@ def _write_page(run_dir: Path) -> None:
 @contextlib.contextmanager
 def _removed_if_empty(run_dir: Path) -> Iterator[None]:
     """Context manager: on an error or a signal, remove a run folder in which no run has begun."""
-    try:
-        yield
-    except BaseException:
-        _remove_empty(run_dir)
-        raise
+    # Hydra has made it, perhaps with its parents: those below the command's folder go too, if nothing else is there.
+    cwd = Path(HydraConfig.get().runtime.cwd if HydraConfig.initialized() else Path.cwd())
+    parents = [path for path in run_dir.parents[:2] if run_dir.exists() and cwd in path.parents]
+    with left_as_it_was(run_dir):
+        try:
+            yield
+        except BaseException:
+            if _remove_empty(run_dir):
+                with contextlib.suppress(OSError):
+                    for path in parents:
+                        path.rmdir()
+            raise
 
 
-def _remove_empty(run_dir: Path) -> None:
-    if not _is_empty(run_dir):
-        return
+def _remove_empty(run_dir: Path) -> bool:
+    """Whether the folder was there, without a run, and is removed now."""
+    if not run_dir.exists() or not _is_empty(run_dir):
+        return False
     folder = RunFolder(run_dir)
     try:
         folder.acquire()
     except RunError:  # the error was that another process uses the folder
-        return
-    if _is_empty(run_dir):
+        return False
+    if is_empty := _is_empty(run_dir):
         shutil.rmtree(run_dir)
-        with contextlib.suppress(OSError):  # the parents may hold other runs
-            run_dir.parent.rmdir()
-            run_dir.parents[1].rmdir()
     folder.release()
+    return is_empty
 
 
 def _is_empty(run_dir: Path) -> bool:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import FiniteFloat, TypeAdapter, ValidationError
 
 from esper.configs.identity import run_id
 from esper.contracts.decisions import AdaptationDecision
@@ -30,7 +30,8 @@ from esper.contracts.messages import (
     TopicName,
 )
 from esper.contracts.metrics import metrics_of
-from esper.errors import BusFullError, MessageError
+from esper.errors import BusFullError, MessageError, RunError
+from esper.files import Count, decoder, json_object, read_json, write_atomically
 from esper.oona.codec import message
 from esper.oona.redis import RedisBus
 
@@ -40,6 +41,9 @@ _MAX_AGE_S = 30.0
 """Telemetry older than this is dropped."""
 _BATCH = 64
 _TELEMETRY = (HealthReport, EpochReport)
+_POSITION = decoder(
+    json_object("Position", {"done": Count, "starts_unix_s": list[FiniteFloat], "dropped": Count}, extra="forbid")
+)
 _SIGNALS: TypeAdapter[tuple[HealthSignal, ...]] = TypeAdapter(tuple[HealthSignal, ...])
 _DECISION: TypeAdapter[AdaptationDecision] = TypeAdapter(AdaptationDecision)
 
@@ -116,9 +120,7 @@ class RunPublisher:
     def _save_position(self, *, num_done: int) -> None:
         self._num_done = num_done
         position = {"done": self._num_done, "starts_unix_s": self._starts, "dropped": self.num_dropped}
-        temporary = self._file.with_suffix(".new")
-        temporary.write_text(json.dumps(position) + "\n")
-        temporary.replace(self._file)
+        write_atomically(self._file, json.dumps(position) + "\n")
 
     def _send_or_drop(self, message: Message) -> None:
         try:
@@ -199,7 +201,7 @@ def _read(adapter: TypeAdapter[Any], content: Any) -> Any:
 def _load_position(file: Path) -> tuple[int, list[float], int]:
     """Number of events processed, times of the `run_started` among them, number of messages dropped."""
     try:
-        content = json.loads(file.read_text())
-        return int(content["done"]), list(map(float, content["starts_unix_s"])), int(content["dropped"])
-    except (OSError, ValueError, KeyError, TypeError):
+        content = read_json(file, _POSITION)
+    except (FileNotFoundError, RunError):  # what is sent again has the same `event_id`
         return 0, [], 0
+    return content["done"], content["starts_unix_s"], content["dropped"]

@@ -15,9 +15,10 @@ from typing import NoReturn
 from esper.configs import TolariaConfig
 from esper.configs.comparison import dependency_level
 from esper.errors import RunError
+from esper.folders import accept, restorer
 from esper.redact import printable
 from esper.sweep.launchers import queue_of
-from esper.sweep.manifest import Job, Member, freeze, labels, launcher_of, members_of, write_launcher
+from esper.sweep.manifest import Job, Member, freeze, labels, launcher_file, launcher_of, members_of, write_launcher
 from esper.sweep.member_state import MemberState, member_states
 from esper.sweep.queues.base import Queue
 
@@ -80,21 +81,36 @@ def launch(members: Sequence[tuple[Member, TolariaConfig]], queue: Queue) -> dic
     plan = plan_submission(members)
     if unknown := next((state for state in plan.active.values() if state.state == "unknown"), None):
         raise RunError(f"{unknown.reason}; cannot tell which jobs are running; try again later")
-    for member, config in plan.to_submit:
-        freeze(member, config)
     active = [member for member in everyone if member.name in plan.active]
     sweep_dir = everyone[0].sweep_dir
     try:
         if plan.to_submit:
-            write_launcher(sweep_dir, queue=queue.name, options=dataclasses.asdict(queue.options))
-            levels, after = _by_dependency_level(plan.to_submit, active)
-            queue.submit(levels, after=after)
+            _submit(plan.to_submit, queue, active=active)
+        accept()
         _print(f"{plan.describe('submitted')}; {queue.describe()}")
         if ids := _ids([*(member for member, _ in plan.to_submit), *active]):
             _print(f"jobs {ids}; to see their states: esper sweep status {_relative(sweep_dir)}")
         return _monitor(everyone, queue)
     except KeyboardInterrupt:
         _interrupt(everyone, queue)
+
+
+def _submit(to_submit: Sequence[tuple[Member, TolariaConfig]], queue: Queue, *, active: Sequence[Member]) -> None:
+    """Submit members; if none could be, leave their sweep as it was."""
+    sweep_dir = to_submit[0][0].sweep_dir
+    restore = restorer([launcher_file(sweep_dir), *(file for member, _ in to_submit for file in member.files)])
+    try:
+        for member, config in to_submit:
+            freeze(member, config)
+        write_launcher(sweep_dir, queue=queue.name, options=dataclasses.asdict(queue.options))
+        levels, after = _by_dependency_level(to_submit, active)
+        queue.submit(levels, after=after)
+    except BaseException:
+        if any((member.folder / "job.json").exists() for member, _ in to_submit):
+            accept()
+        else:
+            restore()
+        raise
 
 
 def resume(sweep_dir: Path) -> int:
@@ -134,10 +150,11 @@ def _is_finished(member: Member, config: TolariaConfig) -> bool:
 
 
 def _require_same_data(finished: Sequence[tuple[Member, TolariaConfig]]) -> None:
-    """Refuse to count members as finished whose data has changed since."""
+    """Refuse to count members as finished whose data, policy or recipe has changed since."""
     if not finished:
         return
     from esper.data import Fingerprint, fingerprint  # imports torch, which launching does not need otherwise
+    from esper.launch.initial import resolve_policy
     from esper.tolaria.data_record import require_same_data
 
     found: dict[str, Fingerprint] = {}  # members share data sets
@@ -151,6 +168,7 @@ def _require_same_data(finished: Sequence[tuple[Member, TolariaConfig]]) -> None
         return found[key]
 
     for member, config in finished:
+        resolve_policy(config, run_dir=member.run_dir)
         require_same_data(config, member.run_dir, functools.partial(find, member, config), is_shown=True)
 
 

@@ -11,6 +11,7 @@ launcher.json                    the launcher of the last launch, and its option
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -30,8 +31,19 @@ from esper.errors import RunError, WriteError
 from esper.files import Number, decoder, json_object, read_json, write_atomically
 from esper.tracking.liveness import recorded_status
 
-__all__ = ["Job", "Member", "freeze", "labels", "launcher_of", "members_of", "require_private", "write_launcher"]
+__all__ = [
+    "Job",
+    "Member",
+    "freeze",
+    "labels",
+    "launcher_file",
+    "launcher_of",
+    "members_of",
+    "require_private",
+    "write_launcher",
+]
 
+_OF_EARLIER_JOBS = ("job.json", "began", "outcome.json")
 _MEMBER = decoder(json_object("Member", {"overrides": list[str], "cwd": str, "siblings": dict[str, str]}))
 _ID = Annotated[str, Field(pattern=r"^\d{1,10}(_\d{1,10})?(@\d{1,12}\.\d\d)?$")]
 _JOB = decoder(json_object("Job", {"queue": str, "id": _ID}, extra="forbid"))
@@ -85,6 +97,11 @@ class Member:
     def folder(self) -> Path:
         """The member's folder in `.sweep`."""
         return self.sweep_dir / ".sweep" / self.name
+
+    @property
+    def files(self) -> list[Path]:
+        """The files that freezing it writes or removes."""
+        return [self.folder / name for name in ("config.yaml", "member.json", *_OF_EARLIER_JOBS)]
 
     @classmethod
     def read(cls, folder: Path) -> Member:
@@ -168,8 +185,10 @@ def require_private(folder: Path, *, with_content: bool = False) -> None:
         RunError: it is not so.
     """
     try:
-        paths = [folder, *(folder.iterdir() if with_content else [])]
-        found = [(path, path.lstat()) for path in paths]
+        found = [(folder, folder.lstat())]
+        for path in folder.iterdir() if with_content else ():
+            with contextlib.suppress(FileNotFoundError):  # a temporary file, of what a job just recorded
+                found.append((path, path.lstat()))
     except OSError as error:
         raise RunError(f"{folder} cannot be read: {error.strerror or error}") from None
     for path, is_like in found:
@@ -197,7 +216,7 @@ def freeze(member: Member, config: TolariaConfig) -> None:
     for folder in (sweep_folder, member.folder):
         _make_private(folder)
         require_private(folder)
-    for name in ("job.json", "began", "outcome.json"):
+    for name in _OF_EARLIER_JOBS:
         (member.folder / name).unlink(missing_ok=True)
     write_atomically(member.folder / "config.yaml", to_yaml(config))
     content = {"overrides": list(member.overrides), "cwd": member.cwd, "siblings": dict(member.siblings)}
@@ -245,9 +264,14 @@ def _short(override: str) -> str:
     return f"{key.rpartition('.')[2]}{equals}{value}"
 
 
+def launcher_file(sweep_dir: Path) -> Path:
+    """The file that tells how the sweep was last launched."""
+    return sweep_dir / ".sweep" / "launcher.json"
+
+
 def write_launcher(sweep_dir: Path, *, queue: str, options: Mapping[str, Any]) -> None:
     """Record how the sweep is launched, for `esper sweep resume`."""
-    _write(sweep_dir / ".sweep" / "launcher.json", {"queue": queue, "options": dict(options)})
+    _write(launcher_file(sweep_dir), {"queue": queue, "options": dict(options)})
 
 
 def launcher_of(sweep_dir: Path) -> tuple[str, dict[str, Any]]:
@@ -256,9 +280,9 @@ def launcher_of(sweep_dir: Path) -> tuple[str, dict[str, Any]]:
     Raises:
         RunError: launcher.json is missing or unreadable.
     """
-    content = _read(sweep_dir / ".sweep" / "launcher.json", _LAUNCHER, remedy="run the sweep's command again")
+    content = _read(launcher_file(sweep_dir), _LAUNCHER, remedy="run the sweep's command again")
     if content is None:
-        raise RunError(f"{sweep_dir / '.sweep' / 'launcher.json'} is missing; run the sweep's command again")
+        raise RunError(f"{launcher_file(sweep_dir)} is missing; run the sweep's command again")
     return content["queue"], content["options"]
 
 

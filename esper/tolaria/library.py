@@ -12,11 +12,15 @@ import json
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
 
 from esper import plugins, urza
 from esper.configs import DatabaseConfig, TolariaConfig
 from esper.configs.explain import nearest
 from esper.errors import ConfigError, EsperError, RunError, StoreError
+from esper.files import read_json
 from esper.tracking import write_atomically
 from esper.urza import Blueprint
 from esper.urza.records import read_outcomes
@@ -24,6 +28,7 @@ from esper.urza.records import read_outcomes
 __all__ = ["declare_recorded", "record_outcomes", "with_library", "write_declared"]
 
 _FILE = "blueprints.json"
+_DEFINITIONS: TypeAdapter[list[dict[str, Any]]] = TypeAdapter(list[dict[str, Any]])
 
 
 def with_library(config: TolariaConfig, *, run_dir: Path, outputs_dir: Path) -> tuple[TolariaConfig, list[str]]:
@@ -90,11 +95,11 @@ def declare_recorded(run_dir: Path) -> list[Blueprint]:
     """
     file = run_dir / _FILE
     try:
-        definitions = json.loads(file.read_text())
+        definitions = read_json(file, _DEFINITIONS)
         return [urza.declare(json.dumps(definition), where=str(file)) for definition in definitions]
     except FileNotFoundError:
         return []
-    except (OSError, ValueError, TypeError) as error:  # a ConfigError is a ValueError
+    except (RunError, ConfigError) as error:
         raise RunError(f"{file} cannot be used: {error}; start over with fresh=true") from None
 
 

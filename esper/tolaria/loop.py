@@ -20,7 +20,7 @@ from esper.configs.check import check
 from esper.configs.recorded import recorded
 from esper.contracts.events import CheckpointSaved, EpochEnded, Event, Notice, RunEnded, RunStarted, Validated
 from esper.costs import training_macs
-from esper.errors import DataError, RankError
+from esper.errors import DataError, RankError, WriteError
 from esper.tolaria.announce import announce
 from esper.tolaria.checkpoints.contents import snapshot
 from esper.tolaria.checkpoints.initial import start_from_network
@@ -190,7 +190,8 @@ class TrainingLoop:
         try:
             self.initialize(back_to=way_back.checkpoint)
         except Exception as error:
-            folder.set_status("failed", reason=str(error))
+            with contextlib.suppress(WriteError):  # a full disk must not hide the cause; other ranks have no folder
+                folder.set_status("failed", reason=str(error))
             raise
         way_back.arrive(self.run)
         self._start_saving()
@@ -351,7 +352,7 @@ class TrainingLoop:
 
     def _is_over(self) -> bool:
         patience, state = self.config.optimization.patience, self.state
-        return (patience is not None and state.epochs_since_best >= patience) or self.run.is_over
+        return self.run.is_over or (patience is not None and state.epochs_since_best >= patience)
 
     def _should_stop(self) -> bool:
         """Whether to stop before the next step; several ranks agree on it every few steps."""

@@ -14,9 +14,12 @@ from esper.contracts.recipe import Graft
 from esper.errors import ConfigError, RunError
 from esper.files import Count, Number, as_json, decoder, json_object, read_json, write_atomically
 
-__all__ = ["GRAFT", "SWEEP_FILE", "read_members", "read_recipe", "write_members", "write_recipe"]
+__all__ = ["GRAFT", "MEMBERS_FILES", "SWEEP_FILE", "read_members", "read_recipe", "write_members", "write_recipe"]
 
 SWEEP_FILE = "sweep.json"
+_LOCK = f".{SWEEP_FILE}.lock"
+MEMBERS_FILES = (SWEEP_FILE, _LOCK)
+"""What `write_members` writes in the sweep's folder."""
 _RECIPE_SCHEMA = 1
 GRAFT = as_json(Graft, extra="forbid", graft_id=Count, init_seed=Count, born_step=Count, init_gain=Number)
 """Schema of an entry of a recipe."""
@@ -54,7 +57,7 @@ def read_recipe(path: Path) -> list[Graft]:
 def write_members(sweep_dir: Path, members: Mapping[str, Sequence[str]]) -> None:
     """Add members (run name: overrides) to the sweep's file."""
     sweep_dir.mkdir(parents=True, exist_ok=True)
-    with FileLock(sweep_dir / f".{SWEEP_FILE}.lock"):
+    with FileLock(sweep_dir / _LOCK):
         known = read_members(sweep_dir) | {name: list(overrides) for name, overrides in members.items()}
         write_atomically(sweep_dir / SWEEP_FILE, json.dumps(known, indent=1) + "\n")
 

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, TypeVar
 
-from esper.errors import RunError
+from pydantic import Field, TypeAdapter, ValidationError
+
+from esper.errors import RunError, StoreError
+from esper.files import Count, as_json, first_problem
 from esper.tracking import read
 from esper.urza.kernel import Shape
 
@@ -16,8 +22,12 @@ __all__ = ["BROKEN", "KernelRecord", "Outcome", "from_row", "read_outcomes", "to
 BROKEN = ("crashed", "hung")
 """Kernel states that quarantine a blueprint: its worker process had to be replaced."""
 
+_STATES = ("ready", *BROKEN, "too_large", "unsound")
 _SHAPES = ("in_shape", "out_shape")
-_GENERATED_COLUMNS = {"kernel_id", "outcome_id", "measured_at", "recorded_at"}
+_COUNTS = ("batch_size", "graft_id", "epoch", "num_examples", "added_parameters", "cost_macs")
+_OPTIONAL_COUNTS = ("num_parameters", "num_macs", "memory_bytes")
+_TIMES = ("forward_s", "backward_s", "compile_s", "compiled_forward_s", "compiled_backward_s")
+_Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +89,9 @@ class Outcome:
     cost_s: float
 
 
+R = TypeVar("R", KernelRecord, Outcome)
+
+
 def to_row(record: KernelRecord | Outcome) -> dict[str, Any]:
     """The columns of a record."""
     row = dataclasses.asdict(record)
@@ -87,12 +100,34 @@ def to_row(record: KernelRecord | Outcome) -> dict[str, Any]:
     return row
 
 
-def from_row(row: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a record, from its columns."""
-    fields = {name: value for name, value in row.items() if name not in _GENERATED_COLUMNS}
+def from_row(kind: type[R], row: Mapping[str, Any], *, where: str) -> R:
+    """The record in a row: SQLite keeps values of any type in any column.
+
+    Raises:
+        StoreError: something in it is of another type or out of range.
+    """
+    fields = {field.name: row[field.name] for field in dataclasses.fields(kind)}
     for name in _SHAPES:
-        fields[name] = tuple(map(int, row[name].split("x"))) if row[name] is not None else None
-    return fields
+        if isinstance(text := fields[name], str) and re.fullmatch(r"\d{1,9}(x\d{1,9})*", text, re.ASCII):
+            fields[name] = [int(size) for size in text.split("x")]
+    try:
+        _row_schemas()[kind].validate_python(fields, strict=True)
+    except ValidationError as error:
+        raise StoreError(
+            f"{where}: a row of {kind.__name__} is damaged: {first_problem(error)}; remove the row, or the file"
+        ) from None
+    return kind(**fields | {name: tuple(fields[name]) for name in _SHAPES if fields[name] is not None})
+
+
+@functools.cache
+def _row_schemas() -> dict[type, TypeAdapter[dict[str, Any]]]:
+    instead: dict[str, Any] = {
+        **dict.fromkeys(_COUNTS, Count),
+        **dict.fromkeys(_OPTIONAL_COUNTS, Count | None),
+        **dict.fromkeys(_TIMES, _Seconds | None),
+        "status": Literal[_STATES],
+    }
+    return {kind: TypeAdapter(as_json(kind, **instead)) for kind in (KernelRecord, Outcome)}
 
 
 def read_outcomes(run_dir: Path) -> list[Outcome]:

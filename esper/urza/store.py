@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Table, delete, insert, select
+from sqlalchemy import Connection, Row, Table, delete, insert, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
@@ -18,9 +19,11 @@ from esper.urza import catalogue, tables
 from esper.urza.database import database_url, open_engine
 from esper.urza.definition import parse
 from esper.urza.kernel import Blueprint
-from esper.urza.records import BROKEN, KernelRecord, Outcome, from_row, to_row
+from esper.urza.records import BROKEN, KernelRecord, Outcome, R, from_row, to_row
 
 __all__ = ["Store", "find_blueprint"]
+
+_BLUEPRINTS = select(*(tables.blueprints.c[name] for name in ("name", "blueprint_id", "definition")))
 
 
 class Store:
@@ -92,8 +95,8 @@ class Store:
     def blueprints(self) -> list[Blueprint]:
         """All declared blueprints, sorted by name."""
         with self._begin() as connection:
-            rows = connection.execute(select(tables.blueprints).order_by(tables.blueprints.c.name)).all()
-        return [catalogue.declare(row.definition, where=f"{self.where}: {row.name}") for row in rows]
+            rows = connection.execute(_BLUEPRINTS.order_by(tables.blueprints.c.name)).all()
+        return [self._blueprint(row) for row in rows]
 
     def get(self, name: str) -> Blueprint:
         """Look up a declared blueprint by its name or id.
@@ -104,14 +107,26 @@ class Store:
         columns = tables.blueprints.c
         is_it = columns.blueprint_id == name if "@" in name else columns.name == name
         with self._begin() as connection:
-            row = connection.execute(select(tables.blueprints).where(is_it)).one_or_none()
+            row = connection.execute(_BLUEPRINTS.where(is_it)).one_or_none()
             names = connection.execute(select(columns.name).order_by(columns.name)).scalars().all()
         if row is None:
             raise ConfigError(
-                f"no blueprint {name!r} in {self.where} (known: {', '.join(names) or 'none'}); add it with: "
+                f"no blueprint {name!r} in {self.where} (known: {', '.join(map(str, names)) or 'none'}); add it with: "
                 "esper urza import FILE"
             )
-        return catalogue.declare(row.definition, where=f"{self.where}: {name}")
+        return self._blueprint(row)
+
+    def _blueprint(self, row: Row[Any]) -> Blueprint:
+        where = f"{self.where}: {row.name}"
+        try:
+            if not isinstance(row.definition, str):
+                raise ConfigError(f"{where}: the definition is no text")
+            blueprint = catalogue.declare(row.definition, where=where)
+            if blueprint.blueprint_id != row.blueprint_id:
+                raise ConfigError(f"{where}: is {blueprint.blueprint_id} and not {row.blueprint_id}")
+        except ConfigError as error:
+            raise StoreError(f"{error}; the row is damaged: remove it and import the blueprint again") from None
+        return blueprint
 
     # --- kernels --------------------------------------------------------------------------------------------------
 
@@ -121,8 +136,7 @@ class Store:
 
     def kernels(self, blueprint_id: str | None = None) -> list[KernelRecord]:
         """Characterised kernels, of one blueprint or all."""
-        rows = self._select(tables.kernels, blueprint_id, order="kernel_id")
-        return [KernelRecord(**row) for row in rows]
+        return self._select(KernelRecord, tables.kernels, blueprint_id, order="kernel_id")
 
     def delete_kernels(self, blueprint_id: str) -> None:
         """Delete all kernels of a blueprint, which also ends its quarantine."""
@@ -145,7 +159,7 @@ class Store:
 
     def outcomes(self, blueprint_id: str | None = None) -> list[Outcome]:
         """Outcomes of past growth, of one blueprint or all."""
-        return [Outcome(**row) for row in self._select(tables.outcomes, blueprint_id, order="outcome_id")]
+        return self._select(Outcome, tables.outcomes, blueprint_id, order="outcome_id")
 
     # --- SQL ------------------------------------------------------------------------------------------------------
 
@@ -155,13 +169,13 @@ class Store:
             updates = {name: value for name, value in row.items() if name not in key}
             connection.execute(upsert.on_conflict_do_update(index_elements=list(key), set_=updates))
 
-    def _select(self, table: Table, blueprint_id: str | None, *, order: str) -> list[dict[str, Any]]:
-        query = select(table).order_by(table.c[order])
+    def _select(self, kind: type[R], table: Table, blueprint_id: str | None, *, order: str) -> list[R]:
+        query = select(*(table.c[field.name] for field in dataclasses.fields(kind))).order_by(table.c[order])
         if blueprint_id is not None:
             query = query.where(table.c.blueprint_id == blueprint_id)
         with self._begin() as connection:
             rows = connection.execute(query).mappings().all()
-        return [from_row(dict(row)) for row in rows]
+        return [from_row(kind, dict(row), where=self.where) for row in rows]
 
     @contextlib.contextmanager
     def _begin(self, *, writes: bool = False) -> Iterator[Connection]:

@@ -16,8 +16,11 @@ from hypothesis import strategies as st
 
 from esper import fit
 from esper.cli import main
+from esper.configs import TolariaConfig
 from esper.errors import EsperError
+from esper.sweep.manifest import Job, Member, freeze, write_launcher
 from esper.tolaria.checkpoints import files as checkpoint
+from esper.tracking.files import write_members
 
 DEBUG = ("experiment=debug", "debug_mode=false", "morphogenetic=off", "tracking=none", "device=cpu")
 HOSTILE = [None, True, -1, 10**30, 1e300, "", "../../x", [], {}, [[[]]], {"a": {"b": 1}}, 0, 0.5]
@@ -76,6 +79,27 @@ def run(*arguments: str) -> None:
     assert ended.value.code == 0 or err.getvalue().count("\n") <= 1
 
 
+@pytest.fixture(scope="module")
+def sweep(finished: Path) -> Path:
+    """A sweep of one member, which has finished and is in MLflow; its folder."""
+    sweep_dir = finished.parent / "sweep"
+    member = Member(sweep_dir=sweep_dir, name="out", overrides=("rng_seed=0",), cwd="/", siblings={})
+    shutil.copytree(finished, member.run_dir)
+    freeze(member, TolariaConfig())
+    member.set_job(Job(queue="local", id="2147483647@1.00"))
+    member.begin()
+    member.end("finished", metric=0.5)
+    write_launcher(sweep_dir, queue="local", options={})
+    write_members(sweep_dir, {"out": ["rng_seed=0"]})
+    run("sync", str(sweep_dir), "--uri", uri_of(sweep_dir))
+    assert (member.run_dir / "mlflow.json").exists()
+    return sweep_dir
+
+
+def uri_of(sweep_dir: Path) -> str:
+    return f"sqlite:///{sweep_dir.parent / 'mlflow.db'}"  # one for all examples: its tables take seconds
+
+
 @pytest.mark.long
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
@@ -91,3 +115,18 @@ def test_every_command_works_or_ends_with_one_line(finished: Path, data: st.Data
         run("export", str(out), "--out", str(Path(folder, "exported")))
         with contextlib.suppress(EsperError), contextlib.redirect_stdout(io.StringIO()):
             fit(*DEBUG, run_dir=out)
+
+
+@pytest.mark.long
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_every_command_on_a_sweep_works_or_ends_with_one_line(sweep: Path, data: st.DataObject) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder, "sweep")
+        shutil.copytree(sweep, copy)
+        names = ["sweep.json", "out/status.json", "out/journal.jsonl", "out/mlflow.json", "out/config.yaml"]
+        names += [f".sweep/{name}.json" for name in ("launcher", "out/member", "out/job", "out/outcome")]
+        file = copy / data.draw(st.sampled_from([*names, ".sweep/out/config.yaml"]))
+        damage(data, file)
+        run("sync", str(copy), "--uri", uri_of(sweep))
+        run("sweep", "status", str(copy))

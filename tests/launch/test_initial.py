@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -10,9 +11,11 @@ import pytest
 
 from esper import fit
 from esper.cli import main
-from esper.configs import load_config
-from esper.configs.identity import digest
+from esper.configs import TolariaConfig, load_config
+from esper.configs.identity import differences, digest
+from esper.configs.load import to_yaml
 from esper.errors import ConfigError
+from esper.launch.initial import resolve_policy
 from esper.launch.run import Outcome
 from tests.conftest import tiny_config
 from tests.launch.test_arms import result_of
@@ -159,3 +162,37 @@ def test_more_capacity_gives_every_arm_the_same_new_compute(source: str) -> None
 def test_more_capacity_asks_for_the_network(source: str) -> None:
     with pytest.raises(ConfigError, match="which network"):
         train("experiment=more_capacity", "arm=grown")
+
+
+def test_a_recipe_that_has_changed_is_another_run(
+    workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (source,) = workspace.glob("outputs/small/*")
+    shutil.copy(source / "recipe.json", tmp_path)
+    replay = ("morphogenetic.policy=replay", "morphogenetic.recipe_path=recipe.json", "optimization.max_epochs=1")
+    first = train(*replay)
+    assert train(*replay) == first
+    recipe = json.loads(Path("recipe.json").read_text())
+    Path("recipe.json").write_text(json.dumps(recipe | {"grafts": recipe["grafts"][:1]}))
+    with pytest.raises(ConfigError, match=r"recipe.json: has changed since this run began .* fresh=true"):
+        train(*replay)
+    assert result_of(train(*replay, "fresh=true").run_dir)["num_parameters"] < result_of(source)["num_parameters"]
+
+
+def test_a_policy_that_has_changed_is_another_run_and_older_runs_recorded_none(tmp_path: Path) -> None:
+    def resolve(**more: object) -> TolariaConfig:
+        growth = {"morphogenetic__policy": "learned", "morphogenetic__tamiyo_policy_path": str(tmp_path / "policy")}
+        return resolve_policy(tiny_config(**growth, **more), run_dir=tmp_path)
+
+    (tmp_path / "policy").write_bytes(b"one")
+    unresolved = tiny_config()
+    began = resolve()
+    (tmp_path / "config.yaml").write_text(to_yaml(began))
+    assert resolve() == began
+    assert differences(dataclasses.asdict(unresolved), began).keys().isdisjoint({"morphogenetic.policy_digest"})
+    (tmp_path / "policy").write_bytes(b"two")
+    with pytest.raises(ConfigError, match=r"tamiyo_policy_path=.*: has changed since this run began"):
+        resolve()
+    assert resolve(fresh=True).morphogenetic.policy_digest != began.morphogenetic.policy_digest
+    assert resolve(bus="redis", morphogenetic__tamiyo="shared").morphogenetic.policy_digest is None

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from esper.errors import ConfigError, DataError, RunError
-from esper.launch.run import run
+from esper.launch.run import _last_words, run
+from esper.tolaria import TolariaService
 from esper.tolaria.loop import TrainingLoop
 from esper.tolaria.run_folder import RunFolder
 from tests.conftest import tiny_config
@@ -35,6 +36,16 @@ def test_input_that_fails_while_building_leaves_nothing_behind(run_dir: Path, tm
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("made", ["work", "work/out"])  # by the user; by Hydra too
+def test_a_refused_run_leaves_the_users_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: str) -> None:
+    (tmp_path / made).mkdir(parents=True)
+    for cwd, run_dir in ((tmp_path / "work", Path("out")), (tmp_path.parent, tmp_path / "work" / "new" / "out")):
+        monkeypatch.chdir(cwd)
+        with pytest.raises(DataError, match="batch_size"):
+            run(tiny_config(dataset__batch_size=5000), run_dir)
+        assert [path.name for path in tmp_path.rglob("*")] == ["work"]
+
+
 def test_a_finished_run_shows_its_result_and_trains_again_only_from_its_own_checkpoint(
     run_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -52,6 +63,10 @@ def test_a_finished_run_shows_its_result_and_trains_again_only_from_its_own_chec
     assert back.result["test_loss"] == first.result["test_loss"]
     started = [json.loads(line) for line in (run_dir / "journal.jsonl").read_text().splitlines()]
     assert [line["step"] for line in started if line["kind"] == "run_started"] == [0, 12]
+
+
+def test_a_process_that_hangs_before_its_run_began_reports_that_without_a_folder_too(run_dir: Path) -> None:
+    assert _last_words(TolariaService(tiny_config(), run_dir=run_dir), run_dir, "failed", "it hangs")
 
 
 def test_fresh_moves_the_old_run_aside(run_dir: Path) -> None:

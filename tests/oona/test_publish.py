@@ -235,3 +235,30 @@ def test_an_invalid_event_is_dropped_and_the_others_arrive(bus: Recording, folde
     run = publish(bus, folder, [event(started()), *broken, event(decided(2))])
     assert [one.payload.kind for one in bus.sent] == ["run", "decision_report"]
     assert (run.num_logged, run.num_dropped) == (2, 6)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"a":' * 100_000,
+        '{"done": -1, "starts_unix_s": [], "dropped": 0}',
+        '{"done": 1e999, "starts_unix_s": [], "dropped": 0}',
+        '{"done": 9, "starts_unix_s": "12", "dropped": 0}',
+        '{"done": true, "starts_unix_s": [], "dropped": 0}',
+        "[]",
+        "\xff",
+    ],
+)
+def test_a_damaged_position_sends_everything_again(bus: Recording, folder: Path, content: str) -> None:
+    first = publish(bus, folder, a_run()).num_logged
+    (folder / "bus.json").write_text(content, encoding="latin-1")
+    assert publish(bus, folder, a_run()).num_logged == first
+    assert len({one.event_id for one in bus.sent}) == first
+
+
+def test_a_link_in_the_run_folder_is_not_written_to(bus: Recording, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("precious")
+    for name in ("bus.json", "bus.new"):
+        (folder / name).symlink_to(tmp_path / "precious")
+    publish(bus, folder, a_run())
+    assert (tmp_path / "precious").read_text() == "precious"

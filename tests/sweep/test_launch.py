@@ -87,7 +87,7 @@ def test_ctrl_c_cancels_jobs_after_they_save_and_resume_continues_them(tmp_path:
     overrides = [*TINY, FAST, "rng_seed=0,1", "optimization.max_epochs=60", "hydra.launcher.on_interrupt=cancel"]
     launcher = start(*overrides, cwd=tmp_path)
     sweep_dir = tmp_path / "outputs" / "debug"
-    until = time.monotonic() + 60
+    until = time.monotonic() + 120
     while not any('"epoch"' in path.read_text() for path in sweep_dir.glob("*/journal.jsonl")):
         assert time.monotonic() < until
         time.sleep(0.1)
@@ -109,18 +109,26 @@ def test_ctrl_c_cancels_jobs_after_they_save_and_resume_continues_them(tmp_path:
 def test_a_run_outlives_a_killed_runner_and_resume_waits_for_it(tmp_path: Path):
     launcher = start(*TINY, FAST, "optimization.max_epochs=100,2", cwd=tmp_path)
     sweep_dir = tmp_path / "outputs" / "debug"
-    until = time.monotonic() + 60
+    until = time.monotonic() + 120
     while not any('"epoch"' in path.read_text() for path in sweep_dir.glob("*/journal.jsonl")):
         assert time.monotonic() < until
         time.sleep(0.1)
     second, first = members_of(sweep_dir)
-    runner = psutil.Process(int(first.job().short_id)).parent()
-    launcher.kill()
-    runner.kill()
-    runner.wait(60)
-    launcher.communicate()
-    assert [state.state for state in member_states([first, second]).values()] == ["running", "lost"]
-    code, out, err = finish(start("sweep", "resume", str(sweep_dir), cwd=tmp_path, script=ESPER))
+    run, submitted = psutil.Process(int(first.job().short_id)), second.job()
+    run.suspend()  # it must not end before it is found running
+    try:
+        runner = run.parent()
+        launcher.kill()
+        runner.kill()
+        runner.wait(60)
+        launcher.communicate()
+        assert [state.state for state in member_states([first, second]).values()] == ["running", "lost"]
+        resume = start("sweep", "resume", str(sweep_dir), cwd=tmp_path, script=ESPER)
+        while second.job() in (None, submitted) and resume.poll() is None:
+            time.sleep(0.1)
+    finally:
+        run.resume()
+    code, out, err = finish(resume)
     assert (code, err) == (0, "")
     assert "2 runs: 1 submitted, 1 already submitted" in out
     began = [started(one.run_dir) for one in (first, second)]
@@ -249,19 +257,19 @@ def test_a_folder_that_others_can_have_written_in_is_refused(
         members_of(tmp_path)
     with pytest.raises(RunError, match=r"run the sweep's command again"):
         MemberJob(frozen.folder)()
-    if where == ".sweep":
-        done = subprocess.run(
-            ["sh", "-c", f"{private_check(tmp_path / where)}\necho ran"], capture_output=True, check=False
-        )
-        assert (done.returncode, done.stdout) == (2, b"")
+    assert not runs_after_check(tmp_path / where)
 
 
 def test_a_private_folder_passes_the_check_of_slurms_jobs(tmp_path: Path) -> None:
     member(tmp_path)
-    done = subprocess.run(
-        ["sh", "-c", f"{private_check(tmp_path / '.sweep')}\necho ran"], capture_output=True, check=True
-    )
-    assert done.stdout == b"ran\n"
+    assert runs_after_check(tmp_path / ".sweep")
+
+
+def test_a_sweep_is_read_while_its_jobs_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    frozen = member(tmp_path)
+    names = Path.iterdir
+    monkeypatch.setattr(Path, "iterdir", lambda folder: [*names(folder), folder / ".outcome.json.7"])  # gone by now
+    assert members_of(tmp_path) == [frozen]
 
 
 @pytest.mark.parametrize("name", ["member.json", "job.json", "outcome.json", "../launcher.json"])

@@ -34,7 +34,7 @@ def torchrun(num: int, *overrides: str) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num)]
     done = subprocess.run(
         [*command, "--no-python", sys.executable, "-c", COMMAND, *overrides],
-        env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120, check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=250, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
 
@@ -56,7 +56,7 @@ def start_step(*overrides: Sequence[str], first: str = "") -> list[subprocess.Po
 
 def ends(processes: list[subprocess.Popen[str]]) -> tuple[list[int], str]:
     """Their exit codes, and everything they wrote to stderr."""
-    errors = [process.communicate(timeout=120)[1] for process in processes]
+    errors = [process.communicate(timeout=250)[1] for process in processes]
     return [process.returncode for process in processes], "".join(errors)
 
 
@@ -66,7 +66,7 @@ def events(run_dir: Path, kind: str) -> list[dict[str, Any]]:
 
 
 def await_checkpoint(run_dir: Path) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while not list(run_dir.glob("checkpoints/step-*/manifest.json")):
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -74,7 +74,7 @@ def await_checkpoint(run_dir: Path) -> None:
 
 def await_event(run_dir: Path, text: str) -> None:
     """Wait until a run's journal contains a text."""
-    journal, deadline = run_dir / "journal.jsonl", time.monotonic() + 60
+    journal, deadline = run_dir / "journal.jsonl", time.monotonic() + 120
     while not (journal.is_file() and text in journal.read_text()):
         assert time.monotonic() < deadline
         time.sleep(0.01)

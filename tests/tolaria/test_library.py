@@ -15,6 +15,7 @@ from esper.simic.fit import training_examples
 from esper.tolaria import TolariaTrainer
 from esper.tolaria.checkpoints import files as checkpoint
 from esper.tolaria.checkpoints.export import export
+from esper.tolaria.library import declare_recorded
 from esper.tracking import read
 from esper.urza import catalogue
 from esper.urza.records import KernelRecord
@@ -167,3 +168,13 @@ def test_a_dry_run_takes_from_the_library_of_the_run_s_outputs(run_dir: Path, tm
         store.add(text())
     found = dry_run(tiny_config(morphogenetic__blueprint="wide_depthwise"), run_dir)
     assert any("wide_depthwise@" in line for line in found.lines)
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, '[{"layers": ' + "[" * 900 + "]" * 900 + "}]", "{}", "[1]", "[{}]"])
+def test_damaged_definitions_of_a_run_are_one_line(run_dir: Path, content: str) -> None:
+    run_dir.mkdir(parents=True)
+    (run_dir / "blueprints.json").write_text(content)
+    with pytest.raises(RunError, match=r"blueprints\.json.*start over with fresh=true") as error:
+        declare_recorded(run_dir)
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 600

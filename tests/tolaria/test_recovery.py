@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -128,12 +130,15 @@ def test_the_whole_doubling_is_one_growth(run_dir: Path, tmp_path: Path) -> None
     assert_same(weights, {name: without[name] for name in weights})
 
 
-def test_a_run_that_cannot_be_opened_again_has_failed(run_dir: Path) -> None:
+@pytest.mark.parametrize("status", ["failed", "running"])
+def test_a_run_that_cannot_be_opened_again_has_failed(run_dir: Path, status: str) -> None:
     config = tiny_config(**EXPLODES)
     service = TolariaService(config, run_dir=run_dir, listeners=[lambda event: spoil() if event.step == 6 else None])
 
     def spoil() -> None:
         config.model.widths = [4, 9]  # another network than that of the checkpoint
+        if status == "running":  # the disk is full: how the run ended cannot be written either
+            (run_dir / f".status.json.{socket.gethostname()}.{os.getpid()}").mkdir(exist_ok=True)
 
     async def go() -> None:
         try:
@@ -143,9 +148,9 @@ def test_a_run_that_cannot_be_opened_again_has_failed(run_dir: Path) -> None:
 
     with pytest.raises(RunError, match="holds a run of other settings"):
         asyncio.run(go())
-    status = json.loads((run_dir / "status.json").read_text())
-    assert status["status"] == "failed"
-    assert "holds a run of other settings" in status["reason"]
+    written = json.loads((run_dir / "status.json").read_text())
+    assert written["status"] == status
+    assert ("holds a run of other settings" in written["reason"]) == (status == "failed")
 
 
 @pytest.mark.long

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -140,8 +141,13 @@ def test_a_status_is_read_strictly(out: Path, change: dict[str, Any]) -> None:
 
 
 def test_leftovers_of_dead_processes_go_and_those_of_others_stay(out: Path) -> None:
-    dead = (out / ".report.html.999999999", out / ".status.json.999999998")
-    others = (out / f".status.json.{os.getppid()}", out / ".status.json.old", out / ".notes.999999999")
+    host = socket.gethostname()
+    dead = (out / f".report.html.{host}.999999999", out / f".status.json.{host}.999999998")
+    others = (
+        out / f".status.json.{host}.{os.getppid()}",
+        out / ".status.json.another-host.999999999",
+        out / f".notes.{host}.999999999",
+    )
     for path in (*dead, *others):
         path.write_text("half")
     interrupt(out)

@@ -28,7 +28,7 @@ SEEN = r"last seen \d{4}-\d\d-\d\d \d\d:\d\d:\d\d"
 
 
 def wait_for(condition: Callable[[], object]) -> None:
-    until = time.monotonic() + 60
+    until = time.monotonic() + 120
     while not condition():
         assert time.monotonic() < until
         time.sleep(0.05)

@@ -17,8 +17,10 @@ from typing import Any
 import pytest
 
 from esper.configs import OptimizationConfig, TrackingConfig
+from esper.configs.paths import sqlite_url
 from esper.errors import RunError
 from esper.tracking import Journal, MlflowRun, read
+from esper.tracking.mlflow import connect
 from tests.tracking.conftest import ended, grew, started, trained
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
@@ -287,3 +289,11 @@ def test_processes_that_make_the_database_at_once_all_get_through(tmp_path: Path
     assert [process.wait() for process in processes] == [0] * 8
     names = Counter(run.info.run_name for run in client(tmp_path).search_runs(["1"]))
     assert names == Counter(map(str, range(8)))
+
+
+def test_the_working_directory_may_have_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / """a?b%c#d"e'ü;$x :f"""
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    assert connect(sqlite_url(folder / "mlflow.db")).get_experiment("0").name == "Default"
+    assert [path.name for path in folder.glob("*.db")] == ["mlflow.db"]

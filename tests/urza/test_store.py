@@ -141,7 +141,7 @@ def test_a_definition_that_was_tampered_with_is_refused(tmp_path: Path):
         store.add(text())
     with contextlib.closing(sqlite3.connect(tmp_path / "library.db")) as connection, connection:
         connection.execute("UPDATE urza_blueprints SET definition = replace(definition, 'depthwise', 'system')")
-    with opened(database) as store, pytest.raises(ValueError, match=r"library.db: wide_depthwise: .*'system'"):
+    with opened(database) as store, pytest.raises(StoreError, match=r"library.db: wide_depthwise: .*'system'"):
         store.get("wide_depthwise")
 
 
@@ -192,3 +192,53 @@ def test_a_file_that_is_no_database_is_an_error_of_one_line(tmp_path: Path):
 def test_by_default_it_lies_in_the_outputs_folder(tmp_path: Path):
     with contextlib.closing(Store(DatabaseConfig(), outputs_dir=tmp_path / "outputs", create=True)):
         assert (tmp_path / "outputs" / "urza.db").is_file()
+
+
+@pytest.mark.parametrize(
+    ("table", "column", "value"),
+    [
+        ("kernels", "in_shape", "8x4"),
+        ("kernels", "in_shape", "8xfourx4"),
+        ("kernels", "out_shape", b"\xff"),
+        ("kernels", "batch_size", "many"),
+        ("kernels", "status", "fine"),
+        ("kernels", "memory_bytes", -1),
+        ("kernels", "forward_s", "fast"),
+        ("kernels", "backward_s", float("inf")),
+        ("kernels", "reason", b"3.5"),
+        ("outcomes", "site", b"layer1"),
+        ("outcomes", "gain", "much"),
+        ("outcomes", "out_shape", 8),
+        ("outcomes", "epoch", -3),
+        ("blueprints", "definition", 7),
+        ("blueprints", "definition", '{"a":' * 6000),
+        ("blueprints", "blueprint_id", "another@0000"),
+    ],
+)
+def test_a_damaged_row_is_one_line_and_never_believed(tmp_path: Path, table: str, column: str, value: object) -> None:
+    file = tmp_path / "library.db"
+    with opened(DatabaseConfig(url=f"sqlite:///{file}")) as store:
+        store.add(text())
+        store.put_kernel(KERNEL)
+        store.put_outcomes([OUTCOME])
+        with contextlib.closing(sqlite3.connect(file)) as connection:
+            connection.execute(f"UPDATE urza_{table} SET {column} = ?", (value,))
+            connection.commit()
+        with pytest.raises(StoreError) as error:
+            getattr(store, table)()
+    assert str(file) in str(error.value)
+    assert "damaged" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_damaged_time_of_a_record_costs_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "library.db"
+    with opened(DatabaseConfig(url=f"sqlite:///{file}")) as store:
+        added = store.add(text())
+        store.put_kernel(KERNEL)
+        with contextlib.closing(sqlite3.connect(file)) as connection:
+            connection.execute("UPDATE urza_kernels SET measured_at = 'yesterday'")
+            connection.execute("UPDATE urza_blueprints SET added_at = 'yesterday'")
+            connection.commit()
+        assert store.kernels() == [KERNEL]
+        assert store.blueprints() == [store.get("wide_depthwise")] == [added]

@@ -120,6 +120,7 @@ class SlurmQueue(Queue):
         folder = members[0].folder.parent / "jobs"
         folder.mkdir(mode=0o700, exist_ok=True)
         require_private(folder)
+        others = set(folder.iterdir())
         names = labels(members_of(members[0].sweep_dir))
         submissions = [MemberJob(member.folder, job_name=names[member.name].replace(" ", "-")) for member in members]
         executor = submitit.SlurmExecutor(folder, max_num_timeout=self.options.max_num_timeout)
@@ -128,6 +129,10 @@ class SlurmQueue(Queue):
             with contextlib.redirect_stderr(io.StringIO()):  # submitit repeats sbatch's output
                 jobs = executor.submit_array(submissions)
         except FailedJobError as error:
+            for path in set(folder.iterdir()) - others:
+                path.unlink()
+            with contextlib.suppress(OSError):  # earlier jobs use it
+                folder.rmdir()
             errors = [line for line in str(error).splitlines() if "error" in line] or [str(error)]
             reason = one_line(errors[0]).removeprefix("sbatch: error: ")
             raise RunError(f"hydra/launcher=slurm: sbatch refused: {reason}; set hydra.launcher.*") from None

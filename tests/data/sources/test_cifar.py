@@ -6,6 +6,7 @@ import hashlib
 import os
 import pickle
 import shutil
+import socket
 import tarfile
 from pathlib import Path
 
@@ -107,3 +108,13 @@ def test_a_download_that_fails_leaves_no_folder_behind(tmp_path: Path, monkeypat
     with pytest.raises(DataError):
         load_splits(DatasetConfig(name="cifar10", data_dir=str(tmp_path / "new" / "data")), rng_seed=0)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_download_that_gets_no_data_ends_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:  # takes connections, never answers
+        monkeypatch.setattr(CIFAR10, "url", f"http://127.0.0.1:{server.getsockname()[1]}/cifar.tar.gz")
+        config = DatasetConfig(name="cifar10", data_dir=str(tmp_path / "data"), timeout_s=0.2)
+        with pytest.raises(DataError, match=r"cannot be downloaded, or damaged \(timed out\)"):
+            load_splits(config, rng_seed=0)
+    assert not list(tmp_path.iterdir())
+    assert socket.getdefaulttimeout() is None

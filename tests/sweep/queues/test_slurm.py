@@ -8,8 +8,9 @@ from esper.configs import TolariaConfig
 from esper.errors import RunError
 from esper.sweep.launch import launch
 from esper.sweep.launchers import queue_of
-from esper.sweep.manifest import Job, Member, freeze
+from esper.sweep.manifest import Job, Member, freeze, write_launcher
 from esper.sweep.queues.slurm import SlurmQueue
+from tests.sweep.test_launch import TINY, finish, start
 
 JOB = Job(queue="slurm", id="7_0")
 
@@ -66,3 +67,47 @@ def test_nothing_is_submitted_while_squeue_does_not_respond(
     squeue_prints("exit 1", tmp_path, monkeypatch)
     with pytest.raises(RunError, match="squeue did not respond; cannot tell which jobs are running"):
         launch([(member, TolariaConfig())], queue_of("slurm", {}))
+
+
+@pytest.fixture
+def refusing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cluster whose sbatch refuses; the folder of the commands."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name, script in {
+        "squeue": "",
+        "srun": "",
+        "sbatch": "echo 'sbatch: error: no such account' >&2; exit 1",
+    }.items():
+        (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+        (folder / name).chmod(0o700)
+    monkeypatch.setenv("PATH", str(folder), prepend=":")
+    return folder
+
+
+def content(folder: Path) -> dict[str, bytes | None]:
+    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+@pytest.mark.usefixtures("refusing")
+def test_a_refused_sweep_leaves_nothing_behind(tmp_path: Path) -> None:
+    (tmp_path / "lab").mkdir()
+    code, _, err = finish(start(*TINY[:-1], "hydra/launcher=slurm", "rng_seed=0,1", cwd=tmp_path / "lab"))
+    assert (code, err) == (2, "error: hydra/launcher=slurm: sbatch refused: no such account; set hydra.launcher.*\n")
+    assert content(tmp_path / "lab") == {}
+
+
+@pytest.mark.usefixtures("refusing")
+def test_a_refused_sweep_leaves_an_earlier_one_as_it_was(tmp_path: Path) -> None:
+    sweep_dir = tmp_path / "sweep"
+    earlier = Member(sweep_dir=sweep_dir, name="run", overrides=("rng_seed=0",), cwd=str(tmp_path), siblings={})
+    freeze(earlier, TolariaConfig(rng_seed=0))
+    earlier.set_job(JOB)
+    earlier.begin()
+    earlier.end("failed", reason="no luck")
+    write_launcher(sweep_dir, queue="slurm", options={"partition": "cpu"})
+    another = Member(sweep_dir=sweep_dir, name="other", overrides=("rng_seed=1",), cwd=str(tmp_path), siblings={})
+    before = content(sweep_dir)
+    with pytest.raises(RunError, match="sbatch refused: no such account"):
+        launch([(earlier, TolariaConfig(tags=["new"])), (another, TolariaConfig(rng_seed=1))], queue_of("slurm", {}))
+    assert content(sweep_dir) == before
