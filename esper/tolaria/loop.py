@@ -144,7 +144,7 @@ class TrainingLoop:
                 environment=environment(written_to=run.written_to),
                 resumed_from=resumed_from,
             )
-            announce(run, notices, is_resumed=resumed_from is not None)
+            announce(run, notices, resumed_from=resumed_from)
             run.start_trackers()
         except BaseException:
             run.close()

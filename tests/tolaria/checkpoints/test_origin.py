@@ -76,6 +76,15 @@ def test_images_that_were_trained_on_are_not_held_out(
         train(config, tmp_path / "run")
 
 
+@pytest.mark.parametrize(("num_epochs", "is_told"), [(3, True), (4, False)])
+def test_a_run_without_a_step_left_to_train_says_so(
+    source: Path, tmp_path: Path, num_epochs: int, is_told: bool
+) -> None:
+    train(going_on(at(source, 18), optimization__max_epochs=num_epochs), tmp_path / "run")
+    told = [event["message"] for event in events(tmp_path / "run", "notice")]
+    assert any("no step is left to train, as optimization.max_epochs=3 is done" in line for line in told) is is_told
+
+
 def test_fewer_examples_draw_another_split(tmp_path: Path) -> None:
     train(tiny_config(**PLAIN, **DIGITS), tmp_path / "source", stop_at=11)
     checkpoint = sorted((tmp_path / "source" / "checkpoints").glob("step-*"))[-1]
