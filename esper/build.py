@@ -107,6 +107,7 @@ def parts(
     """
     device = device or select_device(config.device)
     splits = load_splits(config.dataset, rng_seed=config.rng_seed, cache_dir=cache_dir).to(device)
+    _require_targets(config, splits)
     torch.manual_seed(torch_seed(config.rng_seed))
     spec = _spec(config, splits)
     model = _build_model(config, spec, device)
@@ -198,6 +199,23 @@ def select_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(name)
+
+
+def _require_targets(config: TolariaConfig, splits: DataSplits) -> None:
+    """Refuse numbers where the task learns classes, and the other way round."""
+    if isinstance(splits.train, TokenSet):
+        return
+    are_numbers = splits.train.labels.is_floating_point()
+    if config.task.name == "classification" and are_numbers:
+        kind, other = "numbers", "task=regression or multilabel, or give classes: whole numbers from 0 on"
+    elif config.task.name in ("regression", "multilabel") and not are_numbers:
+        kind, other = "classes", "task=classification, or give numbers: targets in floating point"
+    else:
+        return
+    hint = f" (dataset.target_type={config.dataset.target_type})" if config.dataset.name == "arrays" else ""
+    raise ConfigError(
+        f"task={config.task.name}: the targets of dataset {config.dataset.name} are {kind}{hint}; use {other}"
+    )
 
 
 def _spec(config: TolariaConfig, splits: DataSplits) -> DataSpec:

@@ -88,6 +88,8 @@ def test_splits_are_those_given_or_drawn_by_no_seed() -> None:
         ((torch.zeros(4, 2), torch.zeros(3)), r"data: a split is not two tensors of equal length; give \(inputs"),
         ((torch.zeros(4, 2, 2), torch.zeros(4)), r"data: inputs torch.float32 \(4, 2, 2\)"),
         ((torch.full((4, 2), torch.nan), torch.zeros(4)), r"data: inputs hold NaN or infinity"),
+        ((torch.zeros(0, 2), torch.zeros(0)), r"data: inputs \(0, 2\): a split is empty"),
+        ((np.array(["a", "b"]), np.zeros(2)), r"data: a split is not two tensors of equal length"),
         ((torch.zeros(4, 2), torch.tensor([0, 1, -1, 0])), r"data: whole numbers as targets are classes"),
         (17, r"data: int does not give pairs of equal shape"),
         ("nowhere", r"data=nowhere: "),
@@ -106,6 +108,50 @@ def test_a_network_that_does_not_take_the_data_is_one_line(tmp_path: Path, monke
     assert not list(tmp_path.rglob("config.yaml"))
 
 
+def test_arrays_of_numpy_are_tensors() -> None:
+    inputs, targets = np.arange(80.0).reshape(40, 2), np.arange(40) % 2
+    found = own_dataset((inputs, targets), test_split=0.25)
+    same = own_dataset((torch.from_numpy(inputs), torch.from_numpy(targets)), test_split=0.25)
+    assert torch.equal(found.train.images, same.train.images)  # type: ignore[union-attr]
+
+
+def test_a_dataset_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Noisy(TensorDataset):
+        def __getitem__(self, index: int) -> tuple[Tensor, ...]:
+            image, label = super().__getitem__(index)
+            return image + torch.rand(()), label
+
+    monkeypatch.chdir(tmp_path)
+    outcome = fit(*QUICK, "morphogenetic=off", model=Net, data=Noisy(*squares()))
+    assert outcome.exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("overrides", "data", "message"),
+    [
+        (
+            ("model=vit",),
+            (torch.zeros(80, 3, 8, 16), torch.arange(80) % 2),
+            r"model=vit: reads square images, but .* 8 x 16",
+        ),
+        (
+            ("model=resnet18",),
+            (torch.zeros(80, 5), torch.arange(80) % 2),
+            r"model=resnet18: reads images, but .*\(5,\)",
+        ),
+        (("task=classification",), (squares()[0], torch.rand(120)), r"task=classification: .* are numbers; use"),
+        (("task=regression",), squares(), r"task=regression: the targets of dataset plugin are classes; use"),
+    ],
+)
+def test_data_task_and_network_that_do_not_fit_are_one_line(
+    overrides: tuple[str, ...], data: object, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = None if overrides[0].startswith("model") else Net
+    with pytest.raises(ConfigError, match=message):
+        fit(*QUICK, "morphogenetic=off", *overrides, model=model, data=data)
+
+
 def rows_of(tmp_path: Path, **settings: object) -> DatasetConfig:
     defaults = {"name": "arrays", "data_dir": str(tmp_path / "rows.csv"), "batch_size": 4, "val_split": 0.3}
     return DatasetConfig(**{**defaults, **settings})  # type: ignore[arg-type]
@@ -120,6 +166,13 @@ def test_rows_of_a_csv_are_standardised_by_the_training_split(tmp_path: Path) ->
     other = load_splits(rows_of(tmp_path), rng_seed=1)
     assert len(other.test) == len(splits.test) == 6
     assert torch.equal(other.test.images, splits.test.images)  # type: ignore[union-attr]
+
+
+def test_a_constant_column_keeps_its_scale(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("\n".join(["x,y,kind", *(f"{i * 1e-9},3,{'ab'[i % 2]}" for i in range(60))]))
+    splits = load_splits(rows_of(tmp_path), rng_seed=0)
+    assert splits.std[1] * 255 == 1.0
+    assert splits.std[0] * 255 == pytest.approx(splits.train.images[:, 0].double().std(correction=0).item())  # type: ignore[union-attr]
 
 
 def test_numbers_of_an_npz_are_predicted(tmp_path: Path) -> None:

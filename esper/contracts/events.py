@@ -46,7 +46,10 @@ class Event:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunStarted(Event):
-    """A process started or resumed the run; `resumed_from`: path of the checkpoint; `metrics`: the first one leads."""
+    """A process started or resumed the run.
+
+    `resumed_from`: path of the checkpoint; `metrics`: the first one leads; `noun`: what an example is, in the plural.
+    """
 
     kind: ClassVar[str] = "run_started"
     run_name: str
@@ -62,6 +65,7 @@ class RunStarted(Event):
     environment: dict[str, str | None]
     resumed_from: str | None
     metrics: tuple[MetricInfo, ...] = (ACCURACY,)
+    noun: str = "images"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,7 +14,7 @@ from esper.data.fingerprint import fingerprint_tensors
 from esper.data.images import Dataset, ImageSet, draw_stratified
 from esper.errors import DataError, one_line
 
-__all__ = ["own_dataset"]
+__all__ = ["collected", "own_dataset"]
 
 _MAX_CLASSES = 100_000
 _REMEDY = "give (inputs, targets), two tensors of equal length, a map-style Dataset, or two or three of these as splits"
@@ -34,7 +35,7 @@ def own_dataset(data: Any, *, test_split: float, where: str = "data") -> Dataset
     Raises:
         DataError: they cannot be used.
     """
-    splits = [_split(split, where) for split in _splits(data, where)]
+    splits = [ImageSet(inputs, targets) for inputs, targets in collected(data, where=where)]
     first = splits[0]
     for split in splits:
         if split.shape != first.shape or split.labels.dtype != first.labels.dtype:
@@ -54,26 +55,38 @@ def own_dataset(data: Any, *, test_split: float, where: str = "data") -> Dataset
     return Dataset(train=splits[0], val=val, test=splits[-1], class_names=names, fingerprint=found)
 
 
+def collected(data: Any, *, where: str = "data") -> list[tuple[Tensor, Tensor]]:
+    """Inputs and targets of each split, read once; see `own_dataset`."""
+    return [_split(split, where) for split in _splits(data, where)]
+
+
 def _names(num_splits: int) -> list[str]:
     return {1: ["data"], 2: ["train", "test"], 3: ["train", "val", "test"]}[num_splits]
 
 
 def _splits(data: Any, where: str) -> list[Any]:
-    is_one = not isinstance(data, tuple | list) or (len(data) == 2 and all(isinstance(part, Tensor) for part in data))
+    is_one = not isinstance(data, tuple | list) or (
+        len(data) == 2 and all(isinstance(part, Tensor | np.ndarray) for part in data)
+    )
     splits = [data] if is_one else list(data)
     if not 1 <= len(splits) <= 3:
         raise DataError(f"{where}: has {len(splits)} splits; {_REMEDY}")
     return splits
 
 
-def _split(split: Any, where: str) -> ImageSet:
+def _split(split: Any, where: str) -> tuple[Tensor, Tensor]:
     if isinstance(split, str | Path):
         split = _from_disk(Path(split), where)
     if not isinstance(split, tuple | list):
-        split = _collected(split, where)
+        split = _examples(split, where)
+    split = [
+        torch.as_tensor(part) if isinstance(part, np.ndarray) and part.dtype.kind in "biuf" else part for part in split
+    ]
     if len(split) != 2 or not all(isinstance(part, Tensor) for part in split) or len(split[0]) != len(split[1]):
         raise DataError(f"{where}: a split is not two tensors of equal length; {_REMEDY}")
     inputs, targets = (part.detach().cpu() for part in split)
+    if inputs.numel() == 0:
+        raise DataError(f"{where}: inputs {tuple(inputs.shape)}: a split is empty; {_REMEDY}")
     if inputs.ndim not in (2, 4) or (inputs.ndim == 2 and inputs.dtype == torch.uint8):
         raise DataError(f"{where}: inputs {inputs.dtype} {tuple(inputs.shape)}: allowed: (N, C, H, W), or float (N, D)")
     if inputs.dtype != torch.uint8:
@@ -88,10 +101,10 @@ def _split(split: Any, where: str) -> ImageSet:
         targets = targets.long()
     else:
         raise DataError(f"{where}: targets {tuple(targets.shape)}: classes are (N,); give numbers or labels as float32")
-    return ImageSet(inputs, targets)
+    return inputs, targets
 
 
-def _collected(dataset: Any, where: str) -> tuple[Tensor, Tensor]:
+def _examples(dataset: Any, where: str) -> tuple[Tensor, Tensor]:
     """All examples of a map-style dataset."""
     try:
         pairs = [dataset[i] for i in range(len(dataset))]

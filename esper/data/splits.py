@@ -42,7 +42,7 @@ class DataSplits:
         fingerprint: what the dataset holds.
         mean, std: of each channel of the training images (of files: of 1024 of them), in units of [0, 1]; else empty.
         notices: what the user should know about the files.
-        noun: what is split: images or documents.
+        noun: what is split: images, rows or documents.
     """
 
     train: Split
@@ -100,18 +100,19 @@ def _split_images(config: DatasetConfig, dataset: Dataset, *, rng_seed: int) -> 
     validation = dataset.train[held_out] if dataset.val is None else dataset.val
     controller, judge = draw_stratified(validation.strata, 0.5, generator)
     splits = {"train": train, "controller": validation[controller], "judge": validation[judge], "test": dataset.test}
+    noun = "images" if len(train.shape) == 3 else "rows"
     for name, split in splits.items():
         count, label = torch.bincount(split.strata, minlength=len(dataset.class_names)).min(0)
         if len(split) < 2 or count == 0:
             of_class = f", {count} of them of class {dataset.class_names[label]!r}" if dataset.class_names else ""
             raise DataError(
-                f"dataset {config.name}: the {name} split has {len(split)} images{of_class}; use more images "
+                f"dataset {config.name}: the {name} split has {len(split)} {noun}{of_class}; use more {noun} "
                 f"(dataset.num_examples), or another dataset.val_split "
                 f"(now {config.val_split:g})"
             )
     if config.batch_size > len(train):
         raise DataError(
-            f"dataset.batch_size={config.batch_size}: the training split of {config.name} has {len(train)} images; set "
+            f"dataset.batch_size={config.batch_size}: the training split of {config.name} has {len(train)} {noun}; set "
             "it to at most that"
         )
     mean, std = _mean_and_std(
@@ -133,6 +134,7 @@ def _split_images(config: DatasetConfig, dataset: Dataset, *, rng_seed: int) -> 
         train_indices=functools.partial(_train_indices, labels, has_validation=dataset.val is not None),
         fingerprint=dataset.fingerprint,
         notices=dataset.notices,
+        noun=noun,
     )
 
 
@@ -172,12 +174,14 @@ def _mean_and_std(images: Tensor, *, normalize: bool) -> tuple[tuple[float, ...]
     """Mean and standard deviation of each channel or column, in units of [0, 1].
 
     Of floating-point values in units of 255; 0 and one value with `normalize=False`. Of pixels at least 0.001.
+    A constant column keeps its scale.
     """
     if images.is_floating_point():  # Preprocess divides by 255
         points = images.double().movedim(1, -1).flatten(0, -2)
         if not normalize:
             return (0.0,) * points.shape[1], (1.0 / 255.0,) * points.shape[1]
-        std = points.std(0, correction=0).clamp(min=1e-6)
+        std = points.std(0, correction=0)
+        std = std.where(std > 1e-6 * points.abs().amax(0), 1.0)  # of a constant, which may be another one in a test
         return tuple((points.mean(0) / 255.0).tolist()), tuple((std / 255.0).tolist())
     # From histograms: exact, and without a float copy of the images.
     values = torch.arange(256, dtype=torch.float64) / 255.0

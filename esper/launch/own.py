@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from esper import plugins
-from esper.data.own import own_dataset
+from esper.data.own import collected, own_dataset
 from esper.errors import ConfigError
 
 __all__ = ["own_overrides"]
@@ -38,8 +38,9 @@ def own_overrides(model: Any, data: Any, task: str | None) -> list[str]:
         plugins.offer("model", name, model)
         overrides += ["model=plugin", f"model.name={name}", f"model.digest=m{_digest(model)}"]
     if data is not None:
-        dataset = own_dataset(data, test_split=_TEST_SPLIT, where="fit: data")
-        plugins.offer("dataset", _DATA, lambda: data)
+        splits = collected(data, where="fit: data")
+        dataset = own_dataset(splits, test_split=_TEST_SPLIT, where="fit: data")
+        plugins.offer("dataset", _DATA, lambda: splits)
         overrides += ["dataset=plugin", f"dataset.source={_DATA}", f"dataset.digest=d{dataset.fingerprint.digest}"]
     return [*overrides, *([f"task={task}"] if task is not None else [])]
 

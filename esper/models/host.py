@@ -14,6 +14,7 @@ from torch import nn
 from esper.configs import ModelConfig
 from esper.configs.model import HOSTS, PLUGIN, TIMM
 from esper.data import DataSpec
+from esper.errors import ConfigError
 
 __all__ = ["build_host", "host_family"]
 
@@ -34,5 +35,19 @@ def build_host(config: ModelConfig, spec: DataSpec) -> nn.Module:
     Raises:
         ConfigError: the network cannot take such inputs, or its pretrained weights do not fit or cannot be loaded.
     """
+    if config.source != "plugin" and config.name != "gpt":
+        _require_images(config, spec)
     network: nn.Module = host_family(config).build(config, spec)
     return network
+
+
+def _require_images(config: ModelConfig, spec: DataSpec) -> None:
+    if len(spec.inputs) != 3:
+        raise ConfigError(
+            f"model={config.name}: reads images, but an example of the data has the shape {spec.inputs}; give a "
+            "network of your own: model=plugin, or fit(model=…)"
+        )
+    if config.name == "vit" and spec.inputs[1] != spec.inputs[2]:
+        raise ConfigError(
+            f"model=vit: reads square images, but these are {spec.inputs[1]} x {spec.inputs[2]}; crop them"
+        )

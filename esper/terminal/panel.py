@@ -80,8 +80,10 @@ class Panel:
         return row
 
     def _speed(self) -> str:
-        tokens, images = (self._latest.get(f"{what}_per_s") for what in ("tokens", "images"))
-        return f"{number(tokens)} tokens/s" if tokens is not None else f"{number(images)} images/s"
+        tokens, examples = (self._latest.get(f"{what}_per_s") for what in ("tokens", "images"))
+        if tokens is not None:
+            return f"{number(tokens)} tokens/s"
+        return f"{number(examples)} {(self.history.started or {}).get('noun', 'images')}/s"
 
     def _metrics(self) -> Table:
         latest = self._latest

@@ -42,7 +42,7 @@ def announce(run: Run, notices: Sequence[tuple[str, str]], *, resumed_from: str 
     if run.parts.device.type == "cuda" and (obstacle := capture_obstacle(run.config)):
         inform(f"the step is not captured as a CUDA graph: {obstacle}")
     if run.ranks.size > 1:
-        inform(f"{run.ranks.size} ranks share each batch of {run.config.dataset.batch_size} images")
+        inform(f"{run.ranks.size} ranks share each batch of {run.config.dataset.batch_size} examples")
     if late := run.growth.times_too_late:
         run.warn(f"schedule_at={late}: the next consultation is after growth_until, so nothing will grow")
     if soon := run.growth.times_too_soon:

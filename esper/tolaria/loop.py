@@ -140,6 +140,7 @@ class TrainingLoop:
                 num_sites=len(run.model.slots),
                 device=str(run.parts.device),
                 metrics=tuple(metric.info for metric in run.parts.task.metrics),
+                noun=run.parts.splits.noun,
                 config=recorded(config),
                 environment=environment(written_to=run.written_to),
                 resumed_from=resumed_from,

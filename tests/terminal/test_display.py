@@ -168,6 +168,13 @@ def shown(*events: Event, level: str = "INFO", width: int = 100, is_terminal: bo
     return stream.getvalue()
 
 
+@pytest.mark.parametrize("noun", ["images", "rows"])
+def test_speed_is_in_what_the_data_are(noun: str) -> None:
+    assert f"4,000 {noun}/s" in shown(
+        dataclasses.replace(started(), noun=noun), logged(10), width=140, is_terminal=True
+    )
+
+
 def test_without_a_terminal_there_is_a_line_for_each_epoch_and_growth_event_and_no_escape_code():
     text = shown(*whole_run())
     assert "\x1b" not in text
