@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
+from hydra.conf import HydraConf
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
@@ -30,7 +31,7 @@ from esper.configs.paths import absolute_paths, absolute_variables
 from esper.configs.text import quote_text
 from esper.configs.trust import guard_hydra
 from esper.errors import ConfigError, EsperError
-from esper.folders import restored_if_refused
+from esper.folders import removed_if_empty, restored_if_refused
 from esper.launch.exits import collect_failures, error_line, exit_with, print_traceback, record_failure
 from esper.launch.output import keep_writing
 
@@ -85,10 +86,15 @@ def _register_launchers() -> None:
 def app(cfg: DictConfig) -> float | None:
     """Train one run in the folder that Hydra made; returns the validation's leading metric, for sweepers."""
     settings = HydraConfig.get()
+    run_dir = Path(settings.runtime.output_dir)
+    with removed_if_empty(run_dir, below=Path(settings.runtime.cwd)):  # Hydra made it if hydra.job.chdir=true
+        return _train(cfg, settings, run_dir)
+
+
+def _train(cfg: DictConfig, settings: HydraConf, run_dir: Path) -> float | None:
     try:
         from esper.launch.run import run
 
-        run_dir = Path(settings.runtime.output_dir)
         outcome = run(
             from_hydra(cfg, folder=settings.runtime.cwd),
             run_dir,

@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from hydra.core.hydra_config import HydraConfig
-
 from esper import hanging, stopping
 from esper.configs import TolariaConfig
 from esper.configs.identity import checkpoints_folder, digest, outputs_folder
@@ -240,33 +238,25 @@ def _write_page(run_dir: Path) -> None:
 @contextlib.contextmanager
 def _removed_if_empty(run_dir: Path) -> Iterator[None]:
     """Context manager: on an error or a signal, remove a run folder in which no run has begun."""
-    # Hydra has made it, perhaps with its parents: those below the command's folder go too, if nothing else is there.
-    cwd = Path(HydraConfig.get().runtime.cwd if HydraConfig.initialized() else Path.cwd())
-    parents = [path for path in run_dir.parents[:2] if run_dir.exists() and cwd in path.parents]
     with left_as_it_was(run_dir):
         try:
             yield
         except BaseException:
-            if _remove_empty(run_dir):
-                with contextlib.suppress(OSError):
-                    for path in parents:
-                        path.rmdir()
+            _remove_empty(run_dir)
             raise
 
 
-def _remove_empty(run_dir: Path) -> bool:
-    """Whether the folder was there, without a run, and is removed now."""
+def _remove_empty(run_dir: Path) -> None:
     if not run_dir.exists() or not _is_empty(run_dir):
-        return False
+        return
     folder = RunFolder(run_dir)
     try:
         folder.acquire()
     except RunError:  # the error was that another process uses the folder
-        return False
-    if is_empty := _is_empty(run_dir):
+        return
+    if _is_empty(run_dir):
         shutil.rmtree(run_dir)
     folder.release()
-    return is_empty
 
 
 def _is_empty(run_dir: Path) -> bool:
