@@ -138,7 +138,13 @@ def make_claims(comparison: Comparison) -> list[Claim]:
         for (ours, other), common in zip(pairs, seeds, strict=True)
     ]
     margins = [scale.margin(other.figure) for _, other in pairs]
-    tests = [statistics.paired_t(values, margin=margin) for values, margin in zip(differences, margins, strict=True)]
+    # Tested in units of the margin: what counts as rounding error there holds for errors of any size.
+    units = [margin / MARGIN or 1.0 for margin in margins]
+    relative = [values / unit for values, unit in zip(differences, units, strict=True)]
+    tests = [
+        _in_units(statistics.paired_t(values, margin=MARGIN), unit)
+        for values, unit in zip(relative, units, strict=True)
+    ]
     spent = [_spent(*pair, seeds=common, is_fair=comparison.is_fair) for pair, common in zip(pairs, seeds, strict=True)]
     p = adjusted_p(np.array([float(t.p) for t in tests]), np.array([float(t.p_not_worse) for t in tests]), spent)
     claims: list[Claim] = []
@@ -164,8 +170,8 @@ def make_claims(comparison: Comparison) -> list[Claim]:
                 margin=margins[index],
                 scale=scale,
                 test=tests[index],
-                bootstrap=statistics.bootstrap_interval(differences[index]),
-                wilcoxon_p=statistics.wilcoxon_p(differences[index]),
+                bootstrap=_bootstrap(relative[index], units[index]),
+                wilcoxon_p=statistics.wilcoxon_p(relative[index]),
                 p=float(p[index]),
                 spent=spent[index],
                 verdict=verdict,
@@ -173,6 +179,17 @@ def make_claims(comparison: Comparison) -> list[Claim]:
             )
         )
     return claims
+
+
+def _in_units(test: statistics.PairedT, unit: float) -> statistics.PairedT:
+    """A test of differences that were divided by a unit, as one of the differences."""
+    scaled = {name: getattr(test, name) * unit for name in ("mean", "low", "high", "lower_bound")}
+    return test._replace(**scaled)
+
+
+def _bootstrap(relative: NDArray[np.float64], unit: float) -> tuple[float, float]:
+    low, high = statistics.bootstrap_interval(relative)
+    return low * unit, high * unit
 
 
 def adjusted_p(p: NDArray[np.float64], p_not_worse: NDArray[np.float64], spent: Sequence[Spent]) -> NDArray[np.float64]:

@@ -49,8 +49,9 @@ class Scale:
 
     def signed(self, gain: float) -> str:
         """A difference as a number with its sign."""
-        decimals = 2 if self.info.unit == "%" else 4
-        return "–" if math.isnan(gain) else f"{self.factor * gain:+.{decimals}f}"
+        if math.isnan(gain):
+            return "–"
+        return f"{100 * gain:+.2f}" if self.info.unit == "%" else f"{gain:+.3g}"
 
     def phrase(self, gain: float) -> str:
         """A difference in words."""
@@ -63,7 +64,7 @@ class Scale:
         """A mean of the metric."""
         if self.info.unit == "%":
             return f"{100 * mean:.2f} %"
-        return f"{mean:.4f} {self.info.unit}".strip()
+        return f"{mean:.5g} {self.info.unit}".strip()
 
     def interval(self, value: tuple[float, float]) -> str:
         """Mean and half the interval: `93.21 ± 0.40 %`."""
@@ -74,4 +75,4 @@ class Scale:
             return self.value(mean)
         if self.info.unit == "%":
             return f"{100 * mean:.2f} ± {100 * half:.2f} %"
-        return f"{mean:.4f} ± {half:.4f} {self.info.unit}".strip()
+        return f"{mean:.5g} ± {half:.2g} {self.info.unit}".strip()
