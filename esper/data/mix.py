@@ -5,6 +5,8 @@ As in `augment`, nothing is read from the device, and no shape depends on what i
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -101,7 +103,7 @@ def erase(images: Tensor, index: Tensor, *, epoch: int | Tensor, rng_seed: int, 
     which, share, ratio, row, column = uniform(draws).unbind(1)
     low, high = _ERASED_SHARE
     area = height * width * (low + (high - low) * share)
-    narrow, wide = np.log(_ERASED_RATIO)
+    narrow, wide = map(math.log, _ERASED_RATIO)
     ratio = (narrow + (wide - narrow) * ratio).exp()
     h = (area * ratio).sqrt().round().clamp(max=height)
     w = (area / ratio).sqrt().round().clamp(max=width)

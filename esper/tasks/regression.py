@@ -14,6 +14,9 @@ from esper.tasks.task import Metric, Task
 
 __all__ = ["build"]
 
+_ROUNDING = 1e-13
+"""Variance, as a share of the mean square, that is but rounding error."""
+
 
 def build(config: TaskConfig, spec: DataSpec, device: torch.device) -> Task:  # noqa: ARG001  (as of all tasks)
     """Mean squared error, over the numbers of an example.
@@ -73,5 +76,5 @@ def _r2(_loss: float, means: Sequence[float]) -> float:
     total = 0.0
     for error, mean, square in zip(means[:size], means[size : 2 * size], means[2 * size :], strict=True):
         variance = square - mean * mean
-        total += 1.0 - error / variance if variance > 0.0 else float("nan")
+        total += 1.0 - error / variance if variance > _ROUNDING * square else float("nan")
     return total / size

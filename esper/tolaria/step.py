@@ -146,7 +146,7 @@ class TrainStep:
             metrics = within_memory(lambda: self._backward_parts(inputs, targets), self.ranks)
         if self.ranks.size > 1:
             self.ranks.all_reduce_sum([*(p.grad for p in self.model.parameters() if p.grad is not None), metrics])
-        return metrics[0], metrics[1:].double()
+        return metrics[0], metrics[1:]
 
     def _backward_parts(self, inputs: Tensor, targets: Tensor) -> Tensor:
         shares = []
@@ -158,7 +158,7 @@ class TrainStep:
                 loss = self.task.objective(output, part_targets)
             self.scaler.scale(loss * share).backward()  # type: ignore[no-untyped-call]
             means = mean_values(self.task.training_metrics, output.detach(), part_targets)
-            shares.append(torch.cat([loss.detach()[None], means.float()]) * share)
+            shares.append(torch.cat([loss.detach().double()[None], means]) * share)
         return torch.stack(shares).sum(0)
 
     def _update(self) -> Tensor:

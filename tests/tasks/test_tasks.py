@@ -122,6 +122,11 @@ def test_regression_has_the_metrics_of_scikit_learn(num_outputs: int) -> None:
     assert measured["r2"] == pytest.approx(r2_score(target, output), rel=1e-5)
 
 
+def test_a_constant_target_has_no_r2_though_sums_are_rounded() -> None:
+    target = torch.full((333,), 2000.1)
+    assert math.isnan(figures(make("regression", 1), target + torch.randn(333), target)["r2"])
+
+
 def test_one_number_an_example_may_lack_its_dimension() -> None:
     output, target = torch.randn(20, 1), torch.randn(20)
     task = make("regression", 1)
