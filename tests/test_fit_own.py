@@ -161,7 +161,7 @@ def test_rows_of_a_csv_are_standardised_by_the_training_split(tmp_path: Path) ->
     lines = [f"{i},{1000 * i},{'ab'[i % 2]}" for i in range(60)]
     (tmp_path / "rows.csv").write_text("\n".join(["x,y,kind", *lines]))
     splits = load_splits(rows_of(tmp_path), rng_seed=0)
-    assert splits.spec == DataSpec(inputs=(2,), num_outputs=2, output_names=("0", "1"))
+    assert splits.spec == DataSpec(inputs=(2,), num_outputs=2, output_names=("a", "b"))
     assert splits.train.images.mean(0).tolist() == pytest.approx([255 * mean for mean in splits.mean])  # type: ignore[union-attr]
     other = load_splits(rows_of(tmp_path), rng_seed=1)
     assert len(other.test) == len(splits.test) == 6

@@ -20,7 +20,7 @@ _MAX_CLASSES = 100_000
 _REMEDY = "give (inputs, targets), two tensors of equal length, a map-style Dataset, or two or three of these as splits"
 
 
-def own_dataset(data: Any, *, test_split: float, where: str = "data") -> Dataset:
+def own_dataset(data: Any, *, test_split: float, where: str = "data", class_names: Sequence[str] = ()) -> Dataset:
     """A dataset of inputs and targets.
 
     Inputs: images uint8 or float32 (N, C, H, W), or rows float32 (N, D). Targets: classes, whole numbers (N,), or
@@ -31,6 +31,7 @@ def own_dataset(data: Any, *, test_split: float, where: str = "data") -> Dataset
             (inputs, targets), a `Dataset` of such pairs, or the folder of a dataset of the library `datasets`.
         test_split: that share; which examples, depends on no seed.
         where: what holds them, for messages.
+        class_names: names of the classes; (): their numbers.
 
     Raises:
         DataError: they cannot be used.
@@ -47,7 +48,7 @@ def own_dataset(data: Any, *, test_split: float, where: str = "data") -> Dataset
         num_classes = 1 + max(int(split.labels.max()) for split in splits)
         if num_classes > _MAX_CLASSES or min(int(split.labels.min()) for split in splits) < 0:
             raise DataError(f"{where}: whole numbers as targets are classes 0, 1, …; give others as float32")
-        names = tuple(map(str, range(num_classes)))
+        names = tuple(class_names) or tuple(map(str, range(num_classes)))
     if len(splits) == 1:
         test, train = draw_stratified(first.strata, test_split, torch.Generator().manual_seed(0))
         splits = [first[train], first[test]]

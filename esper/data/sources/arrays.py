@@ -36,9 +36,8 @@ def load(config: DatasetConfig, _cache_dir: Path | None) -> Dataset:
         numbers = torch.from_numpy(np.ascontiguousarray(inputs, dtype=np.float32))
     except (OSError, ValueError, KeyError, ImportError, StopIteration) as error:
         raise DataError(f"{where}: cannot be read as rows of numbers: {one_line(error)}") from None
-    return own_dataset(
-        (numbers, _as_targets(targets, config.target_type, where)), test_split=config.test_split, where=where
-    )
+    numbers_or_classes, names = _as_targets(targets, config.target_type, where)
+    return own_dataset((numbers, numbers_or_classes), test_split=config.test_split, where=where, class_names=names)
 
 
 def fingerprint(config: DatasetConfig) -> Fingerprint:
@@ -46,10 +45,11 @@ def fingerprint(config: DatasetConfig) -> Fingerprint:
     return load(config, None).fingerprint
 
 
-def _as_targets(values: NDArray[np.generic], kind: str, where: str) -> Tensor:
+def _as_targets(values: NDArray[np.generic], kind: str, where: str) -> tuple[Tensor, list[str]]:
+    """Numbers, or classes and their names."""
     try:
         if kind == "number":
-            return torch.from_numpy(values.astype(np.float32))
+            return torch.from_numpy(values.astype(np.float32)), []
     except ValueError:
         raise DataError(f"{where}: the target is not a number; use dataset.target_type=class") from None
     classes, index = np.unique(values, return_inverse=True)
@@ -58,7 +58,7 @@ def _as_targets(values: NDArray[np.generic], kind: str, where: str) -> Tensor:
             f"{where}: the target has {len(classes)} different values in {len(values)} rows, too many for classes; use "
             "dataset.target_type=number and task=regression"
         )
-    return torch.from_numpy(index.reshape(len(values))).long()
+    return torch.from_numpy(index.reshape(len(values))).long(), list(map(str, classes))
 
 
 def _read(file: Path, target: str | None) -> tuple[NDArray[np.generic], NDArray[np.generic]]:
