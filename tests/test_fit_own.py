@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
+import linecache
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +18,12 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from esper import fit
-from esper.configs import DatasetConfig
+from esper.configs import DatasetConfig, ModelConfig
 from esper.data import DataSpec, load_splits
 from esper.data.own import own_dataset
 from esper.errors import ConfigError, DataError
 from esper.launch.own import own_overrides
+from esper.models import build_host
 
 QUICK = ("morphogenetic=stack", "tracking=none", "device=cpu", "dataset.batch_size=16", "dataset.val_split=0.4",
          "optimization.max_epochs=3")  # fmt: skip
@@ -70,6 +78,91 @@ def test_other_weights_code_or_data_are_another_run() -> None:
     assert own_overrides(network, squares(60), None) != same
     assert own_overrides(Net, None, None) == own_overrides(Net, None, None)
     assert own_overrides(lambda: Net(4), None, None) != own_overrides(lambda: Net(8), None, None)
+
+
+def model_of(model: object) -> list[str]:
+    return own_overrides(model, None, None)
+
+
+def test_what_a_network_uses_is_part_of_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = """
+import layers
+from torch import nn
+WIDTHS, BLOCKS, KIND = [3, 4], {{"a": {block}}}, {{"a", "b", "c"}}
+class Net(nn.Module):
+    def __init__(self, act=lambda x: x):
+        self.blocks = [BLOCKS[kind](width, layers.{layer}) for width in WIDTHS if "a" in {{"a", "b", "c"}} and KIND]
+"""
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def digest(widths: str = "[3, 4]", one: str = "1") -> str:
+        for name in ("net", "layers"):
+            sys.modules.pop(name, None)
+        linecache.clearcache()
+        (tmp_path / "net.py").write_text(code.format(block="layers.other", layer="one").replace("[3, 4]", widths))
+        (tmp_path / "layers.py").write_text(f"def one(): return {one}\ndef other(): return 2\n")
+        shutil.rmtree(tmp_path / "__pycache__", ignore_errors=True)
+        importlib.invalidate_caches()
+        return model_of(importlib.import_module("net").Net)[2]
+
+    first = digest()
+    assert digest() == first
+    assert digest(widths="[3, 5]") != first
+    assert digest(one="11") != first
+    digest()  # the files as at first
+    script = "from net import Net; from esper.launch.own import own_overrides; print(own_overrides(Net, None, None)[2])"
+    env = {**os.environ, "PYTHONHASHSEED": "1", "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == first
+
+
+def test_objects_that_make_a_network_are_part_of_its_run() -> None:
+    class Factory:
+        def __init__(self, width: int) -> None:
+            self.width = width
+
+        def __call__(self) -> nn.Module:
+            return Net(self.width)
+
+    torch.manual_seed(0)
+    network = Net()
+    for one, other in [
+        (Factory(4), Factory(8)),
+        (Factory(4).__call__, Factory(8).__call__),
+        (functools.partial(Net, width=4), functools.partial(Net, width=8)),
+        (lambda: network, lambda: Net()),
+    ]:
+        assert model_of(one) == model_of(one)
+        assert model_of(one)[2] != model_of(other)[2]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [("morphogenetic.copy_init=fresh",), ("morphogenetic.policy=replay", "morphogenetic.recipe_path=r.json")],
+)
+def test_a_module_is_no_source_of_new_weights(
+    overrides: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "r.json").write_text("[]")
+    with pytest.raises(ConfigError, match=r"but Net is a module that has weights already; pass its class"):
+        fit(*QUICK, *overrides, model=Net(), data=squares())
+
+
+def test_a_function_must_make_a_new_network_each_time() -> None:
+    network, spec = Net(), DataSpec(inputs=(1, 6, 6), num_outputs=2)
+    own_overrides(lambda: network, None, None)
+    config = ModelConfig(source="plugin", name="own_model")
+    assert build_host(config, spec) is network
+    with pytest.raises(ConfigError, match=r"gave the same network twice"):
+        build_host(config, spec)
+
+
+def test_lazy_layers_get_their_shapes() -> None:
+    own_overrides(lambda: nn.Sequential(nn.Flatten(), nn.LazyLinear(2)), None, None)
+    built = build_host(ModelConfig(source="plugin", name="own_model"), DataSpec(inputs=(1, 6, 6), num_outputs=2))
+    assert [tuple(p.shape) for p in built.parameters()] == [(2, 36), (2,)]
+    assert built.training
 
 
 def test_splits_are_those_given_or_drawn_by_no_seed() -> None:

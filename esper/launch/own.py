@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import inspect
 import re
-from collections.abc import Callable, Iterator
-from types import CodeType, FunctionType
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from types import CellType, CodeType, FunctionType, MethodType, ModuleType, SimpleNamespace
 from typing import Any
 
 from torch import nn
@@ -17,7 +20,7 @@ from esper.errors import ConfigError
 
 __all__ = ["own_overrides"]
 
-_LIBRARIES = ("torch", "torchvision", "timm", "esper", "builtins", "functools", "numpy", "math")
+_LIBRARIES = ("torch", "torchvision", "timm", "esper", "numpy")
 _DATA = "own_data"
 _TEST_SPLIT = 0.1
 
@@ -46,46 +49,101 @@ def own_overrides(model: Any, data: Any, task: str | None) -> list[str]:
 
 
 def _digest(model: Any) -> str:
-    """16 hex digits: of the source of all classes and functions but a library's; of a module also its weights."""
-    digest, seen = hashlib.sha256(), set[int]()
-    made = [model]
-    if isinstance(model, nn.Module):
-        made = list({type(part): None for part in model.modules()})
-        digest.update(repr(model).encode())
-        for name, tensor in model.state_dict().items():
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().float().numpy().tobytes())
-    for one in made:
-        for text in _source(one, seen):
-            digest.update(text.encode())
+    """16 hex digits: of the source of all classes and functions but a library's; of modules also their weights."""
+    digest = hashlib.sha256()
+    for text in _content(model, set()):
+        digest.update(text.encode())
     return digest.hexdigest()[:16]
 
 
-def _source(made: Any, seen: set[int]) -> Iterator[str]:
-    """Source of a class or function, and of those that it names in its module."""
-    while hasattr(made, "func"):  # functools.partial
-        yield repr((made.args, made.keywords))
-        made = made.func
-    is_library = str(getattr(made, "__module__", "")).partition(".")[0] in _LIBRARIES
-    if is_library or id(made) in seen or not isinstance(made, type | FunctionType):
-        return
-    seen.add(id(made))
+def _content(one: Any, seen: set[int]) -> Iterator[str]:
+    """What defines a class, function or object, as text that is the same in another process."""
+    if one is None or isinstance(one, int | float | str | bytes):
+        yield repr(one)
+    elif isinstance(one, set | frozenset):  # in an order of their own in each process
+        yield from sorted("".join(_content(member, seen)) for member in one)
+    elif isinstance(one, tuple):  # perhaps made here, so that another may have its id later
+        yield from _members(one, seen)
+    elif id(one) not in seen:
+        seen.add(id(one))
+        yield from _content_of_object(one, seen)
+
+
+def _members(members: Iterable[Any], seen: set[int]) -> Iterator[str]:
+    for member in members:
+        yield ","
+        yield from _content(member, seen)
+
+
+def _content_of_object(one: Any, seen: set[int]) -> Iterator[str]:
+    if isinstance(one, list):
+        yield from _members(one, seen)
+    elif isinstance(one, dict):
+        yield from _members(one.items(), seen)
+    elif isinstance(one, nn.Module):
+        yield from _module(one, seen)
+    elif isinstance(one, functools.partial):
+        yield from _members((one.func, one.args, one.keywords), seen)
+    elif isinstance(one, MethodType):
+        yield from _members((one.__func__, one.__self__), seen)
+    elif isinstance(one, type | FunctionType):
+        if not _is_library(one.__module__):
+            yield from _source(one, seen)
+    elif isinstance(one, SimpleNamespace | Namespace) or _is_of_user(type(one)):
+        yield from _members((type(one), vars(one) if hasattr(one, "__dict__") else None), seen)
+
+
+def _module(module: nn.Module, seen: set[int]) -> Iterator[str]:
+    """Layout, weights and classes."""
+    yield repr(module)
+    for name, tensor in module.state_dict().items():
+        yield f"{name} {tensor.dtype} {tuple(tensor.shape)}"
+        yield hashlib.sha256(tensor.detach().cpu().contiguous().float().numpy().tobytes()).hexdigest()
+    yield from _members({type(part): None for part in module.modules()}, seen)
+
+
+def _source(made: type | FunctionType, seen: set[int]) -> Iterator[str]:
+    """Source of a class or function, and what it names: other classes, functions and values."""
     try:
         yield inspect.getsource(made)
     except (OSError, TypeError):  # typed into an interpreter
         yield made.__qualname__
     for function in _functions(made):
-        yield repr(function.__defaults__)
-        used = [cell.cell_contents for cell in function.__closure__ or ()]
+        yield from _members((function.__defaults__, function.__kwdefaults__), seen)
+        yield from _members((_value(cell) for cell in function.__closure__ or ()), seen)
         for code in _codes(function.__code__):
-            yield repr([constant for constant in code.co_consts if not isinstance(constant, CodeType)])
-            used += [function.__globals__.get(name) for name in code.co_names]
-        for one in used:
-            if isinstance(one, int | float | str | tuple):
-                yield repr(one)
-            yield from _source(one, seen)
+            yield from _members((one for one in code.co_consts if not isinstance(one, CodeType)), seen)
+            yield from _members(_named(code.co_names, function.__globals__), seen)
     for base in made.__bases__ if isinstance(made, type) else ():
-        yield from _source(base, seen)
+        yield from _content(base, seen)
+
+
+def _named(names: Sequence[str], scope: Mapping[str, Any]) -> list[Any]:
+    """The values of names in a module, and in the modules of the user's among these values."""
+    found = [scope[name] for name in names if name in scope]
+    for module in found:  # grows
+        if isinstance(module, ModuleType) and not _is_library(module.__name__):
+            inside = [vars(module)[name] for name in names if name in vars(module)]
+            found += [one for one in inside if not any(one is other for other in found)]
+    return found
+
+
+def _is_library(module: str | None) -> bool:
+    top = str(module).partition(".")[0]
+    return top in _LIBRARIES or top in sys.stdlib_module_names
+
+
+def _is_of_user(made: type) -> bool:
+    """Whether a class is neither a library's nor installed: only then is the state of its objects known."""
+    file = str(getattr(sys.modules.get(made.__module__), "__file__", None) or "")
+    return not _is_library(made.__module__) and "site-packages" not in file
+
+
+def _value(cell: CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # it is empty yet
+        return None
 
 
 def _functions(made: Callable[..., Any]) -> list[FunctionType]:

@@ -7,16 +7,21 @@ import inspect
 import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 from esper import plugins
 from esper.configs import ModelConfig
 from esper.data import DataSpec
-from esper.errors import ConfigError, one_line
+from esper.errors import ConfigError, EsperError, one_line
 
-__all__ = ["build", "describe", "infer_spec"]
+__all__ = ["build", "describe", "has_given_weights", "infer_spec"]
+
+_made: WeakSet[nn.Module] = WeakSet()
+"""The networks that `build` has returned."""
 
 
 def build(config: ModelConfig, spec: DataSpec) -> nn.Module:
@@ -33,10 +38,19 @@ def build(config: ModelConfig, spec: DataSpec) -> nn.Module:
     network = copy.deepcopy(made) if isinstance(made, nn.Module) else _call(made, config, spec)
     if not isinstance(network, nn.Module):
         raise ConfigError(f"model.name={config.name}: gave a {type(network).__name__}; it must make a torch.nn.Module")
+    if network in _made:
+        raise ConfigError(f"model.name={config.name}: gave the same network twice; it must make a new one each time")
+    _made.add(network)
+    _initialise_lazy(network, config.name, spec)
     if not any(p.requires_grad for p in network.parameters()):
         raise ConfigError(f"model.name={config.name}: has no parameters to train")
     _try(network, config.name, spec)
     return network
+
+
+def has_given_weights(config: ModelConfig) -> bool:
+    """Whether the network is a module that brings its weights, so that there are no new initial ones."""
+    return config.source == "plugin" and isinstance(plugins.find("model", config.name), nn.Module)
 
 
 def infer_spec(config: ModelConfig, _weights: Mapping[str, Tensor], *, image_size: int | None) -> DataSpec:  # noqa: ARG001
@@ -65,7 +79,9 @@ def _call(factory: Callable[..., Any], config: ModelConfig, spec: DataSpec) -> A
         raise ConfigError(f"model.options={config.options}: {config.name} {error}; its options: {known}") from None
     try:
         return factory(**arguments)
-    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+    except EsperError:
+        raise
+    except Exception as error:  # it is the user's, and may raise anything
         place = traceback.extract_tb(error.__traceback__)[-1]
         raise ConfigError(
             f"model.name={config.name}: cannot be built: {type(error).__name__}: {one_line(error)} "
@@ -75,15 +91,11 @@ def _call(factory: Callable[..., Any], config: ModelConfig, spec: DataSpec) -> A
 
 def _try(network: nn.Module, name: str, spec: DataSpec) -> None:
     """Refuse a network that does not map the data's inputs to one tensor; its state does not change."""
-    trial = copy.deepcopy(network).eval()
-    x = torch.zeros(2, *spec.inputs, dtype=spec.dtype)
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            output = trial(x)
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
-        raise ConfigError(
-            f"model.name={name}: cannot take inputs of shape {spec.inputs}: {type(error).__name__}: {one_line(error)}"
-        ) from None
+        with torch.random.fork_rng(devices=[]):
+            output = _run(copy.deepcopy(network), spec)
+    except Exception as error:  # it is the user's, and may raise anything
+        raise _unfit(name, spec, error) from None
     if not isinstance(output, Tensor) or len(output) != 2:
         found = f"a tensor {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
         raise ConfigError(f"model.name={name}: gives {found} for 2 examples; it must give one tensor, (2, …)")
@@ -92,3 +104,26 @@ def _try(network: nn.Module, name: str, spec: DataSpec) -> None:
             f"model.name={name}: has {output.shape[-1]} outputs, but the data have {spec.num_outputs}; a parameter "
             "named spec of its factory gets spec.num_outputs"
         )
+
+
+def _initialise_lazy(network: nn.Module, name: str, spec: DataSpec) -> None:
+    """Give lazy layers, such as `nn.LazyLinear`, the shapes that the data ask for."""
+    if any(isinstance(p, UninitializedParameter) for p in network.parameters()):
+        was_training = network.training
+        try:
+            _run(network, spec)
+        except Exception as error:  # as in `_try`
+            raise _unfit(name, spec, error) from None
+        network.train(was_training)
+
+
+@torch.no_grad()
+def _run(network: nn.Module, spec: DataSpec) -> Any:
+    reference = next(network.parameters())
+    return network.eval()(torch.zeros(2, *spec.inputs, dtype=spec.dtype, device=reference.device))
+
+
+def _unfit(name: str, spec: DataSpec, error: Exception) -> ConfigError:
+    return ConfigError(
+        f"model.name={name}: cannot take inputs of shape {spec.inputs}: {type(error).__name__}: {one_line(error)}"
+    )
