@@ -16,11 +16,17 @@ from tests.text import text_config, write_texts
 from tests.tolaria.checkpoints.test_resume import assert_same, train
 
 
-@pytest.mark.parametrize("positions", ["learned", "rotary"])
+@pytest.mark.parametrize(("positions", "optimizer"), [("learned", "adamw"), ("rotary", "muon")])
 @pytest.mark.parametrize("storage", ["memory", "stream"])
-def test_eager_and_captured_steps_of_text_are_bit_identical(tmp_path: Path, storage: str, positions: str) -> None:
+def test_eager_and_captured_steps_of_text_are_bit_identical(
+    tmp_path: Path, storage: str, positions: str, optimizer: str
+) -> None:
     config = text_config(
-        write_texts(tmp_path / "texts"), device="cuda", dataset__storage=storage, model__positions=positions
+        write_texts(tmp_path / "texts"),
+        device="cuda",
+        dataset__storage=storage,
+        model__positions=positions,
+        optimization__optimizer=optimizer,
     )
 
     def trained(run_dir: Path, *, captured: bool) -> tuple[list[float], dict[str, Tensor]]:
