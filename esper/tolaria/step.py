@@ -145,7 +145,8 @@ class TrainStep:
         else:
             metrics = within_memory(lambda: self._backward_parts(inputs, targets), self.ranks)
         if self.ranks.size > 1:
-            self.ranks.all_reduce_sum([*(p.grad for p in self.model.parameters() if p.grad is not None), metrics])
+            self.ranks.all_reduce_sum([p.grad for p in self.model.parameters() if p.grad is not None])
+            self.ranks.all_reduce_sum([metrics])  # in double precision, which gradients do without
         return metrics[0], metrics[1:]
 
     def _backward_parts(self, inputs: Tensor, targets: Tensor) -> Tensor:
