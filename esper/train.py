@@ -143,17 +143,19 @@ def fit(
     Raises:
         EsperError: bad input, or the training failed.
     """
+    prepare: Callable[[], None] | None = None
     if model is not None or data is not None or task is not None:
-        from esper.launch.own import own_overrides
+        from esper.launch.own import own_objects
 
-        overrides = (*own_overrides(model, data, task), *overrides)
+        own = own_objects(model, data, task)
+        overrides, prepare = (*own.overrides, *overrides), own.offer
     if config is None:
         with own_hydra():
             overrides = tuple(quote_text(overrides))
             cfg = compose(overrides)
             config = from_hydra(cfg)
             folder = Path(run_dir or cfg.hydra.run.dir)
-        return _run_anywhere(config, folder, _sibling(folder, overrides, compose))
+        return _run_anywhere(config, folder, _sibling(folder, overrides, compose), prepare)
     if overrides:
         raise ConfigError(f"fit: got overrides ({' '.join(overrides)}) and a config; give one of them")
     config = absolute_paths(config)
@@ -182,13 +184,20 @@ def _sibling(
     return folder
 
 
-def _run_anywhere(config: TolariaConfig, run_dir: Path, sibling: Callable[[str], Path] | None) -> Outcome:
+def _run_anywhere(
+    config: TolariaConfig,
+    run_dir: Path,
+    sibling: Callable[[str], Path] | None,
+    prepare: Callable[[], None] | None = None,
+) -> Outcome:
     with stopping.handled():
         from esper.launch.alone import alone
         from esper.launch.run import run
 
         start = functools.partial(run, config, run_dir, sibling=sibling)
         with alone():
+            if prepare is not None:
+                prepare()
             try:
                 asyncio.get_running_loop()
             except RuntimeError:

@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -23,11 +24,15 @@ from esper.configs import DatasetConfig, ModelConfig
 from esper.data import DataSpec, load_splits
 from esper.data.own import own_dataset
 from esper.errors import ConfigError, DataError
-from esper.launch.own import own_overrides
+from esper.launch.own import own_objects
 from esper.models import build_host
 
 QUICK = ("morphogenetic=stack", "tracking=none", "device=cpu", "dataset.batch_size=16", "dataset.val_split=0.4",
          "optimization.max_epochs=3")  # fmt: skip
+
+
+def own_overrides(model: object, data: object, task: str | None) -> list[str]:
+    return own_objects(model, data, task).overrides
 
 
 class Block(nn.Module):
@@ -111,7 +116,7 @@ class Net(nn.Module):
     assert digest(widths="[3, 5]") != first
     assert digest(one="11") != first
     digest()  # the files as at first
-    script = "from net import Net; from esper.launch.own import own_overrides; print(own_overrides(Net, None, None)[2])"
+    script = "import net; from esper.launch.own import own_objects as own; print(own(net.Net, None, None).overrides[2])"
     env = {**os.environ, "PYTHONHASHSEED": "1", "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
     done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == first
@@ -164,6 +169,18 @@ def test_lazy_layers_get_their_shapes() -> None:
     built = build_host(ModelConfig(source="plugin", name="own_model"), DataSpec(inputs=(1, 6, 6), num_outputs=2))
     assert [tuple(p.shape) for p in built.parameters()] == [(2, 36), (2,)]
     assert built.training
+
+
+def test_each_of_two_calls_at_once_trains_on_its_own_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    images, labels = squares()
+    with ThreadPoolExecutor() as pool:
+        calls = [
+            pool.submit(fit, *QUICK, "morphogenetic=off", model=Net, data=data)
+            for data in ((images, labels), (images[:80], labels[:80]))
+        ]
+        outcomes = [call.result() for call in calls]
+    assert len({(outcome.run_dir / "data.json").read_text() for outcome in outcomes}) == 2
 
 
 def test_splits_are_those_given_or_drawn_by_no_seed() -> None:
