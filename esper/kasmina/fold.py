@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
@@ -171,11 +172,17 @@ def _fold_width(first: nn.Conv2d, norm: nn.BatchNorm2d, last: nn.Conv2d, kernel:
 
 
 def _fold_hidden(first: nn.Linear, last: nn.Linear, kernel: HiddenUnits) -> None:
-    """Concatenate the kernel's hidden units to those of the MLP."""
-    first.weight = nn.Parameter(torch.cat([first.weight, kernel.fc1.weight]))
+    """Concatenate the kernel's hidden units to those of the MLP.
+
+    They neither read nor feed units that folding has added to the layer before or behind.
+    """
+    inputs, outputs = kernel.fc1.weight, kernel.fc2.weight * kernel.scale[:, None]
+    inputs = F.pad(inputs, (0, first.in_features - inputs.shape[1]))
+    outputs = F.pad(outputs, (0, 0, 0, last.out_features - len(outputs)))
+    first.weight = nn.Parameter(torch.cat([first.weight, inputs]))
     if first.bias is not None:
         first.bias = nn.Parameter(torch.cat([first.bias, kernel.fc1.bias]))
-    last.weight = nn.Parameter(torch.cat([last.weight, kernel.fc2.weight * kernel.scale[:, None]], dim=1))
+    last.weight = nn.Parameter(torch.cat([last.weight, outputs], dim=1))
     first.out_features = last.in_features = len(first.weight)
 
 

@@ -193,6 +193,17 @@ def test_wider_hidden_layers_are_folded_into_the_mlp(name: str, first: str) -> N
     assert len(folded.get_parameter(f"{first}.weight")) == len(before) + model.slot(site.name).k1.fc1.out_features  # type: ignore[union-attr, operator]
 
 
+@pytest.mark.parametrize("order", [(0, 2), (2, 0)])
+def test_neighbouring_hidden_layers_are_both_folded(order: tuple[int, int]) -> None:
+    host = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3))
+    x = torch.randn(4, 6)
+    model = wrap(host, ["auto"], input_shape=(6,), site_kinds=["width"])
+    for number in order:
+        keep(model, f"{number}:width", "widen", x)
+    with torch.no_grad():
+        torch.testing.assert_close(fold(model)(x), model.eval()(x))
+
+
 def test_a_causal_network_stays_causal_whatever_grows() -> None:
     model, ids = model_of("decoder")
     assert all(slot.site.is_causal for slot in model.all_slots() if slot.site.kind != "width")
