@@ -33,7 +33,7 @@ from benchmarks.plants import PLANTS, UNITS, Plant, planted_host
 from benchmarks.trainings import hardware
 from esper.configs import DatasetConfig, OptimizationConfig, TaskConfig
 from esper.contracts.recipe import Graft
-from esper.data import DataSpec, DataSplits, ImageSet, Preprocess, TrainLoader, load_splits
+from esper.data import DataSplits, ImageSet, Preprocess, TrainLoader, load_splits
 from esper.kasmina import MorphableModel, surgery, wrap
 from esper.kasmina.scores import health, score_sites
 from esper.tasks import build_task
@@ -82,8 +82,7 @@ class Trunk:
             torch.arange(min(NUM_CONTROLLER, len(splits.controller)), device=self.device)
         ]
         self.outcome = splits.judge
-        spec = DataSpec(inputs=splits.train.shape, num_outputs=len(splits.class_names))
-        self.task = build_task(TaskConfig(), spec, self.device)
+        self.task = build_task(TaskConfig(), splits.spec, self.device)
         self.total_steps = EPOCHS * self.loader.num_batches
         self.budget = Budget(
             total=self.total_steps,

@@ -13,7 +13,7 @@ from esper.configs.compose import compose
 from esper.configs.identity import digest
 from esper.configs.load import from_hydra
 from esper.costs import count
-from esper.data import DataSpec, DataSplits, load_splits
+from esper.data import DataSplits, load_splits
 from esper.kasmina import wrap
 from esper.models import build_host
 from esper.tolaria.budget import plan_budget
@@ -291,8 +291,8 @@ def _arms(
 
 def _budget(grown: TolariaConfig, *, epochs: int, splits: DataSplits) -> int:
     """MACs of so many epochs of the network that the grown arm ends with, as the run itself counts them."""
-    model, (channels, height, width) = grown.model, splits.train.shape
-    host = build_host(model, DataSpec(inputs=(channels, height, height), num_outputs=len(splits.class_names)))
+    model, shape = grown.model, splits.train.shape
+    host = build_host(model, splits.spec)
     return plan_budget(
         dataclasses.replace(grown.optimization, max_epochs=epochs),
         grown.morphogenetic,
@@ -300,10 +300,10 @@ def _budget(grown: TolariaConfig, *, epochs: int, splits: DataSplits) -> int:
             host,
             model.target_layers,
             model.seeds_per_layer,
-            input_shape=(channels, height, width),
+            input_shape=shape,
             site_kinds=model.site_kinds,
         ),
-        initial_cost=count(host, (channels, height, width)),
+        initial_cost=count(host, shape),
         steps_per_epoch=len(splits.train) // grown.dataset.batch_size,
         batch_size=grown.dataset.batch_size,
     ).total

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from esper.configs import TolariaConfig
-from esper.data import DataSpec, DataSplits, Preprocess, TrainLoader
+from esper.data import DataSplits, Preprocess, TrainLoader
 from esper.models import build_host
 
 __all__ = ["PEERS", "Measure", "Stopwatch", "Task", "ceiling"]
@@ -67,10 +67,7 @@ class Task:
 
     def network(self) -> nn.Module:
         """The uncompiled network, on the device."""
-        _, channels, height, _ = self.splits.train.images.shape
-        host = build_host(
-            self.config.model, DataSpec(inputs=(channels, height, height), num_outputs=len(self.splits.class_names))
-        )
+        host = build_host(self.config.model, self.splits.spec)
         return host.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
     def maybe_compiled(self, network: nn.Module) -> nn.Module:

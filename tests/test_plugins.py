@@ -190,7 +190,7 @@ def test_a_network_of_a_plugin_grows_and_a_changed_file_is_told(
         ),
         (["model.name=tinny"], r"model.name=tinny: allowed are tiny; did you mean tiny\?"),
         (["model.name=''"], r"model=plugin: which network\? Add model.name=NAME; there are: tiny"),
-        (["dataset=synthetic", "model.options.width=0"], r"model.name=tiny: cannot be built: "),
+        (["dataset=synthetic", "model.options.width=-1"], r"model.name=tiny: cannot be built: "),
     ],
 )
 def test_a_network_that_does_not_suit_is_one_line(tmp_path: Path, overrides: list[str], message: str) -> None:

@@ -10,7 +10,6 @@ import math
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.special import betaincinv
 from torch import Tensor
 
 from esper.configs import DatasetConfig
@@ -125,6 +124,8 @@ def _quantiles(alpha: float, device: torch.device) -> Tensor | None:
     """Quantiles of Beta(alpha, alpha) at the centres of equal intervals, float32; None if alpha is 0."""
     if alpha == 0:
         return None
+    from scipy.special import betaincinv  # takes time to import that most runs do not need
+
     centres = (np.arange(_NUM_QUANTILES) + 0.5) / _NUM_QUANTILES
     return torch.from_numpy(betaincinv(alpha, alpha, centres)).float().to(device)
 
