@@ -31,14 +31,15 @@ from torch.optim import Optimizer
 from benchmarks.bottleneck_report import report
 from benchmarks.plants import PLANTS, UNITS, Plant, planted_host
 from benchmarks.trainings import hardware
-from esper.configs import DatasetConfig, OptimizationConfig
+from esper.configs import DatasetConfig, OptimizationConfig, TaskConfig
 from esper.contracts.recipe import Graft
 from esper.data import DataSplits, ImageSet, Preprocess, TrainLoader, load_splits
 from esper.kasmina import MorphableModel, surgery, wrap
 from esper.kasmina.scores import health, score_sites
+from esper.tasks import build_task
 from esper.tolaria import optim
 from esper.tolaria.budget import Budget
-from esper.tolaria.evaluate import example_losses
+from esper.tolaria.evaluate import evaluate
 from esper.tolaria.schedule import learning_rate
 from esper.tolaria.step import TrainStep
 
@@ -81,6 +82,7 @@ class Trunk:
             torch.arange(min(NUM_CONTROLLER, len(splits.controller)), device=self.device)
         ]
         self.outcome = splits.judge
+        self.task = build_task(TaskConfig(), splits.spec, self.device)
         self.total_steps = EPOCHS * self.loader.num_batches
         self.budget = Budget(
             total=self.total_steps,
@@ -99,6 +101,7 @@ class Trunk:
         """Train steps `first` to `last - 1`."""
         step = TrainStep(
             model=model.train(),
+            task=self.task,
             optimizer=optimizer,
             loader=self.loader,
             device=self.device,
@@ -114,14 +117,14 @@ class Trunk:
 
     def measure(self, model: MorphableModel) -> dict[str, float]:
         """Loss and accuracy on images used for neither training nor scoring."""
-        losses, hits = example_losses(model, self.batches(self.outcome))
-        return {"loss": float(losses.double().mean()), "accuracy": float(hits.double().mean())}
+        loss, metrics = evaluate(model, self.batches(self.outcome), self.task)
+        return {"loss": loss, "accuracy": metrics["accuracy"]}
 
     def fork(self, model: MorphableModel, optimizer: Optimizer, first: int, growth: Growth | None) -> dict[str, Any]:
         """Finish a copy of a training, after growing at step `first`; the original does not change."""
         kinds = ["width"] if growth is not None and growth.site.endswith(":width") else ["beside"]
         grown = _wrapped(copy.deepcopy(model.host), kinds)
-        forked = optim.build_optimizer(_RECIPE, grown.named_parameters())
+        forked = optim.build_optimizer(_RECIPE, grown)
         optim.load_state_tensors(forked, {name: t.clone() for name, t in optim.state_tensors(optimizer).items()})
         before = sum(p.numel() for p in grown.parameters())
         for number in range(growth.num_kernels if growth is not None else 0):
@@ -188,7 +191,7 @@ def run_job(plant: Plant, rng_seed: int, data: str, cache: Path, *, tries_varian
     if trunk.device.type == "cuda":
         host = host.to(memory_format=torch.channels_last)
     model = _wrapped(host, ["beside"])
-    optimizer = optim.build_optimizer(_RECIPE, model.named_parameters())
+    optimizer = optim.build_optimizer(_RECIPE, model)
     quarter, half = trunk.total_steps // 4, trunk.total_steps // 2
     trunk.train(model, optimizer, 0, quarter)
     planned = variants(plant) if tries_variants else {}

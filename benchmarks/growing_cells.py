@@ -291,8 +291,8 @@ def _arms(
 
 def _budget(grown: TolariaConfig, *, epochs: int, splits: DataSplits) -> int:
     """MACs of so many epochs of the network that the grown arm ends with, as the run itself counts them."""
-    model, (channels, height, width) = grown.model, splits.train.shape
-    host = build_host(model, in_channels=channels, image_size=height, num_classes=len(splits.class_names))
+    model, shape = grown.model, splits.train.shape
+    host = build_host(model, splits.spec)
     return plan_budget(
         dataclasses.replace(grown.optimization, max_epochs=epochs),
         grown.morphogenetic,
@@ -300,10 +300,10 @@ def _budget(grown: TolariaConfig, *, epochs: int, splits: DataSplits) -> int:
             host,
             model.target_layers,
             model.seeds_per_layer,
-            input_shape=(channels, height, width),
+            input_shape=shape,
             site_kinds=model.site_kinds,
         ),
-        initial_cost=count(host, (channels, height, width)),
+        initial_cost=count(host, shape),
         steps_per_epoch=len(splits.train) // grown.dataset.batch_size,
         batch_size=grown.dataset.batch_size,
     ).total

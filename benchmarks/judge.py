@@ -38,7 +38,7 @@ from esper.configs import (
 from esper.contracts.decisions import AdaptationDecision
 from esper.tamiyo import judge
 from esper.tolaria import TolariaTrainer
-from esper.tolaria.evaluate import example_losses
+from esper.tolaria.evaluate import measure
 from esper.tolaria.growth.judging import paired_losses
 
 BLUEPRINTS = ("basic_block", "conv1x1", "squeeze_excite")
@@ -166,14 +166,16 @@ async def _finish(
                 pair = _judged(trainer, str(decision.site))
             await trainer.handle_end_of_epoch()
         data = trainer.run.life.data
-        return example_losses(trainer.run.model, data.judge())[0].cpu(), pair
+        losses, _ = measure(trainer.run.model, data.judge(), trainer.run.parts.task)
+        return torch.cat(losses).cpu(), pair
     finally:
         await trainer.shutdown()
 
 
 def _judged(trainer: TolariaTrainer, site: str) -> tuple[Tensor, Tensor]:
     model, data = trainer.run.model, trainer.run.life.data
-    return paired_losses(model, model.slot(site), judge_batches=data.judge, norm_images=data.norm_images)
+    task = trainer.run.parts.task
+    return paired_losses(model, model.slot(site), task=task, judge_batches=data.judge, norm_images=data.norm_images)
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ def peaks(options: argparse.Namespace, folder: Path) -> Phases:
         phase = functools.partial(_phase, device=run.parts.device, rss=rss)
         found = {
             "training": phase(lambda: train_steps(run, options.steps)),
-            "validation": phase(lambda: evaluate(run.model, validation)),
+            "validation": phase(lambda: evaluate(run.model, validation, run.parts.task)),
         }
         if arm == "default":
             run.state.epoch = 1
@@ -89,7 +89,7 @@ def _plain_peaks(config: TolariaConfig, folder: Path, *, num_steps: int) -> Phas
 
     validation = built.evaluation_batches(built.splits.controller)
     phase = functools.partial(_phase, device=device, rss=rss)
-    return {"training": phase(train), "validation": phase(lambda: evaluate(network, validation))}
+    return {"training": phase(train), "validation": phase(lambda: evaluate(network, validation, built.task))}
 
 
 def cycles(options: argparse.Namespace, folder: Path) -> list[dict[str, int]]:

@@ -67,10 +67,7 @@ class Task:
 
     def network(self) -> nn.Module:
         """The uncompiled network, on the device."""
-        _, channels, height, _ = self.splits.train.images.shape
-        host = build_host(
-            self.config.model, in_channels=channels, image_size=height, num_classes=len(self.splits.class_names)
-        )
+        host = build_host(self.config.model, self.splits.spec)
         return host.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
     def maybe_compiled(self, network: nn.Module) -> nn.Module:

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from esper import plugins
+
 if TYPE_CHECKING:
     from esper.train import fit
 
-__all__ = ["__version__", "fit"]
+__all__ = ["__version__", "blueprint", "dataset", "fit", "model", "policy", "task"]
 
 __version__ = "0.1.0"
+
+model = plugins.decorator("model")
+dataset = plugins.decorator("dataset")
+task = plugins.decorator("task")
+blueprint = plugins.decorator("blueprint")
+policy = plugins.decorator("policy")
 
 
 def __getattr__(name: str) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +17,17 @@ from esper.configs import ModelConfig, MorphogeneticConfig, RedisConfig, Tolaria
 from esper.configs.model import SITE_KINDS
 from esper.contracts.recipe import Graft
 from esper.data import (
+    DataSpec,
     DataSplits,
     DecodePool,
-    FileSet,
     ImageSet,
     Loader,
+    Mixer,
     Preprocess,
+    Split,
     StreamLoader,
+    TokenLoader,
+    TokenSet,
     TrainLoader,
     load_splits,
     stream_batches,
@@ -30,8 +35,10 @@ from esper.data import (
 from esper.errors import ConfigError
 from esper.kasmina import MorphableModel, Site, find_blocks, find_sites, wrap
 from esper.kasmina.copyable import require_copyable
-from esper.models import build_host, checkpoint_blocks, memory_format
+from esper.models import build_host, checkpoint_blocks, freeze, memory_format
+from esper.models.registered import has_given_weights
 from esper.tamiyo import LocalTamiyo, TamiyoClient
+from esper.tasks import Task, build_task
 from esper.tracking import Tracker
 from esper.tracking.files import read_recipe
 
@@ -41,6 +48,8 @@ _NO_LIMIT = 10**6
 _EVALUATION_BATCH = 512
 _EVALUATION_PIXELS = _EVALUATION_BATCH * 96 * 96
 """Limit for scoring, which keeps activations in float32: about 10 GB for a ResNet-50."""
+_EVALUATION_LOGITS = 2**28
+"""Limit for text, whose logits are float32: 1 GB."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +58,8 @@ class Parts:
 
     device: torch.device
     splits: DataSplits
+    spec: DataSpec
+    task: Task
     prepare: Preprocess
     pool: DecodePool
     loader: Loader
@@ -56,15 +67,12 @@ class Parts:
     tamiyo: TamiyoClient
     config: TolariaConfig
 
-    @property
-    def input_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of the images."""
-        return self.splits.train.shape
-
-    def evaluation_batches(self, split: ImageSet | FileSet) -> Iterator[tuple[Tensor, Tensor]]:
-        """A new pass over a split, without augmentation, in batches of 512 images, or fewer if they are large."""
-        _, height, width = self.input_shape
-        size = min(_EVALUATION_BATCH, max(1, _EVALUATION_PIXELS // (height * width)))
+    def evaluation_batches(self, split: Split) -> Iterator[tuple[Tensor, Tensor]]:
+        """A new pass over a split, without augmentation, in batches of 512 examples, or fewer if they are large."""
+        if isinstance(split, TokenSet):
+            num_logits = split.context * self.spec.num_outputs
+            return split.batches(min(_EVALUATION_BATCH, max(1, _EVALUATION_LOGITS // num_logits)), self.device)
+        size = min(_EVALUATION_BATCH, max(1, _EVALUATION_PIXELS // math.prod(self.spec.inputs[1:])))
         if isinstance(split, ImageSet):
             return self.prepare.batches(split, size)
         return stream_batches(split, size, prepare=self.prepare, pool=self.pool, device=self.device)
@@ -100,28 +108,47 @@ def parts(
     """
     device = device or select_device(config.device)
     splits = load_splits(config.dataset, rng_seed=config.rng_seed, cache_dir=cache_dir).to(device)
+    _require_targets(config, splits)
     torch.manual_seed(torch_seed(config.rng_seed))
-    model = _build_model(config, splits, device)
+    spec = _spec(config, splits)
+    model = _build_model(config, spec, device)
+    train = splits.train
     prepare = Preprocess(
         mean=splits.mean,
         std=splits.std,
-        normalize=config.dataset.normalize,
+        normalize=config.dataset.normalize or (isinstance(train, ImageSet) and train.images.is_floating_point()),
         channels_last=model.memory_format is torch.channels_last,
         device=device,
     )
     pool = DecodePool(
         config.dataset.num_workers, timeout_s=config.dataset.timeout_s
     )  # processes start with the first batch
+    mixer = None
+    if config.dataset.mixup_alpha or config.dataset.cutmix_alpha:
+        mixer = Mixer(config.dataset, rng_seed=config.rng_seed, num_classes=spec.num_outputs, device=device)
     loader: Loader
-    if isinstance(splits.train, ImageSet):
-        loader = TrainLoader(splits.train, config.dataset, rng_seed=config.rng_seed, prepare=prepare, rows=rows)
+    if isinstance(splits.train, TokenSet):
+        loader = TokenLoader(splits.train, config.dataset, rng_seed=config.rng_seed, device=device, rows=rows)
+    elif isinstance(splits.train, ImageSet):
+        loader = TrainLoader(
+            splits.train, config.dataset, rng_seed=config.rng_seed, prepare=prepare, rows=rows, mixer=mixer
+        )
     else:
         loader = StreamLoader(
-            splits.train, config.dataset, rng_seed=config.rng_seed, prepare=prepare, pool=pool, device=device, rows=rows
+            splits.train,
+            config.dataset,
+            rng_seed=config.rng_seed,
+            prepare=prepare,
+            pool=pool,
+            device=device,
+            rows=rows,
+            mixer=mixer,
         )
     return Parts(
         device=device,
         splits=splits,
+        spec=spec,
+        task=build_task(config.task, spec, device),
         prepare=prepare,
         pool=pool,
         loader=loader,
@@ -175,32 +202,56 @@ def select_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _build_model(config: TolariaConfig, splits: DataSplits, device: torch.device) -> MorphableModel:
-    channels, height, width = splits.train.shape
-    num_found = len(splits.class_names)
-    num_classes = config.model.num_classes or num_found
-    if num_classes < num_found:
+def _require_targets(config: TolariaConfig, splits: DataSplits) -> None:
+    """Refuse numbers where the task learns classes, and the other way round."""
+    if isinstance(splits.train, TokenSet):
+        return
+    are_numbers = splits.train.labels.is_floating_point()
+    if config.task.name == "classification" and are_numbers:
+        kind, other = "numbers", "task=regression or multilabel, or give classes: whole numbers from 0 on"
+    elif config.task.name in ("regression", "multilabel") and not are_numbers:
+        kind, other = "classes", "task=classification, or give numbers: targets in floating point"
+    else:
+        return
+    hint = f" (dataset.target_type={config.dataset.target_type})" if config.dataset.name == "arrays" else ""
+    raise ConfigError(
+        f"task={config.task.name}: the targets of dataset {config.dataset.name} are {kind}{hint}; use {other}"
+    )
+
+
+def _spec(config: TolariaConfig, splits: DataSplits) -> DataSpec:
+    if config.model.num_classes is None:
+        return splits.spec
+    num_found = splits.spec.num_outputs
+    if config.model.num_classes < num_found:
         raise ConfigError(
-            f"model.num_classes={num_classes}: {config.dataset.name} has {num_found} classes; set it to null"
+            f"model.num_classes={config.model.num_classes}: {config.dataset.name} has {num_found} classes; set it to "
+            "null"
         )
-    sizes = {"in_channels": channels, "image_size": height, "num_classes": num_classes}
-    host = build_host(config.model, **sizes).to(device)
+    return dataclasses.replace(splits.spec, num_outputs=config.model.num_classes)
+
+
+def _build_model(config: TolariaConfig, spec: DataSpec, device: torch.device) -> MorphableModel:
+    _require_new_weights(config)
+    host = build_host(config.model, spec).to(device)
     host = host.to(memory_format=memory_format(host, channels_last=config.channels_last, device=device))
+    freeze(host, config.model.freeze)
     grows = config.morphogenetic.enable_tamiyo
     if grows and config.morphogenetic.policy == "replay":
-        model = _wrap_for_replay(config, host, input_shape=(channels, height, width))
+        model = _wrap_for_replay(config, host, spec)
     else:
         model = wrap(
             host,
             config.model.target_layers if grows else [],
             config.model.seeds_per_layer,
-            input_shape=(channels, height, width),
+            input_shape=spec.inputs,
+            input_dtype=spec.dtype,
             max_kernels_per_seed=config.model.max_kernels_per_seed,
             site_kinds=config.model.site_kinds,
         )
-    model.build_host = functools.partial(build_host, dataclasses.replace(config.model, pretrained=False), **sizes)
+    model.build_host = functools.partial(build_host, dataclasses.replace(config.model, pretrained=False), spec=spec)
     if config.model.init_from is not None:
-        model.all_sites = _all_sites(config, host, input_shape=(channels, height, width))
+        model.all_sites = _all_sites(config, host, spec)
     if grows and config.morphogenetic.policy not in ("never", "replay"):
         _require_blueprints(config.morphogenetic, model)
         if config.morphogenetic.grows_copies:
@@ -210,14 +261,32 @@ def _build_model(config: TolariaConfig, splits: DataSplits, device: torch.device
     return model
 
 
-def _all_sites(config: TolariaConfig, host: nn.Module, *, input_shape: tuple[int, int, int]) -> dict[str, Site]:
+def _require_new_weights(config: TolariaConfig) -> None:
+    """Refuse initial weights of a network that is a module with weights."""
+    growth = config.morphogenetic
+    if not growth.enable_tamiyo or not has_given_weights(config.model):
+        return
+    if growth.policy == "replay":
+        key, what = "policy=replay", "trains from scratch"
+    elif growth.copy_init == "fresh" and growth.grows_copies:
+        key, what = "copy_init=fresh", "gives copies new initial weights"
+    else:
+        return
+    raise ConfigError(
+        f"morphogenetic.{key}: {what}, but {config.model.name} is a module that has weights already; pass its class, "
+        "or a function that makes it, to fit(model=…)"
+    )
+
+
+def _all_sites(config: TolariaConfig, host: nn.Module, spec: DataSpec) -> dict[str, Site]:
     """Sites of every kind, without limits: the network in `model.init_from` may have grown anywhere."""
     try:
         sites = find_sites(
             host,
             target_layers=config.model.target_layers,
             seeds_per_layer=_NO_LIMIT,
-            input_shape=input_shape,
+            input_shape=spec.inputs,
+            input_dtype=spec.dtype,
             kinds=SITE_KINDS,
         )
     except ConfigError:
@@ -225,7 +294,7 @@ def _all_sites(config: TolariaConfig, host: nn.Module, *, input_shape: tuple[int
     return {site.name: site for site in sites}
 
 
-def _wrap_for_replay(config: TolariaConfig, host: nn.Module, *, input_shape: tuple[int, int, int]) -> MorphableModel:
+def _wrap_for_replay(config: TolariaConfig, host: nn.Module, spec: DataSpec) -> MorphableModel:
     """Wrap with sites of every kind, without limits: the recipe determines what grows where."""
     path = Path(config.morphogenetic.recipe_path or "")
     recipe = read_recipe(path.expanduser())
@@ -233,7 +302,8 @@ def _wrap_for_replay(config: TolariaConfig, host: nn.Module, *, input_shape: tup
         host,
         config.model.target_layers,
         _NO_LIMIT,
-        input_shape=input_shape,
+        input_shape=spec.inputs,
+        input_dtype=spec.dtype,
         max_kernels_per_seed=_NO_LIMIT,
         site_kinds=SITE_KINDS,
     )

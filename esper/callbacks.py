@@ -35,6 +35,9 @@ from esper.tracking.files import MEMBERS_FILES, write_members
 
 __all__ = ["CheckBeforeRun"]
 
+_RUN_NAME = "${esper.run_name:}"
+"""`hydra.sweep.subdir` of conf/config.yaml."""
+
 
 @contextlib.contextmanager
 def _exit_on_error() -> Iterator[None]:
@@ -79,6 +82,12 @@ class CheckBeforeRun(Callback):
             if launcher.startswith("submitit_"):  # Hydra's: they compose again inside the job, and cannot resume
                 raise ConfigError(f"hydra/launcher={launcher}: use {launcher.removeprefix('submitit_')}")
             queue = queue_of(launcher, _options(config)) if launcher in QUEUES else None
+            subdir = _raw(config.hydra.sweep)["subdir"]
+            if queue is not None and subdir != _RUN_NAME:
+                raise ConfigError(
+                    f"hydra.sweep.subdir={subdir}: hydra/launcher={launcher} names the run folders itself; leave it "
+                    "out, and give the sweep's folder in hydra.sweep.dir"
+                )
             overrides = _expand(config)
             runs = [compose_run(config, member) for member in overrides]
             names, configs = [name for name, _ in runs], [member for _, member in runs]
@@ -98,11 +107,15 @@ class CheckBeforeRun(Callback):
                 folder = _temporary_run_dir()
                 _set(config, "hydra.sweep.dir", folder)
                 # Hydra composes each member again, from these overrides.
-                _set(config, "hydra.overrides.hydra", [*config.hydra.overrides.hydra, f"hydra.sweep.dir='{folder}'"])
+                _set(
+                    config,
+                    "hydra.overrides.hydra",
+                    [*_raw(config.hydra.overrides.hydra), f"hydra.sweep.dir='{folder}'"],
+                )
             elif configs:
                 if queue is not None:
                     _require_own_folders(names, overrides)
-                elif "subdir: ${esper.run_name:}" in OmegaConf.to_yaml(config.hydra.sweep):
+                elif subdir == _RUN_NAME:
                     folders = [f"{member.experiment_name}/{name}" for member, name in zip(configs, names, strict=True)]
                     _require_own_folders(folders, overrides)
                 self._tracking = dict(zip(names, (member.tracking for member in configs), strict=True))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import math
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -53,12 +54,14 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("paths", nargs="*", type=Path, metavar="PATH", help="folder of a run, or of runs to compare")
     report.add_argument("--out", type=Path, metavar="FILE", help="file of a comparison (default: comparison.html)")
     report.add_argument("--baseline", metavar="LABEL", help="arm to compare the others with")
-    report.add_argument("--target", type=float, metavar="ACCURACY", help="validation accuracy to reach, e.g. 0.9")
+    report.add_argument(
+        "--target", type=float, metavar="VALUE", help="validation accuracy (or what else leads) to reach, e.g. 0.9"
+    )
     report.add_argument("--mlflow", metavar="EXPERIMENT", help="compare the runs of an MLflow experiment")
     report.add_argument("--uri", help="MLflow tracking URI (default: outputs/mlflow.db)")
 
     sweep = _add_group(commands, "sweep", "show the status of a sweep, or resume it")
-    status = _add(sweep, "status", _sweep_status, "show state, epoch, accuracy and remaining time of every run")
+    status = _add(sweep, "status", _sweep_status, "show state, epoch, leading metric and remaining time of every run")
     status.add_argument("sweep_dir", type=Path, metavar="DIR", help="folder of the sweep, e.g. outputs/my_experiment")
     status.add_argument("--watch", action="store_true", help="refresh until every job has ended")
     resume = _add(sweep, "resume", _sweep_resume, "resubmit the runs that are missing, failed or interrupted")
@@ -74,6 +77,18 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="folder of the run")
     export.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new or empty folder")
     export.add_argument("--best", action="store_true", help="the epoch with the lowest validation loss, not the last")
+
+    sample = _add(commands, "sample", _sample, "let a trained language model continue a text")
+    sample.add_argument("folder", type=Path, metavar="DIR", help="folder of a run, or what esper export wrote")
+    sample.add_argument("--prompt", default="", metavar="TEXT", help="text to continue (default: begin a document)")
+    sample.add_argument("--tokens", type=_positive, default=300, metavar="N", help="tokens to write (default: 300)")
+    sample.add_argument(
+        "--temperature", type=_not_negative, default=0.8, metavar="T", help="0: always the likeliest (default: 0.8)"
+    )
+    sample.add_argument("--top-k", type=_positive, metavar="K", help="draw among the K likeliest tokens (default: all)")
+    sample.add_argument("--seed", type=int, default=0, metavar="N", help="random seed of the draws (default: 0)")
+    sample.add_argument("--best", action="store_true", help="the epoch with the lowest validation loss, not the last")
+    sample.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="device (default: auto)")
 
     _add_urza(_add_group(commands, "urza", "manage the blueprint library"))
     _add_services(_add_group(commands, "services", "run Tamiyo and Tezzeret as services for many runs"))
@@ -161,6 +176,13 @@ def _positive(text: str) -> int:
     return value
 
 
+def _not_negative(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text}: allowed is at least 0")
+    return value
+
+
 def _doctor(options: argparse.Namespace) -> int:
     from esper.doctor import command
 
@@ -217,6 +239,23 @@ def _export(options: argparse.Namespace) -> int:
     from esper.tolaria.checkpoints.export import export
 
     sys.stdout.write(f"{export(options.run_dir, options.out, best=options.best)}\n")
+    return 0
+
+
+def _sample(options: argparse.Namespace) -> int:
+    from esper.build import select_device
+    from esper.tolaria.sample import continuation, load_language_model
+
+    text = continuation(
+        load_language_model(options.folder, best=options.best),
+        options.prompt,
+        num_tokens=options.tokens,
+        temperature=options.temperature,
+        top_k=options.top_k,
+        rng_seed=options.seed,
+        device=select_device(options.device),
+    )
+    sys.stdout.write(f"{options.prompt}{text}\n")
     return 0
 
 

@@ -6,13 +6,17 @@ step costs three.
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
-__all__ = ["Cost", "Ledger", "count", "flops", "training_macs"]
+__all__ = ["Cost", "Ledger", "count", "counting_macs", "flops", "training_macs"]
 
 _FORWARDS_PER_STEP = 3
 _FLOPS_PER_MAC = 2
@@ -89,28 +93,45 @@ class Ledger:
         }
 
 
-def count(module: nn.Module, in_shape: tuple[int, int, int]) -> Cost:
-    """Count a module's parameters, and the MACs of its convolutions and matrix products.
+def count(module: nn.Module, in_shape: tuple[int, ...], *, dtype: torch.dtype | None = None) -> Cost:
+    """Count a module's parameters, and the MACs of its convolutions and matrix products; causal attention in full.
 
     The module runs one example of zeros in eval mode and is left as it was. A module on the meta device is counted
     without memory or computation.
+
+    Args:
+        module: what to count.
+        in_shape: shape of an example.
+        dtype: of its input; None: that of the parameters.
     """
     import torch  # here, because reports use this file and need no torch
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-    from torch.utils.flop_counter import FlopCounterMode
 
-    reference = next(module.parameters())
+    reference = next(itertools.chain(module.parameters(), module.buffers()), torch.zeros(()))
     modes = [(m, m.training) for m in module.modules()]
-    counter = FlopCounterMode(display=False)
     try:
         module.eval()
-        # The math backend is counted alike on every device; CPU's fused attention kernel would count as nothing.
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
-            module(torch.zeros(1, *in_shape, device=reference.device, dtype=reference.dtype))
+        with counting_macs() as macs:
+            module(torch.zeros(1, *in_shape, device=reference.device, dtype=dtype or reference.dtype))
     finally:
         for m, training in modes:
             m.training = training
-    return Cost(
-        num_parameters=sum(p.numel() for p in module.parameters()),
-        num_macs=counter.get_total_flops() // _FLOPS_PER_MAC,
-    )
+    return Cost(num_parameters=sum(p.numel() for p in module.parameters()), num_macs=macs())
+
+
+@contextmanager
+def counting_macs() -> Iterator[Callable[[], int]]:
+    """Context manager, without gradients: gives a function that returns the MACs so far."""
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    counter = FlopCounterMode(display=False)
+    # Fused kernels of attention, and those of nn.MultiheadAttention and nn.TransformerEncoderLayer in eval mode, would
+    # count as nothing. The math backend is counted alike on every device.
+    is_fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
+            yield lambda: counter.get_total_flops() // _FLOPS_PER_MAC
+    finally:
+        torch.backends.mha.set_fastpath_enabled(is_fast)

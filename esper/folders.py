@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 from pathlib import Path
 
-__all__ = ["accept", "left_as_it_was", "restore_if_refused", "restored_if_refused", "restorer"]
+__all__ = ["accept", "left_as_it_was", "removed_if_empty", "restore_if_refused", "restored_if_refused", "restorer"]
 
 _restorers: ContextVar[list[Callable[[], None]]] = ContextVar("restorers")
 
@@ -31,6 +31,20 @@ def left_as_it_was(folder: Path, *, file: str | None = None) -> Iterator[None]:
                     path.rmdir()
                 elif path.stat().st_size == 0:
                     path.unlink()
+        raise
+
+
+@contextlib.contextmanager
+def removed_if_empty(folder: Path, *, below: Path) -> Iterator[None]:
+    """Context manager: on an error, remove the folder and those above it, up to `below`, as far as they are empty."""
+    try:
+        yield
+    except BaseException:
+        for path in (folder, *folder.parents):
+            if below not in path.parents:
+                break
+            with contextlib.suppress(OSError):  # it holds something, or is gone
+                path.rmdir()
         raise
 
 

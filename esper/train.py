@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
+from hydra.conf import HydraConf
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
@@ -26,15 +27,17 @@ from esper.configs.compose import BAD_INPUT, compose, conf_folder, own_hydra, re
 from esper.configs.explain import explain
 from esper.configs.identity import run_name
 from esper.configs.load import from_hydra
-from esper.configs.paths import absolute_paths
+from esper.configs.paths import absolute_paths, absolute_variables
 from esper.configs.text import quote_text
 from esper.configs.trust import guard_hydra
 from esper.errors import ConfigError, EsperError
-from esper.folders import restored_if_refused
+from esper.folders import removed_if_empty, restored_if_refused
 from esper.launch.exits import collect_failures, error_line, exit_with, print_traceback, record_failure
 from esper.launch.output import keep_writing
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from esper.launch.run import Outcome
 
 __all__ = ["fit", "main"]
@@ -45,6 +48,7 @@ _shows_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
 def main() -> None:
     """Run the command; ends with `SystemExit`: 0 finished, 1 failed, 2 bad input, 128 + n stopped by signal n."""
     keep_writing()
+    absolute_variables()
     # torch.distributed prints C++ stack traces when a rank ends; Esper says in one line which rank and why.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     register()
@@ -80,12 +84,17 @@ def _register_launchers() -> None:
 
 
 def app(cfg: DictConfig) -> float | None:
-    """Train one run in the folder that Hydra made; returns the validation accuracy, for sweepers that search."""
+    """Train one run in the folder that Hydra made; returns the validation's leading metric, for sweepers."""
     settings = HydraConfig.get()
+    run_dir = Path(settings.runtime.output_dir)
+    with removed_if_empty(run_dir, below=Path(settings.runtime.cwd)):  # Hydra made it if hydra.job.chdir=true
+        return _train(cfg, settings, run_dir)
+
+
+def _train(cfg: DictConfig, settings: HydraConf, run_dir: Path) -> float | None:
     try:
         from esper.launch.run import run
 
-        run_dir = Path(settings.runtime.output_dir)
         outcome = run(
             from_hydra(cfg, folder=settings.runtime.cwd),
             run_dir,
@@ -107,7 +116,14 @@ def app(cfg: DictConfig) -> float | None:
     return outcome.metric
 
 
-def fit(*overrides: str, config: TolariaConfig | None = None, run_dir: Path | str | None = None) -> Outcome:
+def fit(
+    *overrides: str,
+    model: nn.Module | Callable[..., nn.Module] | None = None,
+    data: Any = None,
+    task: str | None = None,
+    config: TolariaConfig | None = None,
+    run_dir: Path | str | None = None,
+) -> Outcome:
     """Train as `esper-train` does, with the same settings and the same run folder: `fit("model=resnet34")`.
 
     Works in a notebook too, where an event loop is already running, and inside an application of Hydra. Of several
@@ -115,19 +131,31 @@ def fit(*overrides: str, config: TolariaConfig | None = None, run_dir: Path | st
 
     Args:
         overrides: the arguments of `esper-train`.
+        model: a network of yours, of which a copy is trained from the weights that it has; or what makes one, such as
+            its class, called with `model.options`, and with a `DataSpec` if it has a parameter `spec`.
+        data: (train, val, test), (train, test) or one split. A split is (inputs, targets), two tensors; a map-style
+            `torch.utils.data.Dataset` of such pairs; or the folder of a dataset that `datasets` has saved. Inputs:
+            images (N, C, H, W), uint8 or float, or rows (N, D); targets: classes (N,), or float numbers.
+        task: classification, regression, …: the setting `task`.
         config: a configuration to use instead of overrides.
         run_dir: the run folder; by default outputs/<experiment_name>/<run name>.
 
     Raises:
         EsperError: bad input, or the training failed.
     """
+    prepare: Callable[[], None] | None = None
+    if model is not None or data is not None or task is not None:
+        from esper.launch.own import own_objects
+
+        own = own_objects(model, data, task)
+        overrides, prepare = (*own.overrides, *overrides), own.offer
     if config is None:
         with own_hydra():
             overrides = tuple(quote_text(overrides))
             cfg = compose(overrides)
             config = from_hydra(cfg)
             folder = Path(run_dir or cfg.hydra.run.dir)
-        return _run_anywhere(config, folder, _sibling(folder, overrides, compose))
+        return _run_anywhere(config, folder, _sibling(folder, overrides, compose), prepare)
     if overrides:
         raise ConfigError(f"fit: got overrides ({' '.join(overrides)}) and a config; give one of them")
     config = absolute_paths(config)
@@ -156,13 +184,20 @@ def _sibling(
     return folder
 
 
-def _run_anywhere(config: TolariaConfig, run_dir: Path, sibling: Callable[[str], Path] | None) -> Outcome:
+def _run_anywhere(
+    config: TolariaConfig,
+    run_dir: Path,
+    sibling: Callable[[str], Path] | None,
+    prepare: Callable[[], None] | None = None,
+) -> Outcome:
     with stopping.handled():
         from esper.launch.alone import alone
         from esper.launch.run import run
 
         start = functools.partial(run, config, run_dir, sibling=sibling)
         with alone():
+            if prepare is not None:
+                prepare()
             try:
                 asyncio.get_running_loop()
             except RuntimeError:

@@ -56,6 +56,7 @@ def wait_until(is_so: Callable[[], object]) -> None:
     ("place", "number"),
     [
         ("train.collect_failures", signal.SIGTERM),  # its first line; nothing large is imported yet
+        ("train.from_hydra", signal.SIGHUP),  # Hydra has made the folder
         ("tolaria.run_folder.RunFolder.acquire", signal.SIGHUP),
         pytest.param("terminal.display.Terminal.__init__", signal.SIGINT, marks=pytest.mark.long),
         pytest.param("launch.run.Console", signal.SIGUSR1, marks=pytest.mark.long),  # after train.log is made

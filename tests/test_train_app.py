@@ -78,6 +78,7 @@ def test_showing_help_or_configuration_imports_neither_torch_nor_mlflow(
         (["+typo=1"], "typo: no such setting"),
         (["optimization.max_epochs=many"], "optimization.max_epochs=many: must be a whole number"),
         (["optimization.max_epochs=0"], "allowed is at least 1"),
+        (["hydra.run.dir=out/${hydra.job.num}"], "hydra.run.dir: ${hydra.job.num} has no value here; in hydra.sweep"),
         (["model=resnet19"], "did you mean resnet18?"),
         (["rng_seed=0,1"], "add -m"),
         (["hydra/launcher=submitit_slurm"], "launches sweeps only; add -m"),
@@ -91,6 +92,7 @@ def test_showing_help_or_configuration_imports_neither_torch_nor_mlflow(
         (["-m", "rng_seed=0,1", "hydra/launcher=submitit_slurm"], "hydra/launcher=submitit_slurm: use slurm"),
         (["-m", "rng_seed=0,1", "hydra/launcher=local", "+hydra.launcher.job=2"], "did you mean jobs?"),
         (["-m", "optimization.max_epochs=3,0", "hydra/launcher=local"], "allowed is at least 1"),
+        (["-m", "hydra/launcher=local", "hydra.sweep.subdir=${hydra.job.num}"], "names the run folders itself; leave"),
         pytest.param(["experiment=debug", "device=cuda"], "no usable CUDA", marks=NEEDS_NO_CUDA),
         (["experiment=debug", "model.target_layers=[layr1]"], "did you mean layer1?"),
         (["experiment=debug", "dataset.batch_size=5000"], "the training split of synthetic has"),
@@ -207,3 +209,15 @@ def test_paths_mean_the_folder_of_the_command_whatever_its_name(tmp_path: Path, 
     assert {path.name for path in folder.iterdir()} == {"outputs", "kept", "own.db", "own.db.lock"}
     assert {path.name for path in tmp_path.iterdir()} == {folder.name, "elsewhere"}
     assert [path.name for path in elsewhere.iterdir()] == ["network"]
+
+
+@pytest.mark.long
+def test_a_relative_variable_means_the_folder_of_the_command(tmp_path: Path):
+    settings = ["experiment=debug", "debug_mode=false", "morphogenetic=off", "optimization.max_epochs=1"]
+    variable = {"MLFLOW_TRACKING_URI": "sqlite:///own.db"}
+    done = esper_train(*settings, "tracking=mlflow", "hydra.job.chdir=true", cwd=tmp_path, **variable)
+    assert done.returncode == 0, done.stderr
+    printed = done.stdout.partition("mlflow ui --backend-store-uri ")[2]
+    assert printed.split()[0] == f"sqlite:///{tmp_path / 'own.db'}"
+    assert {path.name for path in tmp_path.iterdir()} == {"outputs", "own.db", "own.db.lock"}
+    assert not list((tmp_path / "outputs").rglob("*.db"))

@@ -14,6 +14,7 @@ from esper.configs.optimization import OptimizationConfig
 from esper.configs.ranks import RanksConfig
 from esper.configs.redis import RedisConfig
 from esper.configs.storage import StorageConfig
+from esper.configs.task import TaskConfig
 from esper.configs.tolaria import TolariaConfig, derive_seed, torch_seed
 from esper.configs.tracking import TrackingConfig
 
@@ -29,6 +30,7 @@ __all__ = [
     "RanksConfig",
     "RedisConfig",
     "StorageConfig",
+    "TaskConfig",
     "TolariaConfig",
     "TrackingConfig",
     "derive_seed",

@@ -11,7 +11,10 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+from esper import plugins
 from esper.configs.check_growth import check_growth
+from esper.configs.check_text import check_text
+from esper.configs.check_training import check_training
 from esper.configs.comparison import ARMS
 from esper.configs.dataset import DATASETS, DatasetConfig
 from esper.configs.explain import nearest
@@ -31,16 +34,13 @@ def check(config: TolariaConfig) -> None:
     Raises:
         ConfigError: the first problem: key, value, and what is allowed or what to do.
     """
+    plugins.load(config.plugins)
     check_group(config)
     _check_names(config)
     _check_model(config)
     _check_dataset(config.dataset)
-    has_epochs = config.optimization.max_macs is None
-    if has_epochs and config.optimization.warmup_epochs >= config.optimization.max_epochs:
-        raise ConfigError(
-            f"optimization.warmup_epochs={config.optimization.warmup_epochs:g}: allowed is below "
-            f"optimization.max_epochs={config.optimization.max_epochs}"
-        )
+    check_text(config)
+    check_training(config)
     if config.comparison.arm is not None:
         _check_arm(config, config.comparison.arm)
     if config.morphogenetic.enable_tamiyo:
@@ -82,7 +82,7 @@ def _check_setting(key: str, value: Any, hint: Any, limits: Allowed) -> None:
     elif isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(f"{key}={value}: must be finite")
     elif not limits.admits(value):
-        verb, suggestion = ("are", nearest(value, limits.choices)) if limits.choices else ("is", "")
+        verb, suggestion = ("are", nearest(value, str(limits).split(", "))) if limits.choices else ("is", "")
         raise ConfigError(f"{key}={value}: allowed {verb} {limits}{suggestion}")
 
 
@@ -146,6 +146,9 @@ def _check_architecture(model: ModelConfig) -> None:
         if model.stem != "auto":
             raise ConfigError(f"model.stem={model.stem}: timm's networks keep their own stem; leave it auto")
         return
+    if model.source == "plugin":
+        _check_plugin_model(model)
+        return
     if model.name not in HOSTS:
         raise ConfigError(f"model.name={model.name}: allowed are {', '.join(HOSTS)}{nearest(model.name, HOSTS)}")
     if model.pretrained and not HOSTS[model.name].has_pretrained:
@@ -158,10 +161,33 @@ def _check_architecture(model: ModelConfig) -> None:
         raise ConfigError(
             f"model.depths={model.depths}: needs one entry for each of model.widths={model.widths}, at least one"
         )
+    if model.name in ("vit", "gpt") and model.width % model.heads:
+        raise ConfigError(
+            f"model.heads={model.heads}: heads share model.width={model.width}; allowed are its divisors, such as "
+            f"{max(heads for heads in range(1, model.heads) if model.width % heads == 0)}"
+        )
+
+
+def _check_plugin_model(model: ModelConfig) -> None:
+    known = plugins.names("model")
+    if not model.name:
+        names = ", ".join(known) or "none; name its module in plugins=[MODULE]"
+        raise ConfigError(f"model=plugin: which network? Add model.name=NAME; there are: {names}")
+    if model.name not in known:
+        names = (
+            f"allowed are {', '.join(known)}{nearest(model.name, known)}" if known else "no plugin has registered one"
+        )
+        raise ConfigError(f'model.name={model.name}: {names}; @esper.model("NAME") in a module of plugins=[MODULE]')
+    if model.pretrained or model.stem != "auto":
+        key = "pretrained=true" if model.pretrained else f"stem={model.stem}"
+        raise ConfigError(f"model.{key}: not for networks of your own; leave it out, or take it from model.options")
 
 
 def _check_dataset(dataset: DatasetConfig) -> None:
     info = DATASETS[dataset.name]
+    if dataset.name == "plugin" and dataset.source not in (known := plugins.names("dataset")):
+        names = ", ".join(known) or "none; name its module in plugins=[MODULE]"
+        raise ConfigError(f"dataset.source={dataset.source}: no plugin has registered it; there are: {names}")
     if info.has_fixed_size and dataset.image_size is not None:
         raise ConfigError(
             f"dataset.image_size={dataset.image_size}: images of {dataset.name} have {info.image_size} pixels; leave "
@@ -172,7 +198,7 @@ def _check_dataset(dataset: DatasetConfig) -> None:
         raise ConfigError(f"dataset.crop_padding={dataset.crop_padding}: allowed is below the images' side, {size}")
     if info.has_files:
         _check_folder(dataset)
-    elif dataset.storage == "stream":
+    elif dataset.storage == "stream" and not info.is_text:
         raise ConfigError(
             f"dataset.storage=stream: {dataset.name} has no image files to stream; use auto, or dataset=imagefolder"
         )

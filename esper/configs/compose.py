@@ -69,7 +69,10 @@ def compose(overrides: Sequence[str]) -> DictConfig:
 
 def register() -> None:
     """Register the schema with Hydra, and the resolver `${esper.run_name:}` of conf/config.yaml with OmegaConf."""
-    ConfigStore.instance().store(name="tolaria_schema", node=TolariaConfig)
+    schema = OmegaConf.structured(TolariaConfig)
+    OmegaConf.set_struct(schema.optimization.optimizer_options, False)  # takes names that it does not have yet
+    OmegaConf.set_struct(schema.model.options, False)  # takes any key, without a `+` before it
+    ConfigStore.instance().store(name="tolaria_schema", node=schema)
     OmegaConf.register_new_resolver("esper.run_name", _run_name, replace=True)
 
 

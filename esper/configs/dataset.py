@@ -19,6 +19,7 @@ class DatasetInfo:
         has_fixed_size: whether dataset.image_size must be null.
         has_files: whether it is a folder of image files, which can be streamed.
         is_streamed: whether storage=auto always streams it.
+        is_text: whether it is text, in windows of token ids.
     """
 
     module: str
@@ -26,6 +27,7 @@ class DatasetInfo:
     has_fixed_size: bool = False
     has_files: bool = False
     is_streamed: bool = False
+    is_text: bool = False
 
 
 DATASETS = {
@@ -35,6 +37,10 @@ DATASETS = {
     "imagenet": DatasetInfo(module="esper.data.sources.imagenet", has_files=True, is_streamed=True),
     "digits": DatasetInfo(module="esper.data.sources.digits", image_size=8, has_fixed_size=True),
     "synthetic": DatasetInfo(module="esper.data.sources.synthetic", image_size=16),
+    "arrays": DatasetInfo(module="esper.data.sources.arrays"),
+    "plugin": DatasetInfo(module="esper.data.sources.registered"),
+    "text": DatasetInfo(module="esper.data.sources.text", is_text=True),
+    "python_source": DatasetInfo(module="esper.data.sources.python_source", is_text=True),
 }
 
 
@@ -43,12 +49,17 @@ class DatasetConfig:
     """Group `dataset`."""
 
     name: str = setting("cifar10", "dataset", choices=tuple(DATASETS))
-    data_dir: str = setting("./data", "folder of the dataset's files (unused by digits and synthetic)")
-    batch_size: int = setting(128, "images per optimizer step", low=1)
+    source: str | None = setting(None, "dataset=plugin: name that a plugin has registered")
+    digest: str | None = setting(None, "digest of the data given to fit, set by it")
+    target: str | None = setting(None, "arrays: column to predict; null: the last one")
+    target_type: str = setting("class", "arrays: what the target is, class or number", choices=("class", "number"))
+    data_dir: str = setting("./data", "folder of the dataset's files; text: a folder or a file")
+    batch_size: int = setting(128, "examples per optimizer step: images, or windows of text", low=1)
     storage: str = setting(
         "auto",
         "image folders: memory decodes images once and keeps them on the device; stream decodes them in every epoch, "
-        "and needs image_size; auto streams imagenet, and training images that would take more than 8 GiB of memory",
+        "and needs image_size; auto streams imagenet, and training images that would take more than 8 GiB of memory; "
+        "text: memory keeps the token ids on the device, stream in a memory-mapped file, auto above 8 GiB",
         choices=("auto", "memory", "stream"),
     )
     num_workers: int = setting(
@@ -56,7 +67,8 @@ class DatasetConfig:
     )
     timeout_s: float = setting(
         60.0,
-        "seconds, beyond the longest wait so far, after which a run ends that waits for images to be decoded",
+        "seconds, beyond the longest wait so far, after which a run ends that waits for images to be decoded, or for a "
+        "download to go on",
         above=0,
     )
     image_size: int | None = setting(
@@ -73,7 +85,8 @@ class DatasetConfig:
     )
     num_examples: int | None = setting(
         None,
-        "use at most this many training images, stratified by class; synthetic: images to generate (null: 2048)",
+        "use at most this many training images, stratified by class; text: about so many windows; synthetic: images to "
+        "generate (null: 2048)",
         low=20,
     )
 
@@ -82,12 +95,48 @@ class DatasetConfig:
         4, "pixels of padding before the random crop (stream: unused, since crops have random size and shape)", low=0
     )
     horizontal_flip: bool = setting(True, "flip half of the training images horizontally")
+    mixup_alpha: float = setting(
+        0.0,
+        "mixup: images and targets are mixed by shares from Beta(alpha, alpha), such as 0.2; 0: off",
+        low=0,
+        high=100,
+    )
+    cutmix_alpha: float = setting(
+        0.0,
+        "CutMix: a rectangle comes from another image, its share of the area from Beta(alpha, alpha), such as 1.0; "
+        "with mixup, half of the images get either; 0: off",
+        low=0,
+        high=100,
+    )
+    random_erasing: float = setting(
+        0.0, "share of the training images of which a random rectangle is set to the mean", low=0, high=1
+    )
     normalize: bool = setting(True, "standardise channels by mean and standard deviation of the training split")
 
     val_split: float = setting(
         0.1,
-        "share of the training images that is held out: half for validation and the controller, half for the judge",
+        "share of the training data that is held out: half for validation and the controller, half for the judge",
         above=0,
         below=1,
     )
-    shuffle: bool = setting(True, "shuffle the training images in every epoch")
+    shuffle: bool = setting(True, "shuffle the training data in every epoch")
+
+    context: int = setting(256, "text: tokens in a window, all that the network reads at once", low=1)
+    tokenizer: str | None = setting(
+        None, "text: tokenizer.json of the library tokenizers (extra text); null: each byte is a token"
+    )
+    file_pattern: str = setting("*", "text: names of the files in data_dir and its subfolders, such as *.txt")
+    document_separator: str = setting(
+        "<|endoftext|>", "text: what stands between the documents of a file; '': each file is one document"
+    )
+    split_by: str = setting(
+        "document",
+        "text: document splits documents at random; folder keeps those of each subfolder of data_dir together",
+        choices=("document", "folder"),
+    )
+    test_split: float = setting(
+        0.1, "text: share of all documents in the test split, which is the same for every rng_seed", above=0, below=1
+    )
+    epoch_windows: int | None = setting(
+        None, "text: windows in an epoch, of which a pass over the training split may take many; null: the whole", low=1
+    )

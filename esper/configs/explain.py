@@ -7,7 +7,13 @@ import re
 from collections.abc import Collection
 
 from hydra.errors import MissingConfigException, OverrideParseException
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    InterpolationToMissingValueError,
+    OmegaConfBaseException,
+    ValidationError,
+)
 
 from esper.configs.schema import kind, settings
 from esper.configs.text import override
@@ -56,6 +62,12 @@ def _of_omegaconf(error: OmegaConfBaseException) -> str:
         if key.startswith("hydra.") and error.parent_node is not None:
             return f"{key}: no such setting{nearest(_leaf(key), [str(name) for name in error.parent_node])}"
         return _unknown_setting(key)
+    if isinstance(error, InterpolationToMissingValueError):
+        missing = message.rpartition(": ")[2]
+        remedy = (
+            "in hydra.sweep.subdir of a sweep (-m) it has one" if missing.startswith("hydra.job.") else "give it one"
+        )
+        return f"{key}: ${{{missing}}} has no value here; {remedy}"
     hint = {name: hint for name, hint, _ in settings(TolariaConfig)}.get(key.partition("[")[0])
     if isinstance(error, ValidationError) and hint is not None:
         value = re.match(r"Value '(.*)' of type", message)

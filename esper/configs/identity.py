@@ -52,22 +52,60 @@ _OPERATIONAL = frozenset(
 )
 """Settings and groups that say where results go, how a run is monitored and what it runs on, not what is trained."""
 _ABSENT = object()
-_LATER = {
+_LATER: dict[str, Any] = {
+    "plugins": [],
+    "dataset.mixup_alpha": 0.0,
+    "dataset.cutmix_alpha": 0.0,
+    "dataset.random_erasing": 0.0,
+    "model.freeze": [],
     "model.init_from": None,
     "model.init_digest": None,
+    "model.options": {},
+    "model.digest": None,
+    "model.patch_size": 4,
+    "model.width": 192,
+    "model.depth": 6,
+    "model.heads": 3,
+    "model.mlp_ratio": 4.0,
+    "model.positions": "learned",
+    "dataset.source": None,
+    "dataset.digest": None,
+    "dataset.target": None,
+    "dataset.target_type": "class",
+    "dataset.context": 256,
+    "dataset.tokenizer": None,
+    "dataset.file_pattern": "*",
+    "dataset.document_separator": "<|endoftext|>",
+    "dataset.split_by": "document",
+    "dataset.test_split": 0.1,
+    "dataset.epoch_windows": None,
     "optimization.max_macs": None,
+    "optimization.accumulate": 1,
+    "optimization.optimizer_options": {},
+    "optimization.decay_norms_and_biases": False,
     "morphogenetic.schedule_by": "steps",
     "morphogenetic.copy_order": "stack",
     "morphogenetic.copy_init": "trained",
     "morphogenetic.copy_optimizer_state": False,
     "morphogenetic.recipe_fraction": 1.0,
     "morphogenetic.policy_digest": None,
+    "task.name": "classification",
+    "task.label_smoothing": 0.0,
+    "task.class_weights": [],
 }
 """Settings added since 0.1.0 with the value that leaves a run as it was: the digests of older runs stay."""
 _DIGESTS = ("model.init_digest", "morphogenetic.policy_digest")
 """Of files that a run starts from; set at launch."""
-_PATHS = ("dataset.data_dir", "model.init_from", "morphogenetic.recipe_path")
-"""Left out of the readable part of a name, since they are long; the digest covers them."""
+_PATHS = (
+    "plugins",
+    "model.digest",
+    "dataset.digest",
+    "dataset.data_dir",
+    "dataset.tokenizer",
+    "model.init_from",
+    "morphogenetic.recipe_path",
+)
+"""Left out of the readable part of a name, since they are long or say little; the digest covers them."""
 _TAKEN_FROM_GROWN = (
     "comparison.grown_macs",
     "comparison.grown_run",
@@ -189,7 +227,10 @@ def _settings(group: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         if is_operational(prefix + name) or _LATER.get(prefix + name, _ABSENT) == value:
             continue
         if isinstance(value, dict):
-            value = _settings(value, f"{prefix}{name}.")
+            kept_of_group = _settings(value, f"{prefix}{name}.")
+            if value and not kept_of_group:
+                continue
+            value = kept_of_group
         elif isinstance(value, list):
             value = [_number(item) for item in value]
         elif prefix + name in PATHS and isinstance(value, str):

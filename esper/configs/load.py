@@ -26,10 +26,17 @@ _MAX_INTERPOLATIONS = 16
 _MAX_DEPTH = 20
 
 
-def load_config(path: str | Path, schema: type[TolariaConfig] = TolariaConfig) -> TolariaConfig:
+def load_config(
+    path: str | Path, schema: type[TolariaConfig] = TolariaConfig, *, may_import: bool = False
+) -> TolariaConfig:
     """Read a run's `config.yaml`, or any YAML file of settings; settings that it lacks have their defaults.
 
     Relative paths in it start in the working directory; a run's own are absolute.
+
+    Args:
+        path: the file.
+        schema: what it holds.
+        may_import: import the modules that it names in `plugins`, code that then runs; otherwise they are refused.
 
     Raises:
         ConfigError: the file is missing, too large or not YAML, or `check` refuses it.
@@ -42,6 +49,10 @@ def load_config(path: str | Path, schema: type[TolariaConfig] = TolariaConfig) -
         raise explain(error, where=str(path)) from None
     if not isinstance(settings, dict):
         raise ConfigError(f"{path}: contains no settings; write KEY: VALUE lines")
+    if settings.get("plugins") and not may_import:
+        raise ConfigError(
+            f"{path}: plugins={settings['plugins']}: names code; read the file, then load_config(…, may_import=True)"
+        )
     return _build(settings, schema)
 
 

@@ -53,6 +53,7 @@ class MorphogeneticConfig:
         "heuristic",
         "growth policy: " + "; ".join(f"{name} ({policy.summary})" for name, policy in POLICIES.items()),
         choices=tuple(POLICIES),
+        registered="policy",
     )
     tamiyo: str = setting(
         "local",

@@ -7,6 +7,7 @@ run finds its files from anywhere, but its name does not depend on where the che
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from operator import attrgetter
 from pathlib import Path
@@ -14,11 +15,12 @@ from urllib.parse import unquote, urlsplit
 
 from esper.configs.tolaria import TolariaConfig
 
-__all__ = ["PATHS", "absolute_paths", "absolute_url", "as_given", "mark", "sqlite_url"]
+__all__ = ["PATHS", "absolute_paths", "absolute_url", "absolute_variables", "as_given", "mark", "sqlite_url"]
 
 PATHS = (
     "model.init_from",
     "dataset.data_dir",
+    "dataset.tokenizer",
     "morphogenetic.tamiyo_policy_path",
     "morphogenetic.recipe_path",
     "logging.log_dir",
@@ -40,6 +42,12 @@ def absolute_paths(config: TolariaConfig, folder: str | Path | None = None) -> T
                 changed = dataclasses.replace(getattr(config, group), **{name: absolute(value, folder or Path.cwd())})
                 config = dataclasses.replace(config, **{group: changed})
     return config
+
+
+def absolute_variables() -> None:
+    """Make MLFLOW_TRACKING_URI absolute; to be called before Hydra leaves the folder of the command."""
+    if uri := os.environ.get("MLFLOW_TRACKING_URI"):
+        os.environ["MLFLOW_TRACKING_URI"] = absolute_url(uri, Path.cwd())
 
 
 def mark(path: str, folder: str | Path) -> str:

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from esper import plugins
+
 __all__ = ["Allowed", "kind", "setting", "settings"]
 
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
@@ -17,18 +19,24 @@ _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Allowed:
-    """Values that a setting accepts; `low` and `high` are inclusive, `above` and `below` exclusive."""
+    """Values that a setting accepts; `low` and `high` are inclusive, `above` and `below` exclusive.
+
+    With `registered`, so are the names of that kind which plugins have registered, beside `choices`.
+    """
 
     low: float | None = None
     above: float | None = None
     high: float | None = None
     below: float | None = None
     choices: tuple[str, ...] | None = None
+    registered: str | None = None
 
     def admits(self, value: Any) -> bool:
         """Whether a single value (not a list) is allowed."""
         if self.choices is not None:
-            return value in self.choices
+            return value in self.choices or (
+                self.registered is not None and plugins.find(self.registered, value) is not None
+            )
         return (
             (self.low is None or value >= self.low)
             and (self.above is None or value > self.above)
@@ -38,7 +46,7 @@ class Allowed:
 
     def __str__(self) -> str:
         if self.choices is not None:
-            return ", ".join(self.choices)
+            return ", ".join([*self.choices, *(plugins.names(self.registered) if self.registered else [])])
         bounds = (("at least", self.low), ("above", self.above), ("at most", self.high), ("below", self.below))
         texts = [
             f"{word} {bound if isinstance(bound, int) else f'{bound:g}'}" for word, bound in bounds if bound is not None
@@ -55,6 +63,7 @@ def setting(
     high: float | None = None,
     below: float | None = None,
     choices: Sequence[str] | None = None,
+    registered: str | None = None,
 ) -> Any:
     """Declare a dataclass field.
 
@@ -63,10 +72,12 @@ def setting(
         help: what it does, in one sentence.
         low, above, high, below: bounds of a number, or of each number in a list.
         choices: allowed values of a string, or of each string in a list.
+        registered: kind of plugin whose names are allowed beside `choices`.
     """
+    allowed = tuple(choices) if choices else None
     metadata = {
         "help": help,
-        "allowed": Allowed(low=low, above=above, high=high, below=below, choices=tuple(choices) if choices else None),
+        "allowed": Allowed(low=low, above=above, high=high, below=below, choices=allowed, registered=registered),
     }
     if isinstance(default, list | dict):
         return dataclasses.field(default_factory=lambda: copy.copy(default), metadata=metadata)

@@ -17,6 +17,7 @@ from esper.configs.ranks import RanksConfig
 from esper.configs.redis import RedisConfig
 from esper.configs.schema import setting
 from esper.configs.storage import StorageConfig
+from esper.configs.task import TaskConfig
 from esper.configs.tracking import TrackingConfig
 
 __all__ = ["TolariaConfig", "derive_seed", "torch_seed"]
@@ -40,6 +41,7 @@ class TolariaConfig:
 
     model: ModelConfig = field(default_factory=ModelConfig)
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    task: TaskConfig = field(default_factory=TaskConfig)
     optimization: OptimizationConfig = field(default_factory=OptimizationConfig)
     morphogenetic: MorphogeneticConfig = field(default_factory=MorphogeneticConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
@@ -51,6 +53,9 @@ class TolariaConfig:
     redis: RedisConfig = field(default_factory=RedisConfig)
     ranks: RanksConfig = field(default_factory=RanksConfig)
 
+    plugins: list[str] = setting(
+        [], "modules of yours to import, which register models, datasets, tasks, blueprints or policies"
+    )
     experiment_name: str = setting("morphogenetic_training", "name of the experiment, and of its folder in outputs/")
     description: str = setting("", "free text, recorded with the run")
     tags: list[str] = setting([], "free-form tags, recorded with the run")

@@ -86,6 +86,7 @@ def _register_source(conf: Path) -> None:
             text = read_yaml(file) if is_foreign else None
             result = super().load_config(config_path)
             if text is not None:
+                _refuse_plugins(OmegaConf.to_container(result.config, resolve=False), file)
                 result.config = _with_text(result.config, text, package=_package(result, config_path))
             if _is_guarded.get() and OmegaConf.select(result.config, "hydra.searchpath"):
                 raise ConfigError(f"{file}: hydra.searchpath: may import packages; give it on the command line")
@@ -93,6 +94,16 @@ def _register_source(conf: Path) -> None:
 
     Plugins.instance()  # registers Hydra's own, once
     SourcesRegistry.instance().types["file"] = FileConfigSource
+
+
+def _refuse_plugins(content: Any, file: Path) -> None:
+    """Refuse the setting `plugins`, at any depth: a package in a defaults list, or a sweeper, may put it anywhere."""
+    if isinstance(content, dict):
+        if named := [key for key in content if str(key).lstrip("+~") == "plugins"]:
+            raise ConfigError(f"{file}: {named[0]}: names code to import; give it on the command line")
+        content = list(content.values())
+    for value in content if isinstance(content, list) else ():
+        _refuse_plugins(value, file)
 
 
 def _package(result: ConfigResult, config_path: str) -> str:
@@ -130,7 +141,8 @@ def _require_trusted(cfg: DictConfig, *, is_sweep: bool) -> None:
             allowed = _LOGGING.get(key.rpartition(".")[2], _PLAIN)
             if isinstance(value, str) and not re.fullmatch(allowed, value):
                 raise _refusal(key, value)
-    typed = any(text.lstrip("+~").startswith("hydra.job.env_set") for text in cfg.hydra.overrides.hydra)
+    given: Any = OmegaConf.to_container(cfg.hydra.overrides.hydra, resolve=False)  # ${hydra.job.num} comes later
+    typed = any(text.lstrip("+~").startswith("hydra.job.env_set") for text in given)
     for name, value in ({} if typed else cfg.hydra.job.env_set).items():
         if os.environ.get(name) != value:
             raise ConfigError(f"hydra.job.env_set.{name}: set variables in the shell, or on the command line")

@@ -1,13 +1,15 @@
 """The events of a run, one line each in `journal.jsonl`.
 
-A line has the event's fields, `kind` and `time_unix_s`. Losses are mean cross-entropy in nats, accuracies are in
-[0, 1], `step` counts optimizer steps done, `epoch` epochs finished or started.
+A line has the event's fields, `kind` and `time_unix_s`. Losses are those of the task (cross-entropy: in nats), metrics
+are by name, those with the unit % in [0, 1]; `step` counts optimizer steps done, `epoch` epochs finished or started.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
+
+from esper.contracts.metrics import ACCURACY, MetricInfo
 
 __all__ = [
     "MISSED",
@@ -44,7 +46,10 @@ class Event:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunStarted(Event):
-    """A process started or resumed the run; `resumed_from`: path of the checkpoint."""
+    """A process started or resumed the run.
+
+    `resumed_from`: path of the checkpoint; `metrics`: the first one leads; `noun`: what an example is, in the plural.
+    """
 
     kind: ClassVar[str] = "run_started"
     run_name: str
@@ -59,11 +64,15 @@ class RunStarted(Event):
     config: dict[str, Any]
     environment: dict[str, str | None]
     resumed_from: str | None
+    metrics: tuple[MetricInfo, ...] = (ACCURACY,)
+    noun: str = "images"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepLogged(Event):
     """Means over the last `logging.log_interval` steps; `memory_bytes` is the peak of the device (or process).
+
+    `images_per_s` counts examples of any kind; of text, which has `tokens_per_s`, windows.
 
     On CUDA it is written up to one interval late, after events of later steps, as nothing waits for the values.
     """
@@ -71,11 +80,12 @@ class StepLogged(Event):
     kind: ClassVar[str] = "step"
     epoch: int
     loss: float
-    accuracy: float
+    metrics: dict[str, float]
     learning_rate: float
     grad_norm: float
     images_per_s: float
     memory_bytes: int
+    tokens_per_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +95,7 @@ class Validated(Event):
     kind: ClassVar[str] = "validation"
     epoch: int
     val_loss: float
-    val_accuracy: float
+    val_metrics: dict[str, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,9 +109,9 @@ class EpochEnded(Event):
     kind: ClassVar[str] = "epoch"
     epoch: int
     train_loss: float
-    train_accuracy: float
+    train_metrics: dict[str, float]
     val_loss: float
-    val_accuracy: float
+    val_metrics: dict[str, float]
     learning_rate: float
     adaptations_applied: int
     epoch_time: float
@@ -269,13 +279,13 @@ class Notice(Event):
 class RunEnded(Event):
     """The process ended the run; `status` is finished, failed or interrupted.
 
-    `result` is null unless it finished, or only the test failed: then test_loss and test_accuracy are null.
+    `result` is null unless it finished, or only the test failed: then test_loss and the other test_* are null.
 
-    `result` of a finished run: test_loss, test_accuracy, val_loss, val_accuracy, epochs, num_parameters_before,
-    num_parameters, peak_parameters, num_macs_before, num_macs, num_grown, num_kept, total_macs (all compute), its
-    parts forward_macs, backward_macs, scoring_macs, forking_macs, incubation_macs and judging_macs, train_macs
-    (forward and backward of the training steps), growth_macs (all others), discarded_macs (the part of train_macs
-    spent on culled modules), and seconds.
+    `result` of a finished run: metrics (as in `RunStarted`), test_loss, val_loss, test_NAME and val_NAME of every
+    metric (such as test_accuracy), epochs, num_parameters_before, num_parameters, peak_parameters, num_macs_before,
+    num_macs, num_grown, num_kept, total_macs (all compute), its parts forward_macs, backward_macs, scoring_macs,
+    forking_macs, incubation_macs and judging_macs, train_macs (forward and backward of the training steps), growth_macs
+    (all others), discarded_macs (the part of train_macs spent on culled modules), and seconds.
     """
 
     kind: ClassVar[str] = "run_ended"

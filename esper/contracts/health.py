@@ -17,12 +17,12 @@ class HealthSignal:
         site: name of the site, e.g. `layer2.0:beside`.
         layer: its entry of `model.target_layers`.
         kind: `after` a block (y = h + f(h)), `beside` it (y = m(x) + g(x)), `parallel` to a convolution and its norm,
-            or in the `width` of a block's inner channels; scores compare within one kind.
+            or in the `width` of a block's inner channels or units; scores compare within one kind.
         epoch: epochs finished.
         progress: fraction of training done, in [0, 1].
         last_consultation: that fraction when Tamiyo was consulted before; None: not known.
-        in_shape: (C, H, W) of the kernel's input.
-        out_shape: (C, H, W) of the kernel's output.
+        in_shape: of the kernel's input: (C, H, W), (T, D) or (D,).
+        out_shape: of the kernel's output.
         state: lifecycle state of the site's seed.
         state_epoch: epochs finished when it entered that state.
         num_kernels: kernels kept here so far.
@@ -50,8 +50,8 @@ class HealthSignal:
     kind: str
     epoch: int
     progress: float
-    in_shape: tuple[int, int, int]
-    out_shape: tuple[int, int, int]
+    in_shape: tuple[int, ...]
+    out_shape: tuple[int, ...]
     state: SeedLifecycleState
     state_epoch: int
     num_kernels: int

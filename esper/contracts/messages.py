@@ -111,7 +111,7 @@ class DecisionReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EpochReport:
-    """The metrics of an epoch: losses in nats, accuracies in [0, 1], `epoch_time` in seconds."""
+    """The metrics of an epoch, by name as in the journal; `epoch_time` in seconds."""
 
     __pydantic_config__: ClassVar[Any] = STRICT
     kind: Literal["epoch"] = "epoch"
@@ -119,9 +119,9 @@ class EpochReport:
     epoch: int
     step: int
     train_loss: float | None
-    train_accuracy: float | None
+    train_metrics: dict[str, float | None]
     val_loss: float | None
-    val_accuracy: float | None
+    val_metrics: dict[str, float | None]
     learning_rate: float | None
     adaptations_applied: int
     epoch_time: float
@@ -148,7 +148,7 @@ class FieldReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunReport:
-    """A run started (`status` running) or ended."""
+    """A run started (`status` running) or ended; `test_metrics` by name, if it finished."""
 
     __pydantic_config__: ClassVar[Any] = STRICT
     kind: Literal["run"] = "run"
@@ -157,7 +157,7 @@ class RunReport:
     step: int
     status: Literal["running", "finished", "failed", "interrupted"]
     reason: str = ""
-    test_accuracy: float | None = None
+    test_metrics: dict[str, float | None] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,8 +178,8 @@ class KernelReady:
     __pydantic_config__: ClassVar[Any] = STRICT
     kind: Literal["kernel_ready"] = "kernel_ready"
     blueprint_id: str
-    in_shape: tuple[int, int, int]
-    out_shape: tuple[int, int, int]
+    in_shape: tuple[int, ...]
+    out_shape: tuple[int, ...]
     batch_size: int
     device: str
     torch_version: str

@@ -6,19 +6,28 @@ from esper.data.augment import augment
 from esper.data.fingerprint import Fingerprint
 from esper.data.images import FileSet, ImageSet
 from esper.data.loader import Loader, Preprocess, TrainLoader
+from esper.data.mix import Mixer
 from esper.data.pool import DecodePool
-from esper.data.splits import DataSplits, fingerprint, load_splits
+from esper.data.spec import DataSpec
+from esper.data.splits import DataSplits, Split, fingerprint, load_splits
 from esper.data.stream import StreamLoader, stream_batches
+from esper.data.token_loader import TokenLoader
+from esper.data.tokens import TokenSet
 
 __all__ = [
+    "DataSpec",
     "DataSplits",
     "DecodePool",
     "FileSet",
     "Fingerprint",
     "ImageSet",
     "Loader",
+    "Mixer",
     "Preprocess",
+    "Split",
     "StreamLoader",
+    "TokenLoader",
+    "TokenSet",
     "TrainLoader",
     "augment",
     "fingerprint",

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["augment", "hash_bits"]
+__all__ = ["augment", "hash_bits", "uniform"]
 
 # Constants of MurmurHash3's 64-bit finaliser, as signed integers: products wrap around.
 _MULTIPLIERS = (-49064778989728563, -4265267296055464877)
@@ -35,6 +35,11 @@ def hash_bits(index: Tensor, *words: int | Tensor) -> Tensor:
             bits = (bits ^ ((bits >> 33) & 0x7FFFFFFF)) * multiplier
         bits = bits ^ ((bits >> 33) & 0x7FFFFFFF)
     return bits & 0x7FFFFFFFFFFFFFFF
+
+
+def uniform(bits: Tensor) -> Tensor:
+    """Numbers uniformly distributed in [0, 1), float32, from the lowest 24 of random bits."""
+    return (bits & 0xFFFFFF).float() / 2**24
 
 
 def augment(

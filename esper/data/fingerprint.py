@@ -1,6 +1,6 @@
 """What a dataset holds, in a few digests: compared when a run is resumed, or its result shown.
 
-Of image files the names all count; size and content of up to 20,000 files, evenly spaced if there are more: files of up
+Of files the names all count; size and content of up to 20,000 files, evenly spaced if there are more: files of up
 to 64 KiB whole, of larger ones 16 KiB at the beginning, in the middle and at the end. Modification times do not count.
 """
 
@@ -30,7 +30,7 @@ _CHUNK = 64
 """Files that a thread reads at a time."""
 
 Part = tuple[int, str, str]
-"""Number of images, digest of their names, digest of their contents; "" where there is nothing to digest."""
+"""Number of images or files, digest of their names, digest of their contents; "" where there is nothing to digest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ class Fingerprint:
             if before is None or after is None:
                 changed.append(f"{name} is {'new' if before is None else 'gone'}")
             elif before[0] != after[0]:
-                changed.append(f"{name}: {before[0]:,} → {after[0]:,} images")
+                changed.append(f"{name}: {before[0]:,} → {after[0]:,} {'files' if name == 'text' else 'images'}")
             else:
                 changed.append(f"{name}: other {'file names' if before[1] != after[1] else 'contents'}")
         if not changed and self.test != now.test:
@@ -84,13 +84,13 @@ def fingerprint_tensors(parts: Mapping[str, Sequence[Tensor]]) -> Fingerprint:
     return Fingerprint({name: (len(tensors[0]), "", _digest(map(_bytes, tensors))) for name, tensors in parts.items()})
 
 
-def fingerprint_files(parts: Mapping[str, Sequence[os.DirEntry[str]]], *, root: str, test: str) -> Fingerprint:
-    """The fingerprint of image files.
+def fingerprint_files(parts: Mapping[str, Sequence[str]], *, root: str, test: str) -> Fingerprint:
+    """The fingerprint of files.
 
     Args:
-        parts: the files of each class of each split, sorted.
+        parts: paths of the files of each part, sorted; of images, those of each class of each split.
         root: folder of the dataset, of which all files' paths begin.
-        test: the split that is the test set.
+        test: the split that is the test set; "" if it is not a part.
 
     Raises:
         DataError: a file cannot be read, or is empty.
@@ -99,9 +99,9 @@ def fingerprint_files(parts: Mapping[str, Sequence[os.DirEntry[str]]], *, root: 
     digested = {}
     with ThreadPoolExecutor(_NUM_THREADS) as pool:
         for name, files in parts.items():
-            names = _digest([b"\0".join(os.fsencode(file.path[prefix:]) for file in files)])
+            names = _digest([b"\0".join(os.fsencode(file[prefix:]) for file in files)])
             num_read = min(len(files), -(-len(files) * MAX_FILES // max(total, 1)))
-            paths = [files[i * len(files) // num_read].path for i in range(num_read)]
+            paths = [files[i * len(files) // num_read] for i in range(num_read)]
             chunks = [paths[start : start + _CHUNK] for start in range(0, num_read, _CHUNK)]
             digested[name] = (len(files), names, pool.map(_read_all, chunks))
         return Fingerprint({name: (n, names, _digest(read)) for name, (n, names, read) in digested.items()}, test=test)

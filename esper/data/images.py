@@ -22,7 +22,12 @@ _SAMPLE_SIZE = 1024
 
 @dataclass(frozen=True, slots=True)
 class ImageSet:
-    """Labelled images in memory: `images` uint8 (N, C, H, W), `labels` int64 (N,)."""
+    """Labelled examples in memory.
+
+    Attributes:
+        images: images, uint8 or float32 (N, C, H, W), or rows, float32 (N, D).
+        labels: classes, int64 (N,), or numbers, float32 (N,) or (N, D).
+    """
 
     images: Tensor
     labels: Tensor
@@ -34,10 +39,14 @@ class ImageSet:
         return ImageSet(self.images[index], self.labels[index])
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of an image."""
-        _, channels, height, width = self.images.shape
-        return channels, height, width
+    def shape(self) -> tuple[int, ...]:
+        """(C, H, W) of an image, (D,) of a row."""
+        return tuple(self.images.shape[1:])
+
+    @property
+    def strata(self) -> Tensor:
+        """The classes; where there are none, all examples are of one: int64 (N,)."""
+        return torch.zeros(len(self), dtype=torch.int64) if self.labels.is_floating_point() else self.labels
 
     def to(self, device: torch.device) -> ImageSet:
         """Move the images to a device."""
@@ -73,6 +82,11 @@ class FileSet:
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W) of an image."""
         return 3, self.image_size, self.image_size
+
+    @property
+    def strata(self) -> Tensor:
+        """The classes, int64 (N,)."""
+        return self.labels
 
     @property
     def centre_crop(self) -> Resize:

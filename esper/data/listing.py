@@ -13,7 +13,7 @@ from esper.data.fingerprint import Fingerprint, fingerprint_files
 from esper.data.pixels import suffixes
 from esper.errors import DataError
 
-__all__ = ["Listing", "find_images", "is_special", "list_classes", "list_folder"]
+__all__ = ["Listing", "find_images", "is_special", "list_classes", "list_folder", "walk"]
 
 _MAX_KINDS = 5
 """Suffixes, or files, that a notice names."""
@@ -45,7 +45,7 @@ class Listing:
     def fingerprint(self) -> Fingerprint:
         """Names of all files, sizes and contents."""
         parts = {
-            f"{split}/{name}": files
+            f"{split}/{name}": [file.path for file in files]
             for split, classes in self.files.items()
             for name, files in zip(self.classes, classes, strict=True)
         }
@@ -98,7 +98,7 @@ def find_images(folder: Path, classes: Sequence[str]) -> tuple[list[list[os.DirE
     found, unread, special = [], Counter[str](), list[str]()
     for name in classes:
         files, others = [], Counter[str]()
-        for entry in _walk(folder / name):
+        for entry in walk(folder / name):
             suffix = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122
             if suffix in suffixes():
                 if is_special(entry):
@@ -133,10 +133,11 @@ def _described(unread: Counter[str]) -> str:
     return f"files not read, because of their suffixes: {unread.total()} ({', '.join(counts)}{more})"
 
 
-def _walk(folder: Path | str) -> Iterator[os.DirEntry[str]]:
+def walk(folder: Path | str) -> Iterator[os.DirEntry[str]]:
+    """Yield the files below a folder; hidden ones are left out, and links to folders are not followed."""
     for entry in _visible(folder):
         if entry.is_dir(follow_symlinks=False):
-            yield from _walk(entry.path)
+            yield from walk(entry.path)
         else:
             yield entry
 

@@ -12,6 +12,7 @@ from esper import hanging
 from esper.configs import DatasetConfig, derive_seed
 from esper.data.augment import augment
 from esper.data.images import ImageSet
+from esper.data.mix import Mixer, erase
 
 __all__ = ["Loader", "Preprocess", "TrainLoader", "epoch_order"]
 
@@ -36,6 +37,7 @@ class Loader(Protocol):
     def batch(self, epoch: int | Tensor, index: int | Tensor) -> tuple[Tensor, Tensor]:
         """This rank's rows of batch number `index` of an epoch: float32 (B, C, H, W) and int64 (B,).
 
+        Targets are float32 (B, num_classes) if images are mixed.
         If epoch and index are 0-dim int64 tensors, nothing is read from the device; call `seek` first.
         """
 
@@ -76,7 +78,9 @@ class Preprocess:
         self._format = torch.channels_last if channels_last else torch.contiguous_format
 
     def __call__(self, images: Tensor) -> Tensor:
-        """uint8 (B, C, H, W) to float32 (B, C, H, W)."""
+        """Images (B, C, H, W) or rows (B, D) to float32 of that shape."""
+        if images.ndim == 2:  # rows
+            return torch.addcmul(self._offset.flatten(), images, self._factor.flatten())
         prepared = torch.addcmul(self._offset, images.float(), self._factor).contiguous(memory_format=self._format)
         if prepared.shape[1] == 1 and self._format is torch.contiguous_format:
             # One channel is contiguous in both formats, but convolutions look at the strides: restore the plain ones.
@@ -99,6 +103,7 @@ class TrainLoader:
         rng_seed: random seed of shuffling and augmentation.
         prepare: converts images to network input.
         rows: this rank's rows of a batch.
+        mixer: mixes the images of a batch; None: nothing is mixed.
     """
 
     def __init__(
@@ -109,11 +114,13 @@ class TrainLoader:
         rng_seed: int,
         prepare: Preprocess,
         rows: slice = slice(None),
+        mixer: Mixer | None = None,
     ) -> None:
         self._split = split
         self._config = config
         self._rng_seed = rng_seed
         self._prepare = prepare
+        self._mixer = mixer
         self._order = torch.arange(len(split), device=split.labels.device)
         self._order_epoch: int | None = None
         self._all_rows = torch.arange(config.batch_size, device=split.labels.device)
@@ -139,11 +146,14 @@ class TrainLoader:
     def batch(self, epoch: int | Tensor, index: int | Tensor) -> tuple[Tensor, Tensor]:
         """This rank's rows of batch number `index` of an epoch: float32 (B, C, H, W) and int64 (B,).
 
+        Targets are float32 (B, num_classes) if images are mixed.
         If epoch and index are 0-dim int64 tensors, nothing is read from the device; call `seek` first.
         """
         if isinstance(epoch, int) and isinstance(index, int):
             self.seek(epoch, index)
-        return self._gather(self._rows, epoch, index)
+        images, selected = self._gather(self._rows, epoch, index)
+        labels = self._split.labels[selected]
+        return self._mixer(images, labels, selected, epoch=epoch) if self._mixer else (images, labels)
 
     def first_batches(self, epoch: int, num: int) -> Iterator[Tensor]:
         """Images of an epoch's first batches, over all ranks."""
@@ -153,10 +163,11 @@ class TrainLoader:
             yield self._gather(self._all_rows, epoch, index)[0]
 
     def _gather(self, rows: Tensor, epoch: int | Tensor, index: int | Tensor) -> tuple[Tensor, Tensor]:
+        """These rows of a batch, augmented but not mixed, and the images' indices in the split."""
         config = self._config
         selected = self._order[rows + index * config.batch_size]
         images = self._split.images[selected]
-        if config.use_augmentation:
+        if config.use_augmentation and images.dtype == torch.uint8:
             images = augment(
                 images,
                 selected,
@@ -165,4 +176,7 @@ class TrainLoader:
                 crop_padding=config.crop_padding,
                 horizontal_flip=config.horizontal_flip,
             )
-        return self._prepare(images), self._split.labels[selected]
+        images = self._prepare(images)
+        if config.random_erasing:
+            images = erase(images, selected, epoch=epoch, rng_seed=self._rng_seed, probability=config.random_erasing)
+        return images, selected

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +16,13 @@ from esper.configs import DatasetConfig, torch_seed
 from esper.configs.dataset import DATASETS
 from esper.data.fingerprint import Fingerprint
 from esper.data.images import Dataset, FileSet, ImageSet, draw_stratified
+from esper.data.spec import DataSpec
+from esper.data.tokens import TokenSet
 from esper.errors import DataError
 
-__all__ = ["DataSplits", "fingerprint", "load_splits"]
+__all__ = ["DataSplits", "Split", "fingerprint", "load_splits"]
+
+Split = ImageSet | FileSet | TokenSet
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,41 +34,43 @@ class DataSplits:
         controller: for validation, scores and early stopping.
         judge: for verdicts on modules, and nothing else.
         test: read once, at the end.
-        class_names: one for each label.
-        mean, std: of each channel of the training split (of image files: of 1024 of them), in units of [0, 1].
-        labels: of all images that the training and, unless the dataset has its own, the validation images are drawn
-            from, int64 (N,), on the CPU.
-        held_out: which of them are in controller and judge, ascending; empty if the dataset has its own.
+        spec: inputs and outputs that the data ask for.
+        held_out: what is in controller and judge: numbers of images or documents among those that the training and,
+            unless the dataset has its own, the validation data is drawn from, ascending, on the CPU; else empty.
+        train_indices: from `num_examples`, `val_split` and `rng_seed`, which of these the training split would hold
+            with other settings: int64, ascending.
         fingerprint: what the dataset holds.
+        mean, std: of each channel of the training images (of files: of 1024 of them), in units of [0, 1]; else empty.
         notices: what the user should know about the files.
+        noun: what is split: images, rows or documents.
     """
 
-    train: ImageSet | FileSet
-    controller: ImageSet | FileSet
-    judge: ImageSet | FileSet
-    test: ImageSet | FileSet
-    class_names: tuple[str, ...]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    labels: Tensor
+    train: Split
+    controller: Split
+    judge: Split
+    test: Split
+    spec: DataSpec
     held_out: Tensor
+    train_indices: Callable[..., Tensor]
     fingerprint: Fingerprint
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
     notices: tuple[str, ...] = ()
+    noun: str = "images"
 
     def to(self, device: torch.device) -> DataSplits:
-        """Move images that are in memory to a device."""
-        splits = {name: getattr(self, name).to(device) for name in ("train", "controller", "judge", "test")}
+        """Move images and tokens that are in memory to a device."""
+        splits = {name: getattr(self, name) for name in ("train", "controller", "judge", "test")}
+        if isinstance(self.train, TokenSet):
+            tokens = self.train.tokens if self.train.is_streamed else self.train.tokens.to(device)  # of all splits
+            splits = {name: split.placed(tokens) for name, split in splits.items()}
+        else:
+            splits = {name: split.to(device) for name, split in splits.items()}
         return dataclasses.replace(self, **splits)
-
-    def train_indices(self, *, num_examples: int | None, val_split: float, rng_seed: int) -> Tensor:
-        """Which of the images with `labels` the training split would hold with other settings, int64, ascending."""
-        generator = torch.Generator().manual_seed(torch_seed(rng_seed))
-        train = _use(self.labels, num_examples, generator)
-        return _hold_out(train, self.labels, val_split, generator)[0] if len(self.held_out) else train
 
 
 def load_splits(config: DatasetConfig, *, rng_seed: int, cache_dir: Path | None = None) -> DataSplits:
-    """Load a dataset and split its training images, stratified by class.
+    """Load a dataset and split its training images, stratified by class, or its text, by document.
 
     A share `val_split` of them is held out, half for the controller and half for the judge; if the dataset has its own
     validation set, that is halved instead. The test set never depends on `rng_seed`.
@@ -75,39 +83,58 @@ def load_splits(config: DatasetConfig, *, rng_seed: int, cache_dir: Path | None 
     Raises:
         DataError: it is missing or unreadable, a split would lack a class, or a batch is larger than the train split.
     """
-    dataset: Dataset = importlib.import_module(DATASETS[config.name].module).load(config, cache_dir)
+    source = importlib.import_module(DATASETS[config.name].module)
+    if DATASETS[config.name].is_text:
+        splits: DataSplits = source.load(config, rng_seed=rng_seed, cache_dir=cache_dir)
+        return splits
+    return _split_images(config, source.load(config, cache_dir), rng_seed=rng_seed)
+
+
+def _split_images(config: DatasetConfig, dataset: Dataset, *, rng_seed: int) -> DataSplits:
     generator = torch.Generator().manual_seed(torch_seed(rng_seed))
-    labels = dataset.train.labels
+    labels = dataset.train.strata
     drawn, held_out = _use(labels, config.num_examples, generator), torch.empty(0, dtype=torch.int64)
     if dataset.val is None:
         drawn, held_out = _hold_out(drawn, labels, config.val_split, generator)
     train = dataset.train if len(drawn) == len(labels) else dataset.train[drawn]
     validation = dataset.train[held_out] if dataset.val is None else dataset.val
-    controller, judge = draw_stratified(validation.labels, 0.5, generator)
+    controller, judge = draw_stratified(validation.strata, 0.5, generator)
     splits = {"train": train, "controller": validation[controller], "judge": validation[judge], "test": dataset.test}
+    noun = "images" if len(train.shape) == 3 else "rows"
     for name, split in splits.items():
-        count, label = torch.bincount(split.labels, minlength=len(dataset.class_names)).min(0)
+        count, label = torch.bincount(split.strata, minlength=len(dataset.class_names)).min(0)
         if len(split) < 2 or count == 0:
+            of_class = f", {count} of them of class {dataset.class_names[label]!r}" if dataset.class_names else ""
             raise DataError(
-                f"dataset {config.name}: the {name} split has {len(split)} images, {count} of them of class "
-                f"{dataset.class_names[label]!r}; use more images (dataset.num_examples), or another dataset.val_split "
+                f"dataset {config.name}: the {name} split has {len(split)} {noun}{of_class}; use more {noun} "
+                f"(dataset.num_examples), or another dataset.val_split "
                 f"(now {config.val_split:g})"
             )
     if config.batch_size > len(train):
         raise DataError(
-            f"dataset.batch_size={config.batch_size}: the training split of {config.name} has {len(train)} images; set "
+            f"dataset.batch_size={config.batch_size}: the training split of {config.name} has {len(train)} {noun}; set "
             "it to at most that"
         )
-    mean, std = _mean_and_std(train.images if isinstance(train, ImageSet) else train.sample(config.num_workers))
+    mean, std = _mean_and_std(
+        train.images if isinstance(train, ImageSet) else train.sample(config.num_workers), normalize=config.normalize
+    )
     return DataSplits(
-        **splits,
-        class_names=dataset.class_names,
+        train=splits["train"],
+        controller=splits["controller"],
+        judge=splits["judge"],
+        test=splits["test"],
+        spec=DataSpec(
+            inputs=train.shape,
+            num_outputs=len(dataset.class_names) or train.labels[:1].numel(),
+            output_names=dataset.class_names,
+        ),
         mean=mean,
         std=std,
-        labels=labels,
         held_out=held_out,
+        train_indices=functools.partial(_train_indices, labels, has_validation=dataset.val is not None),
         fingerprint=dataset.fingerprint,
         notices=dataset.notices,
+        noun=noun,
     )
 
 
@@ -119,6 +146,15 @@ def fingerprint(config: DatasetConfig) -> Fingerprint:
     """
     found: Fingerprint = importlib.import_module(DATASETS[config.name].module).fingerprint(config)
     return found
+
+
+def _train_indices(
+    labels: Tensor, *, has_validation: bool, num_examples: int | None, val_split: float, rng_seed: int
+) -> Tensor:
+    """See `DataSplits.train_indices`."""
+    generator = torch.Generator().manual_seed(torch_seed(rng_seed))
+    train = _use(labels, num_examples, generator)
+    return train if has_validation else _hold_out(train, labels, val_split, generator)[0]
 
 
 def _use(labels: Tensor, num_examples: int | None, generator: torch.Generator) -> Tensor:
@@ -134,8 +170,19 @@ def _hold_out(used: Tensor, labels: Tensor, share: float, generator: torch.Gener
     return used[rest], used[drawn]
 
 
-def _mean_and_std(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation (at least 0.001) of each channel, in units of [0, 1]."""
+def _mean_and_std(images: Tensor, *, normalize: bool) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel or column, in units of [0, 1].
+
+    Of floating-point values in units of 255; 0 and one value with `normalize=False`. Of pixels at least 0.001.
+    A constant column keeps its scale.
+    """
+    if images.is_floating_point():  # Preprocess divides by 255
+        points = images.double().movedim(1, -1).flatten(0, -2)
+        if not normalize:
+            return (0.0,) * points.shape[1], (1.0 / 255.0,) * points.shape[1]
+        std = points.std(0, correction=0)
+        std = std.where(std > 1e-6 * points.abs().amax(0), 1.0)  # of a constant, which may be another one in a test
+        return tuple((points.mean(0) / 255.0).tolist()), tuple((std / 255.0).tolist())
     # From histograms: exact, and without a float copy of the images.
     values = torch.arange(256, dtype=torch.float64) / 255.0
     means, stds = [], []

@@ -14,6 +14,7 @@ from esper.data.augment import hash_bits
 from esper.data.crop import crop_and_resize, random_boxes
 from esper.data.images import FileSet
 from esper.data.loader import Preprocess, epoch_order
+from esper.data.mix import Mixer, erase
 from esper.data.pool import DecodePool, PendingBatch
 
 __all__ = ["StreamLoader", "stream_batches"]
@@ -36,6 +37,7 @@ class StreamLoader:
         pool: decodes the files.
         device: destination of the batches.
         rows: this rank's rows of a batch.
+        mixer: mixes the images of a batch; None: nothing is mixed.
     """
 
     def __init__(
@@ -48,11 +50,13 @@ class StreamLoader:
         pool: DecodePool,
         device: torch.device,
         rows: slice = slice(None),
+        mixer: Mixer | None = None,
     ) -> None:
         self._split = split
         self._config = config
         self._rng_seed = rng_seed
         self._prepare = prepare
+        self._mixer = mixer
         self._pool = pool
         self._device = device
         self._resize = split.squashed if config.use_augmentation else split.centre_crop
@@ -90,10 +94,11 @@ class StreamLoader:
         self._next = (epoch, index + 1) if index + 1 < self.num_batches else (epoch + 1, 0)
 
     def batch(self, epoch: int | Tensor, index: int | Tensor) -> tuple[Tensor, Tensor]:
-        """This rank's rows of batch number `index` of an epoch: float32 (B, C, H, W) and int64 (B,)."""
+        """This rank's rows of batch number `index` of an epoch, see `Loader.batch`."""
         if isinstance(epoch, int) and isinstance(index, int):
             self.seek(epoch, index)
-        return self._prepared(self._images, self._metadata, epoch), self._metadata[:, 1].contiguous()
+        images, labels = self._prepared(self._images, self._metadata, epoch), self._metadata[:, 1].contiguous()
+        return self._mixer(images, labels, self._metadata[:, 0], epoch=epoch) if self._mixer else (images, labels)
 
     def first_batches(self, epoch: int, num: int) -> Iterator[Tensor]:
         """Images of an epoch's first batches, over all ranks; they stay decoded until the next `seek`."""
@@ -122,19 +127,22 @@ class StreamLoader:
             epoch, index = epoch + 1, 0
 
     def _prepared(self, images: Tensor, metadata: Tensor, epoch: int | Tensor) -> Tensor:
-        if not self._config.use_augmentation:
-            return self._prepare(images.permute(0, 3, 1, 2))
-        index, sizes = metadata[:, 0], metadata[:, 2:]
-        bits = hash_bits(index, self._rng_seed, epoch)
-        return self._prepare(
-            crop_and_resize(
+        config, index = self._config, metadata[:, 0]
+        if config.use_augmentation:
+            sizes, bits = metadata[:, 2:], hash_bits(index, self._rng_seed, epoch)
+            cropped = crop_and_resize(
                 images,
                 sizes=sizes,
                 boxes=random_boxes(sizes, bits),
                 image_size=self._split.image_size,
-                flipped=(bits >> 40 & int(self._config.horizontal_flip)).bool(),
+                flipped=(bits >> 40 & int(config.horizontal_flip)).bool(),
             )
-        )
+        else:
+            cropped = images.permute(0, 3, 1, 2)
+        prepared = self._prepare(cropped)
+        if config.random_erasing:
+            return erase(prepared, index, epoch=epoch, rng_seed=self._rng_seed, probability=config.random_erasing)
+        return prepared
 
 
 def stream_batches(

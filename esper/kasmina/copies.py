@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -27,6 +27,7 @@ __all__ = [
     "copy_blocks",
     "copy_sources",
     "costs_of_doubling",
+    "kernel_cost",
     "share_gains",
     "source_block",
     "stage_plan",
@@ -105,9 +106,23 @@ def copies_cost(model: MorphableModel, slot: SeedSlot, order: str) -> Cost:
     Raises:
         SurgeryError: nothing is copied to this site.
     """
-    sources = copy_sources(model, slot, order)
-    blocks = [_plain_copy(source_block(model, source)) for source in sources]
-    return sum((count(block, slot.site.out_shape) for block in blocks), Cost(num_parameters=0, num_macs=0))
+    return _cost_of([_block(model, source)[1] for source in copy_sources(model, slot, order)], model)
+
+
+def kernel_cost(model: MorphableModel, graft: Graft) -> Cost:
+    """Parameters and MACs of a kernel in the network."""
+    slot = model.slot(graft.site)
+    kernel = slot.kernel(graft)
+    if isinstance(kernel, CopiedBlocks):
+        return _cost_of(kernel.origins, model)
+    return count(kernel, slot.site.in_shape)
+
+
+def _cost_of(blocks: Iterable[str], model: MorphableModel) -> Cost:
+    """Cost of blocks of the host."""
+    sites = [*model.all_sites.values(), *(slot.site for slot in model.all_slots())]
+    costs = {site.block: site.block_cost for site in sites if site.kind == "after"}
+    return sum((costs[block] for block in blocks), Cost(num_parameters=0, num_macs=0))
 
 
 def costs_of_doubling(model: MorphableModel, order: str, *, times: int) -> list[Cost]:
@@ -122,11 +137,7 @@ def costs_of_doubling(model: MorphableModel, order: str, *, times: int) -> list[
     for stage in stages(model):
         # By block of the stage: for it and each copy behind it, the host's block that it is a copy of.
         chains = {site.block: [site.block, *_initial_origins(model, site.block)] for site in stage}
-        cost_of = {
-            site.block: count(_plain_copy(model.host.get_submodule(site.block)), site.out_shape)
-            for site in stage
-            if site.keeps_shape
-        }
+        cost_of = {site.block: site.block_cost for site in stage if site.keeps_shape}
         added = Cost(num_parameters=0, num_macs=0)
         for doubling in range(times):
             for block, origins in stage_plan(chains, cost_of, order).items():
@@ -210,12 +221,12 @@ def _copies_behind(model: MorphableModel, block: str) -> list[tuple[nn.Module, s
 
 
 def _plain_copy(block: nn.Module) -> nn.Module:
-    """A deep copy without the hooks of slots and without a compiled forward function, which would run the original."""
+    """A deep copy that trains, without slots' hooks and a compiled forward function, which would run the original."""
     memo = {id(hooks): type(hooks)() for module in block.modules() for hooks in _hooks(module)}
     copied = copy.deepcopy(block, memo)
     for module in copied.modules():
         module.__dict__.pop("forward", None)
-    return copied
+    return copied.requires_grad_(True)
 
 
 def _hooks(module: nn.Module) -> list[dict[int, Callable[..., object]]]:

@@ -11,9 +11,9 @@ from torch import nn
 
 from esper.configs import ModelConfig, MorphogeneticConfig
 from esper.errors import ConfigError, SurgeryError
+from esper.kasmina.blocks import AUTO, find_blocks
 from esper.kasmina.copies import copy_blocks, stages
 from esper.kasmina.model import MorphableModel
-from esper.kasmina.sites import AUTO, find_blocks
 
 __all__ = ["require_copyable"]
 
@@ -79,7 +79,7 @@ def _require_zeroable(model: MorphableModel) -> None:
     """Refuse a network with a block whose copy changes the output although its last norm is 0."""
     for site in (site for sites in stages(model) for site in sites if site.keeps_shape):
         x = torch.linspace(0.0, 1.0, math.prod(site.out_shape)).reshape(1, *site.out_shape)
-        with contextlib.suppress(SurgeryError), torch.no_grad():
+        with contextlib.suppress(SurgeryError), torch.no_grad():  # raised if it has no last norm, as transformers
             kernel = copy_blocks(model, [site.block], init="zeroed", init_seed=0)
             x = x.to(next(kernel.parameters()).device)
             if torch.equal(kernel.eval().combine(x, x), x):

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterable
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
 from esper.errors import SurgeryError
 from esper.kasmina.model import MorphableModel
+from esper.kasmina.modes import evaluating
 from esper.kasmina.slot import SeedSlot
+from esper.kasmina.trace import example
 from esper.urza.copied import CopiedBlocks
 from esper.urza.foldable import ParallelBranch, zero_pad
+from esper.urza.kernel import main_tensor
 from esper.urza.residual import ResidualBlock
-from esper.urza.width import InnerChannels
+from esper.urza.width import HiddenUnits, InnerChannels
 
 __all__ = ["fold", "unwrap"]
 
@@ -33,9 +39,10 @@ def unwrap(model: MorphableModel) -> nn.Module:
 def fold(model: MorphableModel) -> nn.Module:
     """Copy the network in eval mode, with foldable kernels written into the host's layers, the others as in `unwrap`.
 
-    A `parallel` kernel is folded into its convolution and norm, `width` channels are concatenated to those of their
-    block, and a `residual_block` is inserted as a `BasicBlock` into its `nn.Sequential`, where the indices of later
-    blocks increase. The copy computes the same in eval mode, up to rounding; in training mode it does not.
+    A `parallel` kernel is folded into its convolution and norm, `width` channels or units are concatenated to those of
+    their block, and a `residual_block` (as a `BasicBlock`) and copies are inserted into the `nn.Sequential` or
+    `nn.ModuleList` of their block, where the numbers of later blocks increase. The copy computes the same in eval mode,
+    up to rounding; in training mode it does not.
 
     Raises:
         SurgeryError: a kernel is live, that is, neither kept nor culled yet.
@@ -46,17 +53,42 @@ def fold(model: MorphableModel) -> nn.Module:
                 f"site {slot.site.name!r} is {slot.state}: a network can be folded once no kernel is live; let the "
                 "judge decide, or cull it"
             )
+    folded, uses_lists = _fold(model, into_lists=True)
+    # Only running it shows whether the host runs whatever its ModuleList holds.
+    if uses_lists and not _computes_the_same(model, folded):
+        folded, _ = _fold(model, into_lists=False)
+    return folded.eval().to(memory_format=model.memory_format)
+
+
+def _fold(model: MorphableModel, *, into_lists: bool) -> tuple[nn.Module, bool]:
+    """The folded network, and whether blocks were inserted into containers other than `nn.Sequential`."""
     host, slots = _copy(model)
+    uses_lists = False
     with torch.no_grad():
         # `width` first: folding a `parallel` kernel rewrites the norm that also acts on the new channels.
         for slot in sorted(slots, key=lambda slot: slot.site.kind != "width"):
             if slot.site.kind in ("width", "parallel"):
-                _fold_into_convs(host, slot)
-        new_blocks = [slot for slot in slots if _becomes_block(host, slot)]
+                _fold_into_layers(host, slot)
+        new_blocks = []
+        for slot in slots:
+            stage = host.get_submodule(slot.site.block.rpartition(".")[0])
+            is_list = type(stage) is not nn.Sequential
+            if _becomes_block(stage, slot) and (into_lists or not is_list):
+                new_blocks.append(slot)
+                uses_lists |= is_list
         _insert_slots(host, [slot for slot in slots if slot not in new_blocks])
-        for slot in reversed(new_blocks):  # last first: an insertion changes the indices of later blocks
+        for slot in reversed(new_blocks):  # last first: an insertion changes the numbers of later blocks
             _insert_blocks(host, slot)
-    return host.eval().to(memory_format=model.memory_format)
+    return host, uses_lists
+
+
+def _computes_the_same(model: MorphableModel, folded: nn.Module) -> bool:
+    if model.input_shape is None:
+        return False
+    x = example(model.host, model.input_shape, model.input_dtype)
+    with evaluating(model), evaluating(folded), torch.no_grad():
+        expected, output = model(x), folded(x)
+    return expected.shape == output.shape and torch.allclose(expected, output, rtol=1e-3, atol=1e-4)
 
 
 def _copy(model: MorphableModel) -> tuple[nn.Module, list[SeedSlot]]:
@@ -72,12 +104,17 @@ def _copy(model: MorphableModel) -> tuple[nn.Module, list[SeedSlot]]:
 # --- folding ----------------------------------------------------------------------------------------------------------
 
 
-def _fold_into_convs(host: nn.Module, slot: SeedSlot) -> None:
+def _fold_into_layers(host: nn.Module, slot: SeedSlot) -> None:
     site = slot.site
     start, end = host.get_submodule(site.start), host.get_submodule(site.end)
-    assert isinstance(start, nn.Conv2d)
     for graft in slot.kept_grafts:
         kernel = slot.detach(graft)
+        if isinstance(kernel, HiddenUnits):
+            assert isinstance(start, nn.Linear)
+            assert isinstance(end, nn.Linear)
+            _fold_hidden(start, end, kernel)
+            continue
+        assert isinstance(start, nn.Conv2d)
         if isinstance(kernel, ParallelBranch):
             assert isinstance(end, nn.BatchNorm2d)
             _fold_parallel(start, end, kernel)
@@ -134,40 +171,81 @@ def _fold_width(first: nn.Conv2d, norm: nn.BatchNorm2d, last: nn.Conv2d, kernel:
     first.out_channels = norm.num_features = last.in_channels = len(first.weight)
 
 
-def _becomes_block(host: nn.Module, slot: SeedSlot) -> bool:
+def _fold_hidden(first: nn.Linear, last: nn.Linear, kernel: HiddenUnits) -> None:
+    """Concatenate the kernel's hidden units to those of the MLP.
+
+    They neither read nor feed units that folding has added to the layer before or behind.
+    """
+    inputs, outputs = kernel.fc1.weight, kernel.fc2.weight * kernel.scale[:, None]
+    inputs = F.pad(inputs, (0, first.in_features - inputs.shape[1]))
+    outputs = F.pad(outputs, (0, 0, 0, last.out_features - len(outputs)))
+    first.weight = nn.Parameter(torch.cat([first.weight, inputs]))
+    if first.bias is not None:
+        first.bias = nn.Parameter(torch.cat([first.bias, kernel.fc1.bias]))
+    last.weight = nn.Parameter(torch.cat([last.weight, outputs], dim=1))
+    first.out_features = last.in_features = len(first.weight)
+
+
+def _becomes_block(stage: nn.Module, slot: SeedSlot) -> bool:
     """Whether one of the slot's kernels can become a block of its own after the slot's block."""
-    stage, _, index = slot.site.block.rpartition(".")
     is_block = any(isinstance(slot.kernel(graft), ResidualBlock | CopiedBlocks) for graft in slot.grafts)
-    return is_block and index.isdigit() and isinstance(host.get_submodule(stage), nn.Sequential)
+    return is_block and isinstance(stage, nn.Sequential | nn.ModuleList) and _numbering(stage) is not None
+
+
+def _numbering(stage: nn.Module) -> tuple[str, int] | None:
+    """Prefix and first number of the names of a container's modules: 0, 1, … or layer_1, layer_2, …; None: other."""
+    names = [name for name, _ in stage.named_children()]
+    match = re.fullmatch(r"(.*?)(\d+)", names[0])
+    if match is None:
+        return None
+    prefix, first = match[1], int(match[2])
+    return (prefix, first) if names == [f"{prefix}{first + i}" for i in range(len(names))] else None
 
 
 def _insert_blocks(host: nn.Module, slot: SeedSlot) -> None:
     """Insert the slot's kernels after its block in the order in which they act; those that are no blocks as kernels."""
-    name, _, index = slot.site.block.rpartition(".")
-    stage, position = host.get_submodule(name), int(index)
-    assert isinstance(stage, nn.Sequential)
+    name, _, own_name = slot.site.block.rpartition(".")
+    stage = host.get_submodule(name)
+    numbering = _numbering(stage)
+    assert numbering is not None
+    blocks = dict(stage.named_children())
+    chain = [blocks[own_name]]
     for graft in slot.kept_grafts:
         kernel = slot.detach(graft)
         if isinstance(kernel, CopiedBlocks):
-            for block in kernel.blocks:
-                position += 1
-                stage.insert(position, block)
+            chain += kernel.blocks
         elif isinstance(kernel, ResidualBlock):
             channels = slot.site.out_shape[0]
             block = BasicBlock(channels, channels).to(slot.alpha.device)
             block.load_state_dict(kernel.state_dict())
-            position += 1
-            stage.insert(position, block)
+            chain.append(block)
         else:
             own_slot = SeedSlot(slot.site, max_kernels=1).to(slot.alpha.device)
             own_slot.attach(graft, kernel)
-            stage[position] = _GrownBlock(stage[position], own_slot)
+            chain[-1] = _GrownBlock(chain[-1], own_slot)
+    modules = [m for other, block in blocks.items() for m in (chain if other == own_name else [block])]
+    for other in blocks:
+        delattr(stage, other)
+    prefix, first = numbering
+    for index, module in enumerate(modules, start=first):
+        stage.add_module(f"{prefix}{index}", module)
 
 
 # --- slots as submodules ----------------------------------------------------------------------------------------------
 
 
-class _GrownBlock(nn.Module):
+class _Around(nn.Module):
+    """A module that stands for another: hosts may read attributes of their blocks, such as the weight of a layer."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            inner = self._modules.get("block", self._modules.get("layer"))
+            return getattr(inner, name)
+
+
+class _GrownBlock(_Around):
     """A block and the slot whose kernels read its input or output and add to its output."""
 
     def __init__(self, block: nn.Module, slot: SeedSlot) -> None:
@@ -175,13 +253,13 @@ class _GrownBlock(nn.Module):
         self.block = block
         self.slot = slot
 
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.slot(x, self.block(x))
-        assert isinstance(y, Tensor)
-        return y
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        output = self.block(x, *args, **kwargs)
+        y = self.slot(x, main_tensor(output), *args, **kwargs)
+        return (y, *output[1:]) if isinstance(output, tuple) else y
 
 
-class _Start(nn.Module):
+class _Start(_Around):
     """A layer whose input a later slot also reads."""
 
     def __init__(self, layer: nn.Module) -> None:
@@ -196,7 +274,7 @@ class _Start(nn.Module):
         return y
 
 
-class _End(nn.Module):
+class _End(_Around):
     """A layer to whose output a slot adds."""
 
     def __init__(self, layer: nn.Module, start: _Start, slot: SeedSlot) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,11 +11,13 @@ from torch.utils.hooks import RemovableHandle
 
 from esper import tezzeret, urza
 from esper.contracts.recipe import Graft
-from esper.errors import SurgeryError
+from esper.errors import ConfigError, SurgeryError
 from esper.kasmina.copies import copy_blocks, source_block
+from esper.kasmina.modes import is_frozen_norm
 from esper.kasmina.sites import DEFAULT_KINDS, Shape, Site, find_sites
 from esper.kasmina.slot import SeedSlot
 from esper.urza.copied import CopiedBlocks
+from esper.urza.kernel import main_tensor
 
 __all__ = ["MorphableModel", "wrap"]
 
@@ -32,6 +35,7 @@ class MorphableModel(nn.Module):
         host: the host network.
         slots: the slots by site, in forward order.
         build_host: `build_host` of this host, with its arguments: for copies with fresh initial weights.
+        input_shape, input_dtype: shape of an example of its input, and dtype, as for `wrap`; None: not known.
         all_sites: every site by name, in forward order, where a recipe may have kernels at sites without a slot.
 
     Shape: input and output are the host's.
@@ -44,6 +48,8 @@ class MorphableModel(nn.Module):
         self.slots = nn.ModuleDict(
             {_key(site.name): SeedSlot(site, max_kernels=max_kernels_per_seed) for site in sites}
         )
+        self.input_shape: Shape | None = None
+        self.input_dtype: torch.dtype | None = None
         self.build_host: Callable[..., nn.Module] | None = None
         self.all_sites: dict[str, Site] = {}
         self._hooks: dict[str, tuple[RemovableHandle, RemovableHandle]] = {}
@@ -51,8 +57,20 @@ class MorphableModel(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Run the host with the kernels grown in it."""
         output = self.host(x)
-        assert isinstance(output, Tensor)
+        if not isinstance(output, Tensor):
+            raise ConfigError(
+                f"model: the network returns a {type(output).__name__}, but training needs one tensor; wrap it in a "
+                "module that returns the tensor to learn from"
+            )
         return output
+
+    def train(self, mode: bool = True) -> MorphableModel:
+        """Set the mode of all modules but frozen batch norms, which stay in eval mode."""
+        super().train(mode)
+        for module in self.modules():
+            if is_frozen_norm(module):
+                module.training = False
+        return self
 
     def all_slots(self) -> list[SeedSlot]:
         """The slots in forward order."""
@@ -102,6 +120,8 @@ class MorphableModel(nn.Module):
                 init_seed=graft.init_seed,
                 output_scale=graft.init_gain,
             )
+            site = slot.site
+            kernel.adapt(activation=site.activation, has_bias=site.has_bias, is_causal=site.is_causal)
         reference = next(self.host.parameters())
         kernel.to(reference.device).to(memory_format=self.memory_format)
         kernel.train(self.host.training)
@@ -134,6 +154,10 @@ class MorphableModel(nn.Module):
             for source, block in pairs
             for name, p in block.named_parameters()
         ]
+
+    def all_copied_parameters(self) -> list[tuple[nn.Parameter, nn.Parameter]]:
+        """`copied_parameters` of all copies, in order of birth."""
+        return [pair for graft in self.recipe if graft.sources for pair in self.copied_parameters(graft)]
 
     def replay(self, recipe: Iterable[Graft]) -> None:
         """Rebuild a grown network from its host, for weights that are loaded afterwards."""
@@ -176,21 +200,41 @@ class MorphableModel(nn.Module):
         site = slot.site
         if site.name in self._hooks:
             return
-        inputs: list[Tensor] = []
+        add_hooks = _hook_block if site.start == site.end else _hook_layers
+        self._hooks[site.name] = add_hooks(slot, self.host.get_submodule(site.start), self.host.get_submodule(site.end))
 
-        def keep_input(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-            inputs[:] = args[:1]
 
-        def add_kernels(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            added = slot(inputs.pop(), output)
-            assert isinstance(added, Tensor)
-            return added
+def _hook_block(slot: SeedSlot, block: nn.Module, _: nn.Module) -> tuple[RemovableHandle, RemovableHandle]:
+    """Make a slot act on a block, which may take and return more than one tensor."""
+    inputs: list[Tensor] = []
 
-        self._hooks[site.name] = (
-            self.host.get_submodule(site.start).register_forward_pre_hook(keep_input),
-            # `beside` kernels act before `after` kernels of the same block, whichever was attached first.
-            self.host.get_submodule(site.end).register_forward_hook(add_kernels, prepend=site.kind == "beside"),
-        )
+    def keep_input(_: nn.Module, args: tuple[Any, ...]) -> None:
+        inputs[:] = args[:1]
+
+    def add_kernels(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        y = slot(inputs.pop(), main_tensor(output), *args[1:], **kwargs)
+        return (y, *output[1:]) if isinstance(output, tuple) else y
+
+    return (
+        block.register_forward_pre_hook(keep_input),
+        # `beside` kernels act before `after` kernels of the same block, whichever was attached first.
+        block.register_forward_hook(add_kernels, prepend=slot.site.kind == "beside", with_kwargs=True),
+    )
+
+
+def _hook_layers(slot: SeedSlot, start: nn.Module, end: nn.Module) -> tuple[RemovableHandle, RemovableHandle]:
+    """Make a slot read the input of one layer and add to the output of another."""
+    inputs: list[Tensor] = []
+
+    def keep_input(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+        inputs[:] = args[:1]
+
+    def add_kernels(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        added = slot(inputs.pop(), output)
+        assert isinstance(added, Tensor)
+        return added
+
+    return start.register_forward_pre_hook(keep_input), end.register_forward_hook(add_kernels)
 
 
 def _key(site: str) -> str:
@@ -203,6 +247,7 @@ def wrap(
     seeds_per_layer: int = 4,
     *,
     input_shape: Shape,
+    input_dtype: torch.dtype | None = None,
     max_kernels_per_seed: int = 3,
     site_kinds: Sequence[str] = DEFAULT_KINDS,
 ) -> MorphableModel:
@@ -212,7 +257,8 @@ def wrap(
         model: the host.
         target_layers: names or patterns of the layers that may grow; see `find_sites`.
         seeds_per_layer: maximum number of slots per target layer.
-        input_shape: (C, H, W) of the host's input.
+        input_shape: shape of an example of the host's input, such as (C, H, W) or (T,).
+        input_dtype: its dtype; None: that of the parameters. Whole numbers are ids of tokens.
         max_kernels_per_seed: maximum number of kernels per slot.
         site_kinds: which kinds of site to offer: `beside`, `after`, `parallel`, `width`; see `Site`.
 
@@ -224,7 +270,10 @@ def wrap(
         target_layers=target_layers,
         seeds_per_layer=seeds_per_layer,
         input_shape=input_shape,
+        input_dtype=input_dtype,
         kinds=site_kinds,
     )
     wrapped = MorphableModel(model, sites, max_kernels_per_seed=max_kernels_per_seed)
-    return wrapped.to(next(model.parameters()).device)
+    wrapped.input_shape, wrapped.input_dtype = input_shape, input_dtype
+    reference = next(model.parameters(), None)
+    return wrapped if reference is None else wrapped.to(reference.device)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-__all__ = ["evaluating", "preserved_buffers", "reestimate_norms"]
+__all__ = ["evaluating", "is_frozen_norm", "preserved_buffers", "reestimate_norms", "unfrozen"]
 
 
 @contextmanager
@@ -21,6 +21,25 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         model.train(was_training)
+
+
+def is_frozen_norm(module: nn.Module) -> bool:
+    """Whether it is a batch norm whose parameters are frozen: its statistics are then those of evaluation, and stay."""
+    parameters = list(module.parameters()) if isinstance(module, _BatchNorm) else []
+    return bool(parameters) and not any(p.requires_grad for p in parameters)
+
+
+@contextmanager
+def unfrozen(model: nn.Module) -> Iterator[None]:
+    """Context manager: let gradients flow through frozen parameters, to activations at any place; they stay frozen."""
+    frozen = [p for p in model.parameters() if not p.requires_grad]
+    try:
+        for p in frozen:
+            p.requires_grad_(True)
+        yield
+    finally:
+        for p in frozen:
+            p.requires_grad_(False)
 
 
 @contextmanager
@@ -39,9 +58,11 @@ def reestimate_norms(model: nn.Module, images: Iterable[Tensor]) -> None:
     """Replace the running means and variances of all batch norms by plain averages over some batches.
 
     Needed after a branch is removed, as the old statistics include it. Parameters are not touched, the model's mode is
-    restored, and norms that do not run (those of an incubating kernel) keep their statistics.
+    restored, and norms that do not run (those of an incubating kernel) or are frozen keep their statistics.
     """
-    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    norms = [
+        m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats and not is_frozen_norm(m)
+    ]
     momenta = [norm.momentum for norm in norms]
     saved = [{name: buffer.clone() for name, buffer in norm.named_buffers()} for norm in norms]
     was_training = model.training

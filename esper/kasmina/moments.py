@@ -111,12 +111,12 @@ class Moments:
         """Add a batch to the sums.
 
         Args:
-            tensors: by name, (N', C, H, W), images in the order of `batch`; tensors of one product have the same H and
-                W. Channels-last memory avoids copies.
+            tensors: by name, (N', C, H, W), (N', T, C) or (N', C), examples in the order of `batch`; tensors of one
+                product have the same positions. Channels-last memory of images avoids copies.
             terms: terms to sum, without duplicates; the same for every batch.
             batch: from `group_images`, with `first` the images added so far.
         """
-        flat = {name: tensor.float().permute(0, 2, 3, 1).flatten(1, 2) for name, tensor in tensors.items()}
+        flat = {name: _by_position(tensor.float()) for name, tensor in tensors.items()}
         if batch.is_padded:
             flat = {name: x.where(batch.is_real[:, None, None], 0.0) for name, x in flat.items()}
         for name, x in flat.items():
@@ -159,6 +159,13 @@ class Moments:
         if x not in self._factors:
             self._factors[x] = cholesky_factor(self._sums["all", x, x] / self.num_images)
         return self._factors[x]
+
+
+def _by_position(x: Tensor) -> Tensor:
+    """(N, P, C), with P positions, of images (N, C, H, W), tokens (N, T, C), rows (N, C), or (N, C, …)."""
+    if x.dim() < 4:
+        return x.flatten(1, -2) if x.dim() == 3 else x[:, None]
+    return x.movedim(1, -1).flatten(1, -2)
 
 
 def _batch_sum(term: Term, flat: Mapping[Hashable, Tensor]) -> Tensor:

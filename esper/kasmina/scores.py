@@ -12,10 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from esper.kasmina.model import MorphableModel
-from esper.kasmina.modes import evaluating
+from esper.kasmina.modes import evaluating, unfrozen
 from esper.kasmina.moments import GroupedBatch, Moments, Term, group_images, score_terms
 from esper.kasmina.sites import Site
+from esper.tasks import by_example
 from esper.urza.copied import CopiedBlocks
+from esper.urza.kernel import main_tensor, num_channels, num_positions
 
 __all__ = ["SiteScore", "health", "score_sites", "scoring_macs"]
 
@@ -33,7 +35,7 @@ class SiteScore:
         plain_score: ‖M‖²_F, with M the gradient of the mean loss with respect to a 1×1 convolution added here.
         effective_rank: exp of the entropy of the normalised eigenvalues of the output's channel covariance, in
             channels. Source: Roy & Vetterli, The effective rank, EUSIPCO 2007.
-        narrowest_width: fewest output channels of the block's convolutions; None if it has none.
+        narrowest_width: fewest output channels of the block's convolutions or linear layers; None if it has none.
         activation_variance: variance of the kernel's input over images, channels and positions.
         gradient_norm: norm of the gradient at the site's output, root mean square over images.
     """
@@ -79,20 +81,29 @@ class _SiteTensors:
         return [*terms, *shared, ("all", self.y, self.y)]
 
 
-def score_sites(model: MorphableModel, batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, SiteScore]:
+def _cross_entropy(output: Tensor, target: Tensor) -> Tensor:
+    return F.cross_entropy(output, target, reduction="none")
+
+
+def score_sites(
+    model: MorphableModel,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    losses: Callable[[Tensor, Tensor], Tensor] = _cross_entropy,
+) -> dict[str, SiteScore]:
     """Score every site of a network in eval mode; parameters, gradients, buffers and modes are unchanged.
 
     Args:
         model: the network, grown or not.
-        batches: images (N, C, H, W), normalised, and labels (N,); at least three images in all.
+        batches: images (N, C, H, W), normalised, and targets; at least three images in all.
+        losses: from output and target, the loss of every example or token.
     """
     sites = [slot.site for slot in model.all_slots()]
     moments = Moments()
     tensors: list[_SiteTensors] = []
-    with _Recorder(model, sites) as recorder, evaluating(model):
-        for images, labels in batches:
+    with _Recorder(model, sites, losses) as recorder, evaluating(model):
+        for images, targets in batches:
             batch = group_images(len(images), first=moments.num_images, device=images.device)
-            recorder.run(model, images, labels, batch)
+            recorder.run(model, images, targets, batch)
             names = [recorder.site_tensors(site) for site in sites]
             assert names == (tensors or names), "modules share the same tensors in every batch"
             tensors = names
@@ -119,7 +130,7 @@ def _results(
             score_error=None if at.is_plain else error,
             plain_score=plain,
             effective_rank=rank,
-            narrowest_width=min((conv.out_channels for _, conv in _convolutions(host, site.block)), default=None),
+            narrowest_width=min((_num_outputs(layer) for _, layer in _linear_layers(host, site)), default=None),
             activation_variance=variance,
             gradient_norm=norm,
         )
@@ -156,19 +167,23 @@ def scoring_macs(model: MorphableModel) -> int:
     """
     total = 0
     for slot in model.all_slots():
-        (out, height, width), into = slot.site.out_shape, slot.site.in_shape[0]
+        out, into = num_channels(slot.site.out_shape), num_channels(slot.site.in_shape)
         feature = _last_linear(model, slot.site)
-        conv = model.get_submodule(feature) if feature is not None else None
-        features = conv.in_channels if isinstance(conv, nn.Conv2d) else 0
-        total += height * width * (out * into + out * features + into**2 + features**2 + features * into + out**2)
+        features = _num_inputs(model.get_submodule(feature)) if feature is not None else 0
+        total += num_positions(slot.site.out_shape) * (
+            out * into + out * features + into**2 + features**2 + features * into + out**2
+        )
     return total
 
 
 class _Recorder:
     """Context manager whose hooks record inputs of a network's modules, outputs and output gradients of its host's."""
 
-    def __init__(self, model: MorphableModel, sites: Sequence[Site]) -> None:
+    def __init__(
+        self, model: MorphableModel, sites: Sequence[Site], losses: Callable[[Tensor, Tensor], Tensor]
+    ) -> None:
         self._model = model
+        self._losses = losses
         self._features = {site.name: _last_linear(model, site) for site in sites}
         starts = [f"host.{site.start}" for site in sites if site.kind != "after"]
         self._readers = dict.fromkeys([*starts, *(name for name in self._features.values() if name is not None)])
@@ -193,10 +208,10 @@ class _Recorder:
         for hook in self._hooks:
             hook.remove()
 
-    def run(self, model: MorphableModel, images: Tensor, labels: Tensor, batch: GroupedBatch) -> None:
+    def run(self, model: MorphableModel, images: Tensor, targets: Tensor, batch: GroupedBatch) -> None:
         """Run a forward and backward pass on the images of a batch, sorted and padded as in `batch`."""
-        with torch.enable_grad():
-            losses = F.cross_entropy(model(images[batch.index]), labels[batch.index], reduction="none")
+        with torch.enable_grad(), unfrozen(model):
+            losses = by_example(self._losses(model(images[batch.index]), targets[batch.index]))
             # Summed, so that each image's gradient is that of its own loss.
             loss = losses.where(batch.is_real, 0.0).sum()
             gradients = torch.autograd.grad(loss, list(self._outputs.values()))
@@ -217,9 +232,10 @@ class _Recorder:
         )
 
     def tensor(self, name: _TensorName) -> Tensor:
-        """A tensor of the last batch run, (N, C, H, W)."""
+        """A tensor of the last batch run, (N, C, H, W), (N, T, D) or (N, D)."""
         tensors = {"input": self._inputs, "output": self._outputs, "gradient": self._gradients}[name.what]
-        return tensors[name.module][..., :: name.strides[0], :: name.strides[1]]
+        tensor = tensors[name.module]
+        return tensor[..., :: name.strides[0], :: name.strides[1]] if tensor.dim() == 4 else tensor
 
     def _input_name(self, module: str) -> _TensorName:
         """One name for equal tensors: the module that put it out, if recorded, else the first that reads it."""
@@ -230,7 +246,9 @@ class _Recorder:
         return _TensorName("input", next(name for name, tensor in self._inputs.items() if tensor is x))
 
     def _subsampled(self, x: _TensorName, *, like: _TensorName) -> _TensorName:
-        """Tensor x at the positions of another tensor."""
+        """Tensor x at the positions of another tensor; only images may have others."""
+        if self.tensor(x).dim() != 4:
+            return x
         sizes = zip(self.tensor(x).shape[2:], self.tensor(like).shape[2:], strict=True)
         return x._replace(strides=tuple(-(-size // target) for size, target in sizes))
 
@@ -240,28 +258,42 @@ class _Recorder:
 
         return record
 
-    def _on_output(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], Tensor]:
-        def record(_: nn.Module, __: tuple[Any, ...], output: Tensor) -> Tensor:
-            self._outputs[name] = output
+    def _on_output(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], Any]:
+        def record(_: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
+            y = self._outputs[name] = main_tensor(output)
             # A copy: a subsequent in-place ReLU must not modify the recorded tensor.
-            copy = self._copies[name] = output.clone()
-            return copy
+            copy = self._copies[name] = y.clone()
+            return (copy, *output[1:]) if isinstance(output, tuple) else copy
 
         return record
 
 
-def _convolutions(host: nn.Module, block: str) -> list[tuple[str, nn.Conv2d]]:
-    """The convolutions of a block by name, in order, except those of its shortcut."""
+def _linear_layers(host: nn.Module, site: Site) -> list[tuple[str, nn.Module]]:
+    """The convolutions of a site's block by name, in order, except those of its shortcut; of tokens, linear layers."""
+    kind = nn.Linear if len(site.out_shape) < 3 else nn.Conv2d
     return [
-        (f"{block}.{name}" if name else block, module)
-        for name, module in host.get_submodule(block).named_modules()
-        if isinstance(module, nn.Conv2d) and _SHORTCUTS.isdisjoint(name.split("."))
+        (f"{site.block}.{name}" if name else site.block, module)
+        for name, module in host.get_submodule(site.block).named_modules()
+        if isinstance(module, kind) and _SHORTCUTS.isdisjoint(name.split("."))
     ]
 
 
+def _num_inputs(layer: nn.Module) -> int:
+    assert isinstance(layer, nn.Linear | nn.Conv2d)
+    return layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
+
+
+def _num_outputs(layer: nn.Module) -> int:
+    assert isinstance(layer, nn.Linear | nn.Conv2d)
+    return layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
+
+
 def _last_linear(model: MorphableModel, site: Site) -> str | None:
-    """Name of the last convolution of the site's block, or of the last copy behind it; None at `parallel` sites."""
-    names = [name for name, _ in _convolutions(model.host, site.block) if name in site.convs]
+    """Name of the last convolution, or linear layer, of the site's block, or of the last copy behind it.
+
+    None at `parallel` sites, and where there is none.
+    """
+    names = [name for name, _ in _linear_layers(model.host, site) if name in site.convs]
     if not names or site.kind == "parallel":
         return None
     slot = model.slot(site.name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from esper.contracts.recipe import Graft
 from esper.errors import SurgeryError
 from esper.kasmina.sites import Site
 from esper.urza import Kernel
+from esper.urza.copied import CopiedBlocks
 
 __all__ = ["SeedSlot"]
 
@@ -129,21 +131,30 @@ class SeedSlot(nn.Module):
         finally:
             self._replacement = None
 
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+    def forward(self, x: Tensor, y: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Add the kernels to the output of the site's end module.
 
         Args:
-            x: input of the site's start module (N, C, H, W).
-            y: output of its end module (N, C', H', W'), including other slots that act there first.
+            x: input of the site's start module, (N, …) as `site.in_shape` at sites other than `after`.
+            y: output of its end module, (N, …) as `site.out_shape`, including other slots that act there first.
+            args, kwargs: what else the host gives to the block, such as masks; copies of the block need it.
 
         Returns:
             Tensor shaped like `y`.
         """
         reads_output = self.site.kind == "after"
         for graft in self.kept_grafts:
-            y = self.kernel(graft).combine(y if reads_output else x, y)
+            kernel = self.kernel(graft)
+            if isinstance(kernel, CopiedBlocks):
+                y = kernel.combine(y, y, *args, **kwargs)
+            else:
+                y = kernel.combine(y if reads_output else x, y)
         if self._replacement is not None:
             return self._replacement(y if reads_output else x, y)
         if self.state in _RUNNING and not self._live_kernel_disabled:
-            y = y + self.alpha * self.kernel(self.live_graft)(y if reads_output else x)
+            kernel = self.kernel(self.live_graft)
+            if isinstance(kernel, CopiedBlocks):
+                y = y + self.alpha * kernel(y, *args, **kwargs)
+            else:
+                y = y + self.alpha * kernel(y if reads_output else x)
         return y

@@ -7,6 +7,7 @@ the model is as it was before.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,8 @@ from esper.errors import SurgeryError
 from esper.kasmina.model import MorphableModel
 from esper.kasmina.modes import evaluating
 from esper.kasmina.slot import SeedSlot
+from esper.urza.copied import CopiedBlocks
+from esper.urza.kernel import main_tensor
 from esper.urza.residual import ResidualBlock
 
 __all__ = ["Change", "abort", "begin_blending", "cull", "fossilize", "germinate", "hold", "set_alpha"]
@@ -43,7 +46,7 @@ def germinate(model: MorphableModel, graft: Graft, *, images: Tensor, epoch: int
     Args:
         model: the network.
         graft: recipe entry of the kernel.
-        images: a normalised batch (N, C, H, W) of the host's input.
+        images: a batch of the host's input.
         epoch: epochs finished.
 
     Raises:
@@ -57,19 +60,23 @@ def germinate(model: MorphableModel, graft: Graft, *, images: Tensor, epoch: int
         room=slot.has_room,
         fits=urza.get(graft.blueprint_id).fits(slot.site.kind, slot.site.in_shape, slot.site.out_shape),
     )
-    before, kernel_input = _observe(model, slot, images)
+    before, args, kwargs = _observe(model, slot, images)
     added = model.graft(graft)
     try:
-        if isinstance(slot.kernel(graft), ResidualBlock) and not slot.site.is_rectified:
+        kernel = slot.kernel(graft)
+        if isinstance(kernel, ResidualBlock) and not slot.site.is_rectified:
             raise SurgeryError(
                 f"{graft.blueprint_id!r} at {graft.site!r} would clip negative values of the block's output, which "
                 "does not end in a ReLU; choose another blueprint"
             )
-        result = tezzeret.check_kernel(slot.kernel(graft), kernel_input, slot.site.out_shape)
+        if isinstance(kernel, CopiedBlocks):
+            result = tezzeret.check_kernel(kernel, args[0], slot.site.out_shape, *args[1:], **kwargs)
+        else:
+            result = tezzeret.check_kernel(kernel, args[0], slot.site.out_shape)
         if not result.is_open:
             raise SurgeryError(f"{graft.blueprint_id!r} at {graft.site!r} fails its check: {', '.join(result.failed)}")
         slot.enter(_S.GERMINATED, epoch=epoch)
-        after, _ = _observe(model, slot, images)
+        after, *_ = _observe(model, slot, images)
         _require(f"attaching {graft.blueprint_id!r} at {graft.site!r}", output_unchanged=torch.equal(before, after))
         slot.enter(_S.TRAINING, epoch=epoch)
     except BaseException:
@@ -133,18 +140,21 @@ def _require(what: str, **checks: bool) -> tuple[str, ...]:
     return result.passed
 
 
-def _observe(model: MorphableModel, slot: SeedSlot, images: Tensor) -> tuple[Tensor, Tensor]:
-    """The network's output and the kernel's input for some images, in eval mode; changes nothing."""
-    site, kernel_inputs = slot.site, list[Tensor]()
+def _observe(model: MorphableModel, slot: SeedSlot, images: Tensor) -> tuple[Tensor, list[Any], dict[str, Any]]:
+    """The network's output, and arguments for the kernel, of some images, in eval mode; changes nothing.
 
-    def read_input(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-        kernel_inputs.append(args[0])
+    The first argument is the kernel's input. A copy gets all that its block gets, other kernels no more than that.
+    """
+    site, seen = slot.site, list[tuple[list[Any], dict[str, Any]]]()
 
-    def read_output(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> None:
-        kernel_inputs.append(output)
+    def read_input(_: nn.Module, args: tuple[Any, ...]) -> None:
+        seen.append(([args[0]], {}))
+
+    def read_output(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        seen.append(([main_tensor(output), *args[1:]], kwargs))
 
     if site.kind == "after":
-        hook = model.host.get_submodule(site.end).register_forward_hook(read_output)
+        hook = model.host.get_submodule(site.end).register_forward_hook(read_output, with_kwargs=True)
     else:
         hook = model.host.get_submodule(site.start).register_forward_pre_hook(read_input)
     try:
@@ -152,4 +162,4 @@ def _observe(model: MorphableModel, slot: SeedSlot, images: Tensor) -> tuple[Ten
             output = model(images)
     finally:
         hook.remove()
-    return output, kernel_inputs[0]
+    return output, *seen[0]

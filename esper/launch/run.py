@@ -13,13 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from hydra.core.hydra_config import HydraConfig
-
 from esper import hanging, stopping
 from esper.configs import TolariaConfig
 from esper.configs.identity import checkpoints_folder, digest, outputs_folder
 from esper.console import Console
 from esper.contracts.events import Event, GrowthUndone, Notice
+from esper.contracts.metrics import headline_of
 from esper.data import fingerprint
 from esper.errors import EsperError, RankError, RunError, WriteError
 from esper.folders import left_as_it_was
@@ -33,6 +32,7 @@ from esper.tolaria import TolariaService
 from esper.tolaria.checkpoints.resume import rewind_target
 from esper.tolaria.data_record import require_same_data
 from esper.tolaria.memory import explained, is_out_of_memory
+from esper.tolaria.plugin_record import changed_plugins
 from esper.tolaria.ranks import Ranks, init_ranks
 from esper.tolaria.run_folder import RunFolder, require_same_run
 from esper.tracking import read, tracking_uri
@@ -50,7 +50,8 @@ class Outcome:
 
     Attributes:
         exit_code: 0 finished, 128 + n stopped by signal n: 130 Ctrl-C, 143 SIGTERM.
-        metric: validation accuracy at the end, in [0, 1]; None unless finished.
+        metric: the task's leading metric on the validation split at the end (accuracies in [0, 1]); None unless
+            finished.
         result: of the finished run, as `contracts.events.RunEnded` holds it.
         run_dir: the run folder.
     """
@@ -119,6 +120,7 @@ def _run(config: TolariaConfig, run_dir: Path, ranks: Ranks, *, sibling: Callabl
     if is_finished:
         find = functools.partial(fingerprint, config.dataset)
         notices = ranks.on_rank0(lambda: require_same_data(config, run_dir, find, is_shown=True))
+        notices += changed_plugins(run_dir, config.plugins)
     if not ranks.is_rank0:
         return _outcome(0, status["result"], run_dir) if is_finished else asyncio.run(_train(config, run_dir, []))
     with contextlib.ExitStack() as stack:
@@ -236,33 +238,25 @@ def _write_page(run_dir: Path) -> None:
 @contextlib.contextmanager
 def _removed_if_empty(run_dir: Path) -> Iterator[None]:
     """Context manager: on an error or a signal, remove a run folder in which no run has begun."""
-    # Hydra has made it, perhaps with its parents: those below the command's folder go too, if nothing else is there.
-    cwd = Path(HydraConfig.get().runtime.cwd if HydraConfig.initialized() else Path.cwd())
-    parents = [path for path in run_dir.parents[:2] if run_dir.exists() and cwd in path.parents]
     with left_as_it_was(run_dir):
         try:
             yield
         except BaseException:
-            if _remove_empty(run_dir):
-                with contextlib.suppress(OSError):
-                    for path in parents:
-                        path.rmdir()
+            _remove_empty(run_dir)
             raise
 
 
-def _remove_empty(run_dir: Path) -> bool:
-    """Whether the folder was there, without a run, and is removed now."""
+def _remove_empty(run_dir: Path) -> None:
     if not run_dir.exists() or not _is_empty(run_dir):
-        return False
+        return
     folder = RunFolder(run_dir)
     try:
         folder.acquire()
     except RunError:  # the error was that another process uses the folder
-        return False
-    if is_empty := _is_empty(run_dir):
+        return
+    if _is_empty(run_dir):
         shutil.rmtree(run_dir)
     folder.release()
-    return is_empty
 
 
 def _is_empty(run_dir: Path) -> bool:
@@ -270,7 +264,7 @@ def _is_empty(run_dir: Path) -> bool:
 
 
 def _outcome(exit_code: int, result: dict[str, Any] | None, run_dir: Path) -> Outcome:
-    metric = result["val_accuracy"] if result else None
+    metric = result[f"val_{headline_of(result).name}"] if result else None
     return Outcome(exit_code=exit_code, metric=metric, result=result, run_dir=run_dir)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from esper.models.freeze import freeze
 from esper.models.host import build_host, host_family
 from esper.models.memory_format import disable_inductor_layout_optimization, memory_format
 from esper.models.recompute import checkpoint_blocks, is_checkpointed
@@ -10,6 +11,7 @@ __all__ = [
     "build_host",
     "checkpoint_blocks",
     "disable_inductor_layout_optimization",
+    "freeze",
     "host_family",
     "is_checkpointed",
     "memory_format",

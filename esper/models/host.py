@@ -1,6 +1,6 @@
 """Host networks by name.
 
-A family of networks is a module with the functions of `resnet`: `build`, `infer_sizes` and `describe`. To add one: its
+A family of networks is a module with the functions of `resnet`: `build`, `infer_spec` and `describe`. To add one: its
 file here, a line in `HOSTS` of esper/configs/model.py, and conf/model/NAME.yaml.
 """
 
@@ -12,29 +12,42 @@ from types import ModuleType
 from torch import nn
 
 from esper.configs import ModelConfig
-from esper.configs.model import HOSTS, TIMM
+from esper.configs.model import HOSTS, PLUGIN, TIMM
+from esper.data import DataSpec
+from esper.errors import ConfigError
 
 __all__ = ["build_host", "host_family"]
 
 
 def host_family(config: ModelConfig) -> ModuleType:
     """Import the module of the configured network."""
-    return importlib.import_module((TIMM if config.source == "timm" else HOSTS[config.name]).module)
+    others = {"timm": TIMM, "plugin": PLUGIN}
+    return importlib.import_module((others.get(config.source) or HOSTS[config.name]).module)
 
 
-def build_host(config: ModelConfig, *, in_channels: int, image_size: int, num_classes: int) -> nn.Module:
+def build_host(config: ModelConfig, spec: DataSpec) -> nn.Module:
     """Build a network; its initial weights come from the global random generator.
 
     Args:
         config: which network.
-        in_channels: channels of the images.
-        image_size: height and width of the images.
-        num_classes: outputs.
+        spec: inputs and outputs that the data ask for.
 
     Raises:
-        ConfigError: the network cannot take such images, or its pretrained weights do not fit or cannot be loaded.
+        ConfigError: the network cannot take such inputs, or its pretrained weights do not fit or cannot be loaded.
     """
-    network: nn.Module = host_family(config).build(
-        config, in_channels=in_channels, image_size=image_size, num_classes=num_classes
-    )
+    if config.source != "plugin" and config.name != "gpt":
+        _require_images(config, spec)
+    network: nn.Module = host_family(config).build(config, spec)
     return network
+
+
+def _require_images(config: ModelConfig, spec: DataSpec) -> None:
+    if len(spec.inputs) != 3:
+        raise ConfigError(
+            f"model={config.name}: reads images, but an example of the data has the shape {spec.inputs}; give a "
+            "network of your own: model=plugin, or fit(model=…)"
+        )
+    if config.name == "vit" and spec.inputs[1] != spec.inputs[2]:
+        raise ConfigError(
+            f"model=vit: reads square images, but these are {spec.inputs[1]} x {spec.inputs[2]}; crop them"
+        )

@@ -17,16 +17,18 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from esper.configs import ModelConfig
+from esper.data import DataSpec
 from esper.errors import ConfigError
 
-__all__ = ["build", "describe", "infer_sizes"]
+__all__ = ["build", "describe", "infer_spec"]
 
 _MAX_CIFAR_SIZE = 64
 """Largest images for which stem=auto chooses the CIFAR stem."""
 
 
-def build(config: ModelConfig, *, in_channels: int, image_size: int, num_classes: int) -> nn.Module:
+def build(config: ModelConfig, spec: DataSpec) -> nn.Module:
     """Build a ResNet; see `build_host`."""
+    in_channels, image_size, _ = spec.inputs
     if config.pretrained and in_channels != 3:
         raise ConfigError(f"model.pretrained=true: the weights take 3 channels, the images have {in_channels}")
     if config.name == "resnet10":
@@ -35,8 +37,8 @@ def build(config: ModelConfig, *, in_channels: int, image_size: int, num_classes
         network = torchvision.models.get_model(config.name, weights=None)
     if config.pretrained:
         _load_pretrained(network, config.name)
-    if num_classes != network.fc.out_features:
-        network.fc = nn.Linear(network.fc.in_features, num_classes)
+    if spec.num_outputs != network.fc.out_features:
+        network.fc = nn.Linear(network.fc.in_features, spec.num_outputs)
     is_small = image_size <= _MAX_CIFAR_SIZE and not config.pretrained
     if config.stem == "cifar" or (config.stem == "auto" and is_small):
         network.conv1 = _conv(in_channels, 3, stride=1)
@@ -47,13 +49,13 @@ def build(config: ModelConfig, *, in_channels: int, image_size: int, num_classes
     return network
 
 
-def infer_sizes(
+def infer_spec(
     _config: ModelConfig,
     weights: Mapping[str, Tensor],
     *,
     image_size: int | None,  # noqa: ARG001  (timm needs it)
-) -> tuple[int, int, int]:
-    """Infer arguments of `build` from a state dict: `in_channels`, `image_size` and `num_classes`.
+) -> DataSpec:
+    """Infer the `spec` of `build` from a state dict.
 
     Args:
         weights: the state dict.
@@ -61,7 +63,8 @@ def infer_sizes(
             network, without pretrained weights.
     """
     conv = weights["conv1.weight"]
-    return conv.shape[1], 32 if conv.shape[2] == 3 else 224, len(weights["fc.weight"])
+    side = 32 if conv.shape[2] == 3 else 224
+    return DataSpec(inputs=(conv.shape[1], side, side), num_outputs=len(weights["fc.weight"]))
 
 
 def describe(_config: ModelConfig, network: nn.Module) -> dict[str, Any]:

@@ -5,6 +5,7 @@ Source: the CIFAR variant of He et al., Deep Residual Learning for Image Recogni
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -12,27 +13,32 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
 from esper.configs import ModelConfig
+from esper.data import DataSpec
 from esper.errors import ConfigError
 from esper.models import resnet
 from esper.models.resnet import describe
 
-__all__ = ["SmallResNet", "build", "describe", "infer_sizes"]
+__all__ = ["SmallResNet", "build", "describe", "infer_spec"]
 
 
-def build(config: ModelConfig, *, in_channels: int, image_size: int, num_classes: int) -> nn.Module:
+def build(config: ModelConfig, spec: DataSpec) -> nn.Module:
     """Build a small ResNet; see `build_host`."""
+    in_channels, image_size, _ = spec.inputs
     if image_size < 2 ** (len(config.widths) - 1):
         raise ConfigError(
             f"model.widths={config.widths}: {len(config.widths)} stages halve an image of {image_size} pixels to "
             "nothing; use fewer stages"
         )
-    return SmallResNet(widths=config.widths, depths=config.depths, in_channels=in_channels, num_classes=num_classes)
+    return SmallResNet(
+        widths=config.widths, depths=config.depths, in_channels=in_channels, num_classes=spec.num_outputs
+    )
 
 
-def infer_sizes(config: ModelConfig, weights: Mapping[str, Tensor], *, image_size: int | None) -> tuple[int, int, int]:
-    """Infer `in_channels`, `image_size` and `num_classes`; see `resnet.infer_sizes`."""
-    in_channels, side, num_classes = resnet.infer_sizes(config, weights, image_size=image_size)
-    return in_channels, max(side, 2 ** len(config.widths)), num_classes
+def infer_spec(config: ModelConfig, weights: Mapping[str, Tensor], *, image_size: int | None) -> DataSpec:
+    """Infer the `spec` of `build`; see `resnet.infer_spec`."""
+    found = resnet.infer_spec(config, weights, image_size=image_size)
+    side = max(found.inputs[1], 2 ** len(config.widths))
+    return dataclasses.replace(found, inputs=(found.inputs[0], side, side))
 
 
 class SmallResNet(nn.Module):

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from esper.configs import ModelConfig
 from esper.configs.explain import nearest
+from esper.data import DataSpec
 from esper.errors import ConfigError, one_line
 
-__all__ = ["build", "describe", "infer_sizes"]
+__all__ = ["build", "describe", "infer_spec"]
 
 
-def build(config: ModelConfig, *, in_channels: int, image_size: int, num_classes: int) -> nn.Module:
+def build(config: ModelConfig, spec: DataSpec) -> nn.Module:
     """Build a network with timm's own stem; see `build_host`.
 
     Names may have the tag of pretrained weights: `convnext_atto`, `resnet10t.c3_in1k`. timm downloads weights that are
@@ -28,10 +29,11 @@ def build(config: ModelConfig, *, in_channels: int, image_size: int, num_classes
     """
     timm = _timm()
     name = config.name
+    in_channels, image_size, _ = spec.inputs
     if not timm.is_model(name):
         hint = nearest(name, timm.list_models(), num=3) or "; timm.list_models() lists its networks"
         raise ConfigError(f"model.name={name}: timm {timm.__version__} has no such network{hint}")
-    options: dict[str, Any] = {"in_chans": in_channels, "num_classes": num_classes}
+    options: dict[str, Any] = {"in_chans": in_channels, "num_classes": spec.num_outputs}
     try:
         default = timm.get_pretrained_cfg(name)
     except RuntimeError:
@@ -50,12 +52,12 @@ def build(config: ModelConfig, *, in_channels: int, image_size: int, num_classes
             ) from None
         raise _unfit(name, in_channels, image_size, reason) from None
     assert isinstance(network, nn.Module)
-    _check_output(network, name, in_channels=in_channels, image_size=image_size, num_classes=num_classes)
+    _check_output(network, name, spec)
     return network
 
 
-def infer_sizes(config: ModelConfig, weights: Mapping[str, Tensor], *, image_size: int | None) -> tuple[int, int, int]:
-    """Infer `in_channels`, `image_size` (timm's default if unknown) and `num_classes`; see `resnet.infer_sizes`.
+def infer_spec(config: ModelConfig, weights: Mapping[str, Tensor], *, image_size: int | None) -> DataSpec:
+    """Infer the `spec` of `build`, with timm's default image size if it is unknown; see `resnet.infer_spec`.
 
     Raises:
         ConfigError: timm is not installed, or does not name the network's first and last layer.
@@ -68,13 +70,14 @@ def infer_sizes(config: ModelConfig, weights: Mapping[str, Tensor], *, image_siz
         raise ConfigError(
             f"model.name={config.name}: timm does not name its first and last layer, so it cannot be exported"
         )
-    return first.shape[1], image_size or default.input_size[-1], len(last)
+    side = image_size or default.input_size[-1]
+    return DataSpec(inputs=(first.shape[1], side, side), num_outputs=len(last))
 
 
 def describe(config: ModelConfig, network: nn.Module) -> dict[str, Any]:
     """Channels of the images and number of classes."""
-    in_channels, _, num_classes = infer_sizes(config, network.state_dict(), image_size=None)
-    return {"in_channels": in_channels, "num_classes": num_classes}
+    found = infer_spec(config, network.state_dict(), image_size=None)
+    return {"in_channels": found.inputs[0], "num_classes": found.num_outputs}
 
 
 def _timm() -> ModuleType:
@@ -87,15 +90,15 @@ def _timm() -> ModuleType:
 
 
 @torch.no_grad()
-def _check_output(network: nn.Module, name: str, *, in_channels: int, image_size: int, num_classes: int) -> None:
+def _check_output(network: nn.Module, name: str, spec: DataSpec) -> None:
     """Refuse a network that fails on such images, or whose output is not one logit per class."""
     network.eval()
     try:
-        logits = network(torch.zeros(1, in_channels, image_size, image_size))
+        logits = network(torch.zeros(1, *spec.inputs))
     except (AssertionError, RuntimeError, ValueError) as error:
-        raise _unfit(name, in_channels, image_size, one_line(error, max_length=200)) from None
+        raise _unfit(name, spec.inputs[0], spec.inputs[1], one_line(error, max_length=200)) from None
     network.train()
-    if not isinstance(logits, Tensor) or logits.shape != (1, num_classes):
+    if not isinstance(logits, Tensor) or logits.shape != (1, spec.num_outputs):
         raise ConfigError(f"model.name={name}: not an image classifier; name a network that gives one logit per class")
 
 

@@ -29,6 +29,7 @@ from esper.contracts.messages import (
     RunReport,
     TopicName,
 )
+from esper.contracts.metrics import metrics_of
 from esper.errors import BusFullError, MessageError, RunError
 from esper.files import Count, decoder, json_object, read_json, write_atomically
 from esper.oona.codec import message
@@ -156,8 +157,9 @@ class RunPublisher:
                 return self._run(event, status="running")
             case "run_ended":
                 result = event["result"] or {}
-                accuracy = result.get("test_accuracy")
-                return self._run(event, status=event["status"], reason=event["reason"], test_accuracy=accuracy)
+                named = [metric.name for metric in metrics_of(result)]
+                tested = {name: result.get(f"test_{name}") for name in named} if result else None
+                return self._run(event, status=event["status"], reason=event["reason"], test_metrics=tested)
             case "epoch":
                 return EpochReport(run_id=self._run_id, **_fields(event, EpochReport))
             case "signals":

@@ -1,8 +1,8 @@
 """Did growing pay? The answer of a fair comparison at each of its budgets, and where the static curves cross.
 
 The answer is the verdict on grown against the *best* static arm at equal compute, which is chosen without the test
-split: the highest validation accuracy, averaged over the seeds. It is no, too, if another arm without growth was as
-good at no higher cost.
+split: the highest validation accuracy (or the best of what else leads), averaged over the seeds. It is no, too, if
+another arm without growth was as good at no higher cost.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from esper.configs.comparison import ARMS
+from esper.contracts.metrics import MetricInfo
 from esper.costs import flops
 from esper.report.arms import Arm, Comparison
 from esper.report.claims import MIN_PAIRS, Claim
 from esper.report.curves import Curve, crossings, transfer
+from esper.report.scale import Scale
 from esper.tracking.formatting import number
 
 __all__ = ["STATIC_AT_EQUAL_COMPUTE", "Answer", "Crossing", "answers", "crossing", "headline"]
@@ -99,7 +101,7 @@ def answers(comparison: Comparison, claims: Sequence[Claim]) -> list[Answer]:
         if grown is None or len(arms) == 1:
             continue
         at_budget = {arm.name: by_pair[grown.label, arm.label] for arm in arms.values() if arm is not grown}
-        best, choice = _choose(arms)
+        best, choice = _choose(arms, comparison.headline)
         starts_from_network = any(run.settings.get("model.init_from", "null") != "null" for run in grown.runs.values())
         answer, reason = _answer(arms, at_budget, best, starts_from_network=starts_from_network)
         rho, share = (None, None) if starts_from_network else _transfer(comparison, grown)
@@ -161,32 +163,27 @@ def crossing(comparison: Comparison) -> Crossing | None:
     return Crossing(flops=found, sentence=f"{names} cross at {where}. Budgets: {stand}.")
 
 
-def _choose(arms: Mapping[str, Arm]) -> tuple[Arm | None, str]:
-    """The best static arm at equal compute, by mean validation accuracy, and the choice in one sentence."""
+def _choose(arms: Mapping[str, Arm], info: MetricInfo) -> tuple[Arm | None, str]:
+    """The best static arm at equal compute, by the leading metric in validation, and the choice in one sentence."""
     static = [arms[name] for name in STATIC_AT_EQUAL_COMPUTE if name in arms]
     enough = min(MIN_PAIRS, max((len(arm.runs) for arm in static), default=0))
     static = [arm for arm in static if len(arm.runs) >= enough]  # an arm with few seeds would leave few to compare
     common = set.intersection(*(set(arm.runs) for arm in static)) if static else set()
     seeds = {arm.label: sorted(common or arm.runs) for arm in static}
-    means = {arm.label: _val_accuracy(arm, seeds[arm.label]) for arm in static}
+    means = {arm.label: float(np.mean([arm.runs[seed].val_figure for seed in seeds[arm.label]])) for arm in static}
     known = [arm for arm in static if not math.isnan(means[arm.label])]
     if not known:
-        return None, "No best static arm at equal compute: none has a validation accuracy."
-    best = max(known, key=lambda arm: means[arm.label])
-    figures = "; ".join(f"{ARMS[arm.name].words} {100 * means[arm.label]:.2f} %" for arm in known)
+        return None, f"No best static arm at equal compute: none has a validation {info.label}."
+    best = max(known, key=lambda arm: info.sign * means[arm.label])
+    figures = "; ".join(f"{ARMS[arm.name].words} {Scale(info).value(means[arm.label])}" for arm in known)
     absent = [ARMS[name].words for name in STATIC_AT_EQUAL_COMPUTE if name not in {arm.name for arm in static}]
     num_seeds = len(seeds[best.label])
     without = f"; without {' and '.join(absent)}" if absent else ""
     return best, (
-        f"The best static arm at equal compute is {ARMS[best.name].words}: the highest mean validation accuracy over "
+        f"The best static arm at equal compute is {ARMS[best.name].words}: the "
+        f"{'highest' if info.higher_is_better else 'lowest'} mean validation {info.label} over "
         f"{num_seeds} seed{'s' if num_seeds != 1 else ''}, chosen without the test split ({figures}{without})."
     )
-
-
-def _val_accuracy(arm: Arm, seeds: Sequence[int]) -> float:
-    """Mean validation accuracy at the last step; nan if a run lacks it."""
-    values = [(arm.runs[seed].result or {}).get("val_accuracy") for seed in seeds]
-    return float(np.mean([float("nan") if value is None else value for value in values]))
 
 
 def _answer(
@@ -200,7 +197,7 @@ def _answer(
     if missing and not lost:
         return "Not shown", f"{' and '.join(missing)} has no finished run"
     if best is None and not lost:
-        return "Not shown", "no arm has a validation accuracy, by which the best static one is chosen"
+        return "Not shown", "no arm has a validation figure, by which the best static one is chosen"
     name = best.name if best and (best.name in lost or not lost) else lost[0]
     if starts_from_network and claims[name].verdict == "yes":
         # Validation images of a host trained longer may have been among the training images of that network.
@@ -213,8 +210,9 @@ def _answer(
 
 
 def _curve(comparison: Comparison, name: str) -> Curve:
-    """FLOPs and test accuracy of an arm, by budget."""
-    return [(flops(arm.mean("total_macs")), arm.mean("test_accuracy")) for arm in comparison.arms if arm.name == name]
+    """FLOPs and test figure of an arm, by budget; multiplied by its sign, so that higher is better."""
+    sign = comparison.headline.sign
+    return [(flops(arm.mean("total_macs")), sign * arm.figure) for arm in comparison.arms if arm.name == name]
 
 
 def _transfer(comparison: Comparison, grown: Arm) -> tuple[float | None, float | None]:
@@ -228,10 +226,10 @@ def _transfer(comparison: Comparison, grown: Arm) -> tuple[float | None, float |
     for arm in comparison.arms:
         if arm.name in _FINAL:
             steps = float(np.mean([run.num_steps for run in arm.runs.values()]))
-            by_steps.setdefault(steps, []).append(arm.mean("test_accuracy"))
+            by_steps.setdefault(steps, []).append(arm.figure)
     rho = transfer(
-        [(steps, float(np.mean(accuracies))) for steps, accuracies in by_steps.items()],
-        accuracy=grown.mean("test_accuracy"),
+        [(steps, float(np.mean(figures))) for steps, figures in by_steps.items()],
+        accuracy=grown.figure,
         host_steps=host_steps,
         grown_steps=grown_steps,
     )

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from esper.configs.comparison import ARMS
 from esper.configs.identity import is_operational
+from esper.contracts.metrics import ACCURACY, MetricInfo
 from esper.errors import RunError
 from esper.report.runs import ComparedRun
 from esper.tracking.formatting import number
@@ -48,6 +49,11 @@ class Arm:
         """What it is; tells it from the others, as the label does."""
         return f"{self.words} at {self.budget}" if self.budget else self.words
 
+    @property
+    def figure(self) -> float:
+        """Mean of the leading metric on the test split."""
+        return sum(run.figure for run in self.runs.values()) / len(self.runs)
+
     def mean(self, metric: str) -> float:
         """Mean of a metric of the results."""
         return sum(run.metric(metric) for run in self.runs.values()) / len(self.runs)
@@ -70,6 +76,7 @@ class Comparison:
         arms: arms with at least one finished run, in display order.
         baseline: label of the arm that the claims are relative to, of a fair comparison `grown`; None: no claims.
         is_fair: whether the arms are those of `experiment=fair_comparison`, with one claim of `grown` against each.
+        headline: the metric that all runs lead with.
         left_out: runs that are in no arm.
         warnings: sentences about differences that make the arms hard to compare.
     """
@@ -79,6 +86,7 @@ class Comparison:
     is_fair: bool
     left_out: Sequence[LeftOut]
     warnings: Sequence[str]
+    headline: MetricInfo = ACCURACY
 
     @property
     def pairs(self) -> Iterator[tuple[Arm, Arm]]:
@@ -114,9 +122,11 @@ def group(runs: Sequence[ComparedRun], *, baseline: str | None = None) -> Compar
             without growth.
 
     Raises:
-        RunError: a run used early stopping, two runs have the same arm and seed, or there is no such baseline.
+        RunError: a run used early stopping, runs lead with different metrics, two runs have the same arm and seed, or
+            there is no such baseline.
     """
     _refuse_early_stopping(runs)
+    headline = _common_headline(runs)
     swept = _swept(runs)
     is_fair = any(_arm(run) for run in runs) and set(swept or ()) <= {"arm", *_BUDGETS}
     compared = _distinguishing(runs) if swept is None else swept
@@ -145,7 +155,21 @@ def group(runs: Sequence[ComparedRun], *, baseline: str | None = None) -> Compar
         warnings.append(f"No claims: {missing}. Use --baseline LABEL to compare every other arm with that one.")
     elif is_fair and without:
         warnings.append(f"No claims at {', '.join(without)}: arm grown has no finished run there.")
-    return Comparison(arms=arms, baseline=base, is_fair=is_fair, left_out=left_out, warnings=warnings)
+    return Comparison(
+        arms=arms, baseline=base, is_fair=is_fair, left_out=left_out, warnings=warnings, headline=headline
+    )
+
+
+def _common_headline(runs: Sequence[ComparedRun]) -> MetricInfo:
+    """The metric that all finished runs lead with."""
+    first: dict[str, ComparedRun] = {}
+    for run in runs:
+        if run.status == "finished":
+            first.setdefault(run.headline.name, run)
+    if len(first) > 1:
+        led = "; ".join(f"{run.name} by {run.headline.label}" for run in first.values())
+        raise RunError(f"runs of different tasks cannot be compared: {led}; name runs of one task")
+    return next(iter(first.values())).headline if first else ACCURACY
 
 
 def _refuse_early_stopping(runs: Sequence[ComparedRun]) -> None:
@@ -247,8 +271,8 @@ def _why_left_out(run: ComparedRun, label: str) -> str:
     if not label:
         known = "has no comparison.arm, other runs have"
         return known if _arm(run) is None else "its grown run is not among these, so that its budget is unknown"
-    if run.result is None or run.result.get("test_accuracy") is None:
-        return "finished without a test accuracy"
+    if run.result is None or run.result.get(f"test_{run.headline.name}") is None:
+        return f"finished without a test {run.headline.label}"
     return ""
 
 

@@ -1,6 +1,7 @@
 """Claims: is one arm better than another? The verdict is yes, no, or not shown.
 
-Runs are paired by seed; the difference is in test accuracy at the last step. The cost is all compute of a run, growth
+Runs are paired by seed; the difference is in test accuracy at the last step, or in what else the task leads with, as an
+improvement; then 0.2 % of the other arm's mean take the place of 0.2 points. The cost is all compute of a run, growth
 included; against the final network trained for as many seconds as the grown run, it is wall time.
 
 - **yes**: the accuracy is higher (paired t test, Holm-adjusted p < 0.05, 95 % interval above 0) at a cost at most 2 %
@@ -28,11 +29,11 @@ from numpy.typing import NDArray
 from esper.configs.comparison import ARMS
 from esper.report import statistics
 from esper.report.arms import Arm, Comparison
+from esper.report.scale import MARGIN, Scale
 
 __all__ = [
     "EQUAL",
     "LESS",
-    "MARGIN",
     "MIN_PAIRS",
     "Claim",
     "Spent",
@@ -43,8 +44,6 @@ __all__ = [
 ]
 
 MIN_PAIRS = 12
-MARGIN = 0.002
-"""Loss of test accuracy that still counts as not worse."""
 EQUAL, LESS = 0.02, 0.05
 """Relative costs: higher by `EQUAL` still counts as equal; lower by `LESS`, "not worse" is enough for a yes."""
 _SIGNIFICANCE = 0.05
@@ -83,8 +82,10 @@ class Claim:
         budget: the budget of both arms, see `Arm`; empty if there is one or they differ.
         seeds: seeds with a finished run in both arms.
         unpaired: seeds with a finished run in one of them.
-        differences: (n,) accuracy of ours minus that of the other, by seed.
-        test: paired t test against 0, and against `-MARGIN`.
+        differences: (n,) by how much ours is better, by seed: its accuracy minus that of the other.
+        margin: the loss that still counts as not worse.
+        scale: how they are written.
+        test: paired t test against 0, and against `-margin`.
         bootstrap: bootstrap interval of the mean difference; nan for n < 2.
         wilcoxon_p: Wilcoxon's test, a check on the t test.
         p: Holm-adjusted p value that the verdict uses.
@@ -100,6 +101,8 @@ class Claim:
     seeds: Sequence[int]
     unpaired: Sequence[int]
     differences: NDArray[np.float64]
+    margin: float
+    scale: Scale
     test: statistics.PairedT
     bootstrap: tuple[float, float]
     wilcoxon_p: float
@@ -128,19 +131,33 @@ class Claim:
 
 def make_claims(comparison: Comparison) -> list[Claim]:
     """The claims of a comparison; p values are adjusted over all of them."""
-    pairs = list(comparison.pairs)
+    pairs, scale = list(comparison.pairs), Scale(comparison.headline)
     seeds = [sorted(ours.runs.keys() & other.runs.keys()) for ours, other in pairs]
     differences = [
-        np.array([ours.runs[seed].accuracy - other.runs[seed].accuracy for seed in common])
+        np.array([scale.gain(ours.runs[seed].figure, other.runs[seed].figure) for seed in common])
         for (ours, other), common in zip(pairs, seeds, strict=True)
     ]
-    tests = [statistics.paired_t(values, margin=MARGIN) for values in differences]
+    margins = [scale.margin(other.figure) for _, other in pairs]
+    # Tested in units of the margin: what counts as rounding error there holds for errors of any size.
+    units = [margin / MARGIN or 1.0 for margin in margins]
+    relative = [values / unit for values, unit in zip(differences, units, strict=True)]
+    tests = [
+        _in_units(statistics.paired_t(values, margin=MARGIN), unit)
+        for values, unit in zip(relative, units, strict=True)
+    ]
     spent = [_spent(*pair, seeds=common, is_fair=comparison.is_fair) for pair, common in zip(pairs, seeds, strict=True)]
     p = adjusted_p(np.array([float(t.p) for t in tests]), np.array([float(t.p_not_worse) for t in tests]), spent)
     claims: list[Claim] = []
     for index, (ours, other) in enumerate(pairs):
         is_shared = ours.budget == other.budget
-        verdict, reason = decide(tests[index], num_pairs=len(seeds[index]), p=float(p[index]), spent=spent[index])
+        verdict, reason = decide(
+            tests[index],
+            num_pairs=len(seeds[index]),
+            p=float(p[index]),
+            spent=spent[index],
+            scale=scale,
+            margin=margins[index],
+        )
         claims.append(
             Claim(
                 ours=ours.label,
@@ -150,9 +167,11 @@ def make_claims(comparison: Comparison) -> list[Claim]:
                 seeds=seeds[index],
                 unpaired=sorted(ours.runs.keys() ^ other.runs.keys()),
                 differences=differences[index],
+                margin=margins[index],
+                scale=scale,
                 test=tests[index],
-                bootstrap=statistics.bootstrap_interval(differences[index]),
-                wilcoxon_p=statistics.wilcoxon_p(differences[index]),
+                bootstrap=_bootstrap(relative[index], units[index]),
+                wilcoxon_p=statistics.wilcoxon_p(relative[index]),
                 p=float(p[index]),
                 spent=spent[index],
                 verdict=verdict,
@@ -160,6 +179,17 @@ def make_claims(comparison: Comparison) -> list[Claim]:
             )
         )
     return claims
+
+
+def _in_units(test: statistics.PairedT, unit: float) -> statistics.PairedT:
+    """A test of differences that were divided by a unit, as one of the differences."""
+    scaled = {name: getattr(test, name) * unit for name in ("mean", "low", "high", "lower_bound")}
+    return test._replace(**scaled)
+
+
+def _bootstrap(relative: NDArray[np.float64], unit: float) -> tuple[float, float]:
+    low, high = statistics.bootstrap_interval(relative)
+    return low * unit, high * unit
 
 
 def adjusted_p(p: NDArray[np.float64], p_not_worse: NDArray[np.float64], spent: Sequence[Spent]) -> NDArray[np.float64]:
@@ -171,24 +201,35 @@ def adjusted_p(p: NDArray[np.float64], p_not_worse: NDArray[np.float64], spent: 
     return statistics.holm(np.where([cost.is_by_margin for cost in spent], p_not_worse, p))
 
 
-def decide(test: statistics.PairedT, *, num_pairs: int, p: float, spent: Spent) -> tuple[str, str]:
+def decide(
+    test: statistics.PairedT,
+    *,
+    num_pairs: int,
+    p: float,
+    spent: Spent,
+    scale: Scale = Scale(),  # noqa: B008  (frozen)
+    margin: float = MARGIN,
+) -> tuple[str, str]:
     """The verdict and its reason, by the rules in the module's docstring.
 
     Args:
-        test: test of the differences in accuracy.
+        test: test of the differences.
         num_pairs: number of differences.
-        p: adjusted p: one-sided against `-MARGIN` if `spent.is_by_margin`, else two-sided against 0.
+        p: adjusted p: one-sided against `-margin` if `spent.is_by_margin`, else two-sided against 0.
         spent: relative cost.
+        scale: how differences are written.
+        margin: the loss that still counts as not worse.
     """
     if num_pairs == 0:
         return "not shown", "no seed has a finished run in both arms"
-    difference = f"{100 * float(test.mean):+.2f} points of test accuracy"
+    difference = scale.phrase(float(test.mean))
     summary = f"{difference} at {spent.text}"
     if num_pairs < MIN_PAIRS:
         return "not shown", f"{num_pairs} of at least {MIN_PAIRS} pairs: {summary}"
-    interval = f"95 % interval {100 * test.low:+.2f} to {100 * test.high:+.2f}"
+    interval = f"95 % interval {scale.signed(test.low)} to {scale.signed(test.high)}"
     if spent.is_by_margin:
-        bound = f"95 % bound {100 * test.lower_bound:+.2f} points, allowed {-100 * MARGIN:+.1f}"
+        allowed = f"{-100 * MARGIN:+.1f}" if scale.info.unit == "%" else scale.signed(-margin)
+        bound = f"95 % bound {scale.signed(test.lower_bound)}{scale.unit}, allowed {allowed}"
         if p < _SIGNIFICANCE:
             return "yes", f"not worse ({bound}) at {spent.text} ({interval}, p {p_text(p)})"
         return (
@@ -203,8 +244,8 @@ def decide(test: statistics.PairedT, *, num_pairs: int, p: float, spent: Spent) 
         return "not shown", f"{difference}, but {more}; compare with an arm of equal {spent.resource}"
     if test.high < 0 and p < _SIGNIFICANCE:
         return "no", summary
-    if test.high < 0 or (test.high < MARGIN and spent.more > -LESS):
-        return "no", f"a gain of {100 * MARGIN:.1f} points is ruled out: {summary}"
+    if test.high < 0 or (test.high < margin and spent.more > -LESS):
+        return "no", f"a gain of {scale.margin_text} is ruled out: {summary}"
     if spent.more > EQUAL:
         return "no", f"{more} and no gain was shown: {summary}"
     return "not shown", f"the difference may be chance: {summary}"

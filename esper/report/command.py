@@ -29,7 +29,7 @@ def main(
         paths: folders of runs, or folders that contain some at any depth.
         out: path of the comparison's page; None is `comparison.html` in the paths' common folder.
         baseline: label of the arm to compare the others with.
-        target: validation accuracy in (0, 1], for the time to reach it.
+        target: value of the leading metric in validation, for the time to reach it; accuracies in (0, 1].
         mlflow: MLflow experiment to compare instead of folders.
         uri: MLflow tracking URI.
 
@@ -40,8 +40,6 @@ def main(
         raise RunError("esper report: give either folders of runs or --mlflow EXPERIMENT")
     if uri is not None and mlflow is None:
         raise RunError(f"--uri {uri}: only used with --mlflow EXPERIMENT; add that or remove --uri")
-    if target is not None and not 0 < target <= 1:
-        raise RunError(f"--target {target:g}: must be an accuracy above 0 and at most 1, e.g. 0.9 for 90 %")
     if out is not None and out.suffix != ".html":
         raise RunError(f"--out {out}: must be an .html file; its content is also written as .json beside it")
     is_compared = any(option is not None for option in (out, baseline, target))

@@ -17,13 +17,16 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from esper.contracts.metrics import MetricInfo
 from esper.costs import flops
+from esper.errors import RunError
 from esper.report import comparison_plots as plots
 from esper.report.answers import STATIC_AT_EQUAL_COMPUTE, Answer, Crossing, answers, crossing, headline
 from esper.report.arms import Arm, Comparison, group
-from esper.report.claims import EQUAL, LESS, MARGIN, MIN_PAIRS, Claim, make_claims, p_text
+from esper.report.claims import EQUAL, LESS, MIN_PAIRS, Claim, make_claims, p_text
 from esper.report.run_page import template_environment
 from esper.report.runs import ComparedRun
+from esper.report.scale import MARGIN, Scale
 from esper.report.statistics import mean_interval
 from esper.tracking import formatting, write_atomically
 
@@ -45,7 +48,7 @@ class Report:
         answers: whether growing paid, at each budget of a fair comparison.
         crossing: where the static curves cross, if there are several budgets.
         headline: the outcome in one sentence.
-        target: validation accuracy that `reached` refers to; nan if no run has a validation.
+        target: value of the leading metric in validation that `reached` refers to; nan if no run has a validation.
         arms: metrics of each arm, by label.
     """
 
@@ -57,6 +60,11 @@ class Report:
     target: float
     arms: Mapping[str, Mapping[str, Any]]
 
+    @property
+    def scale(self) -> Scale:
+        """How values of the leading metric are written."""
+        return Scale(self.comparison.headline)
+
 
 def compare(runs: Sequence[ComparedRun], *, baseline: str | None = None, target: float | None = None) -> Report:
     """Group runs into arms, test the claims and average the metrics.
@@ -64,19 +72,24 @@ def compare(runs: Sequence[ComparedRun], *, baseline: str | None = None, target:
     Args:
         runs: all of them, finished or not.
         baseline: see `group`.
-        target: validation accuracy in [0, 1], for the time to reach it; None is the worst arm's final accuracy.
+        target: value of the leading metric in validation (accuracies in [0, 1]), for the time to reach it; None is
+            the worst arm's final one.
 
     Raises:
         RunError: the runs cannot be compared, see `group`.
     """
     comparison = group(runs, baseline=baseline)
+    info = comparison.headline
+    if target is not None and info.unit == "%" and not 0 < target <= 1:
+        raise RunError(f"--target {target:g}: must be an {info.label} above 0 and at most 1, e.g. 0.9 for 90 %")
     claims = make_claims(comparison)
     if target is None:
-        finals = [_mean([run.curve[-1].accuracy for run in _runs(arm) if run.curve]) for arm in comparison.arms]
-        target = min((final for final in finals if not math.isnan(final)), default=float("nan"))
-    arms = {arm.label: _arm_metrics(arm, target=target) for arm in comparison.arms}
+        finals = [_mean([run.curve[-1].figure for run in _runs(arm) if run.curve]) for arm in comparison.arms]
+        worst = min if info.higher_is_better else max
+        target = worst((final for final in finals if not math.isnan(final)), default=float("nan"))
+    arms = {arm.label: _arm_metrics(arm, info, target=target) for arm in comparison.arms}
     found = answers(comparison, claims)
-    sentence = headline(comparison, claims, found) if claims or len(arms) < 2 else _best(arms)
+    sentence = headline(comparison, claims, found) if claims or len(arms) < 2 else _best(arms, info)
     return Report(
         comparison=comparison,
         claims=claims,
@@ -91,8 +104,15 @@ def compare(runs: Sequence[ComparedRun], *, baseline: str | None = None, target:
 def write(report: Report, target: Path) -> None:
     """Write the page, and its content as `.json` beside it."""
     renderer = template_environment()
-    renderer.filters |= {"short_clock": _short_clock, "points": _points, "p": p_text, "more": _more, "ratio": _ratio}
-    arms = report.comparison.arms
+    renderer.filters |= {
+        "short_clock": _short_clock,
+        "points": report.scale.signed,
+        "value": report.scale.value,
+        "p": p_text,
+        "more": _more,
+        "ratio": _ratio,
+    }
+    arms, info = report.comparison.arms, report.comparison.headline
     signs = plots.marks(arms)
     page = renderer.get_template("comparison.html.j2").render(
         report=report,
@@ -106,10 +126,13 @@ def write(report: Report, target: Path) -> None:
         curves=_curves(report),
         forests=_forests(report),
         parts=_PARTS,
+        info=info,
+        better="higher" if info.higher_is_better else "lower",
+        worse="lower" if info.higher_is_better else "higher",
         rules={
             "equal": f"{100 * EQUAL:g} %",
             "less": f"{100 * LESS:g} %",
-            "margin": f"{100 * MARGIN:g}",
+            "margin": f"{100 * MARGIN:g}{' points' if info.unit == '%' else ' %'}",
             "pairs": MIN_PAIRS,
         },
     )
@@ -158,21 +181,23 @@ def _explanations(report: Report) -> Iterator[str]:
     yield from (answer.transfer_sentence for answer in report.answers if answer.transfer_sentence)
 
 
-def _best(arms: Mapping[str, Mapping[str, Any]]) -> str:
-    """The arm to choose if there is no baseline; by validation accuracy, as the test set must not be used for it."""
-    known = {label: arm["val_accuracy"] for label, arm in arms.items() if not math.isnan(arm["val_accuracy"][0])}
+def _best(arms: Mapping[str, Mapping[str, Any]], info: MetricInfo) -> str:
+    """The arm to choose if there is no baseline; by validation, as the test set must not be used for it."""
+    metric = f"val_{info.name}"
+    known = {label: arm[metric] for label, arm in arms.items() if not math.isnan(arm[metric][0])}
     if not known:
         return "No claims about these runs."
-    label = max(known, key=lambda label: known[label][0])
-    return f"Highest validation accuracy: {arms[label]['title']}, {_accuracy(known[label])}."
+    label = max(known, key=lambda label: info.sign * known[label][0])
+    word = "Highest" if info.higher_is_better else "Lowest"
+    return f"{word} validation {info.label}: {arms[label]['title']}, {Scale(info).interval(known[label])}."
 
 
 def _runs(arm: Arm) -> list[ComparedRun]:
     return list(arm.runs.values())
 
 
-def _arm_metrics(arm: Arm, *, target: float) -> dict[str, Any]:
-    """Means over the runs of an arm; accuracies and loss as (mean, half the 95 % interval)."""
+def _arm_metrics(arm: Arm, info: MetricInfo, *, target: float) -> dict[str, Any]:
+    """Means over the runs of an arm; the leading metric and the loss as (mean, half the 95 % interval)."""
     runs = _runs(arm)
     names = ("num_parameters", "num_macs", "total_macs", "seconds")
     peaks = [float(run.result["peak_parameters"]) for run in runs if run.result and "peak_parameters" in run.result]
@@ -183,22 +208,16 @@ def _arm_metrics(arm: Arm, *, target: float) -> dict[str, Any]:
         "budget": arm.budget,
         "n": len(runs),
         "seeds": sorted(arm.runs),
-        "val_accuracy": mean_interval(np.array([_val_accuracy(run) for run in runs])),
-        "test_accuracy": mean_interval(np.array([run.accuracy for run in runs])),
+        f"val_{info.name}": mean_interval(np.array([run.val_figure for run in runs])),
+        f"test_{info.name}": mean_interval(np.array([run.figure for run in runs])),
         "test_loss": mean_interval(np.array([run.metric("test_loss") for run in runs])),
         "flops": _mean([run.flops for run in runs]),
         "growth_share": _mean([run.metric("growth_macs") / run.metric("total_macs") for run in runs]),
         "peak_parameters": _mean(peaks) if peaks else None,
         **{name: _mean([run.metric(name) for run in runs]) for name in names},
         "charged_flops": {part: _charged(runs, part) for part in _PARTS},
-        "reached": _reached(runs, target=target),
+        "reached": _reached(runs, info, target=target),
     }
-
-
-def _val_accuracy(run: ComparedRun) -> float:
-    """Validation accuracy at the last step; nan for the first journals, which lack it."""
-    value = (run.result or {}).get("val_accuracy")
-    return float("nan") if value is None else float(value)
 
 
 def _charged(runs: Sequence[ComparedRun], part: str) -> float | None:
@@ -207,9 +226,11 @@ def _charged(runs: Sequence[ComparedRun], part: str) -> float | None:
     return flops(_mean(spent)) if len(spent) == len(runs) else None
 
 
-def _reached(runs: Sequence[ComparedRun], *, target: float) -> dict[str, Any]:
+def _reached(runs: Sequence[ComparedRun], info: MetricInfo, *, target: float) -> dict[str, Any]:
     """Number of runs that reached the target, and the median cost until then; infinite for runs that never did."""
-    first = [next((point for point in run.curve if point.accuracy >= target), None) for run in runs]
+    first = [
+        next((point for point in run.curve if info.sign * point.figure >= info.sign * target), None) for run in runs
+    ]
     spent = float(np.median([flops(point.macs) if point else math.inf for point in first]))
     seconds = float(np.median([point.seconds if point else math.inf for point in first]))
     return {
@@ -223,13 +244,16 @@ def _plots(report: Report) -> list[tuple[str, Markup]]:
     arms = report.comparison.arms
     if not arms:
         return []
+    info = report.comparison.headline
+    label = info.label[:1].upper() + info.label[1:]
     drawn = [
-        ("Accuracy against compute", plots.accuracy_against(arms, "total_macs", "FLOPs spent")),
-        ("Accuracy against size", plots.accuracy_against(arms, "num_parameters", "parameters")),
-        ("Accuracy against wall time", plots.accuracy_against(arms, "seconds", "seconds")),
+        (f"{label} against compute", plots.figure_against(arms, info, "total_macs", "FLOPs spent")),
+        (f"{label} against size", plots.figure_against(arms, info, "num_parameters", "parameters")),
+        (f"{label} against wall time", plots.figure_against(arms, info, "seconds", "seconds")),
     ]
     if not math.isnan(report.target):
-        drawn.append(("Validation accuracy during training", plots.accuracy_over_flops(arms, target=report.target)))
+        during = plots.figure_over_flops(arms, info, target=report.target)
+        drawn.append((f"Validation {info.label} during training", during))
     return [(title, Markup(drawing)) for title, drawing in drawn]
 
 
@@ -248,12 +272,15 @@ def _curves(report: Report) -> Markup | None:
     if len(report.comparison.budgets) < 2 or not report.answers:
         return None
     found = report.crossing.flops if report.crossing else []
-    return Markup(plots.budget_curves(report.comparison.arms, names=_CURVES, crossings=found))
+    return Markup(
+        plots.budget_curves(report.comparison.arms, report.comparison.headline, names=_CURVES, crossings=found)
+    )
 
 
 def _content(report: Report) -> dict[str, Any]:
     """The report as JSON data."""
     comparison = report.comparison
+    claim_fields = [field.name for field in dataclasses.fields(Claim) if field.name != "scale"]
     runs = [(arm.label, seed, run) for arm in comparison.arms for seed, run in sorted(arm.runs.items())]
     return {
         "headline": report.headline,
@@ -264,7 +291,7 @@ def _content(report: Report) -> dict[str, Any]:
         "arms": report.arms,
         "claims": [
             {
-                **{field.name: getattr(claim, field.name) for field in dataclasses.fields(claim)},
+                **{name: getattr(claim, name) for name in claim_fields},
                 "differences": claim.differences.tolist(),
                 "test": {name: float(value) for name, value in claim.test._asdict().items()},
                 "spent": claim.spent._asdict(),
@@ -292,21 +319,9 @@ def _mean(values: Sequence[float]) -> float:
     return float(np.mean(values)) if values else float("nan")
 
 
-def _accuracy(value: tuple[float, float]) -> str:
-    """Mean and half the interval: `93.21 ± 0.40 %`."""
-    mean, half = value
-    if math.isnan(mean):
-        return "–"
-    return f"{100 * mean:.2f} %" if math.isnan(half) else f"{100 * mean:.2f} ± {100 * half:.2f} %"
-
-
 def _short_clock(seconds: float | None) -> str:
     """Like `clock`, but `1.2 s` below ten seconds."""
     return f"{seconds:.1f} s" if seconds is not None and seconds < 10 else formatting.clock(seconds)
-
-
-def _points(difference: float) -> str:
-    return "–" if math.isnan(difference) else f"{100 * difference:+.2f}"
 
 
 def _more(cost: float) -> str:
@@ -327,14 +342,17 @@ class _Column(NamedTuple):
 
 
 def _columns(report: Report) -> tuple[_Column, ...]:
-    """Columns of the table of arms; with several budgets, which one."""
-    return (_Column("budget", "budget", str), *_COLUMNS) if len(report.comparison.budgets) > 1 else _COLUMNS
+    """Columns of the table of arms, on the page and in the terminal; the metrics are those of `_arm_metrics`."""
+    info, text = report.comparison.headline, report.scale.interval
+    budget = [_Column("budget", "budget", str)] if len(report.comparison.budgets) > 1 else []
+    figures = [
+        _Column(f"test {info.label}", f"test_{info.name}", text),
+        _Column(f"val {info.label}", f"val_{info.name}", text, in_terminal=False),
+    ]
+    return (*budget, _Column("n", "n", str), *figures, *_COLUMNS)
 
 
 _COLUMNS = (
-    _Column("n", "n", str),
-    _Column("test accuracy", "test_accuracy", _accuracy),
-    _Column("val accuracy", "val_accuracy", _accuracy, in_terminal=False),
     _Column("FLOPs", "flops", formatting.number),
     _Column("growth", "growth_share", formatting.percent, is_dropped_for_budget=True),
     _Column("params", "num_parameters", formatting.number),
@@ -342,4 +360,4 @@ _COLUMNS = (
     _Column("MACs", "num_macs", formatting.number),
     _Column("time", "seconds", _short_clock, is_dropped_for_budget=True),
 )
-"""Columns of the table of arms, on the page and in the terminal; the metrics are those of `_arm_metrics`."""
+"""The columns behind the figures."""

@@ -9,15 +9,17 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
 from numpy.typing import NDArray
 
+from esper.contracts.metrics import MetricInfo
 from esper.costs import flops
 from esper.report.arms import Arm
-from esper.report.claims import MARGIN, Claim
+from esper.report.claims import Claim
 from esper.report.runs import ComparedRun, CurvePoint
+from esper.report.scale import Scale
 from esper.report.statistics import mean_interval
 from esper.report.svg import INK, svg
 from esper.tracking.formatting import number
 
-__all__ = ["accuracy_against", "accuracy_over_flops", "budget_curves", "differences", "marks"]
+__all__ = ["budget_curves", "differences", "figure_against", "figure_over_flops", "marks"]
 
 _MARKS = (
     *(("#16a34a", "o", "●"), ("#8a94a6", "s", "■"), ("#3b82f6", "^", "▲"), ("#ea7317", "D", "◆")),
@@ -41,11 +43,12 @@ def marks(arms: Sequence[Arm]) -> list[tuple[str, str, str]]:
     return [_MARKS[names.index(arm.name or arm.label) % len(_MARKS)] for arm in arms]
 
 
-def budget_curves(arms: Sequence[Arm], *, names: Sequence[str], crossings: Sequence[float]) -> str:
-    """Test accuracy of some arms against compute, a curve over the budgets each, with 95 % t intervals.
+def budget_curves(arms: Sequence[Arm], info: MetricInfo, *, names: Sequence[str], crossings: Sequence[float]) -> str:
+    """The leading metric of some arms against compute, a curve over the budgets each, with 95 % t intervals.
 
     Args:
         arms: of a fair comparison with several budgets.
+        info: the leading metric.
         names: the arms to draw.
         crossings: FLOPs at which to draw a dotted line.
     """
@@ -60,12 +63,12 @@ def budget_curves(arms: Sequence[Arm], *, names: Sequence[str], crossings: Seque
             colour, marker, _ = of_curve[0][1]
             apart = 1 + 0.02 * (index - (len(present) - 1) / 2)  # or the intervals would cover each other
             spent = [apart * flops(arm.mean("total_macs")) / unit for arm, _ in of_curve]
-            intervals = [mean_interval(_accuracies(arm)) for arm, _ in of_curve]
+            intervals = [mean_interval(_figures(arm)) for arm, _ in of_curve]
             mean, half = np.array(intervals).T
             axes.errorbar(
                 spent, mean, np.nan_to_num(half), marker=marker, color=colour, markersize=6, linewidth=1.4, capsize=3
             )
-        _scale_y(axes, [arm for arm, _ in drawn])
+        _scale_y(axes, [arm for arm, _ in drawn], info)
         for value in crossings:
             axes.axvline(value / unit, color=INK, linewidth=0.8, linestyle=(0, (1.5, 2)))
         axes.set_xscale("log")
@@ -75,35 +78,38 @@ def budget_curves(arms: Sequence[Arm], *, names: Sequence[str], crossings: Seque
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
         axes.margins(x=0.08)
-        _percent(axes)
+        _format_y(axes, info)
         axes.set_xlabel(f"{name} spent")
-        axes.set_ylabel("test accuracy")
+        axes.set_ylabel(f"test {info.label}")
 
     return svg(draw, height=3.1)
 
 
-def accuracy_against(arms: Sequence[Arm], metric: str, label: str) -> str:
-    """Test accuracy against a metric of the result: every run, and each arm's mean with its 95 % t interval."""
+def figure_against(arms: Sequence[Arm], info: MetricInfo, metric: str, label: str) -> str:
+    """The leading metric in the test against another: every run, and each arm's mean with its 95 % t interval."""
 
     def draw(axes: Axes) -> None:
         for arm, (colour, marker, _) in zip(arms, marks(arms), strict=True):
             x = np.array([_value(run, metric) for run in arm.runs.values()])
-            accuracy = _accuracies(arm)
-            axes.plot(x, accuracy, marker, color=colour, alpha=0.35, markersize=4, markeredgewidth=0)
-            mean, half = mean_interval(accuracy)
+            figures = _figures(arm)
+            axes.plot(x, figures, marker, color=colour, alpha=0.35, markersize=4, markeredgewidth=0)
+            mean, half = mean_interval(figures)
             error = None if np.isnan(half) else half
             axes.errorbar(x.mean(), mean, error, fmt=marker, color=colour, markersize=7, linewidth=1.4, capsize=3)
         _scale_x(axes, [_value(run, metric) for arm in arms for run in arm.runs.values()])
-        _scale_y(axes, arms)
-        _percent(axes)
+        _scale_y(axes, arms, info)
+        _format_y(axes, info)
         axes.set_xlabel(label)
-        axes.set_ylabel("test accuracy")
+        axes.set_ylabel(f"test {info.label}")
 
     return svg(draw, height=3.1)
 
 
-def accuracy_over_flops(arms: Sequence[Arm], *, target: float) -> str:
-    """Validation accuracy against the FLOPs spent until then, averaged over each arm's runs; dotted line: `target`."""
+def figure_over_flops(arms: Sequence[Arm], info: MetricInfo, *, target: float) -> str:
+    """The leading metric in validation against the FLOPs spent until then, averaged over each arm's runs.
+
+    The dotted line is at `target`.
+    """
 
     def draw(axes: Axes) -> None:
         for arm, (colour, marker, _) in zip(arms, marks(arms), strict=True):
@@ -116,9 +122,9 @@ def accuracy_over_flops(arms: Sequence[Arm], *, target: float) -> str:
         axes.axhline(target, color=INK, linewidth=0.8, linestyle=(0, (1.5, 2)))
         axes.xaxis.set_major_locator(MaxNLocator(6))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
-        _percent(axes)
+        _format_y(axes, info)
         axes.set_xlabel("FLOPs spent")
-        axes.set_ylabel("validation accuracy")
+        axes.set_ylabel(f"validation {info.label}")
 
     return svg(draw, height=3.1)
 
@@ -126,54 +132,60 @@ def accuracy_over_flops(arms: Sequence[Arm], *, target: float) -> str:
 def differences(claims: Sequence[Claim]) -> str:
     """Paired differences of each claim: every pair, the mean, its t interval (thick) and bootstrap interval (thin)."""
     has_common_other = len({claim.other for claim in claims}) == 1  # label by `ours`
+    scale = claims[0].scale
+    factor, unit = scale.factor, scale.unit.strip()
 
     def draw(axes: Axes) -> None:
         for row, claim in enumerate(claims):
             colour = _VERDICT[claim.verdict]
-            axes.plot(100 * claim.differences, [row] * len(claim.seeds), "|", color=colour, alpha=0.6, markersize=7)
+            axes.plot(factor * claim.differences, [row] * len(claim.seeds), "|", color=colour, alpha=0.6, markersize=7)
             for low, high, below, width in (
                 (float(claim.test.low), float(claim.test.high), 0.0, 2.4),
                 (*claim.bootstrap, 0.16, 1.0),
             ):
-                axes.plot([100 * low, 100 * high], [row + below] * 2, color=colour, linewidth=width)
-            axes.plot(100 * claim.test.mean, row, "o", color=colour, markersize=6)
+                axes.plot([factor * low, factor * high], [row + below] * 2, color=colour, linewidth=width)
+            axes.plot(factor * claim.test.mean, row, "o", color=colour, markersize=6)
             ours, _, other = claim.words.partition(" against ")
             label = f"{ours if has_common_other else f'against {other}'}: {claim.verdict}"
             text = axes.text(0.0, row - 0.33, label, transform=axes.get_yaxis_transform(), fontsize=9, parse_math=False)
             text.set_in_layout(False)  # a long label must not shrink the axes
         axes.axvline(0, color=INK, linewidth=0.6, alpha=0.5)
-        axes.axvline(-100 * MARGIN, color=INK, linewidth=0.8, linestyle=(0, (1.5, 2)))
+        axes.axvline(-factor * min(claim.margin for claim in claims), color=INK, linewidth=0.8, linestyle=(0, (1.5, 2)))
         axes.set_ylim(len(claims) - 0.4, -0.85)
         axes.set_yticks([])
         axes.spines["left"].set_visible(False)
         axes.margins(x=0.08)
-        axes.set_xlabel("difference in test accuracy (points)")
+        what = "difference" if scale.info.higher_is_better else "improvement"
+        axes.set_xlabel(f"{what} in test {scale.info.label}{f' ({unit})' if unit else ''}")
         axes.grid(True, axis="x")
 
     return svg(draw, height=0.75 + 0.55 * len(claims))
 
 
 def _resampled(curve: Sequence[CurvePoint]) -> NDArray[np.float64]:
-    """FLOPs and accuracy (2, 200) at equal steps of compute from the first validation to the last."""
+    """FLOPs and figures (2, 200) at equal steps of compute from the first validation to the last."""
     spent = np.array([flops(point.macs) for point in curve])
     grid = np.linspace(spent[0], spent[-1], 200)
-    return np.stack([grid, np.interp(grid, spent, [point.accuracy for point in curve])])
+    return np.stack([grid, np.interp(grid, spent, [point.figure for point in curve])])
 
 
 def _value(run: ComparedRun, metric: str) -> float:
     return run.flops if metric == "total_macs" else run.metric(metric)
 
 
-def _accuracies(arm: Arm) -> NDArray[np.float64]:
-    return np.array([run.accuracy for run in arm.runs.values()])
+def _figures(arm: Arm) -> NDArray[np.float64]:
+    return np.array([run.figure for run in arm.runs.values()])
 
 
-def _scale_y(axes: Axes, arms: Sequence[Arm]) -> None:
+def _scale_y(axes: Axes, arms: Sequence[Arm], info: MetricInfo) -> None:
     """Show all runs; intervals of very few runs, which are wide, may leave the plot."""
-    accuracies = np.concatenate([_accuracies(arm) for arm in arms])
-    low, high = float(accuracies.min()), float(accuracies.max())
-    margin = max(0.5 * (high - low), 0.002)
-    axes.set_ylim(max(low - margin, -0.005), min(high + margin, 1.005))
+    figures = np.concatenate([_figures(arm) for arm in arms])
+    low, high = float(figures.min()), float(figures.max())
+    margin = max(0.5 * (high - low), Scale(info).margin(high))
+    if info.unit == "%":
+        axes.set_ylim(max(low - margin, -0.005), min(high + margin, 1.005))
+    elif margin > 0:
+        axes.set_ylim(low - margin, high + margin)
 
 
 def _scale_x(axes: Axes, values: Sequence[float]) -> None:
@@ -194,6 +206,7 @@ def _scale_x(axes: Axes, values: Sequence[float]) -> None:
         axes.set_xlim((1 - _SAME) * middle, (1 + _SAME) * middle)
 
 
-def _percent(axes: Axes) -> None:
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+def _format_y(axes: Axes, info: MetricInfo) -> None:
+    if info.unit == "%":
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.grid(True)

@@ -14,6 +14,8 @@ from esper.tracking import formatting, write_atomically
 
 __all__ = ["template_environment", "write"]
 
+_MAX_CLASSES = 20
+"""Most classes that are shown."""
 _MAX_NAMED = 3
 """Most sites or modules that a sentence names."""
 
@@ -51,6 +53,10 @@ def _content(record: RunRecord) -> dict[str, Any]:
         "started": history.started,
         "modules": history.modules,
         "headline": _headline(record),
+        "leading": history.headline,
+        "others": history.metrics[1:],
+        "classes": _classes(record),
+        "confusion": (record.result or {}).get("test_confusion") or [],
         "size": size,
         "plots": _plots(record),
         "health": Markup(run_plots.health_map(record))
@@ -83,8 +89,18 @@ def _headline(record: RunRecord) -> str:
         return f"{grown}. The run {status}{reason}."
     size = formatting.change(result["num_parameters_before"], result["num_parameters"])
     changed = f"{size} parameters" if result["num_kept"] else "the host's size"
-    sentence = f"{grown}: {formatting.percent(result['test_accuracy'])} test accuracy with {changed}."
+    leading = record.history.headline
+    figure = formatting.metric(result[f"test_{leading.name}"], leading)
+    sentence = f"{grown}: {figure} test {leading.label} with {changed}."
     return sentence.replace(" %", "\u00a0%")
+
+
+def _classes(record: RunRecord) -> list[tuple[str, float | None]]:
+    """The classes with their accuracies in the test: all up to 20, else the 20 worst."""
+    found = list(((record.result or {}).get("test_class_accuracy") or {}).items())
+    if len(found) <= _MAX_CLASSES:
+        return found
+    return sorted(found, key=lambda item: 2.0 if item[1] is None else item[1])[:_MAX_CLASSES]
 
 
 def _requests(record: RunRecord) -> list[dict[str, Any]]:
@@ -141,6 +157,10 @@ def _drawings(record: RunRecord, size: dict[str, int]) -> list[tuple[str, archit
 def _plots(record: RunRecord) -> list[tuple[str, Markup]]:
     if not record.of_kind("step") and not record.of_kind("epoch"):
         return []
-    drawn = [("Loss", run_plots.loss_curve(record)), ("Accuracy", run_plots.accuracy_curve(record))]
+    leading = record.history.headline.label
+    drawn = [
+        ("Loss", run_plots.loss_curve(record)),
+        (leading[:1].upper() + leading[1:], run_plots.metric_curve(record)),
+    ]
     drawn.append(("Learning rate", run_plots.learning_rate_curve(record)))
     return [(title, Markup(svg)) for title, svg in drawn]

@@ -12,18 +12,21 @@ from esper.report.run_record import RunRecord
 from esper.report.svg import INK, svg
 from esper.tracking.history import GrownModule
 
-__all__ = ["accuracy_curve", "forest", "health_map", "learning_rate_curve", "loss_curve"]
+__all__ = ["forest", "health_map", "learning_rate_curve", "loss_curve", "metric_curve"]
 
 _TRAIN, _VAL, _KEPT, _CULLED, _BORN = "#8a94a6", "#3b82f6", "#16a34a", "#ea7317", "#a78bfa"
 _MAX_LABELLED = 10
 """Number of modules above which labels would overlap."""
+
+_Series = tuple[list[int], list[float]]
+"""Steps and values."""
 
 
 def loss_curve(record: RunRecord) -> str:
     """Training and validation loss against steps, on a logarithmic axis."""
 
     def draw(axes: Axes) -> None:
-        _lines(axes, record, "loss")
+        _lines(axes, _finest(record, "loss", "train_loss"), record.series("validation", "val_loss"))
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -33,12 +36,17 @@ def loss_curve(record: RunRecord) -> str:
     return svg(draw, height=3.1)
 
 
-def accuracy_curve(record: RunRecord) -> str:
-    """Training and validation accuracy against steps."""
+def metric_curve(record: RunRecord) -> str:
+    """The leading metric in training and validation, against steps."""
+    info = record.history.headline
 
     def draw(axes: Axes) -> None:
-        _lines(axes, record, "accuracy")
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        training = _finest(record, "metrics", "train_metrics", info.name)
+        _lines(axes, training, record.series("validation", "val_metrics", info.name))
+        if info.unit == "%":
+            axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        elif info.unit:
+            axes.set_ylabel(info.unit)
         _growth_marks(axes, record.history.modules)
 
     return svg(draw, height=3.1)
@@ -109,15 +117,15 @@ def forest(modules: list[GrownModule]) -> str:
     return svg(draw, height=0.75 + (0.55 if is_labelled else 0.16) * len(judged))
 
 
-def _finest(record: RunRecord, of_steps: str, of_epochs: str) -> tuple[list[int], list[float]]:
+def _finest(record: RunRecord, of_steps: str, of_epochs: str, metric: str | None = None) -> _Series:
     """A series by step or by epoch, whichever has more points."""
-    by_step, by_epoch = record.series("step", of_steps), record.series("epoch", of_epochs)
+    by_step, by_epoch = record.series("step", of_steps, metric), record.series("epoch", of_epochs, metric)
     return by_step if len(by_step[0]) >= len(by_epoch[0]) else by_epoch
 
 
-def _lines(axes: Axes, record: RunRecord, name: str) -> None:
-    axes.plot(*_finest(record, name, f"train_{name}"), color=_TRAIN, linewidth=1.1, label="training")
-    axes.plot(*record.series("validation", f"val_{name}"), color=_VAL, linewidth=1.6, label="validation")
+def _lines(axes: Axes, training: _Series, validation: _Series) -> None:
+    axes.plot(*training, color=_TRAIN, linewidth=1.1, label="training")
+    axes.plot(*validation, color=_VAL, linewidth=1.6, label="validation")
     axes.set_xlabel("step")
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.grid(True)

@@ -51,11 +51,11 @@ class RunRecord:
         """The events of one kind."""
         return self.events.get(kind, [])
 
-    def series(self, kind: str, key: str) -> tuple[list[int], list[float]]:
-        """Steps and values of a field, over the events of one kind; null (not finite) becomes nan."""
+    def series(self, kind: str, key: str, metric: str | None = None) -> tuple[list[int], list[float]]:
+        """Steps and values of a field, or of a metric in it, over the events of one kind; null becomes nan."""
         events = self.of_kind(kind)
-        values = [float("nan") if event[key] is None else float(event[key]) for event in events]
-        return [event["step"] for event in events], values
+        values = [event[key] if metric is None else event[key].get(metric) for event in events]
+        return [event["step"] for event in events], [float("nan") if one is None else float(one) for one in values]
 
 
 def read_run(run_dir: Path) -> RunRecord:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,23 +13,24 @@ import yaml
 from sqlalchemy import make_url
 
 from esper.configs import TrackingConfig
+from esper.contracts.metrics import ACCURACY, MetricInfo, headline_of
 from esper.costs import flops, training_macs
 from esper.errors import RunError
 from esper.report.run_record import read_run
 from esper.tracking import run_folders, tracking_uri
 from esper.tracking.files import read_members
-from esper.tracking.metrics import parameters
+from esper.tracking.metrics import METRICS_TAG, parameters
 from esper.tracking.mlflow import connect
 
 __all__ = ["ComparedRun", "CurvePoint", "from_folders", "from_mlflow"]
 
 
 class CurvePoint(NamedTuple):
-    """Validation accuracy, and the MACs and seconds spent until then."""
+    """The leading metric on the validation split, and the MACs and seconds spent until then."""
 
     macs: float
     seconds: float
-    accuracy: float
+    figure: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +44,7 @@ class ComparedRun:
             `fresh=true`), or not in the sweep (in whose folder it is).
         reason: why it failed or was interrupted; when a killed run was last seen.
         machine: device and processor.
+        headline: the metric that leads.
         result: result of a finished run, see `contracts.events.RunEnded`.
         curve: validations, in order.
         num_steps: optimizer steps.
@@ -54,6 +57,7 @@ class ComparedRun:
     status: str
     reason: str
     machine: str
+    headline: MetricInfo = ACCURACY
     result: Mapping[str, Any] | None
     curve: Sequence[CurvePoint]
     num_steps: int = 0
@@ -66,9 +70,15 @@ class ComparedRun:
         return int(self.settings["rng_seed"])
 
     @property
-    def accuracy(self) -> float:
-        """Test accuracy at the last step."""
-        return self.metric("test_accuracy")
+    def figure(self) -> float:
+        """The leading metric on the test split at the last step."""
+        return self.metric(f"test_{self.headline.name}")
+
+    @property
+    def val_figure(self) -> float:
+        """The same on the validation split; nan for the first journals, which lack it."""
+        value = (self.result or {}).get(f"val_{self.headline.name}")
+        return float("nan") if value is None else float(value)
 
     @property
     def flops(self) -> float:
@@ -152,8 +162,11 @@ def _from_folder(folder: Path, *, overrides: Sequence[str] | None, is_other: boo
         status=status,
         reason=record.reason,
         machine=_machine(started["device"], started["environment"]) if started else "",
+        headline=record.history.headline,
         result=result,
-        curve=_curve(events, result, batch_size=config["dataset"]["batch_size"]) if started else [],
+        curve=_curve(events, result, headline=record.history.headline, batch_size=config["dataset"]["batch_size"])
+        if started
+        else [],
         num_steps=max((event["step"] for event in events), default=0),
         growth_steps=_growth_steps(events),
         overrides=None if overrides is None else dict(map(_setting, overrides)),
@@ -175,14 +188,16 @@ def _is_replaced(folder: Path) -> bool:
 def _from_mlflow(client: Any, run: Any) -> ComparedRun:
     metrics, tags = run.data.metrics, run.data.tags
     logged = {name.removeprefix("result/"): value for name, value in metrics.items() if name.startswith("result/")}
-    logged |= {name.replace("/", "_"): metrics[name] for name in ("test/accuracy", "test/loss") if name in metrics}
+    logged |= {name.replace("/", "_"): value for name, value in metrics.items() if name.startswith("test/")}
+    headline = headline_of({"metrics": json.loads(tags[METRICS_TAG])} if METRICS_TAG in tags else None)
     is_finished = run.info.status == "FINISHED"
     result = _result(logged) if is_finished and logged else None
     # The journal's events, as far as MLflow has them.
-    keys = [("validation", "val_accuracy", "val/accuracy"), ("surgery", "num_macs_after", "growth/num_macs")]
+    keys = [("validation", headline.name, f"val/{headline.name}"), ("surgery", "num_macs_after", "growth/num_macs")]
     started_s = run.info.start_time / 1000
     events: list[dict[str, Any]] = [
-        {"kind": kind, "step": point.step, "time_unix_s": point.timestamp / 1000, "committed": True, field: point.value}
+        {"kind": kind, "step": point.step, "time_unix_s": point.timestamp / 1000, "committed": True}
+        | ({"val_metrics": {field: point.value}} if kind == "validation" else {field: point.value})
         for kind, field, key in keys
         for point in client.get_metric_history(run.info.run_id, key)
     ]
@@ -195,8 +210,11 @@ def _from_mlflow(client: Any, run: Any) -> ComparedRun:
         status={"FINISHED": "finished", "FAILED": "failed", "KILLED": "interrupted"}.get(run.info.status, "running"),
         reason=tags.get("esper.reason", ""),
         machine=_machine(tags.get("esper.device", ""), environment),
+        headline=headline,
         result=result,
-        curve=_curve([first, *events], result, batch_size=int(run.data.params["dataset.batch_size"])),
+        curve=_curve(
+            [first, *events], result, headline=headline, batch_size=int(run.data.params["dataset.batch_size"])
+        ),
         num_steps=max((event["step"] for event in events), default=0),
         growth_steps=_growth_steps(events),
     )
@@ -227,9 +245,9 @@ def _growth_steps(events: Iterable[Mapping[str, Any]]) -> frozenset[int]:
 
 
 def _curve(
-    events: Iterable[Mapping[str, Any]], result: Mapping[str, Any] | None, *, batch_size: int
+    events: Iterable[Mapping[str, Any]], result: Mapping[str, Any] | None, *, headline: MetricInfo, batch_size: int
 ) -> list[CurvePoint]:
-    """Validation accuracy against the MACs and seconds spent until then.
+    """The leading metric on the validation split against the MACs and seconds spent until then.
 
     The journal has the network's size at every step and the cost of scoring, forks and judging. Costs without a time
     (incubation) are spread over the run, so that the last point matches the total in the result.
@@ -248,10 +266,10 @@ def _curve(
         step, last = max(step, event["step"]), event["time_unix_s"]
         if event["kind"] == "surgery" and event["committed"]:
             num_macs = event["num_macs_after"]
-        elif event["kind"] == "validation" and event["val_accuracy"] is not None:
-            points.append(CurvePoint(macs, seconds, float(event["val_accuracy"])))
+        elif event["kind"] == "validation" and (value := event["val_metrics"].get(headline.name)) is not None:
+            points.append(CurvePoint(macs, seconds, float(value)))
     if result is None or not points or not macs:
         return points
     macs_factor = result["total_macs"] / macs
     seconds_factor = min(1.0, result["seconds"] / seconds) if seconds else 1.0
-    return [CurvePoint(point.macs * macs_factor, point.seconds * seconds_factor, point.accuracy) for point in points]
+    return [CurvePoint(point.macs * macs_factor, point.seconds * seconds_factor, point.figure) for point in points]

@@ -193,8 +193,8 @@ def _monitor(members: Sequence[Member], queue: Queue) -> dict[str, MemberState]:
 
 
 def _details(state: MemberState) -> str:
-    accuracy = f"   validation accuracy {state.metric:.2%}" if state.metric is not None else ""
-    return f"{accuracy}   {state.reason}" if state.reason else accuracy
+    figure = f"   validation {state.headline.label} {state.figure}" if state.figure else ""
+    return f"{figure}   {state.reason}" if state.reason else figure
 
 
 def _interrupt(members: Sequence[Member], queue: Queue) -> NoReturn:

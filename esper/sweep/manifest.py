@@ -126,7 +126,7 @@ class Member:
 
     def config(self) -> TolariaConfig:
         """The configuration that was frozen at submission."""
-        return load_config(self.folder / "config.yaml")
+        return load_config(self.folder / "config.yaml", may_import=True)
 
     def job(self) -> Job | None:
         """The last job that it was submitted as.

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from esper.contracts.metrics import ACCURACY, MetricInfo, headline_of
 from esper.sweep.launchers import queue_type
 from esper.sweep.manifest import Job, Member
 from esper.sweep.queues.base import JobState
+from esper.tracking.formatting import metric
 from esper.tracking.liveness import read_status
 
 __all__ = ["MemberState", "log_file", "member_states"]
@@ -25,17 +27,24 @@ class MemberState:
             ended without recording an outcome), killed (lost while its run was training), or unknown (the queue did
             not respond).
         reason: why it waits, failed or was interrupted; when a killed run was last seen.
-        metric: validation accuracy of a finished run, in [0, 1].
+        metric: the leading metric of a finished run on the validation split.
+        headline: what that metric is.
     """
 
     state: str
     reason: str = ""
     metric: float | None = None
+    headline: MetricInfo = ACCURACY
 
     @property
     def is_over(self) -> bool:
         """Whether the member has no job any more."""
         return self.is_lost or self.state in ("finished", "failed", "interrupted")
+
+    @property
+    def figure(self) -> str:
+        """The metric as text; empty if it is unknown."""
+        return "" if self.metric is None else metric(self.metric, self.headline, decimals=2)
 
     @property
     def is_lost(self) -> bool:
@@ -60,9 +69,13 @@ def _member_state(member: Member, job: JobState) -> MemberState:
     if job.state != "ended":
         return MemberState(state=job.state, reason=job.reason)
     if (outcome := member.outcome()) and outcome["status"] != "lost":
-        return MemberState(state=outcome["status"], reason=outcome["reason"], metric=outcome["metric"])
+        headline = headline_of(member.result())
+        return MemberState(
+            state=outcome["status"], reason=outcome["reason"], metric=outcome["metric"], headline=headline
+        )
     if result := member.result():
-        return MemberState(state="finished", metric=result["val_accuracy"])
+        headline = headline_of(result)
+        return MemberState(state="finished", metric=result[f"val_{headline.name}"], headline=headline)
     status, seen = read_status(member.run_dir)
     if status == "interrupted" and not outcome and job.reason == "CANCELLED":  # requeued, and cancelled while it waited
         return MemberState(state="interrupted", reason=seen)

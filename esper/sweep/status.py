@@ -15,13 +15,14 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from esper.contracts.metrics import ACCURACY, MetricInfo, headline_of
 from esper.errors import RunError
 from esper.files import decode
 from esper.sweep.manifest import Member, labels, members_of
 from esper.sweep.member_state import MemberState, log_file, member_states
 from esper.terminal import table_console
 from esper.tracking.event_schema import EVENT
-from esper.tracking.formatting import duration
+from esper.tracking.formatting import duration, metric
 
 __all__ = ["Progress", "main"]
 
@@ -47,13 +48,15 @@ class Progress:
     Attributes:
         epoch: number of epochs done.
         total_epochs: number of epochs to train; 0 before the run begins.
-        accuracy: validation accuracy of the last epoch, in [0, 1].
+        metric: the leading metric of the last epoch on the validation split.
+        headline: what that metric is; None before the run begins.
     """
 
     journal: Path
     epoch: int = 0
     total_epochs: int = 0
-    accuracy: float | None = None
+    metric: float | None = None
+    headline: MetricInfo | None = None
     _offset: int = 0
     _times: list[float] = field(default_factory=list)
 
@@ -62,7 +65,7 @@ class Progress:
         try:
             with self.journal.open("rb") as file:
                 if file.seek(0, 2) < self._offset:  # rewound to a checkpoint, or started anew
-                    self.epoch, self.accuracy, self._offset, self._times = 0, None, 0, []
+                    self.epoch, self.metric, self._offset, self._times = 0, None, 0, []
                 file.seek(self._offset)
                 for line in file:
                     if not line.endswith(b"\n"):
@@ -83,10 +86,10 @@ class Progress:
 
     def _read_event(self, event: dict[str, Any]) -> None:
         if event["kind"] == "run_started":
-            self.total_epochs = event["total_epochs"]
+            self.total_epochs, self.headline = event["total_epochs"], headline_of(event)
             self._times = []  # the time between two jobs of a run is not part of its pace
             return
-        self.epoch, self.accuracy = event["epoch"], event["val_accuracy"]
+        self.epoch, self.metric = event["epoch"], event["val_metrics"].get((self.headline or ACCURACY).name)
         self._times = [*self._times[-_PACE_EPOCHS:], event["time_unix_s"]]
 
 
@@ -131,8 +134,10 @@ def _report(members: Sequence[Member], states: Mapping[str, MemberState], progre
     """Counts, a table, and the reasons of the states that have one."""
     short = labels(members)
     table = Table(box=None, pad_edge=False)
-    for heading in ("run", "state", "epoch", "accuracy", "time left", "job"):
-        numeric = heading in ("epoch", "accuracy", "time left")
+    known = dict.fromkeys(run.headline.label for run in progress.values() if run.headline)
+    figure = " or ".join(known) or ACCURACY.label
+    for heading in ("run", "state", "epoch", figure, "time left", "job"):
+        numeric = heading in ("epoch", figure, "time left")
         table.add_column(heading, justify="right" if numeric else "left", overflow="fold")
     reasons = []
     for member in members:
@@ -148,11 +153,11 @@ def _report(members: Sequence[Member], states: Mapping[str, MemberState], progre
 
 
 def _progress_cells(state: MemberState, progress: Progress) -> tuple[str, str, str]:
-    accuracy = state.metric if state.metric is not None else progress.accuracy
+    latest = "" if progress.metric is None else metric(progress.metric, progress.headline or ACCURACY, decimals=2)
     left_s = progress.eta_s() if state.state == "running" else None
     return (
         f"{progress.epoch}/{progress.total_epochs}" if progress.total_epochs else "",
-        f"{accuracy:.2%}" if accuracy is not None else "",
+        state.figure or latest,
         duration(left_s) if left_s is not None else "",
     )
 

@@ -56,7 +56,7 @@ class Terminal:
         self._update(entry)
         if entry["kind"] == "run_started":
             self._start_live()
-        for line in describe(entry):
+        for line in describe(entry, self._history.headline):
             if line.level >= self._level and not (line.is_progress and self._live):
                 self._print(line)
         if entry["kind"] == "step" and self._is_progress_due():

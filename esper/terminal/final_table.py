@@ -10,7 +10,8 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from esper.tracking.formatting import change, clock, loss, number, percent, signed
+from esper.contracts.metrics import headline_of
+from esper.tracking.formatting import change, clock, loss, metric, number, percent, signed
 from esper.tracking.history import GrownModule, History
 
 __all__ = ["file_list", "final_table", "growth_table", "run_end"]
@@ -45,11 +46,13 @@ def final_table(result: Mapping[str, Any]) -> Table:
     train_macs, growth_macs = result["train_macs"], result["growth_macs"]
     total_macs = train_macs + growth_macs
     shares = f"   training {percent(train_macs / total_macs)}, growth {percent(growth_macs / total_macs)}"
+    info = headline_of(result)
+    test, val = (metric(result[f"{split}_{info.name}"], info) for split in ("test", "val"))
     rows = {
-        "test accuracy": f"[bold]{percent(result['test_accuracy'])}[/]   loss {loss(result['test_loss'])}",
-        "val accuracy": f"{percent(result['val_accuracy'])}   loss {loss(result['val_loss'])}",
+        f"test {info.label}": f"[bold]{test}[/]   loss {loss(result['test_loss'])}",
+        f"val {info.label}": f"{val}   loss {loss(result['val_loss'])}",
         "parameters": _before_after(result, "num_parameters"),
-        "MACs per image": _before_after(result, "num_macs"),
+        "MACs per example": _before_after(result, "num_macs"),
         "MACs spent": f"{number(total_macs)}{shares if growth_macs else ''}",
         "time": clock(result["seconds"]),
     }

@@ -11,7 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from esper.contracts.events import MISSED
-from esper.tracking.formatting import change, loss, number, percent, signed
+from esper.contracts.metrics import MetricInfo
+from esper.tracking.formatting import change, loss, metric, number, signed
 
 __all__ = ["Line", "describe"]
 
@@ -41,13 +42,13 @@ class Line:
         return grid
 
 
-def describe(event: dict[str, Any]) -> Iterator[Line]:
-    """The lines for an event of the journal."""
+def describe(event: dict[str, Any], headline: MetricInfo) -> Iterator[Line]:
+    """The lines for an event of the journal, of a run that this metric leads."""
     match event["kind"]:
         case "run_started":
             yield from _started(event)
         case "epoch":
-            yield Line(logging.INFO, f"epoch {event['epoch']:>3}", _epoch(event), is_progress=True)
+            yield Line(logging.INFO, f"epoch {event['epoch']:>3}", _epoch(event, headline), is_progress=True)
         case "surgery" if event["committed"] and event["action"] == "germinate":
             yield _growth(event, "germinated", _germinated(event), style="green")
         case "surgery" if not event["committed"]:
@@ -90,7 +91,7 @@ def _started(event: dict[str, Any]) -> Iterator[Line]:
     config = event["config"]
     host = (
         f"{config['model']['name']} on {config['dataset']['name']}: {number(event['num_parameters'])} parameters, "
-        f"{number(event['num_macs'])} MACs per image"
+        f"{number(event['num_macs'])} MACs per example"
     )
     growth = config["morphogenetic"]
     may_grow = growth["enable_tamiyo"] and event["num_sites"]
@@ -105,10 +106,11 @@ def _started(event: dict[str, Any]) -> Iterator[Line]:
         yield Line(logging.INFO, "resumed", text, "bold cyan")
 
 
-def _epoch(event: dict[str, Any]) -> str:
+def _epoch(event: dict[str, Any], headline: MetricInfo) -> str:
+    train, val = (metric(event[name].get(headline.name), headline) for name in ("train_metrics", "val_metrics"))
     return (
-        f"train loss {loss(event['train_loss'])}, accuracy {percent(event['train_accuracy'])}   "
-        f"val loss {loss(event['val_loss'])}, accuracy {percent(event['val_accuracy'])}   "
+        f"train loss {loss(event['train_loss'])}, {headline.label} {train}   "
+        f"val loss {loss(event['val_loss'])}, {headline.label} {val}   "
         f"lr {event['learning_rate']:.2g}   {event['epoch_time']:.1f} s"
     )
 

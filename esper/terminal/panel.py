@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from esper.terminal.lines import Line
-from esper.tracking.formatting import clock, loss, memory, number, percent
+from esper.tracking.formatting import clock, loss, memory, metric, number
 from esper.tracking.history import GrownModule, History
 
 __all__ = ["Panel"]
@@ -37,10 +37,11 @@ class Panel:
             case "run_started":
                 self._began = (event["step"], now)
             case "step":
-                self._latest |= {"train_loss": event["loss"], "train_accuracy": event["accuracy"]}
-                self._latest |= {key: event[key] for key in ("learning_rate", "images_per_s", "memory_bytes", "epoch")}
+                self._latest |= {"train_loss": event["loss"], "train_metrics": event["metrics"]}
+                self._latest |= {key: event[key] for key in ("learning_rate", "memory_bytes", "epoch")}
+                self._latest |= {key: event.get(key) for key in ("images_per_s", "tokens_per_s")}
             case "validation":
-                self._latest |= {key: event[key] for key in ("val_loss", "val_accuracy")}
+                self._latest |= {key: event[key] for key in ("val_loss", "val_metrics")}
             case "epoch":
                 self._latest |= event
         self._seen = (event["step"], now)
@@ -50,8 +51,8 @@ class Panel:
         latest = self._latest
         text = (
             f"of {self._total('total_steps'):,}   "
-            f"train loss {loss(latest.get('train_loss'))}, accuracy {percent(latest.get('train_accuracy'))}   "
-            f"{number(latest.get('images_per_s'))} images/s   {clock(self._seconds_left())} left"
+            f"train loss {loss(latest.get('train_loss'))}, {self._headline('train')}   "
+            f"{self._speed()}   {clock(self._seconds_left())} left"
         )
         return Line(logging.INFO, f"step {self.history.step:,}", text, is_progress=True)
 
@@ -78,6 +79,12 @@ class Panel:
         row.add_row(ProgressBar(total=max(total, 1), completed=step, complete_style="cyan"), text)
         return row
 
+    def _speed(self) -> str:
+        tokens, examples = (self._latest.get(f"{what}_per_s") for what in ("tokens", "images"))
+        if tokens is not None:
+            return f"{number(tokens)} tokens/s"
+        return f"{number(examples)} {(self.history.started or {}).get('noun', 'images')}/s"
+
     def _metrics(self) -> Table:
         latest = self._latest
         learning_rate = latest.get("learning_rate")
@@ -87,16 +94,21 @@ class Panel:
         grid.add_row(
             Text("train", style="dim"),
             f"loss {loss(latest.get('train_loss'))}",
-            f"accuracy {percent(latest.get('train_accuracy')):>7}",
-            f"{number(latest.get('images_per_s'))} images/s",
+            self._headline("train", width=7),
+            self._speed(),
         )
         grid.add_row(
             Text("val", style="dim"),
             f"loss {loss(latest.get('val_loss'))}",
-            f"accuracy {percent(latest.get('val_accuracy')):>7}",
+            self._headline("val", width=7),
             "" if learning_rate is None else f"lr {learning_rate:.2g}",
         )
         return grid
+
+    def _headline(self, split: str, *, width: int = 0) -> str:
+        info = self.history.headline
+        value = self._latest.get(f"{split}_metrics", {}).get(info.name)
+        return f"{info.label} {metric(value, info):>{width}}"
 
     def _seeds(self) -> list[RenderableType]:
         modules = self.history.modules

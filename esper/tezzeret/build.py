@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +25,7 @@ def build_kernel(
 
     Args:
         blueprint_id: what to build.
-        in_shape, out_shape: (C, H, W) of its input and output.
+        in_shape, out_shape: of its input and output.
         init_seed: random seed of its weights.
         output_scale: initial value of its output scale.
 
@@ -39,7 +40,7 @@ def build_kernel(
     return kernel
 
 
-def check_kernel(kernel: Kernel, x: Tensor, out_shape: Shape) -> GateResult:
+def check_kernel(kernel: Kernel, x: Tensor, out_shape: Shape, *args: Any, **kwargs: Any) -> GateResult:
     """Check a copy of a kernel on a real batch; the kernel and the global generator do not change.
 
     Checks: output shape, dtype, finite values, and a gradient in every parameter within two steps (at output scale 0,
@@ -47,12 +48,13 @@ def check_kernel(kernel: Kernel, x: Tensor, out_shape: Shape) -> GateResult:
     be dead.
 
     Args:
-        x: its input (N, C, H, W).
-        out_shape: (C, H, W) required of its output.
+        x: its input (N, …).
+        out_shape: required of its output, without N.
+        args, kwargs: what else a copy of a block is called with.
     """
     trial = copy.deepcopy(kernel).train()
     with torch.enable_grad():
-        output = trial(x)
+        output = trial(x, *args, **kwargs)
         checks: dict[str, bool | None] = {
             "shape": tuple(output.shape[1:]) == tuple(out_shape),
             "dtype": output.dtype == x.dtype,

@@ -25,8 +25,10 @@ SITES: tuple[tuple[Shape, Shape], ...] = (
     ((128, 16, 16), (128, 16, 16)),
     ((256, 8, 8), (256, 8, 8)),
     ((512, 4, 4), (512, 4, 4)),
+    ((65, 192), (65, 192)),
+    ((256,), (256,)),
 )
-"""Input and output shapes of ResNet-18's stages on 32×32 images."""
+"""Input and output shapes: of ResNet-18's stages and of `model=vit` on 32×32 images, and of rows of 256 features."""
 _START_TIMEOUT_S = 120.0
 
 

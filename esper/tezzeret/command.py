@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import socket
 import sys
 from collections.abc import Sequence
@@ -79,13 +78,19 @@ def submit(names: Sequence[str], *, url: str | None, redis: RedisConfig) -> int:
 
 
 def _site(text: str) -> tuple[Shape, Shape]:
-    """Parse `64x32x32` or `64x32x32:128x16x16`."""
-    match = re.fullmatch(r"(\d+)x(\d+)x(\d+)(?::(\d+)x(\d+)x(\d+))?", text)
-    sizes = [int(size) for size in match.groups() if size is not None] if match else []
-    if not sizes or min(sizes) < 1 or max(sizes) > 2**16:
-        raise ConfigError(f"--site {text}: give CHANNELSxHEIGHTxWIDTH, or INPUT:OUTPUT, e.g. 64x32x32:128x16x16")
-    in_shape, out_shape = tuple(sizes[:3]), tuple(sizes[-3:])
-    return (in_shape[0], in_shape[1], in_shape[2]), (out_shape[0], out_shape[1], out_shape[2])
+    """Parse `64x32x32`, `65x192` or `192`; or input and output, `64x32x32:128x16x16`."""
+    shapes = [tuple(int(size) for size in shape.split("x") if size.isdecimal()) for shape in text.split(":")]
+    ranks = {shape.count("x") + 1 for shape in text.split(":")}
+    if (
+        len(shapes) > 2
+        or len(ranks) != 1
+        or any(len(shape) not in ranks & {1, 2, 3} or not all(1 <= size <= 2**16 for size in shape) for shape in shapes)
+    ):
+        raise ConfigError(
+            f"--site {text}: give CHANNELSxHEIGHTxWIDTH, TOKENSxFEATURES or FEATURES, or INPUT:OUTPUT, e.g. "
+            "64x32x32:128x16x16"
+        )
+    return shapes[0], shapes[-1]
 
 
 def _line(kernel: KernelRecord) -> str:

@@ -36,7 +36,7 @@ class Job:
 
     Attributes:
         definition: JSON of a declared blueprint.
-        in_shape, out_shape: (C, H, W) of its input and output.
+        in_shape, out_shape: of its input and output.
         batch_size: examples of a pass.
         compile: also measure it compiled.
     """
@@ -64,7 +64,7 @@ def measure(job: Job, *, device: torch.device, begin: Callable[[str], None]) -> 
         job.blueprint_id, in_shape=job.in_shape, out_shape=job.out_shape, init_seed=0, output_scale=1.0
     )
     kernel = kernel.to(device)
-    order = memory_format(kernel, channels_last=True, device=device)
+    order = memory_format(kernel, channels_last=len(job.in_shape) == 3, device=device)
     kernel = kernel.to(memory_format=order)
     x = torch.randn(job.batch_size, *job.in_shape, generator=torch.Generator().manual_seed(0)).to(device)
     x = x.to(memory_format=order).requires_grad_()

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from esper.contracts.events import Notice
-from esper.tolaria.run import Run, capture_obstacle
+from esper.tolaria.cuda_graph import capture_obstacle
+from esper.tolaria.run import Run
 
 __all__ = ["announce"]
 
 
-def announce(run: Run, notices: Sequence[tuple[str, str]], *, is_resumed: bool) -> None:
+def announce(run: Run, notices: Sequence[tuple[str, str]], *, resumed_from: str | None) -> None:
     """Journal it.
 
     Args:
         run: the run, opened and perhaps resumed.
         notices: more to tell: level and message.
-        is_resumed: whether it goes on from a checkpoint.
+        resumed_from: the checkpoint that it goes on from, if any.
     """
 
     def inform(message: str) -> None:
@@ -28,12 +30,19 @@ def announce(run: Run, notices: Sequence[tuple[str, str]], *, is_resumed: bool) 
         inform(message)
     for level, message in notices:
         run.emit(Notice, level=level, message=message)
-    if run.config.morphogenetic.policy == "replay" and run.model.recipe and not is_resumed:
+    asked = run.config.checkpoint.resume_from
+    if run.is_over and asked and resumed_from == str(Path(asked).expanduser()):
+        limit = "max_epochs" if run.config.optimization.max_macs is None else "max_macs"
+        run.warn(
+            f"checkpoint.resume_from={asked}: no step is left to train, as optimization.{limit}="
+            f"{getattr(run.config.optimization, limit):g} is done; to train further, raise it"
+        )
+    if run.config.morphogenetic.policy == "replay" and run.model.recipe and resumed_from is None:
         inform(f"modules built from the recipe: {len(run.model.recipe)}")
     if run.parts.device.type == "cuda" and (obstacle := capture_obstacle(run.config)):
         inform(f"the step is not captured as a CUDA graph: {obstacle}")
     if run.ranks.size > 1:
-        inform(f"{run.ranks.size} ranks share each batch of {run.config.dataset.batch_size} images")
+        inform(f"{run.ranks.size} ranks share each batch of {run.config.dataset.batch_size} examples")
     if late := run.growth.times_too_late:
         run.warn(f"schedule_at={late}: the next consultation is after growth_until, so nothing will grow")
     if soon := run.growth.times_too_soon:

@@ -6,7 +6,10 @@ from collections.abc import Callable
 
 import torch
 
-__all__ = ["CapturedFunction"]
+from esper.configs import TolariaConfig
+from esper.configs.optimization import OPTIMIZERS
+
+__all__ = ["CapturedFunction", "capture_obstacle"]
 
 _WARMUP_CALLS = 3
 """Eager calls before a capture, in which libraries choose their algorithms and allocate their workspaces."""
@@ -47,3 +50,18 @@ class CapturedFunction:
             with torch.cuda.graph(self._graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
                 function()
         self._graph.replay()
+
+
+def capture_obstacle(config: TolariaConfig) -> str | None:
+    """Why the training step cannot be captured as a CUDA graph with these settings; None: it can."""
+    if config.debug_mode:
+        return "debug_mode=true reads the device at every step"
+    if config.model.gradient_checkpointing:
+        return "model.gradient_checkpointing=true reads random states from the device"
+    name = config.optimization.optimizer
+    optimizer, is_mixed = OPTIMIZERS[name], config.mixed_precision is not False
+    if not optimizer.is_capturable:
+        return f"optimization.optimizer={name} computes on the CPU at every step"
+    if is_mixed and config.autocast_dtype == "float16" and not optimizer.is_fused:
+        return f"autocast_dtype=float16 with optimization.optimizer={name} reads the device at every step"
+    return None

@@ -96,5 +96,5 @@ def described(changes: Sequence[str]) -> str:
 
 
 def _place(config: TolariaConfig) -> str:
-    has_files = DATASETS[config.dataset.name].has_files
+    has_files = DATASETS[config.dataset.name].has_files or config.dataset.name == "text"
     return f"dataset.data_dir={config.dataset.data_dir}" if has_files else f"dataset={config.dataset.name}"

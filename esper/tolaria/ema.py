@@ -14,11 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from esper.kasmina.modes import is_frozen_norm
+
 __all__ = ["WeightEMA", "bias_corrected"]
 
 
 class WeightEMA:
-    """EMA of a network's parameters and batch-norm statistics.
+    """EMA of a network's parameters and batch-norm statistics, without frozen ones.
 
     Args:
         model: the network.
@@ -93,9 +95,9 @@ def bias_corrected(
 
 
 def _averaged_tensors(model: nn.Module) -> dict[str, Tensor]:
-    tensors = {name: p.detach() for name, p in model.named_parameters()}
+    tensors = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
     for name, module in model.named_modules():
-        if isinstance(module, _BatchNorm) and module.track_running_stats:
+        if isinstance(module, _BatchNorm) and module.track_running_stats and not is_frozen_norm(module):
             for kind in ("running_mean", "running_var"):
                 tensors[f"{name}.{kind}"] = getattr(module, kind)
     return tensors

@@ -4,41 +4,81 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from esper.build import Parts
+from esper.data import Split
 from esper.kasmina.modes import evaluating
+from esper.tasks import Detail, Metric, Task, as_figures, num_values, sum_values
+from esper.tolaria.ranks import Ranks
 
-__all__ = ["evaluate", "example_losses", "lowest"]
+__all__ = ["evaluate", "evaluate_on_ranks", "lowest", "measure"]
 
 T = TypeVar("T")
 
 
-def example_losses(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of every example, and whether it was classified correctly, in eval mode.
+def measure(
+    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], task: Task, *, with_detail: bool = False
+) -> tuple[list[Tensor], Tensor]:
+    """Losses, and the sums from which the task's metrics follow (and its detail), in eval mode.
 
     Parameters, buffers and the model's mode stay as they are. The forward pass is in float32 (as for verdicts and
     results), unless the caller is in autocast.
 
     Returns:
-        Losses (N,) float32 and correct (N,) bool, on the model's device.
+        For each batch, the losses of its examples (N,) or tokens (N, T), float32; of a text, the last T may be smaller.
+        What `sum_values` adds up, float64 (K,).
     """
-    losses, correct = [], []
+    metrics: list[Metric | Detail] = [*task.metrics]
+    if with_detail and task.detail is not None:
+        metrics.append(task.detail)
+    losses, sums = [], []
     with evaluating(model), torch.no_grad():
-        for images, labels in batches:
-            logits = model(images)
-            losses.append(F.cross_entropy(logits, labels, reduction="none"))
-            correct.append(logits.argmax(dim=1) == labels)
-    return torch.cat(losses), torch.cat(correct)
+        for inputs, targets in batches:
+            output = model(inputs)
+            losses.append(task.losses(output, targets))
+            sums.append(sum_values(metrics, output, targets))
+    return losses, torch.stack(sums).sum(0)
 
 
-def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[float, float]:
-    """Mean cross-entropy in nats and accuracy in [0, 1]; see `example_losses`."""
-    losses, correct = example_losses(model, batches)
-    return float(losses.double().mean()), float(correct.double().mean())
+def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], task: Task) -> tuple[float, dict[str, float]]:
+    """Mean loss, and the task's metrics by name; see `measure`."""
+    measured, sums = measure(model, batches, task)
+    losses = torch.cat([batch.flatten() for batch in measured])
+    loss = float(losses.double().mean())
+    return loss, as_figures(task.metrics, loss, (sums / losses.numel()).tolist())
+
+
+def evaluate_on_ranks(
+    model: nn.Module, split: Split, parts: Parts, ranks: Ranks, *, with_detail: bool = False
+) -> tuple[float, dict[str, float], dict[str, Any]]:
+    """Mean loss of a split, the task's metrics, and its detail if asked for.
+
+    Each rank evaluates a shard, with rank 0's batch-norm statistics.
+    """
+    task = parts.task
+    detail, num_metrics = task.detail if with_detail else None, num_values(task.metrics)
+    if ranks.size == 1:
+        measured, sums = measure(model, parts.evaluation_batches(split), task, with_detail=with_detail)
+        losses = torch.cat([batch.flatten() for batch in measured])
+        loss, count, totals = float(losses.double().mean()), float(losses.numel()), sums.tolist()
+    else:
+        ranks.broadcast(model.buffers())
+        shard = split[torch.arange(len(split))[ranks.shard(len(split))]]
+        size = num_metrics + (detail.num_values if detail else 0)
+        added = torch.zeros(size + 2, dtype=torch.float64, device=parts.device)
+        if len(shard):
+            measured, sums = measure(model, parts.evaluation_batches(shard), task, with_detail=with_detail)
+            losses = torch.cat([batch.flatten() for batch in measured])
+            added += torch.cat([losses.double().sum()[None], sums, added.new_tensor([losses.numel()])])
+        ranks.all_reduce_sum([added])
+        total_loss, *totals, count = added.tolist()
+        loss = total_loss / count
+    figures = as_figures(task.metrics, loss, [total / count for total in totals[:num_metrics]])
+    return loss, figures, detail.describe(totals[num_metrics:]) if detail else {}
 
 
 def lowest(losses: Mapping[T, float]) -> T:

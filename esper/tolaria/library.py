@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from esper import urza
+from esper import plugins, urza
 from esper.configs import DatabaseConfig, TolariaConfig
 from esper.configs.explain import nearest
 from esper.errors import ConfigError, EsperError, RunError, StoreError
@@ -43,7 +43,10 @@ def with_library(config: TolariaConfig, *, run_dir: Path, outputs_dir: Path) -> 
     if not growth.enable_tamiyo or growth.policy == "replay":  # a recipe holds its definitions
         return dataclasses.replace(config, morphogenetic=dataclasses.replace(growth, library=[])), []
     own = growth.blueprint if growth.blueprint not in (None, *urza.CATALOGUE) else None
-    names = list(dict.fromkeys([*growth.library, *([own] if own else [])]))
+    named = dict.fromkeys([*growth.library, *([own] if own else [])])
+    of_plugins = [name for name in named if plugins.find("blueprint", name) is not None]
+    names = [name for name in named if name not in of_plugins]
+    own = own if own not in of_plugins else None
     recorded = {alias: blueprint for blueprint in declare_recorded(run_dir) for alias in _aliases(blueprint)}
     blueprints = {name: recorded[name] for name in names if name in recorded}
     if missing := [name for name in names if name not in blueprints]:
@@ -51,9 +54,9 @@ def with_library(config: TolariaConfig, *, run_dir: Path, outputs_dir: Path) -> 
         blueprints |= _look_up(missing, config.database, key=key, outputs_dir=outputs_dir)
     definitions = {blueprint.blueprint_id: blueprint.definition or "" for blueprint in blueprints.values()}
     only = blueprints[own].blueprint_id if own else growth.blueprint
-    growth = dataclasses.replace(growth, library=sorted(definitions), blueprint=only)
+    growth = dataclasses.replace(growth, library=[*sorted(definitions), *of_plugins], blueprint=only)
     return dataclasses.replace(config, morphogenetic=growth), [
-        definitions[blueprint_id] for blueprint_id in growth.library
+        definitions[blueprint_id] for blueprint_id in sorted(definitions)
     ]
 
 
@@ -102,7 +105,8 @@ def declare_recorded(run_dir: Path) -> list[Blueprint]:
 
 def write_declared(run_dir: Path, blueprint_ids: Sequence[str]) -> None:
     """Write the definitions of a run's library blueprints, if it has any, into its folder."""
-    definitions = [json.loads(urza.get(name).definition or "") for name in blueprint_ids]
+    found = [urza.get(name).definition for name in blueprint_ids]
+    definitions = [json.loads(definition) for definition in found if definition is not None]  # a plugin's have none
     if definitions:
         write_atomically(run_dir / _FILE, json.dumps(definitions, indent=1) + "\n")
 

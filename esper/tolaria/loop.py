@@ -30,6 +30,7 @@ from esper.tolaria.growth.refusals import on_trial
 from esper.tolaria.library import record_outcomes, write_declared
 from esper.tolaria.metrics import StepLog, require_finite
 from esper.tolaria.optim import set_learning_rates
+from esper.tolaria.plugin_record import write_plugins
 from esper.tolaria.ranks import init_ranks
 from esper.tolaria.recovery import WayBack, do_step, find_way_back
 from esper.tolaria.result import result_of
@@ -86,7 +87,7 @@ class TrainingLoop:
         self._run_dir = run_dir
         self._listeners = listeners
         self._train_means: Window | None = None  # of the epoch that just ended
-        self._validation: tuple[float, float] | None = None  # loss and accuracy of the current weights
+        self._validation: tuple[float, dict[str, float]] | None = None  # loss and metrics of the current weights
         self._awaits_trunk = False  # it is saved at the step at which the learning rate begins to decay
         self._file_check: Generator[None, None, None] | None = None  # in the first epoch of a run that streams
         self._untested: dict[str, Any] | None = None  # the result of a training whose test failed
@@ -122,6 +123,8 @@ class TrainingLoop:
                 stopping.check()
             beside = run.checkpoint_dir if run.ranks.is_rank0 else None
             run.folder.write_config(config, run.parts.splits.fingerprint, checkpoint_dir=beside)
+            if resumed_from is None:
+                write_plugins(run.run_dir, config.plugins)
             write_atomically(run.run_dir / "git.diff", git_diff(), is_private=True)
             write_declared(run.run_dir, run.config.morphogenetic.library)
             run.folder.set_status("running")
@@ -136,11 +139,13 @@ class TrainingLoop:
                 num_macs=run.host_cost.num_macs,
                 num_sites=len(run.model.slots),
                 device=str(run.parts.device),
+                metrics=tuple(metric.info for metric in run.parts.task.metrics),
+                noun=run.parts.splits.noun,
                 config=recorded(config),
                 environment=environment(written_to=run.written_to),
                 resumed_from=resumed_from,
             )
-            announce(run, notices, is_resumed=resumed_from is not None)
+            announce(run, notices, resumed_from=resumed_from)
             run.start_trackers()
         except BaseException:
             run.close()
@@ -227,14 +232,13 @@ class TrainingLoop:
             state.step = 0
         return means
 
-    def validate(self) -> tuple[float, float]:
-        """Loss and accuracy of the controller split, in the number format of training."""
+    def validate(self) -> tuple[float, dict[str, float]]:
+        """Loss and metrics of the controller split, in the number format of training."""
         run, step = self.run, self.state.global_step
         with run.step.ema_weights(step=step), run.step.autocast():
-            loss, accuracy = run.evaluate_split(run.parts.splits.controller)
-        run.emit(Validated, epoch=self.state.epoch, val_loss=loss, val_accuracy=accuracy)
-        self._validation = (loss, accuracy)
-        return loss, accuracy
+            self._validation = loss, metrics = run.evaluate_split(run.parts.splits.controller)
+        run.emit(Validated, epoch=self.state.epoch, val_loss=loss, val_metrics=metrics)
+        return loss, metrics
 
     def end_epoch(self) -> EpochEnded:
         """Validate unless that was done, judge what has grown, consult Tamiyo, grow, and start to save."""
@@ -242,21 +246,20 @@ class TrainingLoop:
         started = time.monotonic()
         self._finish_saving()  # of the last epoch
         train = self._train_means or require_finite(run)
-        val_loss, val_accuracy = self._validation or self.validate()
+        val_loss, val_metrics = self._validation or self.validate()
         if self._file_check is not None:
             end_file_check(run, self._file_check)
             self._file_check = None
-        learning_rate = run.schedule(-1)
-        if self._update_best(val_loss, val_accuracy) and saving.save_best:
+        if self._update_best(val_loss, val_metrics) and saving.save_best:
             self._start_saving("best")  # before growth: the network that was validated
         metrics = EpochEnded(
             step=state.global_step,
             epoch=state.epoch,
             train_loss=train.loss,
-            train_accuracy=train.accuracy,
+            train_metrics=dict(train.metrics),
             val_loss=val_loss,
-            val_accuracy=val_accuracy,
-            learning_rate=learning_rate,
+            val_metrics=val_metrics,
+            learning_rate=run.schedule(-1),
             adaptations_applied=state.adaptations_this_epoch,
             epoch_time=state.epoch_seconds + time.monotonic() - started,
         )
@@ -278,20 +281,20 @@ class TrainingLoop:
 
     def _finish(self) -> None:
         """Test, and write the result."""
-        run, splits, step = self.run, self.run.parts.splits, self.state.global_step
+        run, step = self.run, self.state.global_step
         if run.step.ema is not None and run.step.ema.is_empty(step=step):
             run.warn("a module was removed after the last step: the result is of the weights, not of their average")
         with run.step.ema_weights(step=step):
-            validation = run.evaluate_split(splits.controller)
+            validation = run.evaluate_split(run.parts.splits.controller)
         try:
             with run.step.ema_weights(step=step):
-                test = run.evaluate_split(splits.test)  # the only use of the test split in a run
+                test_loss, test_metrics, detail = run.test()
         except (DataError, RankError) as error:
-            self._untested = result_of(run, validation=validation, test=(None, None))
+            self._untested = result_of(run, validation=validation, test=(None, dict.fromkeys(validation[1])))
             self._start_saving()
             self._finish_saving()
             raise type(error)(f"{error}; the training is complete and saved: then only the test is repeated") from None
-        self.result = result_of(run, validation=validation, test=test)
+        self.result = result_of(run, validation=validation, test=(test_loss, test_metrics)) | detail
         self._finish_saving()
         run.folder.require_held()
         write_recipe(run.run_dir / "recipe.json", run.model.recipe, host=self.config.model.name)
@@ -369,14 +372,14 @@ class TrainingLoop:
             return False
         return state.step < self.run.steps_per_epoch and not self.run.is_over  # the end of an epoch validates anyway
 
-    def _update_best(self, val_loss: float, val_accuracy: float) -> bool:
+    def _update_best(self, val_loss: float, val_metrics: dict[str, float]) -> bool:
         """Update the state's best values and its patience; returns whether the loss is the lowest so far."""
         state = self.state
         improved = val_loss < state.best_loss - self.config.optimization.min_delta
         state.epochs_since_best = 0 if improved else state.epochs_since_best + 1
         if val_loss >= state.best_loss:
             return False
-        state.best_loss, state.best_accuracy = val_loss, val_accuracy
+        state.best_loss, state.best_metrics = val_loss, val_metrics
         return True
 
     @contextlib.contextmanager

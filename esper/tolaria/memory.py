@@ -52,6 +52,8 @@ def within_memory(part: Callable[[], T], ranks: Ranks) -> T:
 def explained(error: BaseException, config: TolariaConfig) -> MemoryLimitError:
     """The error for the user: what failed, and the settings that need less memory."""
     remedies = [f"dataset.batch_size={config.dataset.batch_size // 2}"] if config.dataset.batch_size > 1 else []
+    if config.dataset.batch_size >= 4 * config.optimization.accumulate:
+        remedies.append(f"optimization.accumulate={2 * config.optimization.accumulate}")
     if not config.model.gradient_checkpointing:
         remedies.append("model.gradient_checkpointing=true")
     if config.device != "cpu" and torch.cuda.is_available() and config.mixed_precision is False:

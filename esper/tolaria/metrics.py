@@ -104,16 +104,19 @@ class StepLog:
         run = self._run
         window = require_finite(run, line.reading)
         seconds = line.reading.mark.seconds_since(line.since)
-        on_cuda = run.parts.device.type == "cuda"
+        on_cuda, spec = run.parts.device.type == "cuda", run.parts.spec
+        examples_per_s = window.num_steps * run.config.dataset.batch_size / seconds
+        tokens = spec.inputs[0] if spec.dtype is torch.int64 else None
         run.journal.write(
             StepLogged(
                 step=line.step,
                 epoch=run.state.epoch,
                 loss=window.loss,
-                accuracy=window.accuracy,
+                metrics=dict(window.metrics),
                 learning_rate=line.learning_rate,
                 grad_norm=window.grad_norm,
-                images_per_s=window.num_steps * run.config.dataset.batch_size / seconds,
+                images_per_s=examples_per_s,
+                tokens_per_s=None if tokens is None else examples_per_s * tokens,
                 memory_bytes=torch.cuda.max_memory_allocated() if on_cuda else psutil.Process().memory_info().rss,
             )
         )

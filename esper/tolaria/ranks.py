@@ -194,7 +194,7 @@ class Ranks:
     # --- tensors --------------------------------------------------------------------------------------------------
 
     def all_reduce_sum(self, tensors: Sequence[Tensor]) -> None:
-        """Replace each tensor by its sum over all ranks; may be captured in a CUDA graph."""
+        """Replace each tensor, all of one type, by its sum over all ranks; may be captured in a CUDA graph."""
         flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
         with self._communicating():
             dist.all_reduce(flat)

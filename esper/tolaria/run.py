@@ -22,21 +22,24 @@ from esper.configs.identity import checkpoints_folder, digest, outputs_folder, r
 from esper.configs.recorded import recorded
 from esper.contracts.events import Event, Notice
 from esper.costs import Cost, count
-from esper.data import FileSet, ImageSet
+from esper.data import FileSet, Split
 from esper.errors import ConfigError, WriteError
 from esper.kasmina import MorphableModel, find_blocks
 from esper.models import disable_inductor_layout_optimization
 from esper.redact import redact
 from esper.tezzeret.measure import set_compile_cache
+from esper.tolaria.checkpoints.files import has_checkpoints
 from esper.tolaria.checkpoints.writer import CheckpointWriter
+from esper.tolaria.cuda_graph import capture_obstacle
 from esper.tolaria.data_record import require_same_data
 from esper.tolaria.ema import WeightEMA
-from esper.tolaria.evaluate import evaluate, example_losses
+from esper.tolaria.evaluate import evaluate_on_ranks
 from esper.tolaria.growth.consult import Growth
 from esper.tolaria.growth.data import GrowthData
 from esper.tolaria.growth.lifecycle import Lifecycle
 from esper.tolaria.library import with_library
 from esper.tolaria.optim import build_optimizer
+from esper.tolaria.plugin_record import changed_plugins
 from esper.tolaria.ranks import Ranks
 from esper.tolaria.regional_compile import Regions
 from esper.tolaria.run_folder import RunFolder, require_same_run
@@ -47,7 +50,7 @@ from esper.tracking import Journal, TrackerThread, trackers, unused_variables
 from esper.tracking.addresses import remember_address
 from esper.tracking.files import SWEEP_FILE
 
-__all__ = ["Run", "capture_obstacle", "open_run"]
+__all__ = ["Run", "open_run"]
 
 _NORM_BATCHES = 20
 """Training batches for re-estimating batch-norm statistics."""
@@ -140,23 +143,13 @@ class Run:
                 derive_seed(ranks.rank + ranks.size * self.state.global_step, torch_seed(config.rng_seed))
             )
 
-    def evaluate_split(self, split: ImageSet | FileSet) -> tuple[float, float]:
-        """Mean loss in nats and accuracy in [0, 1] of a split.
+    def evaluate_split(self, split: Split) -> tuple[float, dict[str, float]]:
+        """Mean loss of a split, and the task's metrics; see `evaluate_on_ranks`."""
+        return evaluate_on_ranks(self.model, split, self.parts, self.ranks)[:2]
 
-        Each rank evaluates a shard, with rank 0's batch-norm statistics.
-        """
-        ranks = self.ranks
-        if ranks.size == 1:
-            return evaluate(self.model, self.parts.evaluation_batches(split))
-        ranks.broadcast(self.model.buffers())
-        shard = split[torch.arange(len(split))[ranks.shard(len(split))]]
-        sums = torch.zeros(2, dtype=torch.float64, device=self.parts.device)
-        if len(shard):
-            losses, correct = example_losses(self.model, self.parts.evaluation_batches(shard))
-            sums += torch.stack([losses.double().sum(), correct.double().sum()])
-        ranks.all_reduce_sum([sums])
-        loss, accuracy = (sums / len(split)).tolist()
-        return loss, accuracy
+    def test(self) -> tuple[float, dict[str, float], dict[str, Any]]:
+        """Mean loss and metrics of the test split, and the task's detail; the only use of that split in a run."""
+        return evaluate_on_ranks(self.model, self.parts.splits.test, self.parts, self.ranks, with_detail=True)
 
     @property
     def written_to(self) -> list[Path]:
@@ -231,9 +224,11 @@ def open_run(
             run of other settings, or on other data.
     """
     ranks = ranks or Ranks()
-    if config.dataset.batch_size < ranks.size:
+    accumulate = config.optimization.accumulate
+    if config.dataset.batch_size < ranks.size * accumulate:
+        parts = f" in {accumulate} parts each (optimization.accumulate)" if accumulate > 1 else ""
         raise ConfigError(
-            f"dataset.batch_size={config.dataset.batch_size}: {ranks.size} ranks share each batch; start fewer, "
+            f"dataset.batch_size={config.dataset.batch_size}: {ranks.size} ranks share each batch{parts}; start fewer, "
             "or use a larger batch"
         )
     run_dir = (run_dir or Path("outputs", config.experiment_name, run_name(config, []))).absolute()
@@ -254,6 +249,7 @@ def open_run(
         stack.callback(built.close)
         found = built.splits.fingerprint
         data_notices = ranks.on_rank0(lambda: require_same_data(config, run_dir, lambda: found))
+        data_notices += changed_plugins(run_dir, config.plugins) if has_checkpoints(checkpoints) else []
         journal = Journal(run_dir / "journal.jsonl", guard=folder.require_held)
         stack.callback(journal.close)
         for listener in listeners:
@@ -261,7 +257,7 @@ def open_run(
         if not is_reopened:
             stopping.check()
         model = built.model.train()
-        optimizer = build_optimizer(config.optimization, model.named_parameters())
+        optimizer = build_optimizer(config.optimization, model)
         step = _step(config, built, optimizer, ranks)
         life = Lifecycle(
             config=config.morphogenetic,
@@ -273,7 +269,7 @@ def open_run(
             journal=journal,
             state=state,
             rng_seed=config.rng_seed,
-            host_cost=count(model.host, built.input_shape),
+            host_cost=count(model.host, built.spec.inputs, dtype=built.spec.dtype),
         )
         schedule = functools.partial(_learning_rate, life)
         growth = Growth(life=life, tamiyo=built.tamiyo, schedule=schedule)
@@ -313,15 +309,6 @@ def _learning_rate(life: Lifecycle, steps_ahead: int) -> float:
     return learning_rate(life.optimization, step, budget=life.budget, spent=life.spent(steps_ahead))
 
 
-def capture_obstacle(config: TolariaConfig) -> str | None:
-    """Why the training step cannot be captured as a CUDA graph with these settings; None: it can."""
-    if config.debug_mode:
-        return "debug_mode=true reads the device at every step"
-    if config.model.gradient_checkpointing:
-        return "model.gradient_checkpointing=true reads random states from the device"
-    return None
-
-
 def _with_library(config: TolariaConfig, *, run_dir: Path, outputs_dir: Path, ranks: Ranks) -> TolariaConfig:
     """See `with_library`; rank 0 reads the library and broadcasts it."""
     config, definitions = ranks.on_rank0(
@@ -350,12 +337,14 @@ def _step(config: TolariaConfig, built: Parts, optimizer: Optimizer, ranks: Rank
     decay = config.optimization.ema_decay
     return TrainStep(
         model=built.model,
+        task=built.task,
         optimizer=optimizer,
         loader=built.loader,
         device=built.device,
         autocast_dtype=getattr(torch, config.autocast_dtype) if mixed else None,
         clip_norm=config.optimization.gradient_clip_norm,
         is_captured=capture_obstacle(config) is None,
+        accumulate=config.optimization.accumulate,
         ema=WeightEMA(built.model, decay=decay) if decay is not None else None,
         regions=_regions(config, built.model, built.device) if config.compile_model else None,
         ranks=ranks,

@@ -129,7 +129,7 @@ class TolariaService:
             "total_epochs": self.trainer.total_epochs,
             "total_adaptations": state.total_adaptations,
             "best_loss": state.best_loss,
-            "best_accuracy": state.best_accuracy,
+            "best_metrics": state.best_metrics,
         }
 
     async def _train(self, trainer: TolariaTrainer) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from esper.contracts.metrics import ACCURACY
 from esper.costs import Ledger
 
 __all__ = ["TrainingState"]
@@ -22,7 +23,7 @@ class TrainingState:
         step: steps done in the current epoch.
         global_step: optimizer steps done.
         best_loss: lowest validation loss so far.
-        best_accuracy: validation accuracy of that epoch.
+        best_metrics: metrics of the validation at that epoch.
         epochs_since_best: epochs since the loss improved by `min_delta`, or since growth.
         adaptations_this_epoch: decisions carried out at the end of the last epoch.
         total_adaptations: decisions carried out in all.
@@ -38,7 +39,7 @@ class TrainingState:
     step: int = 0
     global_step: int = 0
     best_loss: float = math.inf
-    best_accuracy: float = 0.0
+    best_metrics: dict[str, float] = field(default_factory=dict)
     epochs_since_best: int = 0
     adaptations_this_epoch: int = 0
     total_adaptations: int = 0
@@ -57,5 +58,8 @@ class TrainingState:
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Take over what `state_dict` returned."""
+        if "best_accuracy" in saved:  # a checkpoint of before there were tasks
+            saved = {**saved, "best_metrics": {ACCURACY.name: saved["best_accuracy"]}}
+            del saved["best_accuracy"]
         for name, value in saved.items():
             setattr(self.ledger if hasattr(self.ledger, name) else self, name, value)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from esper import hanging
 from esper.data import Loader
 from esper.errors import MemoryLimitError, one_line
+from esper.tasks import Task, mean_values
 from esper.tolaria.cuda_graph import CapturedFunction
 from esper.tolaria.ema import WeightEMA
 from esper.tolaria.memory import is_out_of_memory, within_memory
@@ -35,39 +35,45 @@ class TrainStep:
     On CUDA the step is captured as one graph and replayed, which saves the kernel launches; `invalidate` makes it be
     captured again. The warm-up steps before a capture are training steps, run eagerly.
 
-    After `split`, the batch goes through the network in parts whose gradients are added up.
+    With `accumulate`, the batch goes through the network in so many parts, whose gradients are added up; after `split`,
+    in twice as many.
 
     Args:
         model: the network, in training mode.
+        task: its loss and metrics.
         optimizer: its optimizer.
         loader: the training batches.
         device: of everything.
         autocast_dtype: number format of the forward pass; None: float32.
         clip_norm: largest norm of the gradient over all parameters; None: no clipping.
         is_captured: whether to capture on CUDA.
+        accumulate: parts of a batch, one after the other.
         ema: exponential moving average of the weights to update; None: none.
         regions: compiled regions of the network, to which the step adds its own; None: nothing is compiled.
         ranks: None: a single rank.
 
     Attributes:
-        num_parts: parts of a batch, one after the other; saved in checkpoints.
+        num_splits: factor on the parts of a batch since it did not fit into memory; saved in checkpoints.
     """
 
     def __init__(
         self,
         *,
         model: nn.Module,
+        task: Task,
         optimizer: Optimizer,
         loader: Loader,
         device: torch.device,
         autocast_dtype: torch.dtype | None,
         clip_norm: float | None,
         is_captured: bool,
+        accumulate: int = 1,
         ema: WeightEMA | None = None,
         regions: Regions | None = None,
         ranks: Ranks | None = None,
     ) -> None:
         self.model = model
+        self.task = task
         self.optimizer = optimizer
         self.loader = loader
         self.device = device
@@ -76,8 +82,9 @@ class TrainStep:
         self.ema = ema
         self.regions = regions
         self.ranks = ranks or Ranks()
-        self.num_parts = 1
-        self.sums = StepSums(device)
+        self.accumulate = accumulate
+        self.num_splits = 1
+        self.sums = StepSums(task.training_metrics, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=autocast_dtype is torch.float16)
         # Epoch, batch index, step of the run: on the device, and the values known to be there.
         self._position = torch.zeros(3, dtype=torch.int64, device=device)
@@ -119,39 +126,40 @@ class TrainStep:
 
     def _step(self) -> None:
         epoch, index, step = self._position.unbind()
-        images, labels = self._batch(epoch, index)
+        inputs, targets = self._batch(epoch, index)
         if self.ranks.size > 1 or self.num_parts > 1:
-            loss, accuracy = self._backward_shares(images, labels)
-            self._add_to_sums(loss, accuracy, self._update(), step)
+            loss, means = self._backward_shares(inputs, targets)
+            self._add_to_sums(loss, means, self._update(), step)
         else:
             with self.autocast():
-                logits = self.model(images)
-                loss = F.cross_entropy(logits, labels)
+                output = self.model(inputs)
+                loss = self.task.objective(output, targets)
             self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-            self._measure(loss.detach(), logits.detach(), labels, self._update(), step)
+            self._measure(loss.detach(), output.detach(), targets, self._update(), step)
         self._position += self._advance
 
-    def _backward_shares(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradients of the mean loss of the whole batch, over parts and ranks; returns that loss and the accuracy."""
+    def _backward_shares(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradients of the mean loss of the whole batch, over parts and ranks; returns that loss and `mean_values`."""
         if self._is_capturing():  # in which ranks cannot agree
-            metrics = self._backward_parts(images, labels)
+            metrics = self._backward_parts(inputs, targets)
         else:
-            metrics = within_memory(lambda: self._backward_parts(images, labels), self.ranks)
+            metrics = within_memory(lambda: self._backward_parts(inputs, targets), self.ranks)
         if self.ranks.size > 1:
-            self.ranks.all_reduce_sum([*(p.grad for p in self.model.parameters() if p.grad is not None), metrics])
-        return metrics[0], metrics[1].double()
+            self.ranks.all_reduce_sum([p.grad for p in self.model.parameters() if p.grad is not None])
+            self.ranks.all_reduce_sum([metrics])  # in double precision, which gradients do without
+        return metrics[0], metrics[1:]
 
-    def _backward_parts(self, images: Tensor, labels: Tensor) -> Tensor:
+    def _backward_parts(self, inputs: Tensor, targets: Tensor) -> Tensor:
         shares = []
-        parts = zip(images.tensor_split(self.num_parts), labels.tensor_split(self.num_parts), strict=True)
-        for part, part_labels in parts:
-            share = len(part_labels) / self.loader.batch_size  # ranks and parts may differ by a row
+        parts = zip(inputs.tensor_split(self.num_parts), targets.tensor_split(self.num_parts), strict=True)
+        for part, part_targets in parts:
+            share = len(part_targets) / self.loader.batch_size  # ranks and parts may differ by a row
             with self.autocast():
-                logits = self.model(part)
-                loss = F.cross_entropy(logits, part_labels)
+                output = self.model(part)
+                loss = self.task.objective(output, part_targets)
             self.scaler.scale(loss * share).backward()  # type: ignore[no-untyped-call]
-            accuracy = _accuracy(logits.detach(), part_labels)
-            shares.append(torch.stack([loss.detach() * share, accuracy.float() * share]))
+            means = mean_values(self.task.training_metrics, output.detach(), part_targets)
+            shares.append(torch.cat([loss.detach().double()[None], means]) * share)
         return torch.stack(shares).sum(0)
 
     def _update(self) -> Tensor:
@@ -174,27 +182,33 @@ class TrainStep:
             nn.utils.clip_grads_with_norm_(parameters, self.clip_norm, norm)
         return norm
 
-    def _add_measured(self, loss: Tensor, logits: Tensor, labels: Tensor, grad_norm: Tensor, step: Tensor) -> None:
-        self._add_to_sums(loss, _accuracy(logits, labels), grad_norm, step)
+    def _add_measured(self, loss: Tensor, output: Tensor, targets: Tensor, grad_norm: Tensor, step: Tensor) -> None:
+        self._add_to_sums(loss, mean_values(self.task.training_metrics, output, targets), grad_norm, step)
 
-    def _add_to_sums(self, loss: Tensor, accuracy: Tensor, grad_norm: Tensor, step: Tensor) -> None:
+    def _add_to_sums(self, loss: Tensor, means: Tensor, grad_norm: Tensor, step: Tensor) -> None:
         # fp16 loss scaling finds its scale by infinite gradients; without it they are a fault.
         finite = loss.isfinite() if self.scaler.is_enabled() else loss.isfinite() & grad_norm.isfinite()
         norm = grad_norm.nan_to_num(posinf=0.0) if self.scaler.is_enabled() else grad_norm
-        self.sums.epoch += torch.stack([loss.double(), accuracy, norm.double(), torch.ones_like(accuracy)])
+        rest = torch.stack([norm.double(), torch.ones_like(norm, dtype=torch.float64)])
+        self.sums.epoch += torch.cat([loss.double()[None], means, rest])
         first = ~finite & (self.sums.bad_step < 0)
         self.sums.bad_step.copy_(torch.where(first, step, self.sums.bad_step))
 
     # --- too little memory -----------------------------------------------------------------------------------------
 
     @property
+    def num_parts(self) -> int:
+        """Parts of a batch, one after the other."""
+        return self.accumulate * self.num_splits
+
+    @property
     def can_split(self) -> bool:
         """Whether `split` is possible: once, and batch norm needs two images in each part of each rank."""
-        return self.num_parts == 1 and self.loader.batch_size // self.ranks.size >= 4
+        return self.num_splits == 1 and self.loader.batch_size // self.ranks.size >= 4 * self.accumulate
 
     def split(self) -> None:
-        """From now on, train each batch in halves; a step that ran out of memory may be tried again."""
-        self.num_parts = 2
+        """From now on, train each batch in twice as many parts; a step that ran out of memory may be tried again."""
+        self.num_splits = 2
         self.optimizer.zero_grad(set_to_none=True)
         self._known_position = (-1, -1, -1)
         self.invalidate()
@@ -241,8 +255,3 @@ class TrainStep:
     def autocast(self) -> torch.autocast:
         """The number format of the forward pass."""
         return torch.autocast(self.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None)
-
-
-def _accuracy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Fraction of the images classified correctly, 0-dim float64."""
-    return (logits.argmax(dim=1) == labels).double().mean()

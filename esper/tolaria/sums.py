@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from esper.tasks import Metric, as_figures, num_values
 
 __all__ = ["Mark", "Reading", "StepSums", "Window"]
 
@@ -19,7 +22,7 @@ class Window:
     """
 
     loss: float
-    accuracy: float
+    metrics: Mapping[str, float]
     grad_norm: float
     num_steps: int
     first_bad_step: int | None
@@ -52,24 +55,26 @@ class Reading:
     """An asynchronous copy of metrics from the device; only `window` waits for it.
 
     Args:
-        values: sums of loss, accuracy, gradient norm and steps, and the first bad step; float64 (5,) on the device.
+        metrics: what is measured besides the loss.
+        values: the sums of `StepSums`, and the first bad step; float64 (K + 4,) on the device.
         are_finite: whether all weights are finite, 0-dim bool on the device.
     """
 
-    def __init__(self, values: Tensor, are_finite: Tensor) -> None:
+    def __init__(self, metrics: Sequence[Metric], values: Tensor, are_finite: Tensor) -> None:
+        self._metrics = metrics
         values = torch.cat([values, are_finite.double()[None]])
-        self._host = torch.empty(6, dtype=torch.float64, pin_memory=values.is_cuda)
+        self._host = torch.empty(len(values), dtype=torch.float64, pin_memory=values.is_cuda)
         self._host.copy_(values, non_blocking=True)
         self.mark = Mark(values.device)
 
     def window(self) -> tuple[Window, bool]:
         """The means, and whether all weights are finite; waits for the device."""
         self.mark.wait()
-        loss, accuracy, grad_norm, steps, bad_step, are_finite = self._host.tolist()
+        loss, *sums, grad_norm, steps, bad_step, are_finite = self._host.tolist()
         count = max(steps, 1.0)
         window = Window(
             loss=loss / count,
-            accuracy=accuracy / count,
+            metrics=as_figures(self._metrics, loss / count, [value / count for value in sums]),
             grad_norm=grad_norm / count,
             num_steps=int(steps),
             first_bad_step=int(bad_step) if bad_step >= 0 else None,
@@ -80,16 +85,21 @@ class Reading:
 class StepSums:
     """Sums over steps, on the device.
 
+    Args:
+        metrics: what is measured besides the loss, from K averages.
+        device: where.
+
     Attributes:
-        epoch: sums of (loss, accuracy, gradient norm, 1) over the steps of the epoch, float64 (4,).
+        epoch: sums of (loss, averages, gradient norm, 1) over the steps of the epoch, float64 (K + 3,).
         bad_step: first step of the run whose loss or gradient was not finite, or -1.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self.epoch = torch.zeros(4, dtype=torch.float64, device=device)
+    def __init__(self, metrics: Sequence[Metric], device: torch.device) -> None:
+        self._metrics = metrics
+        self.epoch = torch.zeros(num_values(metrics) + 3, dtype=torch.float64, device=device)
         self.bad_step = torch.full((), -1, dtype=torch.int64, device=device)
 
     def start_reading(self, are_finite: Tensor, *, since: Tensor | None = None) -> Reading:
         """Start to read the means over the epoch, or since an earlier value of `epoch`."""
         sums = self.epoch - since if since is not None else self.epoch
-        return Reading(torch.cat([sums, self.bad_step.double()[None]]), are_finite)
+        return Reading(self._metrics, torch.cat([sums, self.bad_step.double()[None]]), are_finite)

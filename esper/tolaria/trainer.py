@@ -91,17 +91,17 @@ class TolariaTrainer:
         return await self._in_worker(self._loop.train)
 
     async def train_epoch(self) -> dict[str, float]:
-        """Train the rest of the current epoch; returns the epoch's mean `loss` and `accuracy`."""
+        """Train the rest of the current epoch; returns the epoch's mean `loss`, and the task's metrics by name."""
         means = await self._in_worker(self._loop.train_epoch)
-        return {"loss": means.loss, "accuracy": means.accuracy}
+        return {"loss": means.loss, **means.metrics}
 
     async def validate_epoch(self) -> dict[str, float]:
-        """Measure `loss` and `accuracy` of the controller split, in the number format of training.
+        """Measure `loss` and the task's metrics on the controller split, in the number format of training.
 
         It changes no training state.
         """
-        loss, accuracy = await self._in_worker(self._loop.validate)
-        return {"loss": loss, "accuracy": accuracy}
+        loss, metrics = await self._in_worker(self._loop.validate)
+        return {"loss": loss, **metrics}
 
     async def handle_end_of_epoch(self) -> None:
         """Validate unless that was done, judge, consult Tamiyo, grow, save."""

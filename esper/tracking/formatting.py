@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 
-__all__ = ["change", "clock", "duration", "loss", "memory", "number", "percent", "signed"]
+from esper.contracts.metrics import MetricInfo
+
+__all__ = ["change", "clock", "duration", "loss", "memory", "metric", "number", "percent", "signed"]
 
 _UNKNOWN = "–"
 
@@ -31,6 +33,13 @@ def signed(value: float | None) -> str:
 def percent(fraction: float | None) -> str:
     """A fraction in [0, 1] as a percentage."""
     return _UNKNOWN if fraction is None else f"{100 * fraction:.1f} %"
+
+
+def metric(value: float | None, info: MetricInfo, *, decimals: int = 1) -> str:
+    """A metric: a percentage with some decimals, or a number with four digits and its unit."""
+    if value is None or info.unit != "%":
+        return _UNKNOWN if value is None else f"{value:.4g} {info.unit}".strip()
+    return f"{100 * value:.{decimals}f} %"
 
 
 def change(before: float | None, after: float | None) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from esper.contracts.lifecycle import SeedLifecycleState
+from esper.contracts.metrics import MetricInfo, headline_of, metrics_of
 
 __all__ = ["GrownModule", "History"]
 
@@ -25,7 +26,7 @@ class GrownModule:
         step: optimizer steps done when it was attached.
         epoch: epochs finished then; None before the first `state` event.
         added_parameters: parameters it added to the network.
-        added_macs: multiply-accumulates per image it added.
+        added_macs: multiply-accumulates per example it added.
         state: lifecycle state; fossilized and culled are final.
         state_step: step at which it entered that state.
         state_epoch: epochs finished then.
@@ -97,6 +98,16 @@ class History:
         if not num_grown:
             return "nothing grew"
         return f"grew {num_grown} module{'s' * (num_grown != 1)}, kept {num_kept}"
+
+    @property
+    def metrics(self) -> tuple[MetricInfo, ...]:
+        """The metrics of the task; the first one leads."""
+        return metrics_of(self.started)
+
+    @property
+    def headline(self) -> MetricInfo:
+        """The metric that leads."""
+        return headline_of(self.started)
 
     def add(self, event: dict[str, Any]) -> None:
         """Add the next event."""

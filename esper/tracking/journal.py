@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from esper.contracts.events import Event
+from esper.contracts.metrics import MetricInfo
 from esper.errors import RunError, WriteError
 from esper.files import decode, open_regular
 from esper.tracking.event_schema import EVENT
@@ -237,6 +238,8 @@ def strict(value: Any) -> Any:
             return {str(strict(key)): strict(entry) for key, entry in value.items()}
         case list() | tuple():
             return [strict(entry) for entry in value]
+        case MetricInfo():
+            return dataclasses.asdict(value)
         case str() if not value.isascii():
             return value.encode(errors="replace").decode()  # names of files may be no UTF-8
         case Path():

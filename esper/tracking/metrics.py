@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -12,25 +13,25 @@ from esper.redact import without_credentials
 from esper.tracking import formatting
 from esper.tracking.history import GrownModule, History
 
-__all__ = ["UPLOADED", "Point", "files", "module_summaries", "parameters", "points", "tags"]
+__all__ = ["METRICS_TAG", "UPLOADED", "Point", "files", "module_summaries", "parameters", "points", "tags"]
 
 UPLOADED = ("config.yaml", "git.diff", "journal.jsonl", "report.html")
 """Files of the run folder that a tracker uploads, `git.diff` only if asked."""
 
+METRICS_TAG = "esper.metrics"
+"""Tag with the metrics of a run as JSON, as in its `run_started` event."""
 _MAX_PARAMETER, _MAX_TAG = 6000, 5000  # characters; MLflow's limits
 
 # Event kind → field → metric. The x axis of epoch/* is the epoch, of all others the optimizer step.
 _METRICS: Mapping[str, Mapping[str, str]] = {
     "step": {
         name: f"train/{name}"
-        for name in ("loss", "accuracy", "learning_rate", "grad_norm", "images_per_s", "memory_bytes")
+        for name in ("loss", "learning_rate", "grad_norm", "images_per_s", "tokens_per_s", "memory_bytes")
     },
-    "validation": {"val_loss": "val/loss", "val_accuracy": "val/accuracy"},
+    "validation": {"val_loss": "val/loss"},
     "epoch": {
         "train_loss": "epoch/train_loss",
-        "train_accuracy": "epoch/train_accuracy",
         "val_loss": "epoch/val_loss",
-        "val_accuracy": "epoch/val_accuracy",
         "learning_rate": "epoch/learning_rate",
         "adaptations_applied": "epoch/adaptations_applied",
         "epoch_time": "epoch/time_s",
@@ -39,7 +40,12 @@ _METRICS: Mapping[str, Mapping[str, str]] = {
     "judgement": {name: f"judge/{name}" for name in ("gain", "lower_bound", "threshold", "loss_off", "loss_on")},
 }
 _HOST = {"num_parameters": "growth/num_parameters", "num_macs": "growth/num_macs"}
-_RESULT = {"test_loss": "test/loss", "test_accuracy": "test/accuracy"}
+# Event kind → field with the task's metrics → prefix of their names.
+_OF_TASK: Mapping[str, Mapping[str, str]] = {
+    "step": {"metrics": "train/"},
+    "validation": {"val_metrics": "val/"},
+    "epoch": {"train_metrics": "epoch/train_", "val_metrics": "epoch/val_"},
+}
 
 
 class Point(NamedTuple):
@@ -57,15 +63,22 @@ def points(event: Mapping[str, Any]) -> Iterator[Point]:
     if kind == "run_started" and event["resumed_from"] is None:
         keys = _HOST
     elif kind == "run_ended" and event["result"] is not None:
-        values = event["result"]
-        keys = {name: _RESULT.get(name, f"result/{name}") for name in values}
+        values = {name: value for name, value in event["result"].items() if not isinstance(value, dict | list)}
+        keys = {name: _result_key(name) for name in values}
     elif kind == "surgery" and not event["committed"]:
         return
     elif kind == "epoch":
         step = event["epoch"]
-    for name, key in keys.items():
-        if values[name] is not None:
-            yield Point(key, float(values[name]), step, round(1000 * event["time_unix_s"]))
+    named = {key: values[name] for name, key in keys.items()}
+    for field, prefix in _OF_TASK.get(kind, {}).items():
+        named |= {f"{prefix}{name}": value for name, value in event[field].items()}
+    for key, value in named.items():
+        if value is not None:
+            yield Point(key, float(value), step, round(1000 * event["time_unix_s"]))
+
+
+def _result_key(name: str) -> str:
+    return f"test/{name.removeprefix('test_')}" if name.startswith("test_") else f"result/{name}"
 
 
 def parameters(config: Mapping[str, Any], *, prefix: str = "") -> dict[str, str]:
@@ -92,6 +105,7 @@ def tags(history: History) -> dict[str, str]:
         "esper.run_name": started["run_name"],
         "esper.tags": ", ".join(config["tags"]),
         "esper.device": started["device"],
+        METRICS_TAG: json.dumps([dataclasses.asdict(info) for info in history.metrics]),
         "esper.reason": ended.get("reason", ""),
         **{f"environment.{name}": value for name, value in environment.items()},
         **module_summaries(history),

@@ -80,10 +80,12 @@ class MlflowRun:
     Attributes:
         num_logged: points that were new to MLflow.
         history: the events ingested so far.
+        left_out: the checkpoint that was not uploaded, because it lies or leads outside of the run folder; else empty.
     """
 
     def __init__(self, config: TrackingConfig, *, run_dir: Path, outputs_dir: Path, is_contained: bool = False) -> None:
         self.num_logged = 0
+        self.left_out = ""
         self.history = History()
         self._config = config
         self._run_dir = run_dir
@@ -130,9 +132,10 @@ class MlflowRun:
                 self._client.log_artifact(self._run_id, str(path))
         newest = _newest_checkpoint(self._checkpoint_dir())
         uploaded = [newest / name for name in _CHECKPOINT_FILES] if newest else []
-        if not self._is_contained or all(_is_inside(path, self._run_dir) for path in uploaded):
-            for path in uploaded:
-                self._client.log_artifact(self._run_id, str(path), "checkpoint")
+        if self._is_contained and not all(_is_inside(path, self._run_dir) for path in uploaded):
+            self.left_out, uploaded = str(newest), []
+        for path in uploaded:
+            self._client.log_artifact(self._run_id, str(path), "checkpoint")
 
     def close(self) -> None:
         """Release the lock; safe to call twice."""

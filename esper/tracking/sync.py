@@ -18,6 +18,7 @@ from esper.tracking.files import read_members
 from esper.tracking.journal import read, run_folders
 from esper.tracking.liveness import may_run
 from esper.tracking.metrics import UPLOADED
+from esper.tracking.mlflow import MlflowRun
 from esper.tracking.mlflow_sweep import report_sweep
 from esper.tracking.tracker_thread import short_message
 from esper.tracking.trackers import Tracker, trackers
@@ -126,7 +127,10 @@ def _report(tracker: Tracker, events: Sequence[dict[str, Any]], *, is_alive: boo
             return f"still running, {run.num_logged} new points"
         run.finish()
         last = next(event for event in reversed(events) if event["kind"] in ("run_started", "run_ended"))
-        return f"{last.get('status', 'killed')}, {run.num_logged} new points"
+        outcome = f"{last.get('status', 'killed')}, {run.num_logged} new points"
+        if isinstance(run, MlflowRun) and run.left_out:
+            outcome += f"; not uploaded: {run.left_out}, which lies or leads outside of the run folder"
+        return outcome
 
 
 def _print(line: str) -> None:

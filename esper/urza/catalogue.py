@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from esper import plugins
 from esper.configs import MorphogeneticConfig
 from esper.configs.explain import nearest
 from esper.errors import ConfigError
-from esper.urza import attention, copied, definition, foldable, normalization, residual, width
+from esper.urza import attention, copied, definition, foldable, normalization, residual, tokens, width
 from esper.urza.kernel import Blueprint, Shape
 
 __all__ = ["CATALOGUE", "allowed", "declare", "get"]
@@ -26,6 +28,8 @@ CATALOGUE: Mapping[str, Blueprint] = MappingProxyType(
             foldable.fold_3x3,
             foldable.fold_1x1,
             width.widen,
+            tokens.mlp,
+            tokens.self_attention,
             attention.spatial_self_attention,
             attention.squeeze_excite,
             attention.efficient_channel,
@@ -54,11 +58,13 @@ def declare(text: str | bytes, *, where: str = "blueprint") -> Blueprint:
 
 
 def get(blueprint_id: str) -> Blueprint:
-    """Look up a built-in blueprint by its name, or a declared one by its id.
+    """Look up a built-in blueprint by its name, a declared one by its id, or one of a plugin by its name.
 
     Raises:
         ConfigError: there is none of that name.
     """
+    if blueprint_id not in CATALOGUE and isinstance(own := plugins.find("blueprint", blueprint_id), Blueprint):
+        return dataclasses.replace(own, blueprint_id=blueprint_id)
     known = {**CATALOGUE, **_declared}
     if blueprint_id not in known:
         raise ConfigError(

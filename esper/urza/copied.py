@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
 from esper.errors import SurgeryError
-from esper.urza.kernel import Kernel, Shape, blueprint
+from esper.urza.kernel import ANY_RANK, Kernel, Shape, blueprint, main_tensor
 
 __all__ = ["COPY", "CopiedBlocks", "copy"]
 
@@ -40,21 +41,27 @@ class CopiedBlocks(Kernel):
         """Each block: they share the graphs of their sources."""
         return list(self.blocks)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Run the branch; see the class."""
-        return self.combine(x, x) - x
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Run the branch; see the class, and for the arguments `combine`."""
+        return self.combine(x, x, *args, **kwargs) - x
 
-    def combine(self, x: Tensor, y: Tensor) -> Tensor:  # noqa: ARG002
-        """The chain's output, without the rounding error of subtracting and adding y; x equals y."""
-        output = self.blocks(y)
-        assert isinstance(output, Tensor)
-        return output
+    def combine(self, x: Tensor, y: Tensor, *args: Any, **kwargs: Any) -> Tensor:  # noqa: ARG002
+        """The chain's output, without the rounding error of subtracting and adding y; x equals y.
+
+        Args:
+            x, y: see the base.
+            args, kwargs: what else the host gives to the block behind which the copies stand, such as masks.
+        """
+        for block in self.blocks:
+            y = main_tensor(block(y, *args, **kwargs))
+        return y
 
 
 @blueprint(
     category="copy",
     complexity=5,
     kinds={"after"},
+    ranks=ANY_RANK,
     keeps_shape=True,
     foldable=True,
     source="G_stack, arXiv:2405.15319",

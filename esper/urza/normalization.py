@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from esper.urza.kernel import Kernel, Shape, blueprint
+from esper.urza.kernel import Kernel, Shape, blueprint, num_channels
 
 __all__ = ["GroupNormBranch", "LayerScale", "group_norm", "layer_scale"]
 
@@ -30,7 +30,7 @@ class GroupNormBranch(Kernel):
 
 
 class LayerScale(Kernel):
-    """f(h) = scale * h. Shape: (N, C, H, W), kept."""
+    """f(h) = scale * h. Shape: (N, C, H, W), (N, T, C) or (N, C), kept."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class LayerScale(Kernel):
 
     def forward(self, x: Tensor) -> Tensor:
         """Run the branch; see the class."""
-        return x * self.scale[:, None, None]
+        return x * (self.scale[:, None, None] if x.dim() == 4 else self.scale)
 
 
 @blueprint(
@@ -61,7 +61,14 @@ def group_norm(in_shape: Shape, out_shape: Shape) -> Kernel:  # noqa: ARG001
     return GroupNormBranch(num_groups, channels)
 
 
-@blueprint(category="normalization", complexity=1, kinds={"after"}, keeps_shape=True, source="CaiT, arXiv:2103.17239")
+@blueprint(
+    category="normalization",
+    complexity=1,
+    kinds={"after"},
+    ranks={1, 2, 3},
+    keeps_shape=True,
+    source="CaiT, arXiv:2103.17239",
+)
 def layer_scale(in_shape: Shape, out_shape: Shape) -> Kernel:  # noqa: ARG001
     """A gain per channel."""
-    return LayerScale(in_shape[0])
+    return LayerScale(num_channels(in_shape))

@@ -35,7 +35,7 @@ class KernelRecord:
     """Measurements of a blueprint at a site's shapes, on one device and version of torch.
 
     Attributes:
-        in_shape, out_shape: (C, H, W) of its input and output.
+        in_shape, out_shape: of its input and output.
         batch_size: examples of a timed pass.
         device: name of the CPU or GPU.
         status: ready, crashed, hung, too_large (memory) or unsound (failed a check).

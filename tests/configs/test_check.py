@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,50 @@ def test_a_number_that_is_not_finite_is_refused(value):
 )
 def test_a_wrong_type_is_refused_with_the_expected_one(key, value, expected):
     assert refusal(**{key: value}).endswith(f"must be {expected}")
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "options", "expected"),
+    [
+        ("adam", {"beta": [0.9, 0.99]}, "options of adam are betas, eps, .*; did you mean betas?"),
+        ("adam", {"lr": 0.1}, "options of adam are"),
+        ("adam", {"betas": 0.9}, r"must be 2 numbers, such as \[0.9, 0.999\]"),
+        ("adam", {"betas": [0.9]}, "must be 2 numbers"),
+        ("adam", {"eps": math.nan}, "must be a number, such as 1e-08"),
+        ("adam", {"amsgrad": 1}, "must be true or false, such as false"),
+        ("muon", {"ns_steps": 5.5}, "must be a whole number, such as 5"),
+        ("sgd", {"dampening": 0.1}, "options of sgd are none"),
+    ],
+)
+def test_optimizer_options_are_those_of_the_optimizer(optimizer, options, expected):
+    message = refusal(optimization__optimizer=optimizer, optimization__optimizer_options=options)
+    assert re.match(rf"optimization.optimizer_options.{next(iter(options))}=.*: {expected}", message)
+
+
+def test_a_batch_is_accumulated_in_parts_of_two_examples_at_least():
+    check(changed(dataset__batch_size=32, optimization__accumulate=16))
+    message = refusal(dataset__batch_size=32, optimization__accumulate=17)
+    assert message.startswith("optimization.accumulate=17: splits each batch of dataset.batch_size=32")
+    assert "at most 16" in message
+
+
+@pytest.mark.parametrize("key", ["mixup_alpha", "cutmix_alpha", "random_erasing"])
+def test_what_is_for_images_is_refused_for_text(key):
+    text = {"dataset__name": "python_source", "task__name": "language_model", "model__name": "gpt"}
+    message = refusal(**text, morphogenetic__enable_tamiyo=False, **{f"dataset__{key}": 0.5})
+    assert message.startswith(f"dataset.{key}=0.5: is for images")
+
+
+def test_only_classes_are_mixed():
+    check(changed(task__name="multilabel", dataset__random_erasing=0.5))
+    message = refusal(task__name="multilabel", dataset__mixup_alpha=0.5)
+    assert message.startswith("dataset.mixup_alpha=0.5: mixes classes, but task=multilabel")
+
+
+def test_an_optimizer_that_does_not_fit_is_refused_with_those_that_do():
+    assert refusal(optimization__optimizer="lbfgs").startswith(
+        "optimization.optimizer=lbfgs: allowed are adadelta, adafactor"
+    )
 
 
 def test_list_items_are_checked():
@@ -154,6 +199,32 @@ def test_streaming_needs_image_files_and_an_image_size(tmp_path):
 
 def test_recomputed_blocks_are_not_compiled():
     assert "cannot be compiled" in refusal(model__gradient_checkpointing=True, compile_model=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dataset__name": "python_source"}, "model=resnet18: reads images, but dataset=python_source is text"),
+        ({"model__name": "gpt"}, "model=gpt: reads text, but dataset=cifar10 is not; use dataset=python_source"),
+        ({"task__name": "language_model"}, "task=language_model: dataset=cifar10 is no text"),
+        (
+            {"dataset__name": "python_source", "model__name": "gpt"},
+            "task=classification: dataset=python_source",
+        ),
+        ({"task__name": "language_model", "dataset__epoch_windows": 100}, "at least one batch, dataset.batch_size=128"),
+        ({"task__name": "language_model", "dataset__tokenizer": "no.json"}, "dataset.tokenizer=no.json: no such file"),
+        ({"task__name": "language_model", "dataset__name": "text", "dataset__data_dir": "no"}, "data_dir=no: no such"),
+        ({"task__name": "language_model", "model__heads": 5}, "heads share model.width=192; allowed are its divisors"),
+        (
+            {"task__name": "language_model", "model__positions": "rotary", "model__width": 9},
+            "model.positions=rotary: rotates pairs of features, but a head has 3",
+        ),
+    ],
+)
+def test_text_needs_a_network_and_a_task_for_text(changes, message):
+    if "task__name" in changes and len(changes) > 1:
+        changes = {"dataset__name": "python_source", "model__name": "gpt"} | changes
+    assert message in refusal(**changes)
 
 
 def test_padding_is_smaller_than_the_image():

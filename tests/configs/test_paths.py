@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from operator import attrgetter
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from esper.configs import TolariaConfig, load_config
 from esper.configs.compose import compose
 from esper.configs.identity import differences, digest
 from esper.configs.load import from_hydra, to_yaml
-from esper.configs.paths import PATHS, absolute_paths, absolute_url, as_given, mark, sqlite_url
+from esper.configs.paths import PATHS, absolute_paths, absolute_url, absolute_variables, as_given, mark, sqlite_url
 from esper.configs.schema import settings
 from esper.errors import ConfigError
 
@@ -101,6 +102,22 @@ def test_a_relative_path_is_checked_in_the_folder_of_the_command(tmp_path: Path,
 def test_relative_files_in_urls_start_in_the_folder_of_the_command(url, expected):
     assert absolute_url(url, LAB) == expected
     assert absolute_url(expected, "/elsewhere") == expected
+
+
+@pytest.mark.parametrize("url", ["sqlite:///m.db", "mlruns", "http://h:5000/a", "databricks", ""])
+def test_a_relative_tracking_uri_of_the_environment_is_frozen_in_the_folder_of_the_command(
+    url, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
+    monkeypatch.chdir(tmp_path)
+    absolute_variables()
+    assert os.environ["MLFLOW_TRACKING_URI"] == (url and absolute_url(url, tmp_path))
+
+
+def test_a_tracking_uri_that_is_not_set_stays_so(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    absolute_variables()
+    assert "MLFLOW_TRACKING_URI" not in os.environ
 
 
 @given(st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs", "Cc"]), min_size=1, max_size=20))

@@ -37,6 +37,7 @@ COPIES = {
     "morphogenetic__blueprint_categories": ["copy"],
     "mixed_precision": False,
 }
+MIXED = {"dataset__mixup_alpha": 0.2, "dataset__cutmix_alpha": 1.0, "dataset__random_erasing": 0.5}
 CULL = AdaptationDecision(should_adapt=True, site="layer1.0:after", action=Action.CULL)
 
 
@@ -86,8 +87,11 @@ def growing(num_steps: int = 8, *, captured: bool, grow: AdaptationDecision = GR
         {"autocast_dtype": "float16"},
         {"optimization__ema_decay": 0.9},
         {"optimization__optimizer": "adamw", "optimization__learning_rate": 0.001},
+        {"optimization__optimizer": "nadam", "optimization__learning_rate": 0.001},
+        {"optimization__accumulate": 2},
+        MIXED,
     ],
-    ids=["float32", "bfloat16-clipped", "float16", "average", "adamw"],
+    ids=["float32", "bfloat16-clipped", "float16", "average", "adamw", "nadam", "parts", "mixed"],
 )
 def test_eager_and_captured_steps_are_bit_identical_through_growth_and_culling(
     settings: dict[str, Any], tmp_path: Path
@@ -154,7 +158,7 @@ def test_steps_never_wait_for_the_device(captured: bool, dtype: str, run_dir: Pa
             run.step.forward_backward_update(epoch=1, index=index, step=run.state.global_step)
             run.state.global_step += 1
 
-    use(on_cuda(autocast_dtype=dtype, optimization__ema_decay=0.9), run_dir, body)
+    use(on_cuda(autocast_dtype=dtype, optimization__ema_decay=0.9, **MIXED), run_dir, body)
 
 
 def test_growing_and_culling_again_and_again_keeps_no_memory(run_dir: Path) -> None:

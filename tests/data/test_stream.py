@@ -60,7 +60,7 @@ def test_splits_of_files_are_disjoint_and_stratified(photos: Path) -> None:
     assert [torch.bincount(part.labels).tolist() for part in parts] == [[16, 16], [2, 2], [2, 2], [4, 4]]
     paths = [path for part in parts for path in part.paths(torch.arange(len(part)))]
     assert len(set(paths)) == 48
-    assert splits.class_names == CLASSES
+    assert splits.spec.output_names == CLASSES
     assert splits.train.shape == (3, 16, 16)
     for path, label in zip(splits.train.paths(torch.arange(32)), splits.train.labels.tolist(), strict=True):
         assert Path(path).parent.name == CLASSES[label]

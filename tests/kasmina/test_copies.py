@@ -12,6 +12,7 @@ from torchvision.models.resnet import Bottleneck
 
 from esper.configs import ModelConfig
 from esper.contracts.recipe import Graft
+from esper.data import DataSpec
 from esper.errors import SurgeryError
 from esper.kasmina import MorphableModel, fold, surgery, wrap
 from esper.kasmina.copies import copies_cost, copy_sources, share_gains, stage_plan
@@ -22,7 +23,7 @@ CONFIG = ModelConfig(name="resnet_small", widths=[4, 8], depths=[2, 2], target_l
 
 
 def host() -> nn.Module:
-    return build_host(CONFIG, in_channels=3, image_size=8, num_classes=5)
+    return build_host(CONFIG, DataSpec(inputs=(3, 8, 8), num_outputs=5))
 
 
 def trained_model() -> MorphableModel:
@@ -219,7 +220,7 @@ def test_folded_copies_are_blocks_of_their_stage() -> None:
     folded = fold(model)
     assert [len(folded.layer1), len(folded.layer2)] == [4, 4]
     deeper = build_host(
-        ModelConfig(name="resnet_small", widths=[4, 8], depths=[4, 4]), in_channels=3, image_size=8, num_classes=5
+        ModelConfig(name="resnet_small", widths=[4, 8], depths=[4, 4]), DataSpec(inputs=(3, 8, 8), num_outputs=5)
     )
     deeper.load_state_dict(folded.state_dict())
     with torch.no_grad():

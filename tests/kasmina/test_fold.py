@@ -203,11 +203,12 @@ def test_a_residual_block_is_the_identity_at_gain_zero_and_exact_once_kept() -> 
 
 def test_resnet10_with_four_residual_blocks_is_torchvisions_resnet18() -> None:
     from esper.configs import ModelConfig
+    from esper.data import DataSpec
     from esper.models import build_host
 
     torch.manual_seed(0)
     small = ModelConfig(name="resnet10")
-    host = build_host(small, in_channels=3, image_size=8, num_classes=5)
+    host = build_host(small, DataSpec(inputs=(3, 8, 8), num_outputs=5))
     model = wrap(host, [f"layer{i}" for i in range(1, 5)], input_shape=SHAPE)
     model = grow(model, *((f"layer{i}.0:after", "residual_block") for i in range(1, 5)))
     plain = resnet18(num_classes=5)

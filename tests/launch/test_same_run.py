@@ -128,6 +128,16 @@ def test_members_of_a_sweep_in_one_folder_after_the_other_are_refused(here: Path
     assert re.search(r"^error: .*rng_seed=1: .*out holds a run of other settings: rng_seed: 0 → 1;", done.stderr)
 
 
+@pytest.mark.parametrize("dry_run", ["true", "false"])
+def test_a_member_of_a_sweep_lies_in_the_folder_of_its_number(here: Path, dry_run: str) -> None:
+    shutil.move(here / "out", here / "many" / "0")
+    sweep = ("-m", *DEBUG, "hydra.sweep.dir=many", "hydra.sweep.subdir=${hydra.job.num}", f"dry_run={dry_run}")
+    done = esper_train(*sweep, cwd=here)
+    assert done.returncode == 0, done.stderr
+    assert (str(here / "many" / "0" / "checkpoints") in done.stdout) is (dry_run == "false")
+    assert [path.parent.name for path in (here / "many").glob("*/journal.jsonl")] == ["0"]
+
+
 @pytest.mark.parametrize("content", ["", "just text", "a: [", "\x00\x01", "since: 2026-01-01\n"])
 def test_a_config_that_is_not_a_runs_is_left_alone(here: Path, content: str) -> None:
     (here / "project").mkdir()

@@ -13,13 +13,18 @@ from torchvision.models import ResNet18_Weights, WeightsEnum, resnet18
 from esper.configs import ModelConfig
 from esper.configs.compose import conf_folder
 from esper.configs.model import HOSTS
+from esper.data import DataSpec
 from esper.errors import ConfigError
 from esper.models import build_host, host_family
 
 
 def build(*, in_channels: int = 3, image_size: int = 32, num_classes: int = 10, **settings: object) -> torch.nn.Module:
     config = ModelConfig(**settings)  # type: ignore[arg-type]
-    return build_host(config, in_channels=in_channels, image_size=image_size, num_classes=num_classes)
+    return build_host(config, images(in_channels, image_size, num_classes))
+
+
+def images(in_channels: int = 3, image_size: int = 32, num_classes: int = 10) -> DataSpec:
+    return DataSpec(inputs=(in_channels, image_size, image_size), num_outputs=num_classes)
 
 
 @pytest.mark.parametrize(("image_size", "positions"), [(32, 32), (64, 64), (96, 24)])
@@ -73,10 +78,14 @@ def test_more_stages_than_the_image_can_be_halved_are_refused() -> None:
 
 @pytest.mark.parametrize("name", HOSTS)
 def test_every_host_of_the_table_has_a_family_and_a_group_option(name: str) -> None:
-    family = host_family(ModelConfig(name=name))
-    network = build(name=name)
-    assert family.infer_sizes(ModelConfig(name=name), network.state_dict(), image_size=32) == (3, 32, 10)
-    assert family.describe(ModelConfig(name=name), network)["num_classes"] == 10
+    config = ModelConfig(name=name)
+    is_text = name == "gpt"
+    given = DataSpec(inputs=(32,), dtype=torch.int64, num_outputs=10) if is_text else images()
+    network = build_host(config, given)
+    found = host_family(config).infer_spec(config, network.state_dict(), image_size=32)
+    assert (found.inputs, found.num_outputs) == (given.inputs, 10)
+    described = host_family(config).describe(config, network)
+    assert described["vocab_size" if is_text else "num_classes"] == 10
     assert (conf_folder() / "model" / f"{name}.yaml").is_file()
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from esper.configs import ModelConfig
+from esper.data import DataSpec
 from esper.models import build_host, checkpoint_blocks
 
 
@@ -13,7 +14,7 @@ from esper.models import build_host, checkpoint_blocks
 def test_steps_with_recomputed_blocks_are_bit_identical_buffers_included(training: bool) -> None:
     torch.manual_seed(0)
     config = ModelConfig(name="resnet_small", widths=[4, 8], depths=[1, 2])
-    plain = build_host(config, in_channels=3, image_size=8, num_classes=5).train(training)
+    plain = build_host(config, DataSpec(inputs=(3, 8, 8), num_outputs=5)).train(training)
     saving = copy.deepcopy(plain)
     seen: list[int] = []
     blocks = [saving.get_submodule(name) for name in ("layer1.0", "layer2.0", "layer2.1")]
@@ -38,7 +39,7 @@ def test_steps_with_recomputed_blocks_are_bit_identical_buffers_included(trainin
 
 
 def test_fewer_activations_are_kept() -> None:
-    host = build_host(ModelConfig(name="resnet_small"), in_channels=3, image_size=16, num_classes=5)
+    host = build_host(ModelConfig(name="resnet_small"), DataSpec(inputs=(3, 16, 16), num_outputs=5))
 
     def saved_elements() -> int:
         total = 0

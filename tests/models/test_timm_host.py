@@ -17,8 +17,10 @@ from esper import costs
 from esper.build import parts
 from esper.configs import ModelConfig
 from esper.configs.check import check
+from esper.configs.model import SITE_KINDS
 from esper.contracts.decisions import AdaptationDecision
 from esper.contracts.recipe import Graft
+from esper.data import DataSpec
 from esper.errors import ConfigError, SurgeryError
 from esper.kasmina import find_blocks, find_sites, surgery, wrap
 from esper.models import build_host, checkpoint_blocks
@@ -44,16 +46,24 @@ def model(name: str, **changes: object) -> ModelConfig:
     ],
 )
 def test_convolutional_networks_have_sites_under_their_own_names(name: str, first: str) -> None:
-    host = build_host(model(name), in_channels=3, image_size=32, num_classes=5)
+    host = build_host(model(name), DataSpec(inputs=(3, 32, 32), num_outputs=5))
     assert host(torch.randn(2, 3, 32, 32)).shape == (2, 5)
     sites = find_sites(host, target_layers=["auto"], seeds_per_layer=99, input_shape=(3, 32, 32))
     assert first in [site.name for site in sites]
 
 
-def test_a_transformer_cannot_grow_and_the_error_says_why() -> None:
-    host = build_host(model("vit_tiny_patch16_224"), in_channels=3, image_size=32, num_classes=5)
-    with pytest.raises(ConfigError, match=r"tokens.*morphogenetic=off"):
-        wrap(host, ["auto"], 4, input_shape=(3, 32, 32))
+def test_blocks_of_tokens_have_sites_and_swin_s_with_channels_last_have_none() -> None:
+    spec = DataSpec(inputs=(3, 32, 32), num_outputs=5)
+    host = build_host(model("vit_tiny_patch16_224"), spec)
+    sites = find_sites(host, target_layers=["auto"], seeds_per_layer=99, input_shape=(3, 32, 32), kinds=SITE_KINDS)
+    assert [site.name for site in sites if site.block == "blocks.0"] == [
+        "blocks.0:beside", "blocks.0:after", "blocks.0:width",
+    ]  # fmt: skip
+    assert {site.out_shape for site in sites} == {(5, 192)}
+    assert not sites[0].is_causal
+    swin = build_host(model("swin_tiny_patch4_window7_224"), DataSpec(inputs=(3, 64, 64), num_outputs=5))
+    with pytest.raises(ConfigError, match=r"channels last.*morphogenetic=off"):
+        wrap(swin, ["auto"], 4, input_shape=(3, 64, 64))
 
 
 def test_a_transformer_trains_without_growth(run_dir: Path) -> None:
@@ -143,7 +153,7 @@ def test_germinating_in_a_timm_network_leaves_logits_bit_identical(run_dir: Path
 
 
 def test_a_block_that_does_not_end_in_relu_takes_no_residual_block() -> None:
-    host = build_host(model("convnext_atto"), in_channels=3, image_size=32, num_classes=5)
+    host = build_host(model("convnext_atto"), DataSpec(inputs=(3, 32, 32), num_outputs=5))
     network = wrap(host, ["auto"], 4, input_shape=(3, 32, 32))
     site = "stages.1.blocks.0:after"
     graft = Graft(graft_id=1, site=site, blueprint_id="residual_block", init_seed=0, init_gain=0.0, born_step=0)
@@ -159,12 +169,12 @@ def test_the_network_must_be_named() -> None:
 
 def test_an_unknown_name_gets_the_nearest_one() -> None:
     with pytest.raises(ConfigError, match=r"^model.name=convnext_ato: .*did you mean convnext_atto.*$"):
-        build_host(model("convnext_ato"), in_channels=3, image_size=32, num_classes=5)
+        build_host(model("convnext_ato"), DataSpec(inputs=(3, 32, 32), num_outputs=5))
 
 
 def test_a_network_that_cannot_take_such_images_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"^model.name=inception_v4: cannot take images of 16 pixels"):
-        build_host(model("inception_v4"), in_channels=3, image_size=16, num_classes=5)
+        build_host(model("inception_v4"), DataSpec(inputs=(3, 16, 16), num_outputs=5))
 
 
 def test_weights_that_cannot_be_downloaded_are_named_in_one_line(
@@ -173,12 +183,12 @@ def test_weights_that_cannot_be_downloaded_are_named_in_one_line(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(ConfigError, match=r"^model.pretrained=true: timm cannot load weights for resnet10t .*$"):
-        build_host(model("resnet10t", pretrained=True), in_channels=3, image_size=32, num_classes=5)
+        build_host(model("resnet10t", pretrained=True), DataSpec(inputs=(3, 32, 32), num_outputs=5))
 
 
 @pytest.mark.parametrize("name", ["mobilenetv3_small_050", "vit_tiny_patch16_224"])
 def test_recomputed_blocks_give_the_same_gradients(name: str) -> None:
-    plain = build_host(model(name), in_channels=3, image_size=32, num_classes=5)
+    plain = build_host(model(name), DataSpec(inputs=(3, 32, 32), num_outputs=5))
     saving = copy.deepcopy(plain)
     checkpoint_blocks([saving.get_submodule(block) for block in find_blocks(saving, ["auto"])])
     images = torch.randn(4, 3, 32, 32)
@@ -189,7 +199,7 @@ def test_recomputed_blocks_give_the_same_gradients(name: str) -> None:
 
 
 def test_macs_include_attention() -> None:
-    host = build_host(model("vit_tiny_patch16_224"), in_channels=3, image_size=64, num_classes=5)
+    host = build_host(model("vit_tiny_patch16_224"), DataSpec(inputs=(3, 64, 64), num_outputs=5))
     tokens, width, depth = 4 * 4 + 1, 192, 12
     projections = depth * tokens * 12 * width**2
     attention = depth * 2 * tokens**2 * width
@@ -212,4 +222,4 @@ def test_timm_loads_an_exported_network(run_dir: Path, tmp_path: Path) -> None:
 def test_without_timm_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(ConfigError, match=re.escape("pip install 'esper-train[timm]'")):
-        build_host(model("convnext_atto"), in_channels=3, image_size=32, num_classes=5)
+        build_host(model("convnext_atto"), DataSpec(inputs=(3, 32, 32), num_outputs=5))

@@ -43,6 +43,8 @@ def _values(hint: Any) -> st.SearchStrategy[Any]:
         return st.lists(_values(arguments[0]), max_size=2).map(tuple)
     if hint == dict[str, Any]:
         return st.dictionaries(st.text(max_size=9), _JSON, max_size=3)
+    if typing.get_origin(hint) is dict:
+        return st.dictionaries(st.text(max_size=9), _values(arguments[1]), max_size=3)
     if hint is AdaptationDecision:
         return _DECISIONS
     return built(hint) if dataclasses.is_dataclass(hint) else st.from_type(hint)
@@ -70,8 +72,8 @@ def messages() -> st.SearchStrategy[Message]:
 def epoch_report(epoch: int, *, run_id: str = "lab/run") -> EpochReport:
     """A report identified by its epoch."""
     return EpochReport(
-        run_id=run_id, epoch=epoch, step=10 * epoch, train_loss=0.5, train_accuracy=0.5, val_loss=None,
-        val_accuracy=None, learning_rate=0.1, adaptations_applied=0, epoch_time=1.0,
+        run_id=run_id, epoch=epoch, step=10 * epoch, train_loss=0.5, train_metrics={"accuracy": 0.5}, val_loss=None,
+        val_metrics={"accuracy": None}, learning_rate=0.1, adaptations_applied=0, epoch_time=1.0,
     )  # fmt: skip
 
 

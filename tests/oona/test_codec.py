@@ -28,8 +28,8 @@ def refused(content: bytes) -> str:
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Paths of all values in a parsed message, except those of the policy, which may have any fields."""
-    if "policy" in path:
+    """Paths of all values in a parsed message, except those of policy and metrics, which may have any fields."""
+    if path and path[-1] in ("policy", "train_metrics", "val_metrics", "test_metrics"):
         return []
     inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     return [path, *(place for key, item in inner for place in places(item, (*path, key)))]

@@ -129,7 +129,7 @@ def test_messages_contain_the_values_of_the_journal(bus: Recording, folder: Path
     assert (first.status, last.status, first.experiment_name, last.experiment_name) == (
         *("running", "finished"), *("demo", "demo"),
     )  # fmt: skip
-    assert last.test_accuracy == 0.9
+    assert last.test_metrics == {"accuracy": 0.9}
 
 
 @pytest.mark.parametrize("size", [1, 2, 9])

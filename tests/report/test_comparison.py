@@ -17,6 +17,7 @@ import pytest
 from esper.cli import main
 from esper.configs import ComparisonConfig, OptimizationConfig
 from esper.contracts.events import RunEnded, RunStarted, Validated
+from esper.contracts.metrics import ACCURACY, MetricInfo
 from esper.errors import RunError
 from esper.report.comparison import Report, compare
 from esper.report.runs import from_folders, from_mlflow
@@ -25,6 +26,7 @@ from esper.tracking import Journal, sync
 from tests.conftest import result_of, tiny_config, use
 
 _MACS = 1_000_000
+_ERROR = MetricInfo(name="mse", label="mean squared error", higher_is_better=False)
 
 
 def write_run(
@@ -35,38 +37,52 @@ def write_run(
     seconds: float = 4.0,
     status: str = "finished",
     val_accuracy: float | None = None,
+    info: MetricInfo = ACCURACY,
     **changes: Any,
 ) -> None:
-    """A run as the journal would have it; `macs` is all that it spent, a tenth of it on scoring."""
+    """A run as the journal would have it; `macs` is all that it spent, a tenth of it on scoring.
+
+    `accuracy` is that of the metric `info`.
+    """
     config = tiny_config(**changes)
     journal = Journal(folder / "journal.jsonl")
     journal.write(
         RunStarted(
             step=0, run_name=folder.name, experiment_name="tiny", total_steps=18, total_epochs=3, steps_per_epoch=6,
             num_parameters=100, num_macs=10, num_sites=2, device="cpu", config=dataclasses.asdict(config),
-            environment={"cpu": "a"}, resumed_from=None,
+            environment={"cpu": "a"}, resumed_from=None, metrics=(info,),
         )
     )  # fmt: skip
     for epoch in (1, 2, 3):
-        journal.write(Validated(step=6 * epoch, epoch=epoch, val_loss=1.0, val_accuracy=accuracy * epoch / 3))
+        journal.write(
+            Validated(step=6 * epoch, epoch=epoch, val_loss=1.0, val_metrics={info.name: accuracy * epoch / 3})
+        )
     parts = {"forward": 3, "backward": 6, "scoring": 1, "forking": 0, "incubation": 0, "judging": 0, "discarded": 0}
     result = {f"{part}_macs": macs * share // 10 for part, share in parts.items()}
-    result |= {"train_macs": macs * 9 // 10, "growth_macs": macs // 10, "total_macs": macs, "test_accuracy": accuracy}
-    result |= {"val_accuracy": accuracy if val_accuracy is None else val_accuracy, "seconds": seconds}
+    result |= {
+        "train_macs": macs * 9 // 10,
+        "growth_macs": macs // 10,
+        "total_macs": macs,
+        f"test_{info.name}": accuracy,
+    }
+    result |= {f"val_{info.name}": accuracy if val_accuracy is None else val_accuracy, "seconds": seconds}
+    result |= {"metrics": [dataclasses.asdict(info)]}
     is_finished = status == "finished"
     reason = "" if is_finished else "the loss is <nan>"
     journal.write(RunEnded(step=18, status=status, reason=reason, result=result_of(**result) if is_finished else None))
     journal.close()
 
 
-def write_arms(folder: Path, arms: Mapping[str, tuple[float, float]], *, num_seeds: int = 12, **run: Any) -> None:
-    """Runs of a fair comparison: mean accuracy and MACs by arm, with noise that belongs to the run."""
+def write_arms(
+    folder: Path, arms: Mapping[str, tuple[float, float]], *, num_seeds: int = 12, size: float = 1.0, **run: Any
+) -> None:
+    """Runs of a fair comparison: mean accuracy (times `size`) and MACs by arm, with noise that belongs to the run."""
     random = np.random.default_rng(0)
     for arm, (accuracy, macs) in arms.items():
         for seed, noise in enumerate(random.normal(0, 0.002, num_seeds)):
             write_run(
                 folder / f"{arm}-{seed}",
-                accuracy=accuracy + noise,
+                accuracy=size * (accuracy + noise),
                 macs=round(macs),
                 rng_seed=seed,
                 comparison=ComparisonConfig(arm=arm),
@@ -129,6 +145,41 @@ def test_no_gain_at_more_compute_is_a_no(tmp_path: Path) -> None:
 def test_less_compute_is_a_yes_only_if_the_accuracy_is_not_worse(tmp_path: Path, accuracy: float, verdict: str) -> None:
     write_arms(tmp_path, {"grown": (accuracy, _MACS // 2), "static": (0.9, _MACS)})
     assert verdicts(compared(tmp_path)) == {"static": verdict}
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-13, 1e9])
+@pytest.mark.parametrize(
+    ("error", "verdict", "words"),
+    [(0.4, "yes", "better by "), (0.5009, "not shown", "worse by "), (0.6, "no", "worse by ")],
+)
+def test_of_an_error_less_is_better_however_large_its_numbers_are(
+    tmp_path: Path, size: float, error: float, verdict: str, words: str
+) -> None:
+    write_arms(tmp_path, {"grown": (error, _MACS // 2), "static": (0.5, _MACS)}, info=_ERROR, size=size)
+    report = compared(tmp_path)
+    (claim,) = report.claims
+    assert claim.verdict == verdict
+    assert (float(claim.test.mean) > 0) == (words == "better by ")
+    assert claim.bootstrap[0] < float(claim.test.mean) < claim.bootstrap[1]
+    if verdict != "yes":
+        assert f"test mean squared error {words}" in claim.reason
+    assert not re.search(r"\b0\.0+\b", report.scale.interval(report.arms["static"]["test_mse"]))
+
+
+def test_the_page_of_an_error_says_lowest_and_lower(tmp_path: Path) -> None:
+    arms = {"grown": (0.4, _MACS), "static_flops": (0.5, _MACS), "final_flops": (0.6, _MACS)}
+    write_arms(tmp_path, arms, info=_ERROR)
+    assert run_cli(tmp_path) == 0
+    page = html.unescape((tmp_path / "comparison.html").read_text())
+    for words in (
+        "Did growing pay? Yes: against the best static arm at equal compute (host, trained longer), test mean squared",
+        "the lowest mean validation mean squared error over 12 seeds",
+        "Mean squared error against compute",
+        "the mean squared error is lower (paired t test",
+        "Differences in test mean squared error, as improvements",
+    ):
+        assert words in page
+    assert "accuracy" not in page.lower()
 
 
 @pytest.mark.parametrize(("num_seeds", "verdict"), [(11, "not shown"), (12, "yes")])
@@ -285,7 +336,6 @@ def test_several_paths_are_compared_and_their_page_goes_to_the_file_that_is_name
     [
         (["empty"], "holds no run folder"),
         ([], "give either folders of runs or --mlflow"),
-        (["empty", "--target", "90"], "0.9 for 90 %"),
         (["empty", "--out", "page.json"], "must be an .html file"),
         (["--mlflow", "x", "--uri", "sqlite:///absent.db"], "no such database"),
         (["empty", "--uri", "sqlite:///absent.db"], "only used with --mlflow"),
@@ -327,8 +377,8 @@ def test_real_runs_are_compared_and_mlflow_tells_the_same_of_them(tmp_path: Path
         assert [point.macs for point in run.curve] == sorted(point.macs for point in run.curve)
     sync.main([folder / "grows", folder / "static"], uri)
     reported = from_mlflow("tiny", uri=uri)
-    assert [(run.name, run.accuracy, run.flops) for run in reported] == [
-        (run.name, run.accuracy, run.flops) for run in runs
+    assert [(run.name, run.figure, run.flops) for run in reported] == [
+        (run.name, run.figure, run.flops) for run in runs
     ]
     assert [len(run.curve) for run in reported] == [len(run.curve) for run in runs]
     assert [(run.num_steps, set(run.growth_steps)) for run in runs] == [(18, {6, 12}), (18, set())]
@@ -336,3 +386,9 @@ def test_real_runs_are_compared_and_mlflow_tells_the_same_of_them(tmp_path: Path
         (run.num_steps, run.growth_steps) for run in runs
     ]
     assert compare(reported).claims[0].sentence == compare(runs).claims[0].sentence
+
+
+def test_a_target_in_percent_is_refused_as_accuracies_are_fractions(tmp_path: Path) -> None:
+    write_run(tmp_path / "run")
+    with pytest.raises(RunError, match=r"0\.9 for 90 %"):
+        compare(from_folders([tmp_path]), target=90.0)

@@ -5,7 +5,8 @@ import pytest
 from scipy import stats
 
 from esper.report import statistics
-from esper.report.claims import MARGIN, Spent, adjusted_p, decide
+from esper.report.claims import Spent, adjusted_p, decide
+from esper.report.scale import MARGIN
 from esper.report.statistics import PairedT, bootstrap_interval, holm, mean_interval, paired_t, wilcoxon_p
 
 # Student's sleep data (1908): extra hours of sleep of ten patients under two drugs.

@@ -341,7 +341,7 @@ def test_progress_is_read_as_the_journal_grows_and_starts_over_when_it_is_rewoun
 
     journal.write_text(started + epoch(1, now - 10) + epoch(2, now))
     progress.update()
-    assert (progress.epoch, progress.total_epochs, progress.accuracy) == (2, 4, 0.5)
+    assert (progress.epoch, progress.total_epochs, progress.metric) == (2, 4, 0.5)
     assert progress.eta_s() == pytest.approx(20, abs=2)
     journal.write_text(started + epoch(1, now - 10))
     progress.update()

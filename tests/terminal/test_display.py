@@ -125,9 +125,9 @@ def epoch_ended(step: int) -> EpochEnded:
         step=step,
         epoch=step // 10,
         train_loss=0.5,
-        train_accuracy=0.8,
+        train_metrics={"accuracy": 0.8},
         val_loss=0.6,
-        val_accuracy=0.75,
+        val_metrics={"accuracy": 0.75},
         learning_rate=0.05,
         adaptations_applied=0,
         epoch_time=1.0,
@@ -139,7 +139,7 @@ def logged(step: int) -> StepLogged:
         step=step,
         epoch=step // 10,
         loss=0.7,
-        accuracy=0.7,
+        metrics={"accuracy": 0.7},
         learning_rate=0.05,
         grad_norm=1.0,
         images_per_s=4000.0,
@@ -166,6 +166,13 @@ def shown(*events: Event, level: str = "INFO", width: int = 100, is_terminal: bo
         for event in events:
             terminal.show(event)
     return stream.getvalue()
+
+
+@pytest.mark.parametrize("noun", ["images", "rows"])
+def test_speed_is_in_what_the_data_are(noun: str) -> None:
+    assert f"4,000 {noun}/s" in shown(
+        dataclasses.replace(started(), noun=noun), logged(10), width=140, is_terminal=True
+    )
 
 
 def test_without_a_terminal_there_is_a_line_for_each_epoch_and_growth_event_and_no_escape_code():

@@ -105,9 +105,9 @@ def exhaust_in_state_of_newborns(monkeypatch: pytest.MonkeyPatch, *, after: int 
     """Run out of memory in making the state of newborn parameters, after some groups of them."""
     make_state, num_made = optim._make_state, 0
 
-    def make(optimizer: Any, group: Any) -> None:
+    def make(optimizer: Any, config: Any, group: Any) -> None:
         nonlocal num_made
-        make_state(optimizer, group)
+        make_state(optimizer, config, group)
         is_newborn = group["born_step"] is not None
         num_made += is_newborn
         if is_newborn and num_made > after:
@@ -212,22 +212,30 @@ def test_a_step_that_does_not_fit_is_done_in_halves_from_then_on_also_after_a_re
     assert_same(resumed, whole)
 
 
-@pytest.mark.parametrize("batch_size", [32, 33])
-def test_halves_give_the_update_of_the_whole_batch_where_no_batch_norm_is(
-    batch_size: int, run_dir: Path, tmp_path: Path
+@pytest.mark.parametrize(("batch_size", "accumulate", "splits"), [(32, 1, True), (33, 3, False), (33, 2, True)])
+def test_parts_give_the_update_of_the_whole_batch_where_no_batch_norm_is(
+    batch_size: int, accumulate: int, splits: bool, run_dir: Path, tmp_path: Path
 ) -> None:
     async def body(trainer: TolariaTrainer, num_parts: int) -> tuple[list[Tensor], Tensor]:
-        run = trainer.run
+        run, seen = trainer.run, list[int]()
         run.model.eval()  # batch norm does not normalise by the batch
-        run.step.num_parts = num_parts
+        run.model.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+        if num_parts > accumulate:
+            run.step.split()
         for index in range(3):
             run.optimizer.param_groups[0]["lr"] = run.optimizer.param_groups[1]["lr"] = 0.5
             run.step.forward_backward_update(epoch=0, index=index, step=index)
+        assert len(seen) == 3 * num_parts
+        assert sum(seen) == 3 * batch_size
         return [p.detach().clone() for p in run.model.parameters()], run.step.sums.epoch.clone()
 
+    num_parts = 2 * accumulate if splits else accumulate
     config = tiny_config(dataset__batch_size=batch_size, optimization__gradient_clip_norm=0.4)
+    parts = tiny_config(
+        dataset__batch_size=batch_size, optimization__gradient_clip_norm=0.4, optimization__accumulate=accumulate
+    )
     whole, sums = use(config, run_dir, lambda trainer: body(trainer, 1))
-    halves, same = use(config, tmp_path / "halves", lambda trainer: body(trainer, 2))
+    halves, same = use(parts, tmp_path / "parts", lambda trainer: body(trainer, num_parts))
     torch.testing.assert_close(halves, whole, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(same, sums, rtol=1e-6, atol=1e-6)
 
@@ -241,7 +249,9 @@ def test_what_does_not_fit_in_halves_either_ends_with_one_line_and_keeps_the_che
     line = str(caught.value)
     assert "\n" not in line
     assert line.startswith("out of memory (")
-    assert "what needs less: dataset.batch_size=16, model.gradient_checkpointing=true" in line
+    assert (
+        "what needs less: dataset.batch_size=16, optimization.accumulate=2, model.gradient_checkpointing=true" in line
+    )
     assert [path.name for path in find_checkpoints(run_dir / "checkpoints")] == ["step-00000006"] * epochs
 
 

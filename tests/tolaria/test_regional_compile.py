@@ -16,6 +16,7 @@ from torch import Tensor
 from esper.configs import ModelConfig
 from esper.contracts.decisions import AdaptationDecision
 from esper.contracts.recipe import Graft
+from esper.data import DataSpec
 from esper.errors import ConfigError
 from esper.kasmina import MorphableModel, find_blocks, wrap
 from esper.models import build_host
@@ -43,7 +44,7 @@ def _forget_graphs() -> Iterator[None]:
 def network(*kinds: str) -> MorphableModel:
     torch.manual_seed(0)
     config = ModelConfig(name="resnet_small", widths=[4, 8], depths=[2, 2])
-    host = build_host(config, in_channels=3, image_size=8, num_classes=4)
+    host = build_host(config, DataSpec(inputs=(3, 8, 8), num_outputs=4))
     return wrap(host, ["layer*"], 9, input_shape=(3, 8, 8), site_kinds=kinds or ("beside", "after"))
 
 

@@ -173,7 +173,7 @@ def test_validation_is_in_the_number_format_of_training_and_the_result_in_float3
     async def body(trainer: TolariaTrainer) -> tuple[float, float, float]:
         await trainer.train()
         run = trainer.run
-        plain, _ = evaluate(run.model, run.parts.evaluation_batches(run.parts.splits.controller))
+        plain, _ = evaluate(run.model, run.parts.evaluation_batches(run.parts.splits.controller), run.parts.task)
         assert trainer.result is not None
         return plain, trainer.result["val_loss"], (await trainer.validate_epoch())["loss"]
 

@@ -57,12 +57,23 @@ def started(journal: Journal, *, resumed_from: str | None = None, step: int = 0,
 def trained(journal: Journal, steps: range, *, loss: float = 1.0) -> None:
     """Journal training steps, and after every fourth the end of an epoch."""
     for step in steps:
-        fields = {"accuracy": 0.5, "learning_rate": 0.1, "grad_norm": 2.0, "images_per_s": 9.0, "memory_bytes": 7}
+        fields = {
+            "metrics": {"accuracy": 0.5},
+            "learning_rate": 0.1,
+            "grad_norm": 2.0,
+            "images_per_s": 9.0,
+            "memory_bytes": 7,
+        }
         journal.write(StepLogged(step=step, epoch=(step - 1) // 4, loss=loss / step, **fields))  # type: ignore[arg-type]
         if step % 4 == 0:
             epoch = step // 4
-            journal.write(Validated(step=step, epoch=epoch, val_loss=0.7, val_accuracy=0.6))
-            means = {"train_loss": 0.9, "train_accuracy": 0.5, "val_loss": 0.7, "val_accuracy": 0.6}
+            journal.write(Validated(step=step, epoch=epoch, val_loss=0.7, val_metrics={"accuracy": 0.6}))
+            means = {
+                "train_loss": 0.9,
+                "train_metrics": {"accuracy": 0.5},
+                "val_loss": 0.7,
+                "val_metrics": {"accuracy": 0.6},
+            }
             rest = {"learning_rate": 0.1, "adaptations_applied": 0, "epoch_time": 1.5}
             journal.write(EpochEnded(step=step, epoch=epoch, **means, **rest))  # type: ignore[arg-type]
 

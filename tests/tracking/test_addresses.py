@@ -167,7 +167,9 @@ def test_no_checkpoint_or_artifact_leaves_or_enters_the_folder(
     linked = write_run(tmp_path / "outputs", "b")
     (linked / "checkpoints").symlink_to(tmp_path / "outside" / "b")
     printed = sync(capsys, str(elsewhere), str(linked))
-    assert printed.count("MLflow: failed, 14 new points") == 2, printed
+    assert printed.count("MLflow: failed, 14 new points; not uploaded: ") == 2, printed
+    for left_out in (tmp_path / "outside" / "a" / "step-00000002", linked / "checkpoints" / "step-00000002"):
+        assert f"not uploaded: {left_out}, which lies or leads outside of the run folder\n" in printed
     assert not list((tmp_path / "outputs").rglob("mlartifacts/**/model.safetensors"))
 
     from mlflow import MlflowClient

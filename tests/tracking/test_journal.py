@@ -85,7 +85,7 @@ def test_any_event_reads_back_as_it_was(event: Event) -> None:
 
 def test_every_line_is_strict_json(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "journal.jsonl")
-    journal.write(events.Validated(step=1, epoch=0, val_loss=math.nan, val_accuracy=math.inf))
+    journal.write(events.Validated(step=1, epoch=0, val_loss=math.nan, val_metrics={"accuracy": math.inf}))
     journal.close()
     found = json.loads(journal.path.read_text(), parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
     assert found["val_loss"] is None

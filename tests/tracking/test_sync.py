@@ -15,6 +15,9 @@ import pytest
 from filelock import FileLock
 
 from esper.errors import RunError
+from esper.report import run_page, runs
+from esper.report.run_record import read_run
+from esper.tolaria.run_folder import RunFolder
 from esper.tracking import Journal, sync
 from tests.tracking.conftest import ended, started, trained
 
@@ -114,3 +117,25 @@ def test_what_a_killed_process_had_reported_is_not_reported_again(outputs: Path)
     assert run.info.status == "KILLED"
     assert 0 < half.total() < points.total() == 68
     assert set(points.values()) == {1}
+
+
+def test_a_run_killed_after_it_resumed_is_killed_for_every_reader(
+    outputs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep_dir = outputs / "resumed"
+    run_dir = write_run(sweep_dir / "run", is_ended=False)
+    journal = Journal(run_dir / "journal.jsonl")
+    ended(journal, "interrupted", reason="SIGTERM")
+    started(journal, resumed_from="step-00000008", step=8)
+    journal.close()
+    folder = RunFolder(run_dir)
+    folder.acquire()
+    folder.set_status("running")
+    folder.release()
+    assert read_run(run_dir).status == "killed"
+    assert "The run was killed: last seen " in run_page.write(run_dir).read_text()
+    (compared,) = runs.from_folders([sweep_dir])
+    assert (compared.status, compared.reason[:9]) == ("killed", "last seen")
+    assert sync.main([sweep_dir], f"sqlite:///{outputs / 'mlflow.db'}") == 0
+    assert "run: MLflow: killed, " in capsys.readouterr().out
+    assert run_of(outputs, run_dir)[0].info.status == "KILLED"

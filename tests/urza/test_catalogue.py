@@ -21,6 +21,13 @@ PLACES = [
     ("parallel", (6, 7, 7), (12, 4, 4)),
     ("width", (8, 4, 4), (8, 4, 4)),
     ("width", (6, 7, 7), (12, 4, 4)),
+    ("after", (5, 12), (5, 12)),
+    ("beside", (5, 12), (5, 12)),
+    ("beside", (5, 8), (5, 12)),
+    ("width", (5, 8), (5, 8)),
+    ("after", (12,), (12,)),
+    ("beside", (8,), (12,)),
+    ("width", (8,), (3,)),
 ]
 CASES = [
     pytest.param(blueprint.blueprint_id, kind, in_shape, out_shape, id=f"{blueprint.blueprint_id}-{kind}-{in_shape}")
@@ -57,13 +64,36 @@ def test_an_output_scale_of_zero_silences_a_newborn_and_one_half_does_not(
     assert tezzeret.build_kernel(blueprint_id, output_scale=0.5, **build)(x).any()  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("shape", "names"),
+    [
+        ((5, 12), ["mlp", "self_attention", "layer_scale", "copy"]),
+        ((12,), ["mlp", "layer_scale", "copy"]),
+        ((3,), ["layer_scale", "copy"]),
+        ((1, 12), ["mlp", "layer_scale", "copy"]),
+        ((4, 2, 5, 5), ["copy"]),
+    ],
+)
+def test_a_blueprint_fits_shapes_of_its_ranks(shape: urza.Shape, names: list[str]) -> None:
+    assert [b.blueprint_id for b in urza.CATALOGUE.values() if b.fits("after", shape, shape)] == names
+
+
+def test_attention_in_a_causal_host_does_not_look_ahead() -> None:
+    kernel = tezzeret.build_kernel("self_attention", in_shape=(5, 8), out_shape=(5, 8), init_seed=0, output_scale=1.0)
+    x = torch.randn(2, 5, 8)
+    later = torch.cat([x[:, :3], torch.randn(2, 2, 8)], dim=1)
+    assert not torch.allclose(kernel(x)[:, :3], kernel(later)[:, :3])
+    kernel.adapt(activation=None, has_bias=True, is_causal=True)
+    assert torch.allclose(kernel(x)[:, :3], kernel(later)[:, :3])
+
+
 def test_all_categories_are_there_and_each_offers_a_choice_of_complexity() -> None:
     by_category = {b.category: [] for b in urza.CATALOGUE.values()}  # type: dict[str, list[int]]
     for blueprint in urza.CATALOGUE.values():
         by_category[blueprint.category].append(blueprint.complexity)
     assert set(by_category) == {"residual", "attention", "normalization", "copy"}
-    assert sorted(by_category["residual"]) == [2, 2, 3, 3, 4, 4, 4, 5, 5]
-    assert sorted(by_category["attention"]) == [1, 2, 4]
+    assert sorted(by_category["residual"]) == [2, 2, 3, 3, 3, 4, 4, 4, 5, 5]
+    assert sorted(by_category["attention"]) == [1, 2, 4, 4]
 
 
 def test_allowed_obeys_categories_in_order_complexity_and_a_single_allowed_blueprint() -> None:

@@ -70,7 +70,7 @@ def test_a_blueprint_is_shown_with_its_layers(esper: Esper):
         (["import", "missing.json"], "missing.json: cannot be read (No such file or directory)"),
         (["import", "/dev/zero"], "/dev/zero: 65,537 bytes; a definition has at most 65,536"),
         (["record", "."], "no journal.jsonl in ."),
-        (["characterise", "conv1x1", "--site", "3x3"], "--site 3x3: give CHANNELSxHEIGHTxWIDTH"),
+        (["characterise", "conv1x1", "--site", "3xx3"], "--site 3xx3: give CHANNELSxHEIGHTxWIDTH"),
         (["list", "--database", "sqlite:///none.db"], "none.db holds no blueprint library"),
     ],
 )

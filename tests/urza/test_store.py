@@ -197,7 +197,6 @@ def test_by_default_it_lies_in_the_outputs_folder(tmp_path: Path):
 @pytest.mark.parametrize(
     ("table", "column", "value"),
     [
-        ("kernels", "in_shape", "8x4"),
         ("kernels", "in_shape", "8xfourx4"),
         ("kernels", "out_shape", b"\xff"),
         ("kernels", "batch_size", "many"),
@@ -208,7 +207,7 @@ def test_by_default_it_lies_in_the_outputs_folder(tmp_path: Path):
         ("kernels", "reason", b"3.5"),
         ("outcomes", "site", b"layer1"),
         ("outcomes", "gain", "much"),
-        ("outcomes", "out_shape", 8),
+        ("outcomes", "out_shape", "8x"),
         ("outcomes", "epoch", -3),
         ("blueprints", "definition", 7),
         ("blueprints", "definition", '{"a":' * 6000),

@@ -5,8 +5,11 @@ Source: A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 20
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -35,7 +38,7 @@ def load(config: DatasetConfig, _cache_dir: Path | None) -> Dataset:
     if special := [name for name in files if is_special(data_dir / name)]:
         raise DataError(f"{data_dir / special[0]}: not a regular file; remove it, or set dataset.data_dir")
     try:
-        with left_as_it_was(data_dir):
+        with left_as_it_was(data_dir), _socket_timeout(config.timeout_s):
             train, test = (_read(cifar, data_dir, train=train) for train in (True, False))
         return Dataset(
             train=_images(train), test=_images(test), class_names=tuple(train.classes), fingerprint=fingerprint(config)
@@ -60,6 +63,17 @@ def _read(cifar: type[CIFAR10], data_dir: Path, *, train: bool) -> CIFAR10:
         return cifar(str(data_dir), train=train, download=False)
     except RuntimeError:  # "not found or corrupted"
         return cifar(str(data_dir), train=train, download=True)
+
+
+@contextlib.contextmanager
+def _socket_timeout(timeout_s: float) -> Iterator[None]:
+    """Context manager: a download ends that gets no data for so long, which torchvision does not ask for."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(timeout_s)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
 
 
 def _images(split: CIFAR10) -> ImageSet:

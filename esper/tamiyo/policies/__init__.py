@@ -6,6 +6,7 @@ import importlib
 from collections.abc import Sequence
 from typing import Protocol
 
+from esper import plugins
 from esper.configs import MorphogeneticConfig
 from esper.configs.morphogenetic import POLICIES
 from esper.contracts.decisions import AdaptationDecision
@@ -28,5 +29,7 @@ def build_policy(config: MorphogeneticConfig, *, rng_seed: int) -> Policy:
     Raises:
         ConfigError: a file that it needs cannot be used.
     """
-    policy: Policy = importlib.import_module(POLICIES[config.policy].module).build(config, rng_seed)
+    build = plugins.find("policy", config.policy) if config.policy not in POLICIES else None
+    build = build or importlib.import_module(POLICIES[config.policy].module).build
+    policy: Policy = build(config, rng_seed)
     return policy

@@ -29,7 +29,9 @@ _TRAINING = json_object(
     "Training",
     {
         **dict.fromkeys([*_COUNTS, "peak_parameters", *(field.name for field in dataclasses.fields(Ledger))], Count),
-        **dict.fromkeys(["best_accuracy", "epoch_seconds", "total_seconds"], Number),
+        **dict.fromkeys(["epoch_seconds", "total_seconds"], Number),
+        "best_accuracy": NotRequired[Number],  # instead of best_metrics, before there were tasks
+        "best_metrics": NotRequired[dict[str, float]],
         "best_loss": Annotated[float, Field(gt=float("-inf"))],  # infinite before the first validation
         "last_adaptation_epoch": Annotated[int, Field(ge=-1, lt=2**63)],
         "last_consultation": NotRequired[Number | None],  # not in 0.1.0
@@ -98,7 +100,7 @@ def snapshot(run: Run) -> Snapshot:
             "training": run.state.state_dict(),
             "growth": run.life.state_dict(),
             "scaler": run.step.scaler.state_dict(),
-            "num_parts": run.step.num_parts,
+            "num_parts": run.step.num_splits,
             "average": ema.born if ema is not None else {},
         },
         recipe=run.model.recipe,
@@ -184,7 +186,7 @@ def restore(run: Run, saved: Snapshot) -> None:
     if run.step.scaler.is_enabled() and not state["scaler"]:
         raise CheckpointError("the checkpoint was saved without a gradient scaler; resume in its number format")
     run.step.scaler.load_state_dict(state["scaler"])
-    run.step.num_parts = state.get("num_parts", 1)
+    run.step.num_splits = state.get("num_parts", 1)
     run.state.load_state_dict(state["training"])
 
 

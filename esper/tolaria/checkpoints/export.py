@@ -2,6 +2,7 @@
 
     model.safetensors     parameters and buffers, with torchvision's names if everything could be folded
     model.json            host, stages, classes, growth recipe, and the grafts that could not be folded
+    tokenizer.json        of a language model that does not read bytes
 
 Needs neither the data nor a GPU. In eval mode, the exported network computes the same as the run's.
 """
@@ -10,6 +11,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +34,12 @@ from esper.tolaria.checkpoints.contents import averaged, rebuild, state_of
 from esper.tolaria.checkpoints.files import Snapshot, find_checkpoints, load_newest
 from esper.tolaria.run_folder import recorded_config
 
-__all__ = ["export"]
+__all__ = ["DESCRIPTION", "TOKENIZER", "WEIGHTS", "export", "folded_network"]
 
 SCHEMA = 1
+DESCRIPTION = "model.json"
+TOKENIZER = "tokenizer.json"
+WEIGHTS = "model.safetensors"
 
 
 def export(run_dir: Path, out: Path, *, best: bool = False) -> Path:
@@ -50,7 +56,28 @@ def export(run_dir: Path, out: Path, *, best: bool = False) -> Path:
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RunError(f"{out} already exists and is not an empty folder; choose another with --out, or remove it")
-    config, image_size, ema_decay, folder = _settings(run_dir)
+    network, saved, settings = folded_network(run_dir, best=best)
+    tensors = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
+    description = _description(ModelConfig(**settings["model"]), saved, network)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, out / WEIGHTS)
+        if settings["dataset"]["tokenizer"] is not None:
+            shutil.copyfile(settings["dataset"]["tokenizer"], out / TOKENIZER)
+        write_atomically(out / DESCRIPTION, json.dumps(description, indent=2) + "\n")
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"cannot write in {out}: {error}; choose another folder with --out") from None
+    return out
+
+
+def folded_network(run_dir: Path, *, best: bool = False) -> tuple[nn.Module, Snapshot, dict[str, Any]]:
+    """The network of a run's checkpoint, folded, in eval mode; the checkpoint; and the run's settings.
+
+    Raises:
+        RunError, CheckpointError: see `export`.
+    """
+    settings = _settings(run_dir)
+    folder = checkpoints_folder(run_dir.absolute(), checkpoint_dir=settings["checkpoint"]["checkpoint_dir"])
     checkpoints = find_checkpoints(folder, prefix="best" if best else "step", complete=False)
     if not checkpoints:
         raise CheckpointError(
@@ -59,55 +86,52 @@ def export(run_dir: Path, out: Path, *, best: bool = False) -> Path:
         )
     path, saved = load_newest(checkpoints)
     try:
-        network = fold(_rebuilt(config, saved, image_size=image_size, ema_decay=ema_decay))
+        network = fold(_rebuilt(settings, saved))
     except SurgeryError as error:
         raise CheckpointError(f"{path}: the run has not finished; resume it with the same command ({error})") from None
-    tensors = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, out / "model.safetensors")
-        write_atomically(out / "model.json", json.dumps(_description(config, saved, network), indent=2) + "\n")
-    except (OSError, SafetensorError) as error:
-        raise RunError(f"cannot write in {out}: {error}; choose another folder with --out") from None
-    return out
+    return network, saved, settings
 
 
-def _settings(run_dir: Path) -> tuple[ModelConfig, int | None, float | None, Path]:
-    """The run's host, image size (if known), EMA decay, and checkpoints folder."""
+def _settings(run_dir: Path) -> dict[str, Any]:
+    """The run's settings."""
     recorded = recorded_config(run_dir)
     if recorded is None:
         raise RunError(f"{run_dir} is not a run folder: it has no config.yaml")
     settings = with_defaults(recorded)
-    config = ModelConfig(**settings["model"])
-    check_group(config, prefix="model.")
-    folder = checkpoints_folder(run_dir.absolute(), checkpoint_dir=settings["checkpoint"]["checkpoint_dir"])
-    known = DATASETS.get(settings["dataset"]["name"])
-    image_size = settings["dataset"]["image_size"] or (known.image_size if known else None)
-    return config, image_size, settings["optimization"]["ema_decay"], folder
+    check_group(ModelConfig(**settings["model"]), prefix="model.")
+    return settings
 
 
-def _rebuilt(
-    config: ModelConfig, saved: Snapshot, *, image_size: int | None, ema_decay: float | None
-) -> MorphableModel:
+def _input_size(dataset: Mapping[str, Any]) -> int | None:
+    """Side of the images, or tokens in a window, if they are known."""
+    known = DATASETS.get(dataset["name"])
+    size = dataset["context"] if known is not None and known.is_text else dataset["image_size"]
+    return size or (known.image_size if known else None)
+
+
+def _rebuilt(settings: Mapping[str, Any], saved: Snapshot) -> MorphableModel:
     """The grown network of a checkpoint; sizes that come from the data are inferred from its tensors."""
+    config = ModelConfig(**settings["model"])
     try:
         weights = {name.removeprefix("host."): tensor for name, tensor in saved.model.items()}
-        in_channels, size, num_classes = host_family(config).infer_sizes(config, weights, image_size=image_size)
+        spec = host_family(config).infer_spec(config, weights, image_size=_input_size(settings["dataset"]))
         plain = dataclasses.replace(config, pretrained=False)
-        host = build_host(plain, in_channels=in_channels, image_size=size, num_classes=num_classes)
+        host = build_host(plain, spec)
         states = state_of(saved)["growth"]["slots"]
         sites = find_sites(
             host,
             target_layers=config.target_layers if states else [],
             seeds_per_layer=len(saved.model),
-            input_shape=(in_channels, size, size),
+            input_shape=spec.inputs,
+            input_dtype=spec.dtype,
             kinds=SITE_KINDS,
         )
         model = MorphableModel(
             host, [site for site in sites if site.name in states], max_kernels_per_seed=config.max_kernels_per_seed
         )
+        model.input_shape, model.input_dtype = spec.inputs, spec.dtype
         rebuild(model, saved.recipe)
-        model.load_state_dict(dict(saved.model) | averaged(saved, ema_decay))
+        model.load_state_dict(dict(saved.model) | averaged(saved, settings["optimization"]["ema_decay"]))
         for slot in model.all_slots():
             slot.state = SeedLifecycleState(states[slot.site.name]["state"])
     except (KeyError, RuntimeError) as error:

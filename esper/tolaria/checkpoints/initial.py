@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -182,12 +183,13 @@ def _leak(run: Run, origin: Origin | None) -> str:
     """What is known of images that are held out here and were trained on there; "" if there are none."""
     splits, name, settings = run.parts.splits, run.config.dataset.name, split_settings(run)
     if origin is None:
-        return "which images it was trained on is not known, perhaps some that are held out here"
-    if changed := origin.changed_data(splits, dataset=name):
-        return f"its data was other ({changed}), with images perhaps that are held out here" * (origin.dataset == name)
+        return f"which {splits.noun} it was trained on is not known, perhaps some that are held out here"
+    if changed := origin.changed_data(splits, run.config.dataset):
+        leak = f"its data was other ({changed}), with {splits.noun} perhaps that are held out here"
+        return leak if origin.dataset == name else ""
     if leaked := origin.num_leaked(splits):
         return (
-            f"was trained on {leaked} of the {len(splits.held_out)} images that are held out here "
+            f"was trained on {leaked} of the {len(splits.held_out)} {splits.noun} that are held out here "
             f"({origin.changed_split(settings)}; the same split: {origin.same_split(settings)})"
         )
     return ""
@@ -234,9 +236,9 @@ def _differ_by_classes(
 ) -> bool:
     """Whether shapes differ only where those of a host with one class more do."""
     assert run.model.build_host is not None
-    num_classes = run.config.model.num_classes or len(run.parts.splits.class_names)
+    spec = dataclasses.replace(run.parts.spec, num_outputs=run.parts.spec.num_outputs + 1)
     with torch.random.fork_rng(devices=[]):
-        other = run.model.build_host(num_classes=num_classes + 1).state_dict()
+        other = run.model.build_host(spec=spec).state_dict()
     for name in differing:
         larger = other.get(name.removeprefix("host."))
         if larger is None or len(own[name]) != len(theirs[name]):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from esper.configs import DatasetConfig
 from esper.configs.identity import digest
 from esper.contracts.lifecycle import LIVE
 from esper.contracts.recipe import Graft
-from esper.data import DataSplits, Fingerprint
+from esper.data import DataSplits, Fingerprint, TokenSet
 from esper.errors import ConfigError, RunError
 from esper.tolaria.checkpoints.files import Snapshot
 from esper.tolaria.data_record import described, recorded_data
@@ -26,6 +27,8 @@ from esper.tolaria.state import TrainingState
 __all__ = ["Origin", "home_of", "place", "read_origin", "split_settings"]
 
 _SPLIT_SETTINGS = ("rng_seed", "dataset.val_split", "dataset.num_examples")
+_EPOCH_SETTINGS = ("context", "epoch_windows")
+_TEXT_SETTINGS = ("document_separator", "split_by", "test_split")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,25 +37,40 @@ class Origin:
 
     Attributes:
         dataset: name of its dataset.
-        batch_size: images in a step.
-        split: settings that decide which images were trained on, by name.
+        batch_size: examples in a step.
+        epoch: settings that decide how long an epoch of text is, by name.
+        split: settings that decide which images or documents were trained on, by name.
+        text: settings that decide what a document is and which are in the test split, by name.
         data: what the dataset held; None: not recorded.
     """
 
     dataset: str
     batch_size: int
+    epoch: Mapping[str, Any]
     split: Mapping[str, Any]
+    text: Mapping[str, Any]
     data: Fingerprint | None
 
-    def changed_data(self, splits: DataSplits, *, dataset: str) -> str:
+    def changed_data(self, splits: DataSplits, dataset: DatasetConfig) -> str:
         """How the data that a training depends on differs; "" if it does not, as far as is recorded."""
+        if isinstance(splits.train, TokenSet):
+            now = _settings(dataclasses.asdict(dataset), _TEXT_SETTINGS)
+            if changed := [f"{k} {_text(v)} → {_text(now[k])}" for k, v in self.text.items() if v != now[k]]:
+                return ", ".join(changed)
         if self.data is not None:
             return "" if self.data.trains_like(splits.fingerprint) else described(self.data.changes(splits.fingerprint))
-        return "" if self.dataset == dataset else f"{self.dataset} → {dataset}"
+        return "" if self.dataset == dataset.name else f"{self.dataset} → {dataset.name}"
 
     def train_indices(self, splits: DataSplits) -> Tensor:
         """Which of the same images were trained on."""
         return splits.train_indices(**{name.rpartition(".")[2]: value for name, value in self.split.items()})
+
+    def steps_in_epoch(self, splits: DataSplits, noun: str = "") -> str:
+        """What decides how many steps an epoch of the same data had, in words."""
+        steps = f"{len(self.train_indices(splits))} {noun} in batches of {self.batch_size}".replace("  ", " ")
+        if not isinstance(splits.train, TokenSet):
+            return steps
+        return ", ".join([steps, *(f"{name}={_text(value)}" for name, value in self.epoch.items())])
 
     def num_leaked(self, splits: DataSplits) -> int:
         """How many of the images that are held out here were trained on, if the data is the same."""
@@ -92,7 +110,9 @@ def read_origin(folder: Path) -> Origin | None:
         return Origin(
             dataset=dataset["name"],
             batch_size=dataset["batch_size"],
+            epoch=_settings(dataset, _EPOCH_SETTINGS),
             split=dict(zip(_SPLIT_SETTINGS, split, strict=True)),
+            text=_settings(dataset, _TEXT_SETTINGS),
             data=recorded_data(folder),
         )
     except (RunError, KeyError, TypeError):
@@ -116,20 +136,23 @@ def place(run: Run, path: Path, saved: Snapshot) -> tuple[Snapshot, list[str]]:
             f"{where}: its settings differ, and which is not known, as {home_of(path)} has no config.yaml; give the "
             f"checkpoint in its run's folder, {otherwise}"
         )
-    if changed := origin.changed_data(splits, dataset=run.config.dataset.name):
+    if changed := origin.changed_data(splits, run.config.dataset):
         raise ConfigError(f"{where}: was trained on other data: {changed}; restore that, {otherwise}")
     if leaked := origin.num_leaked(splits):
         raise ConfigError(
-            f"{where}: was trained on {leaked} of the {len(splits.held_out)} images that are held out here "
+            f"{where}: was trained on {leaked} of the {len(splits.held_out)} {splits.noun} that are held out here "
             f"({origin.changed_split(settings)}); give {origin.same_split(settings)}, {otherwise}"
         )
     notices = [f"whether {path} was trained on the same data is not known: it recorded none"] * (origin.data is None)
-    num_images, batch_size = len(origin.train_indices(splits)), run.config.dataset.batch_size
     placed = saved
-    if (num_images, origin.batch_size) != (len(splits.train), batch_size):
-        batches = (
-            f"{num_images} images in batches of {origin.batch_size} → {len(splits.train)} in batches of {batch_size}"
-        )
+    here = dataclasses.replace(
+        origin,
+        split=settings,
+        batch_size=run.config.dataset.batch_size,
+        epoch=_settings(dataclasses.asdict(run.config.dataset), _EPOCH_SETTINGS),
+    )
+    if origin.steps_in_epoch(splits) != here.steps_in_epoch(splits):
+        batches = f"{origin.steps_in_epoch(splits, splits.noun)} → {here.steps_in_epoch(splits)}"
         placed = _after_epochs(run, saved, f"{where} ({batches})", otherwise)
         notices.append(f"goes on after epoch {placed.state['training']['epoch']}, at step {placed.step} ({batches})")
     _require_within_budget(run, placed, where, otherwise)
@@ -172,6 +195,12 @@ def _require_within_budget(run: Run, saved: Snapshot, where: str, otherwise: str
         total = f"optimization.max_macs={optimization.max_macs:.3g}"
     done = f"{state.ledger.total_macs:.3g} MACs are spent" if budget.by_compute else f"{state.epoch} epochs are done"
     raise ConfigError(f"{where}: {done}, more than {total}; set more, {otherwise}")
+
+
+def _settings(dataset: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """Some settings of a dataset, of which older versions lack some."""
+    known = dataclasses.asdict(DatasetConfig())
+    return {f"dataset.{name}": dataset.get(name, known[name]) for name in names}
 
 
 def _text(value: Any) -> str:

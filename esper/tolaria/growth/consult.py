@@ -178,7 +178,8 @@ class Growth:
         life.state.last_consultation = progress
         due = num_due(progress, life.state.epoch, self.config, last_consultation=last)
         is_due = not self.config.follows_schedule or due[1] > 0
-        with_scores = self.config.always_score or (POLICIES[self.config.policy].uses_scores and is_due)
+        uses_scores = self.config.policy not in POLICIES or POLICIES[self.config.policy].uses_scores
+        with_scores = self.config.always_score or (uses_scores and is_due)
         signals = ranks.on_rank0(
             lambda: measure_signals(life, progress=progress, last_consultation=last, with_scores=with_scores)
         )

@@ -76,7 +76,7 @@ def _fork(life: Lifecycle, slot: SeedSlot, blueprint_id: str, schedule: Schedule
                 set_learning_rates(life.optimizer, learning_rate, step=first_step + i)
                 epochs_ahead, index = divmod(i, life.step.loader.num_batches)
                 life.step.forward_backward_update(epoch=epoch + epochs_ahead, index=index, step=first_step + i)
-            loss, _ = life.step.ranks.on_rank0(lambda: evaluate(life.model, life.data.controller()))
+            loss, _ = life.step.ranks.on_rank0(lambda: evaluate(life.model, life.data.controller(), life.step.task))
             macs = life.running_macs
         except MemoryLimitError as error:
             raise life.refuse(graft, str(error)) from None

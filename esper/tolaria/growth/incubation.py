@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from esper.contracts.events import Incubated
 from esper.costs import training_macs
 from esper.kasmina import MorphableModel, SeedSlot
-from esper.kasmina.modes import preserved_buffers
+from esper.kasmina.modes import preserved_buffers, unfrozen
+from esper.tasks import Task
 from esper.tolaria.evaluate import evaluate, lowest
 from esper.tolaria.growth.lifecycle import Lifecycle
 
@@ -36,9 +36,9 @@ def incubation_step(life: Lifecycle, slot: SeedSlot) -> None:
     if state.global_step - graft.born_step >= config.incubation_steps:
         _finish(life, slot)
         return
-    images, labels = step.loader.batch(state.epoch, state.step)
-    incubate(life.model, slot, images, labels, method=config.incubation, autocast=step.autocast())
-    step.all_reduce_gradients(num_images=len(labels))
+    inputs, targets = step.loader.batch(state.epoch, state.step)
+    incubate(life.model, slot, inputs, targets, task=step.task, method=config.incubation, autocast=step.autocast())
+    step.all_reduce_gradients(num_images=len(targets))
     life.optimizer.step()  # only the kernel's parameters have gradients
     life.optimizer.zero_grad(set_to_none=True)
     macs = life.running_macs + life.kernel_cost(graft).num_macs
@@ -54,7 +54,7 @@ def _finish(life: Lifecycle, slot: SeedSlot) -> None:
         return
     scale, losses = 1.0, dict[float, float]()
     if config.alpha_search:
-        losses = ranks.on_rank0(lambda: try_scales(life.model, slot, life.data.controller))
+        losses = ranks.on_rank0(lambda: try_scales(life.model, slot, life.data.controller, life.step.task))
         scale = lowest(losses)
         kernel.scale_output(scale)
         num_images = len(SCALES) * life.data.num_controller
@@ -77,9 +77,10 @@ def _finish(life: Lifecycle, slot: SeedSlot) -> None:
 def incubate(
     model: MorphableModel,
     slot: SeedSlot,
-    images: Tensor,
-    labels: Tensor,
+    inputs: Tensor,
+    targets: Tensor,
     *,
+    task: Task,
     method: str,
     autocast: AbstractContextManager[object],
 ) -> None:
@@ -93,22 +94,23 @@ def incubate(
     Args:
         model: the network, in training mode.
         slot: holds the kernel.
-        images: training images (N, C, H, W), normalised.
-        labels: their classes (N,).
+        inputs: a training batch.
+        targets: its targets.
+        task: its loss.
         method: fit or shadow.
         autocast: context of the forward passes.
     """
     kernel = slot.kernel(slot.live_graft)
-    devices = [images.device] if images.is_cuda else []
+    devices = [inputs.device] if inputs.is_cuda else []
     with preserved_buffers(model, exclude=kernel), torch.random.fork_rng(devices=devices):
-        loss = (_fit if method == "fit" else _shadow)(model, slot, images, labels, autocast)
+        loss = (_fit if method == "fit" else _shadow)(model, slot, inputs, targets, task, autocast)
         parameters = list(kernel.parameters())
         for p, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
             p.grad = gradient
 
 
 def try_scales(
-    model: MorphableModel, slot: SeedSlot, batches: Callable[[], Iterable[tuple[Tensor, Tensor]]]
+    model: MorphableModel, slot: SeedSlot, batches: Callable[[], Iterable[tuple[Tensor, Tensor]]], task: Task
 ) -> dict[float, float]:
     """Mean loss of the network with the live kernel's output multiplied by each of `SCALES`, in eval mode."""
     kernel = slot.kernel(slot.live_graft)
@@ -117,7 +119,7 @@ def try_scales(
     for scale in SCALES:
         kernel.scale_output(scale)
         with slot.live_kernel_replaced(kernel.combine):
-            losses[scale], _ = evaluate(model, batches())
+            losses[scale], _ = evaluate(model, batches(), task)
         with torch.no_grad():
             for p, value in zip(kernel.parameters(), saved, strict=True):
                 p.copy_(value)
@@ -127,8 +129,9 @@ def try_scales(
 def _fit(
     model: MorphableModel,
     slot: SeedSlot,
-    images: Tensor,
-    labels: Tensor,
+    inputs: Tensor,
+    targets: Tensor,
+    task: Task,
     autocast: AbstractContextManager[object],
 ) -> Tensor:
     recorded: list[Tensor] = []
@@ -139,8 +142,8 @@ def _fit(
         return copy.clone()
 
     with autocast:
-        with slot.live_kernel_replaced(record):
-            host_loss = F.cross_entropy(model(images), labels)
+        with slot.live_kernel_replaced(record), unfrozen(model):
+            host_loss = task.objective(model(inputs), targets)
         x, y = recorded
         (gradient,) = torch.autograd.grad(host_loss, y)
         size = _rms(y.detach())
@@ -154,12 +157,13 @@ def _fit(
 def _shadow(
     model: MorphableModel,
     slot: SeedSlot,
-    images: Tensor,
-    labels: Tensor,
+    inputs: Tensor,
+    targets: Tensor,
+    task: Task,
     autocast: AbstractContextManager[object],
 ) -> Tensor:
     with autocast, slot.live_kernel_replaced(slot.kernel(slot.live_graft).combine):
-        return F.cross_entropy(model(images), labels)
+        return task.objective(model(inputs), targets)
 
 
 def _rms(x: Tensor) -> Tensor:

@@ -6,13 +6,15 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterable
 
+import torch
 from torch import Tensor
 
 from esper.contracts.events import Judged
 from esper.kasmina import MorphableModel, SeedSlot
 from esper.kasmina.modes import preserved_buffers, reestimate_norms
 from esper.tamiyo import Verdict, judge, significance_of
-from esper.tolaria.evaluate import example_losses
+from esper.tasks import Task, by_example
+from esper.tolaria.evaluate import measure
 from esper.tolaria.growth.lifecycle import Lifecycle
 
 __all__ = ["judge_kernel", "paired_losses"]
@@ -50,7 +52,7 @@ def judge_kernel(life: Lifecycle, slot: SeedSlot) -> None:
 def _verdict(life: Lifecycle, slot: SeedSlot, *, significance: float) -> Verdict:
     config, kernel_macs = life.config, life.kernel_cost(slot.live_graft).num_macs
     loss_off, loss_on = paired_losses(
-        life.model, slot, judge_batches=life.data.judge, norm_images=life.data.norm_images
+        life.model, slot, task=life.step.task, judge_batches=life.data.judge, norm_images=life.data.norm_images
     )
     return judge(
         loss_off,
@@ -65,6 +67,7 @@ def paired_losses(
     model: MorphableModel,
     slot: SeedSlot,
     *,
+    task: Task,
     judge_batches: Callable[[], Iterable[tuple[Tensor, Tensor]]],
     norm_images: Callable[[], Iterable[Tensor]],
 ) -> tuple[Tensor, Tensor]:
@@ -75,12 +78,12 @@ def paired_losses(
     the host has been trained with it.
 
     Returns:
-        (loss off, loss on), float32 (N,) each.
+        (loss off, loss on), float32 (N,) each; of text, the mean loss of each window: its tokens are not independent.
     """
     with preserved_buffers(model):
         reestimate_norms(model, norm_images())
-        loss_on, _ = example_losses(model, judge_batches())
+        loss_on, _ = measure(model, judge_batches(), task)
         with slot.live_kernel_disabled():
             reestimate_norms(model, norm_images())
-            loss_off, _ = example_losses(model, judge_batches())
-    return loss_off, loss_on
+            loss_off, _ = measure(model, judge_batches(), task)
+    return torch.cat([*map(by_example, loss_off)]), torch.cat([*map(by_example, loss_on)])

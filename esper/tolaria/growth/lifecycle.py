@@ -17,10 +17,10 @@ from esper.configs import MorphogeneticConfig, OptimizationConfig, derive_seed
 from esper.contracts.events import Event, StateChanged, SurgeryEnded, SurgeryIntended
 from esper.contracts.lifecycle import SeedLifecycleState
 from esper.contracts.recipe import Graft
-from esper.costs import Cost, count, training_macs
+from esper.costs import Cost, training_macs
 from esper.errors import MemoryLimitError
 from esper.kasmina import MorphableModel, SeedSlot, surgery
-from esper.kasmina.copies import copy_sources, share_gains
+from esper.kasmina.copies import copy_sources, kernel_cost, share_gains
 from esper.kasmina.modes import reestimate_norms
 from esper.tolaria import optim
 from esper.tolaria.budget import Budget, plan_budget
@@ -102,7 +102,7 @@ class Lifecycle:
 
     @property
     def running_macs(self) -> int:
-        """MACs per image of the network in a training step: without kernels that incubate."""
+        """MACs per example of the network in a training step: without kernels that incubate."""
         if self.config.incubation == "none":
             return self.cost.num_macs
         incubating = [slot for slot in self.model.all_slots() if slot.state is _S.TRAINING]
@@ -111,8 +111,7 @@ class Lifecycle:
     def kernel_cost(self, graft: Graft) -> Cost:
         """Parameters and MACs of a kernel."""
         if graft.graft_id not in self._kernel_costs:
-            slot = self.model.slot(graft.site)
-            self._kernel_costs[graft.graft_id] = count(slot.kernel(graft), slot.site.in_shape)
+            self._kernel_costs[graft.graft_id] = kernel_cost(self.model, graft)
         return self._kernel_costs[graft.graft_id]
 
     def emit(self, kind: type[Event], **fields: Any) -> None:
@@ -266,6 +265,7 @@ class Lifecycle:
             output_scale=kernel.output_scale,
             output_scale_lr_factor=1.0 if is_rebuilt else self.config.insertion_gain_rate,
             decayed=is_rebuilt or self.config.newborn_weight_decay,
+            undecayed=optim.undecayed_parameters(self.model, self.model.all_copied_parameters()),
         )
         if self.config.copy_optimizer_state and graft.copy_init in ("trained", "shared"):
             optim.copy_state(self.optimizer, self.model.copied_parameters(graft))

@@ -36,7 +36,7 @@ def measure_signals(
     """
     started = time.monotonic()
     slots = life.model.all_slots()
-    scores = score_sites(life.model, life.data.controller()) if with_scores else {}
+    scores = score_sites(life.model, life.data.controller(), life.step.task.losses) if with_scores else {}
     added = _added_costs(life)
     compared = _compared(scores, added, life.config)
     health_of = health([(slot.site, compared[slot.site.name]) for slot in slots if slot.site.name in compared])

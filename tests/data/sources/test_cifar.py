@@ -6,6 +6,7 @@ import hashlib
 import os
 import pickle
 import shutil
+import socket
 import tarfile
 from pathlib import Path
 
@@ -51,7 +52,7 @@ def test_cifar10_is_read_with_its_own_test_set(cifar10: Path) -> None:
     assert [len(s) for s in (splits.train, splits.controller, splits.judge, splits.test)] == [60, 10, 10, 30]
     assert splits.train.images.shape[1:] == (3, 32, 32)
     assert torch.equal(splits.train.images[:, 0, 0, 0].long(), splits.train.labels)
-    assert splits.class_names[3] == "class3"
+    assert splits.spec.output_names[3] == "class3"
 
 
 def test_an_archive_in_the_folder_is_unpacked_without_network(cifar10: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,7 +83,7 @@ def test_cifar100_has_its_own_layout(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(CIFAR100, "meta", {"filename": "meta", "key": "fine_label_names", "md5": checksum})
     config = DatasetConfig(name="cifar100", data_dir=str(tmp_path), batch_size=8, val_split=0.5)
     splits = load_splits(config, rng_seed=0)
-    assert len(splits.class_names) == 100
+    assert len(splits.spec.output_names) == 100
     assert torch.bincount(splits.train.labels).tolist() == [2] * 100
 
 
@@ -107,3 +108,13 @@ def test_a_download_that_fails_leaves_no_folder_behind(tmp_path: Path, monkeypat
     with pytest.raises(DataError):
         load_splits(DatasetConfig(name="cifar10", data_dir=str(tmp_path / "new" / "data")), rng_seed=0)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_download_that_gets_no_data_ends_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:  # takes connections, never answers
+        monkeypatch.setattr(CIFAR10, "url", f"http://127.0.0.1:{server.getsockname()[1]}/cifar.tar.gz")
+        config = DatasetConfig(name="cifar10", data_dir=str(tmp_path / "data"), timeout_s=0.2)
+        with pytest.raises(DataError, match=r"cannot be downloaded, or damaged \(timed out\)"):
+            load_splits(config, rng_seed=0)
+    assert not list(tmp_path.iterdir())
+    assert socket.getdefaulttimeout() is None

@@ -42,7 +42,7 @@ def load(folder: Path, **changes: Any) -> DataSplits:
 
 def test_subfolders_are_classes_and_images_are_rgb(folder: Path) -> None:
     splits = load(folder)
-    assert splits.class_names == ("cat", "dog")
+    assert splits.spec.output_names == ("cat", "dog")
     assert [len(s) for s in (splits.train, splits.controller, splits.judge, splits.test)] == [24, 8, 8, 12]
     assert torch.equal(splits.train.images[:, 0, 0, 0] // 100, splits.train.labels)
     assert (splits.train.images[:, 2] == 7).all()
@@ -148,7 +148,7 @@ def test_hidden_files_and_folders_are_left_out(folder: Path, storage: str) -> No
             hidden.parent.mkdir(parents=True, exist_ok=True)
             hidden.write_bytes(b"not an image")
     after = load(folder, **settings)
-    assert (after.class_names, after.notices) == (("cat", "dog"), ())
+    assert (after.spec.output_names, after.notices) == (("cat", "dog"), ())
     assert torch.equal(after.train.labels, before.train.labels)
 
 
@@ -162,7 +162,7 @@ def test_a_hidden_wordnet_id_is_not_missing_from_imagenet(folder: Path) -> None:
         for name, wnid in (("cat", "n00000001"), ("dog", "n00000002")):
             (folder / split / name).rename(folder / split / wnid)
     (folder / "train" / ".ipynb_checkpoints").mkdir()
-    assert load(folder, name="imagenet", image_size=8, num_workers=0).class_names == ("n00000001", "n00000002")
+    assert load(folder, name="imagenet", image_size=8, num_workers=0).spec.output_names == ("n00000001", "n00000002")
 
 
 @pytest.mark.parametrize("suffix", [".jfif", ".JPE", ".gif", ".avif", ".jp2", ".tga"])

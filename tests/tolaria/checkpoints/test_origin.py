@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -16,7 +17,7 @@ from esper.configs import DatasetConfig, TolariaConfig
 from esper.data import load_splits
 from esper.errors import ConfigError
 from esper.tolaria.checkpoints.files import load
-from esper.tolaria.checkpoints.origin import read_origin
+from esper.tolaria.checkpoints.origin import Origin, read_origin
 from tests.conftest import tiny_config
 from tests.launch.test_same_data import write_images
 from tests.tolaria.checkpoints.test_resume import train
@@ -73,6 +74,15 @@ def test_images_that_were_trained_on_are_not_held_out(
     message = rf"trained on {leaked} of the {num_held_out} images that are held out here \({settings}\); give {remedy}"
     with pytest.raises(ConfigError, match=message):
         train(config, tmp_path / "run")
+
+
+@pytest.mark.parametrize(("num_epochs", "is_told"), [(3, True), (4, False)])
+def test_a_run_without_a_step_left_to_train_says_so(
+    source: Path, tmp_path: Path, num_epochs: int, is_told: bool
+) -> None:
+    train(going_on(at(source, 18), optimization__max_epochs=num_epochs), tmp_path / "run")
+    told = [event["message"] for event in events(tmp_path / "run", "notice")]
+    assert any("no step is left to train, as optimization.max_epochs=3 is done" in line for line in told) is is_told
 
 
 def test_fewer_examples_draw_another_split(tmp_path: Path) -> None:
@@ -229,3 +239,27 @@ def test_a_start_from_a_network_warns_of_images_that_it_was_trained_on(
     warnings = [event["message"] for event in notices if event["message"].startswith("model.init_from=")]
     assert len(warnings) == (told is not None)
     assert all(re.search(told or "", warning) for warning in warnings)
+
+
+def test_text_counts_documents_and_other_splits_of_it_are_other_data(tmp_path: Path) -> None:
+    for i in range(40):
+        (tmp_path / f"{i:02}.txt").write_text(f"{i:02} " * 100)
+    text = DatasetConfig(name="text", data_dir=str(tmp_path), context=16, batch_size=4, val_split=0.3)
+    splits = load_splits(text, rng_seed=0)
+    settings = {"rng_seed": 0, "dataset.val_split": 0.3, "dataset.num_examples": None}
+    origin = Origin(
+        dataset="text",
+        batch_size=4,
+        epoch={"dataset.context": 16, "dataset.epoch_windows": None},
+        split=settings,
+        text={"dataset.document_separator": "<|endoftext|>", "dataset.split_by": "document", "dataset.test_split": 0.1},
+        data=splits.fingerprint,
+    )
+    assert origin.changed_data(splits, text) == ""
+    assert origin.num_leaked(splits) == 0
+    assert dataclasses.replace(origin, split=settings | {"rng_seed": 1}).num_leaked(splits) > 0
+    other = dataclasses.replace(text, test_split=0.2)
+    assert origin.changed_data(splits, other) == "dataset.test_split 0.1 → 0.2"
+    assert origin.steps_in_epoch(splits, splits.noun) == (
+        "26 documents in batches of 4, dataset.context=16, dataset.epoch_windows=null"
+    )

@@ -79,6 +79,21 @@ def test_stopping_at_any_step_before_inside_and_after_growth_changes_no_bit(
     assert_same(finished, straight[0])
 
 
+def test_any_optimizer_resumes_amid_growth_with_its_ema(tmp_path: Path) -> None:
+    config = tiny_config(
+        optimization__optimizer="nadam",
+        optimization__optimizer_options={"betas": [0.8, 0.99]},
+        optimization__learning_rate=0.01,
+        optimization__ema_decay=0.9,
+    )
+    tensors, growth = train(config, tmp_path / "straight")
+    stopped, _ = train(config, tmp_path / "stopped", stop_at=9)
+    assert any("mu_product" in name and "slots" in name for name in stopped)
+    resumed, resumed_growth = train(config, tmp_path / "stopped")
+    assert_same(tensors, resumed)
+    assert growth == resumed_growth
+
+
 def test_a_process_that_dies_without_a_word_resumes_from_the_last_epoch(
     straight: tuple[dict[str, Tensor], dict[str, Any]], run_dir: Path, tmp_path: Path
 ) -> None:

@@ -8,10 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from esper.configs import TaskConfig
 from esper.contracts.recipe import Graft
+from esper.data import DataSpec
 from esper.kasmina import MorphableModel, surgery, wrap
 from esper.kasmina.modes import reestimate_norms
 from esper.models.resnet_small import SmallResNet
+from esper.tasks import build_task
 from esper.tolaria import TolariaTrainer
 from esper.tolaria.evaluate import evaluate
 from esper.tolaria.growth.incubation import SCALES, incubate, try_scales
@@ -19,6 +22,7 @@ from esper.tolaria.optim import set_learning_rates
 from tests.conftest import tiny_config, use
 
 IMAGES, LABELS = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(16) % 4
+TASK = build_task(TaskConfig(), DataSpec(inputs=(3, 8, 8), num_outputs=4), torch.device("cpu"))
 
 
 def incubating(site: str, *, gain: float = 0.5) -> MorphableModel:
@@ -32,7 +36,7 @@ def incubating(site: str, *, gain: float = 0.5) -> MorphableModel:
 
 
 def do(model: MorphableModel, site: str, method: str) -> None:
-    incubate(model, model.slot(site), IMAGES, LABELS, method=method, autocast=contextlib.nullcontext())
+    incubate(model, model.slot(site), IMAGES, LABELS, task=TASK, method=method, autocast=contextlib.nullcontext())
 
 
 @pytest.mark.parametrize("site", ["layer1.0:beside", "layer1.0:after"])
@@ -61,9 +65,9 @@ def test_incubating_lowers_the_loss_of_the_blended_network(method: str) -> None:
         do(model, "layer1.0:beside", method)
         optimizer.step()
         optimizer.zero_grad()
-    losses = try_scales(model, slot, lambda: [(IMAGES, LABELS)])
+    losses = try_scales(model, slot, lambda: [(IMAGES, LABELS)], TASK)
     assert tuple(losses) == SCALES
-    assert losses[0.0] == evaluate(model, [(IMAGES, LABELS)])[0]
+    assert losses[0.0] == evaluate(model, [(IMAGES, LABELS)], TASK)[0]
     assert min(losses[scale] for scale in SCALES[1:]) < losses[0.0]
 
 
@@ -75,11 +79,11 @@ def test_the_loss_after_blending_is_the_one_that_the_scale_search_measured() -> 
     slot = model.slot(site)
     kernel = slot.kernel(slot.live_graft)
     torch.nn.init.normal_(kernel.get_parameter("norm.bias"))  # as if trained: it must be scaled too
-    losses = try_scales(model, slot, lambda: [(IMAGES, LABELS)])
+    losses = try_scales(model, slot, lambda: [(IMAGES, LABELS)], TASK)
     kernel.scale_output(0.25)
     surgery.begin_blending(slot, step=0, epoch=0)
     surgery.set_alpha(slot, step=0, blending_steps=0)
-    assert evaluate(model, [(IMAGES, LABELS)])[0] == pytest.approx(losses[0.25], rel=1e-6)
+    assert evaluate(model, [(IMAGES, LABELS)], TASK)[0] == pytest.approx(losses[0.25], rel=1e-6)
 
 
 def test_a_cull_elsewhere_leaves_the_statistics_of_an_incubating_kernel() -> None:

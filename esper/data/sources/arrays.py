@@ -1,0 +1,115 @@
+"""Rows of numbers with a target: a file .csv, .npz or .parquet."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from esper.configs import DatasetConfig
+from esper.configs.explain import nearest
+from esper.data.fingerprint import Fingerprint
+from esper.data.images import Dataset
+from esper.data.own import own_dataset
+from esper.errors import DataError, one_line
+
+__all__ = ["fingerprint", "load"]
+
+
+def load(config: DatasetConfig, _cache_dir: Path | None) -> Dataset:
+    """The rows of `config.data_dir`; a fixed share of them is the test split.
+
+    A table has a line of column names; the target is `config.target`, by default the last column. An .npz holds
+    `inputs` and `targets`.
+
+    Raises:
+        DataError: the file is missing, or holds something else.
+    """
+    file = Path(config.data_dir).expanduser()
+    where = f"dataset.data_dir={file}"
+    try:
+        inputs, targets = _read(file, config.target)
+        if len(inputs.shape) < 2 or targets.shape[:1] != inputs.shape[:1]:
+            raise ValueError(f"inputs {inputs.shape} and targets {targets.shape}; allowed are (N, D) and (N,)")
+        numbers = torch.from_numpy(np.ascontiguousarray(inputs, dtype=np.float32))
+    except (OSError, ValueError, TypeError, KeyError, ImportError, csv.Error, BadZipFile) as error:
+        raise DataError(f"{where}: cannot be read as rows of numbers: {one_line(error)}") from None
+    numbers_or_classes, names = _as_targets(targets, config.target_type, where)
+    return own_dataset((numbers, numbers_or_classes), test_split=config.test_split, where=where, class_names=names)
+
+
+def fingerprint(config: DatasetConfig) -> Fingerprint:
+    """Of the rows."""
+    return load(config, None).fingerprint
+
+
+def _as_targets(values: NDArray[np.generic], kind: str, where: str) -> tuple[Tensor, list[str]]:
+    """Numbers, or classes and their names."""
+    try:
+        if kind == "number":
+            return torch.from_numpy(values.astype(np.float32)), []
+    except (ValueError, TypeError):
+        raise DataError(f"{where}: the target is not a number; use dataset.target_type=class") from None
+    is_missing = np.array([value is None or value != value or value == "" for value in values.ravel().tolist()])
+    if values.ndim != 1 or is_missing.any():
+        problem = (
+            f"is {values.shape}, and classes are (N,)" if values.ndim != 1 else f"misses {is_missing.sum()} values"
+        )
+        raise DataError(f"{where}: the target {problem}; give each row one class")
+    classes, index = np.unique(values, return_inverse=True)
+    if len(classes) > max(2, len(values) // 2):
+        raise DataError(
+            f"{where}: the target has {len(classes)} different values in {len(values)} rows, too many for classes; use "
+            "dataset.target_type=number and task=regression"
+        )
+    return torch.from_numpy(index.reshape(len(values))).long(), list(map(str, classes))
+
+
+def _read(file: Path, target: str | None) -> tuple[NDArray[np.generic], NDArray[np.generic]]:
+    if file.suffix == ".npz":
+        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
+            return arrays["inputs"], arrays["targets"]
+    if file.suffix == ".csv":
+        columns = _read_csv(file)
+    elif file.suffix == ".parquet":
+        from pyarrow import parquet
+
+        read = parquet.read_table(file)
+        columns = {name: read[name].to_numpy() for name in read.column_names}
+    else:
+        raise ValueError("allowed are .csv, .npz and .parquet")
+    target = target if target is not None else next(reversed(columns), "")
+    if target not in columns:
+        raise ValueError(f"dataset.target={target}: no such column{nearest(target, list(columns))}")
+    inputs = [_as_numbers(name, column) for name, column in columns.items() if name != target]
+    if not inputs:
+        raise ValueError("there is no column but the target")
+    return np.stack(inputs, axis=1), columns[target]
+
+
+def _read_csv(file: Path) -> dict[str, NDArray[np.generic]]:
+    """Columns of text by name."""
+    with file.open(newline="", encoding="utf-8-sig") as lines:
+        reader = csv.reader(lines)
+        names, rows = next(reader, []), list[list[str]]()
+        for row in reader:
+            if row and len(row) != len(names):
+                raise ValueError(f"line {reader.line_num} has {len(row)} values for {len(names)} column names")
+            rows += [row] if row else []
+    if not rows or len(set(names)) < len(names):
+        raise ValueError("column names repeat" if rows else "there are no rows below a line of column names")
+    return dict(zip(names, np.array(rows).T, strict=True))
+
+
+def _as_numbers(name: str, column: NDArray[np.generic]) -> NDArray[np.float32]:
+    try:
+        return column.astype(np.float32)
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"column {name!r}: {one_line(error)}; fill it in, turn it into numbers, or leave it out"
+        ) from None

@@ -1,0 +1,31 @@
+"""Datasets of the user's own, which a plugin has registered with `@esper.dataset("name")`, or that `fit` was given."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from esper import plugins
+from esper.configs import DatasetConfig
+from esper.data.fingerprint import Fingerprint
+from esper.data.images import Dataset
+from esper.data.own import own_dataset
+from esper.errors import DataError
+
+__all__ = ["fingerprint", "load"]
+
+
+def load(config: DatasetConfig, _cache_dir: Path | None) -> Dataset:
+    """What the registered function returns; see `own_dataset`.
+
+    Raises:
+        DataError: it cannot be used, or nothing is registered.
+    """
+    made = plugins.find("dataset", config.source or "")
+    if made is None:
+        raise DataError(f"dataset.source={config.source}: no plugin has registered it; name its module in plugins")
+    return own_dataset(made(), test_split=config.test_split, where=f"dataset {config.source}")
+
+
+def fingerprint(config: DatasetConfig) -> Fingerprint:
+    """Of the data that it returns now."""
+    return load(config, None).fingerprint

@@ -1,0 +1,226 @@
+"""Text: a file, or the files of a folder and its subfolders, split by document or by folder.
+
+Hidden files and folders, whose names begin with a dot, and empty files are left out. So are folders whose names are in
+`_SKIPPED`, which hold nothing that people wrote.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from esper.configs import DatasetConfig, torch_seed
+from esper.data.corpus import Corpus, read_corpus
+from esper.data.fingerprint import Fingerprint, fingerprint_files
+from esper.data.listing import is_special, walk
+from esper.data.spec import DataSpec
+from esper.data.splits import DataSplits
+from esper.data.tokenizer import load_tokenizer
+from esper.data.tokens import draw_groups, token_set
+from esper.errors import DataError
+
+__all__ = ["fingerprint", "fingerprint_text", "load", "load_text"]
+
+MAX_DEVICE_BYTES = 8 * 2**30
+"""With storage=auto, token ids that need more than this stay memory-mapped."""
+_SKIPPED = ("__pycache__",)
+
+
+def load(config: DatasetConfig, *, rng_seed: int, cache_dir: Path | None) -> DataSplits:
+    """The text in `dataset.data_dir`; see `load_text`."""
+    return load_text(config, _find(config), rng_seed=rng_seed, cache_dir=cache_dir)
+
+
+def fingerprint(config: DatasetConfig) -> Fingerprint:
+    """What the files hold now.
+
+    Raises:
+        DataError: they are missing or unreadable.
+    """
+    return fingerprint_text(config, _find(config))
+
+
+def fingerprint_text(config: DatasetConfig, files: Sequence[str]) -> Fingerprint:
+    """The fingerprint of files, and of the tokenizer."""
+    found = fingerprint_files({"text": files}, root=_root(files), test="")
+    if config.tokenizer is None:
+        return found
+    content = hashlib.sha256(Path(config.tokenizer).read_bytes()).hexdigest()[:16]
+    return Fingerprint({**found.parts, "tokenizer": (1, "", content)}, test="")
+
+
+def load_text(config: DatasetConfig, files: Sequence[str], *, rng_seed: int, cache_dir: Path | None) -> DataSplits:
+    """Tokenize files and split them.
+
+    The test split is drawn first, the same for every `rng_seed`.
+
+    Args:
+        config: tokenizer, context, and how to split.
+        files: their paths, sorted; with `split_by=folder`, the first part of a path below the files' common folder
+            says which belong together.
+        rng_seed: random seed of the split.
+        cache_dir: where token ids are cached; None: nowhere.
+
+    Raises:
+        ConfigError: the tokenizer cannot be used.
+        DataError: a file is no text, or a split would be too small.
+    """
+    found, tokenizer = fingerprint_text(config, files), load_tokenizer(config.tokenizer)
+    corpus = read_corpus(
+        files,
+        tokenizer,
+        separator=config.document_separator,
+        contents=json.dumps(found.entry()),
+        cache_dir=cache_dir,
+    )
+    documents = _Documents(corpus, _folders(files) if config.split_by == "folder" else None, config)
+    train, controller, judge = documents.draw(
+        num_examples=config.num_examples, val_split=config.val_split, rng_seed=rng_seed
+    )
+    num_bytes = corpus.tokens.numel() * corpus.tokens.element_size()
+    is_streamed = config.storage == "stream" or (config.storage == "auto" and num_bytes > MAX_DEVICE_BYTES)
+    make = functools.partial(
+        token_set, corpus.tokens, starts=corpus.starts, context=config.context, is_streamed=is_streamed
+    )
+    splits = DataSplits(
+        train=make(train),
+        controller=make(controller),
+        judge=make(judge),
+        test=make(documents.test),
+        spec=DataSpec(
+            inputs=(config.context,),
+            dtype=torch.int64,
+            num_outputs=tokenizer.vocab_size,
+            token_bytes=tokenizer.token_bytes,
+        ),
+        train_indices=lambda **settings: documents.draw(**settings)[0],
+        held_out=torch.cat([controller, judge]).sort().values,
+        fingerprint=found,
+        notices=_notices(config, corpus),
+        noun="documents",
+    )
+    _require_enough(config, splits, documents)
+    return splits
+
+
+class _Documents:
+    """The documents of a corpus in groups that stay together when they are split.
+
+    Args:
+        corpus: the documents.
+        of_file: number of each file's group; None: each document is a group.
+        config: share of the test split, and context.
+
+    Attributes:
+        num_groups: how many groups there are.
+        test: the documents of the test split.
+    """
+
+    def __init__(self, corpus: Corpus, of_file: Tensor | None, config: DatasetConfig) -> None:
+        num_documents = len(corpus.files)
+        self._group = torch.arange(num_documents) if of_file is None else of_file[corpus.files]
+        self._context = config.context
+        self.num_groups = int(self._group.max()) + 1
+        self._sizes = torch.zeros(self.num_groups, dtype=torch.int64).index_add_(0, self._group, corpus.starts.diff())
+        generator = torch.Generator().manual_seed(0)
+        self._rest, test = self._hold_out(torch.arange(self.num_groups), config.test_split, generator)
+        self.test = self._members(test)
+
+    def draw(self, *, num_examples: int | None, val_split: float, rng_seed: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The documents of the training, controller and judge splits, each int64, ascending."""
+        generator, used = torch.Generator().manual_seed(torch_seed(rng_seed)), self._rest
+        if num_examples is not None:
+            share = num_examples * self._context / max(1, int(self._sizes[used].sum()))
+            used = self._hold_out(used, share, generator)[1] if share < 1 else used
+        train, validation = self._hold_out(used, val_split, generator)
+        judge, controller = self._hold_out(validation, 0.5, generator)
+        return self._members(train), self._members(controller), self._members(judge)
+
+    def _hold_out(self, groups: Tensor, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Groups that are left, and those drawn; see `draw_groups`."""
+        drawn, rest = draw_groups(self._sizes[groups].tolist(), share, generator)
+        return groups[rest], groups[drawn]
+
+    def _members(self, groups: Tensor) -> Tensor:
+        return torch.isin(self._group, groups).nonzero()[:, 0]
+
+
+def _require_enough(config: DatasetConfig, splits: DataSplits, documents: _Documents) -> None:
+    for name in ("train", "controller", "judge", "test"):
+        num = getattr(splits, name).num_tokens
+        needed = config.context * (config.batch_size + 1 if name == "train" else 2)
+        if num < needed:
+            kind = "folders" if config.split_by == "folder" else "documents"
+            raise DataError(
+                f"dataset {config.name}: the {name} split has {num:,} tokens of {documents.num_groups:,} {kind}, and "
+                f"needs {needed:,}; use more text, a smaller dataset.context (now {config.context}) or "
+                f"dataset.batch_size ({config.batch_size}), or other shares (dataset.val_split={config.val_split:g}, "
+                f"test_split={config.test_split:g})"
+            )
+
+
+def _notices(config: DatasetConfig, corpus: Corpus) -> tuple[str, ...]:
+    if not corpus.is_cut or config.split_by == "folder":
+        return ()
+    return (
+        f"dataset.data_dir={config.data_dir}: few documents, so that the text is cut at ends of lines into "
+        f"{len(corpus.files)} pieces, which are split like documents",
+    )
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def _find(config: DatasetConfig) -> list[str]:
+    """Paths of the files, sorted by their parts."""
+    place = Path(config.data_dir).expanduser()
+    if place.is_file():
+        return [str(place)]
+    if not place.is_dir():
+        raise DataError(f"dataset.data_dir={place}: no such file or folder; give one that holds text")
+    found = find_files(place, config.file_pattern)
+    if not found:
+        raise DataError(
+            f"dataset.data_dir={place}: no file that is not empty matches dataset.file_pattern={config.file_pattern!r}"
+        )
+    return found
+
+
+def find_files(folder: Path, pattern: str, *, skipped: Sequence[str] = _SKIPPED) -> list[str]:
+    """Files that are not empty and whose names match a pattern, sorted by the parts of their paths.
+
+    Args:
+        folder: where to look, also in its subfolders.
+        pattern: as in a shell.
+        skipped: names or patterns of files and folders to leave out.
+    """
+    prefix = len(os.path.join(folder, ""))  # noqa: PTH118
+    found = [
+        entry.path
+        for entry in walk(folder)
+        if fnmatchcase(entry.name, pattern)
+        and not is_special(entry)
+        and not any(fnmatchcase(part, name) for part in entry.path[prefix:].split(os.sep) for name in skipped)  # noqa: PTH206
+        and entry.stat().st_size > 0
+    ]
+    return sorted(found, key=lambda path: path.split(os.sep))  # noqa: PTH206
+
+
+def _root(files: Sequence[str]) -> str:
+    """The folder that all files are in."""
+    return os.path.commonpath([os.path.dirname(file) for file in files])  # noqa: PTH120
+
+
+def _folders(files: Sequence[str]) -> Tensor:
+    """For each file, the number of the folder or file below their common folder that it is or is in: int64 (F,)."""
+    prefix = len(os.path.join(_root(files), ""))  # noqa: PTH118
+    numbers: dict[str, int] = {}
+    return torch.tensor([numbers.setdefault(file[prefix:].split(os.sep)[0], len(numbers)) for file in files])  # noqa: PTH206

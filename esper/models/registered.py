@@ -1,0 +1,129 @@
+"""Networks of the user's own, which a plugin has registered with `@esper.model("name")`, or that `fit` was given."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import traceback
+from collections.abc import Callable, Mapping
+from typing import Any
+from weakref import WeakSet
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
+
+from esper import plugins
+from esper.configs import ModelConfig
+from esper.data import DataSpec
+from esper.errors import ConfigError, EsperError, one_line
+
+__all__ = ["build", "describe", "has_given_weights", "infer_spec"]
+
+_made: WeakSet[nn.Module] = WeakSet()
+"""The networks that `build` has returned."""
+
+
+def build(config: ModelConfig, spec: DataSpec) -> nn.Module:
+    """Call the factory with `model.options`, and with the spec if it has a parameter `spec`; see `build_host`.
+
+    A module instead of a factory is copied, with the weights that it has.
+
+    Raises:
+        ConfigError: there is no such network, the options do not suit it, or it cannot take the data.
+    """
+    made = plugins.find("model", config.name)
+    if made is None:
+        raise ConfigError(f"model.name={config.name}: no plugin has registered it; name its module in plugins=[MODULE]")
+    network = copy.deepcopy(made) if isinstance(made, nn.Module) else _call(made, config, spec)
+    if not isinstance(network, nn.Module):
+        raise ConfigError(f"model.name={config.name}: gave a {type(network).__name__}; it must make a torch.nn.Module")
+    if network in _made:
+        raise ConfigError(f"model.name={config.name}: gave the same network twice; it must make a new one each time")
+    _made.add(network)
+    _initialise_lazy(network, config.name, spec)
+    if not any(p.requires_grad for p in network.parameters()):
+        raise ConfigError(f"model.name={config.name}: has no parameters to train")
+    _try(network, config.name, spec)
+    return network
+
+
+def has_given_weights(config: ModelConfig) -> bool:
+    """Whether the network is a module that brings its weights, so that there are no new initial ones."""
+    return config.source == "plugin" and isinstance(plugins.find("model", config.name), nn.Module)
+
+
+def infer_spec(config: ModelConfig, _weights: Mapping[str, Tensor], *, image_size: int | None) -> DataSpec:  # noqa: ARG001
+    """Not possible.
+
+    Raises:
+        ConfigError: always.
+    """
+    raise ConfigError(f"model.name={config.name}: a network of your own is not exported; load its checkpoint")
+
+
+def describe(_config: ModelConfig, _network: nn.Module) -> dict[str, Any]:
+    """Nothing is known about it."""
+    return {}
+
+
+def _call(factory: Callable[..., Any], config: ModelConfig, spec: DataSpec) -> Any:
+    arguments = dict(config.options)
+    try:
+        signature = inspect.signature(factory)
+        if "spec" in signature.parameters:
+            arguments["spec"] = spec
+        signature.bind(**arguments)
+    except TypeError as error:
+        known = ", ".join(name for name in signature.parameters if name != "spec") or "none"
+        raise ConfigError(f"model.options={config.options}: {config.name} {error}; its options: {known}") from None
+    try:
+        return factory(**arguments)
+    except EsperError:
+        raise
+    except Exception as error:  # it is the user's, and may raise anything
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        raise ConfigError(
+            f"model.name={config.name}: cannot be built: {type(error).__name__}: {one_line(error)} "
+            f"({place.filename}:{place.lineno})"
+        ) from None
+
+
+def _try(network: nn.Module, name: str, spec: DataSpec) -> None:
+    """Refuse a network that does not map the data's inputs to one tensor; its state does not change."""
+    try:
+        with torch.random.fork_rng(devices=[]):
+            output = _run(copy.deepcopy(network), spec)
+    except Exception as error:  # it is the user's, and may raise anything
+        raise _unfit(name, spec, error) from None
+    if not isinstance(output, Tensor) or len(output) != 2:
+        found = f"a tensor {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
+        raise ConfigError(f"model.name={name}: gives {found} for 2 examples; it must give one tensor, (2, …)")
+    if output.ndim > 1 and output.shape[-1] < spec.num_outputs:
+        raise ConfigError(
+            f"model.name={name}: has {output.shape[-1]} outputs, but the data have {spec.num_outputs}; a parameter "
+            "named spec of its factory gets spec.num_outputs"
+        )
+
+
+def _initialise_lazy(network: nn.Module, name: str, spec: DataSpec) -> None:
+    """Give lazy layers, such as `nn.LazyLinear`, the shapes that the data ask for."""
+    if any(isinstance(p, UninitializedParameter) for p in network.parameters()):
+        was_training = network.training
+        try:
+            _run(network, spec)
+        except Exception as error:  # as in `_try`
+            raise _unfit(name, spec, error) from None
+        network.train(was_training)
+
+
+@torch.no_grad()
+def _run(network: nn.Module, spec: DataSpec) -> Any:
+    reference = next(network.parameters())
+    return network.eval()(torch.zeros(2, *spec.inputs, dtype=spec.dtype, device=reference.device))
+
+
+def _unfit(name: str, spec: DataSpec, error: Exception) -> ConfigError:
+    return ConfigError(
+        f"model.name={name}: cannot take inputs of shape {spec.inputs}: {type(error).__name__}: {one_line(error)}"
+    )

@@ -1,0 +1,37 @@
+"""Tasks: from the network's output and a target to losses and metrics."""
+
+from __future__ import annotations
+
+import importlib
+
+import torch
+
+from esper import plugins
+from esper.configs import TaskConfig
+from esper.configs.task import TASKS
+from esper.data import DataSpec
+from esper.tasks.task import Detail, Metric, Task, as_figures, by_example, mean_values, num_values, sum_values
+
+__all__ = [
+    "Detail",
+    "Metric",
+    "Task",
+    "as_figures",
+    "build_task",
+    "by_example",
+    "mean_values",
+    "num_values",
+    "sum_values",
+]
+
+
+def build_task(config: TaskConfig, spec: DataSpec, device: torch.device) -> Task:
+    """Make the configured task for data on a device.
+
+    Raises:
+        ConfigError: it does not fit the data.
+    """
+    build = plugins.find("task", config.name) if config.name not in TASKS else None
+    build = build or importlib.import_module(TASKS[config.name]).build
+    task: Task = build(config, spec, device)
+    return task

@@ -1,0 +1,344 @@
+"""`fit` with networks and data of the user's, as objects and as files of rows."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import linecache
+import os
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+from esper import fit
+from esper.configs import DatasetConfig, ModelConfig
+from esper.data import DataSpec, load_splits
+from esper.data.own import own_dataset
+from esper.errors import ConfigError, DataError
+from esper.launch.own import own_objects
+from esper.models import build_host
+
+QUICK = ("morphogenetic=stack", "tracking=none", "device=cpu", "dataset.batch_size=16", "dataset.val_split=0.4",
+         "optimization.max_epochs=3")  # fmt: skip
+
+
+def own_overrides(model: object, data: object, task: str | None) -> list[str]:
+    return own_objects(model, data, task).overrides
+
+
+class Block(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.norm(self.conv(x)).relu()
+
+
+class Net(nn.Module):
+    def __init__(self, width: int = 4) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, width, 3, padding=1)
+        self.blocks = nn.Sequential(Block(width), Block(width))
+        self.head = nn.Linear(width, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.blocks(self.stem(x)).mean((2, 3)))  # type: ignore[no-any-return]
+
+
+def squares(num: int = 120) -> tuple[Tensor, Tensor]:
+    """Images, darker or brighter."""
+    labels = torch.arange(num) % 2
+    noise = torch.randn(num, 1, 6, 6, generator=torch.Generator().manual_seed(0))
+    return 5.0 + 40.0 * labels[:, None, None, None] + noise, labels
+
+
+def test_a_module_grows_and_the_same_call_is_the_same_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    network = Net()
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    outcome = fit(*QUICK, model=network, data=squares(), task="classification")
+    assert outcome.result is not None
+    assert outcome.result["test_accuracy"] == 1.0
+    assert '"blocks.0"' in (outcome.run_dir / "recipe.json").read_text()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+    assert fit(*QUICK, model=network, data=squares(), task="classification").run_dir == outcome.run_dir
+
+
+def test_other_weights_code_or_data_are_another_run() -> None:
+    torch.manual_seed(0)
+    network = Net()
+    same = own_overrides(network, squares(), None)
+    assert own_overrides(network, squares(), None) == same
+    assert own_overrides(Net(), squares(), None) != same
+    assert own_overrides(network, squares(60), None) != same
+    assert own_overrides(Net, None, None) == own_overrides(Net, None, None)
+    assert own_overrides(lambda: Net(4), None, None) != own_overrides(lambda: Net(8), None, None)
+
+
+def model_of(model: object) -> list[str]:
+    return own_overrides(model, None, None)
+
+
+def test_what_a_network_uses_is_part_of_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = """
+import layers
+from torch import nn
+WIDTHS, BLOCKS, KIND = [3, 4], {{"a": {block}}}, {{"a", "b", "c"}}
+class Net(nn.Module):
+    def __init__(self, act=lambda x: x):
+        self.blocks = [BLOCKS[kind](width, layers.{layer}) for width in WIDTHS if "a" in {{"a", "b", "c"}} and KIND]
+"""
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def digest(widths: str = "[3, 4]", one: str = "1") -> str:
+        for name in ("net", "layers"):
+            sys.modules.pop(name, None)
+        linecache.clearcache()
+        (tmp_path / "net.py").write_text(code.format(block="layers.other", layer="one").replace("[3, 4]", widths))
+        (tmp_path / "layers.py").write_text(f"def one(): return {one}\ndef other(): return 2\n")
+        shutil.rmtree(tmp_path / "__pycache__", ignore_errors=True)
+        importlib.invalidate_caches()
+        return model_of(importlib.import_module("net").Net)[2]
+
+    first = digest()
+    assert digest() == first
+    assert digest(widths="[3, 5]") != first
+    assert digest(one="11") != first
+    digest()  # the files as at first
+    script = "import net; from esper.launch.own import own_objects as own; print(own(net.Net, None, None).overrides[2])"
+    env = {**os.environ, "PYTHONHASHSEED": "1", "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == first
+
+
+def test_objects_that_make_a_network_are_part_of_its_run() -> None:
+    class Factory:
+        def __init__(self, width: int) -> None:
+            self.width = width
+
+        def __call__(self) -> nn.Module:
+            return Net(self.width)
+
+    torch.manual_seed(0)
+    network = Net()
+    for one, other in [
+        (Factory(4), Factory(8)),
+        (Factory(4).__call__, Factory(8).__call__),
+        (functools.partial(Net, width=4), functools.partial(Net, width=8)),
+        (lambda: network, lambda: Net()),
+    ]:
+        assert model_of(one) == model_of(one)
+        assert model_of(one)[2] != model_of(other)[2]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [("morphogenetic.copy_init=fresh",), ("morphogenetic.policy=replay", "morphogenetic.recipe_path=r.json")],
+)
+def test_a_module_is_no_source_of_new_weights(
+    overrides: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "r.json").write_text("[]")
+    with pytest.raises(ConfigError, match=r"but Net is a module that has weights already; pass its class"):
+        fit(*QUICK, *overrides, model=Net(), data=squares())
+
+
+def test_a_function_must_make_a_new_network_each_time() -> None:
+    network, spec = Net(), DataSpec(inputs=(1, 6, 6), num_outputs=2)
+    own_overrides(lambda: network, None, None)
+    config = ModelConfig(source="plugin", name="own_model")
+    assert build_host(config, spec) is network
+    with pytest.raises(ConfigError, match=r"gave the same network twice"):
+        build_host(config, spec)
+
+
+def test_lazy_layers_get_their_shapes() -> None:
+    own_overrides(lambda: nn.Sequential(nn.Flatten(), nn.LazyLinear(2)), None, None)
+    built = build_host(ModelConfig(source="plugin", name="own_model"), DataSpec(inputs=(1, 6, 6), num_outputs=2))
+    assert [tuple(p.shape) for p in built.parameters()] == [(2, 36), (2,)]
+    assert built.training
+
+
+def test_each_of_two_calls_at_once_trains_on_its_own_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    images, labels = squares()
+    with ThreadPoolExecutor() as pool:
+        calls = [
+            pool.submit(fit, *QUICK, "morphogenetic=off", model=Net, data=data)
+            for data in ((images, labels), (images[:80], labels[:80]))
+        ]
+        outcomes = [call.result() for call in calls]
+    assert len({(outcome.run_dir / "data.json").read_text() for outcome in outcomes}) == 2
+
+
+def test_splits_are_those_given_or_drawn_by_no_seed() -> None:
+    images, labels = squares()
+    one, pair = own_dataset((images, labels), test_split=0.25), own_dataset([(images, labels)] * 2, test_split=0.25)
+    assert (len(one.train), len(one.test), one.val) == (90, 30, None)
+    assert (len(pair.train), len(pair.test), pair.val) == (120, 120, None)
+    three = own_dataset([TensorDataset(images[i::3], labels[i::3]) for i in range(3)], test_split=0.25)
+    assert three.val is not None
+    assert torch.equal(three.val.images, images[1::3])
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ((torch.zeros(4, 2), torch.zeros(3)), r"data: a split is not two tensors of equal length; give \(inputs"),
+        ((torch.zeros(4, 2, 2), torch.zeros(4)), r"data: inputs torch.float32 \(4, 2, 2\)"),
+        ((torch.full((4, 2), torch.nan), torch.zeros(4)), r"data: inputs hold NaN or infinity"),
+        ((torch.zeros(0, 2), torch.zeros(0)), r"data: inputs \(0, 2\): a split is empty"),
+        ((np.array(["a", "b"]), np.zeros(2)), r"data: a split is not two tensors of equal length"),
+        ((torch.zeros(4, 2), torch.tensor([0, 1, -1, 0])), r"data: whole numbers as targets are classes"),
+        (17, r"data: int does not give pairs of equal shape"),
+        ("nowhere", r"data=nowhere: "),
+    ],
+)
+def test_data_that_cannot_be_used_are_one_line(data: object, message: str) -> None:
+    with pytest.raises(DataError, match=message) as raised:
+        own_dataset(data, test_split=0.1)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_network_that_does_not_take_the_data_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"model.name=Linear: cannot take inputs of shape \(1, 6, 6\): RuntimeError"):
+        fit(*QUICK, model=nn.Linear(7, 2), data=squares())
+    assert not list(tmp_path.rglob("config.yaml"))
+
+
+def test_arrays_of_numpy_are_tensors() -> None:
+    inputs, targets = np.arange(80.0).reshape(40, 2), np.arange(40) % 2
+    found = own_dataset((inputs, targets), test_split=0.25)
+    same = own_dataset((torch.from_numpy(inputs), torch.from_numpy(targets)), test_split=0.25)
+    assert torch.equal(found.train.images, same.train.images)  # type: ignore[union-attr]
+
+
+def test_a_dataset_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Noisy(TensorDataset):
+        def __getitem__(self, index: int) -> tuple[Tensor, ...]:
+            image, label = super().__getitem__(index)
+            return image + torch.rand(()), label
+
+    monkeypatch.chdir(tmp_path)
+    outcome = fit(*QUICK, "morphogenetic=off", model=Net, data=Noisy(*squares()))
+    assert outcome.exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("overrides", "data", "message"),
+    [
+        (
+            ("model=vit",),
+            (torch.zeros(80, 3, 8, 16), torch.arange(80) % 2),
+            r"model=vit: reads square images, but .* 8 x 16",
+        ),
+        (
+            ("model=resnet18",),
+            (torch.zeros(80, 5), torch.arange(80) % 2),
+            r"model=resnet18: reads images, but .*\(5,\)",
+        ),
+        (("task=classification",), (squares()[0], torch.rand(120)), r"task=classification: .* are numbers; use"),
+        (("task=regression",), squares(), r"task=regression: the targets of dataset plugin are classes; use"),
+    ],
+)
+def test_data_task_and_network_that_do_not_fit_are_one_line(
+    overrides: tuple[str, ...], data: object, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = None if overrides[0].startswith("model") else Net
+    with pytest.raises(ConfigError, match=message):
+        fit(*QUICK, "morphogenetic=off", *overrides, model=model, data=data)
+
+
+def rows_of(tmp_path: Path, **settings: object) -> DatasetConfig:
+    defaults = {"name": "arrays", "data_dir": str(tmp_path / "rows.csv"), "batch_size": 4, "val_split": 0.3}
+    return DatasetConfig(**{**defaults, **settings})  # type: ignore[arg-type]
+
+
+def test_rows_of_a_csv_are_standardised_by_the_training_split(tmp_path: Path) -> None:
+    lines = [f"{i},{1000 * i},{'ab'[i % 2]}" for i in range(60)]
+    (tmp_path / "rows.csv").write_text("\n".join(["x,y,kind", *lines]))
+    splits = load_splits(rows_of(tmp_path), rng_seed=0)
+    assert splits.spec == DataSpec(inputs=(2,), num_outputs=2, output_names=("a", "b"))
+    assert splits.train.images.mean(0).tolist() == pytest.approx([255 * mean for mean in splits.mean])  # type: ignore[union-attr]
+    other = load_splits(rows_of(tmp_path), rng_seed=1)
+    assert len(other.test) == len(splits.test) == 6
+    assert torch.equal(other.test.images, splits.test.images)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", r"rows of numbers: there are no rows below a line of column names"),
+        ("x,y,kind\n", r"rows of numbers: there are no rows below a line of column names"),
+        ("x,x,kind\n1,2,a\n", r"rows of numbers: column names repeat"),
+        ("x,y,kind\n0,1,2,a\n", r"rows of numbers: line 2 has 4 values for 3 column names"),
+        ("x,y,kind\n1,,a\n", r"rows of numbers: column 'y': could not convert .*; fill it in"),
+        ("x,y,kind\n1,2,\n", r"the target misses 1 values; give each row one class"),
+        ("kind\na\n", r"rows of numbers: there is no column but the target"),
+    ],
+)
+def test_a_csv_that_cannot_be_used_is_one_line(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "rows.csv").write_text(text)
+    with pytest.raises(DataError, match=message):
+        load_splits(rows_of(tmp_path), rng_seed=0)
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        (np.zeros((40, 2), dtype=int), r"the target is \(40, 2\), and classes are \(N,\)"),
+        (np.array(3), r"inputs \(40, 3\) and targets \(\); allowed are"),
+        (np.where(np.arange(40) % 2, np.nan, 1.0), r"the target misses 20 values"),
+        (None, r"cannot be read as rows of numbers: "),
+    ],
+)
+def test_an_npz_that_cannot_be_used_is_one_line(tmp_path: Path, targets: NDArray[np.generic], message: str) -> None:
+    if targets is None:
+        (tmp_path / "rows.npz").write_bytes(b"PK\x03\x04damaged")
+    else:
+        np.savez(tmp_path / "rows.npz", inputs=np.zeros((40, 3)), targets=targets)
+    with pytest.raises(DataError, match=message):
+        load_splits(rows_of(tmp_path, data_dir=str(tmp_path / "rows.npz")), rng_seed=0)
+
+
+def test_a_constant_column_keeps_its_scale(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("\n".join(["x,y,kind", *(f"{i * 1e-9},3,{'ab'[i % 2]}" for i in range(60))]))
+    splits = load_splits(rows_of(tmp_path), rng_seed=0)
+    assert splits.std[1] * 255 == 1.0
+    assert splits.std[0] * 255 == pytest.approx(splits.train.images[:, 0].double().std(correction=0).item())  # type: ignore[union-attr]
+
+
+def test_numbers_of_an_npz_are_predicted(tmp_path: Path) -> None:
+    np.savez(tmp_path / "rows.npz", inputs=np.random.rand(40, 3), targets=np.random.rand(40, 2))
+    splits = load_splits(rows_of(tmp_path, data_dir=str(tmp_path / "rows.npz"), target_type="number"), rng_seed=0)
+    assert (splits.spec.inputs, splits.spec.num_outputs, splits.spec.output_names) == ((3,), 2, ())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"data_dir": "nowhere.csv"}, r"dataset.data_dir=nowhere.csv: cannot be read as rows of numbers: "),
+        ({"target": "kinds"}, r"dataset.target=kinds: no such column; did you mean kind\?"),
+        ({"target": "x"}, r"rows of numbers: column 'kind': could not convert string to float: "),
+        ({"target_type": "number"}, r"the target is not a number; use dataset.target_type=class"),
+    ],
+)
+def test_rows_that_cannot_be_used_are_one_line(tmp_path: Path, settings: dict[str, str], message: str) -> None:
+    lines = [f"{i},{1000 * i},{'ab'[i % 2]}" for i in range(60)]
+    (tmp_path / "rows.csv").write_text("\n".join(["x,y,kind", *lines]))
+    with pytest.raises(DataError, match=message):
+        load_splits(rows_of(tmp_path, **settings), rng_seed=0)

@@ -1,0 +1,41 @@
+"""A tiny language model that grows, on text made for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from esper.configs import DatasetConfig, ModelConfig, TaskConfig, TolariaConfig
+from tests.conftest import tiny_config
+
+__all__ = ["text_config", "write_texts"]
+
+
+def write_texts(folder: Path) -> Path:
+    """40 documents of 600 bytes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(40):
+        (folder / f"{i:02}.txt").write_text(f"the cat {i} sat on mat {i * i}. " * 25)
+    return folder
+
+
+def text_config(folder: Path, **changes: Any) -> TolariaConfig:
+    """Three epochs of eight steps; two blocks, doubled by copies after the first."""
+    settings: dict[str, Any] = {
+        "model": ModelConfig(
+            name="gpt", width=16, depth=2, heads=2, target_layers=["blocks"], site_kinds=["after"], seeds_per_layer=64
+        ),
+        "dataset": DatasetConfig(
+            name="text", data_dir=str(folder), context=16, batch_size=8, epoch_windows=64, val_split=0.3
+        ),
+        "task": TaskConfig(name="language_model"),
+        "optimization__optimizer": "adamw",
+        "optimization__learning_rate": 0.01,
+        "morphogenetic__policy": "stack",
+        "morphogenetic__blueprint_categories": ["copy"],
+        "morphogenetic__max_adaptations_per_epoch": 8,
+        "morphogenetic__adaptation_cooldown": 0,
+        "morphogenetic__always_score": False,
+        "morphogenetic__judged": False,
+    }
+    return tiny_config(**(settings | changes))
