@@ -75,7 +75,7 @@ def test_members_run_two_at_a_time_and_failures_are_printed_at_the_end(tmp_path:
     code, out, _ = finish(start("sweep", "status", "outputs/debug", cwd=tmp_path, script=ESPER))
     assert code == 1
     assert out.startswith("3 runs: 2 finished, 1 failed\n")
-    assert re.search(r"^learning_rate=0.05 +finished +2/2 +[0-9.]+% ", out, flags=re.MULTILINE)
+    assert re.search(r"^learning_rate=0.05 +finished +2/2 +[0-9.]+ % ", out, flags=re.MULTILINE)
     assert re.search(
         r"^failed learning_rate=1e\+20: loss, gradient or weights at step 1 are not finite", out, flags=re.MULTILINE
     )
