@@ -7,6 +7,7 @@ import hashlib
 import inspect
 import re
 import sys
+import threading
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ __all__ = ["OwnObjects", "own_objects"]
 _LIBRARIES = ("torch", "torchvision", "timm", "esper", "numpy")
 _DATA = "own_data"
 _TEST_SPLIT = 0.1
+_parsing = threading.Lock()
+"""Python 3.11 fails where two threads parse source at once (python/cpython#106905)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,8 +75,9 @@ def own_objects(model: Any, data: Any, task: str | None) -> OwnObjects:
 def _digest(model: Any) -> str:
     """16 hex digits: of the source of all classes and functions but a library's; of modules also their weights."""
     digest = hashlib.sha256()
-    for text in _content(model, set()):
-        digest.update(text.encode())
+    with _parsing:
+        for text in _content(model, set()):
+            digest.update(text.encode())
     return digest.hexdigest()[:16]
 
 
