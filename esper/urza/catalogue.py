@@ -63,14 +63,12 @@ def get(blueprint_id: str) -> Blueprint:
     Raises:
         ConfigError: there is none of that name.
     """
-    if blueprint_id not in CATALOGUE and isinstance(own := plugins.find("blueprint", blueprint_id), Blueprint):
-        return dataclasses.replace(own, blueprint_id=blueprint_id)
     known = {**CATALOGUE, **_declared}
-    if blueprint_id not in known:
-        raise ConfigError(
-            f"no blueprint {blueprint_id!r}{nearest(blueprint_id, list(known))} (known: {', '.join(known)})"
-        )
-    return known[blueprint_id]
+    if blueprint_id in known:
+        return known[blueprint_id]
+    if isinstance(own := plugins.find("blueprint", blueprint_id), Blueprint):  # last: it reads installed packages
+        return dataclasses.replace(own, blueprint_id=blueprint_id)
+    raise ConfigError(f"no blueprint {blueprint_id!r}{nearest(blueprint_id, list(known))} (known: {', '.join(known)})")
 
 
 def allowed(config: MorphogeneticConfig, kind: str, in_shape: Shape, out_shape: Shape) -> list[Blueprint]:
