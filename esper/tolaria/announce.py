@@ -1,25 +1,51 @@
-"""What a run tells its user when it begins."""
+"""What a run writes into its journal when it begins."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from esper.contracts.events import Notice
+from esper.configs import TolariaConfig
+from esper.configs.recorded import recorded
+from esper.contracts.events import Notice, RunStarted
 from esper.tolaria.cuda_graph import capture_obstacle
 from esper.tolaria.run import Run
+from esper.tracking import environment
 
 __all__ = ["announce"]
 
 
-def announce(run: Run, notices: Sequence[tuple[str, str]], *, resumed_from: str | None) -> None:
-    """Journal it.
+def announce(run: Run, notices: Sequence[tuple[str, str]], *, config: TolariaConfig, resumed_from: str | None) -> None:
+    """Write that the run started or resumed, and what the user should know.
 
     Args:
         run: the run, opened and perhaps resumed.
         notices: more to tell: level and message.
+        config: the settings as given, in which blueprints of the library have their names, not their ids.
         resumed_from: the checkpoint that it goes on from, if any.
     """
+    run.emit(
+        RunStarted,
+        run_name=run.run_dir.name,
+        experiment_name=config.experiment_name,
+        total_steps=run.total_steps,
+        total_epochs=run.total_epochs,
+        steps_per_epoch=run.steps_per_epoch,
+        num_parameters=run.host_cost.num_parameters,
+        num_macs=run.host_cost.num_macs,
+        num_sites=len(run.model.slots),
+        device=str(run.parts.device),
+        config=recorded(config),
+        environment=environment(written_to=run.written_to),
+        resumed_from=resumed_from,
+        metrics=tuple(metric.info for metric in run.parts.task.metrics),
+        noun=run.parts.splits.noun,
+    )
+    _notify(run, notices, resumed_from=resumed_from)
+
+
+def _notify(run: Run, notices: Sequence[tuple[str, str]], *, resumed_from: str | None) -> None:
+    """Write what the user should know."""
 
     def inform(message: str) -> None:
         run.emit(Notice, level="INFO", message=message)

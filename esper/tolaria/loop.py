@@ -17,8 +17,7 @@ import torch
 from esper import hanging, stopping
 from esper.configs import TolariaConfig
 from esper.configs.check import check
-from esper.configs.recorded import recorded
-from esper.contracts.events import CheckpointSaved, EpochEnded, Event, Notice, RunEnded, RunStarted, Validated
+from esper.contracts.events import CheckpointSaved, EpochEnded, Event, Notice, RunEnded, Validated
 from esper.costs import training_macs
 from esper.errors import DataError, RankError, WriteError
 from esper.tolaria.announce import announce
@@ -38,7 +37,7 @@ from esper.tolaria.run import Run, open_run
 from esper.tolaria.schedule import decay_start
 from esper.tolaria.state import TrainingState
 from esper.tolaria.sums import Window
-from esper.tracking import environment, git_diff, write_atomically
+from esper.tracking import git_diff, write_atomically
 from esper.tracking.files import write_recipe
 
 __all__ = ["TrainingLoop", "train_step"]
@@ -128,24 +127,7 @@ class TrainingLoop:
             write_atomically(run.run_dir / "git.diff", git_diff(), is_private=True)
             write_declared(run.run_dir, run.config.morphogenetic.library)
             run.folder.set_status("running")
-            run.emit(
-                RunStarted,
-                run_name=run.run_dir.name,
-                experiment_name=config.experiment_name,
-                total_steps=run.total_steps,
-                total_epochs=run.total_epochs,
-                steps_per_epoch=run.steps_per_epoch,
-                num_parameters=run.host_cost.num_parameters,
-                num_macs=run.host_cost.num_macs,
-                num_sites=len(run.model.slots),
-                device=str(run.parts.device),
-                metrics=tuple(metric.info for metric in run.parts.task.metrics),
-                noun=run.parts.splits.noun,
-                config=recorded(config),
-                environment=environment(written_to=run.written_to),
-                resumed_from=resumed_from,
-            )
-            announce(run, notices, resumed_from=resumed_from)
+            announce(run, notices, config=config, resumed_from=resumed_from)
             run.start_trackers()
         except BaseException:
             run.close()
