@@ -81,8 +81,10 @@ def cutmix_area(share: Tensor, row: Tensor, column: Tensor, *, height: int, widt
         bool (B, H, W).
     """
     half = 0.5 * share.sqrt()
-    rows = _inside(row, (half * height).floor(), height)
-    return rows[:, :, None] & _inside(column, (half * width).floor(), width)[:, None, :]
+    row, column = (row * height).floor(), (column * width).floor()
+    up, left = (half * height).floor(), (half * width).floor()
+    rows, columns = _between(row - up, row + up, height), _between(column - left, column + left, width)
+    return rows[:, :, None] & columns[:, None, :]
 
 
 def erase(images: Tensor, index: Tensor, *, epoch: int | Tensor, rng_seed: int, probability: float) -> Tensor:
@@ -107,17 +109,15 @@ def erase(images: Tensor, index: Tensor, *, epoch: int | Tensor, rng_seed: int, 
     h = (area * ratio).sqrt().round().clamp(max=height)
     w = (area / ratio).sqrt().round().clamp(max=width)
     top, left = (row * (height - h + 1)).floor(), (column * (width - w + 1)).floor()
-    rows, columns = (torch.arange(size, device=images.device) for size in (height, width))
-    inside_rows = (rows >= top[:, None]) & (rows < (top + h)[:, None])
-    inside_columns = (columns >= left[:, None]) & (columns < (left + w)[:, None])
-    erased = inside_rows[:, :, None] & inside_columns[:, None, :] & (which < probability)[:, None, None]
+    rows, columns = _between(top, top + h, height), _between(left, left + w, width)
+    erased = rows[:, :, None] & columns[:, None, :] & (which < probability)[:, None, None]
     return images.masked_fill(erased[:, None], 0.0)
 
 
-def _inside(centre: Tensor, half: Tensor, size: int) -> Tensor:
-    """Positions from a centre in [0, 1) less a number of pixels to the centre plus that number: bool (B, size)."""
-    middle, positions = (centre * size).floor(), torch.arange(size, device=centre.device)
-    return (positions >= (middle - half)[:, None]) & (positions < (middle + half)[:, None])
+def _between(start: Tensor, stop: Tensor, size: int) -> Tensor:
+    """Which positions of a side lie in [start, stop), (B,): bool (B, size)."""
+    positions = torch.arange(size, device=start.device)
+    return (positions >= start[:, None]) & (positions < stop[:, None])
 
 
 def _quantiles(alpha: float, device: torch.device) -> Tensor | None:
@@ -130,5 +130,5 @@ def _quantiles(alpha: float, device: torch.device) -> Tensor | None:
     return torch.from_numpy(betaincinv(alpha, alpha, centres)).float().to(device)
 
 
-def _at(quantiles: Tensor, uniform: Tensor) -> Tensor:
-    return quantiles[(uniform * _NUM_QUANTILES).long()]
+def _at(quantiles: Tensor, draws: Tensor) -> Tensor:
+    return quantiles[(draws * _NUM_QUANTILES).long()]
