@@ -129,8 +129,9 @@ def _add_urza(commands: Any) -> None:
     )
     measure.add_argument("names", nargs="+", metavar="NAME", help="a built-in or declared blueprint")
     measure.add_argument(
-        "--site", action="append", default=[], metavar="CxHxW[:CxHxW]",
-        help="input (and output) shape; repeatable (default: those of ResNet-18 on 32x32 images)",
+        "--site", action="append", default=[], metavar="SHAPE[:SHAPE]",
+        help="input (and output) shape, such as 64x32x32, 65x192 or 192; repeatable (default: those of ResNet-18 and "
+        "model=vit on 32x32 images, and 256)",
     )  # fmt: skip
     measure.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="device (default: auto)")
     measure.add_argument("--batch-size", type=_positive, default=128, metavar="N", help="batch size (default: 128)")

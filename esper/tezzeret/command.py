@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import socket
 import sys
 from collections.abc import Sequence
@@ -20,6 +21,8 @@ from esper.urza.store import find_blueprint
 
 __all__ = ["characterise_blueprints", "submit"]
 
+_SITE = re.compile(r"{0}(:{0})?".format(r"\d{1,9}(x\d{1,9}){0,2}"), re.ASCII)
+
 
 def characterise_blueprints(
     names: Sequence[str],
@@ -36,7 +39,7 @@ def characterise_blueprints(
     """Characterise blueprints and print the results; returns the exit code, 1 if a kernel is not ready.
 
     Args:
-        sites: shapes as `_site` parses them; those of ResNet-18 if empty.
+        sites: shapes as `_site` parses them; `SITES` if empty.
 
     Raises:
         ConfigError: a site is not valid, or a blueprint fits none.
@@ -79,13 +82,9 @@ def submit(names: Sequence[str], *, url: str | None, redis: RedisConfig) -> int:
 
 def _site(text: str) -> tuple[Shape, Shape]:
     """Parse `64x32x32`, `65x192` or `192`; or input and output, `64x32x32:128x16x16`."""
-    shapes = [tuple(int(size) for size in shape.split("x") if size.isdecimal()) for shape in text.split(":")]
-    ranks = {shape.count("x") + 1 for shape in text.split(":")}
-    if (
-        len(shapes) > 2
-        or len(ranks) != 1
-        or any(len(shape) not in ranks & {1, 2, 3} or not all(1 <= size <= 2**16 for size in shape) for shape in shapes)
-    ):
+    shapes = [tuple(map(int, shape.split("x"))) for shape in text.split(":")] if _SITE.fullmatch(text) else []
+    sizes = [size for shape in shapes for size in shape]
+    if not sizes or len(shapes[0]) != len(shapes[-1]) or min(sizes) < 1 or max(sizes) > 2**16:
         raise ConfigError(
             f"--site {text}: give CHANNELSxHEIGHTxWIDTH, TOKENSxFEATURES or FEATURES, or INPUT:OUTPUT, e.g. "
             "64x32x32:128x16x16"
