@@ -47,7 +47,3 @@ def _require_images(config: ModelConfig, spec: DataSpec) -> None:
             f"model={config.name}: reads images, but an example of the data has the shape {spec.inputs}; give a "
             "network of your own: model=plugin, or fit(model=…)"
         )
-    if config.name == "vit" and spec.inputs[1] != spec.inputs[2]:
-        raise ConfigError(
-            f"model=vit: reads square images, but these are {spec.inputs[1]} x {spec.inputs[2]}; crop them"
-        )

@@ -18,7 +18,7 @@ from esper.configs import ModelConfig
 from esper.data import DataSpec
 from esper.errors import ConfigError, EsperError, one_line
 
-__all__ = ["build", "describe", "has_given_weights", "infer_spec"]
+__all__ = ["build", "has_given_weights", "infer_spec"]
 
 _made: WeakSet[nn.Module] = WeakSet()
 """The networks that `build` has returned."""
@@ -60,11 +60,6 @@ def infer_spec(config: ModelConfig, _weights: Mapping[str, Tensor], *, image_siz
         ConfigError: always.
     """
     raise ConfigError(f"model.name={config.name}: a network of your own is not exported; load its checkpoint")
-
-
-def describe(_config: ModelConfig, _network: nn.Module) -> dict[str, Any]:
-    """Nothing is known about it."""
-    return {}
 
 
 def _call(factory: Callable[..., Any], config: ModelConfig, spec: DataSpec) -> Any:

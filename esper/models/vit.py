@@ -51,7 +51,9 @@ class ViT(VisionTransformer):  # type: ignore[misc]
 
 def build(config: ModelConfig, spec: DataSpec) -> nn.Module:
     """Build a vision transformer; see `build_host`."""
-    image_size = spec.inputs[-1]
+    _, image_size, width = spec.inputs
+    if image_size != width:
+        raise ConfigError(f"model=vit: reads square images, but these are {image_size} x {width}; crop them")
     if image_size % config.patch_size:
         fitting = [size for size in range(1, image_size + 1) if image_size % size == 0]
         raise ConfigError(
