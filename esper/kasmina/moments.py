@@ -164,7 +164,7 @@ class Moments:
 def _by_position(x: Tensor) -> Tensor:
     """(N, P, C), with P positions, of images (N, C, H, W), tokens (N, T, C), rows (N, C), or (N, C, …)."""
     if x.dim() < 4:
-        return x.flatten(1, -2) if x.dim() == 3 else x[:, None]
+        return x if x.dim() == 3 else x[:, None]
     return x.movedim(1, -1).flatten(1, -2)
 
 

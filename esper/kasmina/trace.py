@@ -172,7 +172,7 @@ def trace(
 
 
 def example(host: nn.Module, shape: Shape, dtype: torch.dtype | None) -> Tensor:
-    """Noise, or ids 0 and 1; the number of examples is none of their sizes, so that it is known again in any tensor."""
+    """A batch of noise, or of ids 0 and 1. Its size differs from all of `shape`: it marks the batch dimension later."""
     reference = next(itertools.chain(host.parameters(), host.buffers()), torch.zeros(()))
     dtype = dtype or reference.dtype
     num_examples = next(n for n in (2, 3, 5, 7, 11, 13, 17) if n not in shape)
@@ -232,16 +232,17 @@ class _BlockRecorder:
             return
         x, y = args[0], main_tensor(output)
         num_macs = (self._macs() - self._macs_before) // self._num_examples
-        traced.blocks[name] = Block(
+        found = Block(
             in_shape=tuple(x.shape[1:]),
             out_shape=tuple(y.shape[1:]),
             cost=Cost(num_parameters=sum(p.numel() for p in block.parameters()), num_macs=num_macs),
             is_rectified=not bool((y < 0).any()),
         )
-        if _puts_channels_first(block, traced, name):
-            traced.blocks.pop(name)
+        if _puts_channels_first(block, found):
             traced.rejected[name] = f"{_NO_TENSOR} (but sequences with channels first, as (N, C, L))"
-        elif y.dim() == 3:
+            return
+        traced.blocks[name] = found
+        if y.dim() == 3:
             self._outputs[name] = y.clone()
 
 
@@ -262,9 +263,8 @@ def _misfit(args: tuple[Any, ...], output: Any, *, num_examples: int, is_square:
     return None
 
 
-def _puts_channels_first(block: nn.Module, traced: Trace, name: str) -> bool:
+def _puts_channels_first(block: nn.Module, found: Block) -> bool:
     """Whether a convolution over sequences reads or writes tensors like the block's input or output."""
-    found = traced.blocks[name]
     convs = [module for module in block.modules() if isinstance(module, nn.Conv1d | nn.ConvTranspose1d)]
     return len(found.out_shape) == 2 and any(
         conv.in_channels in found.in_shape[:1] or conv.out_channels in found.out_shape[:1] for conv in convs
