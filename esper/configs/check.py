@@ -82,7 +82,7 @@ def _check_setting(key: str, value: Any, hint: Any, limits: Allowed) -> None:
     elif isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(f"{key}={value}: must be finite")
     elif not limits.admits(value):
-        verb, suggestion = ("are", nearest(value, str(limits).split(", "))) if limits.choices else ("is", "")
+        verb, suggestion = ("are", nearest(value, limits.names)) if limits.choices else ("is", "")
         raise ConfigError(f"{key}={value}: allowed {verb} {limits}{suggestion}")
 
 

@@ -44,9 +44,14 @@ class Allowed:
             and (self.below is None or value < self.below)
         )
 
+    @property
+    def names(self) -> list[str]:
+        """All that a string may be; [] if it may be anything."""
+        return [*(self.choices or ()), *(plugins.names(self.registered) if self.registered else ())]
+
     def __str__(self) -> str:
-        if self.choices is not None:
-            return ", ".join([*self.choices, *(plugins.names(self.registered) if self.registered else [])])
+        if names := self.names:
+            return ", ".join(names)
         bounds = (("at least", self.low), ("above", self.above), ("at most", self.high), ("below", self.below))
         texts = [
             f"{word} {bound if isinstance(bound, int) else f'{bound:g}'}" for word, bound in bounds if bound is not None
