@@ -27,6 +27,11 @@ class MetricInfo:
     higher_is_better: bool
 
     @property
+    def title(self) -> str:
+        """The label with a capital letter, for headings."""
+        return self.label[:1].upper() + self.label[1:]
+
+    @property
     def sign(self) -> float:
         """1, or -1 if lower is better: values times it are the higher the better."""
         return 1.0 if self.higher_is_better else -1.0

@@ -26,7 +26,7 @@ from esper.report.arms import Arm, Comparison, group
 from esper.report.claims import EQUAL, LESS, MIN_PAIRS, Claim, make_claims, p_text
 from esper.report.run_page import template_environment
 from esper.report.runs import ComparedRun
-from esper.report.scale import MARGIN, Scale
+from esper.report.scale import Scale
 from esper.report.statistics import mean_interval
 from esper.tracking import formatting, write_atomically
 
@@ -107,7 +107,6 @@ def write(report: Report, target: Path) -> None:
     renderer.filters |= {
         "short_clock": _short_clock,
         "points": report.scale.signed,
-        "value": report.scale.value,
         "p": p_text,
         "more": _more,
         "ratio": _ratio,
@@ -132,7 +131,7 @@ def write(report: Report, target: Path) -> None:
         rules={
             "equal": f"{100 * EQUAL:g} %",
             "less": f"{100 * LESS:g} %",
-            "margin": f"{100 * MARGIN:g}{' points' if info.unit == '%' else ' %'}",
+            "margin": report.scale.margin_text,
             "pairs": MIN_PAIRS,
         },
     )
@@ -245,11 +244,10 @@ def _plots(report: Report) -> list[tuple[str, Markup]]:
     if not arms:
         return []
     info = report.comparison.headline
-    label = info.label[:1].upper() + info.label[1:]
     drawn = [
-        (f"{label} against compute", plots.figure_against(arms, info, "total_macs", "FLOPs spent")),
-        (f"{label} against size", plots.figure_against(arms, info, "num_parameters", "parameters")),
-        (f"{label} against wall time", plots.figure_against(arms, info, "seconds", "seconds")),
+        (f"{info.title} against compute", plots.figure_against(arms, info, "total_macs", "FLOPs spent")),
+        (f"{info.title} against size", plots.figure_against(arms, info, "num_parameters", "parameters")),
+        (f"{info.title} against wall time", plots.figure_against(arms, info, "seconds", "seconds")),
     ]
     if not math.isnan(report.target):
         during = plots.figure_over_flops(arms, info, target=report.target)

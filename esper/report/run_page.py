@@ -157,10 +157,9 @@ def _drawings(record: RunRecord, size: dict[str, int]) -> list[tuple[str, archit
 def _plots(record: RunRecord) -> list[tuple[str, Markup]]:
     if not record.of_kind("step") and not record.of_kind("epoch"):
         return []
-    leading = record.history.headline.label
     drawn = [
         ("Loss", run_plots.loss_curve(record)),
-        (leading[:1].upper() + leading[1:], run_plots.metric_curve(record)),
+        (record.history.headline.title, run_plots.metric_curve(record)),
+        ("Learning rate", run_plots.learning_rate_curve(record)),
     ]
-    drawn.append(("Learning rate", run_plots.learning_rate_curve(record)))
     return [(title, Markup(svg)) for title, svg in drawn]

@@ -49,14 +49,14 @@ class Progress:
         epoch: number of epochs done.
         total_epochs: number of epochs to train; 0 before the run begins.
         metric: the leading metric of the last epoch on the validation split.
-        headline: what that metric is; None before the run begins.
+        headline: what that metric is.
     """
 
     journal: Path
     epoch: int = 0
     total_epochs: int = 0
     metric: float | None = None
-    headline: MetricInfo | None = None
+    headline: MetricInfo = ACCURACY
     _offset: int = 0
     _times: list[float] = field(default_factory=list)
 
@@ -89,7 +89,7 @@ class Progress:
             self.total_epochs, self.headline = event["total_epochs"], headline_of(event)
             self._times = []  # the time between two jobs of a run is not part of its pace
             return
-        self.epoch, self.metric = event["epoch"], event["val_metrics"].get((self.headline or ACCURACY).name)
+        self.epoch, self.metric = event["epoch"], event["val_metrics"].get(self.headline.name)
         self._times = [*self._times[-_PACE_EPOCHS:], event["time_unix_s"]]
 
 
@@ -134,7 +134,7 @@ def _report(members: Sequence[Member], states: Mapping[str, MemberState], progre
     """Counts, a table, and the reasons of the states that have one."""
     short = labels(members)
     table = Table(box=None, pad_edge=False)
-    known = dict.fromkeys(run.headline.label for run in progress.values() if run.headline)
+    known = dict.fromkeys(run.headline.label for run in progress.values() if run.total_epochs)
     figure = " or ".join(known) or ACCURACY.label
     for heading in ("run", "state", "epoch", figure, "time left", "job"):
         numeric = heading in ("epoch", figure, "time left")
@@ -153,7 +153,7 @@ def _report(members: Sequence[Member], states: Mapping[str, MemberState], progre
 
 
 def _progress_cells(state: MemberState, progress: Progress) -> tuple[str, str, str]:
-    latest = "" if progress.metric is None else metric(progress.metric, progress.headline or ACCURACY, decimals=2)
+    latest = "" if progress.metric is None else metric(progress.metric, progress.headline, decimals=2)
     left_s = progress.eta_s() if state.state == "running" else None
     return (
         f"{progress.epoch}/{progress.total_epochs}" if progress.total_epochs else "",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from esper.contracts.lifecycle import SeedLifecycleState
-from esper.contracts.metrics import MetricInfo, headline_of, metrics_of
+from esper.contracts.metrics import MetricInfo, metrics_of
 
 __all__ = ["GrownModule", "History"]
 
@@ -107,7 +107,7 @@ class History:
     @property
     def headline(self) -> MetricInfo:
         """The metric that leads."""
-        return headline_of(self.started)
+        return self.metrics[0]
 
     def add(self, event: dict[str, Any]) -> None:
         """Add the next event."""
