@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from esper import urza
-from esper.configs import ModelConfig, MorphogeneticConfig, RedisConfig, TolariaConfig, torch_seed
+from esper.configs import DatasetConfig, ModelConfig, MorphogeneticConfig, RedisConfig, TolariaConfig, torch_seed
 from esper.configs.model import SITE_KINDS
 from esper.contracts.recipe import Graft
 from esper.data import (
@@ -109,6 +109,7 @@ def parts(
     device = device or select_device(config.device)
     splits = load_splits(config.dataset, rng_seed=config.rng_seed, cache_dir=cache_dir).to(device)
     _require_targets(config, splits)
+    _require_images(config.dataset, splits)
     torch.manual_seed(torch_seed(config.rng_seed))
     spec = _spec(config, splits)
     model = _build_model(config, spec, device)
@@ -217,6 +218,16 @@ def _require_targets(config: TolariaConfig, splits: DataSplits) -> None:
     raise ConfigError(
         f"task={config.task.name}: the targets of dataset {config.dataset.name} are {kind}{hint}; use {other}"
     )
+
+
+def _require_images(config: DatasetConfig, splits: DataSplits) -> None:
+    """Refuse to mix or erase rows; whether a plugin's data are images is known once they are read."""
+    for name in ("mixup_alpha", "cutmix_alpha", "random_erasing"):
+        if (value := getattr(config, name)) and len(splits.spec.inputs) != 3:
+            raise ConfigError(
+                f"dataset.{name}={value}: is for images, but the inputs of dataset {config.name} have the shape "
+                f"{splits.spec.inputs}; leave it 0"
+            )
 
 
 def _spec(config: TolariaConfig, splits: DataSplits) -> DataSpec:

@@ -75,6 +75,16 @@ def test_a_module_grows_and_the_same_call_is_the_same_run(tmp_path: Path, monkey
     assert fit(*QUICK, model=network, data=squares(), task="classification").run_dir == outcome.run_dir
 
 
+def test_images_of_ones_own_are_mixed_and_erased(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    mixes = ("dataset.mixup_alpha=0.2", "dataset.cutmix_alpha=1.0", "dataset.random_erasing=0.25")
+    network = Net()
+    plain, mixed = (fit(*QUICK, "morphogenetic=off", *more, model=network, data=squares()) for more in ((), mixes))
+    assert plain.result is not None
+    assert mixed.result is not None
+    assert mixed.result["val_loss"] != plain.result["val_loss"]
+
+
 def test_other_weights_code_or_data_are_another_run() -> None:
     torch.manual_seed(0)
     network = Net()
@@ -249,6 +259,11 @@ def test_a_dataset_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             ("model=resnet18",),
             (torch.zeros(80, 5), torch.arange(80) % 2),
             r"model=resnet18: reads images, but .*\(5,\)",
+        ),
+        (
+            ("dataset.mixup_alpha=0.2",),
+            (torch.rand(80, 5), torch.arange(80) % 2),
+            r"dataset.mixup_alpha=0.2: is for images, but .* shape \(5,\)",
         ),
         (("task=classification",), (squares()[0], torch.rand(120)), r"task=classification: .* are numbers; use"),
         (("task=regression",), squares(), r"task=regression: the targets of dataset plugin are classes; use"),

@@ -34,9 +34,9 @@ def _check_augmentation(config: TolariaConfig) -> None:
     dataset = config.dataset
     mixes = {"dataset.mixup_alpha": dataset.mixup_alpha, "dataset.cutmix_alpha": dataset.cutmix_alpha}
     info = DATASETS[dataset.name]
-    has_images = info.image_size is not None or info.has_files
+    may_have_images = info.image_size is not None or info.has_files or dataset.name == "plugin"
     for key, value in {**mixes, "dataset.random_erasing": dataset.random_erasing}.items():
-        if value and not has_images:
+        if value and not may_have_images:
             raise ConfigError(f"{key}={value}: is for images, which dataset={dataset.name} has none of; leave it 0")
         if value and key in mixes and config.task.name != "classification":
             raise ConfigError(f"{key}={value}: mixes classes, but task={config.task.name}; leave it 0")
