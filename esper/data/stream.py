@@ -16,11 +16,9 @@ from esper.data.images import FileSet
 from esper.data.loader import Preprocess, epoch_order
 from esper.data.mix import Mixer, erase
 from esper.data.pool import DecodePool, PendingBatch
+from esper.data.transfer import Transfer
 
 __all__ = ["StreamLoader", "stream_batches"]
-
-_NUM_SLOTS = 3
-"""Pinned buffers for transfers to the device: the CPU runs at most this many steps ahead of it."""
 
 
 class StreamLoader:
@@ -61,8 +59,8 @@ class StreamLoader:
         self._device = device
         self._resize = split.squashed if config.use_augmentation else split.centre_crop
         self._rows = range(config.batch_size)[rows]
-        self._transfer = _Transfer(len(self._rows), self._resize.output_size, device)
         self._images, self._metadata = _buffers(len(self._rows), self._resize.output_size, device)
+        self._transfer = Transfer((self._images, self._metadata), device)
         self._current: tuple[int, int] | None = None  # (epoch, index) of the batch in the buffers
         self._next: tuple[int, int] | None = None  # (epoch, index) of the batch that is read next
         self._reading: Generator[PendingBatch, None, None] | None = None
@@ -89,7 +87,7 @@ class StreamLoader:
             self._reading = self._pool.read(self._split, self._indices(epoch, index, self._rows), self._resize)
         self._current = self._next = None  # in case the next lines fail
         self._first.clear()
-        self._transfer.send(next(self._reading), (self._images, self._metadata))
+        self._transfer.send(next(self._reading).copy_to, (self._images, self._metadata))
         self._current = (epoch, index)
         self._next = (epoch, index + 1) if index + 1 < self.num_batches else (epoch + 1, 0)
 
@@ -149,39 +147,17 @@ def stream_batches(
     split: FileSet, batch_size: int, *, prepare: Preprocess, pool: DecodePool, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches of a whole split in order, centre-cropped: float32 (B, C, H, W), int64 (B,); the last may be smaller."""
-    transfer = _Transfer(min(batch_size, len(split)), split.image_size, device)
+    largest = _buffers(min(batch_size, len(split)), split.image_size, torch.device("meta"))
+    transfer = Transfer(largest, device)
     with closing(pool.read(split, torch.split(torch.arange(len(split)), batch_size), split.centre_crop)) as reading:
         for batch in reading:
             images, metadata = _buffers(len(batch), split.image_size, device)
-            transfer.send(batch, (images, metadata))
+            transfer.send(batch.copy_to, (images, metadata))
             yield prepare(images.permute(0, 3, 1, 2)), metadata[:, 1].contiguous()
 
 
-class _Transfer:
-    """Owner of the CPU buffers for transfers to the device; on CUDA they are pinned, and transfers asynchronous."""
-
-    def __init__(self, batch_size: int, side: int, device: torch.device) -> None:
-        is_cuda = device.type == "cuda"
-        cpu = torch.device("cpu")
-        self._slots = [_buffers(batch_size, side, cpu, pinned=is_cuda) for _ in range(_NUM_SLOTS if is_cuda else 1)]
-        self._sent = [torch.cuda.Event(blocking=True) for _ in self._slots] if is_cuda else []  # type: ignore[no-untyped-call]
-        self._turn = 0
-
-    def send(self, batch: PendingBatch, into: tuple[Tensor, Tensor]) -> None:
-        """Wait until a batch is decoded, and copy it to tensors of its size on the device."""
-        self._turn = (self._turn + 1) % len(self._slots)
-        if self._sent:
-            self._sent[self._turn].synchronize()  # deliberate: the last transfer from this slot may still be running
-        images, metadata = (buffer[: len(batch)] for buffer in self._slots[self._turn])
-        batch.copy_to(images, metadata)
-        into[0].copy_(images, non_blocking=True)
-        into[1].copy_(metadata, non_blocking=True)
-        if self._sent:
-            self._sent[self._turn].record()
-
-
-def _buffers(num: int, side: int, device: torch.device, *, pinned: bool = False) -> tuple[Tensor, Tensor]:
+def _buffers(num: int, side: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Allocate images and metadata for `PendingBatch.copy_to`."""
-    images = torch.empty((num, side, side, 3), dtype=torch.uint8, device=device, pin_memory=pinned)
-    metadata = torch.empty((num, 4), dtype=torch.int64, device=device, pin_memory=pinned)
+    images = torch.empty((num, side, side, 3), dtype=torch.uint8, device=device)
+    metadata = torch.empty((num, 4), dtype=torch.int64, device=device)
     return images, metadata

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -12,11 +12,9 @@ from esper.configs import DatasetConfig
 from esper.data.augment import hash_bits
 from esper.data.loader import epoch_order
 from esper.data.tokens import TokenSet
+from esper.data.transfer import Transfer
 
 __all__ = ["TokenLoader"]
-
-_NUM_SLOTS = 3
-"""Pinned buffers for transfers to the device: the CPU runs at most this many steps ahead of it."""
 
 
 class TokenLoader:
@@ -53,7 +51,12 @@ class TokenLoader:
         self._order_of: int | None = None  # the pass whose order that is
         self._all_rows = torch.arange(config.batch_size, device=place)
         self._rows = self._all_rows[rows]
-        self._transfer = _Transfer(len(self._rows), split, device) if split.is_streamed else None
+        self._received: Tensor | None = None  # if streamed, the batch of the last `seek`: (B, T + 1)
+        if split.is_streamed:
+            shape, dtype = (len(self._rows), split.context + 1), split.tokens.dtype
+            self._received = torch.empty(shape, dtype=dtype, device=device)
+            self._transfer = Transfer([self._received], device)
+        self._current: tuple[int, int] | None = None  # (epoch, index) of that batch
 
     @property
     def batch_size(self) -> int:
@@ -69,8 +72,9 @@ class TokenLoader:
     def seek(self, epoch: int, index: int) -> None:
         """Send the order of the pass to the device, or, if the tokens are streamed, the batch."""
         self._seek_pass(epoch, index)
-        if self._transfer is not None:
-            self._transfer.send((epoch, index), lambda: self._read(self._rows, epoch, index))
+        if self._received is not None and self._current != (epoch, index):
+            self._transfer.send(lambda buffer: buffer.copy_(self._read(self._rows, epoch, index)), [self._received])
+            self._current = (epoch, index)
 
     def _seek_pass(self, epoch: int, index: int) -> None:
         pass_number = (epoch * self.num_batches + index) // self._batches_in_pass
@@ -85,7 +89,8 @@ class TokenLoader:
         """
         if isinstance(epoch, int) and isinstance(index, int):
             self.seek(epoch, index)
-        tokens = self._transfer.received.long() if self._transfer else self._read(self._rows, epoch, index)
+        received = self._received
+        tokens = received.long() if received is not None else self._read(self._rows, epoch, index)
         return tokens[:, :-1], tokens[:, 1:]
 
     def first_batches(self, epoch: int, num: int) -> Iterator[Tensor]:
@@ -103,38 +108,3 @@ class TokenLoader:
         if self._config.shuffle:
             starts = starts + hash_bits(batch // self._batches_in_pass, self._rng_seed) % self._split.context
         return self._split.read(starts, self._split.context + 1)
-
-
-class _Transfer:
-    """Owner of the buffers through which streamed windows reach the device; on CUDA, transfers are asynchronous.
-
-    Args:
-        num_rows: windows in a batch.
-        split: their tokens.
-        device: where they go.
-
-    Attributes:
-        received: the batch that was sent last, in the split's format: (B, T + 1).
-    """
-
-    def __init__(self, num_rows: int, split: TokenSet, device: torch.device) -> None:
-        shape, dtype = (num_rows, split.context + 1), split.tokens.dtype
-        is_cuda = device.type == "cuda"
-        self.received = torch.empty(shape, dtype=dtype, device=device)
-        self._slots = [torch.empty(shape, dtype=dtype, pin_memory=is_cuda) for _ in range(_NUM_SLOTS if is_cuda else 1)]
-        self._sent = [torch.cuda.Event(blocking=True) for _ in self._slots] if is_cuda else []  # type: ignore[no-untyped-call]
-        self._turn = 0
-        self._current: tuple[int, int] | None = None
-
-    def send(self, which: tuple[int, int], read: Callable[[], Tensor]) -> None:
-        """Send a batch, unless it is there."""
-        if which == self._current:
-            return
-        self._turn = (self._turn + 1) % len(self._slots)
-        if self._sent:
-            self._sent[self._turn].synchronize()  # deliberate: the last transfer from this slot may still be running
-        self._slots[self._turn].copy_(read())
-        self.received.copy_(self._slots[self._turn], non_blocking=True)
-        if self._sent:
-            self._sent[self._turn].record()
-        self._current = which
