@@ -117,6 +117,7 @@ def parts(
     prepare = Preprocess(
         mean=splits.mean,
         std=splits.std,
+        # Of floating-point values, mean and std already obey `normalize`.
         normalize=config.dataset.normalize or (isinstance(train, ImageSet) and train.images.is_floating_point()),
         channels_last=model.memory_format is torch.channels_last,
         device=device,

@@ -1,4 +1,4 @@
-"""What a dataset gives a network, and what it wants from it."""
+"""Shapes and types of the inputs and outputs that a dataset requires of a network."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["DataSpec"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataSpec:
-    """Inputs and outputs that the data ask for.
+    """Inputs and outputs of a network for a dataset.
 
     Attributes:
         inputs: shape of one example: (C, H, W) of images, (T,) of token ids, (D,) of rows.

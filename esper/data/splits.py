@@ -173,10 +173,10 @@ def _hold_out(used: Tensor, labels: Tensor, share: float, generator: torch.Gener
 def _mean_and_std(images: Tensor, *, normalize: bool) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel or column, in units of [0, 1].
 
-    Of floating-point values in units of 255; 0 and one value with `normalize=False`. Of pixels at least 0.001.
-    A constant column keeps its scale.
+    Of pixels, the deviation is at least 0.001. Floating-point values are divided by 255, since `Preprocess` divides
+    them likewise; with `normalize=False`, its result is then the values themselves. A constant column keeps its scale.
     """
-    if images.is_floating_point():  # Preprocess divides by 255
+    if images.is_floating_point():
         points = images.double().movedim(1, -1).flatten(0, -2)
         if not normalize:
             return (0.0,) * points.shape[1], (1.0 / 255.0,) * points.shape[1]

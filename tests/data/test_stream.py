@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,12 @@ def preparation(splits: DataSplits) -> Preprocess:
 
 def using(splits: DataSplits, pool: DecodePool) -> dict[str, Any]:
     return {"prepare": preparation(splits), "pool": pool, "device": CPU}
+
+
+def started_workers(splits: DataSplits, pool: DecodePool) -> list[BaseProcess]:
+    others = set(multiprocessing.active_children())
+    list(stream_batches(splits.test, 4, **using(splits, pool)))
+    return [child for child in multiprocessing.active_children() if child not in others]
 
 
 def loader(photos: Path, pool: DecodePool, rows: slice = slice(None), **changes: Any) -> StreamLoader:
@@ -175,9 +182,7 @@ def test_a_damaged_file_is_named_in_one_line(tmp_path: Path, num_workers: int) -
 @pytest.mark.long
 def test_a_dead_worker_is_reported_in_one_line_and_the_others_stop(photos: Path) -> None:
     splits, pool = load_splits(settings(photos), rng_seed=0), DecodePool(2)
-    others = set(multiprocessing.active_children())
-    list(stream_batches(splits.test, 4, **using(splits, pool)))
-    mine = [child for child in multiprocessing.active_children() if child not in others]
+    mine = started_workers(splits, pool)
     assert len(mine) == 2
     os.kill(mine[0].pid or 0, signal.SIGKILL)
     passes = itertools.chain.from_iterable(stream_batches(splits.train, 2, **using(splits, pool)) for _ in range(1000))
@@ -191,9 +196,7 @@ def test_a_dead_worker_is_reported_in_one_line_and_the_others_stop(photos: Path)
 @pytest.mark.long
 def test_a_worker_that_is_suspended_does_not_keep_the_pool_open(photos: Path) -> None:
     splits, pool = load_splits(settings(photos), rng_seed=0), DecodePool(2)
-    others = set(multiprocessing.active_children())
-    list(stream_batches(splits.test, 4, **using(splits, pool)))
-    mine = [child for child in multiprocessing.active_children() if child not in others]
+    mine = started_workers(splits, pool)
     os.kill(mine[0].pid or 0, signal.SIGSTOP)
     closing = threading.Thread(target=pool.close, daemon=True)
     closing.start()

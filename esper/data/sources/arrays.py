@@ -24,7 +24,7 @@ __all__ = ["fingerprint", "load"]
 def load(config: DatasetConfig, _cache_dir: Path | None) -> Dataset:
     """The rows of `config.data_dir`; a fixed share of them is the test split.
 
-    A table has a line of column names; the target is `config.target`, by default the last column. An .npz holds
+    A .csv has a header line; the target is `config.target`, by default the last column. An .npz holds
     `inputs` and `targets`.
 
     Raises:
