@@ -38,6 +38,17 @@ def _one_thread() -> None:
     torch.set_num_threads(1)  # tiny tensors; and pytest-xdist uses the other core
 
 
+STACK = {
+    "morphogenetic__policy": "stack",
+    "morphogenetic__blueprint_categories": ["copy"],
+    "morphogenetic__max_adaptations_per_epoch": 8,
+    "morphogenetic__adaptation_cooldown": 0,
+    "morphogenetic__always_score": False,
+    "morphogenetic__judged": False,
+}
+"""Changes of `tiny_config`: the network doubles by copies of its blocks, which nothing judges."""
+
+
 def tiny_config(**changes: Any) -> TolariaConfig:
     """Three epochs of six steps on 16 synthetic classes' worth of 8x8 images; grows one module after epoch 1.
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from esper.configs import DatasetConfig, ModelConfig, TaskConfig, TolariaConfig
-from tests.conftest import tiny_config
+from tests.conftest import STACK, tiny_config
 
 __all__ = ["text_config", "write_texts"]
 
@@ -31,11 +31,5 @@ def text_config(folder: Path, **changes: Any) -> TolariaConfig:
         "task": TaskConfig(name="language_model"),
         "optimization__optimizer": "adamw",
         "optimization__learning_rate": 0.01,
-        "morphogenetic__policy": "stack",
-        "morphogenetic__blueprint_categories": ["copy"],
-        "morphogenetic__max_adaptations_per_epoch": 8,
-        "morphogenetic__adaptation_cooldown": 0,
-        "morphogenetic__always_score": False,
-        "morphogenetic__judged": False,
     }
-    return tiny_config(**(settings | changes))
+    return tiny_config(**(settings | STACK | changes))

@@ -15,23 +15,13 @@ from esper.errors import ConfigError
 from esper.models import is_checkpointed
 from esper.tolaria import TolariaTrainer
 from esper.tolaria.checkpoints.export import export
-from tests.conftest import tiny_config, use
+from tests.conftest import STACK, tiny_config, use
 from tests.tolaria.checkpoints.test_resume import assert_same, train
 
 
 def stacking(**changes: Any) -> TolariaConfig:
     """Two blocks a stage, doubled after the first of three epochs."""
-    settings: dict[str, Any] = {
-        "model__depths": [2, 2],
-        "model__site_kinds": ["after"],
-        "morphogenetic__policy": "stack",
-        "morphogenetic__blueprint_categories": ["copy"],
-        "morphogenetic__max_adaptations_per_epoch": 8,
-        "morphogenetic__adaptation_cooldown": 0,
-        "morphogenetic__always_score": False,
-        "morphogenetic__judged": False,
-    }
-    return tiny_config(**(settings | changes))
+    return tiny_config(**({"model__depths": [2, 2], "model__site_kinds": ["after"]} | STACK | changes))
 
 
 @pytest.mark.parametrize(
