@@ -227,10 +227,10 @@ def _settings(group: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         if is_operational(prefix + name) or _LATER.get(prefix + name, _ABSENT) == value:
             continue
         if isinstance(value, dict):
-            kept_of_group = _settings(value, f"{prefix}{name}.")
-            if value and not kept_of_group:
+            inner = _settings(value, f"{prefix}{name}.")
+            if value and not inner:  # every setting in it is left out
                 continue
-            value = kept_of_group
+            value = inner
         elif isinstance(value, list):
             value = [_number(item) for item in value]
         elif prefix + name in PATHS and isinstance(value, str):

@@ -31,7 +31,9 @@ def build_task(config: TaskConfig, spec: DataSpec, device: torch.device) -> Task
     Raises:
         ConfigError: it does not fit the data.
     """
-    build = plugins.find("task", config.name) if config.name not in TASKS else None
-    build = build or importlib.import_module(TASKS[config.name]).build
+    if config.name in TASKS:
+        build = importlib.import_module(TASKS[config.name]).build
+    else:
+        build = plugins.find("task", config.name)
     task: Task = build(config, spec, device)
     return task

@@ -229,7 +229,8 @@ def _groups(
     matrices: list[nn.Parameter],
 ) -> list[dict[str, Any]]:
     """Parameters by weight decay and, with Muon, by optimizer."""
-    spared, inner = {id(p) for p in undecayed}, {id(p) for p in matrices} - {id(p) for p in undecayed}
+    spared = {id(p) for p in undecayed}
+    inner = {id(p) for p in matrices} - spared
     groups: dict[tuple[bool, bool], dict[str, Any]] = {}
     for name, p in named:
         # Norms, biases and gains are vectors; decaying them does harm (arXiv:1812.01187).
