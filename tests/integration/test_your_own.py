@@ -30,14 +30,14 @@ def run(*command: str, folder: Path) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("name", "metric"), [("cnn.py", "accuracy"), ("mlp.py", "mse")])
-def test_a_script_trains(tmp_path: Path, name: str, metric: str) -> None:
+@pytest.mark.parametrize("name", ["cnn.py", "mlp.py"])
+def test_a_script_trains(tmp_path: Path, name: str) -> None:
     run(sys.executable, str(example(name, tmp_path)), folder=tmp_path)
     (status,) = tmp_path.glob("outputs/*/*/status.json")
     result = json.loads(status.read_text())["result"]
     assert status.with_name("report.html").exists()
     assert '"sources"' in status.with_name("recipe.json").read_text()
-    assert result["test_loss"] < (0.5 if metric == "accuracy" else 0.6)  # of the targets' variance: 0.59
+    assert result["test_loss"] < 0.5  # the mean as the prediction: 0.59; equal probabilities: 2.3
 
 
 @pytest.mark.long
