@@ -35,21 +35,29 @@ class MorphableModel(nn.Module):
         host: the host network.
         slots: the slots by site, in forward order.
         build_host: `build_host` of this host, with its arguments: for copies with fresh initial weights.
-        input_shape, input_dtype: shape of an example of its input, and dtype, as for `wrap`; None: not known.
+        input_shape, input_dtype: see `wrap`.
         all_sites: every site by name, in forward order, where a recipe may have kernels at sites without a slot.
 
     Shape: input and output are the host's.
     """
 
-    def __init__(self, host: nn.Module, sites: Sequence[Site], *, max_kernels_per_seed: int) -> None:
+    def __init__(
+        self,
+        host: nn.Module,
+        sites: Sequence[Site],
+        *,
+        max_kernels_per_seed: int,
+        input_shape: Shape,
+        input_dtype: torch.dtype | None,
+    ) -> None:
         super().__init__()
         self.host = host
         # Module names cannot contain dots: `layer2.0:beside` is registered as `layer2/0:beside`.
         self.slots = nn.ModuleDict(
             {_key(site.name): SeedSlot(site, max_kernels=max_kernels_per_seed) for site in sites}
         )
-        self.input_shape: Shape | None = None
-        self.input_dtype: torch.dtype | None = None
+        self.input_shape = input_shape
+        self.input_dtype = input_dtype
         self.build_host: Callable[..., nn.Module] | None = None
         self.all_sites: dict[str, Site] = {}
         self._hooks: dict[str, tuple[RemovableHandle, RemovableHandle]] = {}
@@ -273,7 +281,12 @@ def wrap(
         input_dtype=input_dtype,
         kinds=site_kinds,
     )
-    wrapped = MorphableModel(model, sites, max_kernels_per_seed=max_kernels_per_seed)
-    wrapped.input_shape, wrapped.input_dtype = input_shape, input_dtype
+    wrapped = MorphableModel(
+        model,
+        sites,
+        max_kernels_per_seed=max_kernels_per_seed,
+        input_shape=input_shape,
+        input_dtype=input_dtype,
+    )
     reference = next(model.parameters(), None)
     return wrapped if reference is None else wrapped.to(reference.device)

@@ -127,9 +127,12 @@ def _rebuilt(settings: Mapping[str, Any], saved: Snapshot) -> MorphableModel:
             kinds=SITE_KINDS,
         )
         model = MorphableModel(
-            host, [site for site in sites if site.name in states], max_kernels_per_seed=config.max_kernels_per_seed
+            host,
+            [site for site in sites if site.name in states],
+            max_kernels_per_seed=config.max_kernels_per_seed,
+            input_shape=spec.inputs,
+            input_dtype=spec.dtype,
         )
-        model.input_shape, model.input_dtype = spec.inputs, spec.dtype
         rebuild(model, saved.recipe)
         model.load_state_dict(dict(saved.model) | averaged(saved, settings["optimization"]["ema_decay"]))
         for slot in model.all_slots():
