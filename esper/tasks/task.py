@@ -81,11 +81,6 @@ class Task:
     detail: Detail | None = None
 
     @property
-    def headline(self) -> Metric:
-        """The metric that leads in tables, pages and statistics."""
-        return self.metrics[0]
-
-    @property
     def training_metrics(self) -> tuple[Metric, ...]:
         """The metrics that are measured at every training step."""
         return tuple(metric for metric in self.metrics if metric.in_training)

@@ -58,7 +58,7 @@ def test_five_classes_have_no_top_5() -> None:
 
 
 def test_the_accuracy_is_that_of_runs_before_there_were_tasks() -> None:
-    assert make("classification", 3).headline.info == ACCURACY
+    assert make("classification", 3).metrics[0].info == ACCURACY
 
 
 def test_label_smoothing_changes_the_training_loss_only() -> None:
