@@ -1,4 +1,4 @@
-"""The images that growth uses."""
+"""The data that growth uses."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ Batches = Iterable[tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GrowthData:
-    """The images that growth uses; each call starts a new pass.
+    """The data that growth uses; each call starts a new pass.
 
     Attributes:
         controller: batches of the controller split, for scores.
         judge: batches of the judge split, for verdicts.
         norm_images: training batches for re-estimating batch-norm statistics.
-        sample: a few training images, for checking a new kernel.
-        num_controller: images in the controller split.
-        num_judge: images in the judge split.
-        num_norm: images in a pass of `norm_images`.
+        sample: a few training examples, for checking a new kernel.
+        num_controller: examples in the controller split.
+        num_judge: examples in the judge split.
+        num_norm: examples in a pass of `norm_images`.
     """
 
     controller: Callable[[], Batches]
