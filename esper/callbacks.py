@@ -24,7 +24,7 @@ from esper.configs.load import from_hydra
 from esper.configs.rank_env import rank_env
 from esper.configs.text import quote_text
 from esper.errors import ConfigError, EsperError
-from esper.folders import restore_if_refused
+from esper.folders import also_restore
 from esper.launch.exits import error_line, exit_with, print_traceback
 from esper.sweep.compose import compose_member, compose_run
 from esper.sweep.dry_run import dry_run_sweep
@@ -97,7 +97,7 @@ class CheckBeforeRun(Callback):
             if queue is not None and True not in is_dry:
                 queue.require()
                 sweep_dir = Path(config.hydra.sweep.dir)
-                restore_if_refused(sweep_dir / name for name in ("multirun.yaml", *MEMBERS_FILES))
+                also_restore(sweep_dir / name for name in ("multirun.yaml", *MEMBERS_FILES))
             if launcher == "basic" or (queue is not None and queue.runs_here):
                 for member in configs:
                     _check_device(member)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 from pathlib import Path
 
-__all__ = ["accept", "left_as_it_was", "removed_if_empty", "restore_if_refused", "restored_if_refused", "restorer"]
+__all__ = ["accept", "also_restore", "left_as_it_was", "removed_if_empty", "restored_if_refused", "restorer"]
 
 _restorers: ContextVar[list[Callable[[], None]]] = ContextVar("restorers")
 
@@ -81,7 +81,7 @@ def restored_if_refused() -> Iterator[None]:
         _restorers.reset(token)
 
 
-def restore_if_refused(files: Iterable[Path]) -> None:
+def also_restore(files: Iterable[Path]) -> None:
     """Name files that the command is about to write, inside `restored_if_refused`."""
     _restorers.get([]).append(restorer(files))
 

@@ -78,7 +78,7 @@ def run(config: TolariaConfig, run_dir: Path, *, sibling: Callable[[str], Path] 
     run_dir = run_dir.absolute()
     with stopping.handled(), hanging.watched(lambda _status, _why: True):
         ranks = init_ranks()
-        with _removed_if_empty(run_dir) if ranks.is_rank0 else contextlib.nullcontext():
+        with _removed_without_a_run(run_dir) if ranks.is_rank0 else contextlib.nullcontext():
             return _reporting_failure(config, ranks, lambda: _run(config, run_dir, ranks, sibling=sibling))
 
 
@@ -236,7 +236,7 @@ def _write_page(run_dir: Path) -> None:
 
 
 @contextlib.contextmanager
-def _removed_if_empty(run_dir: Path) -> Iterator[None]:
+def _removed_without_a_run(run_dir: Path) -> Iterator[None]:
     """Context manager: on an error or a signal, remove a run folder in which no run has begun."""
     with left_as_it_was(run_dir):
         try:
