@@ -11,7 +11,7 @@ from torch import Tensor
 from esper.contracts.decisions import AdaptationDecision
 from esper.errors import ConfigError
 from esper.tolaria import TolariaTrainer
-from tests.conftest import tiny_config, use
+from tests.conftest import STACK, tiny_config, use
 from tests.tolaria.checkpoints.test_resume import assert_same, train
 
 
@@ -46,12 +46,7 @@ def test_copies_of_frozen_blocks_train_and_the_run_resumes(tmp_path: Path) -> No
     config = tiny_config(
         model__freeze=["layer1.*"],
         model__depths=[2, 2],
-        morphogenetic__policy="stack",
-        morphogenetic__blueprint_categories=["copy"],
-        morphogenetic__max_adaptations_per_epoch=8,
-        morphogenetic__adaptation_cooldown=0,
-        morphogenetic__always_score=False,
-        morphogenetic__judged=False,
+        **STACK,
         morphogenetic__copy_optimizer_state=True,
     )
     straight, growth = train(config, tmp_path / "straight")
