@@ -14,7 +14,6 @@ from esper.contracts.recipe import Graft
 from esper.errors import SurgeryError
 from esper.kasmina.sites import Site
 from esper.urza import Kernel
-from esper.urza.copied import CopiedBlocks
 
 __all__ = ["SeedSlot"]
 
@@ -137,24 +136,16 @@ class SeedSlot(nn.Module):
         Args:
             x: input of the site's start module, (N, …) as `site.in_shape` at sites other than `after`.
             y: output of its end module, (N, …) as `site.out_shape`, including other slots that act there first.
-            args, kwargs: what else the host gives to the block, such as masks; copies of the block need it.
+            args, kwargs: see `Kernel.branch`.
 
         Returns:
             Tensor shaped like `y`.
         """
         reads_output = self.site.kind == "after"
         for graft in self.kept_grafts:
-            kernel = self.kernel(graft)
-            if isinstance(kernel, CopiedBlocks):
-                y = kernel.combine(y, y, *args, **kwargs)
-            else:
-                y = kernel.combine(y if reads_output else x, y)
+            y = self.kernel(graft).combine(y if reads_output else x, y, *args, **kwargs)
         if self._replacement is not None:
             return self._replacement(y if reads_output else x, y)
         if self.state in _RUNNING and not self._live_kernel_disabled:
-            kernel = self.kernel(self.live_graft)
-            if isinstance(kernel, CopiedBlocks):
-                y = y + self.alpha * kernel(y, *args, **kwargs)
-            else:
-                y = y + self.alpha * kernel(y if reads_output else x)
+            y = y + self.alpha * self.kernel(self.live_graft).branch(y if reads_output else x, *args, **kwargs)
         return y

@@ -19,7 +19,6 @@ from esper.errors import SurgeryError
 from esper.kasmina.model import MorphableModel
 from esper.kasmina.modes import evaluating
 from esper.kasmina.slot import SeedSlot
-from esper.urza.copied import CopiedBlocks
 from esper.urza.kernel import main_tensor
 from esper.urza.residual import ResidualBlock
 
@@ -69,10 +68,7 @@ def germinate(model: MorphableModel, graft: Graft, *, images: Tensor, epoch: int
                 f"{graft.blueprint_id!r} at {graft.site!r} would clip negative values of the block's output, which "
                 "does not end in a ReLU; choose another blueprint"
             )
-        if isinstance(kernel, CopiedBlocks):
-            result = tezzeret.check_kernel(kernel, args[0], slot.site.out_shape, *args[1:], **kwargs)
-        else:
-            result = tezzeret.check_kernel(kernel, args[0], slot.site.out_shape)
+        result = tezzeret.check_kernel(kernel, args[0], slot.site.out_shape, *args[1:], **kwargs)
         if not result.is_open:
             raise SurgeryError(f"{graft.blueprint_id!r} at {graft.site!r} fails its check: {', '.join(result.failed)}")
         slot.enter(_S.GERMINATED, epoch=epoch)
@@ -143,7 +139,7 @@ def _require(what: str, **checks: bool) -> tuple[str, ...]:
 def _observe(model: MorphableModel, slot: SeedSlot, images: Tensor) -> tuple[Tensor, list[Any], dict[str, Any]]:
     """The network's output, and arguments for the kernel, of some images, in eval mode; changes nothing.
 
-    The first argument is the kernel's input. A copy gets all that its block gets, other kernels no more than that.
+    The arguments are those of `Kernel.branch`, of which the first is the kernel's input.
     """
     site, seen = slot.site, list[tuple[list[Any], dict[str, Any]]]()
 

@@ -50,11 +50,11 @@ def check_kernel(kernel: Kernel, x: Tensor, out_shape: Shape, *args: Any, **kwar
     Args:
         x: its input (N, …).
         out_shape: required of its output, without N.
-        args, kwargs: what else a copy of a block is called with.
+        args, kwargs: see `Kernel.branch`.
     """
     trial = copy.deepcopy(kernel).train()
     with torch.enable_grad():
-        output = trial(x, *args, **kwargs)
+        output = trial.branch(x, *args, **kwargs)
         checks: dict[str, bool | None] = {
             "shape": tuple(output.shape[1:]) == tuple(out_shape),
             "dtype": output.dtype == x.dtype,

@@ -42,16 +42,17 @@ class CopiedBlocks(Kernel):
         return list(self.blocks)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Run the branch; see the class, and for the arguments `combine`."""
+        """Run the branch; see the class, and for the arguments the base's `branch`."""
         return self.combine(x, x, *args, **kwargs) - x
 
-    def combine(self, x: Tensor, y: Tensor, *args: Any, **kwargs: Any) -> Tensor:  # noqa: ARG002
-        """The chain's output, without the rounding error of subtracting and adding y; x equals y.
+    def branch(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """See the base."""
+        output = self(x, *args, **kwargs)
+        assert isinstance(output, Tensor)
+        return output
 
-        Args:
-            x, y: see the base.
-            args, kwargs: what else the host gives to the block behind which the copies stand, such as masks.
-        """
+    def combine(self, x: Tensor, y: Tensor, *args: Any, **kwargs: Any) -> Tensor:  # noqa: ARG002
+        """The chain's output, without the rounding error of subtracting and adding y; x equals y."""
         for block in self.blocks:
             y = main_tensor(block(y, *args, **kwargs))
         return y

@@ -104,16 +104,26 @@ class Kernel(nn.Module):
             is_causal: whether no position may depend on later ones.
         """
 
-    def combine(self, x: Tensor, y: Tensor) -> Tensor:
+    def branch(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:  # noqa: ARG002
+        """The branch's output f(x).
+
+        Args:
+            x: the kernel's input.
+            args, kwargs: what else the host gives to the site's block, such as masks; only copies of the block use it.
+        """
+        output = self(x)
+        assert isinstance(output, Tensor)
+        return output
+
+    def combine(self, x: Tensor, y: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Output of a site with a kept kernel: y + f(x).
 
         Args:
             x: the kernel's input.
             y: the site's output without the kernel.
+            args, kwargs: see `branch`.
         """
-        output = y + self(x)
-        assert isinstance(output, Tensor)
-        return output
+        return y + self.branch(x, *args, **kwargs)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

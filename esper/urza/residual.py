@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -65,7 +67,7 @@ class ResidualBlock(Kernel):
         """Run the branch; see the class."""
         return self._block(x) - x
 
-    def combine(self, x: Tensor, y: Tensor) -> Tensor:  # noqa: ARG002
+    def combine(self, x: Tensor, y: Tensor, *_: Any, **__: Any) -> Tensor:  # noqa: ARG002
         """relu(y + g(y)), without the rounding error of subtracting and adding y; x equals y."""
         return self._block(y)
 
