@@ -10,6 +10,7 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -36,7 +37,8 @@ from esper.tolaria.plugin_record import changed_plugins
 from esper.tolaria.ranks import Ranks, init_ranks
 from esper.tolaria.run_folder import RunFolder, require_same_run
 from esper.tracking import read, tracking_uri
-from esper.tracking.formatting import duration
+from esper.tracking.formatting import duration, metric
+from esper.tracking.liveness import last_seen_s
 
 __all__ = ["Outcome", "run"]
 
@@ -130,7 +132,7 @@ def _run(config: TolariaConfig, run_dir: Path, ranks: Ranks, *, sibling: Callabl
             for message in mended:
                 terminal.show(Notice(step=0, level="WARNING", message=message))
             terminal.replay(read(run_dir / "journal.jsonl"))
-            for message in notices:
+            for message in (*notices, _finished_before(run_dir, status["result"])):
                 terminal.show(Notice(step=0, level="INFO", message=message))
             return _outcome(0, status["result"], run_dir)
         log_dir = Path(config.logging.log_dir or run_dir)
@@ -261,6 +263,17 @@ def _remove_empty(run_dir: Path) -> None:
 
 def _is_empty(run_dir: Path) -> bool:
     return not run_dir.exists() or {entry.name for entry in run_dir.iterdir()} <= _NOTHING
+
+
+def _finished_before(run_dir: Path, result: dict[str, Any]) -> str:
+    """When the run finished and with what, and how to train it anew."""
+    when = datetime.fromtimestamp(last_seen_s(run_dir)).astimezone()
+    headline = headline_of(result)
+    figure = metric(result[f"test_{headline.name}"], headline)
+    return (
+        f"this run finished before, on {when:%Y-%m-%d at %H:%M}: test {headline.label} {figure}; to train it anew, add "
+        f"fresh=true, which keeps this one as {run_dir.name}.oldN"
+    )
 
 
 def _outcome(exit_code: int, result: dict[str, Any] | None, run_dir: Path) -> Outcome:

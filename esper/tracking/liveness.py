@@ -17,7 +17,16 @@ from esper.errors import RunError
 from esper.files import decode, decoder, json_object, open_regular, read_json
 from esper.tracking.event_schema import EVENT, RESULT
 
-__all__ = ["is_locked", "is_remote", "killed_reason", "may_run", "mount_of", "read_status", "recorded_status"]
+__all__ = [
+    "is_locked",
+    "is_remote",
+    "killed_reason",
+    "last_seen_s",
+    "may_run",
+    "mount_of",
+    "read_status",
+    "recorded_status",
+]
 
 _STATUS = json_object(
     "Status",
@@ -78,7 +87,7 @@ def killed_reason(run_dir: Path) -> str:
     status = _content(run_dir)
     if status is None or status["status"] != "running" or may_run(run_dir, status) or _content(run_dir) != status:
         return ""  # the second reading: it may have ended meanwhile
-    seen = f"last seen {datetime.fromtimestamp(_last_seen_s(run_dir)).astimezone():%Y-%m-%d %H:%M:%S}"
+    seen = f"last seen {datetime.fromtimestamp(last_seen_s(run_dir)).astimezone():%Y-%m-%d %H:%M:%S}"
     return f"{seen}; {status['reason']}" if status["reason"] else seen
 
 
@@ -139,8 +148,8 @@ def _content(run_dir: Path) -> dict[str, Any] | None:
         return {"status": "running", "reason": "status.json is damaged"}
 
 
-def _last_seen_s(run_dir: Path) -> float:
-    """Time of the last event of the journal, or of its start."""
+def last_seen_s(run_dir: Path) -> float:
+    """Unix time of the journal's last event; without one, of its status."""
     try:
         with open_regular(run_dir / "journal.jsonl") as file:
             start = max(0, file.seek(0, 2) - _TAIL_BYTES)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -55,7 +56,10 @@ def test_a_finished_run_shows_its_result_and_trains_again_only_from_its_own_chec
     again = run(tiny_config(), run_dir)
     assert again == first
     assert (run_dir / "journal.jsonl").read_text() == lines
-    assert "test accuracy" in capsys.readouterr().out
+    shown = " ".join(capsys.readouterr().out.split())
+    ended = json.loads(lines.splitlines()[-1])["time_unix_s"]
+    assert f"finished before, on {datetime.fromtimestamp(ended):%Y-%m-%d at %H:%M}: test accuracy" in shown
+    assert "fresh=true" in shown
     older = run_dir / "checkpoints" / "step-00000012"
     back = run(tiny_config(checkpoint__resume_from=str(older)), run_dir)
     assert back.result is not None
