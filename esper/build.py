@@ -222,13 +222,21 @@ def _require_targets(config: TolariaConfig, splits: DataSplits) -> None:
 
 
 def _require_images(config: DatasetConfig, splits: DataSplits) -> None:
-    """Refuse to mix or erase rows; whether a plugin's data are images is known once they are read."""
-    for name in ("mixup_alpha", "cutmix_alpha", "random_erasing"):
+    """Refuse augmentations that do not fit; whether a plugin's data are images is known once they are read."""
+    for name in ("mixup_alpha", "cutmix_alpha", "random_erasing", "rand_augment_num_ops"):
         if (value := getattr(config, name)) and len(splits.spec.inputs) != 3:
             raise ConfigError(
                 f"dataset.{name}={value}: is for images, but the inputs of dataset {config.name} have the shape "
                 f"{splits.spec.inputs}; leave it 0"
             )
+    train = splits.train
+    is_float = isinstance(train, ImageSet) and train.images.is_floating_point()
+    if config.rand_augment_num_ops and (is_float or splits.spec.inputs[0] not in (1, 3)):
+        raise ConfigError(
+            f"dataset.rand_augment_num_ops={config.rand_augment_num_ops}: is for uint8 images of 1 or 3 channels, but "
+            f"those of dataset {config.name} have {'floating-point values' if is_float else splits.spec.inputs[0]}"
+            f"{'' if is_float else ' channels'}; leave it 0"
+        )
 
 
 def _spec(config: TolariaConfig, splits: DataSplits) -> DataSpec:

@@ -265,6 +265,16 @@ def test_a_dataset_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             (torch.rand(80, 5), torch.arange(80) % 2),
             r"dataset.mixup_alpha=0.2: is for images, but .* shape \(5,\)",
         ),
+        (
+            ("dataset.rand_augment_num_ops=2",),
+            (torch.rand(80, 3, 8, 8), torch.arange(80) % 2),
+            r"dataset.rand_augment_num_ops=2: is for uint8 images of 1 or 3 channels, but .* floating-point values",
+        ),
+        (
+            ("dataset.rand_augment_num_ops=2",),
+            (torch.zeros(80, 2, 8, 8, dtype=torch.uint8), torch.arange(80) % 2),
+            r"dataset.rand_augment_num_ops=2: is for uint8 images of 1 or 3 channels, but .* have 2 channels",
+        ),
         (("task=classification",), (squares()[0], torch.rand(120)), r"task=classification: .* are numbers; use"),
         (("task=regression",), squares(), r"task=regression: the targets of dataset plugin are classes; use"),
     ],

@@ -35,7 +35,11 @@ def _check_augmentation(config: TolariaConfig) -> None:
     mixes = {"dataset.mixup_alpha": dataset.mixup_alpha, "dataset.cutmix_alpha": dataset.cutmix_alpha}
     info = DATASETS[dataset.name]
     may_have_images = info.image_size is not None or info.has_files or dataset.name == "plugin"
-    for key, value in {**mixes, "dataset.random_erasing": dataset.random_erasing}.items():
+    others = {
+        "dataset.random_erasing": dataset.random_erasing,
+        "dataset.rand_augment_num_ops": dataset.rand_augment_num_ops,
+    }
+    for key, value in {**mixes, **others}.items():
         if value and not may_have_images:
             raise ConfigError(f"{key}={value}: is for images, which dataset={dataset.name} has none of; leave it 0")
         if value and key in mixes and config.task.name != "classification":

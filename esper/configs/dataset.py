@@ -111,6 +111,10 @@ class DatasetConfig:
     random_erasing: float = setting(
         0.0, "share of the training images of which a random rectangle is set to the mean", low=0, high=1
     )
+    rand_augment_num_ops: int = setting(
+        0, "RandAugment: operations applied to each training image, such as 2; 0: off", low=0, high=10
+    )
+    rand_augment_magnitude: int = setting(9, "RandAugment: strength of its operations", low=0, high=30)
     normalize: bool = setting(True, "standardise channels by mean and standard deviation of the training split")
 
     val_split: float = setting(

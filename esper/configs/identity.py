@@ -57,6 +57,8 @@ _LATER: dict[str, Any] = {
     "dataset.mixup_alpha": 0.0,
     "dataset.cutmix_alpha": 0.0,
     "dataset.random_erasing": 0.0,
+    "dataset.rand_augment_num_ops": 0,
+    "dataset.rand_augment_magnitude": 9,
     "model.freeze": [],
     "model.init_from": None,
     "model.init_digest": None,

@@ -13,6 +13,7 @@ from esper.configs import DatasetConfig, derive_seed
 from esper.data.augment import augment
 from esper.data.images import ImageSet
 from esper.data.mix import Mixer, erase
+from esper.data.rand_augment import rand_augment
 
 __all__ = ["Loader", "Preprocess", "TrainLoader", "epoch_order"]
 
@@ -175,6 +176,15 @@ class TrainLoader:
                 rng_seed=self._rng_seed,
                 crop_padding=config.crop_padding,
                 horizontal_flip=config.horizontal_flip,
+            )
+        if config.rand_augment_num_ops:
+            images = rand_augment(
+                images,
+                selected,
+                epoch=epoch,
+                rng_seed=self._rng_seed,
+                num_ops=config.rand_augment_num_ops,
+                magnitude=config.rand_augment_magnitude,
             )
         images = self._prepare(images)
         if config.random_erasing:

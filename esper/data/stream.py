@@ -16,6 +16,7 @@ from esper.data.images import FileSet
 from esper.data.loader import Preprocess, epoch_order
 from esper.data.mix import Mixer, erase
 from esper.data.pool import DecodePool, PendingBatch
+from esper.data.rand_augment import rand_augment
 from esper.data.transfer import Transfer
 
 __all__ = ["StreamLoader", "stream_batches"]
@@ -137,6 +138,15 @@ class StreamLoader:
             )
         else:
             cropped = images.permute(0, 3, 1, 2)
+        if config.rand_augment_num_ops:
+            cropped = rand_augment(
+                cropped.round().to(torch.uint8),
+                index,
+                epoch=epoch,
+                rng_seed=self._rng_seed,
+                num_ops=config.rand_augment_num_ops,
+                magnitude=config.rand_augment_magnitude,
+            )
         prepared = self._prepare(cropped)
         if config.random_erasing:
             return erase(prepared, index, epoch=epoch, rng_seed=self._rng_seed, probability=config.random_erasing)

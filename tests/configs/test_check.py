@@ -94,11 +94,11 @@ def test_a_batch_is_accumulated_in_parts_of_two_examples_at_least():
     assert "at most 16" in message
 
 
-@pytest.mark.parametrize("key", ["mixup_alpha", "cutmix_alpha", "random_erasing"])
+@pytest.mark.parametrize("key", ["mixup_alpha", "cutmix_alpha", "random_erasing", "rand_augment_num_ops"])
 def test_what_is_for_images_is_refused_for_text(key):
     text = {"dataset__name": "python_source", "task__name": "language_model", "model__name": "gpt"}
-    message = refusal(**text, morphogenetic__enable_tamiyo=False, **{f"dataset__{key}": 0.5})
-    assert message.startswith(f"dataset.{key}=0.5: is for images")
+    message = refusal(**text, morphogenetic__enable_tamiyo=False, **{f"dataset__{key}": 1})
+    assert message.startswith(f"dataset.{key}=1: is for images")
 
 
 def test_only_classes_are_mixed():

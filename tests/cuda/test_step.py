@@ -37,7 +37,12 @@ COPIES = {
     "morphogenetic__blueprint_categories": ["copy"],
     "mixed_precision": False,
 }
-MIXED = {"dataset__mixup_alpha": 0.2, "dataset__cutmix_alpha": 1.0, "dataset__random_erasing": 0.5}
+MIXED = {
+    "dataset__mixup_alpha": 0.2,
+    "dataset__cutmix_alpha": 1.0,
+    "dataset__random_erasing": 0.5,
+    "dataset__rand_augment_num_ops": 2,
+}
 CULL = AdaptationDecision(should_adapt=True, site="layer1.0:after", action=Action.CULL)
 
 
