@@ -159,21 +159,24 @@ def restore(run: Run, saved: Snapshot) -> None:
         raise CheckpointError("a checkpoint is loaded into a network that has not grown; make a new trainer")
     state = state_of(saved)
     rebuild(run.model, saved.recipe)
-    own = run.model.state_dict()
+    own, model, growth = run.model.state_dict(), dict(saved.model), state["growth"]
+    if not growth["slots"]:  # of a run without growth, whose network may grow from now on
+        model |= {name: tensor for name, tensor in own.items() if name.startswith("slots.")}
+        growth = {**growth, "slots": run.life.state_dict()["slots"]}
     different = [
         name
-        for name in sorted(own.keys() | saved.model.keys())
-        if name not in own or name not in saved.model or not is_alike(own[name], saved.model[name])
+        for name in sorted(own.keys() | model.keys())
+        if name not in own or name not in model or not is_alike(own[name], model[name])
     ]
     if different:
         raise CheckpointError(
             f"the checkpoint holds another network: {len(different)} tensors differ, e.g. {different[0]!r}; use the "
             "model settings it was trained with (config.yaml of its run)"
         )
-    run.model.load_state_dict(dict(saved.model))
-    if state["growth"]["slots"].keys() != {slot.site.name for slot in run.model.all_slots()}:
+    run.model.load_state_dict(model)
+    if growth["slots"].keys() != {slot.site.name for slot in run.model.all_slots()}:
         raise CheckpointError("the checkpoint holds the seeds of another network; use its run's model settings")
-    run.life.load_state_dict(state["growth"])
+    run.life.load_state_dict(growth)
     tensors = dict(saved.optimizer)
     _restore_random_states(run.parts.device, tensors)
     for name, target in (("sums|epoch", run.step.sums.epoch), ("sums|read", run.last_read)):

@@ -1,0 +1,66 @@
+"""Runs that branch from the trunk of a shorter one are those that train from the first step, bit for bit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from esper.errors import CheckpointError
+from esper.tolaria.checkpoints.files import find_checkpoints
+from tests.conftest import STACK, tiny_config
+from tests.tolaria.checkpoints.test_resume import assert_same, train
+
+SHORT, LONG = 3.0e7, 6.0e7
+"""MACs: 3 and 6 epochs of the host."""
+
+
+def host(macs: float, **changes: Any) -> Any:
+    return tiny_config(
+        model__depths=[2, 2], morphogenetic__enable_tamiyo=False, optimization__max_macs=macs,
+        checkpoint__save_trunk=True, **changes,
+    )  # fmt: skip
+
+
+def grown(macs: float, **changes: Any) -> Any:
+    settings = {"model__depths": [2, 2], "model__site_kinds": ["after"], "optimization__max_macs": macs, **STACK}
+    return tiny_config(**settings | {"morphogenetic__schedule_by": "compute", "optimization__ema_decay": 0.9} | changes)
+
+
+def trunk_of(run_dir: Path) -> str:
+    return str(find_checkpoints(run_dir / "checkpoints", prefix="trunk")[0])
+
+
+def counters(run_dir: Path) -> dict[str, Any]:
+    result = json.loads((run_dir / "status.json").read_text())["result"]
+    return {name: value for name, value in result.items() if name != "seconds"}
+
+
+def test_a_longer_run_from_the_trunk_of_a_shorter_one_is_the_longer_run(tmp_path: Path) -> None:
+    train(host(SHORT), tmp_path / "short")
+    straight, _ = train(host(LONG), tmp_path / "straight")
+    trunk = trunk_of(tmp_path / "short")
+    branch, _ = train(host(LONG, checkpoint__resume_from=trunk), tmp_path / "branch")
+    assert_same(straight, branch)
+    assert counters(tmp_path / "straight") == counters(tmp_path / "branch")
+
+
+def test_a_network_that_grows_from_the_trunk_of_its_host_is_the_one_that_grew_by_itself(tmp_path: Path) -> None:
+    train(host(SHORT, optimization__ema_decay=0.9), tmp_path / "host")
+    trunk = trunk_of(tmp_path / "host")
+    later = grown(4 * LONG)
+    straight, growth = train(later, tmp_path / "straight")
+    branch, branch_growth = train(grown(4 * LONG, checkpoint__resume_from=trunk), tmp_path / "branch")
+    assert growth["num_germinated"] == 2
+    assert growth == branch_growth
+    assert_same(straight, branch)
+    assert counters(tmp_path / "straight") == counters(tmp_path / "branch")
+
+
+def test_the_trunk_of_another_host_is_refused(tmp_path: Path) -> None:
+    train(host(SHORT), tmp_path / "host")
+    config = grown(LONG, model__depths=[2, 3], checkpoint__resume_from=trunk_of(tmp_path / "host"))
+    with pytest.raises(CheckpointError, match="layer2"):
+        train(config, tmp_path / "other")
