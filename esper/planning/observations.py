@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from esper.contracts.metrics import MetricInfo
 
-__all__ = ["Choice", "Interval", "Observation", "Option", "Plan", "Question", "Size"]
+__all__ = ["Band", "Choice", "Interval", "Observation", "Option", "Plan", "Question", "Size"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +109,7 @@ class Question:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Interval:
-    """A prediction of what one run will show, seed noise included: its median and an 80 % interval."""
+    """A median and an 80 % interval; where it predicts a run, seed noise is included."""
 
     low: float
     median: float
@@ -128,8 +128,9 @@ class Option:
         loss: validation loss.
         figure: the task's first metric on the validation split.
         p_best: probability that it is the best of all, seed noise left out.
-        regret: expected loss, in nats, beyond that of the best option.
-        extrapolation: its MACs as a multiple of the largest that were observed of its size.
+        regret: by how much the figure is expected to be worse than that of the best option, at least 0.
+        extrapolation: how many times as long as the longest observed training of its size it is.
+        worth: of growing: how many epochs of the final size an epoch as host is worth (the transfer rho).
     """
 
     choice: Choice
@@ -141,6 +142,24 @@ class Option:
     p_best: float
     regret: float
     extrapolation: float
+    worth: Interval | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Band:
+    """The expected figure of a choice at several budgets, seed noise left out, with 80 % intervals; all (n,).
+
+    Attributes:
+        choice: what is trained.
+        macs: the budgets.
+        low, median, high: of the figure, by value.
+    """
+
+    choice: Choice
+    macs: tuple[float, ...]
+    low: tuple[float, ...]
+    median: tuple[float, ...]
+    high: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,9 +170,10 @@ class Plan:
         question: what was asked.
         options: the most promising first.
         recommended: what to train.
-        matters: whether the choice makes a difference that is worth it; if not, `recommended` is the cheapest to run
-            among those that are as good.
+        matters: whether the choice makes a difference that is worth it.
         reason: one sentence on why.
+        bands: what is expected of some choices at other budgets, for the plot.
+        crossing: MACs from which the final size is better than the host; None: not within the plot's range.
         warnings: what weakens it, such as an extrapolation.
     """
 
@@ -162,4 +182,11 @@ class Plan:
     recommended: Choice
     matters: bool
     reason: str
+    bands: tuple[Band, ...] = ()
+    crossing: Interval | None = None
     warnings: tuple[str, ...] = ()
+
+    @property
+    def chosen(self) -> Option:
+        """The recommended option."""
+        return next(option for option in self.options if option.choice == self.recommended)

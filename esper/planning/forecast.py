@@ -1,0 +1,166 @@
+"""What a training will show, from the trainings that were observed: loss, the task's first metric, and time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from esper.contracts.metrics import MetricInfo
+from esper.errors import RunError
+from esper.planning.curves import Curves, Trainings, fit
+from esper.planning.observations import Choice, Observation, Size
+
+__all__ = ["Forecast", "forecast"]
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forecast:
+    """Curves of the loss and of the figure, fitted to observations.
+
+    Attributes:
+        sizes: those that were observed, by cost; the first is the host.
+        headline: the task's first metric.
+        loss, figure: their curves, the second of the figure as a quantity that falls.
+        longest: epochs of the longest training from scratch of each size, by name.
+        speed: MACs per second of each size from scratch, by name; without those that were not timed.
+    """
+
+    sizes: tuple[Size, ...]
+    headline: MetricInfo
+    loss: Curves
+    figure: Curves
+    longest: dict[str, float]
+    speed: dict[str, float]
+
+    def losses(self, choice: Choice, macs: Floats) -> Floats:
+        """Expected losses (k, n) at (n,) budgets; one row a draw."""
+        return np.maximum(self.loss.predict(self._trainings(choice, macs)), 0.0)
+
+    def shortfalls(self, choice: Choice, macs: Floats) -> Floats:
+        """Expected figures as quantities that fall, (k, n); see `fall`."""
+        expected = self.figure.predict(self._trainings(choice, macs))
+        return np.maximum(expected, 0.0) if self.headline.unit == "%" else expected
+
+    def worth(self, choice: Choice, macs: float) -> Floats:
+        """Transfer rho (k,) of growing at a budget; by the curves of the figure."""
+        assert choice.share is not None
+        host_epochs = choice.share * macs / self.sizes[0].macs_per_epoch
+        return self.figure.worth(self._index(choice.size), host_epochs)
+
+    def seconds(self, choice: Choice, macs: float) -> float:
+        """Time that a training takes; nan if one of its sizes was not timed."""
+        host_macs = macs * (choice.share or 0.0)
+        return sum(
+            spent / self.speed.get(name, np.nan)
+            for name, spent in ((self.sizes[0].name, host_macs), (choice.size, macs - host_macs))
+            if spent
+        )
+
+    def macs_in(self, choice: Choice, seconds: float) -> float:
+        """MACs that a training spends in that time."""
+        return seconds / self.seconds(choice, 1.0)
+
+    def epochs(self, choice: Choice, macs: float) -> float:
+        """Passes over the data."""
+        trainings = self._trainings(choice, np.array([macs]))
+        return float((trainings.epochs + trainings.host_epochs)[0])
+
+    def extrapolation(self, choice: Choice, macs: float) -> float:
+        """How many times as long as the longest observed training of its size it is."""
+        trainings = self._trainings(choice, np.array([macs]))
+        last = float(trainings.epochs[0]) / self.longest[choice.size]
+        first = float(trainings.host_epochs[0]) / self.longest[self.sizes[0].name]
+        return max(last, first) if choice.share else last
+
+    def _index(self, name: str) -> int:
+        return [size.name for size in self.sizes].index(name)
+
+    def _trainings(self, choice: Choice, macs: Floats) -> Trainings:
+        share, index = choice.share or 0.0, self._index(choice.size)
+        return Trainings(
+            size=np.full(len(macs), index),
+            epochs=(1 - share) * macs / self.sizes[index].macs_per_epoch,
+            host_epochs=share * macs / self.sizes[0].macs_per_epoch,
+            trunk=np.zeros(len(macs), dtype=np.int64),
+        )
+
+
+def fall(figure: Floats, headline: MetricInfo) -> Floats:
+    """A figure as a quantity that falls with training: the error for an accuracy, else the figure with its sign."""
+    if headline.unit == "%" and headline.higher_is_better:
+        return 1 - figure
+    return -headline.sign * figure
+
+
+def rise(shortfall: Floats, headline: MetricInfo) -> Floats:
+    """The figure again, from what `fall` made of it."""
+    if headline.unit == "%" and headline.higher_is_better:
+        return 1 - shortfall
+    return -headline.sign * shortfall
+
+
+def forecast(
+    observations: Sequence[Observation],
+    sizes: Sequence[Size],
+    headline: MetricInfo,
+    *,
+    num_draws: int = 400,
+    rng_seed: int = 0,
+) -> Forecast:
+    """Fit the curves.
+
+    Sizes that were not observed from scratch are left out.
+
+    Raises:
+        RunError: the host was not observed, or no size at two budgets.
+    """
+    static = [one for one in observations if one.host_macs == 0]
+    known = tuple(size for size in sizes if any(one.size == size.name for one in static))
+    if not known or known[0] != sizes[0]:
+        raise RunError(
+            f"esper plan: no training of the host ({sizes[0].label}) has finished, so there is nothing to judge by; "
+            "let the pilots finish"
+        )
+    if not any(len({one.macs for one in static if one.size == size.name}) > 1 for size in known):
+        raise RunError(
+            "esper plan: every size was trained with one budget only, which shows no curve; at least the host needs "
+            "two: let the pilots finish, or name more finished runs"
+        )
+    names = [size.name for size in known]
+    used = [one for one in observations if one.size in names]
+    keys = sorted({_trunk(one) for one in used})
+    trainings = Trainings.of([
+        (
+            names.index(one.size),
+            (one.macs - one.host_macs) / known[names.index(one.size)].macs_per_epoch,
+            one.host_macs / known[0].macs_per_epoch,
+            keys.index(_trunk(one)),
+        )
+        for one in used
+    ])  # fmt: skip
+    falling = fall(np.array([one.figure for one in used]), headline)
+    losses = np.array([one.loss for one in used])
+    settings = {"num_sizes": len(known), "num_draws": num_draws, "rng_seed": rng_seed}
+    return Forecast(
+        sizes=known,
+        headline=headline,
+        loss=fit(losses, trainings, **settings),
+        figure=fit(falling, trainings, **settings),
+        longest={
+            size.name: max(one.macs for one in static if one.size == size.name) / size.macs_per_epoch for size in known
+        },
+        speed={
+            size.name: float(np.median(timed))
+            for size in known
+            if (timed := [one.macs / one.seconds for one in static if one.size == size.name and one.seconds > 0])
+        },
+    )
+
+
+def _trunk(one: Observation) -> tuple[str, int, bool]:
+    return one.size, one.seed, one.host_macs > 0

@@ -1,0 +1,230 @@
+"""From observations to a plan: which option is expected to end best within the budget, and how sure that is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from esper.contracts.metrics import MetricInfo
+from esper.errors import RunError
+from esper.planning.forecast import Forecast, forecast, rise
+from esper.planning.observations import Band, Choice, Interval, Observation, Option, Plan, Question
+from esper.planning.words import choice_words, difference_words, percent_words
+
+__all__ = ["MAX_EXTRAPOLATION", "judge"]
+
+Floats = NDArray[np.float64]
+
+MAX_EXTRAPOLATION = 4.0
+"""An option that trains more times as long than this as what was observed of its size is marked."""
+_WORTH, _RELATIVE_WORTH = 0.001, 0.002
+"""A difference that is worth a choice: a tenth of a point for percentages, this share of other figures."""
+_SURE = 0.6
+"""Probability of being ahead of the best option of another kind, from which a choice matters."""
+_USUAL_SHARE = 0.3
+"""Of growth, that of `morphogenetic=stack`; of two shares that are as good, the nearer one is taken."""
+_BAND_POINTS = 40
+_BAND_BEYOND = 4.0
+"""Plots reach from the smallest observed budget to this many times the budget."""
+
+
+def judge(question: Question, observations: Sequence[Observation], *, num_draws: int = 400, rng_seed: int = 0) -> Plan:
+    """Predict every option at the budget, and recommend one; the same observations give the same plan.
+
+    Recommended is the simplest option (the host before larger sizes, these before growing) of which the figure is
+    expected within half of what is worth a choice of the best one's. The choice matters if the best option of one kind
+    (a size, or growing) is expected ahead of the best of any other kind by what is worth a choice, with a probability
+    of at least 60 %.
+
+    Raises:
+        RunError: there are too few observations, or the pilots have spent the budget.
+    """
+    found = forecast(observations, question.sizes, question.headline, num_draws=num_draws, rng_seed=rng_seed)
+    rng = np.random.default_rng(rng_seed + 1)
+    candidates = [_candidate(choice, question, found) for choice in _choices(question, found)]
+    shortfalls = np.stack([one.shortfalls for one in candidates])
+    regrets = shortfalls - shortfalls.min(axis=0)
+    best = np.bincount(shortfalls.argmin(axis=0), minlength=len(candidates)) / shortfalls.shape[1]
+    options = [
+        _option(one, found, p_best=float(p), regret=float(regret), rng=rng)
+        for one, p, regret in zip(candidates, best, regrets.mean(axis=1), strict=True)
+    ]
+    worth = _worth(question.headline, candidates)
+    least = min(option.regret for option in options)
+    recommended = next(option for option in options if option.regret <= least + worth / 2)  # the simplest comes first
+    matters, reason = _verdict(recommended, candidates, shortfalls, worth=worth, question=question)
+    return Plan(
+        question=question,
+        options=tuple(sorted(options, key=lambda option: (option is not recommended, option.regret))),
+        recommended=recommended.choice,
+        matters=matters,
+        reason=reason,
+        bands=tuple(_bands(question, found, recommended, observations)),
+        crossing=_crossing(found, observations, recommended.macs),
+        warnings=tuple(_warnings(question, observations, found, recommended)),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Candidate:
+    """A choice at its budget; losses and shortfalls (k,), see `Forecast`."""
+
+    choice: Choice
+    macs: float
+    losses: Floats
+    shortfalls: Floats
+
+
+def _choices(question: Question, found: Forecast) -> list[Choice]:
+    """All choices, the simplest first."""
+    sizes = [Choice(size=size.name) for size in found.sizes]
+    final = found.sizes[-1].name
+    shares = sorted(question.shares, key=lambda share: abs(np.log(share / _USUAL_SHARE)))
+    grown = [Choice(size=final, share=share) for share in shares] if len(sizes) > 1 else []
+    return [*sizes, *grown]
+
+
+def _candidate(choice: Choice, question: Question, found: Forecast) -> _Candidate:
+    macs = _available(choice, question, found)
+    at = np.array([macs])
+    return _Candidate(
+        choice=choice,
+        macs=macs,
+        losses=found.losses(choice, at)[:, 0],
+        shortfalls=found.shortfalls(choice, at)[:, 0],
+    )
+
+
+def _available(choice: Choice, question: Question, found: Forecast) -> float:
+    """MACs of the run: what the pilots have left, and what it takes over from their trunk."""
+    trunk = question.trunk_macs.get(choice.size if choice.share is None else question.host.name, 0.0)
+    if question.macs is not None:
+        macs = question.macs - question.pilot_macs
+    else:
+        assert question.seconds is not None, "a question limits MACs or seconds"
+        macs = found.macs_in(choice, question.seconds - question.pilot_seconds)
+        if np.isnan(macs):
+            raise RunError("--hours: no run of some size was timed; give --compute or --epochs instead")
+    if macs <= 0:
+        raise RunError("esper plan: the pilots have spent the budget; give more, or train a smaller share of pilots")
+    if choice.share is not None:  # only what lies before growth can be taken over
+        trunk = min(trunk, choice.share * macs / (1 - choice.share))
+    return macs + trunk
+
+
+def _option(one: _Candidate, found: Forecast, *, p_best: float, regret: float, rng: np.random.Generator) -> Option:
+    noise = rng.standard_normal(len(one.losses))
+    figures = rise(one.shortfalls + found.figure.noise * noise, found.headline)
+    if found.headline.unit == "%":
+        figures = np.clip(figures, 0.0, 1.0)
+    return Option(
+        choice=one.choice,
+        macs=one.macs,
+        epochs=found.epochs(one.choice, one.macs),
+        seconds=found.seconds(one.choice, one.macs),
+        loss=_interval(np.maximum(one.losses + found.loss.noise * noise, 0.0)),
+        figure=_interval(figures),
+        p_best=p_best,
+        regret=regret,
+        extrapolation=found.extrapolation(one.choice, one.macs),
+        worth=None if one.choice.share is None else _interval(found.worth(one.choice, one.macs)),
+    )
+
+
+def _interval(values: Floats) -> Interval:
+    low, median, high = np.quantile(values, [0.1, 0.5, 0.9])
+    return Interval(low=float(low), median=float(median), high=float(high))
+
+
+# --- the verdict ------------------------------------------------------------------------------------------------------
+
+
+def _worth(headline: MetricInfo, candidates: Sequence[_Candidate]) -> float:
+    if headline.unit == "%":
+        return _WORTH
+    return _RELATIVE_WORTH * abs(float(np.median([one.shortfalls for one in candidates])))
+
+
+def _kind(choice: Choice) -> str:
+    return choice.size if choice.share is None else "grown"
+
+
+def _verdict(
+    recommended: Option, candidates: Sequence[_Candidate], shortfalls: Floats, *, worth: float, question: Question
+) -> tuple[bool, str]:
+    """Whether the choice matters, and why, in a sentence."""
+    index = [one.choice for one in candidates].index(recommended.choice)
+    others = [i for i, one in enumerate(candidates) if _kind(one.choice) != _kind(recommended.choice)]
+    if not others:
+        return False, "There is one option only."
+    rival = min(others, key=lambda i: shortfalls[i].mean())
+    ahead = shortfalls[rival] - shortfalls[index]
+    gap, sure = float(ahead.mean()), float((ahead > 0).mean())
+    mine, other = (choice_words(one, question) for one in (recommended.choice, candidates[rival].choice))
+    amount = difference_words(abs(gap), question.headline)
+    if gap >= worth and sure >= _SURE:
+        word = f"{mine} is expected to end {amount} ahead of the next best, {other}"
+        return True, f"{word[0].upper()}{word[1:]} (probability {percent_words(sure)})."
+    side = "ahead of" if gap >= 0 else "behind"
+    return False, (
+        f"No difference worth the choice between {mine} and {other}: the first is expected to end {amount} {side} the "
+        f"second (better with a probability of {percent_words(sure)})."
+    )
+
+
+def _warnings(
+    question: Question, observations: Sequence[Observation], found: Forecast, recommended: Option
+) -> Iterator[str]:
+    for size in question.sizes:
+        if size not in found.sizes:
+            yield f"{size.label}: no training has finished, so it is not judged."
+    if recommended.extrapolation > MAX_EXTRAPOLATION:
+        yield (
+            f"The recommended run is {recommended.extrapolation:.3g} times as long as the longest pilot of its size; "
+            f"beyond {MAX_EXTRAPOLATION:.0f} times, intervals rest on the assumed shape of the curves."
+        )
+    if not any(one.host_macs > 0 for one in observations) and len(found.sizes) > 1:
+        yield "No pilot grew: how much growing carries over is assumed, not measured."
+    for size in found.sizes:
+        points = sorted((one.macs, one.loss) for one in observations if one.size == size.name and not one.host_macs)
+        lowest = min(loss for _, loss in points)
+        if points[-1][1] > lowest + 2 * float(np.median(found.loss.noise)):
+            yield f"{size.label}: the loss rises with longer training, it overfits; its curve assumes a plateau."
+
+
+# --- the plot ---------------------------------------------------------------------------------------------------------
+
+
+def _grid(observations: Sequence[Observation], macs: float) -> Floats:
+    low = min(macs, *(one.macs for one in observations if one.host_macs == 0))
+    return np.geomspace(low, _BAND_BEYOND * macs, _BAND_POINTS)
+
+
+def _bands(
+    question: Question, found: Forecast, recommended: Option, observations: Sequence[Observation]
+) -> Iterator[Band]:
+    macs, at = _grid(observations, recommended.macs), np.array([recommended.macs])
+    choices = _choices(question, found)
+    grown = [choice for choice in choices if choice.share is not None]
+    best = min(grown, key=lambda one: found.shortfalls(one, at).mean(), default=None)
+    for choice in choices:
+        if choice.share is not None and choice != best:
+            continue
+        edges = np.quantile(rise(found.shortfalls(choice, macs), found.headline), [0.1, 0.5, 0.9], axis=0)
+        low, median, high = (tuple(map(float, edge)) for edge in edges)
+        yield Band(choice=choice, macs=tuple(map(float, macs)), low=low, median=median, high=high)
+
+
+def _crossing(found: Forecast, observations: Sequence[Observation], macs: float) -> Interval | None:
+    """Where the curves of host and final size cross: median and 80 % interval of the draws; infinite: not in range."""
+    grid = _grid(observations, macs)
+    host, final = (found.shortfalls(Choice(size=size.name), grid) for size in (found.sizes[0], found.sizes[-1]))
+    ahead = final < host
+    first = np.where(ahead.any(axis=1), grid[ahead.argmax(axis=1)], np.inf)
+    if len(found.sizes) < 2 or not np.isfinite(np.median(first)):
+        return None
+    low, median, high = np.quantile(first, [0.1, 0.5, 0.9], method="nearest")
+    return Interval(low=float(low), median=float(median), high=float(high))
