@@ -26,7 +26,7 @@ from esper.configs.text import quote_text
 from esper.errors import ConfigError, EsperError
 from esper.folders import also_restore
 from esper.launch.exits import error_line, exit_with, print_traceback
-from esper.sweep.compose import compose_member, compose_run
+from esper.sweep.compose import compose_member, compose_run, run_folder
 from esper.sweep.dry_run import dry_run_sweep
 from esper.sweep.launchers import QUEUES, queue_of
 from esper.sweep.manifest import Member
@@ -91,6 +91,8 @@ class CheckBeforeRun(Callback):
             overrides = _expand(config)
             runs = [compose_run(config, member) for member in overrides]
             names, configs = [name for name, _ in runs], [member for _, member in runs]
+            if queue is None and subdir != _RUN_NAME:
+                names = [run_folder(config, member, number=number) for number, member in enumerate(overrides)]
             is_dry = {member.dry_run for member in configs}
             if len(is_dry) > 1:
                 raise ConfigError("dry_run=true,false: applies to the whole sweep; give one value")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from esper.configs import TolariaConfig
@@ -17,7 +17,7 @@ from esper.configs.identity import run_name
 from esper.configs.load import from_hydra
 from esper.sweep.manifest import Member
 
-__all__ = ["compose_member", "compose_run"]
+__all__ = ["compose_member", "compose_run", "run_folder"]
 
 
 def compose_run(sweep: DictConfig, overrides: Sequence[str]) -> tuple[str, TolariaConfig]:
@@ -30,6 +30,21 @@ def compose_run(sweep: DictConfig, overrides: Sequence[str]) -> tuple[str, Tolar
         cfg = GlobalHydra.instance().config_loader().load_sweep_config(sweep, list(overrides))
         config = from_hydra(cfg)
         return run_name(config, cfg.hydra.overrides.task), config  # the overrides as they are resolved
+    except (HydraException, OmegaConfBaseException) as error:
+        raise explain(error) from None
+
+
+def run_folder(sweep: DictConfig, overrides: Sequence[str], *, number: int) -> str:
+    """The folder, below the sweep's, that Hydra's basic launcher gives the run of this number.
+
+    Raises:
+        ConfigError: `hydra.sweep.subdir` cannot be resolved.
+    """
+    try:
+        cfg = GlobalHydra.instance().config_loader().load_sweep_config(sweep, list(overrides))
+        with open_dict(cfg):
+            cfg.hydra.job.id, cfg.hydra.job.num = f"job_id_for_{number}", number
+        return str(cfg.hydra.sweep.subdir)
     except (HydraException, OmegaConfBaseException) as error:
         raise explain(error) from None
 

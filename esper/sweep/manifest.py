@@ -29,11 +29,13 @@ from esper.configs import TolariaConfig
 from esper.configs.load import load_config, to_yaml
 from esper.errors import RunError, WriteError
 from esper.files import Number, decoder, json_object, read_json, write_atomically
+from esper.tracking.files import read_members
 from esper.tracking.liveness import recorded_status
 
 __all__ = [
     "Job",
     "Member",
+    "all_members",
     "freeze",
     "labels",
     "launcher_file",
@@ -80,6 +82,7 @@ class Member:
         overrides: the run's command-line overrides.
         cwd: working directory of the command; relative paths start there.
         siblings: names of the runs that the arm of a comparison is measured against, by arm.
+        has_job: whether a job of a queue runs it, not the process of `esper-train -m` itself.
     """
 
     sweep_dir: Path
@@ -87,6 +90,7 @@ class Member:
     overrides: tuple[str, ...]
     cwd: str
     siblings: Mapping[str, str]
+    has_job: bool = True
 
     @property
     def run_dir(self) -> Path:
@@ -232,10 +236,31 @@ def members_of(sweep_dir: Path) -> list[Member]:
     folders = [path.parent for path in (sweep_dir.absolute() / ".sweep").glob("*/member.json")]
     if not folders:
         raise RunError(
-            f"{sweep_dir}: no sweep was launched there with -m hydra/launcher=...; give the sweep's folder, usually "
-            "outputs/EXPERIMENT"
+            f"{sweep_dir}: no sweep was launched there with -m hydra/launcher=...; give its folder, usually "
+            "outputs/EXPERIMENT; to resume a sweep without a launcher, repeat its command"
         )
     return sorted(map(Member.read, folders), key=_sort_key)
+
+
+def all_members(sweep_dir: Path) -> list[Member]:
+    """The members of any sweep, also of one without jobs; of one that searches, the runs that there are.
+
+    Raises:
+        RunError: no sweep was launched there.
+    """
+    sweep_dir = sweep_dir.absolute()
+    with_jobs = members_of(sweep_dir) if (sweep_dir / ".sweep").is_dir() else []
+    named: Mapping[str, Sequence[str]] = read_members(sweep_dir)
+    if not named and (sweep_dir / "multirun.yaml").is_file():  # Hydra's, of every sweep
+        named = {journal.parent.name: [] for journal in sweep_dir.glob("*/journal.jsonl")}
+    others = [
+        Member(sweep_dir=sweep_dir, name=name, overrides=tuple(overrides), cwd="", siblings={}, has_job=False)
+        for name, overrides in named.items()
+        if not (sweep_dir / ".sweep" / name).is_dir()
+    ]
+    if not with_jobs and not others:
+        raise RunError(f"{sweep_dir}: no sweep was launched there with -m; give its folder, usually outputs/EXPERIMENT")
+    return sorted((*with_jobs, *others), key=_sort_key)
 
 
 def _sort_key(member: Member) -> list[tuple[int, str]]:

@@ -13,8 +13,9 @@ from esper.sweep.queues.base import JobState
 from esper.tracking.formatting import metric
 from esper.tracking.liveness import read_status
 
-__all__ = ["MemberState", "log_file", "member_states"]
+__all__ = ["NOT_STARTED", "MemberState", "log_file", "member_states"]
 
+NOT_STARTED = "not started"
 _MAX_TAIL_BYTES = 16384
 
 
@@ -23,9 +24,9 @@ class MemberState:
     """State of a member.
 
     Attributes:
-        state: waiting, running, finished, failed, interrupted (it saved a checkpoint, or had not begun), lost (its job
-            ended without recording an outcome), killed (lost while its run was training), or unknown (the queue did
-            not respond).
+        state: not started (of a sweep without jobs), waiting, running, finished, failed, interrupted (it saved a
+            checkpoint, or had not begun), lost (its job ended without recording an outcome), killed (lost while its
+            run was training), or unknown (the queue did not respond).
         reason: why it waits, failed or was interrupted; when a killed run was last seen.
         metric: the leading metric of a finished run on the validation split.
         headline: what that metric is.
@@ -38,7 +39,7 @@ class MemberState:
 
     @property
     def is_over(self) -> bool:
-        """Whether the member has no job any more."""
+        """Whether nothing of the member runs or waits any more."""
         return self.is_lost or self.state in ("finished", "failed", "interrupted")
 
     @property
@@ -66,6 +67,8 @@ def member_states(members: Sequence[Member]) -> dict[str, MemberState]:
 
 
 def _member_state(member: Member, job: JobState) -> MemberState:
+    if not member.has_job:
+        return _state_without_job(member)
     if job.state != "ended":
         return MemberState(state=job.state, reason=job.reason)
     if (outcome := member.outcome()) and outcome["status"] != "lost":
@@ -85,6 +88,14 @@ def _member_state(member: Member, job: JobState) -> MemberState:
     if status == "killed":
         return MemberState(state="killed", reason=f"{seen}; {reason}")
     return MemberState(state="lost", reason=reason)
+
+
+def _state_without_job(member: Member) -> MemberState:
+    status, reason = read_status(member.run_dir)
+    result = member.result()
+    headline = headline_of(result)
+    figure = result[f"val_{headline.name}"] if result else None
+    return MemberState(state=status or NOT_STARTED, reason=reason, metric=figure, headline=headline)
 
 
 def log_file(member: Member) -> Path | None:

@@ -25,10 +25,10 @@ from esper.sweep.job import MemberJob
 from esper.sweep.launchers import queue_of
 from esper.sweep.manifest import Job, Member, freeze, launcher_of, members_of, write_launcher
 from esper.sweep.member_state import member_states
+from esper.sweep.progress import Progress
 from esper.sweep.queues import local
 from esper.sweep.queues.local import LocalOptions, LocalQueue
 from esper.sweep.queues.slurm import private_check
-from esper.sweep.status import Progress
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN = "import sys; sys.argv[0] = 'esper-train'; from esper.train import main; main()"
@@ -342,6 +342,7 @@ def test_progress_is_read_as_the_journal_grows_and_starts_over_when_it_is_rewoun
     journal.write_text(started + epoch(1, now - 10) + epoch(2, now))
     progress.update()
     assert (progress.epoch, progress.total_epochs, progress.metric) == (2, 4, 0.5)
+    assert progress.macs == 3 * 4 * config["dataset"]["batch_size"]  # 4 steps of a network of one MAC
     assert progress.eta_s() == pytest.approx(20, abs=2)
     journal.write_text(started + epoch(1, now - 10))
     progress.update()
