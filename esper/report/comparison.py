@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import numpy as np
 from markupsafe import Markup
@@ -24,6 +27,7 @@ from esper.report import comparison_plots as plots
 from esper.report.answers import STATIC_AT_EQUAL_COMPUTE, Answer, Crossing, answers, crossing, headline
 from esper.report.arms import Arm, Comparison, group
 from esper.report.claims import EQUAL, LESS, MIN_PAIRS, Claim, make_claims, p_text
+from esper.report.figure import embed
 from esper.report.run_page import template_environment
 from esper.report.runs import ComparedRun
 from esper.report.scale import Scale
@@ -112,6 +116,7 @@ def write(report: Report, target: Path) -> None:
         "ratio": _ratio,
     }
     arms, info = report.comparison.arms, report.comparison.headline
+    link = functools.partial(_link, page=target)
     signs = plots.marks(arms)
     page = renderer.get_template("comparison.html.j2").render(
         report=report,
@@ -119,7 +124,8 @@ def write(report: Report, target: Path) -> None:
         columns=_columns(report),
         signs=signs,
         key=dict.fromkeys((sign, arm.words, arm.name) for sign, arm in zip(signs, arms, strict=True)),
-        plots=_plots(report),
+        plots=_plots(report, link),
+        link=link,
         explanations=list(_explanations(report)),
         curve_names=_CURVES,
         curves=_curves(report),
@@ -239,20 +245,28 @@ def _reached(runs: Sequence[ComparedRun], info: MetricInfo, *, target: float) ->
     }
 
 
-def _plots(report: Report) -> list[tuple[str, Markup]]:
+def _link(run: ComparedRun, page: Path) -> str:
+    """Address of a run's report, relative to the page; empty if it has none."""
+    if run.folder is None or not (run.folder / "report.html").is_file():
+        return ""
+    return quote(os.path.relpath(run.folder / "report.html", page.absolute().parent.resolve()))
+
+
+def _plots(report: Report, link: Callable[[ComparedRun], str]) -> list[tuple[str, Markup]]:
     arms = report.comparison.arms
     if not arms:
         return []
     info = report.comparison.headline
+    against = functools.partial(plots.figure_against, arms, info, link=link)
     drawn = [
-        (f"{info.title} against compute", plots.figure_against(arms, info, "total_macs", "FLOPs spent")),
-        (f"{info.title} against size", plots.figure_against(arms, info, "num_parameters", "parameters")),
-        (f"{info.title} against wall time", plots.figure_against(arms, info, "seconds", "seconds")),
+        (f"{info.title} against compute", against("total_macs", "FLOPs spent")),
+        (f"{info.title} against size", against("num_parameters", "parameters")),
+        (f"{info.title} against wall time", against("seconds", "seconds")),
     ]
     if not math.isnan(report.target):
         during = plots.figure_over_flops(arms, info, target=report.target)
         drawn.append((f"Validation {info.label} during training", during))
-    return [(title, Markup(drawing)) for title, drawing in drawn]
+    return [(title, embed(figure)) for title, figure in drawn]
 
 
 def _forests(report: Report) -> list[tuple[str, Markup]]:
@@ -270,9 +284,8 @@ def _curves(report: Report) -> Markup | None:
     if len(report.comparison.budgets) < 2 or not report.answers:
         return None
     found = report.crossing.flops if report.crossing else []
-    return Markup(
-        plots.budget_curves(report.comparison.arms, report.comparison.headline, names=_CURVES, crossings=found)
-    )
+    arms, info = report.comparison.arms, report.comparison.headline
+    return embed(plots.budget_curves(arms, info, names=_CURVES, crossings=found))
 
 
 def _content(report: Report) -> dict[str, Any]:

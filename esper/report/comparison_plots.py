@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
 from numpy.typing import NDArray
 
 from esper.contracts.metrics import MetricInfo
 from esper.costs import flops
 from esper.report.arms import Arm
 from esper.report.claims import Claim
+from esper.report.figure import Axis, Figure, Mark, Series
 from esper.report.runs import ComparedRun, CurvePoint
 from esper.report.scale import Scale
 from esper.report.statistics import mean_interval
 from esper.report.svg import INK, svg
-from esper.tracking.formatting import number
 
 __all__ = ["budget_curves", "differences", "figure_against", "figure_over_flops", "marks"]
 
@@ -31,8 +31,6 @@ _VERDICT = {"yes": "#16a34a", "no": "#ea7317", "not shown": "#8a94a6"}
 _UNITS = ((1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP"), (1e6, "MFLOP"))
 _LOGARITHMIC_FROM = 4
 """Ratio of largest to smallest value above which an axis is logarithmic."""
-_DECADES_FROM = 30
-"""Ratio above which a logarithmic axis has labels at powers of ten only."""
 _SAME = 0.1
 """Relative range of values below which an axis shows this range, so that equal budgets look equal."""
 
@@ -43,7 +41,7 @@ def marks(arms: Sequence[Arm]) -> list[tuple[str, str, str]]:
     return [_MARKS[names.index(arm.name or arm.label) % len(_MARKS)] for arm in arms]
 
 
-def budget_curves(arms: Sequence[Arm], info: MetricInfo, *, names: Sequence[str], crossings: Sequence[float]) -> str:
+def budget_curves(arms: Sequence[Arm], info: MetricInfo, *, names: Sequence[str], crossings: Sequence[float]) -> Figure:
     """The leading metric of some arms against compute, a curve over the budgets each, with 95 % t intervals.
 
     Args:
@@ -55,78 +53,81 @@ def budget_curves(arms: Sequence[Arm], info: MetricInfo, *, names: Sequence[str]
     drawn = [(arm, mark) for arm, mark in zip(arms, marks(arms), strict=True) if arm.name in names]
     largest = max(run.flops for arm, _ in drawn for run in arm.runs.values())
     unit, name = next(((unit, name) for unit, name in _UNITS if largest >= unit), _UNITS[-1])
-
-    def draw(axes: Axes) -> None:
-        present = [name for name in names if any(arm.name == name for arm, _ in drawn)]
-        for index, curve in enumerate(present):
-            of_curve = [(arm, mark) for arm, mark in drawn if arm.name == curve]
-            colour, marker, _ = of_curve[0][1]
-            apart = 1 + 0.02 * (index - (len(present) - 1) / 2)  # or the intervals would cover each other
-            spent = [apart * flops(arm.mean("total_macs")) / unit for arm, _ in of_curve]
-            intervals = [mean_interval(_figures(arm)) for arm, _ in of_curve]
-            mean, half = np.array(intervals).T
-            axes.errorbar(
-                spent, mean, np.nan_to_num(half), marker=marker, color=colour, markersize=6, linewidth=1.4, capsize=3
+    present = [name for name in names if any(arm.name == name for arm, _ in drawn)]
+    curves = []
+    for index, curve in enumerate(present):
+        of_curve = [(arm, mark) for arm, mark in drawn if arm.name == curve]
+        colour, *marker = of_curve[0][1]
+        apart = 1 + 0.02 * (index - (len(present) - 1) / 2)  # or the intervals would cover each other
+        spent = [apart * flops(arm.mean("total_macs")) / unit for arm, _ in of_curve]
+        means = [mean_interval(_figures(arm)) for arm, _ in of_curve]
+        title, budgets = of_curve[0][0].words, [arm.budget for arm, _ in of_curve]
+        curves.append(
+            Series(
+                name=title,
+                colour=colour,
+                x=spent,
+                y=[mean for mean, _ in means],
+                half=[half for _, half in means],
+                marker=(marker[0], marker[1]),
+                names=budgets,
             )
-        _scale_y(axes, [arm for arm, _ in drawn], info)
-        for value in crossings:
-            axes.axvline(value / unit, color=INK, linewidth=0.8, linestyle=(0, (1.5, 2)))
-        axes.set_xscale("log")
-        grown = [arm for arm, _ in drawn if arm.name == "grown"] or [arm for arm, _ in drawn]
-        ticks = sorted({flops(arm.mean("total_macs")) / unit for arm in grown})
-        axes.xaxis.set_major_locator(FixedLocator(ticks))
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
-        axes.margins(x=0.08)
-        _format_y(axes, info)
-        axes.set_xlabel(f"{name} spent")
-        axes.set_ylabel(f"test {info.label}")
-
-    return svg(draw, height=3.1)
+        )
+    grown = [arm for arm, _ in drawn if arm.name == "grown"] or [arm for arm, _ in drawn]
+    ticks = sorted({flops(arm.mean("total_macs")) / unit for arm in grown})
+    return Figure(
+        x=Axis(label=f"{name} spent", is_log=True, ticks=ticks),
+        y=_figure_axis([arm for arm, _ in drawn], info),
+        series=curves,
+        marks=[Mark(x=value / unit, dashes=(1.5, 2.0), text="crossing", width=0.8) for value in crossings],
+        has_legend=False,
+    )
 
 
-def figure_against(arms: Sequence[Arm], info: MetricInfo, metric: str, label: str) -> str:
-    """The leading metric in the test against another: every run, and each arm's mean with its 95 % t interval."""
+def figure_against(
+    arms: Sequence[Arm], info: MetricInfo, metric: str, label: str, *, link: Callable[[ComparedRun], str]
+) -> Figure:
+    """The leading metric in the test against another: every run, and each arm's mean with its 95 % t interval.
 
-    def draw(axes: Axes) -> None:
-        for arm, (colour, marker, _) in zip(arms, marks(arms), strict=True):
-            x = np.array([_value(run, metric) for run in arm.runs.values()])
-            figures = _figures(arm)
-            axes.plot(x, figures, marker, color=colour, alpha=0.35, markersize=4, markeredgewidth=0)
-            mean, half = mean_interval(figures)
-            error = None if np.isnan(half) else half
-            axes.errorbar(x.mean(), mean, error, fmt=marker, color=colour, markersize=7, linewidth=1.4, capsize=3)
-        _scale_x(axes, [_value(run, metric) for arm in arms for run in arm.runs.values()])
-        _scale_y(axes, arms, info)
-        _format_y(axes, info)
-        axes.set_xlabel(label)
-        axes.set_ylabel(f"test {info.label}")
+    `link`: the address of a run's report, or "".
+    """
+    series = []
+    for arm, (colour, *marker) in zip(arms, marks(arms), strict=True):
+        runs = list(arm.runs.values())
+        x, figures = [_value(run, metric) for run in runs], _figures(arm)
+        style: dict[str, Any] = {
+            "name": arm.words, "colour": colour, "marker": (marker[0], marker[1]), "is_line": False,
+        }  # fmt: skip
+        names = [f"{run.name}, rng_seed {run.seed}" for run in runs]
+        links = [link(run) for run in runs]
+        series.append(Series(x=x, y=figures.tolist(), size=4.0, alpha=0.35, names=names, links=links, **style))
+        mean, half = mean_interval(figures)
+        name = f"mean of {len(runs)} runs{f' at {arm.budget}' if arm.budget else ''}"
+        series.append(Series(x=[float(np.mean(x))], y=[mean], half=[half], size=7.0, names=[name], **style))
+    values = [value for one in series for value in one.x]
+    return Figure(x=_spent_axis(values, label), y=_figure_axis(arms, info), series=series, has_legend=False)
 
-    return svg(draw, height=3.1)
 
-
-def figure_over_flops(arms: Sequence[Arm], info: MetricInfo, *, target: float) -> str:
+def figure_over_flops(arms: Sequence[Arm], info: MetricInfo, *, target: float) -> Figure:
     """The leading metric in validation against the FLOPs spent until then, averaged over each arm's runs.
 
     The dotted line is at `target`.
     """
-
-    def draw(axes: Axes) -> None:
-        for arm, (colour, marker, _) in zip(arms, marks(arms), strict=True):
-            if not any(run.curve for run in arm.runs.values()):
-                continue
-            # Runs of an arm spend different amounts: average at equal fractions of each run's compute.
-            spent, reached = np.mean([_resampled(run.curve) for run in arm.runs.values() if run.curve], axis=0)
-            axes.plot(spent, reached, color=colour, linewidth=1.5)
-            axes.plot(spent[-1:], reached[-1:], marker, color=colour, markersize=5)
-        axes.axhline(target, color=INK, linewidth=0.8, linestyle=(0, (1.5, 2)))
-        axes.xaxis.set_major_locator(MaxNLocator(6))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
-        _format_y(axes, info)
-        axes.set_xlabel("FLOPs spent")
-        axes.set_ylabel(f"validation {info.label}")
-
-    return svg(draw, height=3.1)
+    series = []
+    for arm, (colour, *_) in zip(arms, marks(arms), strict=True):
+        if not any(run.curve for run in arm.runs.values()):
+            continue
+        # Runs of an arm spend different amounts: average at equal fractions of each run's compute.
+        spent, reached = np.mean([_resampled(run.curve) for run in arm.runs.values() if run.curve], axis=0)
+        series.append(Series(name=arm.words, colour=colour, x=spent.tolist(), y=reached.tolist(), width=1.5))
+    unit = "%" if info.unit == "%" else ""
+    return Figure(
+        x=Axis(label="FLOPs spent", unit="count"),
+        y=Axis(label=f"validation {info.label}", unit=unit),
+        series=series,
+        levels=[target],
+        has_legend=False,
+    )
 
 
 def differences(claims: Sequence[Claim]) -> str:
@@ -177,36 +178,22 @@ def _figures(arm: Arm) -> NDArray[np.float64]:
     return np.array([run.figure for run in arm.runs.values()])
 
 
-def _scale_y(axes: Axes, arms: Sequence[Arm], info: MetricInfo) -> None:
+def _figure_axis(arms: Sequence[Arm], info: MetricInfo) -> Axis:
     """Show all runs; intervals of very few runs, which are wide, may leave the plot."""
     figures = np.concatenate([_figures(arm) for arm in arms])
     low, high = float(figures.min()), float(figures.max())
     margin = max(0.5 * (high - low), Scale(info).margin(high))
+    label = f"test {info.label}"
     if info.unit == "%":
-        axes.set_ylim(max(low - margin, -0.005), min(high + margin, 1.005))
-    elif margin > 0:
-        axes.set_ylim(low - margin, high + margin)
+        return Axis(label=label, unit="%", limits=(max(low - margin, 0.0), min(high + margin, 1.0)))
+    return Axis(label=label, limits=(low - margin, high + margin) if margin > 0 else None)
 
 
-def _scale_x(axes: Axes, values: Sequence[float]) -> None:
-    def show(value: float, _: int) -> str:
-        return number(value) if value >= 10 else f"{value:g}"
-
-    if min(values) > 0 and max(values) / min(values) > _LOGARITHMIC_FROM:
-        axes.set_xscale("log")
-        is_short = max(values) / min(values) < _DECADES_FROM
-        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if is_short else (1.0,), numticks=7))
-        axes.xaxis.set_minor_locator(NullLocator())
-    else:
-        axes.xaxis.set_major_locator(MaxNLocator(6))
-    axes.xaxis.set_major_formatter(FuncFormatter(show))
-    axes.margins(x=0.08)
-    middle = (min(values) + max(values)) / 2
-    if max(values) - min(values) < _SAME * middle:  # equal budgets: a magnified error would look like a difference
-        axes.set_xlim((1 - _SAME) * middle, (1 + _SAME) * middle)
-
-
-def _format_y(axes: Axes, info: MetricInfo) -> None:
-    if info.unit == "%":
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    axes.grid(True)
+def _spent_axis(values: Sequence[float], label: str) -> Axis:
+    """Logarithmic where values differ much; equal budgets look equal."""
+    low, high, middle = min(values), max(values), (min(values) + max(values)) / 2
+    is_log = low > 0 and high / low > _LOGARITHMIC_FROM
+    limits = None
+    if high - low < _SAME * middle:  # a magnified error would look like a difference
+        limits = ((1 - _SAME) * middle, (1 + _SAME) * middle)
+    return Axis(label=label, unit="count", is_log=is_log, limits=limits)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +12,16 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from markupsafe import Markup
 
 from esper.report import architecture, run_plots
+from esper.report.figure import embed
+from esper.report.jumps import jumps
+from esper.report.lexicon import words_in
 from esper.report.run_record import RunRecord, read_run
 from esper.tracking import formatting, write_atomically
 
 __all__ = ["template_environment", "write"]
 
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'sha256-{}'"
+"""Content Security Policy of a page: nothing from the network, and no script but ours."""
 _MAX_CLASSES = 20
 """Most classes that are shown."""
 _MAX_NAMED = 3
@@ -42,7 +50,22 @@ def template_environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {name: getattr(formatting, name) for name in formatting.__all__}
+    environment.filters |= {"stacked": _stacked, "health_colour": run_plots.health_colour}
+    script = (Path(__file__).parent / "plot.js").read_text(encoding="utf-8")
+    environment.globals["script"] = Markup(script)
+    environment.globals["policy"] = _POLICY.format(base64.b64encode(hashlib.sha256(script.encode()).digest()).decode())
+    environment.globals["words_in"] = words_in
     return environment
+
+
+def _stacked(table: str) -> Markup:
+    """A table whose cells carry the heading of their column, so that narrow screens can show a row as a list."""
+    headings = [re.sub("<[^>]*>", "", heading) for heading in re.findall(r"<th\b[^>]*>(.*?)</th>", table, re.DOTALL)]
+    rows = re.split(r"(?=<tr)", table)
+    for number, row in enumerate(rows):
+        left = iter(headings)
+        rows[number] = re.sub(r"<td\b", lambda found: f'{found[0]} data-label="{next(left, "")}"', row)  # noqa: B023
+    return Markup("".join(rows).replace("<table", '<table data-stacked=""', 1))
 
 
 def _content(record: RunRecord) -> dict[str, Any]:
@@ -59,7 +82,8 @@ def _content(record: RunRecord) -> dict[str, Any]:
         "confusion": (record.result or {}).get("test_confusion") or [],
         "size": size,
         "plots": _plots(record),
-        "health": Markup(run_plots.health_map(record))
+        "jumps": list(jumps(record)),
+        "health": run_plots.health_map(record)
         if any(signal["health"] is not None for event in consultations for signal in event["signals"])
         else None,
         "forest": Markup(run_plots.forest(history.modules))
@@ -160,6 +184,6 @@ def _plots(record: RunRecord) -> list[tuple[str, Markup]]:
     drawn = [
         ("Loss", run_plots.loss_curve(record)),
         (record.history.headline.title, run_plots.metric_curve(record)),
-        ("Learning rate", run_plots.learning_rate_curve(record)),
+        *run_plots.other_curves(record),
     ]
-    return [(title, Markup(svg)) for title, svg in drawn]
+    return [(title, embed(figure)) for title, figure in drawn]

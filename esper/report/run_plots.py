@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
+from esper.report.figure import Axis, Figure, Mark, Series, thinned
 from esper.report.run_record import RunRecord
 from esper.report.svg import INK, svg
 from esper.tracking.history import GrownModule
 
-__all__ = ["forest", "health_map", "learning_rate_curve", "loss_curve", "metric_curve"]
+__all__ = ["forest", "health_colour", "health_map", "loss_curve", "metric_curve", "other_curves"]
 
 _TRAIN, _VAL, _KEPT, _CULLED, _BORN = "#8a94a6", "#3b82f6", "#16a34a", "#ea7317", "#a78bfa"
+_HEALTH = ((0xB3, 0x26, 0x1E), (0xF6, 0xA5, 0x60), (0xDF, 0xE4, 0xEC))
 _MAX_LABELLED = 10
 """Number of modules above which labels would overlap."""
 
@@ -22,71 +24,52 @@ _Series = tuple[list[int], list[float]]
 """Steps and values."""
 
 
-def loss_curve(record: RunRecord) -> str:
-    """Training and validation loss against steps, on a logarithmic axis."""
-
-    def draw(axes: Axes) -> None:
-        _lines(axes, _finest(record, "loss", "train_loss"), record.series("validation", "val_loss"))
-        axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.yaxis.set_minor_formatter(NullFormatter())
-        _growth_marks(axes, record.history.modules)
-
-    return svg(draw, height=3.1)
+def loss_curve(record: RunRecord) -> Figure:
+    """Training and validation loss against steps, on a logarithmic axis unless a loss is not above 0."""
+    training, validation = _finest(record, "loss", "train_loss"), record.series("validation", "val_loss")
+    is_log = all(value > 0 for value in (*training[1], *validation[1]) if math.isfinite(value))
+    return _curves(record, Axis(is_log=is_log), training, validation)
 
 
-def metric_curve(record: RunRecord) -> str:
+def metric_curve(record: RunRecord) -> Figure:
     """The leading metric in training and validation, against steps."""
     info = record.history.headline
-
-    def draw(axes: Axes) -> None:
-        training = _finest(record, "metrics", "train_metrics", info.name)
-        _lines(axes, training, record.series("validation", "val_metrics", info.name))
-        if info.unit == "%":
-            axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-        elif info.unit:
-            axes.set_ylabel(info.unit)
-        _growth_marks(axes, record.history.modules)
-
-    return svg(draw, height=3.1)
+    training = _finest(record, "metrics", "train_metrics", info.name)
+    y = Axis(unit="%") if info.unit == "%" else Axis(label=info.unit)
+    return _curves(record, y, training, record.series("validation", "val_metrics", info.name))
 
 
-def learning_rate_curve(record: RunRecord) -> str:
-    """The host's learning rate against steps."""
-
-    def draw(axes: Axes) -> None:
-        axes.plot(*_finest(record, "learning_rate", "learning_rate"), color=_VAL, linewidth=1.4)
-        axes.set_ylim(bottom=0)
-        axes.set_xlabel("step")
-        axes.grid(True)
-        _growth_marks(axes, record.history.modules)
-
-    return svg(draw, height=1.9)
-
-
-def health_map(record: RunRecord) -> str:
-    """Health of every site at every consultation of Tamiyo; low values are dark."""
-    consultations = record.of_kind("signals")
-    sites = [signal["site"] for signal in consultations[0]["signals"]]
-    healths = [
-        [{s["site"]: s["health"] for s in event["signals"]}.get(site) for event in consultations] for site in sites
+def other_curves(record: RunRecord) -> list[tuple[str, Figure]]:
+    """Title and figure of what else the journal has by step: learning rate, gradient norm, throughput, memory."""
+    noun = (record.history.started or {}).get("noun", "images")
+    has_tokens = any(event.get("tokens_per_s") is not None for event in record.of_kind("step"))
+    rate = ("tokens_per_s", "tokens") if has_tokens else ("images_per_s", noun)
+    drawn = [
+        ("Learning rate", _finest(record, "learning_rate", "learning_rate"), Axis()),
+        ("Gradient norm", record.series("step", "grad_norm"), Axis()),
+        ("Throughput", record.series("step", rate[0]), Axis(unit="count", label=f"{rate[1]} per s")),
+        ("Peak memory", record.series("step", "memory_bytes"), Axis(unit="B")),
     ]
-    colours = LinearSegmentedColormap.from_list("health", ["#b3261e", "#f6a560", "#dfe4ec"])
+    return [(title, _single(record, title, series, y)) for title, series, y in drawn if series[0]]
 
-    def draw(axes: Axes) -> None:
-        values = [[float("nan") if health is None else health for health in row] for row in healths]
-        mesh = axes.pcolormesh(values, cmap=colours, vmin=0, vmax=1, edgecolors="none")
-        epochs = [event["epoch"] for event in consultations]
-        shown = range(0, len(epochs), max(1, len(epochs) // 12))
-        axes.set_xticks([index + 0.5 for index in shown], [str(epochs[index]) for index in shown])
-        axes.set_yticks([index + 0.5 for index in range(len(sites))], sites)
-        axes.tick_params(length=0)
-        axes.invert_yaxis()
-        axes.set_xlabel("after epoch")
-        axes.figure.colorbar(mesh, ax=axes, label="health", pad=0.02)
 
-    return svg(draw, height=1.0 + 0.24 * len(sites))
+def health_map(record: RunRecord) -> dict[str, Any]:
+    """Health of every site at every consultation of Tamiyo: epochs, and of each site its name and healths or None."""
+    consultations = record.of_kind("signals")
+    by_epoch = [{signal["site"]: signal["health"] for signal in event["signals"]} for event in consultations]
+    sites = list(dict.fromkeys(site for healths in by_epoch for site in healths))
+    return {
+        "epochs": [event["epoch"] for event in consultations],
+        "rows": [(site, [healths.get(site) for healths in by_epoch]) for site in sites],
+    }
+
+
+def health_colour(health: float) -> str:
+    """Colour of a health in [0, 1]: from red over orange to grey."""
+    share = 2 * min(max(health, 0.0), 1.0)
+    low, high = (_HEALTH[0], _HEALTH[1]) if share < 1 else (_HEALTH[1], _HEALTH[2])
+    mixed = [round(a + (share % 1 if share < 2 else 1.0) * (b - a)) for a, b in zip(low, high, strict=True)]
+    return "#{:02x}{:02x}{:02x}".format(*mixed)
 
 
 def forest(modules: list[GrownModule]) -> str:
@@ -123,27 +106,37 @@ def _finest(record: RunRecord, of_steps: str, of_epochs: str, metric: str | None
     return by_step if len(by_step[0]) >= len(by_epoch[0]) else by_epoch
 
 
-def _lines(axes: Axes, training: _Series, validation: _Series) -> None:
-    axes.plot(*training, color=_TRAIN, linewidth=1.1, label="training")
-    axes.plot(*validation, color=_VAL, linewidth=1.6, label="validation")
-    axes.set_xlabel("step")
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    axes.grid(True)
-    axes.legend(frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1, 1.05), borderaxespad=0, handlelength=1.4)
+def _curves(record: RunRecord, y: Axis, training: _Series, validation: _Series) -> Figure:
+    drawn = (("training", _TRAIN, 1.1, training), ("validation", _VAL, 1.6, validation))
+    series = [
+        Series(name=name, colour=colour, width=width, x=points[0], y=points[1])
+        for name, colour, width, given in drawn
+        if (points := thinned(*given))[0]
+    ]
+    return Figure(x=Axis(label="step"), y=y, series=series, marks=_growth_marks(record.history.modules))
 
 
-def _growth_marks(axes: Axes, modules: list[GrownModule]) -> None:
-    width = 1.1 if len(modules) <= _MAX_LABELLED else 0.6
-    labels: dict[int, list[str]] = {}
+def _single(record: RunRecord, title: str, given: _Series, y: Axis) -> Figure:
+    """One curve from 0 up."""
+    x, values = thinned(*given)
+    highest = max((value for value in values if math.isfinite(value)), default=0.0)
+    y = dataclasses.replace(y, limits=(0.0, 1.06 * highest or 1.0))
+    series = Series(name=title.lower(), colour=_VAL, x=x, y=values)
+    marks = _growth_marks(record.history.modules)
+    return Figure(x=Axis(label="step"), y=y, series=[series], marks=marks, height=1.9)
+
+
+def _growth_marks(modules: list[GrownModule]) -> list[Mark]:
+    is_labelled = len(modules) <= _MAX_LABELLED
+    width = 1.1 if is_labelled else 0.6
+    marks = []
     for module in modules:
-        axes.axvline(module.step, color=_BORN, linewidth=width, linestyle=(0, (1.5, 1.5)))
-        labels.setdefault(module.step, []).append(str(module.graft_id))
+        name = f"{module.graft_id} {module.blueprint_id} at {module.site}"
+        label = str(module.graft_id) if is_labelled else ""
+        born = Mark(x=module.step, colour=_BORN, dashes=(1.5, 1.5), label=label, text=f"{name} germinated", width=width)
+        marks.append(born)
         if not module.is_live:
-            colour, dashes = (_KEPT, "-") if module.is_kept else (_CULLED, (0, (5, 2)))
-            axes.axvline(module.state_step, color=colour, linewidth=width, linestyle=dashes)
-            labels.setdefault(module.state_step, []).append(f"{module.graft_id}{'✓' if module.is_kept else '✗'}")
-    if len(modules) > _MAX_LABELLED:
-        return
-    for step, names in labels.items():
-        where: Any = axes.get_xaxis_transform()
-        axes.text(step, 1.01, " ".join(names), transform=where, ha="center", va="bottom", fontsize=8)
+            colour, dashes, sign = (_KEPT, (), "✓") if module.is_kept else (_CULLED, (5.0, 2.0), "✗")
+            text, label = f"{name} {module.verdict}", f"{label}{sign}" if is_labelled else ""
+            marks.append(Mark(x=module.state_step, colour=colour, dashes=dashes, label=label, text=text, width=width))
+    return marks

@@ -39,6 +39,7 @@ class ComparedRun:
 
     Attributes:
         name: name of its folder.
+        folder: its folder; None of a run from MLflow.
         settings: configuration as text, by dotted name.
         status: not started, running, finished, failed, interrupted, killed, replaced (by a run with
             `fresh=true`), or not in the sweep (in whose folder it is).
@@ -53,6 +54,7 @@ class ComparedRun:
     """
 
     name: str
+    folder: Path | None = None
     settings: Mapping[str, str]
     status: str
     reason: str
@@ -158,6 +160,7 @@ def _from_folder(folder: Path, *, overrides: Sequence[str] | None, is_other: boo
         status = "not in the sweep"
     return ComparedRun(
         name=folder.name,
+        folder=folder,
         settings=parameters(config),
         status=status,
         reason=record.reason,

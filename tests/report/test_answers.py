@@ -19,6 +19,7 @@ from esper.configs.comparison import ARMS
 from esper.contracts.metrics import ACCURACY
 from esper.report.comparison import Report, compare, write
 from esper.report.comparison_plots import figure_against
+from esper.report.figure import embed
 from esper.report.runs import from_folders
 from tests.report.test_comparison import _MACS, compared, verdicts, write_arms, write_run
 
@@ -257,6 +258,10 @@ def test_the_page_of_several_budgets_draws_curves_and_marks_their_crossing(
 def test_equal_budgets_look_equal(tmp_path: Path) -> None:
     """Arms that differ by the size of a step would otherwise get an axis whose labels are all the same."""
     write_arms(tmp_path, {"grown": (0.9, 1_000_000_000), "static_flops": (0.8, 1_001_000_000)})
-    drawing = figure_against(compared(tmp_path).comparison.arms, ACCURACY, "total_macs", "FLOPs spent")
+    drawing = embed(
+        figure_against(
+            compared(tmp_path).comparison.arms, ACCURACY, "total_macs", "FLOPs spent", link=lambda run: run.name
+        )
+    )
     labels = re.findall(r">([0-9.]+ [GM])<", drawing)
     assert len(labels) == len(set(labels)) > 2

@@ -1,0 +1,91 @@
+"""The pages in Chromium: hovering, zooming and hiding, with nothing loaded from anywhere."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from esper.report import run_page
+from esper.report.figure import Axis, Figure, Series, embed, thinned
+from esper.report.lexicon import LEXICON, words_in
+from tests.browser import dom, needs_chromium, with_script
+from tests.report.test_comparison import run_cli, write_arms
+
+_POINT = """
+const svg = document.querySelector('figure.plot svg'), box = svg.getBoundingClientRect();
+const at = (kind, share) => svg.dispatchEvent(new PointerEvent(kind, {button: 0, bubbles: true,
+  clientX: box.left + share * box.width, clientY: box.top + box.height / 2}));
+const note = (name, text) => document.body.setAttribute('data-' + name, text);
+const tip = () => document.querySelector('figure.plot .tip').textContent;
+const ticks = () => [...svg.querySelectorAll(':scope > text')].map(t => t.textContent).join('|');
+"""
+
+
+@needs_chromium
+def test_a_plot_tells_its_values_zooms_and_hides_what_is_clicked(tmp_path: Path) -> None:
+    write_arms(tmp_path / "runs", {"grown": (0.9, 1e6), "static_flops": (0.91, 1e6)}, num_seeds=2)
+    for folder in (tmp_path / "runs").iterdir():
+        run_page.write(folder)
+    assert run_cli(tmp_path / "runs") == 0
+    page = with_script(
+        tmp_path / "runs" / "comparison.html",
+        _POINT
+        + """
+        const figure = [...document.querySelectorAll('figure.plot')].at(-1);
+        const marker = svg.querySelector('.marker').getBoundingClientRect();
+        svg.dispatchEvent(new PointerEvent('pointermove', {bubbles: true,
+          clientX: marker.left + 4, clientY: marker.top + 8}));
+        note('hover', tip());
+        note('whole', ticks());
+        at('pointerdown', 0.3); at('pointermove', 0.6); at('pointerup', 0.6);
+        note('zoomed', ticks());
+        document.querySelector('.unzoom').click();
+        note('back', ticks());
+        const curves = () => figure.querySelectorAll('g[stroke] path').length;
+        note('before', curves());
+        document.querySelector('.key button').click();
+        note('after', curves());
+        """,
+    )
+    found = dict(re.findall(r'data-(\w+)="([^"]*)"', re.search(r"<body[^>]*>", dom(page, tmp_path / "chrome"))[0]))  # type: ignore[index]
+    assert re.fullmatch(r".*rng_seed \dFLOPs spent 2 M test accuracy 9\d\.\d\d %click: its report", found["hover"])
+    assert found["whole"] == found["back"] != found["zoomed"]
+    assert (found["before"], found["after"]) == ("2", "1")
+
+
+@needs_chromium
+def test_the_policy_of_a_page_allows_its_own_script_and_no_other(tmp_path: Path) -> None:
+    write_arms(tmp_path, {"grown": (0.9, 1e6)}, num_seeds=2)
+    assert run_cli(tmp_path) == 0
+    page = tmp_path / "comparison.html"
+    text = page.read_text().replace("</body>", "<script>document.body.id = 'injected'</script></body>")
+    page.write_text(text)
+    shown = dom(page, tmp_path / "chrome")
+    assert 'id="injected"' not in shown
+    assert '<div class="tip" hidden=""></div>' in shown
+
+
+def test_the_axis_of_a_percentage_ends_at_100() -> None:
+    series = Series(name="a", colour="#000", x=[1, 2, 3], y=[0.1, 0.99, 1.0])
+    drawing = embed(Figure(x=Axis(), y=Axis(unit="%"), series=[series]))
+    assert re.search(r"&#34;limits&#34;:\[[^]]*,1.0\]", drawing.split("&#34;y&#34;")[1])
+    assert "105%" not in drawing
+
+
+def test_a_long_curve_is_thinned_to_its_lowest_and_highest_points() -> None:
+    values = [0.0] * 50_000
+    values[31_234], values[44_321] = 7.0, float("nan")
+    x, y = thinned(range(50_000), values)
+    assert len(x) < 1500
+    assert (x[0], x[-1]) == (0, 49_999)
+    assert dict(zip(x, y, strict=True))[31_234] == 7.0
+
+
+def test_the_lexicon_is_the_glossarys() -> None:
+    rows = re.findall(r"^\| ([^|]+?) \| (.+?) \|$", Path("docs/glossary.md").read_text(), flags=re.MULTILINE)
+    assert LEXICON.items() <= dict(rows).items()
+
+
+def test_a_page_explains_the_words_that_it_uses() -> None:
+    assert [word for word, _ in words_in("It germinated at a site.")] == ["site", "germinate", "kernel"]
+    assert words_in("nothing of ours") == []
