@@ -20,6 +20,7 @@ __all__ = [
     "checkpoints_folder",
     "differences",
     "digest",
+    "family",
     "is_operational",
     "outputs_folder",
     "run_id",
@@ -117,6 +118,20 @@ _TAKEN_FROM_GROWN = (
     "optimization.max_macs",
 )
 """Settings of an arm that its grown run decides, see `launch.arms`; the name of the grown run covers them."""
+_WITHIN_FAMILY = (
+    "comparison",
+    "dataset.data_dir",
+    "model.max_kernels_per_seed",
+    "model.seeds_per_layer",
+    "model.site_kinds",
+    "model.target_layers",
+    "morphogenetic",
+    "optimization.max_epochs",
+    "optimization.max_macs",
+    "rng_seed",
+    *_DIGESTS,
+)
+"""Settings that say how much is trained, what grows, and where the data lies; what it holds has a digest of its own."""
 _MAX_READABLE = 120
 CHECKPOINT_NAME = re.compile(r"(step|best|trunk|before)-(\d{8}|[1-9]\d{8,})", re.ASCII)
 """Matches a checkpoint's whole name: others (`step-00000420.bak`) are not Esper's."""
@@ -132,6 +147,23 @@ def digest(config: TolariaConfig) -> str:
     """8 hex digits of the SHA-256 of the settings that define the run."""
     canonical = json.dumps(_settings(dataclasses.asdict(config)), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:8]
+
+
+def family(settings: Mapping[str, Any]) -> str:
+    """16 hex digits that trainings of one host, recipe and dataset share, however long they are and whatever grows.
+
+    Args:
+        settings: a validated configuration as nested dicts, or a recorded one.
+
+    Raises:
+        ValueError: it lacks a setting that defines the run.
+    """
+    shared = {
+        key: value
+        for key, value in _flat(_settings(with_defaults(settings)))
+        if not any(f"{key}.".startswith(f"{name}.") for name in _WITHIN_FAMILY)
+    }
+    return hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def differences(recorded: Mapping[str, Any], config: TolariaConfig) -> dict[str, tuple[Any, Any]]:
