@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 from esper import plugins
 
 if TYPE_CHECKING:
+    from esper.inference import load
     from esper.train import fit
 
-__all__ = ["__version__", "blueprint", "dataset", "fit", "model", "policy", "task"]
+__all__ = ["__version__", "blueprint", "dataset", "fit", "load", "model", "policy", "task"]
 
 __version__ = "0.1.0"
 
@@ -26,4 +27,8 @@ def __getattr__(name: str) -> Any:
         from esper.train import fit
 
         return fit
+    if name == "load":
+        from esper.inference import load
+
+        return load
     raise AttributeError(f"module 'esper' has no attribute {name!r}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,9 +28,10 @@ from esper.data import (
     TokenLoader,
     TokenSet,
     TrainLoader,
+    evaluation_batches,
     load_splits,
-    stream_batches,
 )
+from esper.data.interface import Interface, interface_of
 from esper.errors import ConfigError
 from esper.kasmina import MorphableModel, Site, find_blocks, find_sites, wrap
 from esper.kasmina.copyable import require_copyable
@@ -45,11 +45,6 @@ from esper.tracking.files import read_recipe
 __all__ = ["Parts", "bus_tracker", "parts", "select_device"]
 
 _NO_LIMIT = 10**6
-_EVALUATION_BATCH = 512
-_EVALUATION_PIXELS = _EVALUATION_BATCH * 96 * 96
-"""Limit for scoring, which keeps activations in float32: about 10 GB for a ResNet-50."""
-_EVALUATION_LOGITS = 2**28
-"""Limit for text, whose logits are float32: 1 GB."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,13 +64,12 @@ class Parts:
 
     def evaluation_batches(self, split: Split) -> Iterator[tuple[Tensor, Tensor]]:
         """A new pass over a split, without augmentation, in batches of 512 examples, or fewer if they are large."""
-        if isinstance(split, TokenSet):
-            num_logits = split.context * self.spec.num_outputs
-            return split.batches(min(_EVALUATION_BATCH, max(1, _EVALUATION_LOGITS // num_logits)), self.device)
-        size = min(_EVALUATION_BATCH, max(1, _EVALUATION_PIXELS // math.prod(self.spec.inputs[1:])))
-        if isinstance(split, ImageSet):
-            return self.prepare.batches(split, size)
-        return stream_batches(split, size, prepare=self.prepare, pool=self.pool, device=self.device)
+        return evaluation_batches(split, self.spec, prepare=self.prepare, pool=self.pool, device=self.device)
+
+    @property
+    def interface(self) -> Interface:
+        """What the network reads and gives."""
+        return interface_of(self.splits, self.spec, self.config.dataset, task=self.config.task.name)
 
     def close(self) -> None:
         """Stop the decoding processes and disconnect from Tamiyo; safe to call twice."""

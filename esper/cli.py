@@ -237,7 +237,7 @@ def _simic(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-    from esper.tolaria.checkpoints.export import export
+    from esper.inference.export import export
 
     sys.stdout.write(f"{export(options.run_dir, options.out, best=options.best)}\n")
     return 0
@@ -245,7 +245,7 @@ def _export(options: argparse.Namespace) -> int:
 
 def _sample(options: argparse.Namespace) -> int:
     from esper.build import select_device
-    from esper.tolaria.sample import continuation, load_language_model
+    from esper.inference.sample import continuation, load_language_model
 
     text = continuation(
         load_language_model(options.folder, best=options.best),

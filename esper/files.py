@@ -26,6 +26,7 @@ __all__ = [
     "Count",
     "Number",
     "as_json",
+    "as_umask_says",
     "decode",
     "first_problem",
     "json_object",
@@ -74,6 +75,20 @@ def write_atomically(path: Path, text: str, *, is_private: bool = False) -> None
             raise
     except OSError as error:
         raise WriteError(f"cannot write {path}: {error.strerror or error}") from None
+
+
+def as_umask_says(path: Path) -> None:
+    """Give a file the mode of any new file: libraries such as safetensors let nobody else read what they write.
+
+    Raises:
+        OSError: it cannot be changed, or its folder not be written to.
+    """
+    probe = path.with_name(f".{path.name}.{os.getpid()}")
+    probe.touch(exist_ok=False)
+    try:
+        path.chmod(stat.S_IMODE(probe.stat().st_mode))
+    finally:
+        probe.unlink()
 
 
 def _remove_leftovers(path: Path) -> None:

@@ -22,7 +22,7 @@ from esper import fit
 from esper.configs import TolariaConfig
 from esper.configs.comparison import ARMS
 from esper.errors import ConfigError
-from esper.tolaria.checkpoints.export import export
+from esper.inference.export import export
 from esper.tracking import sync
 from esper.train import main
 

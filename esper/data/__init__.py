@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from esper.data.augment import augment
+from esper.data.evaluation import evaluation_batches
 from esper.data.fingerprint import Fingerprint
 from esper.data.images import FileSet, ImageSet
 from esper.data.loader import Loader, Preprocess, TrainLoader
@@ -30,6 +31,7 @@ __all__ = [
     "TokenSet",
     "TrainLoader",
     "augment",
+    "evaluation_batches",
     "fingerprint",
     "load_splits",
     "stream_batches",

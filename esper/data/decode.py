@@ -15,7 +15,7 @@ from esper.data.damage import jpeg_damage
 from esper.data.pixels import as_shown, formats, orientation
 from esper.errors import DataError
 
-__all__ = ["Chunk", "Resize", "decode_chunk", "decode_whole", "unreadable"]
+__all__ = ["Chunk", "Resize", "decode_chunk", "decode_image", "decode_whole", "unreadable"]
 
 _UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # SyntaxError: Pillow, for PNGs
 _REDUCING_GAP = 2.0
@@ -88,6 +88,26 @@ def decode_whole(path: str, image_size: int | None, damaged: dict[str, str] | No
     if image_size is not None:
         image = _resized(image, _scaled(image.size, Resize(image_size, image_size)), image_size, None)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def decode_image(image: Image.Image, resize: Resize, *, is_streamed: bool) -> Tensor:
+    """Decode an image that is open already; returns uint8 (3, S, S).
+
+    Args:
+        image: as Pillow opened or made it.
+        resize: how it becomes a square.
+        is_streamed: as `decode_chunk` resizes it, not as `decode_whole`.
+
+    Raises:
+        DataError: its values cannot be shown, or its file is damaged.
+    """
+    try:
+        shown = as_shown(image)
+    except _UNREADABLE as error:
+        raise DataError(f"not a readable image ({error})") from None
+    gap = _REDUCING_GAP if is_streamed else None
+    resized = _resized(shown, _scaled(shown.size, resize), resize.crop, gap)
+    return torch.from_numpy(np.array(resized)).permute(2, 0, 1)
 
 
 def unreadable(path: str, error: Exception) -> DataError:

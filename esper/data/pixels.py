@@ -43,7 +43,7 @@ def suffixes() -> frozenset[str]:
     return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in readable)
 
 
-def as_shown(file: ImageFile.ImageFile) -> Image.Image:
+def as_shown(file: Image.Image) -> Image.Image:
     """Decode an opened image, its first frame if it has several, as 8-bit RGB.
 
     Of 16 bits the high byte is kept, as Pillow does for colour. Transparent pixels are shown over white, and the EXIF
@@ -52,14 +52,15 @@ def as_shown(file: ImageFile.ImageFile) -> Image.Image:
     Raises:
         ValueError: its values have no range that a viewer knows (32 bits, signed or floating point).
     """
-    rawmode = str(file.tile[0][3]) if file.format == "PNG" and file.tile else ""
+    tile = file.tile if isinstance(file, ImageFile.ImageFile) and file.format == "PNG" else []
+    rawmode = str(tile[0][3]) if tile else ""
     file.load()
     method = _ORIENTATIONS.get(orientation(file))
     image = _rgb(file, rawmode)
     return image if method is None else image.transpose(method)
 
 
-def orientation(file: ImageFile.ImageFile) -> int:
+def orientation(file: Image.Image) -> int:
     """EXIF orientation, 1 to 8; from 5 on, height and width are exchanged. Of TIFFs Pillow applies it when it loads."""
     try:
         value = file.getexif().get(ExifTags.Base.Orientation, 1)
@@ -68,7 +69,7 @@ def orientation(file: ImageFile.ImageFile) -> int:
     return value if value in _ORIENTATIONS else 1
 
 
-def _rgb(file: ImageFile.ImageFile, rawmode: str) -> Image.Image:
+def _rgb(file: Image.Image, rawmode: str) -> Image.Image:
     """Convert a loaded image; `rawmode` is that of a PNG's pixels in the file."""
     key = file.info.get("transparency")  # the colour that is transparent, in the units of the file
     if file.mode.startswith("I;16") or file.mode in ("I", "F"):
@@ -96,7 +97,7 @@ def _eight_bits(key: int | tuple[int, ...], rawmode: str) -> int | tuple[int, ..
     return {"1": 255 * bool(key), "L;2": 85 * key, "L;4": 17 * key}.get(rawmode, key)
 
 
-def _sixteen_bits(file: ImageFile.ImageFile) -> np.ndarray[tuple[int, ...], np.dtype[np.integer]]:
+def _sixteen_bits(file: Image.Image) -> np.ndarray[tuple[int, ...], np.dtype[np.integer]]:
     """Grey values in [0, 65535], (H, W)."""
     if file.mode == "F" or (file.mode == "I" and file.format not in ("PNG", "PPM")):
         raise ValueError("a viewer does not know the range of its values; save it with 8 or 16 bits a channel")
@@ -109,7 +110,7 @@ def _sixteen_bits(file: ImageFile.ImageFile) -> np.ndarray[tuple[int, ...], np.d
     return values
 
 
-def _has_unused_alpha(file: ImageFile.ImageFile) -> bool:
+def _has_unused_alpha(file: Image.Image) -> bool:
     """Whether the fourth channel is only there to fill up 32 bits, as in many TGAs."""
     return file.format == "TGA" and file.mode == "RGBA" and not np.asarray(file)[..., 3].any()
 

@@ -7,7 +7,7 @@ positions: Su et al., RoFormer, arXiv:2104.09864.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from esper.configs import ModelConfig
 from esper.data import DataSpec
 from esper.errors import ConfigError
 
-__all__ = ["GPT", "build", "describe", "infer_spec"]
+__all__ = ["GPT", "build", "describe"]
 
 _INIT_STD = 0.02
 _ROTARY_BASE = 10_000.0
@@ -38,16 +38,8 @@ def build(config: ModelConfig, spec: DataSpec) -> nn.Module:
     )
 
 
-def infer_spec(_config: ModelConfig, weights: Mapping[str, Tensor], *, image_size: int | None) -> DataSpec:
-    """Infer the `spec` of `build`; see `resnet.infer_spec`. `image_size`: the context, if positions are rotary."""
-    learned = weights.get("positions.weight")
-    context = len(learned) if learned is not None else image_size
-    assert context is not None  # every text dataset has a context
-    return DataSpec(inputs=(context,), dtype=torch.int64, num_outputs=len(weights["head.weight"]))
-
-
-def describe(config: ModelConfig, network: nn.Module) -> dict[str, Any]:
-    """Sizes of a network, which may have grown, for the model.json of an export."""
+def describe(config: ModelConfig, _spec: DataSpec, network: nn.Module) -> dict[str, Any]:
+    """Sizes of a network; see `resnet.describe`."""
     assert isinstance(network, GPT)
     return {
         "vocab_size": network.head.out_features,

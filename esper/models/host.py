@@ -1,7 +1,7 @@
 """Host networks by name.
 
-A family of networks is a module with the functions of `resnet`: `build`, `infer_spec` and `describe`. To add one: its
-file here, a line in `HOSTS` of esper/configs/model.py, and conf/model/NAME.yaml.
+A family of networks is a module with the functions of `resnet`: `build` and `describe`. To add one: its file here, a
+line in `HOSTS` of esper/configs/model.py, and conf/model/NAME.yaml.
 """
 
 from __future__ import annotations

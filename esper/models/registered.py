@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 from weakref import WeakSet
 
@@ -18,7 +18,7 @@ from esper.configs import ModelConfig
 from esper.data import DataSpec
 from esper.errors import ConfigError, EsperError, one_line
 
-__all__ = ["build", "has_given_weights", "infer_spec"]
+__all__ = ["build", "describe", "has_given_weights"]
 
 _made: WeakSet[nn.Module] = WeakSet()
 """The networks that `build` has returned."""
@@ -53,13 +53,9 @@ def has_given_weights(config: ModelConfig) -> bool:
     return config.source == "plugin" and isinstance(plugins.find("model", config.name), nn.Module)
 
 
-def infer_spec(config: ModelConfig, _weights: Mapping[str, Tensor], *, image_size: int | None) -> DataSpec:  # noqa: ARG001
-    """Not possible.
-
-    Raises:
-        ConfigError: always.
-    """
-    raise ConfigError(f"model.name={config.name}: a network of your own is not exported; load its checkpoint")
+def describe(_config: ModelConfig, spec: DataSpec, _network: nn.Module) -> dict[str, Any]:
+    """Shape of the inputs and number of outputs."""
+    return {"inputs": list(spec.inputs), "num_outputs": spec.num_outputs}
 
 
 def _call(factory: Callable[..., Any], config: ModelConfig, spec: DataSpec) -> Any:

@@ -7,20 +7,19 @@ from __future__ import annotations
 
 import hashlib
 import urllib.error
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import torchvision
-from torch import Tensor, nn
+from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from esper.configs import ModelConfig
 from esper.data import DataSpec
 from esper.errors import ConfigError
 
-__all__ = ["build", "describe", "infer_spec"]
+__all__ = ["build", "describe"]
 
 _MAX_CIFAR_SIZE = 64
 """Largest images for which stem=auto chooses the CIFAR stem."""
@@ -49,26 +48,12 @@ def build(config: ModelConfig, spec: DataSpec) -> nn.Module:
     return network
 
 
-def infer_spec(
-    _config: ModelConfig,
-    weights: Mapping[str, Tensor],
-    *,
-    image_size: int | None,  # noqa: ARG001  (timm needs it)
-) -> DataSpec:
-    """Infer the `spec` of `build` from a state dict.
+def describe(_config: ModelConfig, _spec: DataSpec, network: nn.Module) -> dict[str, Any]:
+    """Sizes of a network, which may have grown, for the model.json of an export: channels, classes, its stages.
 
     Args:
-        weights: the state dict.
-        image_size: side of the images of the run, if known; the result is a side for which `build` makes the same
-            network, without pretrained weights.
+        network: what `build` made, folded.
     """
-    conv = weights["conv1.weight"]
-    side = 32 if conv.shape[2] == 3 else 224
-    return DataSpec(inputs=(conv.shape[1], side, side), num_outputs=len(weights["fc.weight"]))
-
-
-def describe(_config: ModelConfig, network: nn.Module) -> dict[str, Any]:
-    """Sizes of a network, for the model.json of an export: `in_channels`, `num_classes`, and those of its stages."""
     stages = {name: stage for name, stage in network.named_children() if isinstance(stage, nn.Sequential)}
     conv, classifier = network.get_parameter("conv1.weight"), network.get_parameter("fc.weight")
     return {

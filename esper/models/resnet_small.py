@@ -5,8 +5,7 @@ Source: the CIFAR variant of He et al., Deep Residual Learning for Image Recogni
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +14,9 @@ from torchvision.models.resnet import BasicBlock
 from esper.configs import ModelConfig
 from esper.data import DataSpec
 from esper.errors import ConfigError
-from esper.models import resnet
 from esper.models.resnet import describe
 
-__all__ = ["SmallResNet", "build", "describe", "infer_spec"]
+__all__ = ["SmallResNet", "build", "describe"]
 
 
 def build(config: ModelConfig, spec: DataSpec) -> nn.Module:
@@ -32,13 +30,6 @@ def build(config: ModelConfig, spec: DataSpec) -> nn.Module:
     return SmallResNet(
         widths=config.widths, depths=config.depths, in_channels=in_channels, num_classes=spec.num_outputs
     )
-
-
-def infer_spec(config: ModelConfig, weights: Mapping[str, Tensor], *, image_size: int | None) -> DataSpec:
-    """Infer the `spec` of `build`; see `resnet.infer_spec`."""
-    found = resnet.infer_spec(config, weights, image_size=image_size)
-    side = max(found.inputs[1], 2 ** len(config.widths))
-    return dataclasses.replace(found, inputs=(found.inputs[0], side, side))
 
 
 class SmallResNet(nn.Module):

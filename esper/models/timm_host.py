@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
@@ -14,7 +13,7 @@ from esper.configs.explain import nearest
 from esper.data import DataSpec
 from esper.errors import ConfigError, one_line
 
-__all__ = ["build", "describe", "infer_spec"]
+__all__ = ["build", "describe"]
 
 
 def build(config: ModelConfig, spec: DataSpec) -> nn.Module:
@@ -56,28 +55,9 @@ def build(config: ModelConfig, spec: DataSpec) -> nn.Module:
     return network
 
 
-def infer_spec(config: ModelConfig, weights: Mapping[str, Tensor], *, image_size: int | None) -> DataSpec:
-    """Infer the `spec` of `build`, with timm's default image size if it is unknown; see `resnet.infer_spec`.
-
-    Raises:
-        ConfigError: timm is not installed, or does not name the network's first and last layer.
-    """
-    default = _timm().get_pretrained_cfg(config.name)
-    layers = [default.first_conv or (), default.classifier or ()]  # a tuple if several layers read the images
-    names = [layer if isinstance(layer, str) else next(iter(layer), "") for layer in layers]
-    first, last = (weights.get(f"{name}.weight") for name in names)
-    if first is None or last is None:
-        raise ConfigError(
-            f"model.name={config.name}: timm does not name its first and last layer, so it cannot be exported"
-        )
-    side = image_size or default.input_size[-1]
-    return DataSpec(inputs=(first.shape[1], side, side), num_outputs=len(last))
-
-
-def describe(config: ModelConfig, network: nn.Module) -> dict[str, Any]:
+def describe(_config: ModelConfig, spec: DataSpec, _network: nn.Module) -> dict[str, Any]:
     """Channels of the images and number of classes."""
-    found = infer_spec(config, network.state_dict(), image_size=None)
-    return {"in_channels": found.inputs[0], "num_classes": found.num_outputs}
+    return {"in_channels": spec.inputs[0], "num_classes": spec.num_outputs}
 
 
 def _timm() -> ModuleType:

@@ -6,17 +6,16 @@ Source: Dosovitskiy et al., An Image is Worth 16x16 Words, arXiv:2010.11929.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torchvision.models.vision_transformer import VisionTransformer
 
 from esper.configs import ModelConfig
 from esper.data import DataSpec
 from esper.errors import ConfigError
 
-__all__ = ["ViT", "build", "describe", "infer_spec"]
+__all__ = ["ViT", "build", "describe"]
 
 
 class ViT(VisionTransformer):  # type: ignore[misc]
@@ -63,23 +62,8 @@ def build(config: ModelConfig, spec: DataSpec) -> nn.Module:
     return ViT(config, spec)
 
 
-def infer_spec(
-    config: ModelConfig,
-    weights: Mapping[str, Tensor],
-    *,
-    image_size: int | None,  # noqa: ARG001  (timm needs it)
-) -> DataSpec:
-    """Infer the `spec` of `build`; see `resnet.infer_spec`."""
-    num_patches = weights["encoder.pos_embedding"].shape[1] - 1  # the first position is the class token's
-    side = math.isqrt(num_patches) * config.patch_size
-    return DataSpec(
-        inputs=(weights["conv_proj.weight"].shape[1], side, side), num_outputs=len(weights["heads.head.weight"])
-    )
-
-
-def describe(config: ModelConfig, network: nn.Module) -> dict[str, Any]:
+def describe(config: ModelConfig, spec: DataSpec, network: nn.Module) -> dict[str, Any]:
     """Sizes of a network, for the model.json of an export; see `resnet.describe`."""
-    spec = infer_spec(config, network.state_dict(), image_size=None)
     layers = list(network.get_submodule("encoder.layers").children())
     return {
         "in_channels": spec.inputs[0],

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from esper.build import Parts
 from esper.data import Split
 from esper.kasmina.modes import evaluating
 from esper.tasks import Detail, Metric, Task, as_figures, num_values, sum_values
-from esper.tolaria.ranks import Ranks
+
+if TYPE_CHECKING:
+    from esper.build import Parts
+    from esper.tolaria.ranks import Ranks
 
 __all__ = ["evaluate", "evaluate_on_ranks", "lowest", "measure"]
 

@@ -19,6 +19,7 @@ from esper.configs import TolariaConfig
 from esper.configs.check import check
 from esper.contracts.events import CheckpointSaved, EpochEnded, Event, Notice, RunEnded, Validated
 from esper.costs import training_macs
+from esper.data.interface import write_interface
 from esper.errors import DataError, RankError, WriteError
 from esper.tolaria.announce import announce
 from esper.tolaria.checkpoints.contents import snapshot
@@ -122,6 +123,7 @@ class TrainingLoop:
                 stopping.check()
             beside = run.checkpoint_dir if run.ranks.is_rank0 else None
             run.folder.write_config(config, run.parts.splits.fingerprint, checkpoint_dir=beside)
+            write_interface(run.run_dir, run.parts.interface)
             if resumed_from is None:
                 write_plugins(run.run_dir, config.plugins)
             write_atomically(run.run_dir / "git.diff", git_diff(), is_private=True)

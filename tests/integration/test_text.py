@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from esper.cli import main
+from esper.inference.sample import continuation, load_language_model
 from esper.tolaria import TolariaTrainer
-from esper.tolaria.sample import continuation, load_language_model
 from tests.conftest import use
 from tests.text import text_config, write_texts
 from tests.tolaria.checkpoints.test_origin import events

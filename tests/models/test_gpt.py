@@ -9,7 +9,7 @@ from esper.configs import ModelConfig
 from esper.data import DataSpec
 from esper.errors import ConfigError
 from esper.models import build_host
-from esper.models.gpt import GPT, describe, infer_spec
+from esper.models.gpt import GPT, describe
 
 SPEC = DataSpec(inputs=(12,), dtype=torch.int64, num_outputs=50)
 
@@ -71,12 +71,8 @@ def test_initial_weights_are_those_of_nanogpt() -> None:
     assert float(loss) == pytest.approx(math.log(50), rel=0.1)
 
 
-def test_sizes_are_inferred_from_the_weights() -> None:
-    network = gpt(depth=3)
-    assert infer_spec(config(), network.state_dict(), image_size=None) == SPEC
-    rotary = gpt(positions="rotary")
-    assert infer_spec(config(positions="rotary"), rotary.state_dict(), image_size=12) == SPEC
-    found = describe(config(), network)
+def test_an_export_says_its_sizes() -> None:
+    found = describe(config(), SPEC, gpt(depth=3))
     assert (found["mlp_widths"], found["context"], found["vocab_size"]) == ([64] * 3, 12, 50)
 
 

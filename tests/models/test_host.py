@@ -82,9 +82,7 @@ def test_every_host_of_the_table_has_a_family_and_a_group_option(name: str) -> N
     is_text = name == "gpt"
     given = DataSpec(inputs=(32,), dtype=torch.int64, num_outputs=10) if is_text else images()
     network = build_host(config, given)
-    found = host_family(config).infer_spec(config, network.state_dict(), image_size=32)
-    assert (found.inputs, found.num_outputs) == (given.inputs, 10)
-    described = host_family(config).describe(config, network)
+    described = host_family(config).describe(config, given, network)
     assert described["vocab_size" if is_text else "num_classes"] == 10
     assert (conf_folder() / "model" / f"{name}.yaml").is_file()
 

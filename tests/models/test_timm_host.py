@@ -22,10 +22,10 @@ from esper.contracts.decisions import AdaptationDecision
 from esper.contracts.recipe import Graft
 from esper.data import DataSpec
 from esper.errors import ConfigError, SurgeryError
+from esper.inference.export import export
 from esper.kasmina import find_blocks, find_sites, surgery, wrap
 from esper.models import build_host, checkpoint_blocks
 from esper.tolaria import TolariaTrainer
-from esper.tolaria.checkpoints.export import export
 from tests.conftest import tiny_config, use
 from tests.tolaria.checkpoints.test_resume import assert_same, train
 

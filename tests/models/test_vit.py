@@ -16,8 +16,8 @@ from esper.configs import ModelConfig
 from esper.configs.check import check
 from esper.data import DataSpec
 from esper.errors import ConfigError
+from esper.inference.export import export
 from esper.models import build_host, host_family
-from esper.tolaria.checkpoints.export import export
 from tests.conftest import tiny_config
 from tests.tolaria.checkpoints.test_resume import assert_same, train
 
@@ -40,15 +40,12 @@ def test_names_and_initial_weights_are_torchvisions() -> None:
 
 
 @pytest.mark.parametrize(("in_channels", "image_size"), [(1, 8), (4, 12), (3, 16)])
-def test_it_takes_any_image_and_an_export_infers_its_sizes(in_channels: int, image_size: int) -> None:
+def test_it_takes_any_image_and_an_export_says_its_sizes(in_channels: int, image_size: int) -> None:
     network = build(in_channels=in_channels, image_size=image_size)
     assert network(torch.zeros(2, in_channels, image_size, image_size)).shape == (2, 5)
-    family, weights = host_family(CONFIG), network.state_dict()
-    assert family.infer_spec(CONFIG, weights, image_size=None) == DataSpec(
-        inputs=(in_channels, image_size, image_size), num_outputs=5
-    )
-    described = family.describe(CONFIG, network)
-    assert (described["depth"], described["mlp_widths"]) == (2, [24, 24])
+    spec = DataSpec(inputs=(in_channels, image_size, image_size), num_outputs=5)
+    described = host_family(CONFIG).describe(CONFIG, spec, network)
+    assert (described["image_size"], described["depth"], described["mlp_widths"]) == (image_size, 2, [24, 24])
 
 
 def test_images_that_are_not_whole_patches_are_refused_with_the_patches_that_fit() -> None:

@@ -10,11 +10,11 @@ import pytest
 
 from esper.configs import DatabaseConfig, TolariaConfig
 from esper.errors import ConfigError, RunError
+from esper.inference.export import export
 from esper.launch.dry_run import dry_run
 from esper.simic.fit import training_examples
 from esper.tolaria import TolariaTrainer
 from esper.tolaria.checkpoints import files as checkpoint
-from esper.tolaria.checkpoints.export import export
 from esper.tolaria.library import declare_recorded
 from esper.tracking import read
 from esper.urza import catalogue

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, NotRequired
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NotRequired
 
 import torch
 from pydantic import Field, ValidationError
@@ -20,7 +20,9 @@ from esper.kasmina import MorphableModel
 from esper.tolaria.checkpoints.files import Snapshot
 from esper.tolaria.ema import bias_corrected
 from esper.tolaria.optim import is_alike, load_state_tensors, state_tensors
-from esper.tolaria.run import Run
+
+if TYPE_CHECKING:
+    from esper.tolaria.run import Run
 
 __all__ = ["averaged", "rebuild", "restore", "snapshot", "state_of"]
 

@@ -32,7 +32,7 @@ from torch import Tensor
 from esper.configs.identity import CHECKPOINT_NAME
 from esper.contracts.recipe import Graft
 from esper.errors import CheckpointError, RunError, one_line
-from esper.files import Count, decode, decoder, json_object, open_regular, read_bytes, read_json
+from esper.files import Count, as_umask_says, decode, decoder, json_object, open_regular, read_bytes, read_json
 from esper.tracking.files import GRAFT
 
 __all__ = [
@@ -115,8 +115,9 @@ def save(folder: Path, snapshot: Snapshot, *, prefix: str, guard: Callable[[], o
         folder.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
-        save_file(_contiguous(snapshot.model), temporary / "model.safetensors")
-        save_file(_contiguous(snapshot.optimizer), temporary / "optimizer.safetensors")
+        for name, tensors in (("model", snapshot.model), ("optimizer", snapshot.optimizer)):
+            save_file(_contiguous(tensors), temporary / f"{name}.safetensors")
+            as_umask_says(temporary / f"{name}.safetensors")
         (temporary / "state.json").write_text(json.dumps(dict(snapshot.state)))
         manifest: dict[str, Any] = {
             "schema": SCHEMA,

@@ -19,8 +19,8 @@ from esper.configs.check import check
 from esper.configs.load import to_yaml
 from esper.contracts.recipe import Graft
 from esper.errors import CheckpointError, ConfigError
+from esper.inference.export import export
 from esper.tolaria import TolariaTrainer
-from esper.tolaria.checkpoints.export import export
 from esper.tolaria.checkpoints.files import find_checkpoints
 from esper.tolaria.checkpoints.initial import read_network
 from tests.conftest import tiny_config, use

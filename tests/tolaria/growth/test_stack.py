@@ -12,9 +12,9 @@ import torch
 from esper.configs import TolariaConfig
 from esper.configs.check import check
 from esper.errors import ConfigError
+from esper.inference.export import export
 from esper.models import is_checkpointed
 from esper.tolaria import TolariaTrainer
-from esper.tolaria.checkpoints.export import export
 from tests.conftest import STACK, tiny_config, use
 from tests.tolaria.checkpoints.test_resume import assert_same, train
 

@@ -17,9 +17,9 @@ from esper.configs import TolariaConfig
 from esper.configs.load import to_yaml
 from esper.contracts.recipe import Graft
 from esper.errors import CheckpointError, RunError
+from esper.inference.export import export
 from esper.models.resnet_small import SmallResNet
 from esper.tolaria import TolariaTrainer
-from esper.tolaria.checkpoints.export import export
 from tests.conftest import tiny_config, use
 
 IMAGES = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
