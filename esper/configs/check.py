@@ -115,6 +115,10 @@ def _check_model(config: TolariaConfig) -> None:
             "model.gradient_checkpointing=true: recomputed blocks cannot be compiled (compile_model=true); set one of "
             "the two to false"
         )
+    excluded = {"model.gradient_checkpointing": model.gradient_checkpointing, "compile_model": config.compile_model}
+    for key, value in excluded.items():
+        if value and config.ranks.sync_batch_norm:
+            raise ConfigError(f"ranks.sync_batch_norm=true: does not go with {key}=true; set one of the two to false")
     inside = [name for name in model.site_kinds if name in ("parallel", "width")]
     if model.gradient_checkpointing and inside:
         raise ConfigError(

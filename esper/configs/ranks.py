@@ -19,3 +19,6 @@ class RanksConfig:
         "pause so far",
         above=0,
     )
+    sync_batch_norm: bool = setting(
+        False, "several ranks: batch norm normalises by the batch of all ranks, instead of each rank's rows"
+    )

@@ -348,6 +348,7 @@ def _step(config: TolariaConfig, built: Parts, optimizer: Optimizer, ranks: Rank
         ema=WeightEMA(built.model, decay=decay) if decay is not None else None,
         regions=_regions(config, built.model, built.device) if config.compile_model else None,
         ranks=ranks,
+        sync_batch_norm=config.ranks.sync_batch_norm,
     )
 
 

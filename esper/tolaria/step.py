@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from esper.tolaria.memory import is_out_of_memory, within_memory
 from esper.tolaria.ranks import Ranks
 from esper.tolaria.regional_compile import Regions
 from esper.tolaria.sums import StepSums
+from esper.tolaria.sync_norm import SynchronisedNorms
 from esper.urza import Kernel
 
 __all__ = ["TrainStep"]
@@ -51,6 +53,7 @@ class TrainStep:
         ema: exponential moving average of the weights to update; None: none.
         regions: compiled regions of the network, to which the step adds its own; None: nothing is compiled.
         ranks: None: a single rank.
+        sync_batch_norm: whether batch norms use the batch of all ranks.
 
     Attributes:
         num_splits: factor on the parts of a batch since it did not fit into memory; saved in checkpoints.
@@ -71,6 +74,7 @@ class TrainStep:
         ema: WeightEMA | None = None,
         regions: Regions | None = None,
         ranks: Ranks | None = None,
+        sync_batch_norm: bool = False,
     ) -> None:
         self.model = model
         self.task = task
@@ -82,6 +86,7 @@ class TrainStep:
         self.ema = ema
         self.regions = regions
         self.ranks = ranks or Ranks()
+        self._norms = SynchronisedNorms(self.ranks) if sync_batch_norm and self.ranks.size > 1 else None
         self.accumulate = accumulate
         self.num_splits = 1
         self.sums = StepSums(task.training_metrics, device)
@@ -131,7 +136,7 @@ class TrainStep:
             loss, means = self._backward_shares(inputs, targets)
             self._add_to_sums(loss, means, self._update(), step)
         else:
-            with self.autocast():
+            with self.training_forward():
                 output = self.model(inputs)
                 loss = self.task.objective(output, targets)
             self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
@@ -140,7 +145,7 @@ class TrainStep:
 
     def _backward_shares(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Gradients of the mean loss of the whole batch, over parts and ranks; returns that loss and `mean_values`."""
-        if self._is_capturing():  # in which ranks cannot agree
+        if self._is_capturing() or self._norms is not None:  # ranks that wait in a batch norm cannot agree
             metrics = self._backward_parts(inputs, targets)
         else:
             metrics = within_memory(lambda: self._backward_parts(inputs, targets), self.ranks)
@@ -154,7 +159,7 @@ class TrainStep:
         parts = zip(inputs.tensor_split(self.num_parts), targets.tensor_split(self.num_parts), strict=True)
         for part, part_targets in parts:
             share = len(part_targets) / self.loader.batch_size  # ranks and parts may differ by a row
-            with self.autocast():
+            with self.training_forward():
                 output = self.model(part)
                 loss = self.task.objective(output, part_targets)
             self.scaler.scale(loss * share).backward()  # type: ignore[no-untyped-call]
@@ -246,11 +251,17 @@ class TrainStep:
             torch._foreach_mul_(gradients, num_images / self.loader.batch_size)
             self.ranks.all_reduce_sum(gradients)
 
-    # --- forward passes outside of steps ---------------------------------------------------------------------------
+    # --- forward passes ---------------------------------------------------------------------------
 
     def ema_weights(self, *, step: int) -> AbstractContextManager[None]:
         """Context manager: give the network its EMA weights as of before step `step`; does nothing without an EMA."""
         return self.ema.applied(step=step) if self.ema is not None else nullcontext()
+
+    @contextmanager
+    def training_forward(self) -> Iterator[None]:
+        """Context manager of a forward pass in training, which all ranks do: number format and batch norms."""
+        with self.autocast(), self._norms or nullcontext():
+            yield
 
     def autocast(self) -> torch.autocast:
         """The number format of the forward pass."""

@@ -94,6 +94,12 @@ def test_a_batch_is_accumulated_in_parts_of_two_examples_at_least():
     assert "at most 16" in message
 
 
+@pytest.mark.parametrize("key", ["model.gradient_checkpointing", "compile_model"])
+def test_synchronised_batch_norm_is_refused_where_layers_run_elsewhere(key):
+    message = refusal(ranks__sync_batch_norm=True, **{key.replace(".", "__"): True})
+    assert message == f"ranks.sync_batch_norm=true: does not go with {key}=true; set one of the two to false"
+
+
 @pytest.mark.parametrize("key", ["mixup_alpha", "cutmix_alpha", "random_erasing", "rand_augment_num_ops"])
 def test_what_is_for_images_is_refused_for_text(key):
     text = {"dataset__name": "python_source", "task__name": "language_model", "model__name": "gpt"}

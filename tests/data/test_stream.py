@@ -124,10 +124,10 @@ def test_horizontal_flip_flips_some_images(photos: Path) -> None:
 
 
 def test_rand_augment_changes_most_streamed_images(photos: Path) -> None:
-    with DecodePool(0) as pool:
-        plain, changed = (
-            loader(photos, pool, rand_augment_num_ops=num, rand_augment_magnitude=30).batch(0, 0)[0] for num in (0, 2)
-        )
+    plain, changed = (
+        loader(photos, DecodePool(0), rand_augment_num_ops=num, rand_augment_magnitude=30).batch(0, 0)[0]
+        for num in (0, 2)
+    )
     assert float((plain != changed).flatten(1).any(1).float().mean()) > 0.5
 
 

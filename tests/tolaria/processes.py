@@ -28,6 +28,14 @@ STACKS = (
     *TINY, "model.name=test_convnext", "morphogenetic=stack", "morphogenetic.blueprint=null",
     "optimization.max_epochs=4",
 )  # fmt: skip
+# A host with batch norms, and a newborn with some, which is forked, incubated and judged.
+NORMED = (
+    *TINY, "model=resnet_small", "model.name=resnet_small", "model.widths=[8,8]", "model.depths=[1,1]",
+    "model.target_layers=[layer1,layer2]", "dataset.image_size=8", "morphogenetic=heuristic",
+    "morphogenetic.blueprint=basic_block", "morphogenetic.health_threshold=1.0", "morphogenetic.growth_from=0",
+    "morphogenetic.adaptation_frequency=1", "morphogenetic.fork_steps=2", "morphogenetic.incubation=fit",
+    "morphogenetic.incubation_steps=2", "optimization.max_epochs=3", "checkpoint.save_interval=3",
+)  # fmt: skip
 
 
 def torchrun(num: int, *overrides: str) -> None:

@@ -22,6 +22,7 @@ from tests.tamiyo.serving import process
 from tests.tolaria.processes import (
     GROWS,
     LONG,
+    NORMED,
     STACKS,
     await_checkpoint,
     await_event,
@@ -79,6 +80,17 @@ def test_two_ranks_copy_blocks_as_one(tmp_path: Path) -> None:
     recipe = (together / "recipe.json").read_text()
     assert recipe == (alone / "recipe.json").read_text()
     assert len(json.loads(recipe)["grafts"]) == 4
+
+
+@pytest.mark.long
+def test_two_ranks_with_synchronised_batch_norm_train_incubate_fork_and_judge_as_one(tmp_path: Path) -> None:
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    fit(*NORMED, run_dir=alone)
+    torchrun(2, *NORMED, "ranks.sync_batch_norm=true", f"hydra.run.dir={together}")
+    for kind, metric in (("step", "loss"), ("validation", "val_loss"), ("fork", "loss"), ("judgement", "gain")):
+        one, two = ([line[metric] for line in events(run_dir, kind)] for run_dir in (alone, together))
+        assert len(one) > 0, kind
+        assert two == pytest.approx(one, abs=2e-4), kind
 
 
 @pytest.mark.long

@@ -37,7 +37,9 @@ def incubation_step(life: Lifecycle, slot: SeedSlot) -> None:
         _finish(life, slot)
         return
     inputs, targets = step.loader.batch(state.epoch, state.step)
-    incubate(life.model, slot, inputs, targets, task=step.task, method=config.incubation, autocast=step.autocast())
+    incubate(
+        life.model, slot, inputs, targets, task=step.task, method=config.incubation, context=step.training_forward()
+    )
     step.all_reduce_gradients(num_images=len(targets))
     life.optimizer.step()  # only the kernel's parameters have gradients
     life.optimizer.zero_grad(set_to_none=True)
@@ -82,7 +84,7 @@ def incubate(
     *,
     task: Task,
     method: str,
-    autocast: AbstractContextManager[object],
+    context: AbstractContextManager[object],
 ) -> None:
     """Set the gradients of a slot's live kernel from a training batch; besides, only its batch-norm statistics change.
 
@@ -98,12 +100,12 @@ def incubate(
         targets: its targets.
         task: its loss.
         method: fit or shadow.
-        autocast: context of the forward passes.
+        context: of the forward passes.
     """
     kernel = slot.kernel(slot.live_graft)
     devices = [inputs.device] if inputs.is_cuda else []
     with preserved_buffers(model, exclude=kernel), torch.random.fork_rng(devices=devices):
-        loss = (_fit if method == "fit" else _shadow)(model, slot, inputs, targets, task, autocast)
+        loss = (_fit if method == "fit" else _shadow)(model, slot, inputs, targets, task, context)
         parameters = list(kernel.parameters())
         for p, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
             p.grad = gradient
@@ -132,7 +134,7 @@ def _fit(
     inputs: Tensor,
     targets: Tensor,
     task: Task,
-    autocast: AbstractContextManager[object],
+    context: AbstractContextManager[object],
 ) -> Tensor:
     recorded: list[Tensor] = []
 
@@ -141,7 +143,7 @@ def _fit(
         recorded[:] = [x.detach(), copy]
         return copy.clone()
 
-    with autocast:
+    with context:
         with slot.live_kernel_replaced(record), unfrozen(model):
             host_loss = task.objective(model(inputs), targets)
         x, y = recorded
@@ -160,9 +162,9 @@ def _shadow(
     inputs: Tensor,
     targets: Tensor,
     task: Task,
-    autocast: AbstractContextManager[object],
+    context: AbstractContextManager[object],
 ) -> Tensor:
-    with autocast, slot.live_kernel_replaced(slot.kernel(slot.live_graft).combine):
+    with context, slot.live_kernel_replaced(slot.kernel(slot.live_graft).combine):
         return task.objective(model(inputs), targets)
 
 

@@ -36,7 +36,7 @@ def incubating(site: str, *, gain: float = 0.5) -> MorphableModel:
 
 
 def do(model: MorphableModel, site: str, method: str) -> None:
-    incubate(model, model.slot(site), IMAGES, LABELS, task=TASK, method=method, autocast=contextlib.nullcontext())
+    incubate(model, model.slot(site), IMAGES, LABELS, task=TASK, method=method, context=contextlib.nullcontext())
 
 
 @pytest.mark.parametrize("site", ["layer1.0:beside", "layer1.0:after"])
