@@ -15,12 +15,13 @@ from typing import NamedTuple
 import torch
 from rich.console import Console
 
-from benchmarks.peers import Stopwatch
+from benchmarks.peer_tasks import Stopwatch
 from esper.configs import (
     DatasetConfig,
     ModelConfig,
     MorphogeneticConfig,
     OptimizationConfig,
+    TaskConfig,
     TolariaConfig,
     TrackingConfig,
 )
@@ -36,10 +37,10 @@ _NEVER = 1e-9
 
 
 class Rates(NamedTuple):
-    """Training images per second: end to end, and of the steps alone as the journal records it."""
+    """Images or tokens trained on per second: end to end, and of the steps alone as the journal records it."""
 
-    images_per_s: float
-    training_images_per_s: float | None = None
+    rate: float
+    steps_rate: float | None = None
 
 
 def tracker(options: argparse.Namespace) -> str:
@@ -49,22 +50,48 @@ def tracker(options: argparse.Namespace) -> str:
 
 def configuration(options: argparse.Namespace, *, batch_size: int, is_compiled: bool, grows: bool) -> TolariaConfig:
     """Settings of `esper-train`, with endless epochs and a health threshold that no site reaches."""
-    num_layers = 3 if options.model == "resnet_small" else 4
+    optimization = OptimizationConfig(max_epochs=10_000)
+    if options.model in ("gpt", "vit"):
+        optimization = OptimizationConfig(
+            max_epochs=10_000, optimizer="adamw", learning_rate=1e-3, weight_decay=0.1, gradient_clip_norm=1.0
+        )
     return TolariaConfig(
-        model=ModelConfig(name=options.model, target_layers=[f"layer{1 + index}" for index in range(num_layers)]),
-        dataset=DatasetConfig(
-            name="imagefolder" if options.data else "synthetic",
-            data_dir=options.data or "",
-            image_size=None if options.data else options.image_size,
-            num_examples=None if options.data else options.images,
-            batch_size=batch_size,
-        ),
-        optimization=OptimizationConfig(max_epochs=10_000),
+        model=_model(options),
+        dataset=_dataset(options, batch_size=batch_size),
+        task=TaskConfig(name="language_model" if options.model == "gpt" else "classification"),
+        optimization=optimization,
         morphogenetic=MorphogeneticConfig(enable_tamiyo=grows, health_threshold=_NEVER),
         tracking=TrackingConfig(name=tracker(options)),
         experiment_name=EXPERIMENT,
         device=options.device,
         compile_model=is_compiled,
+    )
+
+
+def _model(options: argparse.Namespace) -> ModelConfig:
+    if options.model == "gpt":
+        return ModelConfig(
+            name="gpt", width=options.width, depth=options.depth, heads=max(1, options.width // 64),
+            target_layers=["blocks"], seeds_per_layer=64,
+        )  # fmt: skip
+    if options.model == "vit":
+        return ModelConfig(name="vit", target_layers=["encoder.layers"], seeds_per_layer=64)
+    num_layers = 3 if options.model == "resnet_small" else 4
+    return ModelConfig(name=options.model, target_layers=[f"layer{1 + index}" for index in range(num_layers)])
+
+
+def _dataset(options: argparse.Namespace, *, batch_size: int) -> DatasetConfig:
+    if options.model == "gpt":
+        return DatasetConfig(
+            name="python_source", batch_size=batch_size, context=options.context, epoch_windows=options.epoch_windows,
+            val_split=0.02, test_split=0.02,
+        )  # fmt: skip
+    return DatasetConfig(
+        name="imagefolder" if options.data else "synthetic",
+        data_dir=options.data or "",
+        image_size=None if options.data else options.image_size,
+        num_examples=None if options.data else options.images,
+        batch_size=batch_size,
     )
 
 
@@ -111,8 +138,8 @@ class EsperRun:
             elapsed = time.perf_counter() - started
         if trainer.run.model.recipe:
             raise RuntimeError(f"grown at {trainer.run.model.recipe[0].site}: the seeds are not dormant")
-        num_images = num_epochs * trainer.run.steps_per_epoch * self._config.dataset.batch_size
-        return Rates(num_images / elapsed, statistics.median(self._windows) if self._windows else None)
+        num_units = num_epochs * trainer.run.steps_per_epoch * self._units_per_step
+        return Rates(num_units / elapsed, statistics.median(self._windows) if self._windows else None)
 
     def steps(self, seconds: float) -> Rates:
         """Run only the trainer's captured step for so many seconds.
@@ -120,7 +147,7 @@ class EsperRun:
         This thread and stream are not the trainer's; `open`, `epochs` and `steps` synchronise with the device.
         """
         run = self._opened().run
-        watch = Stopwatch(run.parts.device, batch_size=self._config.dataset.batch_size, seconds=seconds)
+        watch = Stopwatch(run.parts.device, units_per_step=self._units_per_step, seconds=seconds)
         for number in itertools.count():
             ahead, index = divmod(number, run.steps_per_epoch)
             run.step.forward_backward_update(
@@ -128,7 +155,7 @@ class EsperRun:
             )
             if watch.tick():
                 break
-        return Rates(watch.images_per_s)
+        return Rates(watch.rate)
 
     def close(self) -> None:
         """Shut down the trainer; safe to call twice, or before `open`."""
@@ -145,6 +172,11 @@ class EsperRun:
         self._loop.run(trainer.initialize())
         return trainer
 
+    @property
+    def _units_per_step(self) -> int:
+        config = self._config.dataset
+        return config.batch_size * (config.context if config.name == "python_source" else 1)
+
     def _opened(self) -> TolariaTrainer:
         assert self._trainer is not None, "open first"
         return self._trainer
@@ -156,4 +188,4 @@ class EsperRun:
 
     def _listen(self, event: Event) -> None:
         if isinstance(event, StepLogged):
-            self._windows.append(event.images_per_s)
+            self._windows.append(event.tokens_per_s or event.images_per_s)

@@ -1,163 +1,47 @@
 """Common training loops, each as its documentation recommends for speed; `throughput.py` times them.
 
-All train the same network on the same images with the same crops and flips, in bf16 on CUDA, channels-last, with a
-fused optimizer, and read loss and accuracy every 50 steps. A loop is a function from a task to a `Measure`, which warms
-up, trains for a number of seconds and returns images per second.
+All train the same network on the same data, in bf16 on CUDA, with a fused optimizer, and read the loss (and of images
+the accuracy) every 50 steps. A loop is a function from a task to a `Measure`, which warms up, trains for a number of
+seconds and returns images, or tokens, per second.
 """
 
 from __future__ import annotations
 
 import logging
-import time
+import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
-from esper.configs import TolariaConfig
-from esper.data import DataSplits, Preprocess, TrainLoader
-from esper.models import build_host
+from benchmarks.peer_tasks import Images, ImageTask, Stopwatch, Task, TextTask
+from esper.data import Preprocess, TrainLoader
 
-__all__ = ["PEERS", "Measure", "Stopwatch", "Task", "ceiling"]
+__all__ = ["PEERS", "Measure", "ceiling", "peers_of"]
 
 LOG_INTERVAL = 50
 """Steps between readings of loss and accuracy."""
-_WARMUP_STEPS, _WARMUP_S = 10, 0.5
-"""Minimum warm-up of each measurement; uses up the batches that workers have prefetched."""
 
 Measure = Callable[[float], float]
 Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""From images and labels to loss and logits, both detached."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Task:
-    """The network, data and settings of all loops.
-
-    Attributes:
-        config: network, batch size and augmentation.
-        splits: the images, in host memory.
-        device: of the network.
-        num_workers: processes that load and augment.
-        is_compiled: compile the network.
-    """
-
-    config: TolariaConfig
-    splits: DataSplits
-    device: torch.device
-    num_workers: int
-    is_compiled: bool
-
-    @property
-    def batch_size(self) -> int:
-        """Images in a batch."""
-        return self.config.dataset.batch_size
-
-    @property
-    def on_cuda(self) -> bool:
-        """Whether the network is on a GPU."""
-        return self.device.type == "cuda"
-
-    def network(self) -> nn.Module:
-        """The uncompiled network, on the device."""
-        host = build_host(self.config.model, self.splits.spec)
-        return host.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
-
-    def maybe_compiled(self, network: nn.Module) -> nn.Module:
-        """The network, by `torch.compile` with default settings if `is_compiled`."""
-        return torch.compile(network) if self.is_compiled else network  # type: ignore[return-value]
-
-    def optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        """SGD with Nesterov's momentum."""
-        return torch.optim.SGD(parameters, lr=0.01, momentum=0.9, nesterov=True, weight_decay=5e-4, fused=self.on_cuda)
-
-    def autocast(self) -> torch.autocast:
-        """bf16 on CUDA."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.on_cuda)
-
-    def crops(self) -> list[v2.Transform]:
-        """Pad, crop and flip."""
-        height, padding = self.splits.train.images.shape[2], self.config.dataset.crop_padding
-        return [v2.RandomCrop(height, padding=padding), v2.RandomHorizontalFlip()]
-
-    def loader(self) -> DataLoader[Any]:
-        """Batches from worker processes; torchvision's transforms in their fastest order, on tensors."""
-        normalise = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(self.splits.mean, self.splits.std)]
-        images = Images(self.splits, v2.Compose([v2.PILToTensor(), *self.crops(), *normalise]))
-        return DataLoader(
-            images,
-            batch_size=self.batch_size,
-            shuffle=True,
-            drop_last=True,
-            num_workers=self.num_workers,
-            pin_memory=self.on_cuda,
-            persistent_workers=self.num_workers > 0,
-        )
-
-
-class Images(Dataset[Any]):
-    """Training images as in torchvision's CIFAR10: PIL images from an array in memory, then the transform."""
-
-    def __init__(self, splits: DataSplits, transform: Callable[[Any], Any]) -> None:
-        self.transform = transform
-        self._images = splits.train.images.permute(0, 2, 3, 1).contiguous().numpy()
-        self._labels = splits.train.labels.tolist()
-
-    def __len__(self) -> int:
-        return len(self._labels)
-
-    def __getitem__(self, index: int) -> tuple[Any, int]:
-        return self.transform(Image.fromarray(self._images[index])), self._labels[index]
-
-
-class Stopwatch:
-    """Images per second, for `seconds` after the warm-up; synchronises with the device at both ends."""
-
-    def __init__(self, device: torch.device, *, batch_size: int, seconds: float) -> None:
-        self.images_per_s = 0.0
-        self._device, self._batch_size, self._seconds = device, batch_size, seconds
-        self._num_steps = self._num_warm = 0
-        self._made = time.perf_counter()
-        self._started: float | None = None
-
-    def tick(self) -> bool:
-        """Call after each step; returns whether the measurement is over."""
-        self._num_steps += 1
-        now = time.perf_counter()
-        if self._started is None:
-            if self._num_steps >= _WARMUP_STEPS and now - self._made >= _WARMUP_S:
-                self._wait()
-                self._started, self._num_warm = time.perf_counter(), self._num_steps
-            return False
-        if now - self._started < self._seconds:
-            return False
-        self._wait()
-        num_images = (self._num_steps - self._num_warm) * self._batch_size
-        self.images_per_s = num_images / (time.perf_counter() - self._started)
-        return True
-
-    def _wait(self) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
+"""From inputs and targets to loss and logits, both detached."""
 
 
 def plain(task: Task) -> Measure:
-    """PyTorch's tuning guide: workers, pinned memory, autocast, channels-last, fused optimizer.
+    """A loop of one's own: images as in PyTorch's tuning guide, text as in nanoGPT's `train.py`.
 
-    Source: https://docs.pytorch.org/tutorials/recipes/recipes/tuning_guide.html
+    Source: https://docs.pytorch.org/tutorials/recipes/recipes/tuning_guide.html,
+    https://github.com/karpathy/nanoGPT/blob/master/train.py
     """
     network = task.network()
     optimizer = task.optimizer(network.parameters())
-    loader = task.loader()
     step = _step(task, task.maybe_compiled(network), optimizer)
-    return lambda seconds: _rate(task, step, _on_device(task, loader), seconds)
+    batches = task.batches()
+    return lambda seconds: _rate(task, step, batches, seconds)
 
 
 def lightning(task: Task) -> Measure:
@@ -173,11 +57,11 @@ def lightning(task: Task) -> Measure:
             self.network = task.maybe_compiled(task.network())
 
         def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-            images, labels = batch
-            logits = self.network(images.to(memory_format=torch.channels_last))
-            loss = F.cross_entropy(logits, labels)
+            inputs, targets = batch
+            logits = self.network(task.inputs(inputs))
+            loss = task.loss(logits, targets)
             if batch_idx % LOG_INTERVAL == 0:
-                self.log_dict({"loss": loss, "accuracy": _accuracy(logits, labels)})
+                self.log_dict({"loss": loss, "accuracy": _accuracy(logits, targets)})
             return loss
 
         def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -185,7 +69,7 @@ def lightning(task: Task) -> Measure:
 
     class Timer(pl.Callback):  # type: ignore[misc]
         def __init__(self, seconds: float) -> None:
-            self.watch = Stopwatch(task.device, batch_size=task.batch_size, seconds=seconds)
+            self.watch = Stopwatch(task.device, units_per_step=task.units_per_step, seconds=seconds)
 
         def on_train_batch_end(self, trainer: Any, *_: Any, **__: Any) -> None:
             trainer.should_stop = self.watch.tick()
@@ -208,13 +92,94 @@ def lightning(task: Task) -> Measure:
                 enable_checkpointing=False,
                 enable_model_summary=False,
                 log_every_n_steps=LOG_INTERVAL,
+                gradient_clip_val=task.clip_norm,
                 max_epochs=-1,
                 callbacks=[timer],
             )
             trainer.fit(module, loader)
-        return timer.watch.images_per_s
+        return timer.watch.rate
 
     return measure
+
+
+def hugging_face(task: Task) -> Measure:
+    """Hugging Face's Trainer, without evaluation, reports and checkpoints; it reads the loss at intervals.
+
+    Source: https://huggingface.co/docs/transformers/perf_train_gpu_one
+    """
+    import transformers
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)  # global state of an earlier loop
+
+    class Losses(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = task.network()
+
+        def forward(self, inputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+            return {"loss": task.loss(self.network(task.inputs(inputs)), targets)}
+
+    class Timer(transformers.TrainerCallback):  # type: ignore[misc]
+        def __init__(self, seconds: float) -> None:
+            self.watch = Stopwatch(task.device, units_per_step=task.units_per_step, seconds=seconds)
+
+        def on_step_end(self, _arguments: Any, _state: Any, control: Any, **_: Any) -> None:
+            control.should_training_stop = self.watch.tick()
+
+    transformers.logging.set_verbosity_error()
+    network, examples = Losses(), Named(task.examples())
+    optimizer = task.optimizer(network.parameters())
+    constant = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
+
+    def measure(seconds: float) -> float:
+        timer = Timer(seconds)
+        with tempfile.TemporaryDirectory(prefix="throughput-") as folder, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            arguments = transformers.TrainingArguments(
+                output_dir=folder,
+                use_cpu=not task.on_cuda,
+                bf16=task.on_cuda,
+                torch_compile=task.is_compiled,
+                per_device_train_batch_size=task.batch_size,
+                max_steps=10**9,
+                max_grad_norm=task.clip_norm or 0.0,
+                dataloader_num_workers=task.num_workers,
+                dataloader_pin_memory=task.on_cuda,
+                dataloader_persistent_workers=task.num_workers > 0,
+                dataloader_drop_last=True,
+                remove_unused_columns=False,
+                logging_steps=LOG_INTERVAL,
+                save_strategy="no",
+                report_to="none",
+                disable_tqdm=True,
+            )
+            trainer = transformers.Trainer(
+                model=network,
+                args=arguments,
+                train_dataset=examples,
+                optimizers=(optimizer, constant),
+                callbacks=[timer],
+            )
+            trainer.remove_callback(transformers.PrinterCallback)
+            trainer.train()
+        return timer.watch.rate
+
+    return measure
+
+
+class Named(Dataset[Any]):
+    """Examples as Hugging Face's Trainer wants them, by the names of the network's arguments."""
+
+    def __init__(self, examples: Any) -> None:
+        self._examples = examples
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        inputs, targets = self._examples[index]
+        return {"inputs": inputs, "targets": targets}
 
 
 def timm_style(task: Task) -> Measure:
@@ -227,6 +192,7 @@ def timm_style(task: Task) -> Measure:
     from timm.data import create_loader
     from timm.data.transforms import ToNumpy
 
+    assert isinstance(task, ImageTask)
     network = task.network()
     optimizer = task.optimizer(network.parameters())
     step = _step(task, task.maybe_compiled(network), optimizer)
@@ -265,11 +231,13 @@ def accelerate(task: Task) -> Measure:
     network = task.network()
     network, optimizer, loader = accelerator.prepare(network, task.optimizer(network.parameters()), task.loader())
 
-    def step(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def step(inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         optimizer.zero_grad()
-        logits = network(images.to(memory_format=torch.channels_last))
-        loss = F.cross_entropy(logits, labels)
+        logits = network(task.inputs(inputs))
+        loss = task.loss(logits, targets)
         accelerator.backward(loss)
+        if task.clip_norm is not None:
+            accelerator.clip_grad_norm_(network.parameters(), task.clip_norm)
         optimizer.step()
         return loss.detach(), logits.detach()
 
@@ -292,19 +260,27 @@ def ceiling(task: Task) -> Measure:
 PEERS: Mapping[str, Callable[[Task], Measure]] = {
     "plain PyTorch": plain,
     "Lightning": lightning,
+    "Hugging Face Trainer": hugging_face,
     "timm-style loop": timm_style,
     "Accelerate": accelerate,
 }
 """The loops that Esper is compared with, by name."""
 
 
-def _step(task: Task, network: Callable[[Tensor], Tensor], optimizer: torch.optim.Optimizer) -> Step:
-    def step(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def peers_of(task: Task) -> list[str]:
+    """The loops that can train it: timm's loader is for images."""
+    return [name for name, loop in PEERS.items() if loop is not timm_style or not isinstance(task, TextTask)]
+
+
+def _step(task: Task, network: nn.Module, optimizer: torch.optim.Optimizer) -> Step:
+    def step(inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         optimizer.zero_grad()
         with task.autocast():
-            logits = network(images.to(memory_format=torch.channels_last))
-            loss = F.cross_entropy(logits, labels)
+            logits = network(task.inputs(inputs))
+            loss = task.loss(logits, targets)
         loss.backward()  # type: ignore[no-untyped-call]
+        if task.clip_norm is not None:
+            nn.utils.clip_grad_norm_(network.parameters(), task.clip_norm)
         optimizer.step()
         return loss.detach(), logits.detach()
 
@@ -312,23 +288,18 @@ def _step(task: Task, network: Callable[[Tensor], Tensor], optimizer: torch.opti
 
 
 def _rate(task: Task, step: Step, batches: Iterator[tuple[Tensor, Tensor]], seconds: float) -> float:
-    watch = Stopwatch(task.device, batch_size=task.batch_size, seconds=seconds)
-    for index, (images, labels) in enumerate(batches):
-        loss, logits = step(images, labels)
+    watch = Stopwatch(task.device, units_per_step=task.units_per_step, seconds=seconds)
+    for index, (inputs, targets) in enumerate(batches):
+        loss, logits = step(inputs, targets)
         if index % LOG_INTERVAL == 0:
-            torch.stack([loss, _accuracy(logits, labels)]).tolist()
+            torch.stack([loss, _accuracy(logits, targets)]).tolist()
         if watch.tick():
             break
-    return watch.images_per_s
+    return watch.rate
 
 
-def _accuracy(logits: Tensor, labels: Tensor) -> Tensor:
-    return (logits.argmax(dim=1) == labels).float().mean()
-
-
-def _on_device(task: Task, loader: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor]]:
-    for images, labels in _endless(loader):
-        yield images.to(task.device, non_blocking=True), labels.to(task.device, non_blocking=True)
+def _accuracy(logits: Tensor, targets: Tensor) -> Tensor:
+    return (logits.argmax(dim=-1) == targets).float().mean()
 
 
 def _endless(loader: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor]]:

@@ -1,16 +1,17 @@
-"""Images per second of Esper, end to end, compared with its bare step and with common training loops.
+"""Images, or tokens, per second of Esper, end to end, compared with its bare step and with common training loops.
 
-All run in one process, on the same images; each round measures each contender once. Esper is measured over whole epochs
+All run in one process, on the same data; each round measures each contender once. Esper is measured over whole epochs
 of its trainer, with augmentation, metrics, validation, checkpoints, journal and tracker. The bare step only replays
 that trainer's captured step. The peers (`peers.py`) only train, without validation and checkpoints; all are measured
-once, the two fastest in every round. `default` is `morphogenetic=heuristic` with a health threshold that no site
-reaches: sites are scored and Tamiyo is consulted every epoch as usual, and nothing grows.
+once, the two fastest, compiled and not, in every round. `default` is `morphogenetic=heuristic` with a health threshold
+that no site reaches: sites are scored and Tamiyo is consulted every epoch as usual, and nothing grows.
 
     pip install .[peers]
     python benchmarks/throughput.py --out throughput.json [--data FOLDER]
+    python benchmarks/throughput.py --out gpt.json --model gpt --batch-sizes 128 --rounds 3 --budget-seconds 200
 
-Contenders that fail, or that the budget leaves no time for, are reported with the reason. The file is written after
-each measurement.
+Contenders that fail, whose package is missing, or that the budget leaves no time for, are reported with the reason. The
+file is written after each measurement.
 """
 
 from __future__ import annotations
@@ -33,16 +34,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 from benchmarks.esper_run import EXPERIMENT, EsperRun, Rates, configuration
-from benchmarks.peers import PEERS, Measure, Task, ceiling
+from benchmarks.peer_tasks import Task, TextTask, task_of
+from benchmarks.peers import PEERS, Measure, ceiling, peers_of
 from benchmarks.throughput_report import BARE, DEFAULT, OFF, Record, Row
 from esper.build import select_device
 from esper.data import DataSplits, load_splits
 from esper.data.sources import synthetic
 
-PARTS = ("esper", "bare", "peers", "ceiling")
+PARTS = ("esper", "default", "bare", "peers", "ceiling")
 CEILING = "PyTorch, reduce-overhead, data on the device"
 KEPT_PEERS = 2
-"""Number of fastest peers measured in every round; Esper is compared with the fastest of each round."""
+"""Number of fastest peers, compiled and not, in every round; Esper is compared with the fastest of each round."""
 _PAUSE_S = 0.2
 """Pause before each measurement, for what the previous one still runs (a loader's workers, a checkpoint)."""
 
@@ -91,7 +93,11 @@ def _options() -> argparse.ArgumentParser:
     parser.add_argument("--data", help="images: DATA/train/CLASS/*, DATA/test/CLASS/* (default: synthetic)")
     parser.add_argument("--images", type=int, default=50_000, help="number of synthetic images")
     parser.add_argument("--image-size", type=int, default=32, help="size of synthetic images")
-    parser.add_argument("--model", default="resnet18")
+    parser.add_argument("--model", default="resnet18", help="also gpt, of Python's standard library, and vit")
+    parser.add_argument("--width", type=int, default=256, help="gpt")
+    parser.add_argument("--depth", type=int, default=8, help="gpt")
+    parser.add_argument("--context", type=int, default=256, help="gpt")
+    parser.add_argument("--epoch-windows", type=int, default=16_384, help="gpt: windows in an epoch of Esper")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--parts", type=_some_of(PARTS), default=list(PARTS), help=f"some of {','.join(PARTS)}")
     parser.add_argument("--peers", type=_some_of(PEERS), default=list(PEERS), help=f"some of {','.join(PEERS)}")
@@ -126,7 +132,7 @@ def _some_of(known: Iterable[str]) -> Callable[[str], list[str]]:
 def _plans(options: argparse.Namespace) -> list[Plan]:
     """Groups that share rounds, the headline results first."""
     first, *others = options.batch_sizes
-    ours = ("esper", "bare")
+    ours = ("esper", "default", "bare")
     plans: list[Plan] = [
         [
             *((part, first, False) for part in (*ours, "peers")),
@@ -156,18 +162,22 @@ def _contenders(plan: Plan, options: argparse.Namespace, *, runs: Path, splits: 
         off, default = (run(batch_size, is_compiled, grows) for grows in (False, True))
         if part == "esper":
             yield Contender(row=row(name=OFF), open=_opener(off, off.epochs), close=off.close)
+        elif part == "default":
             yield Contender(row=row(name=DEFAULT), open=_opener(default, default.epochs), close=default.close)
         elif part == "bare":
             yield Contender(row=row(name=BARE), open=_opener(off, off.steps), close=off.close)
         else:
-            task = Task(
+            task = task_of(
+                splits,
                 config=configuration(options, batch_size=batch_size, is_compiled=is_compiled, grows=False),
-                splits=splits,
                 device=select_device(options.device),
                 num_workers=options.workers,
                 is_compiled=is_compiled,
             )
-            loops = {name: PEERS[name] for name in options.peers} if part == "peers" else {CEILING: ceiling}
+            if part == "ceiling" and isinstance(task, TextTask):
+                continue  # its loader is for images
+            chosen = [name for name in peers_of(task) if name in options.peers]
+            loops = {name: PEERS[name] for name in chosen} if part == "peers" else {CEILING: ceiling}
             for name, loop in loops.items():
                 yield Contender(row=row(name=name), open=functools.partial(_open_peer, loop, task))
 
@@ -235,8 +245,12 @@ def _close(contender: Contender) -> None:
 
 
 def _slow_peers(contenders: list[Contender], numbers: Iterable[int]) -> set[int]:
-    peers = [number for number in numbers if contenders[number].row.images_per_s.keys() == {0}]
-    return set(sorted(peers, key=lambda number: contenders[number].row.images_per_s[0])[:-KEPT_PEERS])
+    slow = set[int]()
+    for is_compiled in (False, True):
+        rows = {number: contenders[number].row for number in numbers}
+        peers = [n for n, row in rows.items() if row.rates.keys() == {0} and row.is_compiled == is_compiled]
+        slow |= set(sorted(peers, key=lambda number: rows[number].rates[0])[:-KEPT_PEERS])
+    return slow
 
 
 def _drop(measures: dict[int, Callable[[float], Rates]], numbers: set[int]) -> None:
@@ -252,7 +266,8 @@ def _reported(row: Row) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        row.failed = f"failed: {type(error).__name__}: {(str(error).splitlines() or [''])[0][:120]}"
+        kind = "skipped" if isinstance(error, ModuleNotFoundError) else "failed"
+        row.failed = f"{kind}: {type(error).__name__}: {(str(error).splitlines() or [''])[0][:120]}"
 
 
 if __name__ == "__main__":

@@ -19,12 +19,14 @@ from benchmarks.trainings import hardware
 __all__ = ["BARE", "DEFAULT", "OFF", "Record", "Row", "ratios"]
 
 OFF, DEFAULT, BARE = "Esper, off", "Esper, default", "Esper's bare step"
-_PACKAGES = ("torch", "torchvision", "lightning", "timm", "accelerate")
+_PACKAGES = ("torch", "torchvision", "lightning", "timm", "accelerate", "transformers")
+_TRANSFORMERS = ("gpt", "vit")
+"""Of these each peer is compared with Esper in the same form, compiled or not."""
 
 
 @dataclass(kw_only=True)
 class Row:
-    """One contender. Rates are by round; round 0 selects the fastest peers.
+    """One contender. Rates, of images or tokens per second, are by round; round 0 selects the fastest peers.
 
     Attributes:
         ready_s: seconds to build and warm it up; Esper's include loading the data and a first whole epoch, the bare
@@ -37,15 +39,15 @@ class Row:
     batch_size: int
     is_compiled: bool
     ready_s: float | None = None
-    images_per_s: dict[int, float] = field(default_factory=dict)
-    training_images_per_s: dict[int, float] = field(default_factory=dict)
+    rates: dict[int, float] = field(default_factory=dict)
+    steps_rates: dict[int, float] = field(default_factory=dict)
     failed: str | None = None
 
     def add(self, round_number: int, rates: Rates) -> None:
         """Add a measurement."""
-        self.images_per_s[round_number] = rates.images_per_s
-        if rates.training_images_per_s is not None:
-            self.training_images_per_s[round_number] = rates.training_images_per_s
+        self.rates[round_number] = rates.rate
+        if rates.steps_rate is not None:
+            self.steps_rates[round_number] = rates.steps_rate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +71,8 @@ class Record:
             "hardware": {**hardware(), "cores": str(os.cpu_count())},
             "versions": {name: _version(name) for name in _PACKAGES},
             "tracker": tracker(options),
-            "data": Path(options.data).name if options.data else "made up",
+            "data": Path(options.data).name if options.data else "synthetic, or Python's standard library",
+            "unit": "tokens/s" if options.model == "gpt" else "images/s",
             "settings": {key: value for key, value in vars(options).items() if key not in ("out", "data")},
         }
 
@@ -77,7 +80,7 @@ class Record:
         """Write the file atomically."""
         content = self._head | {
             "rows": [dataclasses.asdict(row) for row in self.rows],
-            "ratios": [dataclasses.asdict(ratio) for ratio in ratios(self.rows)],
+            "ratios": [dataclasses.asdict(ratio) for ratio in self._ratios()],
         }
         temporary = self._path.with_suffix(".part")
         self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -89,54 +92,66 @@ class Record:
         environment = {**self._head["hardware"], **self._head["versions"], "tracker": self._head["tracker"]}
         lines = [", ".join(f"{name} {value or 'absent'}" for name, value in environment.items()), ""]
         lines += [
-            "| | batch | compiled | images/s, median (range) | steps alone, by the journal | n | ready after, s |"
+            f"| | batch | compiled | {self._head['unit']}, median (range) | steps alone, by the journal | n | "
+            "ready after, s |"
         ]
         lines += ["|---|---|---|---|---|---|---|", *map(_cells, self.rows), ""]
         lines += ["| ratio | batch | compiled | median (range) | n | goal |", "|---|---|---|---|---|---|"]
-        for one in ratios(self.rows):
+        for one in self._ratios():
             goal = "" if one.goal is None else f"{one.goal:g}: {'yes' if _median(one.values) >= one.goal else 'NO'}"
             cells = [one.name, str(one.batch_size), _yes(one.is_compiled), _spread(one.values, "{:.3f}")]
             lines.append("| " + " | ".join([*cells, str(len(one.values)), goal]) + " |")
         return "\n".join(lines)
 
+    def _ratios(self) -> list[Ratio]:
+        return ratios(self.rows, in_one_form=self._head["settings"]["model"] in _TRANSFORMERS)
 
-def ratios(rows: Sequence[Row]) -> list[Ratio]:
+
+def ratios(rows: Sequence[Row], *, in_one_form: bool = False) -> list[Ratio]:
     """Ratios of Esper `default` and `off`, to its bare step, and to the fastest peer of each round.
 
     At batch sizes other than the first, the peers' rounds come after Esper's.
+
+    Args:
+        rows: the contenders.
+        in_one_form: compare compiled with compiled, and uncompiled with uncompiled, instead of with the fastest of all.
     """
     found = {(row.name, row.batch_size, row.is_compiled): row for row in rows}
     made = []
     for batch_size, is_compiled in sorted({(row.batch_size, row.is_compiled) for row in rows}):
         none = Row(name="", part="", batch_size=batch_size, is_compiled=is_compiled)
         off, default, bare = (found.get((name, batch_size, is_compiled), none) for name in (OFF, DEFAULT, BARE))
-        peers = _fastest(row for row in rows if row.part == "peers" and row.batch_size == batch_size)
-        for name, above, below, goal in (
-            ("default / off, end to end", default.images_per_s, off.images_per_s, 0.99),
-            ("default / off, steps alone", default.training_images_per_s, off.training_images_per_s, None),
-            ("off, end to end / bare step", off.images_per_s, bare.images_per_s, 0.95),
-            ("off, steps alone / bare step", off.training_images_per_s, bare.images_per_s, None),
-            ("off, end to end / fastest peer", off.images_per_s, peers, 3.0 if batch_size == 128 else None),
-            ("default, end to end / fastest peer", default.images_per_s, peers, 3.0 if batch_size == 128 else None),
+        forms = {is_compiled} if in_one_form else {False, True}
+        rivals = [row for row in rows if row.part == "peers" and row.batch_size == batch_size]
+        peers = _fastest(row for row in rivals if row.is_compiled in forms)
+        goal = (1.2 if is_compiled else 1.5) if in_one_form else 3.0
+        for name, above, below, lowest in (
+            ("default / off, end to end", default.rates, off.rates, 0.99),
+            ("default / off, steps alone", default.steps_rates, off.steps_rates, None),
+            ("off, end to end / bare step", off.rates, bare.rates, 0.95),
+            ("off, steps alone / bare step", off.steps_rates, bare.rates, None),
+            ("off, end to end / fastest peer", off.rates, peers, goal if batch_size == 128 else None),
+            ("default, end to end / fastest peer", default.rates, peers, goal if batch_size == 128 else None),
         ):
             values = tuple(above[number] / below[number] for number in sorted(above.keys() & below.keys()))
             if values:
-                made.append(Ratio(name=name, batch_size=batch_size, is_compiled=is_compiled, values=values, goal=goal))
+                ratio = Ratio(name=name, batch_size=batch_size, is_compiled=is_compiled, values=values, goal=lowest)
+                made.append(ratio)
     return made
 
 
 def _fastest(rows: Iterable[Row]) -> dict[int, float]:
     """Highest rate of each round."""
-    rates: dict[int, float] = {}
+    fastest: dict[int, float] = {}
     for row in rows:
-        for number, rate in row.images_per_s.items():
-            rates[number] = max(rate, rates.get(number, 0.0))
-    return rates
+        for number, rate in row.rates.items():
+            fastest[number] = max(rate, fastest.get(number, 0.0))
+    return fastest
 
 
 def _cells(row: Row) -> str:
-    steps = list(row.training_images_per_s.values())
-    rates = list(row.images_per_s.values())
+    steps = list(row.steps_rates.values())
+    rates = list(row.rates.values())
     cells = [row.name, str(row.batch_size), _yes(row.is_compiled), _spread(rates, "{:,.0f}") if rates else ""]
     cells += [_spread(steps, "{:,.0f}") if steps else "", str(len(rates))]
     cells += ["" if row.ready_s is None else f"{row.ready_s:.1f}"]
