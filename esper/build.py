@@ -247,6 +247,8 @@ def _spec(config: TolariaConfig, splits: DataSplits) -> DataSpec:
 
 def _build_model(config: TolariaConfig, spec: DataSpec, device: torch.device) -> MorphableModel:
     _require_new_weights(config)
+    if config.morphogenetic.enable_tamiyo and config.morphogenetic.policy == "planned":
+        raise ConfigError("morphogenetic.policy=planned: the plan is read at launch; use esper-train or esper.fit")
     host = build_host(config.model, spec).to(device)
     host = host.to(memory_format=memory_format(host, channels_last=config.channels_last, device=device))
     freeze(host, config.model.freeze)

@@ -24,6 +24,9 @@ def check_growth(config: TolariaConfig) -> None:
     if growth.policy == "replay":
         _check_recipe(config)
         return
+    if growth.policy == "planned":
+        _check_plan(growth.plan_path)
+        return
     if not growth.blueprint_categories:
         raise ConfigError("morphogenetic.blueprint_categories=[]: nothing may grow; name one, or use policy=never")
     _check_copies(config)
@@ -50,6 +53,19 @@ def _check_unused_files(config: TolariaConfig) -> None:
                 f"morphogenetic.{key}={path}: read with morphogenetic.policy={policy} only, not with {growth.policy}; "
                 "set that policy, or leave the file out"
             )
+    if growth.plan_path is not None and growth.policy != "planned" and growth.plan_reason is None:
+        raise ConfigError(
+            f"morphogenetic.plan_path={growth.plan_path}: read with morphogenetic=planned only, not with policy="
+            f"{growth.policy}; leave it out"
+        )
+
+
+def _check_plan(path: str | None) -> None:
+    if path is None or not Path(path).is_file():
+        raise ConfigError(
+            f"morphogenetic.plan_path={path}: policy=planned needs a plan; make one with esper plan, and give the "
+            "plan.json that it wrote"
+        )
 
 
 def _check_copies(config: TolariaConfig) -> None:

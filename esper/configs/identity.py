@@ -92,6 +92,8 @@ _LATER: dict[str, Any] = {
     "morphogenetic.copy_optimizer_state": False,
     "morphogenetic.recipe_fraction": 1.0,
     "morphogenetic.policy_digest": None,
+    "morphogenetic.plan_path": None,
+    "morphogenetic.plan_reason": None,
     "task.name": "classification",
     "task.label_smoothing": 0.0,
     "task.class_weights": [],
@@ -107,6 +109,7 @@ _PATHS = (
     "dataset.tokenizer",
     "model.init_from",
     "morphogenetic.recipe_path",
+    "morphogenetic.plan_path",
 )
 """Left out of the readable part of a name, since they are long or say little; the digest covers them."""
 _TAKEN_FROM_GROWN = (
@@ -118,6 +121,17 @@ _TAKEN_FROM_GROWN = (
     "optimization.max_macs",
 )
 """Settings of an arm that its grown run decides, see `launch.arms`; the name of the grown run covers them."""
+_TAKEN_FROM_PLAN = (
+    "morphogenetic.enable_tamiyo",
+    "morphogenetic.plan_reason",
+    "morphogenetic.policy",
+    "morphogenetic.recipe_fraction",
+    "morphogenetic.recipe_path",
+    "morphogenetic.schedule_at",
+    "morphogenetic.schedule_by",
+    "optimization.max_macs",
+)
+"""Settings of a run with policy=planned that its plan decides, see `launch.planned`; the plan's path covers them."""
 _WITHIN_FAMILY = (
     "comparison",
     "dataset.data_dir",
@@ -184,6 +198,8 @@ def differences(recorded: Mapping[str, Any], config: TolariaConfig) -> dict[str,
         ignored.add("morphogenetic.recipe_path")  # relative to the working directory of each command
         if config.comparison.grown_run is None:
             ignored.update(_TAKEN_FROM_GROWN)
+    if before.get("morphogenetic.plan_reason") is not None and config.morphogenetic.policy == "planned":
+        ignored.update(_TAKEN_FROM_PLAN)
     return {
         key: (before.get(key, _LATER.get(key)), after.get(key, _LATER.get(key)))
         for key in dict.fromkeys([*after, *before])

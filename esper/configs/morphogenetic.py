@@ -39,6 +39,9 @@ POLICIES = {
     "replay": PolicyInfo(
         module=f"{_PACKAGE}.never", summary="trains a recorded final architecture from scratch, see recipe_path"
     ),
+    "planned": PolicyInfo(
+        module=f"{_PACKAGE}.never", summary="stack, replay or no growth, as a plan decided, see plan_path"
+    ),
 }
 INCUBATIONS = ("none", "fit", "shadow")
 BLUEPRINT_CATEGORIES = ("residual", "attention", "normalization", "copy")
@@ -69,6 +72,9 @@ class MorphogeneticConfig:
     recipe_fraction: float = setting(
         1.0, "policy=replay: fraction of what grew that is built; 0.5: a size in between", above=0, high=1
     )
+
+    plan_path: str | None = setting(None, "policy=planned: the plan.json that esper plan wrote")
+    plan_reason: str | None = setting(None, "why the plan decided as it did; set at launch")
 
     adaptation_frequency: int = setting(1, "epochs between consultations of Tamiyo", low=1)
     max_adaptations_per_epoch: int = setting(2, "maximum decisions carried out in one epoch", low=1)

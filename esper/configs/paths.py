@@ -23,6 +23,7 @@ PATHS = (
     "dataset.tokenizer",
     "morphogenetic.tamiyo_policy_path",
     "morphogenetic.recipe_path",
+    "morphogenetic.plan_path",
     "logging.log_dir",
     "checkpoint.checkpoint_dir",
     "checkpoint.resume_from",

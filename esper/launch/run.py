@@ -27,6 +27,7 @@ from esper.launch.arms import resolve_arm
 from esper.launch.dry_run import dry_run
 from esper.launch.exits import error_line
 from esper.launch.initial import resolve_initial, resolve_policy
+from esper.launch.planned import resolve_plan
 from esper.redact import credentials, without_credentials
 from esper.terminal.display import Terminal
 from esper.tolaria import TolariaService
@@ -107,7 +108,7 @@ def _reporting_failure(config: TolariaConfig, ranks: Ranks, start: Callable[[], 
 
 def _run(config: TolariaConfig, run_dir: Path, ranks: Ranks, *, sibling: Callable[[str], Path] | None) -> Outcome:
     if config.dry_run:
-        report = dry_run(config, run_dir)
+        report = dry_run(resolve_plan(config, run_dir=run_dir), run_dir)
         if ranks.is_rank0:
             step = f"{1000 * report.step_seconds:.3g} ms a step, excluding evaluation, growth, checkpointing"
             print("\n".join([*report.lines, f"time       about {duration(report.seconds)}: {step}"]))  # noqa: T201
@@ -146,6 +147,7 @@ def _run(config: TolariaConfig, run_dir: Path, ranks: Ranks, *, sibling: Callabl
 
 def _resolved(config: TolariaConfig, run_dir: Path, *, sibling: Callable[[str], Path] | None) -> TolariaConfig:
     """The configuration with what other runs and files decide."""
+    config = resolve_plan(config, run_dir=run_dir)
     config = resolve_arm(config, run_dir=run_dir, sibling=sibling)
     return resolve_policy(resolve_initial(config, run_dir=run_dir), run_dir=run_dir)
 

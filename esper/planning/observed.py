@@ -147,7 +147,7 @@ def _is_comparable(settings: Mapping[str, Any], result: Mapping[str, Any], known
     growth, own = settings["morphogenetic"], dataclasses.asdict(known.config.morphogenetic)
     if not growth["enable_tamiyo"] or growth["policy"] in ("never", "replay"):
         return not result["growth_macs"]
-    free = ("schedule_at", "schedule_by", "growth_until")
+    free = ("schedule_at", "schedule_by", "growth_until", "plan_path", "plan_reason")
     is_alike = all(growth[name] == value for name, value in own.items() if name not in free)
     return is_alike and len(growth["schedule_at"]) == 1
 
