@@ -52,18 +52,15 @@ class Forecast:
         host_epochs = choice.share * macs / self.sizes[0].macs_per_epoch
         return self.figure.worth(self._index(choice.size), host_epochs)
 
-    def seconds(self, choice: Choice, macs: float) -> float:
-        """Time that a training takes; nan if one of its sizes was not timed."""
+    def seconds(self, choice: Choice, macs: float) -> float | None:
+        """Time that a training takes; None if one of its sizes was not timed."""
         host_macs = macs * (choice.share or 0.0)
-        return sum(
-            spent / self.speed.get(name, np.nan)
-            for name, spent in ((self.sizes[0].name, host_macs), (choice.size, macs - host_macs))
-            if spent
-        )
-
-    def macs_in(self, choice: Choice, seconds: float) -> float:
-        """MACs that a training spends in that time."""
-        return seconds / self.seconds(choice, 1.0)
+        spent = {choice.size: macs - host_macs}
+        if host_macs:
+            spent[self.sizes[0].name] = host_macs
+        if not self.speed.keys() >= spent.keys():
+            return None
+        return sum(macs / self.speed[name] for name, macs in spent.items())
 
     def epochs(self, choice: Choice, macs: float) -> float:
         """Passes over the data."""
@@ -157,7 +154,7 @@ def forecast(
         speed={
             size.name: float(np.median(timed))
             for size in known
-            if (timed := [one.macs / one.seconds for one in static if one.size == size.name and one.seconds > 0])
+            if (timed := [one.macs / one.seconds for one in static if one.size == size.name and one.seconds])
         },
     )
 

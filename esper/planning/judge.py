@@ -22,6 +22,8 @@ MAX_EXTRAPOLATION = 4.0
 """An option that trains more times as long than this as what was observed of its size is marked."""
 _WORTH, _RELATIVE_WORTH = 0.001, 0.002
 """A difference that is worth a choice: a tenth of a point for percentages, this share of other figures."""
+_TIE = 0.25
+"""Share of this difference within which the simpler option is taken."""
 _SURE = 0.6
 """Probability of being ahead of the best option of another kind, from which a choice matters."""
 _USUAL_SHARE = 0.3
@@ -34,10 +36,9 @@ _BAND_BEYOND = 4.0
 def judge(question: Question, observations: Sequence[Observation], *, num_draws: int = 400, rng_seed: int = 0) -> Plan:
     """Predict every option at the budget, and recommend one; the same observations give the same plan.
 
-    Recommended is the simplest option (the host before larger sizes, these before growing) of which the figure is
-    expected within half of what is worth a choice of the best one's. The choice matters if the best option of one kind
-    (a size, or growing) is expected ahead of the best of any other kind by what is worth a choice, with a probability
-    of at least 60 %.
+    Recommended is the simplest option (the host before larger sizes, these before growing) whose regret is least, give
+    or take a quarter of what is worth a choice. The choice matters if it is expected ahead of the best option of any
+    other kind (a size, or growing) by what is worth a choice, and is so with a probability of at least 60 %.
 
     Raises:
         RunError: there are too few observations, or the pilots have spent the budget.
@@ -54,7 +55,7 @@ def judge(question: Question, observations: Sequence[Observation], *, num_draws:
     ]
     worth = _worth(question.headline, candidates)
     least = min(option.regret for option in options)
-    recommended = next(option for option in options if option.regret <= least + worth / 2)  # the simplest comes first
+    recommended = next(option for option in options if option.regret <= least + _TIE * worth)
     matters, reason = _verdict(recommended, candidates, shortfalls, worth=worth, question=question)
     return Plan(
         question=question,
@@ -79,7 +80,7 @@ class _Candidate:
 
 
 def _choices(question: Question, found: Forecast) -> list[Choice]:
-    """All choices, the simplest first."""
+    """All choices, the simplest first: of two that are as good, the first is recommended."""
     sizes = [Choice(size=size.name) for size in found.sizes]
     final = found.sizes[-1].name
     shares = sorted(question.shares, key=lambda share: abs(np.log(share / _USUAL_SHARE)))
@@ -105,9 +106,10 @@ def _available(choice: Choice, question: Question, found: Forecast) -> float:
         macs = question.macs - question.pilot_macs
     else:
         assert question.seconds is not None, "a question limits MACs or seconds"
-        macs = found.macs_in(choice, question.seconds - question.pilot_seconds)
-        if np.isnan(macs):
+        pace = found.seconds(choice, 1.0)
+        if pace is None:
             raise RunError("--hours: no run of some size was timed; give --compute or --epochs instead")
+        macs = (question.seconds - question.pilot_seconds) / pace
     if macs <= 0:
         raise RunError("esper plan: the pilots have spent the budget; give more, or train a smaller share of pilots")
     if choice.share is not None:  # only what lies before growth can be taken over
@@ -219,12 +221,12 @@ def _bands(
 
 
 def _crossing(found: Forecast, observations: Sequence[Observation], macs: float) -> Interval | None:
-    """Where the curves of host and final size cross: median and 80 % interval of the draws; infinite: not in range."""
+    """Where the curves of host and final size cross, as far as the bands reach."""
     grid = _grid(observations, macs)
     host, final = (found.shortfalls(Choice(size=size.name), grid) for size in (found.sizes[0], found.sizes[-1]))
     ahead = final < host
     first = np.where(ahead.any(axis=1), grid[ahead.argmax(axis=1)], np.inf)
     if len(found.sizes) < 2 or not np.isfinite(np.median(first)):
         return None
-    low, median, high = np.quantile(first, [0.1, 0.5, 0.9], method="nearest")
+    low, median, high = np.quantile(np.minimum(first, grid[-1]), [0.1, 0.5, 0.9])
     return Interval(low=float(low), median=float(median), high=float(high))

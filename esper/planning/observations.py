@@ -56,7 +56,7 @@ class Observation:
         host_macs: those of them that were spent as host, before it grew; 0: from scratch.
         loss: validation loss.
         figure: the task's first metric on the validation split.
-        seconds: time that all of `macs` took, or would take in one run; nan: unknown.
+        seconds: time that all of `macs` took, or would take in one run; None: unknown.
         run: name of the run.
         is_pilot: whether it was trained for this plan.
     """
@@ -67,7 +67,7 @@ class Observation:
     host_macs: float = 0.0
     loss: float
     figure: float
-    seconds: float = float("nan")
+    seconds: float | None = None
     run: str = ""
     is_pilot: bool = True
 
@@ -124,7 +124,7 @@ class Option:
         choice: what to train.
         macs: MACs that lead to it, what it takes over from a pilot's trunk included: the budget of the run.
         epochs: passes over the data.
-        seconds: expected time of `macs`; nan: unknown.
+        seconds: expected time of `macs`; None: unknown.
         loss: validation loss.
         figure: the task's first metric on the validation split.
         p_best: probability that it is the best of all, seed noise left out.
@@ -136,7 +136,7 @@ class Option:
     choice: Choice
     macs: float
     epochs: float
-    seconds: float
+    seconds: float | None
     loss: Interval
     figure: Interval
     p_best: float
@@ -173,7 +173,7 @@ class Plan:
         matters: whether the choice makes a difference that is worth it.
         reason: one sentence on why.
         bands: what is expected of some choices at other budgets, for the plot.
-        crossing: MACs from which the final size is better than the host; None: not within the plot's range.
+        crossing: MACs from which the final size is better than the host; None: beyond the bands, as its end may be.
         warnings: what weakens it, such as an extrapolation.
     """
 

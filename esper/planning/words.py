@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 from esper.contracts.metrics import MetricInfo
+from esper.costs import flops
 from esper.planning.observations import Choice, Interval, Question
-from esper.tracking.formatting import metric, number
+from esper.tracking.formatting import number
 
-__all__ = ["choice_words", "compute_words", "difference_words", "interval_words", "percent_words"]
+__all__ = [
+    "choice_label",
+    "choice_words",
+    "compute_words",
+    "difference_words",
+    "epochs_words",
+    "figure_words",
+    "interval_words",
+    "percent_words",
+]
 
 
 def choice_words(choice: Choice, question: Question) -> str:
@@ -18,18 +28,34 @@ def choice_words(choice: Choice, question: Question) -> str:
     return "starting with " + next(size.label for size in question.sizes if size.name == choice.size)
 
 
-def difference_words(amount: float, headline: MetricInfo) -> str:
+def choice_label(choice: Choice, question: Question) -> str:
+    """A choice in a table: "host, trained longer", "grow at 30 %"."""
+    if choice.share is not None:
+        return f"grow at {100 * choice.share:.0f} %"
+    size = next(size for size in question.sizes if size.name == choice.size)
+    return f"{size.label}, trained longer" if size == question.host else size.label
+
+
+def difference_words(amount: float, headline: MetricInfo, *, unit: bool = True) -> str:
     """A difference of figures: `0.42 points`, `0.0031 bits a byte`."""
-    if headline.unit == "%":
-        return f"{100 * amount:.2f} points"
-    return f"{amount:.2g} {headline.unit}".strip()
+    number, name = (f"{100 * amount:.2f}", "points") if headline.unit == "%" else (f"{amount:.2g}", headline.unit)
+    return f"{number} {name}".strip() if unit else number
+
+
+def epochs_words(epochs: float) -> str:
+    """Epochs with three digits at most: `7.3`, `41`."""
+    return f"{epochs:.1f}" if epochs < 9.95 else f"{epochs:.0f}"
+
+
+def figure_words(figure: float, headline: MetricInfo) -> str:
+    """A predicted figure without the unit of its column, except %: `88.1 %`, `1.2034`."""
+    return f"{100 * figure:.1f} %" if headline.unit == "%" else f"{figure:.5g}"
 
 
 def interval_words(interval: Interval, headline: MetricInfo) -> str:
-    """The ends of an interval of figures: `87.4 to 88.9 %`."""
-    if headline.unit == "%":
-        return f"{100 * interval.low:.1f} to {100 * interval.high:.1f} %"
-    return f"{interval.low:.4g} to {metric(interval.high, headline)}"
+    """The ends of an interval of figures: `87.4 to 88.9 %`, `1.1921 to 1.2154`."""
+    low, high = (figure_words(end, headline) for end in (interval.low, interval.high))
+    return f"{low.removesuffix(' %')} to {high}"
 
 
 def percent_words(probability: float) -> str:
@@ -41,4 +67,5 @@ def percent_words(probability: float) -> str:
 
 def compute_words(macs: float) -> str:
     """MACs as FLOPs: `2.13 PFLOP`."""
-    return f"{number(2 * macs)}FLOP"
+    count = number(flops(macs))
+    return f"{count}FLOP" if count[-1].isalpha() else f"{count} FLOP"
