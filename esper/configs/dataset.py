@@ -135,8 +135,9 @@ class DatasetConfig:
     )
     split_by: str = setting(
         "document",
-        "text: document splits documents at random; folder keeps those of each subfolder of data_dir together",
-        choices=("document", "folder"),
+        "text: document splits documents at random; folder keeps those of each subfolder of data_dir together; given "
+        "takes the subfolders train, val and test, whatever val_split and test_split are",
+        choices=("document", "folder", "given"),
     )
     test_split: float = setting(
         0.1, "text: share of all documents in the test split, which is the same for every rng_seed", above=0, below=1

@@ -158,6 +158,33 @@ def test_split_by_folder_keeps_folders_together(tmp_path: Path) -> None:
     assert [len({int(word) % 4 for word in words(getattr(splits, name))}) for name in SPLITS] == [1, 1, 1, 1]
 
 
+def given_splits(place: Path) -> Path:
+    for name, numbers in (("train", range(24)), ("val", range(30, 38)), ("test", range(50, 54))):
+        (place / name / "package").mkdir(parents=True)
+        for number in numbers:
+            (place / name / "package" / f"{number:02}.txt").write_text(f"{number:02}" * 150)
+    (place / "README").write_text("in no split")
+    return place
+
+
+def test_folders_of_the_names_of_splits_are_the_splits(tmp_path: Path) -> None:
+    first, second = (load(given_splits(tmp_path / str(i)), split_by="given", rng_seed=i) for i in (0, 1))
+    for splits in (first, second):
+        assert words(splits.train) == {f"{i:02}" for i in range(24)}
+        assert words(splits.test) == {f"{i:02}" for i in range(50, 54)}
+        halves = [words(splits.controller), words(splits.judge)]
+        assert [len(half) for half in halves] == [4, 4]
+        assert set.union(*halves) == {f"{i:02}" for i in range(30, 38)}
+    assert words(first.judge) != words(second.judge)
+
+
+def test_a_split_that_is_not_given_is_named(tmp_path: Path) -> None:
+    place = given_splits(tmp_path)
+    (place / "val").rename(place / "valid")
+    with pytest.raises(DataError, match=r"split_by=given: .*/val is no folder with a file .* folders train, val, test"):
+        load(place, split_by="given")
+
+
 def test_a_file_is_split_at_its_separators(tmp_path: Path) -> None:
     file = tmp_path / "stories.txt"
     file.write_text("<|endoftext|>".join(f"{i:02}" * 100 for i in range(30)))

@@ -1,4 +1,4 @@
-"""Text: a file, or the files of a folder and its subfolders, split by document or by folder.
+"""Text: a file, or the files of a folder and its subfolders, split by document, by folder, or as given.
 
 Hidden files and folders, whose names begin with a dot, and empty files are left out. So are folders whose names are in
 `_SKIPPED`, which hold nothing that people wrote.
@@ -32,6 +32,8 @@ __all__ = ["fingerprint", "fingerprint_text", "load", "load_text"]
 MAX_DEVICE_BYTES = 8 * 2**30
 """With storage=auto, token ids that need more than this stay memory-mapped."""
 _SKIPPED = ("__pycache__",)
+_GIVEN = ("train", "val", "test")
+"""With split_by=given, the folders in data_dir that are the splits."""
 
 
 def load(config: DatasetConfig, *, rng_seed: int, cache_dir: Path | None) -> DataSplits:
@@ -60,12 +62,13 @@ def fingerprint_text(config: DatasetConfig, files: Sequence[str]) -> Fingerprint
 def load_text(config: DatasetConfig, files: Sequence[str], *, rng_seed: int, cache_dir: Path | None) -> DataSplits:
     """Tokenize files and split them.
 
-    The test split is drawn first, the same for every `rng_seed`.
+    The test split is drawn first, the same for every `rng_seed`. With `split_by=given`, folders are the splits: only the
+    halves of the validation split are drawn.
 
     Args:
         config: tokenizer, context, and how to split.
-        files: their paths, sorted; with `split_by=folder`, the first part of a path below the files' common folder
-            says which belong together.
+        files: their paths, sorted; the first part of a path below the files' common folder says which belong together
+            (`split_by=folder`), or to which split (given).
         rng_seed: random seed of the split.
         cache_dir: where token ids are cached; None: nowhere.
 
@@ -81,7 +84,7 @@ def load_text(config: DatasetConfig, files: Sequence[str], *, rng_seed: int, cac
         contents=json.dumps(found.entry()),
         cache_dir=cache_dir,
     )
-    documents = _Documents(corpus, _folders(files) if config.split_by == "folder" else None, config)
+    documents = _Documents(corpus, files, config)
     train, controller, judge = documents.draw(
         num_examples=config.num_examples, val_split=config.val_split, rng_seed=rng_seed
     )
@@ -116,22 +119,27 @@ class _Documents:
 
     Args:
         corpus: the documents.
-        of_file: number of each file's group; None: each document is a group.
-        config: share of the test split, and context.
+        files: paths of their files.
+        config: what a group is, share of the test split, and context.
 
     Attributes:
         num_groups: how many groups there are.
         test: the documents of the test split.
     """
 
-    def __init__(self, corpus: Corpus, of_file: Tensor | None, config: DatasetConfig) -> None:
-        num_documents = len(corpus.files)
-        self._group = torch.arange(num_documents) if of_file is None else of_file[corpus.files]
+    def __init__(self, corpus: Corpus, files: Sequence[str], config: DatasetConfig) -> None:
+        documents = torch.arange(len(corpus.files))
+        self._group = _folders(files)[corpus.files] if config.split_by == "folder" else documents
         self._context = config.context
         self.num_groups = int(self._group.max()) + 1
         self._sizes = torch.zeros(self.num_groups, dtype=torch.int64).index_add_(0, self._group, corpus.starts.diff())
-        generator = torch.Generator().manual_seed(0)
-        self._rest, test = self._hold_out(torch.arange(self.num_groups), config.test_split, generator)
+        self._validation: Tensor | None = None
+        if config.split_by == "given":
+            split = _given_splits(files)[corpus.files]
+            self._rest, self._validation, test = (documents[split == number] for number in range(len(_GIVEN)))
+        else:
+            generator = torch.Generator().manual_seed(0)
+            self._rest, test = self._hold_out(torch.arange(self.num_groups), config.test_split, generator)
         self.test = self._members(test)
 
     def draw(self, *, num_examples: int | None, val_split: float, rng_seed: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -140,7 +148,10 @@ class _Documents:
         if num_examples is not None:
             share = num_examples * self._context / max(1, int(self._sizes[used].sum()))
             used = self._hold_out(used, share, generator)[1] if share < 1 else used
-        train, validation = self._hold_out(used, val_split, generator)
+        if self._validation is None:
+            train, validation = self._hold_out(used, val_split, generator)
+        else:
+            train, validation = used, self._validation
         judge, controller = self._hold_out(validation, 0.5, generator)
         return self._members(train), self._members(controller), self._members(judge)
 
@@ -159,16 +170,16 @@ def _require_enough(config: DatasetConfig, splits: DataSplits, documents: _Docum
         needed = config.context * (config.batch_size + 1 if name == "train" else 2)
         if num < needed:
             kind = "folders" if config.split_by == "folder" else "documents"
+            shares = f"other shares (dataset.val_split={config.val_split:g}, test_split={config.test_split:g})"
             raise DataError(
                 f"dataset {config.name}: the {name} split has {num:,} tokens of {documents.num_groups:,} {kind}, and "
                 f"needs {needed:,}; use more text, a smaller dataset.context (now {config.context}) or "
-                f"dataset.batch_size ({config.batch_size}), or other shares (dataset.val_split={config.val_split:g}, "
-                f"test_split={config.test_split:g})"
+                f"dataset.batch_size ({config.batch_size})" + (f", or {shares}" if config.split_by != "given" else "")
             )
 
 
 def _notices(config: DatasetConfig, corpus: Corpus) -> tuple[str, ...]:
-    if not corpus.is_cut or config.split_by == "folder":
+    if not corpus.is_cut or config.split_by != "document":
         return ()
     return (
         f"dataset.data_dir={config.data_dir}: few documents, so that the text is cut at ends of lines into "
@@ -182,6 +193,8 @@ def _notices(config: DatasetConfig, corpus: Corpus) -> tuple[str, ...]:
 def _find(config: DatasetConfig) -> list[str]:
     """Paths of the files, sorted by their parts."""
     place = Path(config.data_dir).expanduser()
+    if config.split_by == "given":
+        return [file for name in sorted(_GIVEN) for file in _find_split(place, name, config.file_pattern)]
     if place.is_file():
         return [str(place)]
     if not place.is_dir():
@@ -190,6 +203,19 @@ def _find(config: DatasetConfig) -> list[str]:
     if not found:
         raise DataError(
             f"dataset.data_dir={place}: no file that is not empty matches dataset.file_pattern={config.file_pattern!r}"
+        )
+    return found
+
+
+def _find_split(place: Path, name: str, pattern: str) -> list[str]:
+    """Paths of the files of a split that has a folder of its own, sorted by their parts."""
+    folder = place / name
+    found = find_files(folder, pattern) if folder.is_dir() else []
+    if not found:
+        raise DataError(
+            f"dataset.split_by=given: {folder} is no folder with a file that is not empty and matches "
+            f"dataset.file_pattern={pattern!r}; put the text into the folders {', '.join(_GIVEN)} of dataset.data_dir, "
+            "or use split_by=document"
         )
     return found
 
@@ -221,6 +247,16 @@ def _root(files: Sequence[str]) -> str:
 
 def _folders(files: Sequence[str]) -> Tensor:
     """For each file, the number of the folder or file below their common folder that it is or is in: int64 (F,)."""
-    prefix = len(os.path.join(_root(files), ""))  # noqa: PTH118
     numbers: dict[str, int] = {}
-    return torch.tensor([numbers.setdefault(file[prefix:].split(os.sep)[0], len(numbers)) for file in files])  # noqa: PTH206
+    return torch.tensor([numbers.setdefault(name, len(numbers)) for name in _first_parts(files)])
+
+
+def _given_splits(files: Sequence[str]) -> Tensor:
+    """For each file, the number in `_GIVEN` of the split whose folder it is in: int64 (F,)."""
+    return torch.tensor([_GIVEN.index(name) for name in _first_parts(files)])
+
+
+def _first_parts(files: Sequence[str]) -> list[str]:
+    """For each file, the name of the folder or file below their common folder that it is or is in."""
+    prefix = len(os.path.join(_root(files), ""))  # noqa: PTH118
+    return [file[prefix:].split(os.sep)[0] for file in files]  # noqa: PTH206
