@@ -2,12 +2,13 @@
 
     python benchmarks/growing.py STUDY --data FOLDER --out FILE.jsonl [--seeds 200-211] [--minutes 9] [OVERRIDE ...]
 
-A cell is an ordinary run of Esper: one arm of a study (`growing_cells.py` has the tables; `claims,small` are two), with
-one budget and one seed. All arms of a comparison spend the same compute, that of E epochs of the final network, and end
-at the step that is nearest to it. Workers share one queue. A cell whose row is in FILE is skipped, and one that was
-trained there for another study gets a copy of its row. A worker takes no cell that, judging by the rows of like cells,
-would not end within --minutes; what still runs then is stopped, and begins anew next time. The runs lie in
-OUTPUTS/growing; `capacity` needs them again, to start from, as long as it is not complete. Tables: growing_report.py.
+A cell is an ordinary run of Esper: one arm of a study (`growing_studies.py` has the tables; `claims,small` are two),
+with one budget and one seed. All arms of a comparison spend the same compute, that of E epochs of the final network
+(gpt: of so many million bytes through it), and end at the step that is nearest to it. Workers share one queue. A cell
+whose row is in FILE is skipped, and one that was trained there for another study gets a copy of its row. A worker takes
+no cell that, judging by the rows of like cells, would not end within --minutes; what still runs then is stopped, and
+begins anew next time. The runs lie in OUTPUTS/growing; `capacity` needs them again, to start from, as long as it is not
+complete. Tables: growing_report.py. The text of `gpt`: corpus.py.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-from benchmarks.growing_cells import EXPERIMENT, STUDIES, Cell, plan
+from benchmarks.growing_cells import EXPERIMENT, Cell, plan
+from benchmarks.growing_studies import STUDIES
 from esper.errors import EsperError
 from esper.tracking import environment, read
 
@@ -53,7 +55,7 @@ _GRACE_S = 15.0
 """How long a run may take to stop after the time limit."""
 _RESULT = (
     "val_accuracy", "val_loss", "test_accuracy", "test_loss", "total_macs", "growth_macs", "num_macs_before",
-    "num_macs", "num_parameters",
+    "num_macs", "num_parameters", "val_bits_per_byte", "test_bits_per_byte",
 )  # fmt: skip
 _ENVIRONMENT = ("gpu", "torch", "python", "esper", "git_commit")
 
@@ -93,10 +95,14 @@ def _options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("studies", type=_studies, metavar="STUDY", help=f"one or several of {','.join(STUDIES)}")
     parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="for every cell, such as other widths")
-    parser.add_argument("--data", type=Path, required=True, help="images: DATA/train/CLASS/*, DATA/test/CLASS/*")
+    parser.add_argument(
+        "--data", type=Path, required=True, help="DATA/train/CLASS/*, DATA/test/CLASS/*; gpt: train, val, test"
+    )
     parser.add_argument("--out", type=Path, required=True, help="rows are read from this file and added to it")
     parser.add_argument("--seeds", type=_numbers, default=_numbers("200-211"), help="200-211 (default), or 200,203")
-    parser.add_argument("--epochs", type=_numbers, help="budgets, in epochs of the final network; default: the study's")
+    parser.add_argument(
+        "--budgets", type=_budgets, help="in epochs of the final network; gpt: MB. Default: the study's"
+    )
     parser.add_argument("--workers-per-gpu", type=int, default=4, help="with --device=cpu: workers (default: 4)")
     parser.add_argument("--minutes", type=float, default=9.0, help="time limit (default: 9)")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
@@ -116,13 +122,17 @@ def _numbers(text: str) -> list[int]:
     return list(range(int(first), int(last) + 1)) if dash else [int(number) for number in text.split(",")]
 
 
+def _budgets(text: str) -> list[float]:
+    return [int(number) if number.isdigit() else float(number) for number in text.split(",")]
+
+
 def _plan(study: str, options: argparse.Namespace) -> list[Cell]:
     return plan(
         study,
         data=options.data.resolve(),
         outputs=options.outputs.resolve(),
         seeds=options.seeds,
-        epochs=options.epochs,
+        budgets=options.budgets,
         extra=options.overrides,
     )
 
@@ -135,7 +145,10 @@ def read_rows(path: Path) -> list[Row]:
     rows = []
     for line in path.read_text().splitlines():
         with contextlib.suppress(json.JSONDecodeError):
-            rows.append(json.loads(line))
+            row = json.loads(line)
+            if "epochs" in row:  # what older rows call it
+                row["budget"] = row.pop("epochs")
+            rows.append(row)
     return rows
 
 
@@ -151,8 +164,8 @@ def _append(path: Path, row: Row) -> None:
         file.write(json.dumps(row) + "\n")
 
 
-def _place(row: Row) -> tuple[str, str, int, int]:
-    return row["study"], row["arm"], row["epochs"], row["seed"]
+def _place(row: Row) -> tuple[str, str, float, int]:
+    return row["study"], row["arm"], row["budget"], row["seed"]
 
 
 def _pending(cells: Sequence[Cell], rows: Sequence[Row]) -> list[Cell]:
@@ -173,10 +186,10 @@ def estimate(cell: Cell, rows: Sequence[Row]) -> float:
     known = [row for row in rows if row["study"] == cell.study and "seconds" in row]
 
     def difference(row: Row) -> tuple[bool, float]:
-        return row["arm"] != cell.arm, abs(math.log(row["epochs"] / cell.epochs))
+        return row["arm"] != cell.arm, abs(math.log(row["budget"] / cell.budget))
 
     nearest = min(map(difference, known), default=None)
-    alike = [row["seconds"] * cell.epochs / row["epochs"] for row in known if difference(row) == nearest]
+    alike = [row["seconds"] * cell.budget / row["budget"] for row in known if difference(row) == nearest]
     return _MARGIN * max(alike, default=0.0)
 
 
@@ -255,16 +268,28 @@ class Queue:
         else:
             if outcome.result is None:  # stopped at the time limit
                 return False
-            row |= {name: outcome.result[name] for name in _RESULT} | _steps(cell.run_dir)
+            row |= {name: outcome.result[name] for name in _RESULT if name in outcome.result} | _steps(cell.run_dir)
+            row["train_seconds"] = outcome.result["seconds"]
         known = environment()
         row |= {"seconds": time.time() - began, "at": time.time()} | {name: known[name] for name in _ENVIRONMENT}
         with _locked(self.out):
             _append(self.out, row)
-        shown = row["error"] if "error" in row else f"{row['test_accuracy']:.4f} ({row['seconds']:.0f} s)"
-        print(f"{time.time() - self.started:6.0f} s  {cell}: {shown}", flush=True)
+        print(f"{time.time() - self.started:6.0f} s  {cell}: {_shown(row, cell)}", flush=True)
         if "error" in row:
             raise SystemExit(_FAILED)  # a CUDA error would make every later cell of this process fail
         return True
+
+
+def _shown(row: Row, cell: Cell) -> str:
+    """The result of a cell in a line."""
+    if "error" in row:
+        return str(row["error"])
+    accuracy = f"accuracy {row['test_accuracy']:.4f}, " if "test_accuracy" in row else ""
+    speed = row["steps"] * cell.per_step / row["train_seconds"]
+    return (
+        f"{accuracy}loss {row['test_loss']:.4f} (val {row['val_loss']:.4f}); {row['seconds']:.0f} s, of which training "
+        f"{row['train_seconds']:.0f} s: {row['steps']} steps, {speed / 1e3:,.0f} thousand {cell.noun}/s"
+    )
 
 
 def _described(cell: Cell) -> Row:
@@ -274,7 +299,7 @@ def _described(cell: Cell) -> Row:
     return {
         "study": cell.study,
         "arm": cell.arm,
-        "epochs": cell.epochs,
+        "budget": cell.budget,
         "seed": cell.seed,
         "digest": cell.digest,
         "max_macs": cell.max_macs,
@@ -296,7 +321,7 @@ def _steps(run_dir: Path) -> Row:
 def _work(queue: Queue) -> None:
     torch.set_num_threads(1)
     while queue.run_next():
-        pass
+        torch.compiler.reset()  # type: ignore[no-untyped-call]  # what was compiled belongs to the last network
 
 
 def _work_in_parallel(queue: Queue, *, workers_per_gpu: int) -> None:

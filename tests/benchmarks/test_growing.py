@@ -15,7 +15,8 @@ from PIL import Image
 
 from benchmarks import growing, growing_report
 from benchmarks.growing import Queue, estimate, read_rows
-from benchmarks.growing_cells import STATIC, STUDIES, Cell, plan
+from benchmarks.growing_cells import Cell, plan
+from benchmarks.growing_studies import STATIC, STUDIES
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -36,7 +37,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def tiny(study: str, data: Path, outputs: Path, **changes: Any) -> list[Cell]:
     extra = ("model.widths=[4,8,8]", "dataset.image_size=8", "dataset.batch_size=16")
-    return plan(study, data=data, outputs=outputs, **{"seeds": [1], "epochs": [2], "extra": extra} | changes)
+    return plan(study, data=data, outputs=outputs, **{"seeds": [1], "budgets": [2], "extra": extra} | changes)
 
 
 def queue_of(cells: list[Cell], folder: Path, *, seconds: float = 1000.0) -> Queue:
@@ -62,14 +63,14 @@ def test_every_cell_of_a_study_can_run_and_its_arms_get_one_budget(
     study: str, num: int, data: Path, tmp_path: Path
 ) -> None:
     seeds = list(range(200, 212))
-    cells = tiny(study, data, tmp_path, seeds=seeds, epochs=None)  # composes and checks the configurations
+    cells = tiny(study, data, tmp_path, seeds=seeds, budgets=None)  # composes and checks the configurations
     assert len(cells) == num
     assert len({cell.place for cell in cells}) == len({cell.run_dir for cell in cells}) == num
     for name in STUDIES[study]:
         arms = [cell for cell in cells if cell.study == name and cell.arm != "trunk"]
-        budgets = {(cell.epochs, cell.max_macs) for cell in arms}
-        assert len(budgets) == len({epochs for epochs, _ in budgets})
-        order = [cell.seed for cell in arms if cell.epochs == arms[0].epochs]
+        budgets = {(cell.budget, cell.max_macs) for cell in arms}
+        assert len(budgets) == len({budget for budget, _ in budgets})
+        order = [cell.seed for cell in arms if cell.budget == arms[0].budget]
         assert order == sorted(order)  # whole seeds first
 
 
@@ -92,7 +93,7 @@ def test_cells_run_once_at_equal_compute_and_count_for_other_studies(
     assert str(tmp_path) not in queue.out.read_text()
 
     options = ["claims", f"--data={data}", f"--out={queue.out}", f"--outputs={tmp_path}", "--device=cpu"]
-    given = ["--seeds=1", "--epochs=2", "model.widths=[4,8,8]", "dataset.image_size=8", "dataset.batch_size=16"]
+    given = ["--seeds=1", "--budgets=2", "model.widths=[4,8,8]", "dataset.image_size=8", "dataset.batch_size=16"]
     with pytest.raises(SystemExit, match="0"):
         growing.main([*options, *given])
     assert "4 cells, 0 to do" in capsys.readouterr().out
@@ -139,7 +140,7 @@ def test_a_cell_that_fails_is_recorded_and_not_tried_again(
 def test_a_cell_is_not_begun_that_would_not_end_in_time(data: Path, tmp_path: Path) -> None:
     (cell, *_) = tiny("claims", data, tmp_path)
     queue = queue_of([cell], tmp_path, seconds=10)
-    known = {"study": "claims", "arm": "host", "epochs": 1, "seed": 9, "digest": "another", "seconds": 20.0}
+    known = {"study": "claims", "arm": "host", "budget": 1, "seed": 9, "digest": "another", "seconds": 20.0}
     queue.out.write_text(json.dumps(known) + "\n" + '{"cut off')
     assert not queue.run_next()
     assert read_rows(queue.out) == [known]
@@ -147,11 +148,11 @@ def test_a_cell_is_not_begun_that_would_not_end_in_time(data: Path, tmp_path: Pa
 
 def test_the_estimate_is_that_of_the_most_similar_rows(tmp_path: Path) -> None:
     cell = Cell(
-        study="claims", arm="grown", epochs=40, seed=1, overrides=(), max_macs=1, digest="", run_dir=tmp_path
+        study="claims", arm="grown", budget=40, seed=1, overrides=(), max_macs=1, digest="", run_dir=tmp_path
     )  # fmt: skip
     assert estimate(cell, []) == 0
     rows = [
-        {"study": "claims", "arm": arm, "epochs": epochs, "seconds": seconds}
+        {"study": "claims", "arm": arm, "budget": epochs, "seconds": seconds}
         for arm, epochs, seconds in (("host", 40, 70.0), ("grown", 20, 30.0), ("grown", 20, 32.0), ("grown", 10, 99.0))
     ]
     assert estimate(cell, rows) == pytest.approx(1.1 * 64)
@@ -165,7 +166,7 @@ def test_the_estimate_is_that_of_the_most_similar_rows(tmp_path: Path) -> None:
 def rows_of(arm: str, epochs: int, tests: list[float], *, val: float, steps: int, grown: bool = False) -> list[Any]:
     return [
         {
-            "study": "claims", "arm": arm, "epochs": epochs, "seed": seed, "test_accuracy": test, "val_accuracy": val,
+            "study": "claims", "arm": arm, "budget": epochs, "seed": seed, "test_accuracy": test, "val_accuracy": val,
             "test_loss": 0.4, "val_loss": 0.4, "total_macs": 1e12 * epochs, "num_macs_before": 50 if grown else 100,
             "num_macs": 100, "steps": steps, "growth_steps": [steps // 3] if grown else [], "seconds": 10.0,
         }
@@ -217,7 +218,7 @@ def test_json_has_the_same_and_is_valid(tmp_path: Path, capsys: pytest.CaptureFi
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, measured(1))) + "\n")
     growing_report.main([str(tmp_path / "rows.jsonl"), "--json"])
     (study,) = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
-    assert [(arm["epochs"], arm["arm"]) for arm in study["arms"]][:4] == [(20, arm) for arm in (*STATIC[:3], "grown")]
+    assert [(arm["budget"], arm["arm"]) for arm in study["arms"]][:4] == [(20, arm) for arm in (*STATIC[:3], "grown")]
     assert study["differences"][0]["p"] is None
 
 
@@ -242,7 +243,7 @@ def test_the_command_unpacks_the_data_and_writes_tables_though_a_cell_fails(
         check=False,
     )
     assert done.returncode == status
-    folder = tmp_path / "work" / "data" / data.name
+    folder = tmp_path / "work" / "data" / archive.name / data.name
     assert len(list(folder.glob("train/*/*.png"))) == 80
     assert f"claims --data {folder} --out {tmp_path}/out/growing.jsonl" in done.stdout
     assert "--seeds=1" in done.stdout
