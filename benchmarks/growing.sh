@@ -3,10 +3,10 @@
 #
 #     bash benchmarks/growing.sh STUDY DATA OUT [option of growing.py ...]
 #
-# from the repository's root. DATA: a folder of images (of text for gpt), or a tar archive with one. Rows go to OUT/growing.jsonl, tables to
-# OUT/tables.md; cells whose rows are there already are skipped. In the environment: MINUTES, the time limit with
-# unpacking and tables (9); WHEELS, a folder of wheels to use besides what is installed; WORK, the folder for data and
-# runs (/tmp/esper-growing), which a later call uses again.
+# from the repository's root. DATA: a folder of images (of text for gpt), or a tar archive with one. Rows go to
+# OUT/growing.jsonl, tables to OUT/tables.md; cells whose rows are there already are skipped. In the environment:
+# MINUTES, the time limit with unpacking and tables (9); WHEELS, a folder of wheels to use besides what is installed;
+# WORK, the folder for data and runs (/tmp/esper-growing), which a later call uses again.
 set -u -o pipefail
 
 if [[ $# -lt 3 || ! -d esper || ! -d benchmarks ]]; then

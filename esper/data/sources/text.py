@@ -62,8 +62,8 @@ def fingerprint_text(config: DatasetConfig, files: Sequence[str]) -> Fingerprint
 def load_text(config: DatasetConfig, files: Sequence[str], *, rng_seed: int, cache_dir: Path | None) -> DataSplits:
     """Tokenize files and split them.
 
-    The test split is drawn first, the same for every `rng_seed`. With `split_by=given`, folders are the splits: only the
-    halves of the validation split are drawn.
+    The test split is drawn first, the same for every `rng_seed`. With `split_by=given`, folders are the splits, and
+    only the halves of the validation split are drawn.
 
     Args:
         config: tokenizer, context, and how to split.
