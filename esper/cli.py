@@ -6,14 +6,19 @@ import argparse
 import functools
 import math
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from esper import __version__
+from esper.commands import Parser
+from esper.commands import add_command as _add
+from esper.commands import add_group as _add_group
+from esper.commands import add_json as _add_json
 from esper.errors import EsperError
 from esper.launch.exits import exit_with
 from esper.launch.output import keep_writing
+from esper.runs.parser import add_runs, with_default
 from esper.services import SERVICES
 
 if TYPE_CHECKING:
@@ -25,7 +30,7 @@ __all__ = ["main"]
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a subcommand; raises `SystemExit` with its exit code."""
     keep_writing()
-    options = _parser().parse_args(arguments)
+    options = _parser().parse_args(with_default(sys.argv[1:] if arguments is None else arguments))
     try:
         raise SystemExit(options.run(options))
     except EsperError as error:
@@ -35,10 +40,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="esper",
         description="Inspect, compare and export runs of esper-train; manage sweeps, services and blueprints.",
     )
+    parser.add_argument("--version", action="version", version=f"esper {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     doctor = _add(commands, "doctor", _doctor, "check that everything a run needs is installed and reachable")
@@ -59,6 +65,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     report.add_argument("--mlflow", metavar="EXPERIMENT", help="compare the runs of an MLflow experiment")
     report.add_argument("--uri", help="MLflow tracking URI (default: outputs/mlflow.db)")
+
+    add_runs(commands)
 
     sweep = _add_group(commands, "sweep", "show the status of a sweep, or resume it")
     status = _add(sweep, "status", _sweep_status, "show state, epoch, leading metric and remaining time of every run")
@@ -94,23 +102,6 @@ def _parser() -> argparse.ArgumentParser:
     _add_services(_add_group(commands, "services", "run Tamiyo and Tezzeret as services for many runs"))
     _add(commands, "version", _version, "print the version")
     return parser
-
-
-def _add(commands: Any, name: str, run: Callable[[argparse.Namespace], int], help: str) -> argparse.ArgumentParser:
-    """Add a subcommand, whose help text is also its description."""
-    parser: argparse.ArgumentParser = commands.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.")
-    parser.set_defaults(run=run)
-    return parser
-
-
-def _add_group(commands: Any, name: str, help: str) -> Any:
-    """Add a subcommand that has subcommands itself; returns where to add these."""
-    parser = commands.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.")
-    return parser.add_subparsers(metavar="COMMAND", required=True)
-
-
-def _add_json(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _add_urza(commands: Any) -> None:

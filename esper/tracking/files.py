@@ -14,7 +14,16 @@ from esper.contracts.recipe import Graft
 from esper.errors import ConfigError, RunError
 from esper.files import Count, Number, as_json, decoder, json_object, read_json, write_atomically
 
-__all__ = ["GRAFT", "MEMBERS_FILES", "SWEEP_FILE", "read_members", "read_recipe", "write_members", "write_recipe"]
+__all__ = [
+    "GRAFT",
+    "MEMBERS_FILES",
+    "SWEEP_FILE",
+    "forget_member",
+    "read_members",
+    "read_recipe",
+    "write_members",
+    "write_recipe",
+]
 
 SWEEP_FILE = "sweep.json"
 _LOCK = f".{SWEEP_FILE}.lock"
@@ -60,6 +69,14 @@ def write_members(sweep_dir: Path, members: Mapping[str, Sequence[str]]) -> None
     with FileLock(sweep_dir / _LOCK):
         known = read_members(sweep_dir) | {name: list(overrides) for name, overrides in members.items()}
         write_atomically(sweep_dir / SWEEP_FILE, json.dumps(known, indent=1) + "\n")
+
+
+def forget_member(sweep_dir: Path, name: str) -> None:
+    """Remove a member from the sweep's file, where there is one."""
+    if (sweep_dir / SWEEP_FILE).is_file():
+        with FileLock(sweep_dir / _LOCK):
+            known = {member: overrides for member, overrides in read_members(sweep_dir).items() if member != name}
+            write_atomically(sweep_dir / SWEEP_FILE, json.dumps(known, indent=1) + "\n")
 
 
 def read_members(sweep_dir: Path) -> dict[str, list[str]]:

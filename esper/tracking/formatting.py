@@ -6,7 +6,7 @@ import math
 
 from esper.contracts.metrics import MetricInfo
 
-__all__ = ["change", "clock", "duration", "loss", "memory", "metric", "number", "percent", "signed"]
+__all__ = ["age", "change", "clock", "duration", "loss", "memory", "metric", "number", "percent", "signed"]
 
 _UNKNOWN = "–"
 
@@ -66,6 +66,12 @@ def duration(seconds: float) -> str:
     whole = math.ceil(seconds)
     minutes, hours = whole // 60, whole // 3600
     return f"{hours} h {minutes % 60:02} min" if hours else f"{minutes} min" if minutes else f"{whole} s"
+
+
+def age(seconds: float) -> str:
+    """How long ago something was: as `duration`, from two days on in days."""
+    days = int(seconds // 86_400)
+    return f"{days} d" if days > 1 else duration(max(0.0, seconds))
 
 
 def memory(num_bytes: float | None) -> str:

@@ -1,0 +1,47 @@
+"""Subcommands of `esper` as argparse has them. A module that adds some imports nothing else before they are called."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from typing import Any
+
+__all__ = ["Parser", "add_command", "add_group", "add_json"]
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that takes options after, and between, the arguments that they go with."""
+
+    _is_inside = False
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None, **kwargs: Any
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """As argparse, whose own parser of mixed arguments knows no subcommands."""
+        if self._is_inside or self._subparsers is not None:
+            return super().parse_known_args(args, namespace, **kwargs)
+        self._is_inside = True  # it calls this method
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._is_inside = False
+
+
+def add_command(
+    commands: Any, name: str, run: Callable[[argparse.Namespace], int], help: str
+) -> argparse.ArgumentParser:
+    """Add a subcommand, whose help text is also its description."""
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def add_group(commands: Any, name: str, help: str) -> Any:
+    """Add a subcommand that has subcommands itself; returns where to add these."""
+    parser = commands.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.")
+    return parser.add_subparsers(metavar="COMMAND", required=True)
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """Add the option `--json`."""
+    parser.add_argument("--json", action="store_true", help="print JSON")

@@ -1,0 +1,1 @@
+"""`esper runs`: find runs, and remove them."""
