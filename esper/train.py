@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.conf import HydraConf
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -20,7 +21,7 @@ from hydra.core.plugins import Plugins
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from esper import stopping
+from esper import __version__, stopping
 from esper.configs import TolariaConfig
 from esper.configs.check import check
 from esper.configs.compose import BAD_INPUT, compose, conf_folder, own_hydra, register
@@ -48,6 +49,9 @@ _shows_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
 def main() -> None:
     """Run the command; ends with `SystemExit`: 0 finished, 1 failed, 2 bad input, 128 + n stopped by signal n."""
     keep_writing()
+    if "--version" in sys.argv[1:]:  # Hydra would print its own
+        sys.stdout.write(f"esper-train {__version__}\n")
+        raise SystemExit(0)
     absolute_variables()
     # torch.distributed prints C++ stack traces when a rank ends; Esper says in one line which rank and why.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
@@ -56,7 +60,7 @@ def main() -> None:
     _register_launchers()
     # Hydra then raises its errors instead of printing them with a traceback; they are printed here, in one line.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    sys.argv[1:] = quote_text(sys.argv[1:])
+    sys.argv[1:] = quote_text(_options_first(sys.argv[1:]))
     try:
         with stopping.handled(), collect_failures() as failures, restored_if_refused():
             hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")(app)()
@@ -72,6 +76,18 @@ def main() -> None:
     for line in failures:
         sys.stderr.write(f"error: {line}\n")
     raise SystemExit(min(failures.values(), default=0))
+
+
+def _options_first(arguments: Sequence[str]) -> list[str]:
+    """The arguments with Hydra's options before all overrides: it would refuse an override after an option."""
+    overrides = get_args_parser().parse_known_intermixed_args(arguments)[0].overrides
+    left, options = list(overrides), []
+    for argument in arguments:
+        if left and argument == left[0]:
+            left.pop(0)
+        else:
+            options.append(argument)
+    return [*options, *overrides]
 
 
 def _register_launchers() -> None:
@@ -154,13 +170,15 @@ def fit(
             overrides = tuple(quote_text(overrides))
             cfg = compose(overrides)
             config = from_hydra(cfg)
-            folder = Path(run_dir or cfg.hydra.run.dir)
+            folder = Path(run_dir or cfg.hydra.run.dir).expanduser()
         return _run_anywhere(config, folder, _sibling(folder, overrides, compose), prepare)
     if overrides:
         raise ConfigError(f"fit: got overrides ({' '.join(overrides)}) and a config; give one of them")
     config = absolute_paths(config)
     check(config)
-    return _run_anywhere(config, Path(run_dir or Path("outputs") / config.experiment_name / run_name(config, ())), None)
+    return _run_anywhere(
+        config, Path(run_dir or Path("outputs") / config.experiment_name / run_name(config, ())).expanduser(), None
+    )
 
 
 def _recompose(overrides: Sequence[str]) -> DictConfig:

@@ -16,7 +16,7 @@ from omegaconf.errors import (
 )
 
 from esper.configs.schema import kind, settings
-from esper.configs.text import override
+from esper.configs.text import one_value, override
 from esper.configs.tolaria import TolariaConfig
 from esper.errors import ConfigError, one_line
 
@@ -41,13 +41,14 @@ def explain(error: Exception, *, where: str = "") -> ConfigError:
         line = _missing_option(error)
     elif isinstance(error, OverrideParseException):
         key, equals, value = error.override.partition("=")
-        is_plain = bool(equals) and not value.startswith(("[", "{", "'", '"'))
+        is_plain = bool(equals) and not value.startswith(("[", "{"))
         remedy = override(key, value) if is_plain else "KEY=VALUE, with quotes inside where VALUE has = or ,"
         line = f"cannot read {error.override!r}; write {remedy}"
     elif isinstance(cause, OmegaConfBaseException):
         line = _of_omegaconf(cause)
-    elif sweep := re.search(r"'(.+?)'[\s\S]*--multirun", str(error)):
-        line = f"{sweep[1]}: several values; add -m to run each, or write a list as KEY=[A,B]"
+    elif sweep := re.search(r"'(.+)'\n[\s\S]*--multirun", str(error)):
+        one = one_value(sweep[1])
+        line = f"{sweep[1]}: several values; add -m to run each{', or write ' + one if one else ''}"
     else:
         line = one_line(error)
     if file := re.match(r"In '([^']+)': \w+ raised", str(error)):

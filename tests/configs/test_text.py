@@ -9,6 +9,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
 from esper.configs import load_config
 from esper.configs.compose import compose
@@ -76,8 +77,76 @@ def test_a_printed_override_can_be_pasted(text):
     assert parsed.value() == text
 
 
-def test_a_refused_override_is_printed_as_it_can_be_written():
-    with pytest.raises(ConfigError, match=r"write 'dataset\.data_dir='") as error:
-        compose(["dataset.data_dir=/data/Bücher"])
+@pytest.mark.parametrize("given", ["hydra.job.name=Bücher", "dataset.data_dir='/data/it is", 'description="a'])
+def test_a_refused_override_is_printed_as_it_can_be_written(given):
+    with pytest.raises(ConfigError, match="write ") as error:
+        compose([given])
     pasted = shlex.split(str(error.value).partition("write ")[2])
-    assert from_hydra(compose([*pasted, "dataset=digits"])).dataset.data_dir.endswith("/data/Bücher")
+    key, _, value = given.partition("=")
+    composed = compose([*pasted, "dataset=digits"])
+    assert OmegaConf.select(composed, key) == value
+
+
+ODD = [
+    "Bücher",
+    "a b",
+    "a#b",
+    "it's",
+    'a "b"',
+    "~tilde~",
+    "a=b",
+    "(alt)",
+    "fotos(1)",
+    "[x]",
+    "{x}",
+    "a&b;c!",
+    "a%20b",
+    "日本",
+    "x]",
+    "a^b`c",
+]
+
+
+def test_paths_are_what_was_typed(tmp_path: Path):
+    for name in ODD:
+        given = f"{tmp_path}/{name}"
+        typed = [
+            f"{key}={given}" for key in ("dataset.data_dir", "model.init_from", "hydra.run.dir", "hydra.sweep.dir")
+        ]
+        for parsed in OverridesParser.create().parse_overrides(quote_text(typed)):
+            assert parsed.value() == given, parsed.input_line
+    composed = compose([f'{key}={tmp_path}/it\'s "a" #1=ü' for key in ("dataset.data_dir", "hydra.run.dir")])
+    assert composed.dataset.data_dir == composed.hydra.run.dir == f'{tmp_path}/it\'s "a" #1=ü'
+
+
+def test_a_tilde_is_the_home_directory(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    composed = compose(["hydra.run.dir=~/my runs", "dataset.data_dir=~/Bücher", "dataset=digits"])
+    assert composed.hydra.run.dir == "/home/me/my runs"
+    assert from_hydra(composed).dataset.data_dir == "/home/me/Bücher"
+
+
+def test_a_comma_separates_the_values_of_a_sweep_of_odd_paths():
+    assert quote_text(["dataset.data_dir=/ä, /ö"]) == ["dataset.data_dir='/ä','/ö'"]
+    assert quote_text(["tags=[für,b c]", "tags=ä,b"]) == ["tags=['für','b c']", "tags=['ä'],['b']"]
+
+
+@pytest.mark.parametrize("given", ["dataset.data_dir=/a,b", "dataset.data_dir=/ä,it's", "tags=ä,b", "tags=[x],y"])
+def test_several_values_are_refused_with_what_makes_them_one(given):
+    with pytest.raises(ConfigError, match="several values; add -m to run each, or write ") as error:
+        compose([given])
+    (pasted,) = shlex.split(str(error.value).partition("write ")[2])
+    key, _, value = given.partition("=")
+    found = OmegaConf.select(compose([pasted]), key)
+    assert found == (value if key == "dataset.data_dir" else {"tags=ä,b": ["ä", "b"], "tags=[x],y": ["x", "y"]}[given])
+
+
+def test_a_single_value_is_a_list_of_one():
+    config = from_hydra(compose(["morphogenetic=schedule", "morphogenetic.schedule_at=0.5", "tags=3.10"]))
+    assert (config.morphogenetic.schedule_at, config.tags) == ([0.5], ["3.10"])
+    assert quote_text(["morphogenetic.schedule_at=0.3, [0.5]"]) == ["morphogenetic.schedule_at=[0.3], [0.5]"]
+    assert quote_text(["morphogenetic.schedule_at=choice(0.3,0.5)"]) == [
+        "morphogenetic.schedule_at=choice([0.3],[0.5])"
+    ]
+    others = ["morphogenetic.schedule_at=${x}", "morphogenetic.schedule_at=[]", "model.widths=[4,8]"]
+    assert quote_text(others) == others
