@@ -18,6 +18,7 @@ from esper.commands import add_json as _add_json
 from esper.errors import EsperError
 from esper.launch.exits import exit_with
 from esper.launch.output import keep_writing
+from esper.planning.parser import add_plan
 from esper.runs.parser import add_runs, with_default
 from esper.services import SERVICES
 
@@ -51,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="as for esper-train, e.g. bus=redis")
     _add_json(doctor)
 
+    add_plan(commands)
     sync = _add(commands, "sync", _sync, "upload runs to their trackers from their journals")
     sync.add_argument("run_dirs", nargs="+", type=Path, metavar="DIR", help="folder of a run or a sweep")
     sync.add_argument("--uri", help="MLflow tracking URI (default: the run's own trackers)")

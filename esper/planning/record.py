@@ -9,6 +9,7 @@ from pydantic import TypeAdapter
 
 from esper.errors import RunError
 from esper.files import read_json, write_atomically
+from esper.launch.planned import Decision
 from esper.planning.observations import Observation, Plan
 
 __all__ = ["PlanRecord", "as_text", "read", "write"]
@@ -24,12 +25,16 @@ class PlanRecord:
         plan: the plan.
         observations: what it was made from.
         command: the recommended command.
+        decision: the same for `morphogenetic=planned`.
+        fractions: of what grows, of the sizes in between.
         version: of the file.
     """
 
     plan: Plan
     observations: tuple[Observation, ...]
     command: str = ""
+    decision: Decision | None = None
+    fractions: tuple[float, ...] = ()
     version: int = _VERSION
 
 

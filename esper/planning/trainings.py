@@ -23,7 +23,7 @@ from esper.sweep.manifest import Member
 from esper.sweep.queues.base import Queue
 from esper.tracking.files import write_members
 
-__all__ = ["ladder_of", "overrides_of", "run_pilots", "trunk_for", "without"]
+__all__ = ["describe", "ladder_of", "overrides_of", "run_pilots", "trunk_for", "without"]
 
 _DECIDED = ("optimization.max_macs", "optimization.max_epochs", "rng_seed", "checkpoint.resume_from", "dry_run")
 """Settings of the command that a pilot has values of its own for."""
@@ -78,7 +78,7 @@ def overrides_of(
             overrides.append(f"morphogenetic.recipe_path={known.recipe_path}")
         if 0 < fraction < 1:
             overrides.append(f"morphogenetic.recipe_fraction={fraction:g}")
-    overrides += [f"optimization.max_macs={macs:.8g}", f"rng_seed={seed}", "checkpoint.save_trunk=true"]
+    overrides += [f"optimization.max_macs={macs:.8g}", f"rng_seed={seed}"]
     return [*overrides, *([f"checkpoint.resume_from={_relative(trunk.path)}"] if trunk else [])]
 
 
@@ -132,12 +132,12 @@ def run_pilots(
         if not pending:
             return runs, list(names.values())
         if unmet := next((pilot for pilot in pending if pilot in tried), None):
-            raise RunError(f"the pilot {_words(unmet, known)} finished, but not with that network, data and compute")
+            raise RunError(f"the pilot {describe(unmet, known)} finished, but not with that network, data and compute")
         ready = [pilot for pilot in pending if trunk_before(pilot, pilots, ladder=ladder) not in pending]
         ready = ready if queue is not None else ready[:1]
         trainings = [_training(pilot, runs, known, given) for pilot in ready]
         for number, pilot in enumerate(ready, start=len(names) + 1):
-            tell(f"pilot {number} of {len(pilots)}: {_words(pilot, known)}")
+            tell(f"pilot {number} of {len(pilots)}: {describe(pilot, known)}")
         if queue is None:
             _train_here(trainings[0])
         else:
@@ -145,7 +145,8 @@ def run_pilots(
         tried += ready
 
 
-def _words(pilot: Pilot, known: Family) -> str:
+def describe(pilot: Pilot, known: Family) -> str:
+    """A pilot in words."""
     size = known.network(pilot.size).size
     grows = f" by growth at {pilot.share:.0%}" if pilot.share is not None else ""
     return f"{size.label}{grows}, {pilot.macs:.3g} MACs, seed {pilot.seed}"
@@ -169,6 +170,7 @@ def _training(pilot: Pilot, runs: Sequence[FinishedRun], known: Family, given: S
     choice = Choice(size=pilot.size, share=pilot.share)
     trunk = trunk_for(choice, macs=pilot.macs, seed=pilot.seed, runs=runs, known=known)
     overrides = overrides_of(choice, macs=pilot.macs, seed=pilot.seed, given=given, known=known, trunk=trunk)
+    overrides.append("checkpoint.save_trunk=true")
     if not any(_key(one) == "logging.log_level" for one in overrides):
         overrides.append("logging.log_level=WARNING")
     cfg = compose(overrides)
