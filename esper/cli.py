@@ -69,6 +69,13 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--uri", help="MLflow tracking URI (default: outputs/mlflow.db)")
 
     add_runs(commands)
+    watch = _add(commands, "watch", _watch, "show running experiments on a page in the browser, until Ctrl-C")
+    watch.add_argument(
+        "folder", nargs="?", type=Path, default=Path("outputs"), metavar="FOLDER", help="(default: outputs)"
+    )
+    watch.add_argument(
+        "--port", type=_port, default=0, metavar="N", help="port of this machine (default: any free one)"
+    )
 
     sweep = _add_group(commands, "sweep", "show the status of a sweep, or resume it")
     status = _add(sweep, "status", _sweep_status, "show state, epoch, leading metric and remaining time of every run")
@@ -170,6 +177,13 @@ def _positive(text: str) -> int:
     return value
 
 
+def _port(text: str) -> int:
+    value = int(text)
+    if not 0 <= value < 2**16:
+        raise argparse.ArgumentTypeError(f"{text}: allowed is 0 to 65535")
+    return value
+
+
 def _not_negative(text: str) -> float:
     value = float(text)
     if not 0 <= value < math.inf:
@@ -209,6 +223,12 @@ def _report(options: argparse.Namespace) -> int:
 
     given = {name: getattr(options, name) for name in ("out", "baseline", "target", "mlflow", "uri")}
     return command.main(options.paths, **given)
+
+
+def _watch(options: argparse.Namespace) -> int:
+    from esper.watch import command
+
+    return command.main(options.folder, port=options.port)
 
 
 def _sweep_status(options: argparse.Namespace) -> int:

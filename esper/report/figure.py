@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from markupsafe import Markup
@@ -25,7 +26,7 @@ from esper.report.svg import INK, svg
 from esper.tracking.formatting import memory, number
 from esper.tracking.journal import strict
 
-__all__ = ["Axis", "Figure", "Mark", "Series", "embed", "thinned"]
+__all__ = ["Axis", "Figure", "Mark", "Series", "as_data", "embed", "thinned"]
 
 _MAX_POINTS = 1200
 """Points of a curve above which it is thinned."""
@@ -115,7 +116,7 @@ def embed(figure: Figure) -> Markup:
         limits.update(x=axes.get_xlim(), y=axes.get_ylim())
 
     drawing = svg(draw, height=figure.height)
-    data = json.dumps(strict(_data(figure, limits)), separators=(",", ":"), allow_nan=False)
+    data = json.dumps(strict(as_data(figure, limits)), separators=(",", ":"), allow_nan=False)
     return Markup('<figure class="plot" data-plot="{}">{}</figure>').format(data, Markup(drawing))
 
 
@@ -131,8 +132,8 @@ def thinned(x: Sequence[float], y: Sequence[float]) -> tuple[list[float], list[f
     return [x[i] for i in sorted(kept)], [y[i] for i in sorted(kept)]
 
 
-def _data(figure: Figure, limits: dict[str, Limits]) -> dict[str, Any]:
-    """What `plot.js` reads; numbers to six digits."""
+def as_data(figure: Figure, limits: Mapping[str, Limits] = MappingProxyType({})) -> dict[str, Any]:
+    """What `plot.js` reads; numbers to six digits. Without limits it finds them itself."""
     axes = {"x": figure.x, "y": figure.y}
     return {
         **{
@@ -140,7 +141,7 @@ def _data(figure: Figure, limits: dict[str, Limits]) -> dict[str, Any]:
                 "label": axis.label,
                 "unit": axis.unit,
                 "log": axis.is_log,
-                "limits": limits[name],
+                "limits": limits.get(name, axis.limits),
                 "ticks": list(axis.ticks),
             }
             for name, axis in axes.items()

@@ -67,8 +67,14 @@ const Plot = (() => {
       this.svg.onpointercancel = () => { this.from = undefined; this.leave(); };
       this.svg.ondblclick = () => this.setZoom(null);
       this.set(data);
-      new ResizeObserver(() => { if (host.clientWidth !== this.width) this.draw(); }).observe(host);
+      this.observer = new ResizeObserver(() => { if (host.clientWidth !== this.width) this.draw(); });
+      this.observer.observe(host);
       plots.add(this);
+    }
+
+    remove() {
+      this.observer.disconnect();
+      plots.delete(this);
     }
 
     set(data) {
@@ -86,13 +92,14 @@ const Plot = (() => {
 
     limits() {
       const { x, y } = this.data, isWhole = this.series.length === this.data.series.length;
-      const across = this.zoom || x.limits;
-      if (!this.zoom && isWhole) return [across, y.limits];
+      const xs = this.data.series.flatMap(one => one.x).filter(v => v !== null), margin = 0.03 * (Math.max(...xs) - Math.min(...xs)) || 1;
+      const across = this.zoom || x.limits || (xs.length ? [Math.min(...xs) - margin, Math.max(...xs) + margin] : [0, 1]);
+      if (!this.zoom && isWhole && y.limits) return [across, y.limits];
       const seen = this.series.flatMap(one => one.y.filter((v, i) => v !== null && one.x[i] >= across[0] && one.x[i] <= across[1]));
       let low = Math.min(...seen), high = Math.max(...seen);
-      if (!seen.length || (y.log && low <= 0)) return [across, y.limits];
-      const margin = y.log ? (high / low) ** 0.05 || 1 : 0.06 * (high - low) || 0.05 * Math.abs(high) || 1;
-      [low, high] = y.log ? [low / Math.max(margin, 1.01), high * Math.max(margin, 1.01)] : [low - margin, high + margin];
+      if (!seen.length || (y.log && low <= 0)) return [across, y.limits || [y.log ? 0.1 : 0, 1]];
+      const room = y.log ? (high / low) ** 0.05 || 1 : 0.06 * (high - low) || 0.05 * Math.abs(high) || 1;
+      [low, high] = y.log ? [low / Math.max(room, 1.01), high * Math.max(room, 1.01)] : [low - room, high + room];
       return [across, y.unit === "%" ? [Math.max(low, 0), Math.min(high, 1)] : [low, high]];
     }
 

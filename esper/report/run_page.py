@@ -18,7 +18,7 @@ from esper.report.lexicon import words_in
 from esper.report.run_record import RunRecord, read_run
 from esper.tracking import formatting, write_atomically
 
-__all__ = ["template_environment", "write"]
+__all__ = ["render", "template_environment", "write"]
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'sha256-{}'"
 """Content Security Policy of a page: nothing from the network, and no script but ours."""
@@ -34,10 +34,14 @@ def write(run_dir: Path) -> Path:
     Raises:
         RunError: the journal is missing or damaged.
     """
-    page = template_environment().get_template("run_page.html.j2").render(_content(read_run(run_dir)))
     target = run_dir / "report.html"
-    write_atomically(target, page)
+    write_atomically(target, render(run_dir))
     return target
+
+
+def render(run_dir: Path) -> str:
+    """The page of a run, see `write`."""
+    return template_environment().get_template("run_page.html.j2").render(_content(read_run(run_dir)))
 
 
 def template_environment() -> Environment:

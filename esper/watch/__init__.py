@@ -1,0 +1,1 @@
+"""`esper watch`: a page over running experiments, served to this machine only."""
