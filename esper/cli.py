@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +14,9 @@ from esper.commands import Parser
 from esper.commands import add_command as _add
 from esper.commands import add_group as _add_group
 from esper.commands import add_json as _add_json
+from esper.commands import positive as _positive
 from esper.errors import EsperError
+from esper.inference.parser import add_use
 from esper.launch.exits import exit_with
 from esper.launch.output import keep_writing
 from esper.planning.parser import add_plan
@@ -88,25 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     simic.add_argument("run_dirs", nargs="+", type=Path, metavar="RUN_DIR", help="folder of a run")
     simic.add_argument("--out", type=Path, required=True, metavar="FILE", help="policy file, e.g. policy.safetensors")
 
-    export = _add(
-        commands, "export", _export, "export a run's network for inference, with grown modules folded into the host"
-    )
-    export.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="folder of the run")
-    export.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new or empty folder")
-    export.add_argument("--best", action="store_true", help="the epoch with the lowest validation loss, not the last")
-
-    sample = _add(commands, "sample", _sample, "let a trained language model continue a text")
-    sample.add_argument("folder", type=Path, metavar="DIR", help="folder of a run, or what esper export wrote")
-    sample.add_argument("--prompt", default="", metavar="TEXT", help="text to continue (default: begin a document)")
-    sample.add_argument("--tokens", type=_positive, default=300, metavar="N", help="tokens to write (default: 300)")
-    sample.add_argument(
-        "--temperature", type=_not_negative, default=0.8, metavar="T", help="0: always the likeliest (default: 0.8)"
-    )
-    sample.add_argument("--top-k", type=_positive, metavar="K", help="draw among the K likeliest tokens (default: all)")
-    sample.add_argument("--seed", type=int, default=0, metavar="N", help="random seed of the draws (default: 0)")
-    sample.add_argument("--best", action="store_true", help="the epoch with the lowest validation loss, not the last")
-    sample.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="device (default: auto)")
-
+    add_use(commands)
     _add_urza(_add_group(commands, "urza", "manage the blueprint library"))
     _add_services(_add_group(commands, "services", "run Tamiyo and Tezzeret as services for many runs"))
     _add(commands, "version", _version, "print the version")
@@ -170,24 +153,10 @@ def _add_services(commands: Any) -> None:
         _add_json(parser)
 
 
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text}: allowed is at least 1")
-    return value
-
-
 def _port(text: str) -> int:
     value = int(text)
     if not 0 <= value < 2**16:
         raise argparse.ArgumentTypeError(f"{text}: allowed is 0 to 65535")
-    return value
-
-
-def _not_negative(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text}: allowed is at least 0")
     return value
 
 
@@ -247,30 +216,6 @@ def _simic(options: argparse.Namespace) -> int:
     from esper.simic import fit
 
     return fit.main(options.run_dirs, options.out)
-
-
-def _export(options: argparse.Namespace) -> int:
-    from esper.inference.export import export
-
-    sys.stdout.write(f"{export(options.run_dir, options.out, best=options.best)}\n")
-    return 0
-
-
-def _sample(options: argparse.Namespace) -> int:
-    from esper.build import select_device
-    from esper.inference.sample import continuation, load_language_model
-
-    text = continuation(
-        load_language_model(options.folder, best=options.best),
-        options.prompt,
-        num_tokens=options.tokens,
-        temperature=options.temperature,
-        top_k=options.top_k,
-        rng_seed=options.seed,
-        device=select_device(options.device),
-    )
-    sys.stdout.write(f"{options.prompt}{text}\n")
-    return 0
 
 
 def _urza_list(options: argparse.Namespace) -> int:

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable, Sequence
 from typing import Any
 
-__all__ = ["Parser", "add_command", "add_group", "add_json"]
+__all__ = ["Parser", "add_command", "add_group", "add_json", "positive"]
 
 
 class Parser(argparse.ArgumentParser):
@@ -45,3 +45,11 @@ def add_group(commands: Any, name: str, help: str) -> Any:
 def add_json(parser: argparse.ArgumentParser) -> None:
     """Add the option `--json`."""
     parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def positive(text: str) -> int:
+    """The type of an option that is a whole number above 0."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text}: allowed is at least 1")
+    return value

@@ -13,7 +13,7 @@ from esper.data.fingerprint import Fingerprint, fingerprint_files
 from esper.data.pixels import suffixes
 from esper.errors import DataError
 
-__all__ = ["Listing", "find_images", "is_special", "list_classes", "list_folder", "walk"]
+__all__ = ["Listing", "described_suffixes", "find_images", "is_special", "list_classes", "list_folder", "walk"]
 
 _MAX_KINDS = 5
 """Suffixes, or files, that a notice names."""
@@ -55,7 +55,7 @@ class Listing:
         """What the user should know."""
         lines = []
         if self.unread:
-            lines.append(f"{_described(self.unread)}; images among them must be converted")
+            lines.append(f"{described_suffixes(self.unread)}; images among them must be converted")
         if self.special:
             named = ", ".join(os.path.relpath(path, self.folder) for path in self.special[:_MAX_KINDS])
             more = ", …" if len(self.special) > _MAX_KINDS else ""
@@ -108,7 +108,7 @@ def find_images(folder: Path, classes: Sequence[str]) -> tuple[list[list[os.DirE
             elif not entry.is_dir():
                 others[suffix] += 1
         if not files:
-            contained = f"; {_described(others)}" if others else ""
+            contained = f"; {described_suffixes(others)}" if others else ""
             raise DataError(f"{folder / name}: contains no images{contained}; add some, or remove it from every split")
         # By the parts of the path: `a/b` before `a-b`.
         found.append(sorted(files, key=lambda entry: entry.path.split(os.sep)))  # noqa: PTH206
@@ -126,7 +126,8 @@ def is_special(path: os.DirEntry[str] | Path) -> bool:
         return False  # a dangling link: reading it says what is wrong
 
 
-def _described(unread: Counter[str]) -> str:
+def described_suffixes(unread: Counter[str]) -> str:
+    """How many files of each suffix were not read."""
     kinds = sorted(unread, key=lambda suffix: (-unread[suffix], suffix))
     counts = [f"{unread[suffix]} {suffix or 'without'}" for suffix in kinds[:_MAX_KINDS]]
     more = ", …" if len(kinds) > _MAX_KINDS else ""

@@ -42,6 +42,7 @@ from esper.inference.loading import (
     trained,
 )
 from esper.inference.network import Network
+from esper.inference.sources import check_examples
 from esper.kasmina import SeedSlot
 from esper.models import host_family
 
@@ -57,7 +58,7 @@ def export(
     *,
     best: bool = False,
     formats: Sequence[str] = (),
-    examples: Any = None,
+    check: str | None = None,
     license: str | None = None,
     model: Any = None,
 ) -> Path:
@@ -68,7 +69,7 @@ def export(
         out: folder to write to.
         best: export the checkpoint with the lowest validation loss instead of the newest one.
         formats: others than safetensors, of `FORMATS`.
-        examples: inputs on which outputs are compared, see `Network.predict`; None: of the run's validation data.
+        check: folder of pictures, or table, on which outputs are compared; None: the run's validation data.
         license: of the weights, as `model.json` is to say.
         model: see `load`.
 
@@ -82,7 +83,7 @@ def export(
         raise RunError(f"{out} already exists and is not an empty folder; choose another with --out, or remove it")
     found = trained(run_dir, best=best, model=model)
     network = found.folded()
-    inputs, source = _inputs(found, run_dir, examples, is_required=bool(formats))
+    inputs, source = _inputs(found, run_dir, check, is_required=bool(formats))
     temporary = out.absolute().with_name(f".{out.absolute().name}.{os.getpid()}")
     try:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -117,14 +118,14 @@ def _check(found: Trained, exported: Network, inputs: Tensor) -> float:
     return greatest_difference(found.model.eval()(inputs), exported(inputs), what=WEIGHTS)
 
 
-def _inputs(found: Trained, run_dir: Path, examples: Any, *, is_required: bool) -> tuple[Tensor, str]:
+def _inputs(found: Trained, run_dir: Path, check: str | None, *, is_required: bool) -> tuple[Tensor, str]:
     """Prepared inputs, and what they are."""
     network = Network(found.model, found.interface, channels_last=found.channels_last)
-    if examples is not None:
-        values = [network.read(example) for example in examples]
+    if check is not None:
+        values = check_examples(network, check, num=_NUM_CHECKED)
         if len(values) < 3:
-            raise DataError(f"{len(values)} examples to check an export on; give at least 3")
-        return network.prepare(torch.stack(values[:_NUM_CHECKED])), f"{len(values[:_NUM_CHECKED])} given examples"
+            raise DataError(f"--check {check}: holds {len(values)} examples; give at least 3")
+        return network.prepare(torch.stack(values)), f"{len(values)} given examples"
     try:
         split = own_splits(run_dir, found.settings).controller
     except (ConfigError, DataError) as error:

@@ -50,6 +50,10 @@ class SeedSlot(nn.Module):
         self._replacement: Callable[[Tensor, Tensor], Tensor] | None = None
         self.register_buffer("alpha", torch.zeros(()))  # in the state dict: blending continues after a resume
 
+    def __dir__(self) -> list[str]:
+        # torch.jit.trace reads all that is listed, and `live_graft` raises if there is none.
+        return [name for name in super().__dir__() if name != "live_graft"]  # type: ignore[no-untyped-call]
+
     @property
     def is_live(self) -> bool:
         """Whether a kernel is attached that is neither kept nor culled yet."""

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from esper.build import Parts
     from esper.tolaria.ranks import Ranks
 
-__all__ = ["evaluate", "evaluate_on_ranks", "lowest", "measure"]
+__all__ = ["evaluate", "evaluate_in_detail", "evaluate_on_ranks", "lowest", "measure"]
 
 T = TypeVar("T")
 
@@ -52,6 +52,17 @@ def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], task: T
     losses = torch.cat([batch.flatten() for batch in measured])
     loss = float(losses.double().mean())
     return loss, as_figures(task.metrics, loss, (sums / losses.numel()).tolist())
+
+
+def evaluate_in_detail(
+    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], task: Task
+) -> tuple[float, dict[str, float], dict[str, Any]]:
+    """Mean loss, the task's metrics by name, and its detail; see `measure`."""
+    measured, sums = measure(model, batches, task, with_detail=True)
+    losses, num_metrics = torch.cat([batch.flatten() for batch in measured]), num_values(task.metrics)
+    loss, totals = float(losses.double().mean()), sums.tolist()
+    figures = as_figures(task.metrics, loss, [total / losses.numel() for total in totals[:num_metrics]])
+    return loss, figures, task.detail.describe(totals[num_metrics:]) if task.detail else {}
 
 
 def evaluate_on_ranks(

@@ -17,85 +17,47 @@ from torch import Tensor
 
 import esper
 from esper import plugins
-from esper.configs import DatasetConfig, ModelConfig, TaskConfig, TolariaConfig
+from esper.configs import DatasetConfig, ModelConfig, TaskConfig
 from esper.errors import CheckpointError, DataError, RunError
 from esper.inference import Network
 from esper.inference.export import export
-from esper.tolaria import TolariaTrainer
 from tests.conftest import tiny_config, use
 from tests.data.photos import write_photos
+from tests.inference.conftest import Seen, train
 from tests.text import text_config, write_texts
 
 FORBIDDEN = ("mlflow", "sklearn", "matplotlib", "rich", "esper.build", "esper.tamiyo", "esper.tolaria.loop",
              "esper.tolaria.run", "esper.tolaria.step", "esper.tolaria.trainer")  # fmt: skip
 
 
-def train(config: TolariaConfig, run_dir: Path) -> dict[str, Any]:
-    """Train; returns the result, and what evaluation saw of the test split: values, targets and outputs."""
-
-    async def body(trainer: TolariaTrainer) -> dict[str, Any]:
-        await trainer.train()
-        run, parts = trainer.run, trainer.run.parts
-        assert trainer.result is not None
-        with torch.no_grad():
-            outputs = [
-                (run.model.eval()(inputs), targets) for inputs, targets in parts.evaluation_batches(parts.splits.test)
-            ]
-        return {
-            "result": trainer.result,
-            "test": parts.splits.test,
-            "outputs": torch.cat([output for output, _ in outputs]),
-            "targets": torch.cat([target for _, target in outputs]),
-        }
-
-    found = use(config, run_dir, body)
-    assert isinstance(found, dict)
-    return found
-
-
 def predicted(network: Network, examples: Any) -> Tensor:
     return torch.stack([prediction.output for prediction in network.predict(examples)])
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """A run that grew a squeeze-and-excitation, which cannot be folded."""
-    torch.set_num_threads(1)
-    run_dir = tmp_path_factory.mktemp("runs") / "tiny" / "run"
-    config = tiny_config(
-        morphogenetic__judged=False, morphogenetic__blueprint="squeeze_excite", model__site_kinds=["after"]
-    )
-    return run_dir, train(config, run_dir)
-
-
-def test_predictions_are_those_of_the_trainers_evaluation_image_by_image(
-    trained: tuple[Path, dict[str, Any]], tmp_path: Path
-) -> None:
-    run_dir, seen = trained
+def test_predictions_are_those_of_the_trainers_evaluation_image_by_image(trained: Seen, tmp_path: Path) -> None:
+    run_dir, seen = trained.run_dir, trained
     out = export(run_dir, tmp_path / "out")
     assert json.loads((out / "model.json").read_text())["not_folded"] != []
     for folder in (run_dir, out):
         network = esper.load(folder)
-        outputs = predicted(network, seen["test"].images)
-        assert torch.equal(outputs.argmax(1), seen["outputs"].argmax(1))
-        assert torch.allclose(outputs, seen["outputs"], atol=1e-5)
-        accuracy = (outputs.argmax(1) == seen["targets"]).double().mean().item()
-        assert accuracy == pytest.approx(seen["result"]["test_accuracy"], abs=1e-12)
+        outputs = predicted(network, seen.test.images)
+        assert torch.equal(outputs.argmax(1), seen.outputs.argmax(1))
+        assert torch.allclose(outputs, seen.outputs, atol=1e-5)
+        accuracy = (outputs.argmax(1) == seen.targets).double().mean().item()
+        assert accuracy == pytest.approx(seen.result["test_accuracy"], abs=1e-12)
     assert network.class_names == [f"stripes{label}" for label in range(10)]
 
 
-def test_an_array_an_image_and_a_file_of_one_picture_are_predicted_alike(
-    trained: tuple[Path, dict[str, Any]], tmp_path: Path
-) -> None:
-    run_dir, seen = trained
+def test_an_array_an_image_and_a_file_of_one_picture_are_predicted_alike(trained: Seen, tmp_path: Path) -> None:
+    run_dir, seen = trained.run_dir, trained
     network = esper.load(run_dir)
-    values = seen["test"].images[0]
+    values = seen.test.images[0]
     pixels = values.permute(1, 2, 0).numpy()
     image = Image.fromarray(pixels)
     image.save(tmp_path / "picture.png")
-    (expected, *_) = network.predict(seen["test"].images[:2])
-    assert expected.label == network.class_names[int(seen["outputs"][0].argmax())]
-    assert expected.probability == pytest.approx(seen["outputs"][0].softmax(0).max().item(), abs=1e-5)
+    (expected, *_) = network.predict(seen.test.images[:2])
+    assert expected.label == network.class_names[int(seen.outputs[0].argmax())]
+    assert expected.probability == pytest.approx(seen.outputs[0].softmax(0).max().item(), abs=1e-5)
     assert expected.top[0] == (expected.label, expected.probability)
     assert len(expected.top) == 5
     for given in (values, pixels, image, tmp_path / "picture.png", str(tmp_path / "picture.png")):
@@ -114,11 +76,9 @@ def test_an_array_an_image_and_a_file_of_one_picture_are_predicted_alike(
         (object(), "object: cannot be read as an example"),
     ],
 )
-def test_what_is_no_example_is_refused_in_one_line(
-    trained: tuple[Path, dict[str, Any]], given: Any, message: str
-) -> None:
+def test_what_is_no_example_is_refused_in_one_line(trained: Seen, given: Any, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        esper.load(trained[0]).predict(given)
+        esper.load(trained.run_dir).predict(given)
 
 
 @pytest.mark.parametrize("storage", ["memory", "stream"])
@@ -138,7 +98,7 @@ def test_pictures_of_any_size_are_prepared_as_validation_prepared_them(
     network = esper.load(run_dir)
     paths = [path for name in network.class_names for path in sorted((folder / "val" / name).iterdir())]
     outputs = predicted(network, paths)
-    assert torch.allclose(outputs, seen["outputs"], atol=1e-5)
+    assert torch.allclose(outputs, seen.outputs, atol=1e-5)
 
 
 def test_a_row_gives_numbers_labels_and_a_text_the_next_token(tmp_path: Path) -> None:
@@ -155,8 +115,8 @@ def test_a_row_gives_numbers_labels_and_a_text_the_next_token(tmp_path: Path) ->
         )  # fmt: skip
         seen = train(config, tmp_path / task / "run")
         network = esper.load(tmp_path / task / "run")
-        found = network.predict(seen["test"].images)
-        assert torch.allclose(torch.stack([one.output for one in found]), seen["outputs"], atol=1e-6)
+        found = network.predict(seen.test.images)
+        assert torch.allclose(torch.stack([one.output for one in found]), seen.outputs, atol=1e-6)
         one = network.predict(rows[0].tolist())
         if task == "regression":
             assert one.values == pytest.approx(one.output.tolist())
@@ -174,14 +134,12 @@ def test_a_row_gives_numbers_labels_and_a_text_the_next_token(tmp_path: Path) ->
 
 
 @pytest.mark.long
-def test_loading_imports_neither_the_trainer_nor_what_only_training_needs(
-    trained: tuple[Path, dict[str, Any]], tmp_path: Path
-) -> None:
-    out = export(trained[0], tmp_path / "out")
+def test_loading_imports_neither_the_trainer_nor_what_only_training_needs(trained: Seen, tmp_path: Path) -> None:
+    out = export(trained.run_dir, tmp_path / "out")
     code = (
         "import sys, esper; "
         "assert 'torch' not in sys.modules; "
-        f"[esper.load(folder) for folder in {[str(trained[0]), str(out)]!r}]; "
+        f"[esper.load(folder) for folder in {[str(trained.run_dir), str(out)]!r}]; "
         "print(*sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -190,24 +148,22 @@ def test_loading_imports_neither_the_trainer_nor_what_only_training_needs(
     assert [name for name in FORBIDDEN if name in imported] == []
 
 
-def test_loading_leaves_torchs_random_numbers_alone(trained: tuple[Path, dict[str, Any]]) -> None:
+def test_loading_leaves_torchs_random_numbers_alone(trained: Seen) -> None:
     before = torch.get_rng_state()
-    esper.load(trained[0])
+    esper.load(trained.run_dir)
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_run_without_the_record_takes_it_from_its_data(trained: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
-    run_dir, seen = trained
+def test_a_run_without_the_record_takes_it_from_its_data(trained: Seen, tmp_path: Path) -> None:
+    run_dir, seen = trained.run_dir, trained
     older = tmp_path / "tiny" / "older"
     shutil.copytree(run_dir, older)
     (older / "interface.json").unlink()
-    assert torch.allclose(predicted(esper.load(older), seen["test"].images), seen["outputs"], atol=1e-5)
+    assert torch.allclose(predicted(esper.load(older), seen.test.images), seen.outputs, atol=1e-5)
 
 
-def test_a_flipped_bit_and_a_damaged_description_are_refused(
-    trained: tuple[Path, dict[str, Any]], tmp_path: Path
-) -> None:
-    out = export(trained[0], tmp_path / "out")
+def test_a_flipped_bit_and_a_damaged_description_are_refused(trained: Seen, tmp_path: Path) -> None:
+    out = export(trained.run_dir, tmp_path / "out")
     weights = out / "model.safetensors"
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1

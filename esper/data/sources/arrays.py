@@ -18,7 +18,9 @@ from esper.data.images import Dataset
 from esper.data.own import own_dataset
 from esper.errors import DataError, one_line
 
-__all__ = ["fingerprint", "load"]
+__all__ = ["SUFFIXES", "fingerprint", "load", "read_examples"]
+
+SUFFIXES = (".csv", ".npz", ".parquet")
 
 
 def load(config: DatasetConfig, _cache_dir: Path | None) -> Dataset:
@@ -48,6 +50,34 @@ def fingerprint(config: DatasetConfig) -> Fingerprint:
     return load(config, None).fingerprint
 
 
+def read_examples(
+    file: Path, *, num_columns: int, target: str | None
+) -> tuple[NDArray[np.generic], NDArray[np.generic] | None]:
+    """Inputs of a file, and targets if it has them, for a network that is trained already.
+
+    Args:
+        file: as `load` reads it; an .npz may lack `targets`, others the column of the target.
+        num_columns: that the network reads.
+        target: name of the target's column; None: the last one, if there is one column more than the network reads.
+
+    Raises:
+        DataError: the file is missing, or holds something else.
+    """
+    try:
+        if file.suffix == ".npz":
+            with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
+                return arrays["inputs"], arrays.get("targets")
+        columns = _columns(file)
+        if target not in columns:
+            target = next(reversed(columns)) if len(columns) == num_columns + 1 else None
+        targets = columns.pop(target) if target is not None else None
+        if len(columns) != num_columns:
+            raise ValueError(f"{len(columns)} columns, but the network reads {num_columns}")
+        return np.stack([_as_numbers(name, column) for name, column in columns.items()], axis=1), targets
+    except (OSError, ValueError, TypeError, KeyError, ImportError, csv.Error, BadZipFile) as error:
+        raise DataError(f"{file}: cannot be read as rows of numbers: {one_line(error)}") from None
+
+
 def _as_targets(values: NDArray[np.generic], kind: str, where: str) -> tuple[Tensor, list[str]]:
     """Numbers, or classes and their names."""
     try:
@@ -74,15 +104,7 @@ def _read(file: Path, target: str | None) -> tuple[NDArray[np.generic], NDArray[
     if file.suffix == ".npz":
         with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
             return arrays["inputs"], arrays["targets"]
-    if file.suffix == ".csv":
-        columns = _read_csv(file)
-    elif file.suffix == ".parquet":
-        from pyarrow import parquet
-
-        read = parquet.read_table(file)
-        columns = {name: read[name].to_numpy() for name in read.column_names}
-    else:
-        raise ValueError("allowed are .csv, .npz and .parquet")
+    columns = _columns(file)
     target = target if target is not None else next(reversed(columns), "")
     if target not in columns:
         raise ValueError(f"dataset.target={target}: no such column{nearest(target, list(columns))}")
@@ -90,6 +112,18 @@ def _read(file: Path, target: str | None) -> tuple[NDArray[np.generic], NDArray[
     if not inputs:
         raise ValueError("there is no column but the target")
     return np.stack(inputs, axis=1), columns[target]
+
+
+def _columns(file: Path) -> dict[str, NDArray[np.generic]]:
+    """Columns by name."""
+    if file.suffix == ".csv":
+        return dict(_read_csv(file))
+    if file.suffix != ".parquet":
+        raise ValueError("allowed are .csv, .npz and .parquet")
+    from pyarrow import parquet
+
+    read = parquet.read_table(file)
+    return {name: read[name].to_numpy() for name in read.column_names}
 
 
 def _read_csv(file: Path) -> dict[str, NDArray[np.generic]]:

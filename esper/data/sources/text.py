@@ -27,7 +27,7 @@ from esper.data.tokenizer import load_tokenizer
 from esper.data.tokens import draw_groups, token_set
 from esper.errors import DataError
 
-__all__ = ["fingerprint", "fingerprint_text", "load", "load_text"]
+__all__ = ["find_texts", "fingerprint", "fingerprint_text", "load", "load_text"]
 
 MAX_DEVICE_BYTES = 8 * 2**30
 """With storage=auto, token ids that need more than this stay memory-mapped."""
@@ -38,7 +38,7 @@ _GIVEN = ("train", "val", "test")
 
 def load(config: DatasetConfig, *, rng_seed: int, cache_dir: Path | None) -> DataSplits:
     """The text in `dataset.data_dir`; see `load_text`."""
-    return load_text(config, _find(config), rng_seed=rng_seed, cache_dir=cache_dir)
+    return load_text(config, find_texts(config), rng_seed=rng_seed, cache_dir=cache_dir)
 
 
 def fingerprint(config: DatasetConfig) -> Fingerprint:
@@ -47,7 +47,7 @@ def fingerprint(config: DatasetConfig) -> Fingerprint:
     Raises:
         DataError: they are missing or unreadable.
     """
-    return fingerprint_text(config, _find(config))
+    return fingerprint_text(config, find_texts(config))
 
 
 def fingerprint_text(config: DatasetConfig, files: Sequence[str]) -> Fingerprint:
@@ -190,7 +190,7 @@ def _notices(config: DatasetConfig, corpus: Corpus) -> tuple[str, ...]:
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
-def _find(config: DatasetConfig) -> list[str]:
+def find_texts(config: DatasetConfig) -> list[str]:
     """Paths of the files, sorted by their parts."""
     place = Path(config.data_dir).expanduser()
     if config.split_by == "given":

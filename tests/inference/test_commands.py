@@ -1,0 +1,166 @@
+"""`esper predict` and `esper evaluate`."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from esper import plugins
+from esper.cli import main
+from esper.configs import DatasetConfig, ModelConfig, TaskConfig
+from esper.inference.export import export
+from tests.conftest import tiny_config, use
+from tests.inference.conftest import Seen, train
+from tests.text import text_config, write_texts
+
+
+def command(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main([str(argument) for argument in arguments])
+    return int(ended.value.code or 0)
+
+
+def rows(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+def test_a_folder_gives_a_table_and_a_page_of_the_surest_mistakes(
+    trained: Seen, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "new" / "found.csv"
+    assert command("predict", trained.run_dir, pictures, "--out", out, "--top-k", 3, "--device", "cpu") == 0
+    found = rows(out.read_text())
+    assert [*found[0]] == ["path", "true_class", "class", "probability", "class_2", "probability_2", "class_3",
+                           "probability_3"]  # fmt: skip
+    labels = {int(Path(row["path"]).stem): row["class"] for row in found}
+    assert [labels[i] for i in range(len(labels))] == [f"stripes{i}" for i in trained.outputs.argmax(1).tolist()]
+    page = out.with_suffix(".html").read_text()
+    wrong = [row for row in found if row["class"] != row["true_class"]]
+    surest = max(wrong, key=lambda row: float(row["probability"]))
+    first = page[page.index("The surest mistakes") :]
+    assert re.search(r'title="([^"]*)"', first)[1] == surest["path"]  # type: ignore[index]
+    assert first.count("<figure") >= min(48, len(wrong))
+    assert not re.search(r"(src|href)=\"(?!data:)", page)
+    share = trained.result["test_accuracy"]
+    assert f"({100 * share:.1f} %) predicted right" in capsys.readouterr().out
+    assert share in (pytest.approx(1 - len(wrong) / len(found)),)
+
+
+def test_what_is_no_picture_is_told_in_a_line_each_and_the_others_are_predicted(
+    trained: Seen, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "odd"
+    shutil.copytree(pictures / "stripes3", folder)
+    num = len(list(folder.iterdir()))
+    (folder / "broken.png").write_bytes(b"no picture")
+    (folder / "notes.txt").write_text("notes")
+    os.mkfifo(folder / "pipe.jpg")
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{folder}\n\n{tmp_path / 'nowhere.png'}\n"))
+    assert command("predict", trained.run_dir, "-", "--out", "-", "--device", "cpu") == 1
+    written = capsys.readouterr()
+    assert len(rows(written.out)) == num
+    lines = sorted(line.removeprefix("not read: ") for line in written.err.splitlines())
+    assert len(lines) == 4
+    for start, end in (("broken.png", "repair or remove it"), ("pipe.jpg", "not a regular file"), ("", "1 .txt)")):
+        assert any(start in line and line.endswith(end) for line in lines), (start, lines)
+    assert f"{tmp_path / 'nowhere.png'}: no such file or folder" in lines
+    assert command("predict", trained.run_dir, folder / "broken.png", "--out", "-", "--device", "cpu") == 2
+    assert capsys.readouterr().err.splitlines()[-1].endswith("no picture could be read")
+
+
+def test_the_test_split_is_evaluated_to_the_runs_result_and_named(
+    trained: Seen, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command("evaluate", trained.run_dir, "--device", "cpu") == 0
+    written = capsys.readouterr()
+    num = len(trained.targets)
+    assert f"reads the test split of synthetic, {num} images: what is chosen by its outcome" in written.err
+    shown = f"{100 * trained.result['test_accuracy']:.2f} %"
+    assert re.search(rf"^accuracy +{shown} +{shown}$", written.out, re.MULTILINE)
+    assert "confusion: rows are true classes" in written.out
+
+    assert command("evaluate", trained.run_dir, "--json", "--device", "cpu") == 0
+    found = json.loads(capsys.readouterr().out)
+    exported = export(trained.run_dir, tmp_path / "out")
+    assert command("evaluate", exported, pictures, "--json", "--device", "cpu") == 0
+    given = json.loads(capsys.readouterr().out)
+    for name in ("accuracy", "top5", "balanced_accuracy", "loss"):
+        assert found[name] == pytest.approx(trained.result[f"test_{name}"], abs=1e-6)
+        assert given[name] == pytest.approx(found[name], abs=1e-6)
+    assert given["confusion"] == found["confusion"] == trained.result["test_confusion"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["evaluate", "EXPORT"], "an export does not say what is its test split; name data: esper evaluate"),
+        (["evaluate", "RUN", "nowhere"], "nowhere: no folder with a subfolder for each class"),
+        (["evaluate", "RUN", "."], "not a class of the network, which are stripes0, stripes1"),
+        (["predict", "RUN", "x.png", "--out", "table.txt"], "must be a .csv file, or - for standard output"),
+        (["predict", "nowhere", "x.png"], "is neither the folder of a run (it has no config.yaml) nor what esper"),
+        (["predict", "RUN", "rows.csv"], "rows.csv: no table could be read"),
+    ],
+)
+def test_bad_input_is_one_line(
+    trained: Seen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    arguments: list[str], message: str,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "else").mkdir()
+    places = {"RUN": str(trained.run_dir), "EXPORT": str(tmp_path / "exported")}
+    if "EXPORT" in arguments:
+        export(trained.run_dir, tmp_path / "exported")
+    assert command(*(places.get(argument, argument) for argument in arguments), "--device", "cpu") == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_rows_are_predicted_and_evaluated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plugins.offer("model", "mlp", lambda spec: torch.nn.Linear(4, spec.num_outputs))
+    values = np.random.default_rng(0).normal(size=(80, 4))
+    lines = [[*row, row[0] - row[1]] for row in values.tolist()]
+    for name, width in (("rows.csv", 5), ("new.csv", 4)):
+        with (tmp_path / name).open("w", newline="") as file:
+            csv.writer(file).writerows([["a", "b", "c", "d", "sum"][:width], *(line[:width] for line in lines)])
+    config = tiny_config(
+        dataset=DatasetConfig(name="arrays", data_dir=str(tmp_path / "rows.csv"), target_type="number", batch_size=8,
+                              val_split=0.3),
+        model=ModelConfig(source="plugin", name="mlp"),
+        task=TaskConfig(name="regression"),
+        morphogenetic__enable_tamiyo=False,
+    )  # fmt: skip
+    seen = train(config, tmp_path / "rows" / "run")
+    tables = []
+    for name in ("rows.csv", "new.csv"):
+        assert command("predict", seen.run_dir, tmp_path / name, "--out", "-", "--device", "cpu") == 0
+        tables.append([row["value"] for row in rows(capsys.readouterr().out)])
+    assert tables[0] == tables[1]
+    assert command("evaluate", seen.run_dir, tmp_path / "rows.csv", "--json", "--device", "cpu") == 0
+    found = json.loads(capsys.readouterr().out)
+    errors = [float(value) - line[4] for value, line in zip(tables[0], lines, strict=True)]
+    assert found["mse"] == pytest.approx(np.mean(np.square(errors)), rel=1e-4)
+    assert command("evaluate", seen.run_dir, tmp_path / "new.csv", "--device", "cpu") == 2
+    assert "new.csv: has no targets" in capsys.readouterr().err
+
+
+def test_a_language_model_is_evaluated_on_its_test_split_and_on_another_text(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir = tmp_path / "text" / "run"
+    config = text_config(write_texts(tmp_path / "texts"), optimization__max_epochs=1)
+    use(config, run_dir, lambda trainer: trainer.train())
+    result = json.loads((run_dir / "status.json").read_text())["result"]
+    found = []
+    for data in ([], [tmp_path / "texts"]):
+        assert command("evaluate", run_dir, *data, "--json", "--device", "cpu") == 0
+        found.append(json.loads(capsys.readouterr().out)["bits_per_byte"])
+    assert found[0] == pytest.approx(result["test_bits_per_byte"], rel=1e-6)
+    assert found[1] == pytest.approx(found[0], rel=0.2)
