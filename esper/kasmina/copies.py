@@ -23,11 +23,13 @@ if TYPE_CHECKING:
     from esper.kasmina.slot import SeedSlot
 
 __all__ = [
+    "adjust_copies",
     "copies_cost",
     "copy_blocks",
     "copy_sources",
     "costs_of_doubling",
     "kernel_cost",
+    "scale_to_depth",
     "share_gains",
     "source_block",
     "stage_plan",
@@ -240,6 +242,37 @@ def _initial(build_host: Callable[[], nn.Module] | None, origin: str, *, seed: i
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         return build_host().get_submodule(origin).state_dict()
+
+
+def adjust_copies(model: MorphableModel, graft: Graft) -> None:
+    """Adjust weights once copies, or another kernel, have been attached: what `copy_init` asks for."""
+    if graft.copy_init == "shared":  # alpha is raised to 1 at once
+        share_gains(model, graft)
+    elif graft.copy_init == "fresh":
+        scale_to_depth(model, graft)
+
+
+def scale_to_depth(model: MorphableModel, graft: Graft | None = None) -> None:
+    """Give fresh weights the size that they have in a network built with as many blocks as there are now.
+
+    Blocks of which that depends on the number of blocks say so by a method `scale_residual(factor)`, which multiplies
+    what they add to the residual stream: it is proportional to 1/sqrt(blocks), as in GPT-2.
+
+    Args:
+        model: the network.
+        graft: fresh copies in a trained network; None: the whole network is untrained.
+    """
+    copies: dict[str, list[nn.Module]] = {}
+    for slot in model.all_slots():
+        for kernel in map(slot.kernel, slot.grafts):
+            if isinstance(kernel, CopiedBlocks):
+                copies.setdefault(slot.site.block.rpartition(".")[0], []).extend(kernel.blocks)
+    fresh = None if graft is None else set(model.slot(graft.site).kernel(graft).modules())
+    for container, copied in copies.items():
+        blocks = [*model.host.get_submodule(container).children()]
+        for block in [*blocks, *copied]:
+            if (fresh is None or block in fresh) and (scale := getattr(block, "scale_residual", None)) is not None:
+                scale((len(blocks) / (len(blocks) + len(copied))) ** 0.5)
 
 
 def share_gains(model: MorphableModel, graft: Graft) -> None:

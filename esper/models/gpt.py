@@ -122,6 +122,12 @@ class Block(nn.Module):
         assert isinstance(y, Tensor)
         return y
 
+    def scale_residual(self, factor: float) -> None:
+        """Multiply what is added to the residual stream; see `kasmina.copies.scale_to_depth`."""
+        with torch.no_grad():
+            self.attention.out.weight.mul_(factor)
+            self.mlp.out.weight.mul_(factor)
+
 
 class MLP(nn.Module):
     """Linear, GELU, linear. Shape: (N, T, D), kept."""

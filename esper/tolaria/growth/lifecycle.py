@@ -20,7 +20,7 @@ from esper.contracts.recipe import Graft
 from esper.costs import Cost, training_macs
 from esper.errors import MemoryLimitError
 from esper.kasmina import MorphableModel, SeedSlot, surgery
-from esper.kasmina.copies import copy_sources, kernel_cost, share_gains
+from esper.kasmina.copies import adjust_copies, copy_sources, kernel_cost, scale_to_depth
 from esper.kasmina.modes import reestimate_norms
 from esper.tolaria import optim
 from esper.tolaria.budget import Budget, plan_budget
@@ -178,6 +178,7 @@ class Lifecycle:
             )
             self.model.graft(fresh)
             self._register(fresh)
+        scale_to_depth(self.model)
         optim.check_membership(self.optimizer, self.model)
 
     def macs_of(self, graft: Graft) -> int:
@@ -234,8 +235,7 @@ class Lifecycle:
             if isinstance(error, MemoryLimitError):
                 raise self.refuse(graft, str(error)) from None
             raise
-        if graft.copy_init == "shared":  # alpha is raised to 1 at once
-            share_gains(self.model, graft)
+        adjust_copies(self.model, graft)
         return change
 
     def undo(self, graft: Graft) -> None:

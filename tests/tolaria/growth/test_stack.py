@@ -16,6 +16,7 @@ from esper.inference.export import export
 from esper.models import is_checkpointed
 from esper.tolaria import TolariaTrainer
 from tests.conftest import STACK, tiny_config, use
+from tests.text import text_config, write_texts
 from tests.tolaria.checkpoints.test_resume import assert_same, train
 
 
@@ -171,6 +172,40 @@ def test_a_replayed_stack_trains_from_fresh_initial_weights(run_dir: Path, tmp_p
     result = json.loads((run_dir / "status.json").read_text())["result"]
     assert num_parameters == result["num_parameters"]
     assert export(tmp_path / "replay", tmp_path / "exported").is_dir()
+
+
+def residual_deviations(trainer: TolariaTrainer) -> list[float]:
+    """Standard deviations of what each block of a GPT adds to the residual stream, in forward order."""
+    model = trainer.run.model
+    copies = [block for graft in model.recipe for block in model.slot(graft.site).kernel(graft).blocks]
+    return [float(block.mlp.out.weight.detach().std()) for block in [*model.host.blocks, *copies]]
+
+
+def test_fresh_weights_have_the_size_of_those_of_a_network_built_with_the_final_depth(
+    run_dir: Path, tmp_path: Path
+) -> None:
+    texts = write_texts(tmp_path / "texts")
+    use(text_config(texts, model__width=64), run_dir, lambda trainer: trainer.train())
+    replay = {"morphogenetic__policy": "replay", "morphogenetic__recipe_path": str(run_dir)}
+
+    async def first(trainer: TolariaTrainer) -> list[float]:
+        return residual_deviations(trainer)
+
+    whole = use(text_config(texts, model__width=64, **replay), tmp_path / "whole", first)
+    assert whole == pytest.approx([0.02 / 8**0.5] * 4, rel=0.03)
+
+
+def test_fresh_copies_in_a_trained_network_leave_its_own_weights(run_dir: Path, tmp_path: Path) -> None:
+    async def body(trainer: TolariaTrainer) -> tuple[list[float], list[float]]:
+        await trainer.train_epoch()
+        before = residual_deviations(trainer)
+        await trainer.handle_end_of_epoch()
+        return before, residual_deviations(trainer)
+
+    config = text_config(write_texts(tmp_path / "texts"), model__width=64, morphogenetic__copy_init="fresh")
+    before, after = use(config, run_dir, body)
+    assert after[:2] == before
+    assert after[2:] == pytest.approx([0.02 / 8**0.5] * 2, rel=0.03)
 
 
 @pytest.mark.parametrize(("times", "depth"), [([0.3], 3), ([0.15, 0.5], 5)])
