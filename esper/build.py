@@ -36,7 +36,6 @@ from esper.errors import ConfigError
 from esper.kasmina import MorphableModel, Site, find_blocks, find_sites, wrap
 from esper.kasmina.copyable import require_copyable
 from esper.models import build_host, checkpoint_blocks, freeze, memory_format
-from esper.models.registered import has_given_weights
 from esper.tamiyo import LocalTamiyo, TamiyoClient
 from esper.tasks import Task, build_task
 from esper.tracking import Tracker
@@ -246,7 +245,6 @@ def _spec(config: TolariaConfig, splits: DataSplits) -> DataSpec:
 
 
 def _build_model(config: TolariaConfig, spec: DataSpec, device: torch.device) -> MorphableModel:
-    _require_new_weights(config)
     if config.morphogenetic.enable_tamiyo and config.morphogenetic.policy == "planned":
         raise ConfigError("morphogenetic.policy=planned: the plan is read at launch; use esper-train or esper.fit")
     host = build_host(config.model, spec).to(device)
@@ -275,23 +273,6 @@ def _build_model(config: TolariaConfig, spec: DataSpec, device: torch.device) ->
     if config.model.gradient_checkpointing:
         checkpoint_blocks([host.get_submodule(name) for name in find_blocks(host, config.model.target_layers)])
     return model
-
-
-def _require_new_weights(config: TolariaConfig) -> None:
-    """Refuse initial weights of a network that is a module with weights."""
-    growth = config.morphogenetic
-    if not growth.enable_tamiyo or not has_given_weights(config.model):
-        return
-    if growth.policy == "replay":
-        key, what = "policy=replay", "trains from scratch"
-    elif growth.copy_init == "fresh" and growth.grows_copies:
-        key, what = "copy_init=fresh", "gives copies new initial weights"
-    else:
-        return
-    raise ConfigError(
-        f"morphogenetic.{key}: {what}, but {config.model.name} is a module that has weights already; pass its class, "
-        "or a function that makes it, to fit(model=…)"
-    )
 
 
 def _all_sites(config: TolariaConfig, host: nn.Module, spec: DataSpec) -> dict[str, Site]:

@@ -9,18 +9,19 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.metadata
+import inspect
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
-from esper.errors import ConfigError, one_line
+from esper.errors import ConfigError, EsperError, one_line
 
-__all__ = ["Plugin", "decorator", "find", "load", "loaded", "names", "offer", "register"]
+__all__ = ["Plugin", "call", "decorator", "find", "load", "loaded", "names", "offer", "register"]
 
 T = TypeVar("T")
 _GROUP = "esper.plugins"
@@ -172,6 +173,38 @@ def _files(module: ModuleType) -> Iterator[Path]:
             yield from sorted(folder.rglob("*.py"))
     elif file := getattr(module, "__file__", None):
         yield Path(file)
+
+
+def call(kind: str, made: Callable[..., Any], *, setting: str, options: Mapping[str, Any], **offered: Any) -> Any:
+    """Call a function or class of the user's.
+
+    Args:
+        kind: group of its settings, such as model.
+        made: the function or class.
+        setting: what selects it, such as `model.name=net`.
+        options: `<kind>.options`, its arguments.
+        offered: further arguments, of which it gets those that it has a parameter for.
+
+    Raises:
+        ConfigError: the options are not its own, or it fails.
+    """
+    name, arguments = setting.partition("=")[2], dict(options)
+    try:
+        signature = inspect.signature(made)
+        arguments |= {key: value for key, value in offered.items() if key in signature.parameters}
+        signature.bind(**arguments)
+    except TypeError as error:
+        known = ", ".join(key for key in signature.parameters if key not in offered) or "none"
+        raise ConfigError(f"{kind}.options={dict(options)}: {name} {error}; its options: {known}") from None
+    try:
+        return made(**arguments)
+    except EsperError:
+        raise
+    except Exception as error:  # it is the user's, and may raise anything
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        raise ConfigError(
+            f"{setting}: cannot be built: {type(error).__name__}: {one_line(error)} ({place.filename}:{place.lineno})"
+        ) from None
 
 
 def loaded(modules: Sequence[str]) -> list[Plugin]:

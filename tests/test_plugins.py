@@ -15,6 +15,7 @@ from esper.configs import TolariaConfig, load_config
 from esper.configs.check import check
 from esper.configs.compose import compose
 from esper.configs.load import from_hydra, to_yaml
+from esper.data import DataSplits, load_splits
 from esper.errors import ConfigError
 
 
@@ -179,6 +180,53 @@ def test_a_network_of_a_plugin_grows_and_a_changed_file_is_told(
     file.write_text(f"{NET}\n# another comment\n")
     assert train(tmp_path, "model.options.width=6").result == outcome.result
     assert "plugin mine has changed since the run began" in capsys.readouterr().out
+
+
+DATA = """
+import esper, torch
+
+@esper.dataset("squares")
+def squares(size, *, num=120):
+    if size > 9:
+        raise ValueError("too large")
+    labels = torch.arange(num) % 2
+    return torch.rand(num, 1, size, size) + labels[:, None, None, None], labels
+"""
+
+
+def data_of(tmp_path: Path, *overrides: str) -> DataSplits:
+    write(tmp_path / "mine.py", DATA)
+    config = from_hydra(
+        compose(["plugins=[mine]", "dataset=plugin", "dataset.source=squares", "dataset.batch_size=8", *overrides])
+    )
+    return load_splits(config.dataset, rng_seed=0)
+
+
+def test_the_data_of_a_plugin_have_options(tmp_path: Path) -> None:
+    assert data_of(tmp_path, "dataset.options={size: 7}").spec.inputs == (1, 7, 7)
+    assert len(data_of(tmp_path, "dataset.options.size=6", "dataset.options.num=400").test) == 40
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("dataset.options.num=80", r"dataset.options={'num': 80}: squares missing .*'size'; its options: size, num"),
+        ("dataset.options={size: 6, sise: 3}", r"squares got an unexpected .*'sise'; its options: size, num"),
+        ("dataset.options.size=10", r"dataset.source=squares: cannot be built: ValueError: too large \(.*mine.py:7\)"),
+    ],
+)
+def test_data_that_cannot_be_made_are_one_line(tmp_path: Path, override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        data_of(tmp_path, override)
+
+
+def test_a_module_with_weights_is_refused_before_a_comparison_begins(tmp_path: Path) -> None:
+    write(tmp_path / "mine.py", NET + "\nesper.model('given')(Block(4))\nesper.model('made')(Block)\n")
+    arm = ["plugins=[mine]", "model=plugin", "arm=final_flops"]
+    with pytest.raises(ConfigError, match=r"policy=replay: trains from scratch, but given is a module"):
+        from_hydra(compose([*arm, "model.name=given"]))
+    from_hydra(compose([*arm, "model.name=made"]))
+    from_hydra(compose(["plugins=[mine]", "model=plugin", "arm=grown", "model.name=given"]))
 
 
 @pytest.mark.parametrize(

@@ -106,6 +106,8 @@ def _check_model(config: TolariaConfig) -> None:
     model = config.model
     _check_architecture(model)
     _check_init_from(config)
+    if model.source == "plugin":
+        _check_new_weights(config)
     if config.morphogenetic.enable_tamiyo and not model.target_layers:
         raise ConfigError("model.target_layers=[]: nothing may grow; name layers, or use morphogenetic=off")
     if config.morphogenetic.enable_tamiyo and not model.site_kinds:
@@ -185,6 +187,23 @@ def _check_plugin_model(model: ModelConfig) -> None:
     if model.pretrained or model.stem != "auto":
         key = "pretrained=true" if model.pretrained else f"stem={model.stem}"
         raise ConfigError(f"model.{key}: not for networks of your own; leave it out, or take it from model.options")
+
+
+def _check_new_weights(config: TolariaConfig) -> None:
+    """Refuse initial weights of a network that is a module with weights."""
+    found, growth = plugins.find("model", config.model.name), config.morphogenetic
+    if not growth.enable_tamiyo or isinstance(found, type) or not hasattr(found, "state_dict"):
+        return
+    if growth.policy == "replay":
+        key, what = "policy=replay", "trains from scratch"
+    elif growth.copy_init == "fresh" and growth.grows_copies:
+        key, what = "copy_init=fresh", "gives copies new initial weights"
+    else:
+        return
+    raise ConfigError(
+        f"morphogenetic.{key}: {what}, but {config.model.name} is a module that has weights already; pass its class, "
+        "or a function that makes it"
+    )
 
 
 def _check_dataset(dataset: DatasetConfig) -> None:

@@ -71,7 +71,8 @@ def register() -> None:
     """Register the schema with Hydra, and the resolver `${esper.run_name:}` of conf/config.yaml with OmegaConf."""
     schema = OmegaConf.structured(TolariaConfig)
     OmegaConf.set_struct(schema.optimization.optimizer_options, False)  # takes names that it does not have yet
-    OmegaConf.set_struct(schema.model.options, False)  # takes any key, without a `+` before it
+    for options in (schema.model.options, schema.dataset.options):
+        OmegaConf.set_struct(options, False)  # takes any key, without a `+` before it
     ConfigStore.instance().store(name="tolaria_schema", node=schema)
     OmegaConf.register_new_resolver("esper.run_name", _run_name, replace=True)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from esper.configs.schema import setting
 
@@ -50,6 +51,7 @@ class DatasetConfig:
 
     name: str = setting("cifar10", "dataset", choices=tuple(DATASETS))
     source: str | None = setting(None, "dataset=plugin: name that a plugin has registered")
+    options: dict[str, Any] = setting({}, "dataset=plugin: arguments of your function")
     digest: str | None = setting(None, "digest of the data given to fit, set by it")
     target: str | None = setting(None, "arrays: column to predict; null: the last one")
     target_type: str = setting("class", "arrays: what the target is, class or number", choices=("class", "number"))

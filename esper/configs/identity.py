@@ -72,6 +72,7 @@ _LATER: dict[str, Any] = {
     "model.mlp_ratio": 4.0,
     "model.positions": "learned",
     "dataset.source": None,
+    "dataset.options": {},
     "dataset.digest": None,
     "dataset.target": None,
     "dataset.target_type": "class",

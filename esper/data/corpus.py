@@ -27,11 +27,13 @@ from esper.errors import DataError
 
 __all__ = ["Corpus", "read_corpus"]
 
-_VERSION = 1
+_VERSION = 2
 """Of the format below: another one where it changes, so that older caches are not used."""
 _MIN_DOCUMENTS = 20
 """With fewer, the text is cut into pieces, which are then the documents."""
 _NUM_PIECES = 200
+_LONGEST_PIECE = 10
+"""A piece without an end of line may be so many times longer than the others; then it ends at a space, or anywhere."""
 _BATCH_BYTES = 2**24
 """Text that is tokenized at a time."""
 
@@ -72,7 +74,7 @@ def read_corpus(
         files: paths.
         tokenizer: from text to ids.
         separator: text between the documents of a file; empty: each file is one. Of few documents, each is cut at ends
-            of lines into pieces.
+            of lines, or spaces where they are too long, into pieces.
         contents: names and digests of files and tokenizer; others invalidate the cache.
         cache_dir: folder of the cache; None: a temporary file, which is removed at once.
 
@@ -216,9 +218,25 @@ def _cut(path: str, span: Span, size: int) -> Iterator[Span]:
     start = span.start
     with _map(path) as text:
         while start < span.stop:
-            end = text.find(b"\n", min(start + size, span.stop) - 1, span.stop) + 1 or span.stop
+            end = _end_of_piece(text, start, span.stop, size)
             yield Span(span.file, start, end, is_end=end == span.stop)
             start = end
+
+
+def _end_of_piece(text: mmap.mmap, start: int, stop: int, size: int) -> int:
+    """Where a piece ends: behind a line; if that is too far, behind a space; without one, behind a character."""
+    limit = min(stop, start + _LONGEST_PIECE * size)
+    first = min(start + size, stop) - 1
+    if (line_end := text.find(b"\n", first, limit)) >= 0:
+        return line_end + 1
+    if limit == stop:
+        return stop
+    if (space := text.find(b" ", first, limit)) >= 0:
+        return space + 1
+    end = first + 1
+    while end < stop and text[end] & 0xC0 == 0x80:  # inside a character of UTF-8
+        end += 1
+    return end
 
 
 @contextlib.contextmanager

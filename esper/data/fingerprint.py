@@ -30,7 +30,7 @@ _CHUNK = 64
 """Files that a thread reads at a time."""
 
 Part = tuple[int, str, str]
-"""Number of images or files, digest of their names, digest of their contents; "" where there is nothing to digest."""
+"""Number of examples or files, digest of their names, digest of their contents; "" where there is nothing to digest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ class Fingerprint:
             if before is None or after is None:
                 changed.append(f"{name} is {'new' if before is None else 'gone'}")
             elif before[0] != after[0]:
-                changed.append(f"{name}: {before[0]:,} → {after[0]:,} {'files' if name == 'text' else 'images'}")
+                changed.append(f"{name}: {before[0]:,} → {after[0]:,} {'files' if name == 'text' else 'examples'}")
             else:
                 changed.append(f"{name}: other {'file names' if before[1] != after[1] else 'contents'}")
         if not changed and self.test != now.test:
@@ -72,7 +72,7 @@ class Fingerprint:
         return changed
 
     def trains_like(self, now: Fingerprint) -> bool:
-        """Whether only test images differ: on them no step of a training depends."""
+        """Whether only test data differ: on them no step of a training depends."""
         return self.test == now.test and self._training_parts() == now._training_parts()
 
     def _training_parts(self) -> dict[str, Part]:

@@ -239,6 +239,8 @@ class _Around(nn.Module):
         try:
             return super().__getattr__(name)
         except AttributeError:
+            if name.startswith("__"):  # a protocol of Python's, of which the inner module would answer for itself
+                raise
             inner = self._modules.get("block", self._modules.get("layer"))
             return getattr(inner, name)
 

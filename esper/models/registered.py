@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
-import traceback
-from collections.abc import Callable
 from typing import Any
 from weakref import WeakSet
 
@@ -16,9 +13,9 @@ from torch.nn.parameter import UninitializedParameter
 from esper import plugins
 from esper.configs import ModelConfig
 from esper.data import DataSpec
-from esper.errors import ConfigError, EsperError, one_line
+from esper.errors import ConfigError, one_line
 
-__all__ = ["build", "describe", "has_given_weights"]
+__all__ = ["build", "describe"]
 
 _made: WeakSet[nn.Module] = WeakSet()
 """The networks that `build` has returned."""
@@ -35,7 +32,10 @@ def build(config: ModelConfig, spec: DataSpec) -> nn.Module:
     made = plugins.find("model", config.name)
     if made is None:
         raise ConfigError(f"model.name={config.name}: no plugin has registered it; name its module in plugins=[MODULE]")
-    network = copy.deepcopy(made) if isinstance(made, nn.Module) else _call(made, config, spec)
+    if isinstance(made, nn.Module):
+        network: Any = copy.deepcopy(made)
+    else:
+        network = plugins.call("model", made, setting=f"model.name={config.name}", options=config.options, spec=spec)
     if not isinstance(network, nn.Module):
         raise ConfigError(f"model.name={config.name}: gave a {type(network).__name__}; it must make a torch.nn.Module")
     if network in _made:
@@ -48,36 +48,9 @@ def build(config: ModelConfig, spec: DataSpec) -> nn.Module:
     return network
 
 
-def has_given_weights(config: ModelConfig) -> bool:
-    """Whether the network is a module that brings its weights, so that there are no new initial ones."""
-    return config.source == "plugin" and isinstance(plugins.find("model", config.name), nn.Module)
-
-
 def describe(_config: ModelConfig, spec: DataSpec, _network: nn.Module) -> dict[str, Any]:
     """Shape of the inputs and number of outputs."""
     return {"inputs": list(spec.inputs), "num_outputs": spec.num_outputs}
-
-
-def _call(factory: Callable[..., Any], config: ModelConfig, spec: DataSpec) -> Any:
-    arguments = dict(config.options)
-    try:
-        signature = inspect.signature(factory)
-        if "spec" in signature.parameters:
-            arguments["spec"] = spec
-        signature.bind(**arguments)
-    except TypeError as error:
-        known = ", ".join(name for name in signature.parameters if name != "spec") or "none"
-        raise ConfigError(f"model.options={config.options}: {config.name} {error}; its options: {known}") from None
-    try:
-        return factory(**arguments)
-    except EsperError:
-        raise
-    except Exception as error:  # it is the user's, and may raise anything
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        raise ConfigError(
-            f"model.name={config.name}: cannot be built: {type(error).__name__}: {one_line(error)} "
-            f"({place.filename}:{place.lineno})"
-        ) from None
 
 
 def _try(network: nn.Module, name: str, spec: DataSpec) -> None:

@@ -71,7 +71,7 @@ def require_same_data(
     if not (changed := recorded.changes(now)):
         return []
     if recorded.trains_like(now) and not is_shown:
-        return [f"the test images have changed since the run began: {described(changed)}"]
+        return [f"the test data have changed since the run began: {described(changed)}"]
     raise RunError(
         f"{run_dir} holds a run on other data: {described(changed)}; restore the data ({_place(config)}), give another "
         "run folder, or fresh=true, which moves the run aside"

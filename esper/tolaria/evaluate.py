@@ -49,8 +49,8 @@ def measure(
 def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], task: Task) -> tuple[float, dict[str, float]]:
     """Mean loss, and the task's metrics by name; see `measure`."""
     measured, sums = measure(model, batches, task)
-    losses = torch.cat([batch.flatten() for batch in measured])
-    loss = float(losses.double().mean())
+    losses = _flat(measured)
+    loss = float(losses.mean())
     return loss, as_figures(task.metrics, loss, (sums / losses.numel()).tolist())
 
 
@@ -76,8 +76,8 @@ def evaluate_on_ranks(
     detail, num_metrics = task.detail if with_detail else None, num_values(task.metrics)
     if ranks.size == 1:
         measured, sums = measure(model, parts.evaluation_batches(split), task, with_detail=with_detail)
-        losses = torch.cat([batch.flatten() for batch in measured])
-        loss, count, totals = float(losses.double().mean()), float(losses.numel()), sums.tolist()
+        losses = _flat(measured)
+        loss, count, totals = float(losses.mean()), float(losses.numel()), sums.tolist()
     else:
         ranks.broadcast(model.buffers())
         shard = split[torch.arange(len(split))[ranks.shard(len(split))]]
@@ -85,13 +85,18 @@ def evaluate_on_ranks(
         added = torch.zeros(size + 2, dtype=torch.float64, device=parts.device)
         if len(shard):
             measured, sums = measure(model, parts.evaluation_batches(shard), task, with_detail=with_detail)
-            losses = torch.cat([batch.flatten() for batch in measured])
-            added += torch.cat([losses.double().sum()[None], sums, added.new_tensor([losses.numel()])])
+            losses = _flat(measured)
+            added += torch.cat([losses.sum()[None], sums, added.new_tensor([losses.numel()])])
         ranks.all_reduce_sum([added])
         total_loss, *totals, count = added.tolist()
         loss = total_loss / count
     figures = as_figures(task.metrics, loss, [total / count for total in totals[:num_metrics]])
     return loss, figures, detail.describe(totals[num_metrics:]) if detail else {}
+
+
+def _flat(losses: list[Tensor]) -> Tensor:
+    """The losses of all batches, float64 (N,)."""
+    return torch.cat([batch.flatten() for batch in losses]).double()
 
 
 def lowest(losses: Mapping[T, float]) -> T:

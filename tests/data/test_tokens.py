@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,8 @@ import torch
 
 from esper.configs import DatasetConfig
 from esper.data import TokenLoader, TokenSet, load_splits
+from esper.data.corpus import read_corpus
+from esper.data.tokenizer import load_tokenizer
 from esper.data.tokens import draw_groups, token_set
 from esper.errors import DataError
 
@@ -205,6 +208,21 @@ def test_a_file_of_one_document_is_cut_at_ends_of_lines(tmp_path: Path) -> None:
     assert text.count(b"\0") == 1
     lines = text.replace(b"\0", b"").decode().splitlines()
     assert sorted(lines) == sorted(f"line {i} of the book" for i in range(2000))
+
+
+@pytest.mark.parametrize(
+    "text", ["one word and another " * 2000, "läßt" * 3000, "a\n" * 9000 + "without an end " * 1500]
+)
+def test_text_without_ends_of_lines_is_cut_between_words_or_characters(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "long.txt"
+    file.write_text(text)
+    corpus = read_corpus([str(file)], load_tokenizer(None), separator="", contents="", cache_dir=None)
+    pieces = [bytes(corpus.tokens[a:b].tolist()) for a, b in itertools.pairwise(corpus.starts.tolist())]
+    assert b"".join(pieces).rstrip(b"\0").decode() == text
+    assert 100 < len(pieces) <= 200
+    assert all(piece.decode().endswith((" ", "\n", "t", "\0")) for piece in pieces if " " in text)
+    assert all(piece.decode() for piece in pieces)  # characters are whole
+    assert len(load(file).train) > 20
 
 
 def test_the_cache_is_used_and_made_anew_when_a_file_changes(tmp_path: Path) -> None:

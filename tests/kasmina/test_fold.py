@@ -185,6 +185,19 @@ def test_an_unwrapped_network_holds_kernels_inside_blocks_without_hooks_and_can_
     assert torch.equal(torch.load(file, weights_only=False)(images(7)), expected)
 
 
+def test_a_block_with_a_kernel_does_not_take_over_its_blocks_own_protocols() -> None:
+    model = grow(wrapped(), ("layer1.0:after", "residual_block"), kept=True)
+    block = model.host.get_submodule("layer1.0")
+    block.note, type(block).__array__ = "kept", lambda self: None  # type: ignore[attr-defined,method-assign]
+    try:
+        grown = unwrap(model).get_submodule("layer1.0")
+        assert grown is not block
+        assert grown.note == "kept"
+        assert not hasattr(grown, "__array__")
+    finally:
+        del type(block).__array__  # type: ignore[attr-defined]
+
+
 def test_a_residual_block_is_the_identity_at_gain_zero_and_exact_once_kept() -> None:
     model = wrapped().eval()
     logits = model(images())

@@ -99,8 +99,8 @@ def rename_class(data: Path) -> None:
 
 CHANGES: dict[str, tuple[Change, str]] = {
     "swapped": (swap, "train/cat: other contents, train/dog: other contents;"),
-    "added": (lambda data: paint(data / "train" / "cat" / "new.bmp", 1), "train/cat: 20 → 21 images;"),
-    "removed": (lambda data: (data / "train" / "dog" / "07.bmp").unlink(), "train/dog: 20 → 19 images;"),
+    "added": (lambda data: paint(data / "train" / "cat" / "new.bmp", 1), "train/cat: 20 → 21 examples;"),
+    "removed": (lambda data: (data / "train" / "dog" / "07.bmp").unlink(), "train/dog: 20 → 19 examples;"),
     "renamed": (
         lambda data: (data / "train" / "dog" / "07.bmp").rename(data / "train" / "dog" / "99.bmp"),
         "train/dog: other file names;",
@@ -157,7 +157,7 @@ def test_a_folder_of_the_same_name_elsewhere_is_other_data(here: Path, monkeypat
     elsewhere = here / "elsewhere"
     write_images(elsewhere / "data", num=21)
     monkeypatch.chdir(elsewhere)
-    with pytest.raises(RunError, match=r"train/cat: 20 → 21 images, train/dog: 20 → 21 images|dataset\.data_dir: "):
+    with pytest.raises(RunError, match=r"train/cat: 20 → 21 examples, train/dog: 20 → 21 examples|dataset\.data_dir: "):
         fit(*SETTINGS, "dataset.storage=stream", run_dir=here / "stream")
 
 
@@ -176,10 +176,10 @@ def test_test_images_may_change_until_there_is_a_result(here: Path) -> None:
     paint(here / "data" / "test" / "cat" / "01.bmp", 77)
     again("stream")
     told = [event["message"] for event in read(here / "stream" / "journal.jsonl") if event["kind"] == "notice"]
-    assert told[-1] == "the test images have changed since the run began: test/cat: other contents"
+    assert told[-1] == "the test data have changed since the run began: test/cat: other contents"
     again("stream")
     (here / "data" / "test" / "cat" / "02.bmp").unlink()
-    with pytest.raises(RunError, match="other data: test/cat: 4 → 3 images;"):
+    with pytest.raises(RunError, match="other data: test/cat: 4 → 3 examples;"):
         again("stream")
 
 

@@ -15,15 +15,17 @@ __all__ = ["fingerprint", "load"]
 
 
 def load(config: DatasetConfig, _cache_dir: Path | None) -> Dataset:
-    """What the registered function returns; see `own_dataset`.
+    """What the registered function returns for `dataset.options`; see `own_dataset`.
 
     Raises:
-        DataError: it cannot be used, or nothing is registered.
+        ConfigError: the options are not its own, or it fails.
+        DataError: the data cannot be used, or nothing is registered.
     """
     made = plugins.find("dataset", config.source or "")
     if made is None:
         raise DataError(f"dataset.source={config.source}: no plugin has registered it; name its module in plugins")
-    return own_dataset(made(), test_split=config.test_split, where=f"dataset {config.source}")
+    data = plugins.call("dataset", made, setting=f"dataset.source={config.source}", options=config.options)
+    return own_dataset(data, test_split=config.test_split, where=f"dataset {config.source}")
 
 
 def fingerprint(config: DatasetConfig) -> Fingerprint:

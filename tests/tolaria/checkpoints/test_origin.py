@@ -148,7 +148,11 @@ def test_ages_of_averages_and_modules_move_with_the_step(tmp_path: Path) -> None
         (9, {"dataset__val_split": 0.2}, "192 images in batches of 32 → 256 in batches of 32.: was saved after step 3"),
         (18, {"optimization__max_epochs": 2}, "3 epochs are done, more than optimization.max_epochs=2; set more, or"),
         (18, {"optimization__max_macs": 5e7}, "MACs are spent, more than optimization.max_macs=5e[+]07; set more, or"),
-        (12, {"dataset__num_examples": 400}, "was trained on other data: stripes: 320 → 400 images; restore that, or"),
+        (
+            12,
+            {"dataset__num_examples": 400},
+            "was trained on other data: stripes: 320 → 400 examples; restore that,",
+        ),
         (12, {"dataset__image_size": 12}, "was trained on other data: stripes: other contents; restore that, or take"),
     ],
 )
@@ -224,7 +228,7 @@ def test_the_command_refuses_with_2_and_leaves_nothing_behind(
         ),
         (
             {"dataset__num_examples": 400},
-            r"its data was other .stripes: 320 → 400 images., with images perhaps that are",
+            r"its data was other .stripes: 320 → 400 examples., with images perhaps that are",
         ),
     ],
 )
