@@ -31,6 +31,7 @@ from esper.tolaria.library import record_outcomes, write_declared
 from esper.tolaria.metrics import StepLog, require_finite
 from esper.tolaria.optim import set_learning_rates
 from esper.tolaria.plugin_record import write_plugins
+from esper.tolaria.progress import OnProgress, ProgressReporter
 from esper.tolaria.ranks import init_ranks
 from esper.tolaria.recovery import WayBack, do_step, find_way_back
 from esper.tolaria.result import result_of
@@ -62,7 +63,7 @@ class TrainingLoop:
     """A training from start to end.
 
     Args:
-        config, run_dir, listeners: see `TolariaTrainer`.
+        config, run_dir, listeners, on_progress: see `TolariaTrainer`.
 
     Attributes:
         run: what the training works with; set by `initialize`.
@@ -76,7 +77,12 @@ class TrainingLoop:
     run: Run
 
     def __init__(
-        self, config: TolariaConfig, *, run_dir: Path | None, listeners: Sequence[Callable[[Event], None]]
+        self,
+        config: TolariaConfig,
+        *,
+        run_dir: Path | None,
+        listeners: Sequence[Callable[[Event], None]],
+        on_progress: OnProgress | None = None,
     ) -> None:
         self.config = config
         self.state = TrainingState()
@@ -86,6 +92,7 @@ class TrainingLoop:
         self.close: Callable[[], None] = lambda: None
         self._run_dir = run_dir
         self._listeners = listeners
+        self._progress = ProgressReporter(on_progress)
         self._train_means: Window | None = None  # of the epoch that just ended
         self._validation: tuple[float, dict[str, float]] | None = None  # loss and metrics of the current weights
         self._awaits_trunk = False  # it is saved at the step at which the learning rate begins to decay
@@ -105,6 +112,7 @@ class TrainingLoop:
         if config.device != "cpu" and torch.cuda.is_available() and back_to is None:
             # All work of this thread uses one stream, which can be captured: a second one would cost memory of its own.
             torch.cuda.set_stream(torch.cuda.Stream())  # type: ignore[no-untyped-call]
+        self._progress.doing("reading the data")
         run = open_run(
             config,
             run_dir=self._run_dir,
@@ -113,6 +121,7 @@ class TrainingLoop:
             ranks=ranks,
             is_reopened=back_to is not None,
         )
+        self._progress.doing("starting")
         try:
             resumed_from, notices = resume(run, back_to=back_to), list[tuple[str, str]]()
             if resumed_from is None:
@@ -191,6 +200,7 @@ class TrainingLoop:
         started = time.monotonic()
         log = StepLog(run)
         self._file_check = begin_file_check(run)
+        self._progress.begin_epoch(run)
         with self._profiler() as profile_step:
             while state.step < run.steps_per_epoch and not run.is_over and not self._should_stop():
                 if self._awaits_trunk and _decays(run):
@@ -198,6 +208,7 @@ class TrainingLoop:
                     self._awaits_trunk = False
                 train_step(run)
                 profile_step()
+                self._progress.after_step(run)
                 if self._file_check is not None:
                     next(self._file_check, None)
                 if config.debug_mode:
@@ -219,6 +230,7 @@ class TrainingLoop:
     def validate(self) -> tuple[float, dict[str, float]]:
         """Loss and metrics of the controller split, in the number format of training."""
         run, step = self.run, self.state.global_step
+        self._progress.doing("validating")
         with run.step.ema_weights(step=step), run.step.autocast():
             self._validation = loss, metrics = run.evaluate_split(run.parts.splits.controller)
         run.emit(Validated, epoch=self.state.epoch, val_loss=loss, val_metrics=metrics)
@@ -250,6 +262,7 @@ class TrainingLoop:
         run.journal.write(metrics)
         if run.step.regions is not None and (notice := run.step.regions.notice()):
             run.emit(Notice, level=notice[0], message=notice[1])
+        self._progress.doing("growing" if self.config.morphogenetic.enable_tamiyo else "saving")
         is_last = self._is_over()
         run.growth.end_of_epoch(is_last=is_last)
         if not is_last and (is_last := self._is_over()):  # judging and scoring have spent the rest of the budget
@@ -266,6 +279,7 @@ class TrainingLoop:
     def _finish(self) -> None:
         """Test, and write the result."""
         run, step = self.run, self.state.global_step
+        self._progress.doing("testing")
         if run.step.ema is not None and run.step.ema.is_empty(step=step):
             run.warn("a module was removed after the last step: the result is of the weights, not of their average")
         with run.step.ema_weights(step=step):
@@ -291,6 +305,7 @@ class TrainingLoop:
 
     def _interrupt(self) -> None:
         hanging.beat(expected_s=hanging.SAVE_S)
+        self._progress.doing("saving")
         if self._file_check is not None:
             tell_damage(self.run)
         if self.config.checkpoint.save_last:

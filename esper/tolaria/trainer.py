@@ -22,6 +22,7 @@ from esper.tolaria.checkpoints.contents import restore
 from esper.tolaria.dry_run import DryRun, dry_run
 from esper.tolaria.loop import TrainingLoop
 from esper.tolaria.memory import explained, is_out_of_memory
+from esper.tolaria.progress import OnProgress
 from esper.tolaria.run import Run
 from esper.tolaria.state import TrainingState
 
@@ -40,6 +41,7 @@ class TolariaTrainer:
         config: the whole configuration; nothing happens before `initialize`.
         run_dir: the run folder; by default `outputs/<experiment_name>/run-<digest of the configuration>`.
         listeners: called with every event of the run as it is journalled.
+        on_progress: called a few times a second, in the training thread, with what the training does.
     """
 
     def __init__(
@@ -48,9 +50,10 @@ class TolariaTrainer:
         *,
         run_dir: Path | None = None,
         listeners: Sequence[Callable[[Event], None]] = (),
+        on_progress: OnProgress | None = None,
     ) -> None:
         self.config = config = absolute_paths(config)
-        self._loop = TrainingLoop(config, run_dir=run_dir, listeners=listeners)
+        self._loop = TrainingLoop(config, run_dir=run_dir, listeners=listeners, on_progress=on_progress)
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="esper-trainer")
 
     @property
