@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from esper.tracking.formatting import change, clock, loss, metric, number
 from esper.tracking.history import History
 
 if TYPE_CHECKING:
-    from torch import nn
+    from esper.inference import Network
 
 __all__ = ["Outcome"]
 
@@ -32,23 +32,25 @@ class Outcome:
             finished.
         result: of the finished run, as `contracts.events.RunEnded` holds it.
         run_dir: the run folder.
+        model: what `fit(model=…)` got.
     """
 
     exit_code: int
     metric: float | None
     result: dict[str, Any] | None
     run_dir: Path
+    model: Any = field(default=None, repr=False)
 
     @functools.cached_property
-    def network(self) -> nn.Module:
-        """The trained network on the CPU, in eval mode: what `esper export` writes.
+    def network(self) -> Network:
+        """The trained network, on the CPU and in eval mode: `esper.load(outcome.run_dir)`.
 
         Raises:
             CheckpointError: the run has no checkpoint, or a module is neither kept nor culled yet.
         """
-        from esper.tolaria.checkpoints.export import folded_network
+        from esper.inference import load  # takes time that a command does not need
 
-        return folded_network(self.run_dir)[0]
+        return load(self.run_dir, model=self.model)
 
     @property
     def history(self) -> dict[str, list[Any]]:

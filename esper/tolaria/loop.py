@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from esper.tolaria.library import record_outcomes, write_declared
 from esper.tolaria.metrics import StepLog, require_finite
 from esper.tolaria.optim import set_learning_rates
 from esper.tolaria.plugin_record import write_plugins
+from esper.tolaria.profiler import profiler
 from esper.tolaria.progress import OnProgress, ProgressReporter
 from esper.tolaria.ranks import init_ranks
 from esper.tolaria.recovery import WayBack, do_step, find_way_back
@@ -201,7 +202,7 @@ class TrainingLoop:
         log = StepLog(run)
         self._file_check = begin_file_check(run)
         self._progress.begin_epoch(run)
-        with self._profiler() as profile_step:
+        with profiler(run) as profile_step:
             while state.step < run.steps_per_epoch and not run.is_over and not self._should_stop():
                 if self._awaits_trunk and _decays(run):
                     self._start_saving("trunk")
@@ -380,19 +381,6 @@ class TrainingLoop:
             return False
         state.best_loss, state.best_metrics = val_loss, val_metrics
         return True
-
-    @contextlib.contextmanager
-    def _profiler(self) -> Iterator[Callable[[], None]]:
-        """Profile a few steps of the run's first epoch if asked to; yields a function to call after every step."""
-        target = self.run.log_dir / "profile.json"
-        if not self.config.profile_training or target.exists():
-            yield lambda: None
-            return
-        with torch.profiler.profile(
-            schedule=torch.profiler.schedule(wait=1, warmup=1, active=4, repeat=1),
-            on_trace_ready=lambda profile: profile.export_chrome_trace(str(target)),
-        ) as profile:
-            yield profile.step
 
 
 def _decays(run: Run, *, steps_ahead: int = 0) -> bool:

@@ -7,6 +7,7 @@ free to answer during steps, evaluations and saves.
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -55,6 +56,8 @@ class TolariaTrainer:
         self.config = config = absolute_paths(config)
         self._loop = TrainingLoop(config, run_dir=run_dir, listeners=listeners, on_progress=on_progress)
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="esper-trainer")
+        # One that is dropped, as when the cell of a notebook runs again, must not lock its run folder.
+        weakref.finalize(self, _close, self._loop).atexit = False
 
     @property
     def run(self) -> Run:
@@ -148,8 +151,7 @@ class TolariaTrainer:
 
     async def shutdown(self) -> None:
         """Finish the tracker and unlock the run folder; safe to call twice."""
-        close, self._loop.close = self._loop.close, lambda: None
-        await asyncio.get_running_loop().run_in_executor(None, close)
+        await asyncio.get_running_loop().run_in_executor(None, _close, self._loop)
         self._worker.shutdown()
 
     async def _in_worker(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -160,3 +162,8 @@ class TolariaTrainer:
             if not is_out_of_memory(error):
                 raise
             raise explained(error, self.config) from None
+
+
+def _close(loop: TrainingLoop) -> None:
+    close, loop.close = loop.close, lambda: None
+    close()
