@@ -16,12 +16,12 @@ from esper.planning.observations import Choice, Interval, Observation, Plan
 from esper.planning.record import PlanRecord
 from esper.planning.words import (
     choice_label,
-    compute_words,
     difference_words,
     figure_words,
     interval_words,
     percent_words,
 )
+from esper.tracking.formatting import number
 
 __all__ = ["Checked", "check", "printed"]
 
@@ -55,7 +55,7 @@ class Checked:
 def check(record: PlanRecord, found: Sequence[Observation]) -> list[Checked]:
     """Compare finished runs, which the plan was not made from, with what it predicted."""
     plan = record.plan
-    curves = forecast(record.observations, plan.question.sizes, plan.question.headline)
+    curves = forecast(plan.question, record.observations)
     known = [size.name for size in curves.sizes]
     return [_checked(one, plan, curves) for one in found if one.size in known]
 
@@ -79,13 +79,13 @@ def printed(checked: Sequence[Checked], plan: Plan) -> Iterator[RenderableType]:
     headline = plan.question.headline
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), show_edge=False)
     table.add_column("run", no_wrap=True)
-    for heading in ("rng_seed", "FLOPs", "predicted (80 %)", "found"):
+    for heading in ("rng_seed", "MACs", "predicted (80 %)", "found"):
         table.add_column(heading, justify="right", no_wrap=True)
     for one in checked:
         table.add_row(
             choice_label(one.choice, plan.question),
             str(one.found.seed),
-            compute_words(one.found.macs),
+            number(one.found.macs),
             interval_words(one.predicted, headline),
             figure_words(one.found.figure, headline) + (" ✓" if one.is_inside else " ✗"),
         )

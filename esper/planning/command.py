@@ -193,6 +193,7 @@ def _question(
         pilot_macs=pilot_macs,
         pilot_seconds=pilot_seconds,
         trunk_macs={trunk.size: max(one.macs for one in trunks if one.size == trunk.size) for trunk in trunks},
+        num_examples=known.num_val,
     )
 
 

@@ -28,18 +28,18 @@ __all__ = ["Curves", "Trainings", "fit"]
 
 Floats = NDArray[np.float64]
 
-_EXPONENT = (np.log(0.7), 0.6)
-"""Mean and standard deviation of the common log b; four fifths of the exponents lie between 0.32 and 1.5."""
+_EXPONENT = (np.log(1.0), 0.6)
+"""Mean and standard deviation of the common log b. A small GPT and ResNets on CIFAR-10 had about 1."""
 _AMPLITUDE_SD = 1.0
 """Of the common log B, whose mean is that of twice what the observed curves fall."""
-_SIZE_SDS = (0.4, 0.2)
+_SIZE_SDS = (0.25, 0.12)
 """By how much log B and log b of a size differ from the common ones."""
-_TRANSFER = (np.log(0.9), 0.25)
+_TRANSFER = (np.log(0.9), 0.4)
 """Of log tau. Trained copies of the blocks of a GPT and of ResNets had 0.8 to 1.1 in pilots."""
 _MOST_WORTH = 1.0
 """What the host learns in an epoch is at most what the final size learns in so many."""
-_NOISE, _NOISE_DF = 0.005, 1.0
-"""What is assumed of the standard deviation between seeds, as a share of y, and how many observations that counts."""
+_NOISE_DF = 1.0
+"""As how many observations of the noise what is assumed of it counts."""
 _SHARED = 0.5
 """Share of the variance that trainings of one trunk have in common."""
 _OUTLIER = 3.0
@@ -106,23 +106,30 @@ class Curves:
         return worth[:, 0]
 
 
-def fit(y: Floats, trainings: Trainings, *, num_sizes: int, num_draws: int = 400, rng_seed: int = 0) -> Curves:
+def fit(
+    y: Floats, trainings: Trainings, *, num_sizes: int, noise: float, num_draws: int = 400, rng_seed: int = 0
+) -> Curves:
     """Fit the curves to (n,) observed values of a quantity that falls with training.
 
-    Every size must be observed, from scratch or grown.
+    Args:
+        y: the values.
+        trainings: what they were observed of; every size from scratch.
+        num_sizes: how many sizes there are.
+        noise: what is assumed of the standard deviation between seeds, before the values show it.
+        num_draws: how many draws of the curves.
+        rng_seed: of the draws.
     """
     rng = np.random.default_rng(rng_seed)
     static = trainings.host_epochs == 0
     scale = float(np.exp(np.log(trainings.epochs[static]).mean()))
-    prior = _prior(y, trainings, num_sizes=num_sizes)
+    prior = _prior(y, trainings, num_sizes=num_sizes, noise=noise)
     start = prior.mean.copy()
     start[_values(num_sizes)] = [_middle(y[mine]) for mine in (trainings.size == np.arange(num_sizes)[:, None])]
-    sigma = _NOISE * float(np.abs(y).mean())
     problem = _Problem(trainings=trainings, prior=prior, scale=scale)
-    df = _NOISE_DF
+    sigma, df = noise, _NOISE_DF
     for _ in range(4):  # the noise and the weight of the priors depend on each other
         best, weights = problem.solve(y, start, sigma=sigma, weights=np.ones_like(y), is_robust=True)
-        sigma, df = problem.noise(y, best, weights, floor=_NOISE * float(np.abs(y).mean()))
+        sigma, df = problem.noise(y, best, weights, assumed=noise)
         start = best
     shared = np.sqrt(_SHARED) * rng.standard_normal((num_draws, int(trainings.trunk.max()) + 1))[:, trainings.trunk]
     errors = shared + np.sqrt(1 - _SHARED) * rng.standard_normal((num_draws, len(y)))
@@ -197,9 +204,9 @@ class _Prior:
     sd: Floats
 
 
-def _prior(y: Floats, trainings: Trainings, *, num_sizes: int) -> _Prior:
+def _prior(y: Floats, trainings: Trainings, *, num_sizes: int, noise: float) -> _Prior:
     falls = [float(np.ptp(y[trainings.size == one])) for one in range(num_sizes) if (trainings.size == one).any()]
-    fall = max(2 * float(np.median(falls)), _NOISE * float(np.abs(y).mean()), 1e-12)
+    fall = max(2 * float(np.median(falls)), noise)
     zeros, ones = np.zeros(num_sizes), np.ones(num_sizes)
     mean = np.concatenate([[_EXPONENT[0], np.log(fall)], zeros, zeros, zeros, [_TRANSFER[0]]])
     amplitude_sd, exponent_sd = _SIZE_SDS
@@ -251,15 +258,15 @@ class _Problem:
         data = residuals(found.x)[: len(y)]
         return found.x, 1 / np.sqrt(1 + (data / _OUTLIER) ** 2)
 
-    def noise(self, y: Floats, best: Floats, weights: Floats, *, floor: float) -> tuple[float, float]:
+    def noise(self, y: Floats, best: Floats, weights: Floats, *, assumed: float) -> tuple[float, float]:
         """Standard deviation between seeds, and its degrees of freedom."""
         residuals = _predict(best, self.trainings, scale=self.scale) - y
-        free = len(y) - self._effective(best, sigma=floor)
+        free = len(y) - self._effective(best, sigma=assumed)
         # What a lone trunk of a size shares, its curve absorbs.
         seen = len(set(self.trainings.trunk.tolist())) / len(set(self.trainings.size.tolist()))
         total = float((weights * residuals**2).sum()) / (1 - _SHARED / max(seen, 1.0))
         df = _NOISE_DF + max(free, 0.0)
-        return float(np.sqrt((_NOISE_DF * floor**2 + total) / df)), df
+        return float(np.sqrt((_NOISE_DF * assumed**2 + total) / df)), df
 
     def _effective(self, theta: Floats, *, sigma: float) -> float:
         """How many parameters the data determine."""

@@ -60,6 +60,7 @@ class Family:
         recipe: what the host grows.
         steps_per_epoch: optimizer steps in an epoch.
         headline: the task's first metric.
+        num_val: examples that validation reads.
     """
 
     config: TolariaConfig
@@ -70,6 +71,7 @@ class Family:
     recipe: tuple[Graft, ...]
     steps_per_epoch: int
     headline: MetricInfo
+    num_val: int
 
     @property
     def share(self) -> float:
@@ -129,6 +131,7 @@ def read_family(overrides: Sequence[str], *, fractions: Sequence[float] | None) 
             recipe=tuple(recipe),
             steps_per_epoch=built.loader.num_batches,
             headline=built.task.metrics[0].info,
+            num_val=len(built.splits.controller),
         )
     finally:
         built.close()

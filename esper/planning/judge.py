@@ -24,7 +24,7 @@ _WORTH, _RELATIVE_WORTH = 0.001, 0.002
 """A difference that is worth a choice: a tenth of a point for percentages, this share of other figures."""
 _TIE = 0.25
 """Share of this difference within which the simpler option is taken."""
-_SURE = 0.6
+_SURE = 0.75
 """Probability of being ahead of the best option of another kind, from which a choice matters."""
 _USUAL_SHARE = 0.3
 """Of growth, that of `morphogenetic=stack`; of two shares that are as good, the nearer one is taken."""
@@ -38,12 +38,12 @@ def judge(question: Question, observations: Sequence[Observation], *, num_draws:
 
     Recommended is the simplest option (the host before larger sizes, these before growing) whose regret is least, give
     or take a quarter of what is worth a choice. The choice matters if it is expected ahead of the best option of any
-    other kind (a size, or growing) by what is worth a choice, and is so with a probability of at least 60 %.
+    other kind (a size, or growing) by what is worth a choice, and is so with a probability of at least 75 %.
 
     Raises:
         RunError: there are too few observations, or the pilots have spent the budget.
     """
-    found = forecast(observations, question.sizes, question.headline, num_draws=num_draws, rng_seed=rng_seed)
+    found = forecast(question, observations, num_draws=num_draws, rng_seed=rng_seed)
     rng = np.random.default_rng(rng_seed + 1)
     candidates = [_candidate(choice, question, found) for choice in _choices(question, found)]
     shortfalls = np.stack([one.shortfalls for one in candidates])

@@ -85,6 +85,7 @@ class Question:
         pilot_macs: MACs that the pilots have spent. Those of a trunk with several branches count once.
         pilot_seconds: time that they have spent.
         trunk_macs: MACs of the longest trunk of each size that an option continues instead of training them again.
+        num_examples: of the validation split, from which the chance in a percentage follows; None: unknown.
     """
 
     sizes: tuple[Size, ...]
@@ -95,6 +96,7 @@ class Question:
     pilot_macs: float = 0.0
     pilot_seconds: float = 0.0
     trunk_macs: Mapping[str, float] = field(default_factory=dict)
+    num_examples: int | None = None
 
     @property
     def host(self) -> Size:

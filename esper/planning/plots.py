@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from esper.costs import flops
 from esper.planning.observations import Choice, Observation, Plan
-from esper.planning.words import choice_label, compute_words
+from esper.planning.words import choice_label
 from esper.report.svg import INK, svg
+from esper.tracking.formatting import number
 
 __all__ = ["curves", "marks", "predictions"]
 
@@ -39,26 +39,25 @@ def curves(plan: Plan, observations: Sequence[Observation]) -> str:
     def draw(axes: Axes) -> None:
         for band in plan.bands:
             colour, _, _ = marks(plan, band.choice)
-            spent = [flops(macs) for macs in band.macs]
             low, median, high = ([factor * value for value in edge] for edge in (band.low, band.median, band.high))
-            axes.fill_between(spent, low, high, color=colour, alpha=0.13, linewidth=0)
-            axes.plot(spent, median, color=colour, linewidth=1.6)
+            axes.fill_between(band.macs, low, high, color=colour, alpha=0.13, linewidth=0)
+            axes.plot(band.macs, median, color=colour, linewidth=1.6)
         for one in observations:
             colour, marker, _ = marks(plan, Choice(size=one.size, share=one.host_macs / one.macs or None))
-            axes.plot(flops(one.macs), factor * one.figure, marker, color=colour, markersize=5, markeredgewidth=0)
+            axes.plot(one.macs, factor * one.figure, marker, color=colour, markersize=5, markeredgewidth=0)
         if (crossing := plan.crossing) is not None:
-            axes.axvspan(flops(crossing.low), flops(crossing.high), color=INK, alpha=0.05, linewidth=0)
-            axes.axvline(flops(crossing.median), color=INK, linewidth=0.8, linestyle=_DOTTED)
+            axes.axvspan(crossing.low, crossing.high, color=INK, alpha=0.05, linewidth=0)
+            axes.axvline(crossing.median, color=INK, linewidth=0.8, linestyle=_DOTTED)
             _name(axes, crossing.median, "crossing", beside=plan.chosen.macs)
-        axes.axvline(flops(plan.chosen.macs), color=INK, linewidth=1.1)
+        axes.axvline(plan.chosen.macs, color=INK, linewidth=1.1)
         _name(axes, plan.chosen.macs, "budget", beside=crossing.median if crossing else 0.0)
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=8))
         axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: compute_words(value / 2)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
         axes.tick_params(axis="x", labelsize=8)
         _zoom(axes, plan, observations, factor)
-        axes.set_xlabel("compute")
+        axes.set_xlabel("MACs spent")
         axes.set_ylabel(_axis_label(plan))
         axes.grid(True)
 
@@ -92,7 +91,7 @@ def predictions(plan: Plan) -> str:
 def _name(axes: Axes, macs: float, name: str, *, beside: float) -> None:
     """Name a line, on the side that is away from another one."""
     side = "left" if macs >= beside else "right"
-    axes.text(flops(macs), 1.01, name, transform=axes.get_xaxis_transform(), ha=side, va="bottom", fontsize=8)
+    axes.text(macs, 1.01, name, transform=axes.get_xaxis_transform(), ha=side, va="bottom", fontsize=8)
 
 
 def _zoom(axes: Axes, plan: Plan, observations: Sequence[Observation], factor: float) -> None:

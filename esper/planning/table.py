@@ -20,7 +20,7 @@ from esper.planning.words import (
     interval_words,
     percent_words,
 )
-from esper.tracking.formatting import clock
+from esper.tracking.formatting import clock, number
 
 __all__ = ["printed"]
 
@@ -53,7 +53,7 @@ def _table(plan: Plan, *, is_narrow: bool) -> Table:
     for heading in (headline.label, "80 % interval", "P(best)"):
         table.add_column(heading, justify="right", no_wrap=True)
     if not is_narrow:
-        for heading in ("regret", "loss", "epochs", "FLOPs", "time"):
+        for heading in ("regret", "loss", "epochs", "MACs", "time"):
             table.add_column(heading, justify="right", no_wrap=True)
     for option in plan.options:
         cells = [
@@ -75,7 +75,7 @@ def _more(option: Option, plan: Plan) -> list[str]:
         difference_words(option.regret, plan.question.headline, unit=False),
         f"{option.loss.median:.4f}",
         epochs_words(option.epochs),
-        compute_words(option.macs),
+        number(option.macs),
         clock(option.seconds),
     ]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from esper.contracts.metrics import MetricInfo
-from esper.costs import flops
 from esper.planning.observations import Choice, Interval, Question
 from esper.tracking.formatting import number
 
@@ -66,6 +65,5 @@ def percent_words(probability: float) -> str:
 
 
 def compute_words(macs: float) -> str:
-    """MACs as FLOPs: `2.13 PFLOP`."""
-    count = number(flops(macs))
-    return f"{count}FLOP" if count[-1].isalpha() else f"{count} FLOP"
+    """Compute in MACs: `1.07 P MACs`."""
+    return f"{number(macs)} MACs"

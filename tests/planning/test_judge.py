@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from esper.contracts.metrics import ACCURACY
+from esper.errors import RunError
+from esper.planning.judge import judge
+from esper.planning.observations import Choice, Observation, Plan
+from tests.planning.worlds import BUDGET, SIZES, World, pilots, question, random_world
+
+_DRAWS = 40
+
+
+def _world(*, crossing: float, tau: float = 0.9) -> World:
+    """Host and final size cross at this part of the budget."""
+    gap = (BUDGET * crossing) ** -1 - (2 * BUDGET * crossing) ** -1
+    return World(
+        floor={"host": 0.1 + gap, "between": 0.1 + gap, "final": 0.1},  # the size in between is no good
+        amplitude=dict.fromkeys(("host", "between", "final"), 1.0),
+        exponent=dict.fromkeys(("host", "between", "final"), 1.0),
+        tau=tau,
+        noise=1e-4,
+    )
+
+
+def _plan(world: World) -> Plan:
+    return judge(question(), pilots(world, np.random.default_rng(0)), num_draws=_DRAWS)
+
+
+def test_far_below_the_crossing_the_host_is_trained_longer() -> None:
+    plan = _plan(_world(crossing=8))
+    assert plan.recommended == Choice(size="host")
+    assert plan.matters
+    assert "training the host longer" in plan.reason.lower()
+
+
+def test_around_the_crossing_it_grows() -> None:
+    plan = _plan(_world(crossing=0.9))
+    assert plan.recommended.share is not None
+    assert plan.matters
+    assert plan.crossing is not None
+    assert plan.crossing.low < 0.9 * BUDGET < plan.crossing.high
+
+
+def test_growing_that_carries_nothing_over_is_not_recommended() -> None:
+    plan = _plan(_world(crossing=0.3, tau=0.5))
+    assert plan.recommended == Choice(size="final")
+
+
+def test_no_difference_worth_the_choice_is_an_answer() -> None:
+    plan = _plan(_world(crossing=1, tau=0.5))
+    assert not plan.matters
+    assert plan.reason.startswith("No difference worth the choice")
+
+
+def test_probabilities_sum_to_one_and_regret_is_least_for_what_is_recommended() -> None:
+    plan = _plan(_world(crossing=0.9))
+    assert sum(option.p_best for option in plan.options) == pytest.approx(1)
+    assert plan.options[0].choice == plan.recommended
+    regrets = [option.regret for option in plan.options]
+    assert min(regrets) >= 0
+    assert regrets[0] <= min(regrets) + 0.0005
+
+
+def test_pilots_are_charged_and_what_is_continued_is_given_back() -> None:
+    seen = pilots(_world(crossing=0.9), np.random.default_rng(0))
+    asked = question(pilot_macs=10.0, trunk_macs={"host": 4.0})
+    macs = {option.choice: option.macs for option in judge(asked, seen, num_draws=_DRAWS).options}
+    assert macs[Choice(size="host")] == pytest.approx(BUDGET - 10 + 4)
+    assert macs[Choice(size="final")] == pytest.approx(BUDGET - 10)
+    assert macs[Choice(size="final", share=0.5)] == pytest.approx(BUDGET - 10 + 4)
+    assert macs[Choice(size="final", share=0.1)] == pytest.approx(BUDGET - 10 + 4)
+    short = judge(question(pilot_macs=10.0, trunk_macs={"host": 30.0}), seen, num_draws=_DRAWS)
+    early = next(option for option in short.options if option.choice.share == 0.1)
+    assert early.macs * 0.1 == pytest.approx(early.macs - (BUDGET - 10))  # all before growth is taken over
+
+
+def test_hours_are_those_of_the_measured_speed_of_each_size() -> None:
+    seen = [
+        dataclasses.replace(one, seconds=one.macs * (4.0 if one.size == "final" else 2.0))
+        for one in pilots(_world(crossing=0.9), np.random.default_rng(0))
+    ]
+    options = judge(question(macs=None, seconds=100.0), seen, num_draws=_DRAWS).options
+    macs = {option.choice: option.macs for option in options}
+    assert macs[Choice(size="host")] == pytest.approx(50)
+    assert macs[Choice(size="final")] == pytest.approx(25)
+    assert macs[Choice(size="final", share=0.5)] == pytest.approx(100 / 3)
+    assert [option.seconds for option in options] == pytest.approx([100.0] * len(options))
+
+
+def test_an_accuracy_is_predicted_as_its_error_and_stays_below_100_percent() -> None:
+    seen = [
+        dataclasses.replace(one, figure=1 - 0.01 * one.loss)
+        for one in pilots(_world(crossing=0.9), np.random.default_rng(0))
+    ]
+    asked = dataclasses.replace(question(), headline=ACCURACY, num_examples=1000)
+    plan = judge(asked, seen, num_draws=_DRAWS)
+    assert all(0.9 < option.figure.low <= option.figure.high <= 1 for option in plan.options)
+
+
+def test_a_run_far_longer_than_its_pilots_is_marked() -> None:
+    seen = pilots(_world(crossing=0.9), np.random.default_rng(0))
+    plan = judge(question(macs=10 * BUDGET), seen, num_draws=_DRAWS)
+    assert plan.chosen.extrapolation > 4
+    assert any("times as long" in warning for warning in plan.warnings)
+
+
+@pytest.mark.parametrize(
+    ("keep", "message"),
+    [
+        (lambda one: one.size != "host", "no training of the host"),
+        (lambda one: one.macs == BUDGET / 8, "one budget only"),
+    ],
+)
+def test_too_few_observations_are_refused(keep: object, message: str) -> None:
+    seen = [one for one in pilots(_world(crossing=0.9), np.random.default_rng(0)) if keep(one)]  # type: ignore[operator]
+    with pytest.raises(RunError, match=message):
+        judge(question(), seen, num_draws=_DRAWS)
+
+
+def test_pilots_that_spent_the_budget_are_refused() -> None:
+    with pytest.raises(RunError, match="have spent the budget"):
+        judge(question(pilot_macs=BUDGET), pilots(_world(crossing=0.9), np.random.default_rng(0)), num_draws=_DRAWS)
+
+
+def test_a_size_without_observations_is_left_out_with_a_warning() -> None:
+    seen = [one for one in pilots(_world(crossing=0.9), np.random.default_rng(0)) if one.size != "between"]
+    plan = judge(question(), seen, num_draws=_DRAWS)
+    assert Choice(size="between") not in [option.choice for option in plan.options]
+    assert any(SIZES[1].label in warning for warning in plan.warnings)
+
+
+@pytest.mark.long
+def test_intervals_hold_and_regret_is_small_in_worlds_whose_curves_are_known() -> None:
+    inside, regrets, fixed = [], [], {"host": [], "between": [], "final": [], "grown": []}
+    for index in range(24):
+        rng = np.random.default_rng(index)
+        world = random_world(rng)
+        plan = judge(question(), pilots(world, rng), num_draws=_DRAWS)
+        truth = {option.choice: world.loss(option.choice, option.macs) for option in plan.options}
+        for option in plan.options:
+            shown: Observation = world.run(option.choice, option.macs, rng=rng)
+            inside.append(option.figure.low <= shown.figure <= option.figure.high)
+        regrets.append(truth[plan.recommended] - min(truth.values()))
+        for name, lost in fixed.items():
+            always = Choice(size="final", share=0.3) if name == "grown" else Choice(size=name)
+            lost.append(truth[always] - min(truth.values()))
+    assert 0.7 <= np.mean(inside) <= 0.93
+    assert np.mean(regrets) < 0.002
+    assert all(np.mean(regrets) < np.mean(lost) / 2 for lost in fixed.values())
