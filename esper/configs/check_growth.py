@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from esper.configs.comparison import ARMS
+from esper.configs.implied import latest_growth
 from esper.configs.tolaria import TolariaConfig
 from esper.errors import ConfigError
 
@@ -154,7 +155,7 @@ def _check_growth_period(config: TolariaConfig) -> None:
                 f"morphogenetic.schedule_by=compute: with {unknown} the final network, and so the compute of "
                 f"max_epochs, is not known beforehand; set optimization.max_macs{otherwise}"
             )
-    latest = {"wsd": 1 - recipe.decay_fraction, "cosine": 0.5, "linear": 0.5, "constant": 1.0}[recipe.scheduler]
+    latest = latest_growth(recipe)
     if growth.growth_until > latest + 1e-9:
         raise ConfigError(
             f"morphogenetic.growth_until={growth.growth_until:g}: allowed is at most {latest:g} with "

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator, Sequence
+from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 import yaml
 from hydra import compose as hydra_compose
@@ -21,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from esper.configs.explain import explain
 from esper.configs.identity import run_name
+from esper.configs.implied import IMPLIED, marker
 from esper.configs.load import from_hydra
 from esper.configs.text import quote_text
 from esper.configs.tolaria import TolariaConfig
@@ -68,19 +71,26 @@ def compose(overrides: Sequence[str]) -> DictConfig:
 
 
 def register() -> None:
-    """Register the schema with Hydra, and the resolver `${esper.run_name:}` of conf/config.yaml with OmegaConf."""
+    """Register the schema with Hydra, and the resolvers `${esper.…}` with OmegaConf."""
     schema = OmegaConf.structured(TolariaConfig)
     OmegaConf.set_struct(schema.optimization.optimizer_options, False)  # takes names that it does not have yet
     for options in (schema.model.options, schema.dataset.options):
         OmegaConf.set_struct(options, False)  # takes any key, without a `+` before it
+    for key in IMPLIED:
+        OmegaConf.update(schema, key, marker(key))
     ConfigStore.instance().store(name="tolaria_schema", node=schema)
     OmegaConf.register_new_resolver("esper.run_name", _run_name, replace=True)
+    OmegaConf.register_new_resolver("esper.implied", _implied, replace=True)
 
 
 def conf_folder() -> Path:
     """Folder of the YAML groups: inside the package in a wheel, beside it in a checkout."""
     package = Path(__file__).resolve().parents[1]
     return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
+
+
+def _implied(key: str, _default: Any, *, _root_: DictConfig) -> Any:
+    return attrgetter(key)(from_hydra(_root_))
 
 
 def _run_name(*, _root_: DictConfig) -> str:

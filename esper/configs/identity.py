@@ -30,6 +30,7 @@ __all__ = [
 
 _OPERATIONAL = frozenset(
     {
+        "adjusted",
         "bus",
         "checkpoint",
         "database",

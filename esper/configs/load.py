@@ -11,6 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from esper.configs.check import check
 from esper.configs.explain import explain
+from esper.configs.implied import following, unset
 from esper.configs.paths import absolute_paths
 from esper.configs.recorded import as_written, recorded, remember
 from esper.configs.text import keep_yaml_text
@@ -110,13 +111,14 @@ def _build(settings: dict[Any, Any], schema: type[TolariaConfig], folder: str | 
 
 
 def _checked(settings: dict[Any, Any], schema: type[TolariaConfig], folder: str | None) -> TolariaConfig:
+    defaults = unset(settings)
     try:
         merged = OmegaConf.merge(OmegaConf.structured(schema), settings)
         config = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         raise explain(error) from None
     assert isinstance(config, TolariaConfig)
-    config = absolute_paths(config, folder)
+    config = following(absolute_paths(config, folder), defaults)
     remember(OmegaConf.to_container(merged, resolve=False), config, folder)
     check(config)
     return config

@@ -60,6 +60,10 @@ class TolariaConfig:
     description: str = setting("", "free text, recorded with the run")
     tags: list[str] = setting([], "free-form tags, recorded with the run")
 
+    adjusted: list[str] = setting(
+        [], "defaults that Esper has changed to follow other settings, such as the warm-up of one epoch; set by it"
+    )
+
     bus: str = setting(
         "memory", "redis: publish health, decisions and outcomes; memory: publish nothing", choices=("memory", "redis")
     )

@@ -54,6 +54,8 @@ def _notify(run: Run, notices: Sequence[tuple[str, str]], *, resumed_from: str |
         run.warn(message)
     for message in run.data_notices:
         inform(message)
+    if run.config.adjusted:
+        inform(f"adjusted {'; '.join(run.config.adjusted)}")
     for level, message in notices:
         run.emit(Notice, level=level, message=message)
     asked = run.config.checkpoint.resume_from

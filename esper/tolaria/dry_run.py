@@ -54,6 +54,7 @@ def dry_run(run: Run) -> DryRun:
     host = run.host_cost
     lines = [f"network    {host.num_parameters:,} parameters, {host.num_macs:,} MACs, {len(run.model.slots)} sites"]
     lines += [f"data       {notice}" for notice in run.parts.splits.notices]
+    lines += [f"adjusted   {text}" for text in run.config.adjusted]
     lines.append(f"training   {run.total_steps:,} steps of {run.config.dataset.batch_size} on {run.parts.device}")
     sites = [slot.site.name for slot in run.model.all_slots() if slot.has_room]
     seconds: list[float] = []
