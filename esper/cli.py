@@ -20,6 +20,7 @@ from esper.inference.parser import add_use
 from esper.launch.exits import exit_with
 from esper.launch.output import keep_writing
 from esper.planning.parser import add_plan
+from esper.reference.command import add_help
 from esper.runs.parser import add_runs, with_default
 from esper.services import SERVICES
 
@@ -92,6 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     add_use(commands)
     _add_urza(_add_group(commands, "urza", "manage the blueprint library"))
     _add_services(_add_group(commands, "services", "run Tamiyo and Tezzeret as services for many runs"))
+    add_help(commands)
     _add(commands, "version", _version, "print the version")
     return parser
 

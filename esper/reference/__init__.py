@@ -1,0 +1,1 @@
+"""The reference of all settings: `esper help`, docs/settings.md."""
