@@ -1,7 +1,7 @@
 """Defaults that follow other settings: where nobody has set them, they move instead of contradicting what somebody set.
 
-The schema that Hydra composes from has `${esper.implied:KEY,DEFAULT}` in place of these defaults, so that a value that a preset
-or the command line gives is told from the default, even if it is the same.
+The schema that Hydra composes from has `${esper.implied:KEY,DEFAULT}` in place of these defaults, so that a value that
+a preset or the command line gives is told from the default, even if it is the same.
 """
 
 from __future__ import annotations
