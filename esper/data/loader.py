@@ -88,6 +88,10 @@ class Preprocess:
             return prepared.squeeze(1).unsqueeze(1)
         return prepared
 
+    def undone(self, images: Tensor) -> Tensor:
+        """Network input (C, H, W) or (B, C, H, W) as it was stored, but float32."""
+        return (images - self._offset) / self._factor
+
     def batches(self, split: ImageSet, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches of a whole split in order, without augmentation; the last may be smaller."""
         for start in range(0, len(split), batch_size):

@@ -17,6 +17,7 @@ from esper.report.jumps import jumps
 from esper.report.lexicon import words_in
 from esper.report.run_record import RunRecord, read_run
 from esper.tracking import formatting, write_atomically
+from esper.tracking.samples import read_samples
 
 __all__ = ["render", "template_environment", "write"]
 
@@ -83,6 +84,7 @@ def _content(record: RunRecord) -> dict[str, Any]:
         "leading": history.headline,
         "others": history.metrics[1:],
         "classes": _classes(record),
+        "pictures": _pictures(record),
         "confusion": (record.result or {}).get("test_confusion") or [],
         "size": size,
         "plots": _plots(record),
@@ -129,6 +131,13 @@ def _classes(record: RunRecord) -> list[tuple[str, float | None]]:
     if len(found) <= _MAX_CLASSES:
         return found
     return sorted(found, key=lambda item: 2.0 if item[1] is None else item[1])[:_MAX_CLASSES]
+
+
+def _pictures(record: RunRecord) -> list[tuple[str, list[dict[str, Any]]]]:
+    """Title and entries of the validation images told wrong and right; empty of a run that has not finished."""
+    found = read_samples(record.run_dir) if record.result is not None else []
+    wrong, right = ([s for s in found if (s["truth"] == s["said"]) is is_right] for is_right in (False, True))
+    return [(title, entries) for title, entries in (("Wrong", wrong), ("Right", right)) if entries]
 
 
 def _requests(record: RunRecord) -> list[dict[str, Any]]:

@@ -35,11 +35,13 @@ from esper.tolaria.ranks import init_ranks
 from esper.tolaria.recovery import WayBack, do_step, find_way_back
 from esper.tolaria.result import result_of
 from esper.tolaria.run import Run, open_run
+from esper.tolaria.samples import samples
 from esper.tolaria.schedule import decay_start
 from esper.tolaria.state import TrainingState
 from esper.tolaria.sums import Window
 from esper.tracking import git_diff, write_atomically
 from esper.tracking.files import write_recipe
+from esper.tracking.samples import write_samples
 
 __all__ = ["TrainingLoop", "train_step"]
 
@@ -270,6 +272,7 @@ class TrainingLoop:
             run.warn("a module was removed after the last step: the result is of the weights, not of their average")
         with run.step.ema_weights(step=step):
             validation = run.evaluate_split(run.parts.splits.controller)
+            pictures = samples(run) if run.ranks.is_rank0 else []
         try:
             with run.step.ema_weights(step=step):
                 test_loss, test_metrics, detail = run.test()
@@ -282,6 +285,8 @@ class TrainingLoop:
         self._finish_saving()
         run.folder.require_held()
         write_recipe(run.run_dir / "recipe.json", run.model.recipe, host=self.config.model.name)
+        if pictures:
+            write_samples(run.run_dir, pictures)
         if run.ranks.is_rank0 and (
             problem := record_outcomes(self.config.database, run_dir=run.run_dir, outputs_dir=run.outputs_dir)
         ):

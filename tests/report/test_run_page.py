@@ -68,6 +68,11 @@ def test_a_run_that_scores_and_judges_nothing_shows_neither_health_nor_gains(tmp
         assert absent not in text
 
 
+def test_the_page_shows_pictures_told_right_and_wrong(run_dir: Path) -> None:
+    pictures = json.loads((run_dir / "samples.json").read_text())
+    assert html(run_dir).count('<img src="data:image/png;base64,') == len(pictures) > 0
+
+
 def test_what_a_user_wrote_is_escaped(run_dir: Path) -> None:
     assert html(run_dir).count("<script>") == 1  # ours
     assert "&lt;script&gt;alert(1)" in html(run_dir)
@@ -84,7 +89,7 @@ def test_every_plot_and_drawing_is_sound_svg_and_every_tag_is_closed(run_dir: Pa
         open_tags: list[str] = []  # noqa: RUF012
 
         def handle_starttag(self, tag: str, attrs: object) -> None:
-            if tag not in ("br", "meta", "path", "rect", "circle", "line", "use", "image"):
+            if tag not in ("br", "meta", "img", "path", "rect", "circle", "line", "use", "image"):
                 self.open_tags.append(tag)
 
         def handle_startendtag(self, tag: str, attrs: object) -> None:
