@@ -15,6 +15,7 @@ from esper.commands import add_command as _add
 from esper.commands import add_group as _add_group
 from esper.commands import add_json as _add_json
 from esper.commands import positive as _positive
+from esper.completion import add_completion
 from esper.errors import EsperError
 from esper.inference.parser import add_use
 from esper.launch.exits import exit_with
@@ -94,6 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_urza(_add_group(commands, "urza", "manage the blueprint library"))
     _add_services(_add_group(commands, "services", "run Tamiyo and Tezzeret as services for many runs"))
     add_help(commands)
+    add_completion(commands, parser)
     _add(commands, "version", _version, "print the version")
     return parser
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from esper import __version__
-from esper.cli import main
+from esper.cli import _parser, main
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -19,6 +19,40 @@ def test_version_is_printed(capsys: pytest.CaptureFixture[str]):
         main(["version"])
     assert ended.value.code == 0
     assert capsys.readouterr().out == f"esper {__version__}\n"
+
+
+def test_version_is_an_option_too(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"esper {__version__}\n"
+
+
+def test_options_may_follow_and_stand_between_arguments():
+    parse = _parser().parse_args
+    assert parse(["report", "a", "--baseline", "x", "b", "--target", "0.9"]).paths == [Path("a"), Path("b")]
+    assert parse(["doctor", "bus=redis", "--json", "rng_seed=1"]).overrides == ["bus=redis", "rng_seed=1"]
+    assert parse(["runs", "list", "--reverse", "x", "--json"]).folder == Path("x")
+    assert parse(["services", "up", "--only", "tamiyo", "a=b", "--detach", "c=d"]).overrides == ["a=b", "c=d"]
+
+
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [
+        (["ru"], "runs"),
+        (["runs", "r"], "rm"),
+        (["runs", "list", "--rev"], "--reverse"),
+        (["runs", "list", "--sort", "fig"], "figure"),
+        (["report", "tests/test_cl"], "tests/test_cli.py"),
+    ],
+)
+def test_bash_completes(words: list[str], completed: str, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        main(["completion", "bash"])
+    script = capsys.readouterr().out
+    call = f'COMP_WORDS=(esper {" ".join(words)}); COMP_CWORD={len(words)}; _shtab_esper; echo "${{COMPREPLY[@]}}"'
+    done = subprocess.run(["bash", "-c", f"{script}\n{call}"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [completed], done.stderr
 
 
 @pytest.mark.parametrize(
@@ -39,7 +73,7 @@ def test_a_folder_without_a_run_is_one_line_and_exit_code_2(
 def test_help_imports_neither_torch_nor_mlflow():
     script = """
 import sys
-from esper.cli import main
+from esper.cli import _parser, main
 try:
     main(["--help"])
 finally:

@@ -15,10 +15,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from hydra.core.hydra_config import HydraConfig
 from sqlalchemy import make_url
 
-from esper import fit
+from esper import __version__, fit
 from esper.configs import TolariaConfig
 from esper.configs.comparison import ARMS
 from esper.errors import ConfigError
@@ -81,6 +82,10 @@ def test_showing_help_or_configuration_imports_neither_torch_nor_mlflow(
         (["hydra.run.dir=out/${hydra.job.num}"], "hydra.run.dir: ${hydra.job.num} has no value here; in hydra.sweep"),
         (["model=resnet19"], "did you mean resnet18?"),
         (["rng_seed=0,1"], "add -m"),
+        (["tags=a", "-m", "model=resnet18,resnet19", "--config-dir", "."], "did you mean resnet18?"),
+        (["dataset.data_dir=Bücher,x"], "or write 'dataset.data_dir=\"Bücher,x\"'"),
+        (["dataset=imagefolder", "dataset.data_dir=it's #1"], "it's #1: needs a folder train/"),
+        (["optimization.scheduler=cosine", "morphogenetic.growth_until=0.6"], "allowed is at most 0.5"),
         (["hydra/launcher=submitit_slurm"], "launches sweeps only; add -m"),
         (["hydra/launcher=slurm"], "launches sweeps only; add -m"),
         (["-m", "rng_seed=0,1", "hydra/launcher=slurm", "hydra.launcher.timeout_min=1h"], "must be a whole number"),
@@ -127,6 +132,27 @@ def test_bad_input_is_one_line_exit_code_2_and_nothing_on_disk(
     assert stderr.count("\n") == 1
     assert line in stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_the_command_has_the_version_of_esper(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setattr(sys, "argv", ["esper-train", "model=resnet18", "--version"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"esper-train {__version__}\n"
+
+
+def test_a_run_says_which_defaults_it_has_changed(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    short = ["model=resnet_small", "dataset=synthetic", "morphogenetic=schedule", "tracking=none", "device=cpu"]
+    short += ["model.widths=4", "model.depths=1", "model.target_layers=layer1", "dataset.num_examples=200"]
+    outcome = fit(*short, "optimization.max_epochs=1", "optimization.scheduler=cosine", run_dir=tmp_path / "run")
+    told = " ".join(capsys.readouterr().out.split())
+    warm_up = "optimization.warmup_epochs=0.1 (default 1), since optimization.max_epochs=1"
+    growth = "morphogenetic.growth_until=0.5 (default 0.6), since optimization.scheduler=cosine"
+    assert f"note adjusted {warm_up}; {growth}" in told
+    recorded = yaml.safe_load((outcome.run_dir / "config.yaml").read_text())
+    assert recorded["adjusted"] == [warm_up, growth]
+    assert recorded["optimization"]["warmup_epochs"] == 0.1
 
 
 def test_a_dry_run_leaves_nothing_behind(tmp_path: Path):
