@@ -10,7 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from esper.data.listing import described_suffixes, is_special, walk
@@ -129,11 +131,20 @@ def read_table(network: Network, path: str, *, target: str | None) -> tuple[Tens
         raise DataError(f"{path}: has {len(values)} inputs and {len(targets)} targets")
     if interface.task != "classification":
         return values, torch.from_numpy(targets.astype("float32"))
-    index = {name: number for number, name in enumerate(interface.names)}
-    named = list(map(str, targets.tolist()))
-    if unknown := next((name for name in named if name not in index), None):
-        raise DataError(f"{path}: {unknown!r} is no class of the network, which are {', '.join([*index][:10])}")
-    return values, torch.tensor([index[name] for name in named])
+    return values, _classes(targets, interface.names, path)
+
+
+def _classes(targets: NDArray[np.generic], names: Sequence[str], path: str) -> Tensor:
+    """Numbers of classes, from their names, or from the numbers themselves where these are no names: int64 (N,)."""
+    index = {name: number for number, name in enumerate(names)}
+    named = list(map(str, targets.ravel().tolist()))
+    unknown = next((name for name in named if name not in index), None)
+    if unknown is None:
+        return torch.tensor([index[name] for name in named])
+    if targets.dtype.kind in "iu" and targets.min() >= 0 and targets.max() < len(names):
+        return torch.from_numpy(targets.astype(np.int64))
+    shown = ", ".join(names[:10]) + (", …" if len(names) > 10 else "")
+    raise DataError(f"{path}: {unknown!r} is no class of the network, which are {shown}")
 
 
 def check_examples(network: Network, path: str, *, num: int) -> list[Tensor]:
