@@ -6,6 +6,7 @@ import base64
 import heapq
 import io
 import itertools
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -161,4 +162,5 @@ def _shown(picture: Picture, values: Tensor, prediction: Prediction) -> _Shown:
     buffer = io.BytesIO()
     image.save(buffer, format=kind)
     data = f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
-    return _Shown(path=picture.path, true_class=picture.true_class, prediction=prediction, data=data)
+    path = os.fsencode(picture.path).decode(errors="replace")  # a name may be no UTF-8
+    return _Shown(path=path, true_class=picture.true_class, prediction=prediction, data=data)

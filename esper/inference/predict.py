@@ -158,7 +158,7 @@ def _opened(out: str) -> Iterator[TextIO]:
         return
     try:
         Path(out).parent.mkdir(parents=True, exist_ok=True)
-        with Path(out).open("w", newline="", encoding="utf-8") as file:
+        with Path(out).open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
             yield file
     except OSError as error:
         raise WriteError(f"cannot write {out}: {error.strerror or error}; choose another file with --out") from None
