@@ -12,7 +12,7 @@ from esper.files import read_json, write_atomically
 from esper.launch.planned import Decision
 from esper.planning.observations import Observation, Plan
 
-__all__ = ["PlanRecord", "as_text", "read", "write"]
+__all__ = ["SCHEMA", "PlanRecord", "as_text", "read", "write"]
 
 _VERSION = 1
 
@@ -38,12 +38,13 @@ class PlanRecord:
     version: int = _VERSION
 
 
-_SCHEMA = TypeAdapter(PlanRecord)
+SCHEMA = TypeAdapter(PlanRecord)
+"""Of the file."""
 
 
 def as_text(record: PlanRecord) -> str:
     """The record as strict JSON."""
-    return _SCHEMA.dump_json(record, indent=1).decode() + "\n"
+    return SCHEMA.dump_json(record, indent=1).decode() + "\n"
 
 
 def write(record: PlanRecord, path: Path) -> None:
@@ -58,7 +59,7 @@ def read(path: Path) -> PlanRecord:
         RunError: it is missing, damaged, or of another version.
     """
     try:
-        record = read_json(path, _SCHEMA)
+        record = read_json(path, SCHEMA)
     except FileNotFoundError:
         raise RunError(f"{path} is missing: there is no plan in that folder; make one with esper plan") from None
     if record.version != _VERSION:
