@@ -40,7 +40,7 @@ from benchmarks.growing_studies import STUDIES
 from esper.errors import EsperError
 from esper.tracking import environment, read
 
-__all__ = ["estimate", "main", "read_rows"]
+__all__ = ["Queue", "Row", "estimate", "main", "read_rows"]
 
 Row = dict[str, Any]
 

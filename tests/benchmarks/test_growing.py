@@ -1,10 +1,12 @@
-"""The benchmark of growing by copies: its studies can run, cells run once, and the report says what was measured."""
+"""The benchmark of growing by copies: its studies can run, and cells run once at equal compute."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -14,9 +16,11 @@ import pytest
 from PIL import Image
 
 from benchmarks import growing, growing_report
-from benchmarks.growing import Queue, estimate, read_rows
+from benchmarks.corpus import write_archive
+from benchmarks.growing import Queue, Row, estimate, read_rows
 from benchmarks.growing_cells import Cell, plan
-from benchmarks.growing_studies import STATIC, STUDIES
+from benchmarks.growing_studies import STUDIES
+from tests.benchmarks.test_corpus import write_wheel
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -35,8 +39,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+SMALL = ("model.width=8", "model.heads=2", "compile_model=false")
+PIXELS = ("dataset.image_size=8", "dataset.batch_size=16")
+
+
 def tiny(study: str, data: Path, outputs: Path, **changes: Any) -> list[Cell]:
-    extra = ("model.widths=[4,8,8]", "dataset.image_size=8", "dataset.batch_size=16")
+    extra = ("model.widths=[4,8,8]", *PIXELS)
     return plan(study, data=data, outputs=outputs, **{"seeds": [1], "budgets": [2], "extra": extra} | changes)
 
 
@@ -93,7 +101,7 @@ def test_cells_run_once_at_equal_compute_and_count_for_other_studies(
     assert str(tmp_path) not in queue.out.read_text()
 
     options = ["claims", f"--data={data}", f"--out={queue.out}", f"--outputs={tmp_path}", "--device=cpu"]
-    given = ["--seeds=1", "--budgets=2", "model.widths=[4,8,8]", "dataset.image_size=8", "dataset.batch_size=16"]
+    given = ["--seeds=1", "--budgets=2", "model.widths=[4,8,8]", *PIXELS]
     with pytest.raises(SystemExit, match="0"):
         growing.main([*options, *given])
     assert "4 cells, 0 to do" in capsys.readouterr().out
@@ -108,6 +116,26 @@ def test_cells_run_once_at_equal_compute_and_count_for_other_studies(
     shown = capsys.readouterr().out
     assert "## claims" in shown
     assert "grown − final" in shown
+
+
+def check_arms(rows: list[Row], *, batch_size: int, epoch_steps: int) -> None:
+    """All arms have spent the budget, and the grown one grew at the end of the epoch in which its share was spent."""
+    assert [row["arm"] for row in rows] == ["host", "between", "final", "grown"]
+    host, between, final, grown = rows
+    assert host["num_macs"] == grown["num_macs_before"] < between["num_macs"] < final["num_macs"] == grown["num_macs"]
+    for row in rows:
+        assert abs(row["total_macs"] - row["max_macs"]) <= 3 * batch_size * row["num_macs"] / 2
+    epoch = 3 * batch_size * epoch_steps * host["num_macs"]
+    assert grown["growth_steps"] == [epoch_steps * math.ceil(0.3 * host["max_macs"] / epoch)]
+    assert grown["growth_steps"][0] < grown["steps"] < host["steps"]
+
+
+@pytest.mark.long
+def test_a_vit_grows_in_the_epoch_in_which_its_share_is_spent(data: Path, tmp_path: Path) -> None:
+    queue = queue_of(tiny("vit", data, tmp_path, budgets=[4], extra=(*SMALL, *PIXELS)), tmp_path)
+    while queue.run_next():
+        pass
+    check_arms(read_rows(queue.out), batch_size=16, epoch_steps=72 // 16)
 
 
 @pytest.mark.long
@@ -160,68 +188,6 @@ def test_the_estimate_is_that_of_the_most_similar_rows(tmp_path: Path) -> None:
     assert estimate(cell, [{**rows[0], "study": "small"}]) == 0
 
 
-# --- the report -------------------------------------------------------------------------------------------------------
-
-
-def rows_of(arm: str, epochs: int, tests: list[float], *, val: float, steps: int, grown: bool = False) -> list[Any]:
-    return [
-        {
-            "study": "claims", "arm": arm, "budget": epochs, "seed": seed, "test_accuracy": test, "val_accuracy": val,
-            "test_loss": 0.4, "val_loss": 0.4, "total_macs": 1e12 * epochs, "num_macs_before": 50 if grown else 100,
-            "num_macs": 100, "steps": steps, "growth_steps": [steps // 3] if grown else [], "seconds": 10.0,
-        }
-        for seed, test in enumerate(tests)
-    ]  # fmt: skip
-
-
-def measured(num: int) -> list[Any]:
-    wobble = [0.001 * (seed % 3) for seed in range(num)]
-    at = {"host": (0.86, 0.80), "between": (0.85, 0.90), "final": (0.84, 0.70)}
-    rows = [
-        row
-        for arm, (test, val) in at.items()
-        for row in rows_of(arm, 20, [test + one for one in wobble], val=val, steps=100)
-    ]
-    rows += rows_of("grown", 20, [0.87 + 2 * one for one in wobble], val=0.5, steps=120, grown=True)
-    rows += rows_of("host", 40, [0.87] * num, val=0.8, steps=400)
-    return rows + rows_of("final", 40, [0.88] * num, val=0.8, steps=200)
-
-
-def test_the_best_static_arm_is_chosen_by_validation_and_claims_need_twelve_seeds() -> None:
-    (study,) = growing_report.report(measured(12))
-    best, reference = study["differences"]
-    assert (best["other"], best["is_best_static"], best["n"]) == ("between", True, 12)
-    assert best["mean"] == pytest.approx(2.1)
-    assert best["low"] < 2.1 < best["high"]
-    assert best["adjusted_p"] == best["p"] < 0.01
-    assert (reference["other"], reference["adjusted_p"]) == ("final", None)
-    (study,) = growing_report.report(measured(11))
-    assert study["differences"][0]["adjusted_p"] is None
-
-
-def test_a_budget_counts_the_seeds_that_all_arms_have_and_needs_all_static_arms() -> None:
-    rows = [row for row in measured(12) if (row["arm"], row["seed"]) != ("host", 3)]
-    assert growing_report.report(rows)[0]["differences"][0]["n"] == 11
-    rows = [row for row in rows if row["arm"] != "between"]
-    assert [one["is_best_static"] for one in growing_report.report(rows)[0]["differences"]] == [False]
-
-
-def test_crossing_and_transfer_are_reported() -> None:
-    (study,) = growing_report.report(measured(12))
-    crossing, transfer = study["curves"]
-    assert crossing.startswith("host and final cross at E = 3")
-    # 0.8720 lies between 0.8410 at 100 steps and 0.88 at 200: at 173.5. (173.5 - 80) / 40
-    assert "transfer rho 2.34; a step of the host costs 0.50" in transfer
-
-
-def test_json_has_the_same_and_is_valid(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, measured(1))) + "\n")
-    growing_report.main([str(tmp_path / "rows.jsonl"), "--json"])
-    (study,) = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
-    assert [(arm["budget"], arm["arm"]) for arm in study["arms"]][:4] == [(20, arm) for arm in (*STATIC[:3], "grown")]
-    assert study["differences"][0]["p"] is None
-
-
 # --- the command for a machine ----------------------------------------------------------------------------------------
 
 
@@ -248,3 +214,28 @@ def test_the_command_unpacks_the_data_and_writes_tables_though_a_cell_fails(
     assert f"claims --data {folder} --out {tmp_path}/out/growing.jsonl" in done.stdout
     assert "--seeds=1" in done.stdout
     assert "growing_report.py" in (tmp_path / "out" / "tables.md").read_text()
+
+
+@pytest.mark.long
+def test_the_command_trains_gpt_on_a_corpus_and_compares_losses(tmp_path: Path) -> None:
+    wheels = {
+        split: [write_wheel(tmp_path / f"{split}-1.0-py3-none-any.whl", {f"{split}.py": f"{split} = [1, 2]\n" * 40})]
+        for split in ("train", "val", "test")
+    }
+    write_archive(tmp_path / "corpus.tar.xz", wheels)
+    options = (
+        "--device=cpu", "--workers-per-gpu=1", "--seeds=1", "--budgets=0.004", "dataset.context=16",
+        "dataset.batch_size=2", *SMALL,
+    )  # fmt: skip
+    subprocess.run(
+        ["bash", "benchmarks/growing.sh", "gpt", tmp_path / "corpus.tar.xz", tmp_path / "out", *options],
+        cwd=ROOT,
+        env={**os.environ, "PYTHON": sys.executable, "WORK": str(tmp_path / "work"), "MINUTES": "60"},
+        check=True,
+    )
+    rows = read_rows(tmp_path / "out" / "growing.jsonl")
+    share = math.ceil(0.3 * rows[0]["max_macs"] / (3 * 2 * rows[0]["num_macs"]))  # steps: an epoch is as long
+    check_arms(rows, batch_size=2, epoch_steps=share)
+    assert rows[3]["growth_steps"] == [share]
+    assert "val_bits_per_byte" in rows[0]
+    assert "nats a byte (lower is better)" in (tmp_path / "out" / "tables.md").read_text()
