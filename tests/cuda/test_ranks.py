@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.tolaria.processes import GROWS, LONG, STACKS, await_checkpoint, ends, events, start_step, torchrun
+from tests.tolaria.processes import GROWS, LONG, NORMED, STACKS, await_checkpoint, ends, events, start_step, torchrun
 
 pytestmark = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 
@@ -37,6 +37,18 @@ def test_two_gpus_copy_blocks_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyP
     one, two = ([line["val_loss"] for line in events(run_dir, "validation")] for run_dir in (alone, together))
     assert two == pytest.approx(one, abs=1e-4)
     assert (together / "recipe.json").read_text() == (alone / "recipe.json").read_text()
+
+
+def test_two_gpus_with_synchronised_batch_norm_train_fork_and_judge_as_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    torchrun(1, *NORMED, *CUDA, f"hydra.run.dir={alone}")
+    torchrun(2, *NORMED, *CUDA, "ranks.sync_batch_norm=true", f"hydra.run.dir={together}")
+    for kind, metric in [("step", "loss"), ("validation", "val_loss"), ("judgement", "gain")]:
+        one, two = ([line[metric] for line in events(run_dir, kind)] for run_dir in (alone, together))
+        assert two == pytest.approx(one, abs=1e-3), kind
 
 
 def test_a_gpu_does_not_wait_for_ever_for_a_rank_that_died(tmp_path: Path) -> None:
