@@ -11,6 +11,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from omegaconf import DictConfig
+
 from esper.configs.compose import compose
 from esper.configs.load import from_hydra
 from esper.configs.rank_env import rank_env
@@ -56,7 +58,8 @@ def main(options: argparse.Namespace) -> int:
     if options.experiment is not None:
         given = [*without(given, "experiment_name"), f"experiment_name={options.experiment}"]
     with contextlib.redirect_stdout(sys.stderr) if options.json else contextlib.nullcontext():
-        queue, is_dry = _queue(given), from_hydra(compose(given)).dry_run
+        cfg = compose(given)
+        queue, is_dry = _queue(cfg), from_hydra(cfg).dry_run
         given = without(given, "hydra", "dry_run")
         known = read_family(given, fractions=options.sizes)
         ladder, macs = ladder_of(known), _macs(options, known, given)
@@ -96,9 +99,9 @@ def _check(folder: Path) -> int:
     return 0
 
 
-def _queue(given: Sequence[str]) -> Queue | None:
+def _queue(cfg: DictConfig) -> Queue | None:
     """Where pilots run as jobs, as `hydra/launcher` says; None: in this process."""
-    settings = compose(given).hydra
+    settings = cfg.hydra
     launcher = settings.runtime.choices["hydra/launcher"]
     if launcher == "basic":
         return None

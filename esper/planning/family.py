@@ -27,9 +27,9 @@ from esper.kasmina.copies import copy_sources
 from esper.planning.observations import Size
 from esper.tracking.files import write_recipe
 
-__all__ = ["COPY", "Family", "Network", "read_family"]
+__all__ = ["Family", "Network", "read_family", "require_plannable"]
 
-COPY = "copy"
+_COPY = "copy"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,7 +178,7 @@ def _recipe(config: TolariaConfig, model: MorphableModel) -> list[Graft]:
             sources = copy_sources(model, slot, config.morphogenetic.copy_order)
             recipe.append(
                 Graft(
-                    graft_id=len(recipe) + 1, site=slot.site.name, blueprint_id=COPY, init_seed=0, init_gain=1.0,
+                    graft_id=len(recipe) + 1, site=slot.site.name, blueprint_id=_COPY, init_seed=0, init_gain=1.0,
                     born_step=0, sources=sources, copy_init=config.morphogenetic.copy_init,
                 )
             )  # fmt: skip

@@ -64,10 +64,16 @@ class FinishedRun:
     trunk: Trunk | None
 
 
-def finished_runs(known: Family) -> list[FinishedRun]:
-    """The finished runs of a family in its folder, by name; other runs, and what cannot be read, are left out."""
+def finished_runs(known: Family, *, read_before: Sequence[FinishedRun] = ()) -> list[FinishedRun]:
+    """The finished runs of a family in its folder, by name; other runs, and what cannot be read, are left out.
+
+    Args:
+        known: the family.
+        read_before: finished runs, which are not read again.
+    """
+    before = {run.run_dir: run for run in read_before}
     folders = sorted(known.folder.iterdir()) if known.folder.is_dir() else []
-    found = (_finished(folder, known) for folder in folders if (folder / "config.yaml").is_file())
+    found = (before.get(path) or _finished(path, known) for path in folders if (path / "config.yaml").is_file())
     return [run for run in found if run is not None]
 
 

@@ -71,11 +71,10 @@ def overrides_of(
         overrides = [*without(overrides, *own), *(f"{key}={value}" for key, value in own.items())]
     else:
         overrides = [*without(overrides, "morphogenetic"), f"morphogenetic={'replay' if fraction else 'off'}"]
-        policy = from_hydra(compose([*overrides, "morphogenetic.enable_tamiyo=false"])).morphogenetic.policy
-        if fraction and policy != "replay":  # set by an experiment
-            overrides.append("morphogenetic.policy=replay")
         if fraction:
             overrides.append(f"morphogenetic.recipe_path={known.recipe_path}")
+            if from_hydra(compose(overrides)).morphogenetic.policy != "replay":  # an experiment sets another
+                overrides.append("morphogenetic.policy=replay")
         if 0 < fraction < 1:
             overrides.append(f"morphogenetic.recipe_fraction={fraction:g}")
     overrides += [f"optimization.max_macs={macs:.8g}", f"rng_seed={seed}"]
@@ -123,10 +122,10 @@ def run_pilots(
         EsperError: a run failed.
         SystemExit: a signal; the same command goes on.
     """
-    ladder, tried = ladder_of(known), list[Pilot]()
+    ladder, tried, runs = ladder_of(known), list[Pilot](), list[FinishedRun]()
     known.write_recipe()
     while True:
-        runs = finished_runs(known)
+        runs = finished_runs(known, read_before=runs)
         names = {pilot: name for pilot in pilots if (name := _name_of(pilot, runs, known)) is not None}
         pending = [pilot for pilot in pilots if pilot not in names]
         if not pending:

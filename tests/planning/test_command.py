@@ -1,0 +1,201 @@
+"""`esper plan` as a user runs it: interrupted, repeated, followed, checked; and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from esper import fit
+from esper.cli import main
+from esper.errors import ConfigError
+from esper.planning.family import read_family, require_plannable
+from esper.planning.observed import finished_runs
+from tests.conftest import STACK, tiny_config
+
+TOY = (
+    "model=resnet_small",
+    "model.widths=[4,8]",
+    "model.depths=[2,2]",
+    "model.target_layers=[layer1,layer2]",
+    "dataset=synthetic",
+    "dataset.image_size=8",
+    "dataset.num_examples=320",
+    "dataset.batch_size=32",
+    "dataset.val_split=0.4",
+    "optimization.learning_rate=0.05",
+    "optimization.warmup_epochs=0.25",
+    "morphogenetic.newborn_warmup_steps=2",
+    "tracking=none",
+    "device=cpu",
+    "experiment_name=toy",
+)
+FOLDER = Path("outputs/toy")
+PLAN = ("--epochs", "9.2", "--pilot-share", "0.5", "--sizes", "none")
+"""Half of 9.2 epochs of the final network for pilots: one seed of host and final network, one network that grows."""
+
+
+def esper(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert isinstance(ended.value.code, int)
+    return ended.value.code
+
+
+def runs() -> list[Path]:
+    return sorted(path.parent for path in FOLDER.glob("*/status.json"))
+
+
+def status(run_dir: Path) -> dict[str, Any]:
+    content = json.loads((run_dir / "status.json").read_text())
+    assert isinstance(content, dict)
+    return content
+
+
+def started(run_dir: Path) -> dict[str, Any]:
+    """The first time that a run started."""
+    lines = map(json.loads, (run_dir / "journal.jsonl").read_text().splitlines())
+    return next(line for line in lines if line["kind"] == "run_started")
+
+
+def interrupt_in_run(number: int) -> None:
+    """Press Ctrl-C once that many runs have begun."""
+    deadline = time.monotonic() + 120
+    while len(runs()) < number and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with a run of before, and a plan that was interrupted in its third pilot and begun again."""
+    folder = tmp_path_factory.mktemp("plan")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        fit(*TOY, "morphogenetic=off", "optimization.max_epochs=2", "rng_seed=5")
+        thread = threading.Thread(target=interrupt_in_run, args=(4,))
+        thread.start()
+        assert esper("plan", *TOY, *PLAN) == 130
+        thread.join()
+        assert not (FOLDER / "plan.json").exists()
+        finished = {run: (run / "journal.jsonl").stat().st_mtime_ns for run in runs() if is_finished(run)}
+        assert 1 < len(finished) < 4
+        assert esper("plan", *TOY, *PLAN, "--json") == 0
+        assert {run: (run / "journal.jsonl").stat().st_mtime_ns for run in finished} == finished
+    return folder
+
+
+def is_finished(run_dir: Path) -> bool:
+    return bool(status(run_dir)["status"] == "finished")
+
+
+@pytest.fixture
+def plan(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    monkeypatch.chdir(workspace)
+    content = json.loads((FOLDER / "plan.json").read_text())
+    assert isinstance(content, dict)
+    return content
+
+
+@pytest.mark.long
+def test_pilots_are_ordinary_runs_of_one_trunk_each_within_their_share(plan: dict[str, Any]) -> None:
+    assert all(map(is_finished, runs()))
+    pilots = [one for one in plan["observations"] if one["is_pilot"]]
+    assert sorted((one["size"], one["host_macs"] > 0) for one in pilots) == [
+        ("final", False), ("final", False), ("final", True), *[("host", False)] * 3
+    ]  # fmt: skip
+    began = [started(FOLDER / one["run"])["resumed_from"] for one in pilots]
+    assert sum(path is not None and "/trunk-" in path for path in began) == 4
+    question = plan["plan"]["question"]
+    assert 0.7 < question["pilot_macs"] / (0.5 * question["macs"]) < 1.05  # the ends of runs are whole steps
+    assert question["pilot_macs"] < 0.8 * sum(one["macs"] for one in pilots)
+
+
+@pytest.mark.long
+def test_finished_runs_of_the_same_recipe_are_observations_others_are_not(plan: dict[str, Any]) -> None:
+    (other,) = [one for one in plan["observations"] if not one["is_pilot"]]
+    assert (other["size"], other["seed"], other["host_macs"]) == ("host", 5, 0)
+    assert other["loss"] == status(FOLDER / other["run"])["result"]["val_loss"]
+    known, copied = read_family(TOY, fractions=[]), FOLDER / "copied"
+    for change, is_read in (("rng_seed: 5", True), ("learning_rate: 0.06", False), ("batch_size: 64", False)):
+        shutil.copytree(FOLDER / other["run"], copied)
+        key, _, _ = change.partition(":")
+        settings = re.sub(rf"\b{key}: .*", change, (copied / "config.yaml").read_text())
+        (copied / "config.yaml").write_text(settings)
+        assert (copied in [run.run_dir for run in finished_runs(known)]) == is_read
+        shutil.rmtree(copied)
+
+
+@pytest.mark.long
+def test_the_recommended_run_goes_on_from_a_trunk_and_is_checked(
+    plan: dict[str, Any], capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert esper("plan", "--check", str(FOLDER)) == 2
+    assert "no run of this plan has finished since" in capfd.readouterr().err
+    command = shlex.split(plan["command"])
+    assert command[0] == "esper-train"
+    outcome = fit(*command[1:])
+    assert outcome.result is not None
+    assert outcome.result["total_macs"] == pytest.approx(plan["decision"]["max_macs"], rel=0.02)
+    assert "/trunk-" in started(outcome.run_dir)["resumed_from"]
+    assert esper("plan", "--check", str(FOLDER)) == 0
+    assert re.search("[01] of 1 runs lie inside", capfd.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"morphogenetic__enable_tamiyo": False}, "enable_tamiyo=false: nothing grows, .* add morphogenetic=stack"),
+        ({"morphogenetic__policy": "heuristic"}, "morphogenetic.policy=heuristic: .* add morphogenetic=stack"),
+        ({"morphogenetic__schedule_at": [0.1, 0.3]}, "schedule_at=.*one growth"),
+        ({"morphogenetic__max_added_macs": 0.5}, "max_added_macs=0.5: what will grow is not known"),
+        ({"optimization__scheduler": "cosine"}, "scheduler=cosine: .* use wsd"),
+        ({"optimization__patience": 3}, "patience=3: early stopping breaks equal budgets"),
+        ({"model__init_from": "outputs/run"}, "init_from=.*experiment=more_capacity"),
+        ({"comparison__arm": "grown"}, "comparison.arm=grown: .* leave arm= out"),
+        ({"fresh": True}, "fresh=true: .* another --experiment"),
+    ],
+)
+def test_settings_that_cannot_be_planned_are_refused(changes: dict[str, Any], message: str) -> None:
+    require_plannable(tiny_config(**STACK))
+    with pytest.raises(ConfigError, match=message):
+        require_plannable(tiny_config(**STACK | changes))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--epochs", "3"), "--pilot-share=0.15: .* pay for no pilots, which need .*; pilots would take most"),
+        (("--sizes", "0.5,0.501"), "--sizes=0.501: no other network lies there"),
+        (("--sizes", "large"), "--sizes: large: allowed are fractions of what grows"),
+        (("--compute", "0"), "--compute: 0: allowed is a number above 0"),
+        (("--pilot-share", "0.6"), "--pilot-share: 0.6: allowed is above 0, and at most 0.5"),
+    ],
+)
+def test_a_wrong_argument_is_refused_in_one_line_and_leaves_nothing(
+    arguments: tuple[str, ...], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    assert esper("plan", *TOY, *arguments) == 2
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if "error:" in line]
+    assert re.search(message, line)
+    assert not FOLDER.exists()
+
+
+def test_a_dry_run_lists_the_pilots_and_trains_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert esper("plan", *TOY, *PLAN, "dry_run=true") == 0
+    assert capfd.readouterr().out.count("seed 0") == 6
+    assert not FOLDER.exists()
