@@ -108,6 +108,7 @@ def _sizes(host: int, between: int, final: int, grown: Overrides) -> dict[str, O
 
 
 _GPT_GROWN = ("model.depth=4", *_STACK_TOKENS)
+_VIT_GROWN = ("model.depth=6", *_STACK_TOKENS)
 
 STUDIES: dict[str, dict[str, Comparison]] = {
     "claims": {
@@ -216,6 +217,22 @@ STUDIES: dict[str, dict[str, Comparison]] = {
             ),
             epoch_share=0.3,
             figure="loss",
+            reference="final",
+        )
+    },
+    "vit": {
+        "vit": Comparison(
+            model=("model=vit", "model.width=64", "model.heads=4"),
+            grown=_VIT_GROWN,
+            arms=_sizes(6, 9, 12, _VIT_GROWN),
+            budgets=[((30,), 12), ((15, 60), 4)],
+            recipe=(  # DeiT's, arXiv:2012.12877, with one operation of RandAugment for so small a network
+                "dataset=imagefolder", "dataset.image_size=32", "dataset.batch_size=512", "dataset.mixup_alpha=0.8",
+                "dataset.cutmix_alpha=1.0", "dataset.random_erasing=0.25", "dataset.rand_augment_num_ops=1",
+                "task.label_smoothing=0.1", "optimization=adamw", "optimization.learning_rate=2e-3",
+                "optimization.warmup_epochs=2", "optimization.decay_fraction=0.3", "compile_model=true",
+                "logging.log_interval=1000",
+            ),
             reference="final",
         )
     },
