@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import functools
 import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -109,7 +111,8 @@ def app(cfg: DictConfig) -> float | None:
 
 def _train(cfg: DictConfig, settings: HydraConf, run_dir: Path) -> float | None:
     try:
-        from esper.launch.run import run
+        with _loading():
+            from esper.launch.run import run
 
         outcome = run(
             from_hydra(cfg, folder=settings.runtime.cwd),
@@ -143,7 +146,10 @@ def fit(
     """Train as `esper-train` does, with the same settings and the same run folder: `fit("model=resnet34")`.
 
     Works in a notebook too, where an event loop is already running, and inside an application of Hydra. Of several
-    calls at once, in threads, one trains at a time. Torch's random states and flags are left as they were.
+    calls at once, in threads, one trains at a time. Torch's random states and flags are left as they were. Ctrl-C, or
+    the stop button of a notebook, saves and ends it; the same call resumes.
+
+    Returns an `Outcome`: `network`, `history`, `result`, `run_dir` and how the run ended.
 
     Args:
         overrides: the arguments of `esper-train`.
@@ -171,7 +177,8 @@ def fit(
             cfg = compose(overrides)
             config = from_hydra(cfg)
             folder = Path(run_dir or cfg.hydra.run.dir).expanduser()
-        return _run_anywhere(config, folder, _sibling(folder, overrides, compose), prepare)
+        outcome = _run_anywhere(config, folder, _sibling(folder, overrides, compose), prepare)
+        return dataclasses.replace(outcome, model=model)
     if overrides:
         raise ConfigError(f"fit: got overrides ({' '.join(overrides)}) and a config; give one of them")
     config = absolute_paths(config)
@@ -179,6 +186,15 @@ def fit(
     return _run_anywhere(
         config, Path(run_dir or Path("outputs") / config.experiment_name / run_name(config, ())).expanduser(), None
     )
+
+
+def _loading() -> AbstractContextManager[None]:
+    """Context manager: tell that PyTorch is being loaded, which takes seconds."""
+    if "torch" in sys.modules or os.environ.get("RANK", "0") != "0" or os.environ.get("SLURM_PROCID", "0") != "0":
+        return nullcontext()
+    from esper.console import shown_waiting
+
+    return shown_waiting("loading PyTorch")
 
 
 def _recompose(overrides: Sequence[str]) -> DictConfig:
@@ -209,8 +225,9 @@ def _run_anywhere(
     prepare: Callable[[], None] | None = None,
 ) -> Outcome:
     with stopping.handled():
-        from esper.launch.alone import alone
-        from esper.launch.run import run
+        with _loading():
+            from esper.launch.alone import alone
+            from esper.launch.run import run
 
         start = functools.partial(run, config, run_dir, sibling=sibling)
         with alone():

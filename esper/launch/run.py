@@ -9,7 +9,6 @@ import shlex
 import shutil
 import signal
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TextIO
@@ -20,6 +19,7 @@ from esper.configs.identity import checkpoints_folder, digest, outputs_folder
 from esper.console import Console
 from esper.contracts.events import Event, GrowthUndone, Notice
 from esper.contracts.metrics import headline_of
+from esper.contracts.progress import Progress
 from esper.data import fingerprint
 from esper.errors import EsperError, RankError, RunError, WriteError
 from esper.folders import left_as_it_was
@@ -27,6 +27,7 @@ from esper.launch.arms import resolve_arm
 from esper.launch.dry_run import dry_run
 from esper.launch.exits import error_line
 from esper.launch.initial import resolve_initial, resolve_policy
+from esper.launch.outcome import Outcome
 from esper.launch.planned import resolve_plan
 from esper.redact import credentials, without_credentials
 from esper.terminal.display import Terminal
@@ -45,24 +46,6 @@ __all__ = ["Outcome", "run"]
 
 _NOTHING = {".lock", "train.log", "journal.jsonl"}
 """Files that are there before a run has begun."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """How a run ended.
-
-    Attributes:
-        exit_code: 0 finished, 128 + n stopped by signal n: 130 Ctrl-C, 143 SIGTERM.
-        metric: the task's leading metric on the validation split at the end (accuracies in [0, 1]); None unless
-            finished.
-        result: of the finished run, as `contracts.events.RunEnded` holds it.
-        run_dir: the run folder.
-    """
-
-    exit_code: int
-    metric: float | None
-    result: dict[str, Any] | None
-    run_dir: Path
 
 
 def run(config: TolariaConfig, run_dir: Path, *, sibling: Callable[[str], Path] | None = None) -> Outcome:
@@ -188,7 +171,12 @@ async def _train(config: TolariaConfig, run_dir: Path, terminals: list[Terminal]
             for terminal in terminals:
                 terminal.replay(read(run_dir / "journal.jsonl"))
 
-    service = TolariaService(config, run_dir=run_dir, listeners=[reload, *(terminal.show for terminal in terminals)])
+    def on_progress(progress: Progress) -> None:
+        for terminal in terminals:
+            terminal.progress(progress)
+
+    listeners = [reload, *(terminal.show for terminal in terminals)]
+    service = TolariaService(config, run_dir=run_dir, listeners=listeners, on_progress=on_progress)
     if stopping.is_handled():
         service.setup_signal_handlers()
     log = Path(config.logging.log_dir or run_dir) / "train.log" if init_ranks().is_rank0 else None
@@ -209,6 +197,8 @@ async def _run_service(service: TolariaService, run_dir: Path, terminals: list[T
             with contextlib.suppress(EsperError):  # the cause counts
                 _write_page(run_dir)
             raise
+        for terminal in terminals:
+            terminal.doing("writing the report")
         _write_page(run_dir)
     finally:
         await service.stop()
@@ -285,11 +275,12 @@ def _outcome(exit_code: int, result: dict[str, Any] | None, run_dir: Path) -> Ou
 
 def _files(config: TolariaConfig, run_dir: Path) -> dict[str, str]:
     """Where the run's files are, for the last lines of the terminal's output."""
-    files = {
-        "run": str(run_dir),
-        "report": str(run_dir / "report.html"),
-        "checkpoints": str(checkpoints_folder(run_dir, checkpoint_dir=config.checkpoint.checkpoint_dir)),
+    paths = {
+        "run": run_dir,
+        "report": run_dir / "report.html",
+        "checkpoints": checkpoints_folder(run_dir, checkpoint_dir=config.checkpoint.checkpoint_dir),
     }
+    files = {name: shlex.quote(str(path)) for name, path in paths.items()}
     if config.tracking.name in ("mlflow", "both"):
         outputs = outputs_folder(run_dir, experiment_name=config.experiment_name)
         uri = tracking_uri(config.tracking, outputs_dir=outputs)

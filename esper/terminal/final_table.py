@@ -32,7 +32,9 @@ def run_end(history: History, *, columns: int) -> Iterator[RenderableType]:
     yield Text()
     if ended is not None and ended["status"] == "finished":
         name = f"{started['experiment_name']}/{started['run_name']}"
-        yield Text.assemble((name, "bold"), f" finished: {history.summary}.\n")
+        summary = f"finished: {history.summary}."
+        space = " " if len(f"{name} {summary}") <= columns else "\n"
+        yield Text.assemble((name, "bold"), space, f"{summary}\n")
         yield final_table(ended["result"])
         if history.modules:
             yield Text()

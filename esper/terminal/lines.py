@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -14,27 +16,33 @@ from esper.contracts.events import MISSED
 from esper.contracts.metrics import MetricInfo
 from esper.tracking.formatting import change, loss, metric, number, signed
 
-__all__ = ["Line", "describe"]
+__all__ = ["NARROW_COLUMNS", "Line", "describe"]
+
+NARROW_COLUMNS = 110
+"""Terminals narrower than this get the short text of a line."""
 
 _LABEL_WIDTH = 10
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """Text under a label; lines with `is_progress` are not printed beside a live panel."""
+    """Text under a label; `short`, if there is one, is the text for a narrow terminal."""
 
     level: int
     label: str
     text: str
     style: str = ""
-    is_progress: bool = False
+    short: str = ""
 
     def plain(self) -> Text:
         """One line of any length."""
-        return Text(f"{self.label:<{_LABEL_WIDTH}}  {self.text}")
+        return Text.assemble((f"{self.label:<{_LABEL_WIDTH}}", self.style), f"  {self.text}")
 
-    def wrapped(self) -> Table:
-        """Text wrapped beside its label."""
+    def wrapped(self, columns: int) -> RenderableType:
+        """Text wrapped beside its label; one line of any length if it may hold a path, which must not be cut."""
+        line = self if columns >= NARROW_COLUMNS or not self.short else dataclasses.replace(self, text=self.short)
+        if len(line.plain()) <= columns or "/" in line.text:
+            return line.plain()
         grid = Table.grid(padding=(0, 2))
         grid.add_column(width=_LABEL_WIDTH, no_wrap=True)
         grid.add_column(overflow="fold")
@@ -42,13 +50,15 @@ class Line:
         return grid
 
 
-def describe(event: dict[str, Any], headline: MetricInfo) -> Iterator[Line]:
-    """The lines for an event of the journal, of a run that this metric leads."""
+def describe(event: dict[str, Any], headline: MetricInfo, *, is_best: bool = False) -> Iterator[Line]:
+    """The lines for an event of the journal, of a run that this metric leads; `is_best`: the best epoch so far."""
     match event["kind"]:
         case "run_started":
             yield from _started(event)
         case "epoch":
-            yield Line(logging.INFO, f"epoch {event['epoch']:>3}", _epoch(event, headline), is_progress=True)
+            best = "   best" if is_best else ""
+            short = f"{_epoch(event, headline, is_short=True)}{best}"
+            yield Line(logging.INFO, f"epoch {event['epoch']:>3}", f"{_epoch(event, headline)}{best}", short=short)
         case "surgery" if event["committed"] and event["action"] == "germinate":
             yield _growth(event, "germinated", _germinated(event), style="green")
         case "surgery" if not event["committed"]:
@@ -106,8 +116,11 @@ def _started(event: dict[str, Any]) -> Iterator[Line]:
         yield Line(logging.INFO, "resumed", text, "bold cyan")
 
 
-def _epoch(event: dict[str, Any], headline: MetricInfo) -> str:
+def _epoch(event: dict[str, Any], headline: MetricInfo, *, is_short: bool = False) -> str:
     train, val = (metric(event[name].get(headline.name), headline) for name in ("train_metrics", "val_metrics"))
+    if is_short:
+        train_loss, val_loss = loss(event["train_loss"]), loss(event["val_loss"])
+        return f"train {train_loss}, {train:>7}   val {val_loss}, {val:>7}   {event['epoch_time']:.1f} s"
     return (
         f"train loss {loss(event['train_loss'])}, {headline.label} {train}   "
         f"val loss {loss(event['val_loss'])}, {headline.label} {val}   "

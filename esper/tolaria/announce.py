@@ -8,11 +8,16 @@ from pathlib import Path
 from esper.configs import TolariaConfig
 from esper.configs.recorded import recorded
 from esper.contracts.events import Notice, RunStarted
+from esper.costs import training_macs
 from esper.tolaria.cuda_graph import capture_obstacle
 from esper.tolaria.run import Run
 from esper.tracking import environment
+from esper.tracking.formatting import number
 
 __all__ = ["announce"]
+
+_CPU_MACS = 2e14
+"""A CPU of a few cores does these in about an hour."""
 
 
 def announce(run: Run, notices: Sequence[tuple[str, str]], *, config: TolariaConfig, resumed_from: str | None) -> None:
@@ -69,6 +74,8 @@ def _notify(run: Run, notices: Sequence[tuple[str, str]], *, resumed_from: str |
         inform(f"as planned in {run.config.morphogenetic.plan_path}: {reason}")
     if run.config.morphogenetic.policy == "replay" and run.model.recipe and resumed_from is None:
         inform(f"modules built from the recipe: {len(run.model.recipe)}")
+    if advice := _advice_for_cpu(run):
+        inform(advice)
     if run.parts.device.type == "cuda" and (obstacle := capture_obstacle(run.config)):
         inform(f"the step is not captured as a CUDA graph: {obstacle}")
     if run.ranks.size > 1:
@@ -77,3 +84,16 @@ def _notify(run: Run, notices: Sequence[tuple[str, str]], *, resumed_from: str |
         run.warn(f"schedule_at={late}: the next consultation is after growth_until, so nothing will grow")
     if soon := run.growth.times_too_soon:
         run.warn(f"schedule_at={soon}: the copies of the share before it are held until then, so nothing will grow")
+
+
+def _advice_for_cpu(run: Run) -> str | None:
+    """What to train on a CPU instead, if this would take hours."""
+    steps = run.total_steps - run.state.global_step
+    macs = steps * training_macs(run.config.dataset.batch_size, run.life.running_macs)
+    if run.parts.device.type != "cpu" or macs < _CPU_MACS:
+        return None
+    suited = "gpt_quick" if run.config.task.name == "language_model" else "quickstart"
+    return (
+        f"a recipe for a GPU: its {number(macs)} MACs take a CPU hours or days; one that suits a CPU: "
+        f"esper-train experiment={suited}"
+    )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,8 @@ from esper.tolaria.library import record_outcomes, write_declared
 from esper.tolaria.metrics import StepLog, require_finite
 from esper.tolaria.optim import set_learning_rates
 from esper.tolaria.plugin_record import write_plugins
+from esper.tolaria.profiler import profiler
+from esper.tolaria.progress import OnProgress, ProgressReporter
 from esper.tolaria.ranks import init_ranks
 from esper.tolaria.recovery import WayBack, do_step, find_way_back
 from esper.tolaria.result import result_of
@@ -64,7 +66,7 @@ class TrainingLoop:
     """A training from start to end.
 
     Args:
-        config, run_dir, listeners: see `TolariaTrainer`.
+        config, run_dir, listeners, on_progress: see `TolariaTrainer`.
 
     Attributes:
         run: what the training works with; set by `initialize`.
@@ -78,7 +80,12 @@ class TrainingLoop:
     run: Run
 
     def __init__(
-        self, config: TolariaConfig, *, run_dir: Path | None, listeners: Sequence[Callable[[Event], None]]
+        self,
+        config: TolariaConfig,
+        *,
+        run_dir: Path | None,
+        listeners: Sequence[Callable[[Event], None]],
+        on_progress: OnProgress | None = None,
     ) -> None:
         self.config = config
         self.state = TrainingState()
@@ -88,6 +95,7 @@ class TrainingLoop:
         self.close: Callable[[], None] = lambda: None
         self._run_dir = run_dir
         self._listeners = listeners
+        self._progress = ProgressReporter(on_progress)
         self._train_means: Window | None = None  # of the epoch that just ended
         self._validation: tuple[float, dict[str, float]] | None = None  # loss and metrics of the current weights
         self._awaits_trunk = False  # it is saved at the step at which the learning rate begins to decay
@@ -107,6 +115,7 @@ class TrainingLoop:
         if config.device != "cpu" and torch.cuda.is_available() and back_to is None:
             # All work of this thread uses one stream, which can be captured: a second one would cost memory of its own.
             torch.cuda.set_stream(torch.cuda.Stream())  # type: ignore[no-untyped-call]
+        self._progress.doing("reading the data")
         run = open_run(
             config,
             run_dir=self._run_dir,
@@ -115,6 +124,7 @@ class TrainingLoop:
             ranks=ranks,
             is_reopened=back_to is not None,
         )
+        self._progress.doing("starting")
         try:
             resumed_from, notices = resume(run, back_to=back_to), list[tuple[str, str]]()
             if resumed_from is None:
@@ -193,13 +203,15 @@ class TrainingLoop:
         started = time.monotonic()
         log = StepLog(run)
         self._file_check = begin_file_check(run)
-        with self._profiler() as profile_step:
+        self._progress.begin_epoch(run)
+        with profiler(run) as profile_step:
             while state.step < run.steps_per_epoch and not run.is_over and not self._should_stop():
                 if self._awaits_trunk and _decays(run):
                     self._start_saving("trunk")
                     self._awaits_trunk = False
                 train_step(run)
                 profile_step()
+                self._progress.after_step(run)
                 if self._file_check is not None:
                     next(self._file_check, None)
                 if config.debug_mode:
@@ -221,6 +233,7 @@ class TrainingLoop:
     def validate(self) -> tuple[float, dict[str, float]]:
         """Loss and metrics of the controller split, in the number format of training."""
         run, step = self.run, self.state.global_step
+        self._progress.doing("validating")
         with run.step.ema_weights(step=step), run.step.autocast():
             self._validation = loss, metrics = run.evaluate_split(run.parts.splits.controller)
         run.emit(Validated, epoch=self.state.epoch, val_loss=loss, val_metrics=metrics)
@@ -252,6 +265,7 @@ class TrainingLoop:
         run.journal.write(metrics)
         if run.step.regions is not None and (notice := run.step.regions.notice()):
             run.emit(Notice, level=notice[0], message=notice[1])
+        self._progress.doing("growing" if self.config.morphogenetic.enable_tamiyo else "saving")
         is_last = self._is_over()
         run.growth.end_of_epoch(is_last=is_last)
         if not is_last and (is_last := self._is_over()):  # judging and scoring have spent the rest of the budget
@@ -268,6 +282,7 @@ class TrainingLoop:
     def _finish(self) -> None:
         """Test, and write the result."""
         run, step = self.run, self.state.global_step
+        self._progress.doing("testing")
         if run.step.ema is not None and run.step.ema.is_empty(step=step):
             run.warn("a module was removed after the last step: the result is of the weights, not of their average")
         with run.step.ema_weights(step=step):
@@ -296,6 +311,7 @@ class TrainingLoop:
 
     def _interrupt(self) -> None:
         hanging.beat(expected_s=hanging.SAVE_S)
+        self._progress.doing("saving")
         if self._file_check is not None:
             tell_damage(self.run)
         if self.config.checkpoint.save_last:
@@ -370,19 +386,6 @@ class TrainingLoop:
             return False
         state.best_loss, state.best_metrics = val_loss, val_metrics
         return True
-
-    @contextlib.contextmanager
-    def _profiler(self) -> Iterator[Callable[[], None]]:
-        """Profile a few steps of the run's first epoch if asked to; yields a function to call after every step."""
-        target = self.run.log_dir / "profile.json"
-        if not self.config.profile_training or target.exists():
-            yield lambda: None
-            return
-        with torch.profiler.profile(
-            schedule=torch.profiler.schedule(wait=1, warmup=1, active=4, repeat=1),
-            on_trace_ready=lambda profile: profile.export_chrome_trace(str(target)),
-        ) as profile:
-            yield profile.step
 
 
 def _decays(run: Run, *, steps_ahead: int = 0) -> bool:

@@ -32,6 +32,8 @@ _MAX_DIFFERENCES = 4
 _MAX_VALUE = 60
 _LOCK_TIMEOUT_S = 0.5
 """Longer than the moment for which a command that shows the run's status tries the lock."""
+_held_here: set[Path] = set()
+"""Folders that this process has locked."""
 
 
 class RunFolder:
@@ -58,16 +60,19 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(timeout=_LOCK_TIMEOUT_S)
             self._held = _identity(self._file)
+            _held_here.add(self.path)
         except Timeout:
-            raise RunError(
-                f"{self.path} is in use by another process; wait for it, stop it, or change a setting to get another "
-                "run folder"
-            ) from None
+            who, remedy = "process; wait for it, stop it", "or change a setting to get another run folder"
+            if self.path in _held_here:
+                who = "trainer of this process, which was not shut down; call its shutdown()"
+            raise RunError(f"{self.path} is in use by another {who}, {remedy}") from None
         except OSError as error:
             raise RunError(f"cannot write in {self.path}: {error.strerror or error}") from None
 
     def release(self) -> None:
-        """Unlock the folder, if this process holds it."""
+        """Unlock the folder, if this object holds it."""
+        if self._lock.is_locked:
+            _held_here.discard(self.path)
         self._lock.release()
 
     def require_held(self) -> None:

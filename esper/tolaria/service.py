@@ -14,6 +14,7 @@ from esper import hanging, stopping
 from esper.configs import TolariaConfig
 from esper.contracts.events import Event
 from esper.errors import EsperError
+from esper.tolaria.progress import OnProgress
 from esper.tolaria.trainer import TolariaTrainer
 
 __all__ = ["TolariaService"]
@@ -34,6 +35,7 @@ class TolariaService:
         *,
         run_dir: Path | None = None,
         listeners: Sequence[Callable[[Event], None]] = (),
+        on_progress: OnProgress | None = None,
     ) -> None:
         self.config = config
         self.trainer: TolariaTrainer | None = None
@@ -41,6 +43,7 @@ class TolariaService:
         self.signal_number: int | None = None
         self._run_dir = run_dir
         self._listeners = listeners
+        self._on_progress = on_progress
         self._task: asyncio.Task[None] | None = None
         self._signals = contextlib.ExitStack()
 
@@ -50,7 +53,9 @@ class TolariaService:
         Raises:
             EsperError: initialising failed; nothing is left running.
         """
-        self.trainer = TolariaTrainer(self.config, run_dir=self._run_dir, listeners=self._listeners)
+        self.trainer = TolariaTrainer(
+            self.config, run_dir=self._run_dir, listeners=self._listeners, on_progress=self._on_progress
+        )
         self.running = True
         if self.signal_number is not None:
             self.trainer.request_stop(stopping.name_of(self.signal_number))

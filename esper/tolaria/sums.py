@@ -38,6 +38,11 @@ class Mark:
             self._event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
             self._event.record()
 
+    @property
+    def is_reached(self) -> bool:
+        """Whether the device has reached it; does not wait."""
+        return self._event is None or bool(self._event.query())  # type: ignore[no-untyped-call]
+
     def wait(self) -> None:
         """Wait until the device has reached it."""
         if self._event is not None:

@@ -7,6 +7,7 @@ free to answer during steps, evaluations and saves.
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,6 +23,7 @@ from esper.tolaria.checkpoints.contents import restore
 from esper.tolaria.dry_run import DryRun, dry_run
 from esper.tolaria.loop import TrainingLoop
 from esper.tolaria.memory import explained, is_out_of_memory
+from esper.tolaria.progress import OnProgress
 from esper.tolaria.run import Run
 from esper.tolaria.state import TrainingState
 
@@ -40,6 +42,7 @@ class TolariaTrainer:
         config: the whole configuration; nothing happens before `initialize`.
         run_dir: the run folder; by default `outputs/<experiment_name>/run-<digest of the configuration>`.
         listeners: called with every event of the run as it is journalled.
+        on_progress: called a few times a second, in the training thread, with what the training does.
     """
 
     def __init__(
@@ -48,10 +51,13 @@ class TolariaTrainer:
         *,
         run_dir: Path | None = None,
         listeners: Sequence[Callable[[Event], None]] = (),
+        on_progress: OnProgress | None = None,
     ) -> None:
         self.config = config = absolute_paths(config)
-        self._loop = TrainingLoop(config, run_dir=run_dir, listeners=listeners)
+        self._loop = TrainingLoop(config, run_dir=run_dir, listeners=listeners, on_progress=on_progress)
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="esper-trainer")
+        # One that is dropped, as when the cell of a notebook runs again, must not lock its run folder.
+        weakref.finalize(self, _close, self._loop).atexit = False
 
     @property
     def run(self) -> Run:
@@ -145,8 +151,7 @@ class TolariaTrainer:
 
     async def shutdown(self) -> None:
         """Finish the tracker and unlock the run folder; safe to call twice."""
-        close, self._loop.close = self._loop.close, lambda: None
-        await asyncio.get_running_loop().run_in_executor(None, close)
+        await asyncio.get_running_loop().run_in_executor(None, _close, self._loop)
         self._worker.shutdown()
 
     async def _in_worker(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -157,3 +162,8 @@ class TolariaTrainer:
             if not is_out_of_memory(error):
                 raise
             raise explained(error, self.config) from None
+
+
+def _close(loop: TrainingLoop) -> None:
+    close, loop.close = loop.close, lambda: None
+    close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,6 +73,7 @@ class History:
         ended: the `run_ended` event after it.
         resume_step: step of the newest checkpoint that the run can resume from; None without one.
         step: optimizer steps done.
+        epochs: the `epoch` events.
         modules: every module that germinated, in order.
     """
 
@@ -79,6 +81,7 @@ class History:
     ended: dict[str, Any] | None = None
     resume_step: int | None = None
     step: int = 0
+    epochs: list[dict[str, Any]] = field(default_factory=list)
     modules: list[GrownModule] = field(default_factory=list)
 
     @classmethod
@@ -109,6 +112,13 @@ class History:
         """The metric that leads."""
         return self.metrics[0]
 
+    @property
+    def best(self) -> dict[str, Any] | None:
+        """The `epoch` event with the lowest validation loss, the first of several; None before the first epoch."""
+        return min(
+            self.epochs, key=lambda event: math.inf if event["val_loss"] is None else event["val_loss"], default=None
+        )
+
     def add(self, event: dict[str, Any]) -> None:
         """Add the next event."""
         self.step = event["step"]
@@ -119,6 +129,8 @@ class History:
                     self.resume_step = event["step"]
             case "run_ended":
                 self.ended = event
+            case "epoch":
+                self.epochs.append(event)
             case "checkpoint" if Path(event["path"]).name.startswith("step-"):
                 # Not the event's step: the checkpoint was written while training went on.
                 self.resume_step = int(Path(event["path"]).name.removeprefix("step-"))

@@ -25,7 +25,7 @@ def test_a_run_that_loses_the_race_for_its_folder_leaves_it_to_the_winner(
         initialize(loop)
 
     monkeypatch.setattr(TrainingLoop, "initialize", overtaken)
-    with pytest.raises(RunError, match="in use by another process"):
+    with pytest.raises(RunError, match="in use by another"):
         run(tiny_config(), run_dir)
     assert run_dir.is_dir()
     winner.release()

@@ -1,10 +1,12 @@
 import dataclasses
 import io
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 from rich.console import Console
+from rich.text import Text
 
 from esper.contracts.decisions import AdaptationDecision
 from esper.contracts.events import (
@@ -20,9 +22,13 @@ from esper.contracts.events import (
     StepLogged,
     SurgeryEnded,
 )
+from esper.contracts.progress import Progress
 from esper.terminal import display as terminal_module
 from esper.terminal.display import Terminal
+from esper.terminal.notebook import NotebookFigure
+from esper.terminal.panel import Panel
 from esper.tracking import Journal, read
+from esper.tracking.history import History
 from tests.conftest import tiny_config
 
 CONFIG = dataclasses.asdict(
@@ -280,14 +286,70 @@ def test_the_panel_shows_the_stage_of_every_seed():
         with console.capture() as capture:
             console.print(terminal._panel.render())
     lines = capture.get().splitlines()
-    assert any("layer1.0:beside" in line and "fossilized" in line for line in lines)
+    assert any("layer1.0:beside" in line and "kept" in line for line in lines)
     assert any("layer2.0:after" in line and "culled" in line for line in lines)
     assert any("step 65/100" in line for line in lines)
 
 
+def panel(*, width: int = 80, events: Iterable[Event] = (), progress: Progress | None = None) -> list[str]:
+    console = Console(file=io.StringIO(), width=width, force_terminal=True)
+    with Terminal(level="INFO", console=console) as terminal:
+        for event in events:
+            terminal.show(event)
+        if progress is not None:
+            terminal.progress(progress)
+        drawn = Console(file=io.StringIO(), width=width)
+        with drawn.capture() as capture:
+            drawn.print(terminal._panel.render())
+    return capture.get().splitlines()
+
+
+def test_before_the_run_has_started_the_panel_says_what_is_done():
+    (line,) = panel(progress=Progress(doing="reading the data"))
+    assert line.split()[1:] == ["reading", "the", "data", "0:00"]
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_first_step_brings_a_loss_and_the_time_left(width: int):
+    first = Progress(doing="training", step=1, total_steps=100, loss=2.3026, metrics={"accuracy": 0.125})
+    lines = panel(width=width, events=[started()], progress=first)
+    assert any("step 1/100" in line and "– left" not in line for line in lines)
+    assert any("loss 2.3026" in line and "12.5 %" in line and "– images" not in line for line in lines)
+    assert max(map(len, lines)) <= width
+
+
+def test_the_panel_shows_the_best_epoch_so_far():
+    worse = dataclasses.replace(epoch_ended(30), val_loss=0.7)
+    lines = panel(events=[started(), epoch_ended(10), dataclasses.replace(epoch_ended(20), val_loss=0.4), worse])
+    assert any(line.split()[:3] == ["best", "loss", "0.4000"] and "epoch 2" in line for line in lines)
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_every_epoch_stays_in_the_scrollback_of_a_terminal_in_one_line(width: int):
+    text = Text.from_ansi(shown(started(), epoch_ended(10), epoch_ended(20), width=width, is_terminal=True)).plain
+    lines = [line.rstrip() for line in text.splitlines() if line.startswith("epoch ")]
+    assert [line.split()[1] for line in lines] == ["1", "2"]
+    assert [line.endswith("best") for line in lines] == [True, False]
+    assert max(map(len, lines)) <= width
+
+
+@pytest.mark.parametrize("width", [40, 80])
+def test_a_path_in_a_message_is_never_cut(width: int):
+    path = "/data/experiments of/" + 12 * "folder/" + "checkpoints/step-00000070"
+    text = shown(started(step=70, resumed_from=path), width=width, is_terminal=True)
+    assert path in Text.from_ansi(text).plain
+
+
+def test_a_figure_of_a_notebook_names_the_run_as_text():
+    figure = NotebookFigure(terminal := Panel(History()))
+    event = {"kind": "run_started", **dataclasses.asdict(started()), "experiment_name": "<b>&"}
+    terminal.history.add(event)
+    assert "&lt;b&gt;&amp;" in figure._html()
+
+
 def test_a_long_epoch_gets_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch):
     assert "train loss" not in shown(started(), logged(5))
-    monkeypatch.setattr(terminal_module, "_PROGRESS_INTERVAL_S", 0.01)
+    monkeypatch.setattr(terminal_module, "_FIRST_PROGRESS_S", 0.01)
     stream = io.StringIO()
     with Terminal(level="INFO", console=Console(file=stream, width=100)) as terminal:
         terminal.show(started())

@@ -168,17 +168,34 @@ def test_resume_from_takes_up_another_run(run_dir: Path, tmp_path: Path) -> None
     assert lines[0]["step"] == 9
 
 
-def test_two_processes_cannot_work_in_one_run_folder(run_dir: Path) -> None:
+def test_two_trainers_of_a_process_cannot_work_in_one_run_folder(run_dir: Path) -> None:
     first, second = (TolariaTrainer(tiny_config(), run_dir=run_dir) for _ in range(2))
 
     async def go() -> None:
         await first.initialize()
         try:
-            with pytest.raises(RunError, match="in use by another process"):
+            with pytest.raises(RunError, match=r"in use by another trainer of this process.*shutdown"):
                 await second.initialize()
         finally:
             await first.shutdown()
-            await second.shutdown()
+        await second.initialize()
+        await second.shutdown()
+
+    asyncio.run(go())
+
+
+def test_a_trainer_that_was_dropped_does_not_lock_its_run_folder(run_dir: Path) -> None:
+    async def go() -> None:
+        for _ in range(2):  # the cell of a notebook, again
+            trainer = TolariaTrainer(tiny_config(optimization__max_epochs=1), run_dir=run_dir)
+            await trainer.initialize()
+            await trainer.train_epoch()
+            del trainer
+        trainer = TolariaTrainer(tiny_config(optimization__max_epochs=1), run_dir=run_dir)
+        await trainer.initialize()
+        await trainer.train()
+        assert trainer.result is not None
+        await trainer.shutdown()
 
     asyncio.run(go())
 
