@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -74,3 +77,28 @@ def test_a_run_neither_changes_nor_heeds_the_random_states_and_flags_of_a_progra
     finally:
         torch.set_default_dtype(torch.float32)
     assert [torch.rand(1), torch.rand(1)] == [first, second]
+
+
+APP = """
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from esper import fit
+
+@hydra.main(version_base="1.3", config_path=None)
+def app(cfg):
+    outcomes = [fit({short}, f"rng_seed={{seed}}", run_dir=f"runs of mine/{{seed}}") for seed in (1, 2)]
+    print([outcome.exit_code for outcome in outcomes], len(outcomes[0].history["epoch"]), HydraConfig.get().job.name)
+
+app()
+"""
+
+
+@pytest.mark.long
+def test_an_application_of_hydra_trains_twice_and_stays_itself(tmp_path: Path):
+    (tmp_path / "mine.py").write_text(APP.format(short=", ".join(map(repr, SHORT))))
+    command = [sys.executable, "mine.py", "hydra.run.dir=."]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.stdout.rstrip().endswith("[0, 0] 1 mine"), done.stderr
+    assert f" run          '{tmp_path}/runs of mine/1'" in done.stdout  # quoted for a shell
+    assert "\x1b" not in done.stdout

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import gc
 import json
+import math
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,8 +17,10 @@ from torch import Tensor
 
 from esper.configs import DatasetConfig, TolariaConfig
 from esper.contracts.decisions import Action, AdaptationDecision
+from esper.contracts.progress import Progress
 from esper.tolaria import TolariaTrainer
 from esper.tolaria.optim import set_learning_rates
+from esper.tolaria.progress import ProgressReporter
 from tests.conftest import tiny_config, use
 from tests.data.photos import write_photos
 from tests.tolaria.checkpoints.test_resume import assert_same, train
@@ -146,6 +150,25 @@ def test_the_compiled_step_gives_the_plain_ones_losses(tmp_path: Path) -> None:
     plain, _ = use(on_cuda(**settings), tmp_path / "plain", growing(captured=True))
     compiled, _ = use(on_cuda(compile_model=True, **settings), tmp_path / "compiled", growing(captured=True))
     assert compiled == pytest.approx(plain, rel=2e-2)
+
+
+def test_a_display_gets_the_loss_of_captured_steps_and_nothing_waits_for_it(run_dir: Path) -> None:
+    async def body(trainer: TolariaTrainer) -> None:
+        run, told = trainer.run, list[Progress]()
+        do_steps(trainer, run.steps_per_epoch + 1)  # as below
+        reporter = ProgressReporter(told.append)
+        reporter.begin_epoch(run)
+        torch.cuda.set_sync_debug_mode("error")
+        for index in range(1, run.steps_per_epoch):
+            run.step.forward_backward_update(epoch=1, index=index, step=run.state.global_step)
+            run.state.global_step += 1
+            reporter.after_step(run)
+        time.sleep(1.0)  # the device is done, and the next report is due
+        reporter.after_step(run)
+        assert told[-1].step == run.state.global_step
+        assert math.isfinite(told[-1].loss or math.nan)
+
+    use(on_cuda(), run_dir, body)
 
 
 @pytest.mark.parametrize("captured", [False, True], ids=["eager", "captured"])

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import pytest
 from jupyter_client import KernelManager
 
@@ -16,6 +18,8 @@ pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("ignore")]
 
 SHORT = '"experiment=quickstart", "tracking=none", "optimization.warmup_epochs=0", "morphogenetic=off"'
 TIMEOUT_S = 60
+ROOT = Path(__file__).parents[2]
+EXAMPLE = ROOT / "docs" / "esper.ipynb"
 
 
 @dataclass
@@ -35,7 +39,7 @@ class Notebook:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.manager = KernelManager(kernel_name="python3")
-        self.manager.start_kernel(cwd=str(folder))
+        self.manager.start_kernel(cwd=str(folder), env=os.environ | {"PYTHONPATH": str(ROOT)})
         self.client = self.manager.client()
         self.client.start_channels()
         self.client.wait_for_ready(timeout=TIMEOUT_S)
@@ -142,3 +146,14 @@ with ThreadPoolExecutor() as threads:
         json.loads(file.read_text())["status"] for file in notebook.folder.glob("outputs/*/*rng_seed_1*/status.json")
     ]
     assert found == ["finished", "finished"]
+
+
+def test_the_example_of_the_docs_runs_as_it_is(notebook: Notebook):
+    cells = [cell for cell in nbformat.read(EXAMPLE, as_version=4).cells if cell.cell_type == "code"]
+    assert not any(cell.outputs for cell in cells)
+    outputs = [notebook.cell(cell.source) for cell in cells]
+    assert [output.error for output in outputs] == [""] * len(cells)
+    assert epochs(outputs[0].text) == list(range(1, 9))
+    assert "<svg" in outputs[1].result["text/html"]
+    assert "val_accuracy" in outputs[2].result["text/html"]
+    assert outputs[3].result["text/plain"].count("'") == 2 * 8  # eight labels

@@ -1,10 +1,13 @@
 import asyncio
 from pathlib import Path
 
+import pytest
+
 from esper.contracts.events import EpochEnded
 from esper.contracts.progress import Progress
-from esper.tolaria import TolariaTrainer
-from tests.conftest import tiny_config
+from esper.tolaria import TolariaTrainer, announce
+from esper.tracking import read
+from tests.conftest import tiny_config, use
 
 
 def test_progress_tells_every_part_of_a_training_and_the_loss_after_the_first_step(run_dir: Path):
@@ -41,3 +44,18 @@ async def trained(trainer: TolariaTrainer) -> list[EpochEnded]:
         return await trainer.train()
     finally:
         await trainer.shutdown()
+
+
+@pytest.mark.parametrize(("macs_of_an_hour", "is_long"), [(2e14, False), (1e6, True)])
+def test_a_training_that_would_take_a_cpu_hours_names_a_recipe_that_suits_one(
+    macs_of_an_hour: float, is_long: bool, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+):
+    async def nothing(_: TolariaTrainer) -> None:
+        pass
+
+    monkeypatch.setattr(announce, "_CPU_MACS", macs_of_an_hour)
+    use(tiny_config(), run_dir, nothing)
+    notices = [event["message"] for event in read(run_dir / "journal.jsonl") if event["kind"] == "notice"]
+    advice = [message for message in notices if message.startswith("a recipe for a GPU")]
+    suited = [message.partition("suits a CPU: ")[2] for message in advice]
+    assert suited == is_long * ["esper-train experiment=quickstart"]
