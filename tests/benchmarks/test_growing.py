@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from tests.benchmarks.test_corpus import write_wheel
 
 from benchmarks import growing, growing_report
 from benchmarks.corpus import write_archive
 from benchmarks.growing import Queue, Row, estimate, read_rows
 from benchmarks.growing_cells import Cell, plan
 from benchmarks.growing_studies import STUDIES
+from tests.benchmarks.test_corpus import write_wheel
 
 ROOT = Path(__file__).resolve().parents[2]
 
