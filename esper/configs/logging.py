@@ -21,3 +21,4 @@ class LoggingConfig:
     eval_interval: int | None = setting(
         None, "steps between validations, in addition to one after each epoch; null: only after epochs", low=1
     )
+    report_images: bool = setting(True, "show images of the validation split in report.html, which trackers upload")

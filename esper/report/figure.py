@@ -6,7 +6,7 @@ import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -104,7 +104,7 @@ class Figure:
     marks: Sequence[Mark] = ()
     levels: Sequence[float] = ()
     height: float = 3.1
-    has_legend: bool = field(default=True)
+    has_legend: bool = True
 
 
 def embed(figure: Figure) -> Markup:

@@ -287,7 +287,7 @@ class TrainingLoop:
             run.warn("a module was removed after the last step: the result is of the weights, not of their average")
         with run.step.ema_weights(step=step):
             validation = run.evaluate_split(run.parts.splits.controller)
-            pictures = samples(run) if run.ranks.is_rank0 else []
+            pictures = samples(run) if run.ranks.is_rank0 and self.config.logging.report_images else []
         try:
             with run.step.ema_weights(step=step):
                 test_loss, test_metrics, detail = run.test()

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
+from esper.contracts.events import SurgeryEnded, Validated
 from esper.report import run_page
 from esper.report.figure import Axis, Figure, Series, embed, thinned
+from esper.report.jumps import jumps
 from esper.report.lexicon import LEXICON, words_in
+from esper.report.run_record import RunRecord, read_run
+from esper.tracking import Journal
 from tests.browser import dom, needs_chromium, with_script
-from tests.report.test_comparison import run_cli, write_arms
+from tests.report.test_comparison import run_cli, write_arms, write_run
 
 _POINT = """
 const svg = document.querySelector('figure.plot svg'), box = svg.getBoundingClientRect();
@@ -89,3 +94,30 @@ def test_the_lexicon_is_the_glossarys() -> None:
 def test_a_page_explains_the_words_that_it_uses() -> None:
     assert [word for word, _ in words_in("It germinated at a site.")] == ["site", "germinate", "kernel"]
     assert words_in("nothing of ours") == []
+
+
+def write_losses(run_dir: Path, losses: list[float], *, born_after: int) -> RunRecord:
+    write_run(run_dir, status="failed")
+    journal = Journal(run_dir / "journal.jsonl")
+    sizes = {f"num_{what}_{when}": 100 for what in ("parameters", "macs") for when in ("before", "after")}
+    for epoch, loss in enumerate(losses, start=1):
+        step = 100 * epoch
+        journal.write(Validated(step=step, epoch=epoch, val_loss=loss, val_metrics={"accuracy": 0.5}))
+        if epoch == born_after:
+            what: dict[str, Any] = {"graft_id": 1, "action": "germinate", "site": "a:after", "blueprint_id": "conv3x3"}
+            journal.write(SurgeryEnded(step=step, committed=True, error=None, duration_s=0.1, **what, **sizes))
+    journal.close()
+    return read_run(run_dir)
+
+
+def test_a_jump_of_the_validation_loss_after_a_birth_is_told(tmp_path: Path) -> None:
+    usual = [1.0, 0.95, 0.9, 0.85]
+    (told,) = jumps(write_losses(tmp_path / "back", [*usual, 1.2, 0.8], born_after=4))
+    assert told == (
+        "The validation loss jumped from 0.85 to 1.2 (+41 %) after conv3x3 at a:after germinated (step 400); "
+        "it was back at that by epoch 6."
+    )
+    (told,) = jumps(write_losses(tmp_path / "not back", [*usual, 1.2, 0.9], born_after=4))
+    assert told.endswith("it has not come back to that since.")
+    for number, losses in enumerate(([*usual, 0.86, 0.8], [1.0, 0.5, 1.0, 0.5, 1.0], usual)):
+        assert list(jumps(write_losses(tmp_path / str(number), losses, born_after=4))) == []

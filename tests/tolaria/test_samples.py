@@ -42,3 +42,8 @@ def test_a_finished_run_leaves_pictures_that_its_network_tells_right_and_wrong(t
 
     use(config, tmp_path / "run", train)
     assert len(read_samples(tmp_path / "run")) > 0
+
+
+def test_images_stay_out_of_the_report_if_they_are_to(tmp_path: Path) -> None:
+    use(tiny_config(logging__report_images=False), tmp_path, TolariaTrainer.train)
+    assert not (tmp_path / "samples.json").exists()
