@@ -62,7 +62,7 @@ def main(options: argparse.Namespace) -> int:
         queue, is_dry = _queue(cfg), from_hydra(cfg).dry_run
         given = without(given, "hydra", "dry_run")
         known = read_family(given, fractions=options.sizes)
-        ladder, macs = ladder_of(known), _macs(options, known, given)
+        ladder, macs = ladder_of(known), _macs(options, known, given, is_dry=is_dry)
         pilots = choose_pilots(ladder, budget=macs, pilot_share=options.pilot_share, seed=known.config.rng_seed)
         _tell(f"{len(pilots)} pilots, {cost_of(pilots, ladder):.3g} of {macs:.3g} MACs, in {known.folder}")
         if is_dry:
@@ -112,19 +112,19 @@ def _queue(cfg: DictConfig) -> Queue | None:
     return queue
 
 
-def _macs(options: argparse.Namespace, known: Family, given: Sequence[str]) -> float:
+def _macs(options: argparse.Namespace, known: Family, given: Sequence[str], *, is_dry: bool) -> float:
     """The budget in MACs; of hours, about as many as they are for the host."""
     optimization = known.config.optimization
     if options.compute is not None:
         return float(options.compute)
     if options.hours is not None:
-        return 3600 * float(options.hours) * _macs_per_second(known, given)
+        return 3600 * float(options.hours) * _macs_per_second(known, given, is_kept=not is_dry)
     if options.epochs is None and optimization.max_macs is not None:
         return optimization.max_macs
     return (options.epochs or optimization.max_epochs) * known.final.size.macs_per_epoch
 
 
-def _macs_per_second(known: Family, given: Sequence[str]) -> float:
+def _macs_per_second(known: Family, given: Sequence[str], *, is_kept: bool) -> float:
     """The speed of the host: measured in a few steps, or as the folder says that it was."""
     file = known.folder / _SPEED
     measured: dict[str, float] = json.loads(file.read_text()) if file.exists() else {}
@@ -141,8 +141,9 @@ def _macs_per_second(known: Family, given: Sequence[str]) -> float:
         step_seconds = dry_run(from_hydra(compose(overrides)), known.folder / "speed").step_seconds
         step_macs = known.host.size.macs_per_epoch / known.steps_per_epoch
         measured[known.digest] = step_macs / step_seconds
-        known.folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(file, json.dumps(measured, indent=1) + "\n")
+        if is_kept:
+            known.folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(file, json.dumps(measured, indent=1) + "\n")
     return measured[known.digest]
 
 
