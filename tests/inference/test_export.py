@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -145,3 +147,17 @@ def test_a_folder_that_is_no_run_or_has_no_checkpoint_is_refused(tmp_path: Path)
     (tmp_path / "config.yaml").write_text(to_yaml(tiny_config()))
     with pytest.raises(CheckpointError, match="has no complete checkpoint"):
         export(tmp_path, tmp_path / "out")
+
+
+def test_files_have_the_mode_that_the_umask_asks_for(run_dir: Path, tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        train(tiny_config(morphogenetic__enable_tamiyo=False, optimization__max_epochs=1), run_dir)
+        export(run_dir, tmp_path / "out", formats=["torchscript"])
+    finally:
+        os.umask(before)
+    (saved,) = (run_dir / "checkpoints").glob("step-*")
+    files = [*(tmp_path / "out").iterdir(), *saved.iterdir()]
+    assert {file.name for file in files} >= {"model.json", "model.safetensors", "model.torchscript", "state.json"}
+    assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o640}
+    assert stat.S_IMODE((tmp_path / "out").stat().st_mode) == 0o750
