@@ -30,7 +30,7 @@ __all__ = ["Axis", "Figure", "Mark", "Series", "as_data", "embed", "thinned"]
 
 _MAX_POINTS = 1200
 """Points of a curve above which it is thinned."""
-_DECADES_FROM = 30
+_DECADES_FROM = 300
 """Ratio above which a logarithmic axis has labels at powers of ten only."""
 _DOTS = (1.5, 2.0)
 
@@ -233,7 +233,7 @@ def _scale(axes: Axes, axis: Axis, name: str) -> None:
         ours.set_major_locator(FixedLocator(list(axis.ticks)))
         ours.set_minor_locator(NullLocator())
     elif axis.is_log:
-        ours.set_major_locator(LogLocator(subs=(1.0,) if high / low > _DECADES_FROM * 10 else (1.0, 2.0, 5.0)))
+        ours.set_major_locator(LogLocator(subs=(1.0,) if high / low > _DECADES_FROM else (1.0, 2.0, 5.0)))
     else:
         ours.set_major_locator(MaxNLocator(6))
     shown = {"": lambda value: f"{value:g}", "B": memory, "count": _count}.get(axis.unit)

@@ -86,8 +86,9 @@ class Follower:
         new = new[: new.rfind(b"\n") + 1]
         self._offset, self._seen = self._offset + len(new), (self._seen + new)[-_SEEN_BYTES:]
         for event in self._events(new):
-            self.record.history.add(event)
-            self.record.events.setdefault(event["kind"], []).append(event)
+            with contextlib.suppress(KeyError, ValueError):  # well-formed, but not what a run writes
+                self.record.history.add(event)
+                self.record.events.setdefault(event["kind"], []).append(event)
         return bool(new)
 
     def _events(self, lines: bytes) -> Iterator[dict[str, Any]]:
@@ -107,9 +108,10 @@ class Follower:
 
 
 class Folder:
-    """The runs at or below a folder; safe to use from several threads.
+    """The runs at or below a folder.
 
-    `refresh_s`: seconds within which several pages share what was read.
+    `lock`: hold it while using the records of runs, which requests of several threads update; `refresh_s`: seconds
+    within which several pages share what was read.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -117,20 +119,20 @@ class Folder:
         self.runs: list[Follower] = []
         self._known: dict[Path, int] = {}
         self._detailed: dict[int, Follower] = {}
-        self._lock = threading.Lock()
+        self.lock = threading.RLock()
         self._refreshed_s = self._searched_s = -1e9
         self._counter = 0
         self._changed_at: dict[int, int] = {}
 
     def changes(self, since: int) -> tuple[int, list[tuple[int, Follower]]]:
         """A counter, and number and run of those that changed after it had the value `since`."""
-        with self._lock:
+        with self.lock:
             self._refresh()
             return self._counter, [(n, self.runs[n]) for n, at in self._changed_at.items() if at > since]
 
     def detailed(self, number: int) -> Follower | None:
         """The run of this number with every event; None if there is none."""
-        with self._lock:
+        with self.lock:
             if not 0 <= number < len(self.runs):
                 return None
             found = self._detailed.pop(number, None) or Follower(self.runs[number].run_dir, is_summary=False)

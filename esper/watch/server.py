@@ -75,7 +75,8 @@ class WatchServer(ThreadingHTTPServer):
             return self.files[path]
         kind, _, number = path.partition("/")
         if kind == "runs" and not number:
-            return _JSON, _dumped(self._runs(since))
+            with self.runs.lock:
+                return _JSON, _dumped(self._runs(since))
         if kind not in ("run", "report") or not number.isascii() or not number.isdecimal() or len(number) > 9:
             return None
         run = self.runs.detailed(int(number))
@@ -83,8 +84,9 @@ class WatchServer(ThreadingHTTPServer):
             return None
         if kind == "report":
             return _HTML, run_page.render(run.run_dir)
-        content = {} if run.version == since else details(run.record)
-        return _JSON, _dumped({"version": run.version, **content})
+        with self.runs.lock:
+            content = {} if run.version == since else details(run.record)
+            return _JSON, _dumped({"version": run.version, **content})
 
     def _runs(self, since: int) -> dict[str, Any]:
         version, changed = self.runs.changes(since)
