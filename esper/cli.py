@@ -70,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     report.add_argument("--mlflow", metavar="EXPERIMENT", help="compare the runs of an MLflow experiment")
     report.add_argument("--uri", help="MLflow tracking URI (default: outputs/mlflow.db)")
+    report.add_argument("--open", action="store_true", help="open the page in a browser")
 
     add_runs(commands)
     watch = _add(commands, "watch", _watch, "show running experiments on a page in the browser, until Ctrl-C")
@@ -195,7 +196,7 @@ def _report(options: argparse.Namespace) -> int:
     from esper.report import command
 
     given = {name: getattr(options, name) for name in ("out", "baseline", "target", "mlflow", "uri")}
-    return command.main(options.paths, **given)
+    return command.main(options.paths, **given, opens=options.open)
 
 
 def _watch(options: argparse.Namespace) -> int:

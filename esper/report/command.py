@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,6 +23,7 @@ def main(
     target: float | None = None,
     mlflow: str | None = None,
     uri: str | None = None,
+    opens: bool = False,
 ) -> int:
     """Write `report.html` of a single run; otherwise compare runs: write the page and print the table.
 
@@ -32,6 +34,7 @@ def main(
         target: value of the leading metric in validation, for the time to reach it; accuracies in (0, 1].
         mlflow: MLflow experiment to compare instead of folders.
         uri: MLflow tracking URI.
+        opens: whether to open the page in a browser.
 
     Raises:
         RunError: there is nothing to report, or the runs cannot be compared.
@@ -44,8 +47,9 @@ def main(
         raise RunError(f"--out {out}: must be an .html file; its content is also written as .json beside it")
     is_compared = any(option is not None for option in (out, baseline, target))
     if len(paths) == 1 and (paths[0] / "journal.jsonl").is_file() and not is_compared:
-        sys.stdout.write(f"{run_page.write(paths[0])}\n")
-        return 0
+        page = run_page.write(paths[0])
+        sys.stdout.write(f"{page}\n")
+        return _open(page) if opens else 0
     compared = runs.from_folders(paths) if mlflow is None else runs.from_mlflow(mlflow, uri=uri)
     report = comparison.compare(compared, baseline=baseline, target=target)
     if out is None:
@@ -56,4 +60,10 @@ def main(
     for part in comparison.printed(report):
         console.print(part)
     sys.stdout.write(f"\n{out}\n")
+    return _open(out) if opens else 0
+
+
+def _open(page: Path) -> int:
+    if not webbrowser.open(page.absolute().as_uri()):
+        raise RunError("--open: there is no browser to open it in; set BROWSER, or open the file yourself")
     return 0

@@ -3,12 +3,14 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import webbrowser
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
+from esper.cli import main
 from esper.errors import RunError
 from esper.report import run_page, run_plots
 from esper.report.run_record import read_run
@@ -154,3 +156,15 @@ def test_a_run_that_grew_dozens_of_modules_has_plots_of_a_bearable_height() -> N
     height = re.search(r'height="([\d.]+)pt"', run_plots.forest(modules))
     assert height is not None
     assert float(height[1]) < 600
+
+
+def test_the_page_is_opened_on_request(run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    browser = tmp_path / "browser"
+    browser.write_text(f'#!/bin/sh\necho "$1" > {tmp_path}/opened\n')
+    browser.chmod(0o700)
+    monkeypatch.setenv("BROWSER", f"{browser} %s")
+    monkeypatch.setattr(webbrowser, "_tryorder", None)  # it reads BROWSER once
+    with pytest.raises(SystemExit) as ended:
+        main(["report", str(run_dir), "--open"])
+    assert ended.value.code == 0
+    assert (tmp_path / "opened").read_text().strip() == (run_dir / "report.html").as_uri()
