@@ -24,7 +24,8 @@ def choice_words(choice: Choice, question: Question) -> str:
         return f"growing at {100 * choice.share:.0f} %"
     if choice.size == question.host.name:
         return "training the host longer"
-    return "starting with " + next(size.label for size in question.sizes if size.name == choice.size)
+    label = next(size.label for size in question.sizes if size.name == choice.size)
+    return f"starting with {label if label.startswith(('a ', 'the ')) else f'the {label}'}"
 
 
 def choice_label(choice: Choice, question: Question) -> str:
