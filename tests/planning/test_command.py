@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from esper import fit
 from esper.cli import main
@@ -78,6 +79,7 @@ def interrupt_in_run(number: int) -> None:
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with a run of before, and a plan that was interrupted in its third pilot and begun again."""
+    torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("plan")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
