@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,18 +56,19 @@ class Checked:
 def check(record: PlanRecord, found: Sequence[Observation]) -> list[Checked]:
     """Compare finished runs, which the plan was not made from, with what it predicted."""
     plan = record.plan
-    curves = forecast(plan.question, record.observations)
-    known = [size.name for size in curves.sizes]
+    known = {option.choice.size for option in plan.options}
+    curves = functools.cache(lambda: forecast(plan.question, record.observations))
     return [_checked(one, plan, curves) for one in found if one.size in known]
 
 
-def _checked(one: Observation, plan: Plan, curves: Forecast) -> Checked:
+def _checked(one: Observation, plan: Plan, fitted: Callable[[], Forecast]) -> Checked:
     choice = Choice(size=one.size, share=one.host_macs / one.macs or None)
     for option in plan.options:
         is_same = option.choice.size == choice.size and (option.choice.share is None) == (choice.share is None)
         is_near = abs(one.macs / option.macs - 1) <= _SAME_BUDGET
         if is_same and is_near and abs((option.choice.share or 0) - (choice.share or 0)) <= _SAME_SHARE:
             return Checked(choice=option.choice, found=one, predicted=option.figure, is_planned=True)
+    curves = fitted()
     expected = curves.shortfalls(choice, np.array([one.macs]))[:, 0]
     noise = curves.figure.noise * np.random.default_rng(0).standard_normal(len(expected))
     low, median, high = np.quantile(rise(expected + noise, curves.headline), [0.1, 0.5, 0.9])
