@@ -75,21 +75,19 @@ class Trainings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Curves:
-    """Fitted curves of all sizes, k draws of them.
+    """Fitted curves of all sizes, of which the first is the host; k draws of them.
 
     Attributes:
         draws: (k, p) parameters.
         best: (p,) those of the best fit.
         noise: (k,) standard deviation of y between seeds, for each draw.
         scale: D0, in epochs.
-        num_sizes: how many sizes there are; the first is the host.
     """
 
     draws: Floats
     best: Floats
     noise: Floats
     scale: float
-    num_sizes: int
 
     def predict(self, trainings: Trainings) -> Floats:
         """Expected y (k, n) of trainings, one row a draw."""
@@ -139,7 +137,7 @@ def fit(
         problem.solve(y + one * error, best, sigma=one, weights=weights, centre=centre)[0]
         for one, error, centre in zip(sigmas, errors, centres, strict=True)
     ])  # fmt: skip
-    return Curves(draws=draws, best=best, noise=sigmas, scale=scale, num_sizes=num_sizes)
+    return Curves(draws=draws, best=best, noise=sigmas, scale=scale)
 
 
 # --- the model --------------------------------------------------------------------------------------------------------

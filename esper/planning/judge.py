@@ -172,8 +172,8 @@ def _verdict(
         return True, f"{word[0].upper()}{word[1:]} (probability {percent_words(sure)})."
     side = "ahead of" if gap >= 0 else "behind"
     return False, (
-        f"No difference worth the choice between {mine} and {other}: the first is expected to end {amount} {side} the "
-        f"second (better with a probability of {percent_words(sure)})."
+        f"No difference worth the choice between {mine} and {other}: the first is on average {amount} {side} the "
+        f"second, and better with a probability of {percent_words(sure)}."
     )
 
 
@@ -185,7 +185,7 @@ def _warnings(
             yield f"{size.label}: no training has finished, so it is not judged."
     if recommended.extrapolation > MAX_EXTRAPOLATION:
         yield (
-            f"The recommended run is {recommended.extrapolation:.3g} times as long as the longest pilot of its size; "
+            f"The recommended run is {recommended.extrapolation:.3g} times as long as what was observed of its size; "
             f"beyond {MAX_EXTRAPOLATION:.0f} times, intervals rest on the assumed shape of the curves."
         )
     if not any(one.host_macs > 0 for one in observations) and len(found.sizes) > 1:
