@@ -20,7 +20,9 @@ def test_a_digest_is_eight_hex_digits_and_stable():
 
 
 def test_settings_that_change_training_change_the_digest():
-    assert digest(TolariaConfig(rng_seed=1)) != digest(CONFIG)
+    synchronised = TolariaConfig()
+    synchronised.ranks.sync_batch_norm = True
+    assert len({digest(CONFIG), digest(TolariaConfig(rng_seed=1)), digest(synchronised)}) == 3
 
 
 def test_operational_settings_do_not_change_the_digest():
@@ -29,6 +31,7 @@ def test_operational_settings_do_not_change_the_digest():
     config.tracking.name = "none"
     config.checkpoint.max_checkpoints = 9
     config.dataset.num_workers = 0
+    config.ranks.timeout_s = 5.0
     assert digest(config) == digest(CONFIG)
 
 
