@@ -32,7 +32,7 @@ _MAX_DETAILED = 4
 
 
 class Follower:
-    """One run, read from its journal as that grows; `version` changes with it.
+    """One run, read from its journal as that grows; `version` rises with every change, and is not that of another run.
 
     Args:
         run_dir: the folder of the run.
@@ -40,7 +40,7 @@ class Follower:
     """
 
     def __init__(self, run_dir: Path, *, is_summary: bool) -> None:
-        self.run_dir, self.version, self.changed_s = run_dir, 0, 0.0
+        self.run_dir, self.version, self.changed_s = run_dir, next(_VERSIONS), 0.0
         self._is_summary = is_summary
         self._checked_s = 0.0
         self._start()
@@ -49,24 +49,21 @@ class Follower:
         self.record = RunRecord(run_dir=self.run_dir, history=History())
         self._offset, self._seen = 0, b""
 
-    def update(self) -> bool:
-        """Read the new lines, and whether the run's process lives; returns whether anything changed."""
+    def update(self) -> None:
+        """Read the new lines, and whether the run's process lives."""
         before = (self.record.status, self.record.reason)
+        has_new = self._read()
         if not (self.run_dir / "journal.jsonl").exists():
             self.record.status, self.record.reason = "removed", ""
-            return before[0] != "removed"
-        has_new = self._read()
-        if ended := self.record.history.ended:
+        elif ended := self.record.history.ended:
             self.record.status, self.record.reason = ended["status"], ended["reason"]
         elif has_new or time.monotonic() - self._checked_s > _LIVENESS_S:
             self._checked_s = time.monotonic()
             with contextlib.suppress(OSError):
                 status, self.record.reason = read_status(self.run_dir)
                 self.record.status = status or "running"
-        is_changed = has_new or before != (self.record.status, self.record.reason)
-        if is_changed:
+        if has_new or before != (self.record.status, self.record.reason):
             self.version = next(_VERSIONS)
-        return is_changed
 
     def _read(self) -> bool:
         path = self.run_dir / "journal.jsonl"
@@ -88,23 +85,21 @@ class Follower:
         for event in self._events(new):
             with contextlib.suppress(KeyError, ValueError):  # well-formed, but not what a run writes
                 self.record.history.add(event)
-                self.record.events.setdefault(event["kind"], []).append(event)
+                of_kind = self.record.events.setdefault(event["kind"], [])
+                if self._is_summary and event["kind"] == "step":
+                    of_kind.clear()
+                of_kind.append(event)
         return bool(new)
 
-    def _events(self, lines: bytes) -> Iterator[dict[str, Any]]:
-        last_step = b""
-        for line in lines.split(b"\n"):
-            if not line or line.isspace():
+    def _events(self, new: bytes) -> Iterator[dict[str, Any]]:
+        lines = new.splitlines(keepends=True)
+        steps = [number for number, line in enumerate(lines) if line.startswith(_STEP)]
+        for number, line in enumerate(lines):
+            if self._is_summary and (line.startswith(_UNREAD) or (line.startswith(_STEP) and number != steps[-1])):
                 continue
-            if self._is_summary and line.startswith(_STEP):
-                last_step = line
-            elif not (self._is_summary and line.startswith(_UNREAD)):
+            if not line.isspace():
                 with contextlib.suppress(RunError):  # a damaged line: `esper report` names it
                     yield decode(line, EVENT(), where="")
-        if last_step:
-            self.record.events.pop("step", None)
-            with contextlib.suppress(RunError):
-                yield decode(last_step, EVENT(), where="")
 
 
 class Folder:
@@ -121,20 +116,17 @@ class Folder:
         self._detailed: dict[int, Follower] = {}
         self.lock = threading.RLock()
         self._refreshed_s = self._searched_s = -1e9
-        self._counter = 0
-        self._changed_at: dict[int, int] = {}
 
     def changes(self, since: int) -> tuple[int, list[tuple[int, Follower]]]:
-        """A counter, and number and run of those that changed after it had the value `since`."""
+        """The highest version, and number and run of those whose version is higher than `since`."""
         with self.lock:
             self._refresh()
-            return self._counter, [(n, self.runs[n]) for n, at in self._changed_at.items() if at > since]
+            changed = [(number, run) for number, run in enumerate(self.runs) if run.version > since]
+            return max((run.version for run in self.runs), default=0), changed
 
-    def detailed(self, number: int) -> Follower | None:
-        """The run of this number with every event; None if there is none."""
+    def detailed(self, number: int) -> Follower:
+        """The run of this number with every event."""
         with self.lock:
-            if not 0 <= number < len(self.runs):
-                return None
             found = self._detailed.pop(number, None) or Follower(self.runs[number].run_dir, is_summary=False)
             self._detailed[number] = found  # now the last one
             while len(self._detailed) > _MAX_DETAILED:
@@ -152,8 +144,6 @@ class Folder:
                     self._known[run_dir] = len(self.runs)
                     self.runs.append(Follower(run_dir, is_summary=True))
             self._searched_s = now
-        self._counter += 1
-        for number, run in enumerate(self.runs):
-            if run.update() or number not in self._changed_at:
-                self._changed_at[number] = self._counter
+        for run in self.runs:
+            run.update()
         self._refreshed_s = time.monotonic()

@@ -79,12 +79,12 @@ class WatchServer(ThreadingHTTPServer):
                 return _JSON, _dumped(self._runs(since))
         if kind not in ("run", "report") or not number.isascii() or not number.isdecimal() or len(number) > 9:
             return None
-        run = self.runs.detailed(int(number))
-        if run is None:
+        if int(number) >= len(self.runs.runs):
             return None
         if kind == "report":
-            return _HTML, run_page.render(run.run_dir)
+            return _HTML, run_page.render(self.runs.runs[int(number)].run_dir)
         with self.runs.lock:
+            run = self.runs.detailed(int(number))
             content = {} if run.version == since else details(run.record)
             return _JSON, _dumped({"version": run.version, **content})
 

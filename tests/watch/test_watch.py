@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from esper.cli import main
-from esper.contracts.events import EpochEnded, StateChanged, StepLogged
+from esper.contracts.events import EpochEnded, StateChanged, StepLogged, Validated
 from esper.tracking import Journal
 from esper.watch.server import WatchServer
 from tests.browser import dom, needs_chromium
@@ -126,14 +126,26 @@ def test_what_was_written_since_is_told_and_nothing_else(server: WatchServer, fo
     first = get(server, "runs?since=0")
     assert {run["name"]: run["status"] for run in first["runs"]} == {"a": "running", "b": "finished"}
     assert get(server, f"runs?since={first['version']}")["runs"] == []
-    write_more(folder / "a", 24)
+    write_more(folder / "a", 18, 24)
     then = get(server, f"runs?since={first['version']}")
     assert [(run["name"], run["step"], run["memory"]) for run in then["runs"]] == [("a", 24, "5.0 GB")]
+    assert get(server, f"runs?since={then['version']}")["runs"] == []
     number = then["runs"][0]["number"]
     one = get(server, f"run/{number}?since=0")
     assert [figure["title"] for figure in one["figures"]][:2] == ["Loss", "Accuracy"]
     assert one["seeds"] == [{"site": "layer1.0:after", "stage": "training", "blueprint": _HOSTILE, "epoch": 4}]
     assert list(get(server, f"run/{number}?since={one['version']}")) == ["version"]
+
+
+def test_the_last_step_of_a_run_is_told_also_if_it_was_not_logged(server: WatchServer, folder: Path) -> None:
+    journal = Journal(folder / "a" / "journal.jsonl")
+    logged = StepLogged(step=20, epoch=3, loss=1.0, metrics={}, learning_rate=0.1, grad_norm=1.0, images_per_s=9.0,
+                        memory_bytes=5_000_000_000)  # fmt: skip
+    journal.write(logged)
+    journal.write(Validated(step=24, epoch=4, val_loss=1.0, val_metrics={"accuracy": 0.5}))
+    journal.close()
+    runs = {run["name"]: run for run in get(server, "runs")["runs"]}
+    assert (runs["a"]["step"], runs["a"]["memory"]) == (24, "5.0 GB")
 
 
 def test_a_journal_that_is_rewound_is_read_anew(server: WatchServer, folder: Path) -> None:
