@@ -55,8 +55,9 @@ class Interface:
         values: type of the values before they are standardised: uint8, float32, or int64 for token ids.
         outputs: classes, size of the vocabulary, or numbers.
         output_names: of classes or numbers; empty: unnamed.
-        mean, std: of each channel or column, of values divided by 255; 0 and 1: not standardised; empty for token ids.
+        mean, std: of each channel or column: inputs are (value / 255 - mean) / std; empty for token ids.
         image: how an image file is read; None: inputs do not come from image files.
+        target: in a table, the column that is predicted; None: the last one.
     """
 
     task: str
@@ -67,6 +68,7 @@ class Interface:
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     image: Reading | None = None
+    target: str | None = None
 
     @property
     def spec(self) -> DataSpec:
@@ -134,6 +136,7 @@ def interface_of(splits: DataSplits, spec: DataSpec, config: DatasetConfig, *, t
         mean=mean,
         std=std,
         image=image,
+        target=config.target,
     )
 
 

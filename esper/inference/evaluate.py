@@ -26,7 +26,7 @@ from esper.errors import DataError, RunError
 from esper.inference.loading import own_splits
 from esper.inference.network import Network
 from esper.inference.predict import load_for_command
-from esper.inference.sources import find_pictures, is_table, read_pictures, read_table
+from esper.inference.sources import as_targets, find_pictures, is_table, read_pictures, read_table
 from esper.tasks import Task, build_task
 from esper.tolaria.evaluate import evaluate_in_detail
 from esper.tolaria.run_folder import recorded_config
@@ -118,10 +118,11 @@ def _given(network: Network, run: Path, data: str) -> tuple[str, Batches]:
     if network.tokenizer is not None:
         return _text(network, run, data)
     if is_table(data):
-        values, targets = read_table(network, data, target=_target(run))
+        values, targets = read_table(network, data)
         if targets is None:
             raise DataError(f"{data}: has no targets; give a table with the column or array that is to be predicted")
-        return f"{data}, {len(values):,} examples", _batches(network, values, targets)
+        compared = as_targets(network, targets, data, num=len(values))
+        return f"{data}, {len(values):,} examples", _batches(network, values, compared)
     return _pictures(network, data)
 
 
@@ -180,13 +181,6 @@ def _text(network: Network, run: Path, data: str) -> tuple[str, Batches]:
     if tokens.num_tokens < 2:
         raise DataError(f"{data}: has fewer than two tokens")
     return f"{data}, {tokens.num_tokens:,} tokens", tokens.batches(batch_size(network.interface.spec), network.device)
-
-
-def _target(run: Path) -> str | None:
-    recorded = recorded_config(run)
-    target = with_defaults(recorded)["dataset"]["target"] if recorded is not None else None
-    assert target is None or isinstance(target, str)
-    return target
 
 
 # --- output -----------------------------------------------------------------------------------------------------------

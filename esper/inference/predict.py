@@ -112,7 +112,7 @@ def _predict_tables(network: Network, given: Sequence[str], file: TextIO, *, top
     num_unread = 0
     for path in given:
         try:
-            values, _ = read_table(network, path, target=None)
+            values, _ = read_table(network, path)
         except DataError as error:
             _complain(str(error))
             num_unread += 1

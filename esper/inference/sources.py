@@ -18,10 +18,10 @@ from torch import Tensor
 from esper.data.listing import described_suffixes, is_special, walk
 from esper.data.pixels import suffixes
 from esper.data.sources.arrays import SUFFIXES, read_examples
-from esper.errors import DataError
+from esper.errors import DataError, one_line
 from esper.inference.network import Network
 
-__all__ = ["Picture", "check_examples", "find_pictures", "is_table", "read_pictures", "read_table"]
+__all__ = ["Picture", "as_targets", "check_examples", "find_pictures", "is_table", "read_pictures", "read_table"]
 
 _NUM_THREADS = 4
 
@@ -111,33 +111,52 @@ def read_pictures(
             yield list(zip(batch, pool.map(read, batch), strict=True))
 
 
-def read_table(network: Network, path: str, *, target: str | None) -> tuple[Tensor, Tensor | None]:
-    """Examples as the training had them, (N, …), and targets if the file has them.
+def read_table(network: Network, path: str) -> tuple[Tensor, NDArray[np.generic] | None]:
+    """Examples as the training had them, (N, …), and targets as the file has them, if it does; see `as_targets`.
 
     Raises:
         DataError: the file cannot be read, or does not suit the network.
     """
     interface = network.interface
-    inputs, targets = read_examples(Path(path).expanduser(), num_columns=interface.inputs[0], target=target)
+    inputs, targets = read_examples(Path(path).expanduser(), num_columns=interface.inputs[0], target=interface.target)
     if inputs.ndim < 2 or len(inputs) == 0:
         raise DataError(f"{path}: holds no examples")
     try:
-        values = torch.stack([network.read(torch.from_numpy(row)) for row in inputs])
+        values = torch.stack([network.read(row) for row in inputs])
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
-    if targets is None:
-        return values, None
-    if len(targets) != len(values):
-        raise DataError(f"{path}: has {len(values)} inputs and {len(targets)} targets")
-    if interface.task != "classification":
-        return values, torch.from_numpy(targets.astype("float32"))
-    return values, _classes(targets, interface.names, path)
+    return values, targets
+
+
+def as_targets(network: Network, targets: NDArray[np.generic], path: str, *, num: int) -> Tensor:
+    """What the task compares outputs with: classes int64 (N,), or numbers float32.
+
+    Args:
+        network: the network.
+        targets: as `read_table` gives them.
+        path: the file, for messages.
+        num: of its examples.
+
+    Raises:
+        DataError: they do not suit the network.
+    """
+    if targets.shape[:1] != (num,):
+        raise DataError(f"{path}: has {num} inputs and targets of the shape {targets.shape}")
+    if network.task == "classification":
+        return _classes(targets, network.interface.names, path)
+    try:
+        return torch.from_numpy(targets.astype(np.float32))
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{path}: the targets are not numbers: {one_line(error)}") from None
 
 
 def _classes(targets: NDArray[np.generic], names: Sequence[str], path: str) -> Tensor:
     """Numbers of classes, from their names, or from the numbers themselves where these are no names: int64 (N,)."""
+    if targets.size != len(targets):
+        raise DataError(f"{path}: targets {targets.shape}: classes are (N,)")
+    targets = targets.ravel()
     index = {name: number for number, name in enumerate(names)}
-    named = list(map(str, targets.ravel().tolist()))
+    named = list(map(str, targets.tolist()))
     unknown = next((name for name in named if name not in index), None)
     if unknown is None:
         return torch.tensor([index[name] for name in named])
@@ -154,7 +173,7 @@ def check_examples(network: Network, path: str, *, num: int) -> list[Tensor]:
         DataError: one of them cannot be read.
     """
     if is_table(path):
-        return list(read_table(network, path, target=None)[0][:num])
+        return list(read_table(network, path)[0][:num])
     pictures, problems = find_pictures([path], network.interface.names)
     if not pictures:
         raise DataError(problems[0] if problems else f"{path}: holds no pictures")

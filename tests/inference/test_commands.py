@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import os
 import re
@@ -123,32 +124,41 @@ def test_bad_input_is_one_line(
     assert message in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_rows_are_predicted_and_evaluated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("target", [None, "sum"])
+def test_rows_are_predicted_and_evaluated(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], target: str | None
+) -> None:
     plugins.offer("model", "mlp", lambda spec: torch.nn.Linear(4, spec.num_outputs))
     values = np.random.default_rng(0).normal(size=(80, 4))
-    lines = [[*row, row[0] - row[1]] for row in values.tolist()]
-    for name, width in (("rows.csv", 5), ("new.csv", 4)):
+    sums = (values[:, 0] - values[:, 1]).tolist()
+    inputs = [["a", "b", "c", "d"], *values.tolist()]
+    targets = [[value] for value in ("sum", *sums)]
+    order = (inputs, targets) if target is None else (targets, inputs)
+    words = [["sum"], *[["much"]] * 80]
+    for name, columns in (("rows.csv", order), ("new.csv", (inputs,)), ("words.csv", (inputs, words))):
         with (tmp_path / name).open("w", newline="") as file:
-            csv.writer(file).writerows([["a", "b", "c", "d", "sum"][:width], *(line[:width] for line in lines)])
+            csv.writer(file).writerows([*itertools.chain(*parts)] for parts in zip(*columns, strict=True))
     config = tiny_config(
-        dataset=DatasetConfig(name="arrays", data_dir=str(tmp_path / "rows.csv"), target_type="number", batch_size=8,
-                              val_split=0.3),
+        dataset=DatasetConfig(name="arrays", data_dir=str(tmp_path / "rows.csv"), target_type="number", target=target,
+                              batch_size=8, val_split=0.3),
         model=ModelConfig(source="plugin", name="mlp"),
         task=TaskConfig(name="regression"),
         morphogenetic__enable_tamiyo=False,
     )  # fmt: skip
     seen = train(config, tmp_path / "rows" / "run")
+    out = export(seen.run_dir, tmp_path / "out")
     tables = []
-    for name in ("rows.csv", "new.csv"):
+    for name in ("rows.csv", "new.csv", "words.csv"):
         assert command("predict", seen.run_dir, tmp_path / name, "--out", "-", "--device", "cpu") == 0
         tables.append([row["value"] for row in rows(capsys.readouterr().out)])
-    assert tables[0] == tables[1]
-    assert command("evaluate", seen.run_dir, tmp_path / "rows.csv", "--json", "--device", "cpu") == 0
-    found = json.loads(capsys.readouterr().out)
-    errors = [float(value) - line[4] for value, line in zip(tables[0], lines, strict=True)]
-    assert found["mse"] == pytest.approx(np.mean(np.square(errors)), rel=1e-4)
-    assert command("evaluate", seen.run_dir, tmp_path / "new.csv", "--device", "cpu") == 2
-    assert "new.csv: has no targets" in capsys.readouterr().err
+    assert tables[0] == tables[1] == tables[2]
+    errors = np.array(tables[0], dtype=float) - sums
+    for folder in (seen.run_dir, out):
+        assert command("evaluate", folder, tmp_path / "rows.csv", "--json", "--device", "cpu") == 0
+        assert json.loads(capsys.readouterr().out)["mse"] == pytest.approx(np.mean(np.square(errors)), rel=1e-4)
+    for name, message in (("new.csv", "has no targets"), ("words.csv", "the targets are not numbers")):
+        assert command("evaluate", seen.run_dir, tmp_path / name, "--device", "cpu") == 2
+        assert f"{name}: {message}" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_language_model_is_evaluated_on_its_test_split_and_on_another_text(

@@ -68,11 +68,12 @@ def read_examples(
             with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
                 return arrays["inputs"], arrays.get("targets")
         columns = _columns(file)
-        if target not in columns:
-            target = next(reversed(columns)) if len(columns) == num_columns + 1 else None
-        targets = columns.pop(target) if target is not None else None
+        if target is None and len(columns) == num_columns + 1:
+            target = next(reversed(columns))
+        targets = columns.pop(target, None) if target is not None else None
         if len(columns) != num_columns:
-            raise ValueError(f"{len(columns)} columns, but the network reads {num_columns}")
+            besides = f" besides the target, {target}" if targets is not None else ""
+            raise ValueError(f"{len(columns)} columns{besides}, but the network reads {num_columns}")
         return np.stack([_as_numbers(name, column) for name, column in columns.items()], axis=1), targets
     except (OSError, ValueError, TypeError, KeyError, ImportError, csv.Error, BadZipFile) as error:
         raise DataError(f"{file}: cannot be read as rows of numbers: {one_line(error)}") from None
