@@ -293,5 +293,5 @@ const Plot = (() => {
       key.replaceWith(button);
     }
   });
-  return { Drawing, add, shown };
+  return { Drawing, add };
 })();

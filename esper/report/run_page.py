@@ -87,7 +87,7 @@ def _content(record: RunRecord) -> dict[str, Any]:
         "pictures": _pictures(record),
         "confusion": (record.result or {}).get("test_confusion") or [],
         "size": size,
-        "plots": _plots(record),
+        "plots": [(title, embed(figure)) for title, figure in run_plots.curves(record)],
         "jumps": list(jumps(record)),
         "health": run_plots.health_map(record)
         if any(signal["health"] is not None for event in consultations for signal in event["signals"])
@@ -189,14 +189,3 @@ def _drawings(record: RunRecord, size: dict[str, int]) -> list[tuple[str, archit
         ("Before", before, size["num_parameters_before"], size["num_macs_before"]),
         ("After", after, size["num_parameters"], size["num_macs"]),
     ]
-
-
-def _plots(record: RunRecord) -> list[tuple[str, Markup]]:
-    if not record.of_kind("step") and not record.of_kind("epoch"):
-        return []
-    drawn = [
-        ("Loss", run_plots.loss_curve(record)),
-        (record.history.headline.title, run_plots.metric_curve(record)),
-        *run_plots.other_curves(record),
-    ]
-    return [(title, embed(figure)) for title, figure in drawn]

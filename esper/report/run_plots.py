@@ -8,12 +8,13 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
+from esper.contracts.metrics import MetricInfo
 from esper.report.figure import Axis, Figure, Mark, Series, thinned
 from esper.report.run_record import RunRecord
 from esper.report.svg import INK, svg
 from esper.tracking.history import GrownModule
 
-__all__ = ["forest", "health_colour", "health_map", "loss_curve", "metric_curve", "other_curves"]
+__all__ = ["curves", "forest", "health_colour", "health_map"]
 
 _TRAIN, _VAL, _KEPT, _CULLED, _BORN = "#8a94a6", "#3b82f6", "#16a34a", "#ea7317", "#a78bfa"
 _HEALTH = ((0xB3, 0x26, 0x1E), (0xF6, 0xA5, 0x60), (0xDF, 0xE4, 0xEC))
@@ -24,33 +25,25 @@ _Series = tuple[list[int], list[float]]
 """Steps and values."""
 
 
-def loss_curve(record: RunRecord) -> Figure:
-    """Training and validation loss against steps, on a logarithmic axis unless a loss is not above 0."""
-    training, validation = _finest(record, "loss", "train_loss"), record.series("validation", "val_loss")
-    is_log = all(value > 0 for value in (*training[1], *validation[1]) if math.isfinite(value))
-    return _curves(record, Axis(is_log=is_log), training, validation)
-
-
-def metric_curve(record: RunRecord) -> Figure:
-    """The leading metric in training and validation, against steps."""
+def curves(record: RunRecord) -> list[tuple[str, Figure]]:
+    """Title and figure of everything that the journal has by step; empty before the first step."""
+    if not record.of_kind("step") and not record.of_kind("epoch"):
+        return []
     info = record.history.headline
-    training = _finest(record, "metrics", "train_metrics", info.name)
-    y = Axis(unit="%") if info.unit == "%" else Axis(label=info.unit)
-    return _curves(record, y, training, record.series("validation", "val_metrics", info.name))
-
-
-def other_curves(record: RunRecord) -> list[tuple[str, Figure]]:
-    """Title and figure of what else the journal has by step: learning rate, gradient norm, throughput, memory."""
     noun = (record.history.started or {}).get("noun", "images")
     has_tokens = any(event.get("tokens_per_s") is not None for event in record.of_kind("step"))
     rate = ("tokens_per_s", "tokens") if has_tokens else ("images_per_s", noun)
-    drawn = [
+    others = [
         ("Learning rate", _finest(record, "learning_rate", "learning_rate"), Axis()),
         ("Gradient norm", record.series("step", "grad_norm"), Axis()),
         ("Throughput", record.series("step", rate[0]), Axis(unit="count", label=f"{rate[1]} per s")),
         ("Peak memory", record.series("step", "memory_bytes"), Axis(unit="B")),
     ]
-    return [(title, _single(record, title, series, y)) for title, series, y in drawn if series[0]]
+    return [
+        ("Loss", _loss_curve(record)),
+        (info.title, _metric_curve(record, info)),
+        *((title, _single(record, title, series, y)) for title, series, y in others if series[0]),
+    ]
 
 
 def health_map(record: RunRecord) -> dict[str, Any]:
@@ -106,7 +99,21 @@ def _finest(record: RunRecord, of_steps: str, of_epochs: str, metric: str | None
     return by_step if len(by_step[0]) >= len(by_epoch[0]) else by_epoch
 
 
-def _curves(record: RunRecord, y: Axis, training: _Series, validation: _Series) -> Figure:
+def _loss_curve(record: RunRecord) -> Figure:
+    """Training and validation loss, on a logarithmic axis unless a loss is not above 0."""
+    training, validation = _finest(record, "loss", "train_loss"), record.series("validation", "val_loss")
+    is_log = all(value > 0 for value in (*training[1], *validation[1]) if math.isfinite(value))
+    return _train_and_val(record, Axis(is_log=is_log), training, validation)
+
+
+def _metric_curve(record: RunRecord, info: MetricInfo) -> Figure:
+    """A metric in training and validation."""
+    training = _finest(record, "metrics", "train_metrics", info.name)
+    y = Axis(unit="%") if info.unit == "%" else Axis(label=info.unit)
+    return _train_and_val(record, y, training, record.series("validation", "val_metrics", info.name))
+
+
+def _train_and_val(record: RunRecord, y: Axis, training: _Series, validation: _Series) -> Figure:
     drawn = (("training", _TRAIN, 1.1, training), ("validation", _VAL, 1.6, validation))
     series = [
         Series(name=name, colour=colour, width=width, x=points[0], y=points[1])

@@ -37,26 +37,19 @@ def summary(record: RunRecord, *, changed_s: float) -> dict[str, Any]:
         "loss": formatting.loss(last["val_loss"] if last else None),
         "growth": history.summary if started else "",
         "memory": formatting.memory(steps[-1]["memory_bytes"] if steps else None),
-        "device": _device(started),
         "changed_s": changed_s,
     }
 
 
 def details(record: RunRecord) -> dict[str, Any]:
     """Everything about one run."""
-    has_curves = bool(record.of_kind("step") or record.of_kind("epoch"))
-    drawn = [
-        ("Loss", run_plots.loss_curve(record)),
-        (record.history.headline.title, run_plots.metric_curve(record)),
-        *run_plots.other_curves(record),
-    ]
     return {
         "name": record.run_dir.name,
         "folder": str(record.run_dir),
         "status": record.status,
         "reason": record.reason,
         "device": _device(record.history.started or {}),
-        "figures": [{"title": title, "data": figure.as_data(one)} for title, one in drawn] if has_curves else [],
+        "figures": [{"title": title, "data": figure.as_data(one)} for title, one in run_plots.curves(record)],
         "notes": list(jumps(record)),
         "seeds": _seeds(record),
         "modules": [_module(module) for module in record.history.modules],
