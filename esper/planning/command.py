@@ -91,10 +91,11 @@ def _check(folder: Path) -> int:
     known = dataclasses.replace(read_family(made.decision.overrides, fractions=made.fractions), folder=folder)
     earlier = {one.run for one in made.observations}
     runs = [run for run in finished_runs(known) if run.run_dir.name not in earlier]
-    if not runs:
+    checked = check.check(made, observations(runs, known, pilots=()))
+    if not checked:
         raise RunError(f"--check {folder}: no run of this plan has finished since; train what it recommends first")
     console = table_console()
-    for part in check.printed(check.check(made, observations(runs, known, pilots=())), made.plan):
+    for part in check.printed(checked, made.plan):
         console.print(part)
     return 0
 

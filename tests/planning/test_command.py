@@ -153,6 +153,19 @@ def test_the_recommended_run_goes_on_from_a_trunk_and_is_checked(
     assert re.search("[01] of 1 runs lie inside", capfd.readouterr().out)
 
 
+@pytest.mark.long
+def test_a_run_of_a_size_that_the_plan_says_nothing_about_is_not_checked(
+    plan: dict[str, Any], capfd: pytest.CaptureFixture[str]
+) -> None:
+    other, (recipe,) = Path("outputs/other"), FOLDER.glob("final-*.json")
+    other.mkdir()
+    (other / "plan.json").write_text(json.dumps(plan | {"fractions": [0.5]}))
+    between = ("morphogenetic=replay", f"morphogenetic.recipe_path={recipe}", "morphogenetic.recipe_fraction=0.5")
+    fit(*TOY[:-1], "experiment_name=other", *between, "optimization.max_epochs=1")
+    assert esper("plan", "--check", str(other)) == 2
+    assert "no run of this plan has finished since" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
