@@ -105,8 +105,9 @@ def export(
 
 
 def _write_weights(found: Trained, network: nn.Module, folder: Path) -> None:
-    tensors = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
-    save_file(tensors, folder / WEIGHTS)
+    # Copies: safetensors refuses channels-last strides, and weights that layers share.
+    layout = torch.contiguous_format
+    save_file({name: t.clone(memory_format=layout) for name, t in network.state_dict().items()}, folder / WEIGHTS)
     as_umask_says(folder / WEIGHTS)
     if found.settings["dataset"]["tokenizer"] is not None:
         shutil.copyfile(found.settings["dataset"]["tokenizer"], folder / TOKENIZER)

@@ -45,7 +45,7 @@ _DESCRIPTION = decoder(
         "Description",
         {
             "schema": Literal[SCHEMA],
-            "model": as_json(ModelConfig),
+            "model": as_json(ModelConfig, extra="forbid"),
             "interface": INTERFACE,
             "channels_last": bool,
             "recipe": list[GRAFT],
@@ -78,8 +78,13 @@ def load(path: Path | str, *, best: bool = False, model: nn.Module | Callable[..
             f"{DESCRIPTION})"
         )
     found = trained(path, best=best, model=model)
-    tokenizer = found.settings["dataset"]["tokenizer"] if found.interface.values == "int64" else None
-    return _network(found.folded(), found.interface, channels_last=found.channels_last, tokenizer=tokenizer)
+    return _network(
+        found.folded(),
+        found.interface,
+        found.config,
+        channels_last=found.channels_last,
+        tokenizer=found.settings["dataset"]["tokenizer"],
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -237,15 +242,21 @@ def _of_export(folder: Path, model: Any) -> Network:
     return _network(
         network,
         interface,
+        config,
         channels_last=description["channels_last"],
         tokenizer=str(tokenizer) if tokenizer.is_file() else None,
     )
 
 
-def _network(network: nn.Module, interface: Interface, *, channels_last: bool, tokenizer: str | None) -> Network:
-    return Network(
-        network,
-        interface,
-        channels_last=channels_last,
-        tokenizer=load_tokenizer(tokenizer) if interface.values == "int64" else None,
-    )
+def _network(
+    network: nn.Module, interface: Interface, config: ModelConfig, *, channels_last: bool, tokenizer: str | None
+) -> Network:
+    if interface.values != "int64":
+        return Network(network, interface, channels_last=channels_last)
+    loaded = load_tokenizer(tokenizer)
+    if config.num_classes is None and loaded.vocab_size != interface.outputs:
+        raise CheckpointError(
+            f"its tokenizer ({tokenizer or 'bytes'}) has {loaded.vocab_size:,} tokens, the network "
+            f"{interface.outputs:,}; put back the {TOKENIZER} that it was trained with"
+        )
+    return Network(network, interface, channels_last=channels_last, tokenizer=loaded)

@@ -23,6 +23,7 @@ from esper.inference import Network
 from esper.inference.export import export
 from tests.conftest import tiny_config, use
 from tests.data.photos import write_photos
+from tests.data.test_tokenizer import byte_level
 from tests.inference.conftest import Seen, train
 from tests.text import text_config, write_texts
 
@@ -133,6 +134,18 @@ def test_a_row_gives_numbers_labels_and_a_text_the_next_token(tmp_path: Path) ->
         esper.load(out).predict("")
 
 
+def test_another_tokenizer_than_the_networks_is_refused(tmp_path: Path) -> None:
+    run_dir, out = tmp_path / "text" / "run", tmp_path / "out"
+    tokenizer = byte_level(tmp_path)
+    config = text_config(write_texts(tmp_path / "texts"), dataset__tokenizer=tokenizer, optimization__max_epochs=1)
+    use(config, run_dir, lambda trainer: trainer.train())
+    export(run_dir, out)
+    assert esper.load(out).predict("the cat sat").label is not None
+    (out / "tokenizer.json").unlink()
+    with pytest.raises(CheckpointError, match=r"its tokenizer \(bytes\) has 256 tokens, the network 3\d\d; put back"):
+        esper.load(out)
+
+
 @pytest.mark.long
 def test_loading_imports_neither_the_trainer_nor_what_only_training_needs(trained: Seen, tmp_path: Path) -> None:
     out = export(trained.run_dir, tmp_path / "out")
@@ -170,6 +183,10 @@ def test_a_flipped_bit_and_a_damaged_description_are_refused(trained: Seen, tmp_
     weights.write_bytes(content)
     with pytest.raises(CheckpointError, match=r"its SHA-256 differs from model.json; export the run again"):
         esper.load(out)
-    (out / "model.json").write_text((out / "model.json").read_text()[:-30])
+    description = (out / "model.json").read_text()
+    (out / "model.json").write_text(description.replace('"model": {', '"model": {"of_a_newer_version": 1, '))
+    with pytest.raises(RunError, match=r"model.json is damaged: model.of_a_newer_version"):
+        esper.load(out)
+    (out / "model.json").write_text(description[:-30])
     with pytest.raises(RunError, match=r"model.json is damaged"):
         esper.load(out)
