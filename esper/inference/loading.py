@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -164,8 +164,8 @@ def own_splits(run_dir: Path, settings: Mapping[str, Any]) -> DataSplits:
     """
     config = DatasetConfig(**settings["dataset"])
     if config.name == "plugin" and plugins.find("dataset", config.source or "") is None:
-        modules = ", ".join(settings["plugins"])
-        remedy = f"--plugins {modules} names its module" if modules else "they were given to fit as objects"
+        modules = settings["plugins"]
+        remedy = f"name its module with {_plugin_options(modules)}" if modules else "they were given to fit as objects"
         raise DataError(f"{run_dir}: its data, {config.source!r}, are not registered in this process: {remedy}")
     outputs = outputs_folder(run_dir.absolute(), experiment_name=settings["experiment_name"])
     return load_splits(config, rng_seed=settings["rng_seed"], cache_dir=outputs / "cache")
@@ -201,19 +201,23 @@ def _found_in_data(run_dir: Path, settings: Mapping[str, Any]) -> Interface:
     return interface_of(splits, spec, DatasetConfig(**settings["dataset"]), task=settings["task"]["name"])
 
 
-def _find_own(config: ModelConfig, model: Any, path: Path, modules: list[str]) -> None:
+def _find_own(config: ModelConfig, model: Any, path: Path, modules: Sequence[str]) -> None:
     """Refuse a network of the user's own that is not there; only what the user imports or gives is run."""
     if config.source != "plugin":
         return
     if model is not None:
         plugins.offer("model", config.name, model)
     if plugins.find("model", config.name) is None:
-        named = f"import {', '.join(modules)} first (on the command line: --plugins {' '.join(modules)})"
+        named = f"import {', '.join(modules)} first (on the command line: {_plugin_options(modules)})"
         given = (
             f"esper.load({str(path)!r}, model={config.name}) gives it; or register it with "
             f'@esper.model("{config.name}") in a module, and name that with --plugins'
         )
         raise RunError(f"{path}: its network, {config.name}, is code of your own: {named if modules else given}")
+
+
+def _plugin_options(modules: Sequence[str]) -> str:
+    return " ".join(f"--plugins {module}" for module in modules)
 
 
 def _of_export(folder: Path, model: Any) -> Network:

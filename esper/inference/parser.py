@@ -86,6 +86,7 @@ def _add_sample(commands: Any) -> None:
     sample.add_argument("--seed", type=int, default=0, metavar="N", help="random seed of the draws (default: 0)")
     _add_best(sample)
     _add_device(sample)
+    _add_plugins(sample)
 
 
 def _add_best(parser: argparse.ArgumentParser) -> None:
@@ -135,17 +136,16 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _sample(options: argparse.Namespace) -> int:
-    from esper.build import select_device
-    from esper.inference.sample import continuation, load_language_model
+    from esper.inference.predict import load_for_command
+    from esper.inference.sample import continuation
 
     text = continuation(
-        load_language_model(options.folder, best=options.best),
+        load_for_command(options.folder, best=options.best, device=options.device, modules=options.plugins),
         options.prompt,
         num_tokens=options.tokens,
         temperature=options.temperature,
         top_k=options.top_k,
         rng_seed=options.seed,
-        device=select_device(options.device),
     )
     sys.stdout.write(f"{options.prompt}{text}\n")
     return 0

@@ -3,35 +3,15 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from esper.errors import ConfigError, RunError
-from esper.inference.loading import load
 from esper.inference.network import Network
 from esper.kasmina.modes import evaluating
 
-__all__ = ["continuation", "load_language_model"]
-
-
-def load_language_model(folder: Path, *, best: bool = False) -> Network:
-    """Load the network of a run, or what `esper export` wrote.
-
-    Args:
-        folder: folder of the run or export.
-        best: of a run, the checkpoint with the lowest validation loss instead of the newest one.
-
-    Raises:
-        RunError: it is neither, or no language model.
-        CheckpointError: there is no usable checkpoint.
-        ConfigError: its tokenizer cannot be used.
-    """
-    network = load(folder, best=best)
-    if network.tokenizer is None:
-        raise RunError(f"{folder}: a network of task={network.task} cannot write text")
-    return network
+__all__ = ["continuation"]
 
 
 @torch.no_grad()
@@ -43,35 +23,35 @@ def continuation(
     temperature: float,
     top_k: int | None,
     rng_seed: int,
-    device: torch.device,
 ) -> str:
     """Continue a text until the end of a document, or for `num_tokens` tokens.
 
     Args:
-        model: a language model.
+        model: a language model, on the device where it is to compute.
         prompt: the text; empty: a new document begins, if the tokenizer marks where documents end.
         num_tokens: most tokens to write.
         temperature: divides the logits before a token is drawn; 0: the most probable one is taken.
         top_k: draw among so many most probable tokens; None: all.
         rng_seed: random seed of the draws.
-        device: where to compute.
 
     Raises:
+        RunError: it is no language model.
         ConfigError: the prompt is empty.
         DataError: it cannot be tokenized.
     """
-    tokenizer, network, context = model.tokenizer, model.network.to(device), model.interface.inputs[0]
-    assert tokenizer is not None
+    tokenizer, context = model.tokenizer, model.interface.inputs[0]
+    if tokenizer is None:
+        raise RunError(f"a network of task={model.task} cannot write text")
     (encoded,) = tokenizer.encode([prompt.encode()])
     ids = encoded.tolist() or ([] if tokenizer.end_of_text is None else [tokenizer.end_of_text])
     if not ids:
         raise ConfigError("--prompt: is empty, and this tokenizer marks no beginnings of documents; give some text")
     generator = torch.Generator().manual_seed(rng_seed)
     written: list[int] = []
-    with evaluating(network):
+    with evaluating(model):
         while len(written) < num_tokens:
-            window = torch.tensor([(ids + written)[-context:]], device=device)
-            logits = network(window)[0, -1].double().cpu()
+            window = torch.tensor([(ids + written)[-context:]], device=model.device)
+            logits = model(window)[0, -1].double().cpu()
             token = _draw(logits, temperature=temperature, top_k=top_k, generator=generator)
             if token == tokenizer.end_of_text:
                 break

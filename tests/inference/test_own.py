@@ -102,6 +102,9 @@ def test_a_plugins_network_is_loaded_and_exported_once_its_module_is_imported(
         main(["evaluate", str(out), str(tmp_path / "images.npz"), "--plugins", "own_module_of_test", "--json",
               "--device", "cpu"])  # fmt: skip
     assert json.loads(capsys.readouterr().out)["accuracy"] == pytest.approx(seen.result["test_accuracy"])
+    with pytest.raises(SystemExit, match="2"):
+        main(["sample", str(out), "--plugins", "own_module_of_test", "--device", "cpu"])
+    assert "a network of task=classification cannot write text" in capsys.readouterr().err.splitlines()[-1]
     for folder in (seen.run_dir, out):
         assert torch.allclose(outputs(seen, esper.load(folder)), seen.outputs, atol=1e-5)
 

@@ -13,7 +13,6 @@ from esper.inference.sample import continuation
 from esper.models.gpt import GPT
 
 SIZES = {"vocab_size": 256, "context": 8, "width": 16, "heads": 2, "mlp_widths": [32, 32], "positions": "learned"}
-CPU = torch.device("cpu")
 
 
 def model_of(network: GPT) -> Network:
@@ -33,7 +32,7 @@ def counting_model(step: int = 1) -> Network:
 
 
 def written(model: Network, prompt: str = "a", **changes: object) -> str:
-    settings = {"num_tokens": 12, "temperature": 0.0, "top_k": None, "rng_seed": 0, "device": CPU} | changes
+    settings = {"num_tokens": 12, "temperature": 0.0, "top_k": None, "rng_seed": 0} | changes
     return continuation(model, prompt, **settings)  # type: ignore[arg-type]
 
 

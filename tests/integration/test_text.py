@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
+import esper
 from esper.cli import main
-from esper.inference.sample import continuation, load_language_model
+from esper.inference.sample import continuation
 from esper.tolaria import TolariaTrainer
 from tests.conftest import use
 from tests.text import text_config, write_texts
@@ -44,11 +45,11 @@ def test_a_grown_language_model_is_exported_and_continues_text(
     capsys.readouterr()
     texts = []
     for folder in (run_dir, out):
-        model = load_language_model(folder)
+        model = esper.load(folder)
         with torch.no_grad():
             assert torch.allclose(model.network.eval()(TOKENS), logits, atol=1e-5)
         settings: dict[str, Any] = {"num_tokens": 20, "temperature": 0.9, "top_k": 9, "rng_seed": 4}
-        texts.append(continuation(model, "the cat", **settings, device=torch.device("cpu")))
+        texts.append(continuation(model, "the cat", **settings))
     assert texts[0] == texts[1] != ""
     with pytest.raises(SystemExit, match="0"):
         main(["sample", str(out), "--prompt", "the cat", "--tokens", "20", "--temperature", "0.9", "--top-k", "9",
