@@ -12,7 +12,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from esper.planning.forecast import Forecast, forecast, rise
+from esper.planning.forecast import Forecast, forecast, interval
 from esper.planning.observations import Choice, Interval, Observation, Plan
 from esper.planning.record import PlanRecord
 from esper.planning.words import (
@@ -62,7 +62,7 @@ def check(record: PlanRecord, found: Sequence[Observation]) -> list[Checked]:
 
 
 def _checked(one: Observation, plan: Plan, fitted: Callable[[], Forecast]) -> Checked:
-    choice = Choice(size=one.size, share=one.host_macs / one.macs or None)
+    choice = one.choice
     for option in plan.options:
         is_same = option.choice.size == choice.size and (option.choice.share is None) == (choice.share is None)
         is_near = abs(one.macs / option.macs - 1) <= _SAME_BUDGET
@@ -70,10 +70,8 @@ def _checked(one: Observation, plan: Plan, fitted: Callable[[], Forecast]) -> Ch
             return Checked(choice=option.choice, found=one, predicted=option.figure, is_planned=True)
     curves = fitted()
     expected = curves.shortfalls(choice, np.array([one.macs]))[:, 0]
-    noise = curves.figure.noise * np.random.default_rng(0).standard_normal(len(expected))
-    low, median, high = np.quantile(rise(expected + noise, curves.headline), [0.1, 0.5, 0.9])
-    predicted = Interval(low=float(low), median=float(median), high=float(high))
-    return Checked(choice=choice, found=one, predicted=predicted, is_planned=False)
+    shown = curves.shown(expected, noise=np.random.default_rng(0).standard_normal(len(expected)))
+    return Checked(choice=choice, found=one, predicted=interval(shown), is_planned=False)
 
 
 def printed(checked: Sequence[Checked], plan: Plan) -> Iterator[RenderableType]:

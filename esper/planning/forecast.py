@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from esper.contracts.metrics import MetricInfo
 from esper.errors import RunError
 from esper.planning.curves import Curves, Trainings, fit
-from esper.planning.observations import Choice, Observation, Question, Size
+from esper.planning.observations import Choice, Interval, Observation, Question, Size
 
-__all__ = ["Forecast", "forecast"]
+__all__ = ["Forecast", "forecast", "interval", "mirror"]
 
 Floats = NDArray[np.float64]
 
@@ -47,9 +47,14 @@ class Forecast:
         return np.maximum(self.loss.predict(self._trainings(choice, macs)), 0.0)
 
     def shortfalls(self, choice: Choice, macs: Floats) -> Floats:
-        """Expected figures as quantities that fall, (k, n); see `fall`."""
+        """Expected figures as quantities that fall, (k, n); see `mirror`."""
         expected = self.figure.predict(self._trainings(choice, macs))
         return np.maximum(expected, 0.0) if self.headline.unit == "%" else expected
+
+    def shown(self, shortfalls: Floats, *, noise: Floats) -> Floats:
+        """Figures (k,) that one run of each draw shows; `noise`: (k,) standard normal, between seeds."""
+        figures = mirror(shortfalls + self.figure.noise * noise, self.headline)
+        return np.clip(figures, 0.0, 1.0) if self.headline.unit == "%" else figures
 
     def worth(self, choice: Choice, macs: float) -> Floats:
         """Transfer rho (k,) of growing at a budget; by the curves of the figure."""
@@ -92,18 +97,17 @@ class Forecast:
         )
 
 
-def fall(figure: Floats, headline: MetricInfo) -> Floats:
-    """A figure as a quantity that falls with training: the error for an accuracy, else the figure with its sign."""
+def mirror(values: Floats, headline: MetricInfo) -> Floats:
+    """Figures as quantities that fall with training (errors for accuracies, else with their sign); those as figures."""
     if headline.unit == "%" and headline.higher_is_better:
-        return 1 - figure
-    return -headline.sign * figure
+        return 1 - values
+    return -headline.sign * values
 
 
-def rise(shortfall: Floats, headline: MetricInfo) -> Floats:
-    """The figure again, from what `fall` made of it."""
-    if headline.unit == "%" and headline.higher_is_better:
-        return 1 - shortfall
-    return -headline.sign * shortfall
+def interval(values: Floats) -> Interval:
+    """Median and 80 % interval of draws."""
+    low, median, high = np.quantile(values, [0.1, 0.5, 0.9])
+    return Interval(low=float(low), median=float(median), high=float(high))
 
 
 def forecast(
@@ -141,7 +145,7 @@ def forecast(
         )
         for one in used
     ])  # fmt: skip
-    falling = fall(np.array([one.figure for one in used]), headline)
+    falling = mirror(np.array([one.figure for one in used]), headline)
     losses = np.array([one.loss for one in used])
     settings: dict[str, int] = {"num_sizes": len(known), "num_draws": num_draws, "rng_seed": rng_seed}
     return Forecast(

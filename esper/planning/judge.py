@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from esper.contracts.metrics import MetricInfo
 from esper.errors import RunError
-from esper.planning.forecast import Forecast, forecast, rise
+from esper.planning.forecast import Forecast, forecast, interval, mirror
 from esper.planning.observations import Band, Choice, Interval, Observation, Option, Plan, Question
 from esper.planning.words import choice_words, difference_words, percent_words
 
@@ -119,26 +119,18 @@ def _available(choice: Choice, question: Question, found: Forecast) -> float:
 
 def _option(one: _Candidate, found: Forecast, *, p_best: float, regret: float, rng: np.random.Generator) -> Option:
     noise = rng.standard_normal(len(one.losses))
-    figures = rise(one.shortfalls + found.figure.noise * noise, found.headline)
-    if found.headline.unit == "%":
-        figures = np.clip(figures, 0.0, 1.0)
     return Option(
         choice=one.choice,
         macs=one.macs,
         epochs=found.epochs(one.choice, one.macs),
         seconds=found.seconds(one.choice, one.macs),
-        loss=_interval(np.maximum(one.losses + found.loss.noise * noise, 0.0)),
-        figure=_interval(figures),
+        loss=interval(np.maximum(one.losses + found.loss.noise * noise, 0.0)),
+        figure=interval(found.shown(one.shortfalls, noise=noise)),
         p_best=p_best,
         regret=regret,
         extrapolation=found.extrapolation(one.choice, one.macs),
-        worth=None if one.choice.share is None else _interval(found.worth(one.choice, one.macs)),
+        worth=None if one.choice.share is None else interval(found.worth(one.choice, one.macs)),
     )
-
-
-def _interval(values: Floats) -> Interval:
-    low, median, high = np.quantile(values, [0.1, 0.5, 0.9])
-    return Interval(low=float(low), median=float(median), high=float(high))
 
 
 # --- the verdict ------------------------------------------------------------------------------------------------------
@@ -215,7 +207,7 @@ def _bands(
     for choice in choices:
         if choice.share is not None and choice != best:
             continue
-        edges = np.quantile(rise(found.shortfalls(choice, macs), found.headline), [0.1, 0.5, 0.9], axis=0)
+        edges = np.quantile(mirror(found.shortfalls(choice, macs), found.headline), [0.1, 0.5, 0.9], axis=0)
         low, median, high = (tuple(map(float, edge)) for edge in edges)
         yield Band(choice=choice, macs=tuple(map(float, macs)), low=low, median=median, high=high)
 
@@ -226,7 +218,4 @@ def _crossing(found: Forecast, observations: Sequence[Observation], macs: float)
     host, final = (found.shortfalls(Choice(size=size.name), grid) for size in (found.sizes[0], found.sizes[-1]))
     ahead = final < host
     first = np.where(ahead.any(axis=1), grid[ahead.argmax(axis=1)], np.inf)
-    if len(found.sizes) < 2 or not np.isfinite(np.median(first)):
-        return None
-    low, median, high = np.quantile(np.minimum(first, grid[-1]), [0.1, 0.5, 0.9])
-    return Interval(low=float(low), median=float(median), high=float(high))
+    return interval(np.minimum(first, grid[-1])) if np.isfinite(np.median(first)) else None

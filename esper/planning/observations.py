@@ -71,6 +71,11 @@ class Observation:
     run: str = ""
     is_pilot: bool = True
 
+    @property
+    def choice(self) -> Choice:
+        """What it trained."""
+        return Choice(size=self.size, share=self.host_macs / self.macs or None)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:

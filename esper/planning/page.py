@@ -11,7 +11,7 @@ from markupsafe import Markup
 from esper.files import write_atomically
 from esper.planning import plots, words
 from esper.planning.judge import MAX_EXTRAPOLATION
-from esper.planning.observations import Choice, Observation
+from esper.planning.observations import Observation
 from esper.planning.record import PlanRecord
 from esper.report.run_page import template_environment
 
@@ -49,14 +49,10 @@ def _content(record: PlanRecord) -> dict[str, Any]:
         "max_extrapolation": MAX_EXTRAPOLATION,
         "curves": Markup(plots.curves(plan, record.observations)),
         "predictions": Markup(plots.predictions(plan)),
-        "observed": [(one, words.choice_label(_choice(one), question)) for one in _in_order(record)],
+        "observed": [(one, words.choice_label(one.choice, question)) for one in _in_order(record)],
     }
 
 
 def _in_order(record: PlanRecord) -> list[Observation]:
     names = [size.name for size in record.plan.question.sizes]
     return sorted(record.observations, key=lambda one: (one.host_macs > 0, names.index(one.size), one.macs, one.seed))
-
-
-def _choice(one: Observation) -> Choice:
-    return Choice(size=one.size, share=one.host_macs / one.macs or None)

@@ -43,7 +43,7 @@ def curves(plan: Plan, observations: Sequence[Observation]) -> str:
             axes.fill_between(band.macs, low, high, color=colour, alpha=0.13, linewidth=0)
             axes.plot(band.macs, median, color=colour, linewidth=1.6)
         for one in observations:
-            colour, marker, _ = marks(plan, Choice(size=one.size, share=one.host_macs / one.macs or None))
+            colour, marker, _ = marks(plan, one.choice)
             axes.plot(one.macs, factor * one.figure, marker, color=colour, markersize=5, markeredgewidth=0)
         if (crossing := plan.crossing) is not None:
             axes.axvspan(crossing.low, crossing.high, color=INK, alpha=0.05, linewidth=0)
