@@ -122,11 +122,11 @@ def fit(
     scale = float(np.exp(np.log(trainings.epochs[static]).mean()))
     prior = _prior(y, trainings, num_sizes=num_sizes, noise=noise)
     start = prior.mean.copy()
-    start[_values(num_sizes)] = [_middle(y[mine]) for mine in (trainings.size == np.arange(num_sizes)[:, None])]
+    start[_values(num_sizes)] = [np.median(y[trainings.size == size]) for size in range(num_sizes)]
     problem = _Problem(trainings=trainings, prior=prior, scale=scale)
     sigma, df = noise, _NOISE_DF
     for _ in range(4):  # the noise and the weight of the priors depend on each other
-        best, weights = problem.solve(y, start, sigma=sigma, weights=np.ones_like(y), is_robust=True)
+        best, weights = problem.solve(y, start, sigma=sigma)
         sigma, df = problem.noise(y, best, weights, assumed=noise)
         start = best
     shared = np.sqrt(_SHARED) * rng.standard_normal((num_draws, int(trainings.trunk.max()) + 1))[:, trainings.trunk]
@@ -196,14 +196,14 @@ def _predict(theta: Floats, trainings: Trainings, *, scale: float) -> Floats:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Prior:
-    """Normal priors of the parameters (p,); an infinite sd is none."""
+    """Normal priors of the parameters (p,)."""
 
     mean: Floats
     sd: Floats
 
 
 def _prior(y: Floats, trainings: Trainings, *, num_sizes: int, noise: float) -> _Prior:
-    falls = [float(np.ptp(y[trainings.size == one])) for one in range(num_sizes) if (trainings.size == one).any()]
+    falls = [np.ptp(y[trainings.size == size]) for size in range(num_sizes)]
     fall = max(2 * float(np.median(falls)), noise)
     zeros, ones = np.zeros(num_sizes), np.ones(num_sizes)
     mean = np.concatenate([[_EXPONENT[0], np.log(fall)], zeros, zeros, zeros, [_TRANSFER[0]]])
@@ -212,12 +212,8 @@ def _prior(y: Floats, trainings: Trainings, *, num_sizes: int, noise: float) -> 
     sd = np.concatenate([
         [_EXPONENT[1], _AMPLITUDE_SD], broad * ones, amplitude_sd * ones, exponent_sd * ones, [_TRANSFER[1]],
     ])  # fmt: skip
-    mean[_values(num_sizes)] = _middle(y)
+    mean[_values(num_sizes)] = np.median(y)
     return _Prior(mean=mean, sd=sd)
-
-
-def _middle(values: Floats) -> float:
-    return float(np.median(values)) if len(values) else 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -232,15 +228,21 @@ class _Problem:
         start: Floats,
         *,
         sigma: float,
-        weights: Floats,
+        weights: Floats | None = None,
         centre: Floats | None = None,
-        is_robust: bool = False,
     ) -> tuple[Floats, Floats]:
-        """Least squares of residuals and prior; also the weights (n,) of the observations, smaller for outliers."""
-        centre = self.prior.mean if centre is None else centre
-        root = np.sqrt(weights) / sigma
+        """Least squares of residuals and prior; returns also (n,) weights, in which outliers weigh less.
 
-        step = 1e-6 * np.maximum(self.prior.sd, 1e-6)
+        Args:
+            y: (n,) values.
+            start: (p,) parameters to start from.
+            sigma: standard deviation between seeds.
+            weights: (n,) of the values; None: they are found, robustly.
+            centre: (p,) of the prior; None: its mean.
+        """
+        centre = self.prior.mean if centre is None else centre
+        root = (1.0 if weights is None else np.sqrt(weights)) / sigma
+        step = self._step()
 
         def residuals(theta: Floats) -> Floats:
             data = (_predict(theta, self.trainings, scale=self.scale) - y) * root
@@ -250,7 +252,7 @@ class _Problem:
             up, down = np.split(residuals(theta + np.concatenate([np.diag(step), -np.diag(step)])), 2)
             return ((up - down) / (2 * step[:, None])).T
 
-        options = {"method": "trf", "loss": "soft_l1", "f_scale": _OUTLIER} if is_robust else {"method": "lm"}
+        options = {"method": "trf", "loss": "soft_l1", "f_scale": _OUTLIER} if weights is None else {"method": "lm"}
         options |= {"ftol": _TOLERANCE, "xtol": _TOLERANCE, "x_scale": self.prior.sd, "max_nfev": _MAX_STEPS}
         found = optimize.least_squares(residuals, start, jac=jacobian, **options)
         data = residuals(found.x)[: len(y)]
@@ -268,8 +270,12 @@ class _Problem:
 
     def _effective(self, theta: Floats, *, sigma: float) -> float:
         """How many parameters the data determine."""
-        step = 1e-6 * np.maximum(self.prior.sd, 1e-6)
+        step = self._step()
         up, down = (_predict(theta + sign * np.diag(step), self.trainings, scale=self.scale) for sign in (1, -1))
         slopes = ((up - down) / (2 * step[:, None])).T / sigma
         information = slopes.T @ slopes
         return float(np.trace(np.linalg.solve(information + np.diag(self.prior.sd**-2.0), information)))
+
+    def _step(self) -> Floats:
+        """By how much parameters (p,) are changed for a derivative."""
+        return 1e-6 * np.maximum(self.prior.sd, 1e-6)
