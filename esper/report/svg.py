@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -31,12 +32,12 @@ _STYLE: Any = {
     "grid.alpha": 0.13,
     "grid.linewidth": 0.6,
 }
+_LOCK = threading.Lock()
 
 
 def svg(draw: Callable[[Axes], None], *, height: float) -> str:
     """An SVG element with what `draw` plots, 5.2 inches wide; `height` in inches."""
-    # Figure, not pyplot: no global state, so it is safe in any thread.
-    with matplotlib.rc_context(_STYLE):
+    with _LOCK, matplotlib.rc_context(_STYLE):  # rcParams are global; Figure, unlike pyplot, has no other global state
         figure = Figure(figsize=(5.2, height), layout="constrained")
         figure.patch.set_alpha(0)
         axes = figure.add_subplot()

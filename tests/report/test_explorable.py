@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+import matplotlib
 
 from esper.contracts.events import SurgeryEnded, Validated
 from esper.report import run_page
@@ -75,6 +78,15 @@ def test_the_axis_of_a_percentage_ends_at_100() -> None:
     drawing = embed(Figure(x=Axis(), y=Axis(unit="%"), series=[series]))
     assert re.search(r"&#34;limits&#34;:\[[^]]*,1.0\]", drawing.split("&#34;y&#34;")[1])
     assert "105%" not in drawing
+
+
+def test_plots_drawn_in_several_threads_look_the_same() -> None:
+    figure = Figure(x=Axis(), y=Axis(), series=[Series(name="a", colour="#000", x=[1, 2], y=[1, 2])])
+    before = dict(matplotlib.rcParams)
+    with ThreadPoolExecutor(8) as threads:
+        drawings = list(threads.map(embed, [figure] * 24))
+    assert len(set(drawings)) == 1
+    assert dict(matplotlib.rcParams) == before
 
 
 def test_a_long_curve_is_thinned_to_its_lowest_and_highest_points() -> None:
