@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import heapq
 import io
-import itertools
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,17 +35,36 @@ _MAX_CONFUSION = 30
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Shown:
-    """A picture on the page, as the network saw it."""
+    """A picture on the page, as the network saw it: uint8 (C, S, S)."""
 
-    path: str
-    true_class: str | None
+    picture: Picture
+    values: Tensor
     prediction: Prediction
-    data: str
+
+    @property
+    def path(self) -> str:
+        """As text: a name may be no UTF-8."""
+        return os.fsencode(self.picture.path).decode(errors="replace")
 
     @property
     def is_right(self) -> bool | None:
         """None: unknown."""
-        return None if self.true_class is None else self.true_class == self.prediction.label
+        return None if self.picture.true_class is None else self.picture.true_class == self.prediction.label
+
+    @property
+    def data(self) -> str:
+        """URL that contains the picture."""
+        pixels = self.values.permute(1, 2, 0).numpy()
+        image = Image.fromarray(np.ascontiguousarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels))
+        kind = "png" if max(image.size) <= _SMALL else "jpeg"
+        image.thumbnail((_MAX_SIDE, _MAX_SIDE))
+        buffer = io.BytesIO()
+        image.save(buffer, format=kind)
+        return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+_Ranked = tuple[float, int, _Shown]
+"""Key, position from the end, picture."""
 
 
 class Gallery:
@@ -59,10 +77,9 @@ class Gallery:
 
     def __init__(self, network: Network, *, run: Path) -> None:
         self._network, self._run = network, run
-        self._mistakes: list[tuple[float, int, _Shown]] = []
-        self._doubtful: list[tuple[float, int, _Shown]] = []
+        self._mistakes: list[_Ranked] = []
+        self._doubtful: list[_Ranked] = []
         self._first: list[_Shown] = []
-        self._counter = itertools.count()
         self._num = 0
         self._index = {name: i for i, name in enumerate(network.interface.names)}
         self._predicted = [0] * len(self._index)
@@ -71,18 +88,19 @@ class Gallery:
 
     def add(self, picture: Picture, values: Tensor, prediction: Prediction) -> None:
         """Count a picture; keep it if it may be shown."""
+        shown = _Shown(picture=picture, values=values, prediction=prediction)
+        number, label, probability = self._num, prediction.label, prediction.probability
         self._num += 1
-        number, label, probability = next(self._counter), prediction.label, prediction.probability
         if label is None or probability is None:
             if number < _NUM_SHOWN:
-                self._first.append(_shown(picture, values, prediction))
+                self._first.append(shown)
             return
         self._predicted[self._index[label]] += 1
         if picture.true_class is not None:
             self._confusion[self._index[picture.true_class], self._index[label]] += 1
             if picture.true_class != label:
-                _keep(self._mistakes, probability, number, picture, values, prediction)
-        _keep(self._doubtful, -probability, number, picture, values, prediction)
+                _keep(self._mistakes, (probability, -number, shown))
+        _keep(self._doubtful, (-probability, -number, shown))
 
     def summary(self) -> str:
         """How many pictures there were, and how many predictions are right, if that is known."""
@@ -136,31 +154,9 @@ class Gallery:
         }
 
 
-def _keep(
-    heap: list[tuple[float, int, _Shown]],
-    key: float,
-    number: int,
-    picture: Picture,
-    values: Tensor,
-    prediction: Prediction,
-) -> None:
+def _keep(heap: list[_Ranked], item: _Ranked) -> None:
     """Keep the pictures with the greatest keys; of equal ones, those that came first."""
-    if len(heap) == _NUM_SHOWN and (key, -number) <= heap[0][:2]:
-        return
-    item = (key, -number, _shown(picture, values, prediction))
     if len(heap) < _NUM_SHOWN:
         heapq.heappush(heap, item)
     else:
-        heapq.heapreplace(heap, item)
-
-
-def _shown(picture: Picture, values: Tensor, prediction: Prediction) -> _Shown:
-    pixels = values.permute(1, 2, 0).numpy()
-    image = Image.fromarray(np.ascontiguousarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels))
-    kind = "png" if max(image.size) <= _SMALL else "jpeg"
-    image.thumbnail((_MAX_SIDE, _MAX_SIDE))
-    buffer = io.BytesIO()
-    image.save(buffer, format=kind)
-    data = f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
-    path = os.fsencode(picture.path).decode(errors="replace")  # a name may be no UTF-8
-    return _Shown(path=path, true_class=picture.true_class, prediction=prediction, data=data)
+        heapq.heappushpop(heap, item)

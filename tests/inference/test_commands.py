@@ -53,7 +53,7 @@ def test_a_folder_gives_a_table_and_a_page_of_the_surest_mistakes(
     assert not re.search(r"(src|href)=\"(?!data:)", page)
     share = trained.result["test_accuracy"]
     assert f"({100 * share:.1f} %) predicted right" in capsys.readouterr().out
-    assert share in (pytest.approx(1 - len(wrong) / len(found)),)
+    assert share == pytest.approx(1 - len(wrong) / len(found))
 
 
 def test_what_is_no_picture_is_told_in_a_line_each_and_the_others_are_predicted(
