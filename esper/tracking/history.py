@@ -115,9 +115,7 @@ class History:
     @property
     def best(self) -> dict[str, Any] | None:
         """The `epoch` event with the lowest validation loss, the first of several; None before the first epoch."""
-        return min(
-            self.epochs, key=lambda event: math.inf if event["val_loss"] is None else event["val_loss"], default=None
-        )
+        return min(self.epochs, key=_val_loss, default=None)
 
     def add(self, event: dict[str, Any]) -> None:
         """Add the next event."""
@@ -158,3 +156,9 @@ def _germinated(event: dict[str, Any]) -> GrownModule:
         added_parameters=event["num_parameters_after"] - event["num_parameters_before"],
         added_macs=event["num_macs_after"] - event["num_macs_before"],
     )
+
+
+def _val_loss(event: dict[str, Any]) -> float:
+    """Validation loss of an `epoch` event; inf if it is not finite, which a journal holds as null."""
+    value = event["val_loss"]
+    return math.inf if value is None or math.isnan(value) else float(value)

@@ -1,5 +1,6 @@
 import dataclasses
 import io
+import math
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -320,7 +321,8 @@ def test_the_first_step_brings_a_loss_and_the_time_left(width: int):
 
 def test_the_panel_shows_the_best_epoch_so_far():
     worse = dataclasses.replace(epoch_ended(30), val_loss=0.7)
-    lines = panel(events=[started(), epoch_ended(10), dataclasses.replace(epoch_ended(20), val_loss=0.4), worse])
+    diverged = dataclasses.replace(epoch_ended(10), val_loss=math.nan)
+    lines = panel(events=[started(), diverged, dataclasses.replace(epoch_ended(20), val_loss=0.4), worse])
     assert any(line.split()[:3] == ["best", "loss", "0.4000"] and "epoch 2" in line for line in lines)
 
 
