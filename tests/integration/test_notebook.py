@@ -17,7 +17,7 @@ from jupyter_client import KernelManager
 pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("ignore")]
 
 SHORT = '"experiment=quickstart", "tracking=none", "optimization.warmup_epochs=0", "morphogenetic=off"'
-TIMEOUT_S = 60
+TIMEOUT_S = 250
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "docs" / "esper.ipynb"
 
@@ -82,6 +82,11 @@ def notebook(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Notebook]:
     notebook.close()
 
 
+def first_part(text: str) -> str:
+    """The text before the result, without the lines that only slow epochs get where nothing is live."""
+    return "\n".join(line for line in text.split("\n\n")[0].splitlines() if not line.startswith("step "))
+
+
 def epochs(text: str) -> list[int]:
     return [int(number) for number in re.findall(r"^epoch +(\d+) ", text, flags=re.MULTILINE)]
 
@@ -99,7 +104,7 @@ def test_a_cell_shows_each_line_once_and_a_figure_that_is_updated_in_place(noteb
     assert "<polyline" in figure
     assert "finished" in output.result["text/html"]
     log = (next(notebook.folder.glob("outputs/quickstart/*")) / "train.log").read_text()
-    assert log.split("\n\n")[0] == output.text.split("\n\n")[0]
+    assert first_part(log) == first_part(output.text)
 
 
 def test_the_outcome_has_the_network_and_a_history_for_pandas(notebook: Notebook):
