@@ -31,6 +31,7 @@ from esper.configs.explain import explain
 from esper.configs.identity import run_name
 from esper.configs.load import from_hydra
 from esper.configs.paths import absolute_paths, absolute_variables
+from esper.configs.rank_env import rank_env
 from esper.configs.text import quote_text
 from esper.configs.trust import guard_hydra
 from esper.errors import ConfigError, EsperError
@@ -190,7 +191,7 @@ def fit(
 
 def _loading() -> AbstractContextManager[None]:
     """Context manager: tell that PyTorch is being loaded, which takes seconds."""
-    if "torch" in sys.modules or os.environ.get("RANK", "0") != "0" or os.environ.get("SLURM_PROCID", "0") != "0":
+    if "torch" in sys.modules or rank_env().rank > 0:
         return nullcontext()
     from esper.console import shown_waiting
 

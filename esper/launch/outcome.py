@@ -59,8 +59,7 @@ class Outcome:
         Columns: epoch, step, train_loss, val_loss, train_NAME and val_NAME of every metric, learning_rate, seconds.
         """
         epochs = self._read().epochs
-        keys = {"epoch": "epoch", "step": "step", "train_loss": "train_loss", "val_loss": "val_loss"}
-        columns = {name: [event[key] for event in epochs] for name, key in keys.items()}
+        columns = {name: [event[name] for event in epochs] for name in ("epoch", "step", "train_loss", "val_loss")}
         for split in ("train", "val"):
             names = dict.fromkeys(name for event in epochs for name in event[f"{split}_metrics"])
             for name in names:

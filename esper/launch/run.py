@@ -176,7 +176,9 @@ async def _train(config: TolariaConfig, run_dir: Path, terminals: list[Terminal]
             terminal.progress(progress)
 
     listeners = [reload, *(terminal.show for terminal in terminals)]
-    service = TolariaService(config, run_dir=run_dir, listeners=listeners, on_progress=on_progress)
+    service = TolariaService(
+        config, run_dir=run_dir, listeners=listeners, on_progress=on_progress if terminals else None
+    )
     if stopping.is_handled():
         service.setup_signal_handlers()
     log = Path(config.logging.log_dir or run_dir) / "train.log" if init_ranks().is_rank0 else None
@@ -198,7 +200,7 @@ async def _run_service(service: TolariaService, run_dir: Path, terminals: list[T
                 _write_page(run_dir)
             raise
         for terminal in terminals:
-            terminal.doing("writing the report")
+            terminal.progress(Progress(doing="writing the report"))
         _write_page(run_dir)
     finally:
         await service.stop()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import time
 from collections.abc import Iterable, Mapping
 from types import TracebackType
@@ -52,10 +53,13 @@ class Terminal:
         self._live: Live | NotebookFigure | None = None
         if self._level <= logging.INFO:
             if self._console.is_terminal and not self._console.is_dumb_terminal:
-                self._live = self._live_panel()
+                draw = self._panel.render
+                self._live = Live(
+                    get_renderable=draw, console=self._console, refresh_per_second=_REFRESH_HZ, transient=True
+                )
             elif console is None and is_notebook():
                 self._live = NotebookFigure(self._panel)
-        self._printed_s: float | None = None
+        self._printed_s = math.inf  # nothing yet
         self._line_interval_s = _FIRST_PROGRESS_S
         self._is_closed = False
 
@@ -73,10 +77,6 @@ class Terminal:
         """Show what the training does; called from the training thread, a few times a second."""
         self._panel.progress(progress)
         self._show_progress()
-
-    def doing(self, what: str) -> None:
-        """Show what is done now, besides training."""
-        self.progress(Progress(doing=what))
 
     def replay(self, events: Iterable[dict[str, Any]]) -> None:
         """Load a whole journal without printing its events: for a run that is resumed, or has finished."""
@@ -114,11 +114,6 @@ class Terminal:
     ) -> None:
         self.close()
 
-    def _live_panel(self) -> Live:
-        return Live(
-            get_renderable=self._panel.render, console=self._console, refresh_per_second=_REFRESH_HZ, transient=True
-        )
-
     def _show_progress(self) -> None:
         """Draw the figure of a notebook, or print a line now and then where nothing is live."""
         if isinstance(self._live, NotebookFigure):
@@ -128,8 +123,7 @@ class Terminal:
             self._line_interval_s = _PROGRESS_INTERVAL_S
 
     def _is_line_due(self) -> bool:
-        is_training = self._printed_s is not None and self._panel.has_loss
-        return is_training and time.monotonic() - (self._printed_s or 0.0) >= self._line_interval_s
+        return self._panel.has_loss and time.monotonic() - self._printed_s >= self._line_interval_s
 
     def _print(self, line: Line) -> None:
         shown = line.wrapped(self._console.width) if self._console.is_terminal else line.plain()

@@ -16,9 +16,9 @@ from esper.contracts.events import MISSED
 from esper.contracts.metrics import MetricInfo
 from esper.tracking.formatting import change, loss, metric, number, signed
 
-__all__ = ["NARROW_COLUMNS", "Line", "describe"]
+__all__ = ["Line", "describe"]
 
-NARROW_COLUMNS = 110
+_NARROW_COLUMNS = 110
 """Terminals narrower than this get the short text of a line."""
 
 _LABEL_WIDTH = 10
@@ -40,7 +40,7 @@ class Line:
 
     def wrapped(self, columns: int) -> RenderableType:
         """Text wrapped beside its label; one line of any length if it may hold a path, which must not be cut."""
-        line = self if columns >= NARROW_COLUMNS or not self.short else dataclasses.replace(self, text=self.short)
+        line = self if columns >= _NARROW_COLUMNS or not self.short else dataclasses.replace(self, text=self.short)
         if len(line.plain()) <= columns or "/" in line.text:
             return line.plain()
         grid = Table.grid(padding=(0, 2))
