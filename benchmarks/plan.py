@@ -18,6 +18,7 @@ import fcntl
 import io
 import json
 import math
+import signal
 import sys
 import time
 import traceback
@@ -28,9 +29,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.growing import read_rows
 from benchmarks.plan_cells import CELLS, SHARE, Cell
 from benchmarks.plan_report import report
 from esper import cli, fit
+from esper.configs.compose import compose
 from esper.files import decode
 from esper.planning.family import Family, read_family
 from esper.planning.observations import Choice
@@ -45,6 +48,8 @@ Row = dict[str, Any]
 _QUIET = ("tracking=none", "logging.log_level=ERROR", "checkpoint.save_best=false", "logging.log_interval=1000")
 _ENVIRONMENT = ("gpu", "torch", "python", "esper", "git_commit")
 _PILOT_SEED = 300
+_STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
+"""Exit codes after which nothing else begins."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -52,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _options().parse_intermixed_args(arguments)
     options.out = options.out.resolve()
     if options.report:
-        print(report(_rows(options.out)))
+        print(report(read_rows(options.out)))
         return
     if options.data is None:
         raise SystemExit("--data FOLDER: where are the datasets? See plan_cells.py for what it must hold")
@@ -71,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 if not _do(job, options):
                     num_failed += 1
                     break  # what follows needs the plan, or would fail in the same way
-    print(report(_rows(options.out)))
+    print(report(read_rows(options.out)))
     raise SystemExit(1 if num_failed else 0)
 
 
@@ -146,7 +151,7 @@ def _jobs(cell: Cell, options: argparse.Namespace) -> Iterator[Job]:
     plan = Job(cell=cell, role="plan")
     if plan.key not in _done(options.out):
         yield plan
-    row = next(row for row in _rows(options.out) if _key(row) == plan.key and "error" not in row)
+    row = next(row for row in read_rows(options.out) if _key(row) == plan.key and "error" not in row)
     made = _plan_of(row)
     budget = made.plan.question.macs
     assert budget is not None
@@ -170,6 +175,8 @@ def _do(job: Job, options: argparse.Namespace) -> bool:
         with contextlib.redirect_stdout(output):
             row |= _plan(job.cell, options) if job.choice is None else _train(job, job.choice, options)
     except (Exception, SystemExit) as error:
+        if isinstance(error, SystemExit) and error.code in _STOPPED:
+            raise
         traceback.print_exc()
         sys.stderr.write(output.getvalue())
         row |= {"error": f"{type(error).__name__}: {error}"}
@@ -199,12 +206,8 @@ def _plan(cell: Cell, options: argparse.Namespace) -> Row:
     except SystemExit as end:
         if end.code:
             raise
-    content = json.loads((_folder(given) / "plan.json").read_text())
+    content = json.loads((Path(compose(given).hydra.run.dir).parent / "plan.json").read_text())
     return {"reason": content["plan"]["reason"], "plan": content}
-
-
-def _folder(given: Sequence[str]) -> Path:
-    return read_family(given, fractions=None).folder
 
 
 def _plan_of(row: Mapping[str, Any]) -> PlanRecord:
@@ -218,7 +221,7 @@ def _train(job: Job, choice: Choice, options: argparse.Namespace) -> Row:
     overrides = overrides_of(choice, macs=job.macs, seed=job.seed, given=given, known=known, trunk=None)
     outcome = fit(*overrides, run_dir=known.folder / f"{job.name}-{job.seed}")
     if outcome.result is None:
-        raise SystemExit("stopped")
+        raise SystemExit(outcome.exit_code)
     result = {name: value for name, value in outcome.result.items() if isinstance(value, int | float)}
     return {"size": choice.size, "share": choice.share, "max_macs": job.macs, "result": result}
 
@@ -226,21 +229,12 @@ def _train(job: Job, choice: Choice, options: argparse.Namespace) -> Row:
 # --- rows -------------------------------------------------------------------------------------------------------------
 
 
-def _rows(path: Path) -> list[Row]:
-    """The rows of a file; a last line that was cut off is left out."""
-    rows = []
-    for line in path.read_text().splitlines():
-        with contextlib.suppress(json.JSONDecodeError):
-            rows.append(json.loads(line))
-    return rows
-
-
 def _key(row: Mapping[str, Any]) -> tuple[str, str, str, int]:
     return row["cell"], row["role"], row["name"], row["seed"]
 
 
 def _done(path: Path) -> set[tuple[str, str, str, int]]:
-    return {_key(row) for row in _rows(path) if "error" not in row}
+    return {_key(row) for row in read_rows(path) if "error" not in row}
 
 
 if __name__ == "__main__":

@@ -151,6 +151,9 @@ def require_plannable(config: TolariaConfig) -> None:
             growth.policy != "stack",
         f"morphogenetic.schedule_at={growth.schedule_at}: esper plan plans one growth; give one share of the compute":
             len(growth.schedule_at) != 1,
+        f"morphogenetic.growth_until={growth.growth_until:g}: growth is at the end of an epoch, some time after "
+        f"schedule_at={growth.schedule_at}; give a later one":
+            max(growth.schedule_at, default=0.0) >= growth.growth_until,
         f"morphogenetic.max_added_macs={growth.max_added_macs}: what will grow is not known; leave it null":
             growth.max_added_macs is not None,
         f"morphogenetic.max_added_parameters={growth.max_added_parameters}: what will grow is not known; leave it null":

@@ -53,25 +53,30 @@ def _plan(options: argparse.Namespace) -> int:
     return command.main(options)
 
 
+def _number(text: str) -> float:
+    """A number; NaN, which is in no range, if it is none."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
 def _positive(text: str) -> float:
-    value = float(text)
+    value = _number(text)
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"{text}: allowed is a number above 0")
     return value
 
 
 def _share(text: str) -> float:
-    value = float(text)
+    value = _number(text)
     if not 0 < value <= _MOST_PILOTS:
         raise argparse.ArgumentTypeError(f"{text}: allowed is above 0, and at most {_MOST_PILOTS:g}")
     return value
 
 
 def _sizes(text: str) -> list[float]:
-    try:
-        values = [] if text == "none" else [float(part) for part in text.split(",")]
-    except ValueError:
-        values = [math.nan]
+    values = [] if text == "none" else [_number(part) for part in text.split(",")]
     if not all(0 < value < 1 for value in values):
         raise argparse.ArgumentTypeError(
             f"{text}: allowed are fractions of what grows between 0 and 1, such as 0.25,0.5, or none"

@@ -173,6 +173,7 @@ def test_a_run_of_a_size_that_the_plan_says_nothing_about_is_not_checked(
         ({"morphogenetic__policy": "heuristic"}, "morphogenetic.policy=heuristic: .* add morphogenetic=stack"),
         ({"morphogenetic__schedule_at": [0.1, 0.3]}, "schedule_at=.*one growth"),
         ({"morphogenetic__max_added_macs": 0.5}, "max_added_macs=0.5: what will grow is not known"),
+        ({"morphogenetic__growth_until": 0.3}, r"growth_until=0.3: .* after schedule_at=\[0.3\]; give a later one"),
         ({"optimization__scheduler": "cosine"}, "scheduler=cosine: .* use wsd"),
         ({"optimization__patience": 3}, "patience=3: early stopping breaks equal budgets"),
         ({"model__init_from": "outputs/run"}, "init_from=.*experiment=more_capacity"),
@@ -193,6 +194,7 @@ def test_settings_that_cannot_be_planned_are_refused(changes: dict[str, Any], me
         (("--sizes", "0.5,0.501"), "--sizes=0.501: no other network lies there"),
         (("--sizes", "large"), "--sizes: large: allowed are fractions of what grows"),
         (("--compute", "0"), "--compute: 0: allowed is a number above 0"),
+        (("--epochs", "many"), "--epochs: many: allowed is a number above 0"),
         (("--pilot-share", "0.6"), "--pilot-share: 0.6: allowed is above 0, and at most 0.5"),
     ],
 )
