@@ -191,6 +191,9 @@ def call(kind: str, made: Callable[..., Any], *, setting: str, options: Mapping[
     name, arguments = setting.partition("=")[2], dict(options)
     try:
         signature = inspect.signature(made)
+    except (TypeError, ValueError):
+        raise ConfigError(f"{setting}: is a {type(made).__name__}; register a function or class of Python") from None
+    try:
         arguments |= {key: value for key, value in offered.items() if key in signature.parameters}
         signature.bind(**arguments)
     except TypeError as error:

@@ -191,6 +191,8 @@ def squares(size, *, num=120):
         raise ValueError("too large")
     labels = torch.arange(num) % 2
     return torch.rand(num, 1, size, size) + labels[:, None, None, None], labels
+
+esper.dataset("tensors")((torch.rand(120, 4), torch.arange(120) % 2))
 """
 
 
@@ -218,6 +220,11 @@ def test_the_data_of_a_plugin_have_options(tmp_path: Path) -> None:
 def test_data_that_cannot_be_made_are_one_line(tmp_path: Path, override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         data_of(tmp_path, override)
+
+
+def test_data_without_a_function_are_refused_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"dataset.source=tensors: is a tuple; register a function or class"):
+        data_of(tmp_path, "dataset.source=tensors")
 
 
 def test_a_module_with_weights_is_refused_before_a_comparison_begins(tmp_path: Path) -> None:
