@@ -22,7 +22,6 @@ _TOLERANCE = 1e-4
 """Largest difference of outputs, relative to the largest output: single precision, added up in another order."""
 _BATCH_SIZES = (1, 3)
 """Batches that are compared besides the whole one: the number of examples must not be fixed."""
-_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,11 +32,13 @@ class Format:
         file: name of the file.
         write: from network, a batch of inputs and metadata to the file.
         read: a function from inputs to outputs that runs the file.
+        packages: what both need; the extra of the format's name installs them.
     """
 
     file: str
     write: Callable[[nn.Module, Tensor, Mapping[str, Any], Path], None]
     read: Callable[[Path], Callable[[Tensor], Tensor]]
+    packages: tuple[str, ...] = ()
 
 
 def write_format(name: str, network: nn.Module, inputs: Tensor, metadata: Mapping[str, Any], folder: Path) -> float:
@@ -55,8 +56,8 @@ def write_format(name: str, network: nn.Module, inputs: Tensor, metadata: Mappin
         CheckpointError: the network cannot be written so, or the file computes something else.
     """
     form = FORMATS[name]
-    if name == "onnx" and (missing := [package for package in _PACKAGES if find_spec(package) is None]):
-        raise ConfigError(f"--format onnx: needs {', '.join(missing)}; pip install 'esper-train[onnx]'")
+    if missing := [package for package in form.packages if find_spec(package) is None]:
+        raise ConfigError(f"--format {name}: needs {', '.join(missing)}; pip install 'esper-train[{name}]'")
     file = folder / form.file
     try:
         with torch.no_grad(), _quiet():
@@ -139,7 +140,9 @@ def _quiet() -> Iterator[None]:
 
 
 FORMATS = {
-    "onnx": Format(file="model.onnx", write=_write_onnx, read=_read_onnx),
+    "onnx": Format(
+        file="model.onnx", write=_write_onnx, read=_read_onnx, packages=("onnx", "onnxruntime", "onnxscript")
+    ),
     "torchscript": Format(file="model.torchscript", write=_write_torchscript, read=_read_torchscript),
     "torch.export": Format(file="model.pt2", write=_write_exported, read=_read_exported),
 }
