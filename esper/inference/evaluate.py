@@ -59,7 +59,9 @@ def main(run: Path, data: str | None, *, best: bool, device: str, modules: Seque
     network = load_for_command(run, best=best, device=device, modules=modules)
     what, batches = _own_test(network, run) if data is None else _given(network, run, data)
     if data is None and not as_json:
-        sys.stderr.write(f"reads {what}: what is chosen by its outcome has not been tested by it\n")
+        sys.stderr.write(
+            f"evaluates on {what}: if this result decides between networks, test the chosen one on other data\n"
+        )
     loss, figures, detail = evaluate_network(network, batches)
     if as_json:
         content = {"data": what, "loss": loss, **figures, **{k.removeprefix("test_"): v for k, v in detail.items()}}

@@ -82,14 +82,15 @@ def _below(folder: Path, classes: frozenset[str]) -> tuple[list[Picture], list[s
     for entry in sorted(walk(folder), key=lambda entry: entry.path.split(os.sep)):  # noqa: PTH206
         suffix = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122
         if suffix not in suffixes():
-            unread[suffix] += not entry.is_dir()
+            if not entry.is_dir():  # a link to a folder is not followed
+                unread[suffix] += 1
         elif is_special(entry):
             problems.append(f"{entry.path}: not a regular file")
         else:
             parents = entry.path[prefix:].split(os.sep)[:-1]  # noqa: PTH206
             true_class = next((name for name in reversed(parents) if name in classes), None)
             pictures.append(Picture(path=entry.path, true_class=true_class))
-    if unread.total():
+    if unread:
         problems.append(f"{folder}: {described_suffixes(unread)}")
     return pictures, problems
 

@@ -1,4 +1,4 @@
-"""Pictures of the validation split that the network tells right and wrong, for the run's report."""
+"""Images of the validation split that the network classifies right and wrong, for the run's report."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _MAX_SIDE = 96
 def samples(run: Run) -> list[Sample]:
     """Of up to 512 images spread over the controller split, the surest mistakes and some that are right.
 
-    Empty unless the task is to tell classes of images apart. It changes nothing in the run.
+    Empty unless the task is to classify images. It changes nothing in the run.
     """
     parts, split = run.parts, run.parts.splits.controller
     shape = parts.spec.inputs

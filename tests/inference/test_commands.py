@@ -65,13 +65,14 @@ def test_what_is_no_picture_is_told_in_a_line_each_and_the_others_are_predicted(
     (folder / "broken.png").write_bytes(b"no picture")
     (folder / "notes.txt").write_text("notes")
     os.mkfifo(folder / "pipe.jpg")
+    (folder / "link").symlink_to(pictures)
     monkeypatch.setattr("sys.stdin", io.StringIO(f"{folder}\n\n{tmp_path / 'nowhere.png'}\n"))
     assert command("predict", trained.run_dir, "-", "--out", "-", "--device", "cpu") == 1
     written = capsys.readouterr()
     assert len(rows(written.out)) == num
     lines = sorted(line.removeprefix("not read: ") for line in written.err.splitlines())
     assert len(lines) == 4
-    for start, end in (("broken.png", "repair or remove it"), ("pipe.jpg", "not a regular file"), ("", "1 .txt)")):
+    for start, end in (("broken.png", "repair or remove it"), ("pipe.jpg", "not a regular file"), ("", "1 (1 .txt)")):
         assert any(start in line and line.endswith(end) for line in lines), (start, lines)
     assert f"{tmp_path / 'nowhere.png'}: no such file or folder" in lines
     assert command("predict", trained.run_dir, folder / "broken.png", "--out", "-", "--device", "cpu") == 2
@@ -84,7 +85,10 @@ def test_the_test_split_is_evaluated_to_the_runs_result_and_named(
     assert command("evaluate", trained.run_dir, "--device", "cpu") == 0
     written = capsys.readouterr()
     num = len(trained.targets)
-    assert f"reads the test split of synthetic, {num} images: what is chosen by its outcome" in written.err
+    assert (
+        f"evaluates on the test split of synthetic, {num} images: if this result decides between networks, "
+        in written.err
+    )
     shown = f"{100 * trained.result['test_accuracy']:.2f} %"
     assert re.search(rf"^accuracy +{shown} +{shown}$", written.out, re.MULTILINE)
     assert "confusion: rows are true classes" in written.out
