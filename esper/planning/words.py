@@ -37,9 +37,12 @@ def choice_label(choice: Choice, question: Question) -> str:
 
 
 def difference_words(amount: float, headline: MetricInfo, *, unit: bool = True) -> str:
-    """A difference of figures: `0.42 points`, `0.0031 bits a byte`."""
-    number, name = (f"{100 * amount:.2f}", "points") if headline.unit == "%" else (f"{amount:.2g}", headline.unit)
-    return f"{number} {name}".strip() if unit else number
+    """A difference of figures: `0.42 points`, `0.0031 bits a byte`; without a unit the metric's label says of what."""
+    if headline.unit == "%":
+        shown, name = f"{100 * amount:.2f}", "points"
+    else:
+        shown, name = f"{amount:.2g}", headline.unit or headline.label
+    return f"{shown} {name}" if unit else shown
 
 
 def epochs_words(epochs: float) -> str:

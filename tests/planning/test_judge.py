@@ -9,6 +9,7 @@ from esper.contracts.metrics import ACCURACY
 from esper.errors import RunError
 from esper.planning.judge import judge
 from esper.planning.observations import Choice, Observation, Plan
+from esper.planning.words import difference_words
 from tests.planning.worlds import BUDGET, SIZES, World, pilots, question, random_world
 
 _DRAWS = 40
@@ -54,6 +55,13 @@ def test_no_difference_worth_the_choice_is_an_answer() -> None:
     plan = _plan(_world(crossing=1, tau=0.5))
     assert not plan.matters
     assert plan.reason.startswith("No difference worth the choice")
+
+
+def test_a_difference_names_the_unit_or_the_metric() -> None:
+    loss = question().headline
+    assert difference_words(0.0042, ACCURACY) == "0.42 points"
+    assert difference_words(0.0031, loss) == "0.0031 nats"
+    assert difference_words(0.0031, dataclasses.replace(loss, label="bits a byte", unit="")) == "0.0031 bits a byte"
 
 
 def test_probabilities_sum_to_one_and_regret_is_least_for_what_is_recommended() -> None:
