@@ -48,21 +48,16 @@ def measure(
 
 def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], task: Task) -> tuple[float, dict[str, float]]:
     """Mean loss, and the task's metrics by name; see `measure`."""
-    measured, sums = measure(model, batches, task)
-    losses = _flat(measured)
-    loss = float(losses.mean())
-    return loss, as_figures(task.metrics, loss, (sums / losses.numel()).tolist())
+    return evaluate_in_detail(model, batches, task, with_detail=False)[:2]
 
 
 def evaluate_in_detail(
-    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], task: Task
+    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], task: Task, *, with_detail: bool = True
 ) -> tuple[float, dict[str, float], dict[str, Any]]:
-    """Mean loss, the task's metrics by name, and its detail; see `measure`."""
-    measured, sums = measure(model, batches, task, with_detail=True)
-    losses, num_metrics = torch.cat([batch.flatten() for batch in measured]), num_values(task.metrics)
-    loss, totals = float(losses.double().mean()), sums.tolist()
-    figures = as_figures(task.metrics, loss, [total / losses.numel() for total in totals[:num_metrics]])
-    return loss, figures, task.detail.describe(totals[num_metrics:]) if task.detail else {}
+    """Mean loss, the task's metrics by name, and its detail if asked for; see `measure`."""
+    measured, sums = measure(model, batches, task, with_detail=with_detail)
+    losses = _flat(measured)
+    return _figures(task, float(losses.mean()), losses.numel(), sums.tolist(), with_detail=with_detail)
 
 
 def evaluate_on_ranks(
@@ -73,23 +68,26 @@ def evaluate_on_ranks(
     Each rank evaluates a shard, with rank 0's batch-norm statistics.
     """
     task = parts.task
-    detail, num_metrics = task.detail if with_detail else None, num_values(task.metrics)
     if ranks.size == 1:
-        measured, sums = measure(model, parts.evaluation_batches(split), task, with_detail=with_detail)
+        return evaluate_in_detail(model, parts.evaluation_batches(split), task, with_detail=with_detail)
+    ranks.broadcast(model.buffers())
+    shard = split[torch.arange(len(split))[ranks.shard(len(split))]]
+    size = num_values(task.metrics) + (task.detail.num_values if with_detail and task.detail else 0)
+    added = torch.zeros(size + 2, dtype=torch.float64, device=parts.device)
+    if len(shard):
+        measured, sums = measure(model, parts.evaluation_batches(shard), task, with_detail=with_detail)
         losses = _flat(measured)
-        loss, count, totals = float(losses.mean()), float(losses.numel()), sums.tolist()
-    else:
-        ranks.broadcast(model.buffers())
-        shard = split[torch.arange(len(split))[ranks.shard(len(split))]]
-        size = num_metrics + (detail.num_values if detail else 0)
-        added = torch.zeros(size + 2, dtype=torch.float64, device=parts.device)
-        if len(shard):
-            measured, sums = measure(model, parts.evaluation_batches(shard), task, with_detail=with_detail)
-            losses = _flat(measured)
-            added += torch.cat([losses.sum()[None], sums, added.new_tensor([losses.numel()])])
-        ranks.all_reduce_sum([added])
-        total_loss, *totals, count = added.tolist()
-        loss = total_loss / count
+        added += torch.cat([losses.sum()[None], sums, added.new_tensor([losses.numel()])])
+    ranks.all_reduce_sum([added])
+    total_loss, *totals, count = added.tolist()
+    return _figures(task, total_loss / count, count, totals, with_detail=with_detail)
+
+
+def _figures(
+    task: Task, loss: float, count: float, totals: list[float], *, with_detail: bool
+) -> tuple[float, dict[str, float], dict[str, Any]]:
+    """Mean loss, metrics and detail, from the sums over `count` losses that `measure` returns."""
+    num_metrics, detail = num_values(task.metrics), task.detail if with_detail else None
     figures = as_figures(task.metrics, loss, [total / count for total in totals[:num_metrics]])
     return loss, figures, detail.describe(totals[num_metrics:]) if detail else {}
 
