@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Group
@@ -45,29 +45,29 @@ def main(sweep_dir: Path, *, watch: bool, interval_s: float = 5.0) -> int:
     members = all_members(sweep_dir)
     progress = {member.name: Progress(journal=member.run_dir / "journal.jsonl") for member in members}
     console = table_console()
-    states = _refresh(members, progress)
-    quiet_s = 0.0
-
-    def is_to_wait() -> bool:
-        nonlocal quiet_s
-        if _are_over(states) or quiet_s >= _QUIET_S:
-            return False
-        time.sleep(interval_s)
-        is_quiet = all(state.is_over or state.state == NOT_STARTED for state in states.values())
-        quiet_s = quiet_s + interval_s if is_quiet else 0.0
-        return True
-
+    states: Mapping[str, MemberState] = _refresh(members, progress)
     if watch and console.is_terminal:
         with Live(_live_report(members, states, progress), console=console, auto_refresh=False) as live:
-            while is_to_wait():
-                states = _refresh(members, progress)
+            for states in _watched(members, progress, states, interval_s=interval_s):
                 live.update(_live_report(members, states, progress), refresh=True)
     else:
         console.print(_report(members, states, progress))
-        while watch and is_to_wait():
-            states = _refresh(members, progress)
+        for states in _watched(members, progress, states, interval_s=interval_s) if watch else ():
             console.print(_counts(states))
     return 1 if any(state.is_lost or state.state == "failed" for state in states.values()) else 0
+
+
+def _watched(
+    members: Sequence[Member], progress: Mapping[str, Progress], states: Mapping[str, MemberState], *, interval_s: float
+) -> Iterator[Mapping[str, MemberState]]:
+    """The states every `interval_s`, until all runs have ended, or no run has run for `_QUIET_S`."""
+    quiet_s = 0.0
+    while quiet_s < _QUIET_S and not all(state.is_over for state in states.values()):
+        time.sleep(interval_s)
+        is_quiet = all(state.is_over or state.state == NOT_STARTED for state in states.values())
+        quiet_s = quiet_s + interval_s if is_quiet else 0.0
+        states = _refresh(members, progress)
+        yield states
 
 
 def _refresh(members: Sequence[Member], progress: Mapping[str, Progress]) -> dict[str, MemberState]:
@@ -117,7 +117,3 @@ def _progress_cells(state: MemberState, progress: Progress) -> tuple[str, str, s
 def _counts(states: Mapping[str, MemberState]) -> str:
     counts = Counter(state.state for state in states.values())
     return f"{len(states)} runs: " + ", ".join(f"{number} {state}" for state, number in counts.most_common())
-
-
-def _are_over(states: Mapping[str, MemberState]) -> bool:
-    return all(state.is_over for state in states.values())
