@@ -31,6 +31,8 @@ from esper.tolaria.budget import plan_budget
 __all__ = ["EXPERIMENT", "Cell", "plan"]
 
 EXPERIMENT = "growing"
+_WARMUP_STEPS = 100
+"""Of the learning rate, in studies with `epoch_share`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,7 +192,7 @@ def _epoch(comparison: Comparison, max_macs: int, costs: _Costs) -> Overrides:
     if comparison.epoch_share is None:
         return ()
     steps = math.ceil(comparison.epoch_share * max_macs / (costs.host * costs.batch_size))
-    warmup_epochs = comparison.warmup_steps / steps
+    warmup_epochs = _WARMUP_STEPS / steps
     return f"dataset.epoch_windows={steps * costs.batch_size}", f"optimization.warmup_epochs={warmup_epochs:.9f}"
 
 

@@ -45,7 +45,6 @@ class Comparison:
         recipe: data and optimization, the same for all arms.
         epoch_share: text: growth waits for the end of an epoch; one is as long as the host needs for this share of the
             budget.
-        warmup_steps: of the learning rate, with `epoch_share`.
         figure: what arms are compared by: accuracy or loss.
         reference: arm that the others are compared with besides the best static one.
         trunk_budget: budget of the arm `trunk`, which runs first.
@@ -61,7 +60,6 @@ class Comparison:
         "optimization.learning_rate=0.1", "optimization.decay_fraction=0.3",
     )  # fmt: skip
     epoch_share: float | None = None
-    warmup_steps: int = 100
     figure: str = "accuracy"
     reference: str | None = None
     trunk_budget: float | None = None

@@ -97,10 +97,10 @@ class Task:
         """Training examples: pairs of input and target."""
         raise NotImplementedError
 
-    def loader(self, examples: Dataset[Any] | None = None) -> DataLoader[Any]:
+    def loader(self) -> DataLoader[Any]:
         """Batches from worker processes."""
         return DataLoader(
-            examples or self.examples(),
+            self.examples(),
             batch_size=self.batch_size,
             shuffle=True,
             drop_last=True,

@@ -16,14 +16,13 @@ from esper.configs.schema import settings
 from esper.configs.tolaria import TolariaConfig
 from esper.contracts.metrics import MetricInfo, headline_of
 from esper.errors import ConfigError, RunError
+from esper.sweep.member_state import NOT_STARTED
 from esper.sweep.progress import Progress
 from esper.tracking.journal import run_folders
 from esper.tracking.liveness import last_seen_s, read_status, recorded_status
 from esper.tracking.metrics import parameters
 
 __all__ = ["Listing", "Row", "parse_filters", "recorded_settings"]
-
-_NOT_STARTED = "not started"
 
 
 @dataclass(kw_only=True)
@@ -126,7 +125,7 @@ class Listing:
             macs, seconds = (progress.macs, progress.seconds) if progress.total_epochs else (None, None)
         return Row(
             run_dir=run_dir,
-            status=status or _NOT_STARTED,
+            status=status or NOT_STARTED,
             reason=reason,
             split=split,
             figure=figure,

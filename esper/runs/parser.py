@@ -42,8 +42,9 @@ def add_runs(commands: Any) -> None:
 
 def with_default(arguments: Sequence[str]) -> list[str]:
     """The arguments of `esper`, with `list` where it was left out: `esper runs --sort figure`."""
-    is_left_out = arguments[:1] == ["runs"] and (*arguments[1:2],) not in ((_LIST,), (_REMOVE,), ("-h",), ("--help",))
-    return ["runs", _LIST, *arguments[1:]] if is_left_out else list(arguments)
+    command, *rest = arguments or [""]
+    is_left_out = command == "runs" and (not rest or rest[0] not in (_LIST, _REMOVE, "-h", "--help"))
+    return ["runs", _LIST, *rest] if is_left_out else list(arguments)
 
 
 def _listing(options: argparse.Namespace) -> int:

@@ -11,6 +11,7 @@ from typing import Self
 
 from filelock import FileLock, Timeout
 
+from esper.configs.identity import checkpoints_folder
 from esper.errors import RunError, WriteError
 from esper.runs.listing import recorded_settings
 from esper.sweep.manifest import Member
@@ -60,8 +61,9 @@ class Removal:
         """
         left = []
         for run_dir in self.run_dirs:
-            elsewhere = recorded_settings(run_dir).get("checkpoint", {}).get("checkpoint_dir")
-            if elsewhere and (checkpoints := Path(elsewhere) / run_dir.name).is_dir():
+            recorded = recorded_settings(run_dir).get("checkpoint") or {}
+            checkpoints = checkpoints_folder(run_dir, checkpoint_dir=recorded.get("checkpoint_dir"))
+            if not checkpoints.is_relative_to(run_dir) and checkpoints.is_dir():
                 left.append(f"left: {checkpoints}, the checkpoints of {run_dir.name}")
             forget_member(run_dir.parent, run_dir.name)
             try:

@@ -251,7 +251,7 @@ class TrainStep:
             torch._foreach_mul_(gradients, num_images / self.loader.batch_size)
             self.ranks.all_reduce_sum(gradients)
 
-    # --- forward passes ---------------------------------------------------------------------------
+    # --- forward passes --------------------------------------------------------------------------------------------
 
     def ema_weights(self, *, step: int) -> AbstractContextManager[None]:
         """Context manager: give the network its EMA weights as of before step `step`; does nothing without an EMA."""
