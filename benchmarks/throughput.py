@@ -245,9 +245,10 @@ def _close(contender: Contender) -> None:
 
 
 def _slow_peers(contenders: list[Contender], numbers: Iterable[int]) -> set[int]:
+    """Of the peers that only the selecting round has measured, compiled and not, all but the fastest."""
+    rows = {number: contenders[number].row for number in numbers}
     slow = set[int]()
     for is_compiled in (False, True):
-        rows = {number: contenders[number].row for number in numbers}
         peers = [n for n, row in rows.items() if row.rates.keys() == {0} and row.is_compiled == is_compiled]
         slow |= set(sorted(peers, key=lambda number: rows[number].rates[0])[:-KEPT_PEERS])
     return slow
