@@ -46,13 +46,14 @@ def main(sweep_dir: Path, *, watch: bool, interval_s: float = 5.0) -> int:
     progress = {member.name: Progress(journal=member.run_dir / "journal.jsonl") for member in members}
     console = table_console()
     states: Mapping[str, MemberState] = _refresh(members, progress)
+    later = _watched(members, progress, states, interval_s=interval_s) if watch else ()
     if watch and console.is_terminal:
         with Live(_live_report(members, states, progress), console=console, auto_refresh=False) as live:
-            for states in _watched(members, progress, states, interval_s=interval_s):
+            for states in later:
                 live.update(_live_report(members, states, progress), refresh=True)
     else:
         console.print(_report(members, states, progress))
-        for states in _watched(members, progress, states, interval_s=interval_s) if watch else ():
+        for states in later:
             console.print(_counts(states))
     return 1 if any(state.is_lost or state.state == "failed" for state in states.values()) else 0
 
