@@ -1,4 +1,4 @@
-"""Where the validation loss jumps after a birth, in words."""
+"""Where the validation loss jumps after something germinated, in words."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MAX_NAMED = 3
 
 
 def jumps(record: RunRecord) -> Iterator[str]:
-    """A sentence for every birth after which the validation loss rose by more than it usually changes."""
+    """A sentence for every germination after which the validation loss rose by more than it usually changes."""
     steps, losses = record.series("validation", "val_loss")
     known = [(step, loss) for step, loss in zip(steps, losses, strict=True) if math.isfinite(loss)]
     changes = [abs(after[1] - before[1]) for before, after in itertools.pairwise(known)]

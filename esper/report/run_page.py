@@ -134,9 +134,10 @@ def _classes(record: RunRecord) -> list[tuple[str, float | None]]:
 
 
 def _pictures(record: RunRecord) -> list[tuple[str, list[dict[str, Any]]]]:
-    """Title and entries of the validation images told wrong and right; empty of a run that has not finished."""
+    """Title and entries of validation images, misclassified and not; empty for a run that has not finished."""
     found = read_samples(record.run_dir) if record.result is not None else []
-    wrong, right = ([s for s in found if (s["truth"] == s["said"]) is is_right] for is_right in (False, True))
+    wrong = [one for one in found if one["true_class"] != one["predicted_class"]]
+    right = [one for one in found if one["true_class"] == one["predicted_class"]]
     return [(title, entries) for title, entries in (("Wrong", wrong), ("Right", right)) if entries]
 
 

@@ -1,4 +1,4 @@
-"""Images of the validation split that the network classifies right and wrong, for the run's report."""
+"""Images of the validation split that the network classifies correctly or not, for the run's report."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ __all__ = ["samples"]
 
 _NUM_EXAMINED = 512
 _NUM_SHOWN = 8
-"""Of those right, and of those wrong."""
+"""Of those classified correctly, and of the others."""
 _MAX_SIDE = 96
 """Pixels of a picture's longer side."""
 
 
 def samples(run: Run) -> list[Sample]:
-    """Of up to 512 images spread over the controller split, the surest mistakes and some that are right.
+    """Of up to 512 images spread over the controller split, the surest mistakes and some that are classified correctly.
 
     Empty unless the task is to classify images. It changes nothing in the run.
     """
@@ -38,20 +38,25 @@ def samples(run: Run) -> list[Sample]:
     right: list[Sample] = []
     with evaluating(run.model), torch.no_grad():
         for inputs, targets in parts.evaluation_batches(split[chosen]):
-            shares, said = run.model(inputs).float().softmax(1).max(1)
-            mistakes = (said != targets).nonzero().flatten()
-            surest = mistakes[shares[mistakes].argsort(descending=True)][:_NUM_SHOWN]
-            first = (said == targets).nonzero().flatten()[:_NUM_SHOWN]
+            probabilities, predicted = run.model(inputs).float().softmax(1).max(1)
+            mistakes = (predicted != targets).nonzero().flatten()
+            surest = mistakes[probabilities[mistakes].argsort(descending=True)][:_NUM_SHOWN]
+            first = (predicted == targets).nonzero().flatten()[:_NUM_SHOWN]
             for found, numbers in ((wrong, surest), (right, first)):
-                found += [_sample(parts, inputs[n], targets[n], said[n], float(shares[n])) for n in numbers.tolist()]
-    wrong.sort(key=lambda sample: -sample.share)
+                found += [
+                    _sample(parts, inputs[n], classes=(targets[n], predicted[n]), probability=float(probabilities[n]))
+                    for n in numbers.tolist()
+                ]
+    wrong.sort(key=lambda sample: -sample.probability)
     return [*wrong[:_NUM_SHOWN], *right[:_NUM_SHOWN]]
 
 
-def _sample(parts: Parts, image: Tensor, truth: Tensor, said: Tensor, share: float) -> Sample:
+def _sample(parts: Parts, image: Tensor, *, classes: tuple[Tensor, Tensor], probability: float) -> Sample:
+    """`classes`: the true one and the predicted one, 0-dim each."""
     names = parts.spec.output_names
-    true_class, said_class = (names[int(n)] if names else str(int(n)) for n in (truth, said))
-    return Sample(truth=true_class, said=said_class, share=share, png=_png(parts.prepare.undone(image)))
+    true, predicted = (names[int(n)] if names else str(int(n)) for n in classes)
+    png = _png(parts.prepare.undone(image))
+    return Sample(true_class=true, predicted_class=predicted, probability=probability, png=png)
 
 
 def _png(pixels: Tensor) -> str:

@@ -1,4 +1,4 @@
-"""`samples.json` of a finished run: pictures of the validation split, and what the network says they are."""
+"""`samples.json` of a finished run: pictures of the validation split, and the classes that the network predicts."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ __all__ = ["Sample", "read_samples", "write_samples"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """A picture: its class, the class that the network gives it and how likely that is, and a PNG in Base64."""
+    """A picture as a PNG in Base64, its class, the class that the network predicts and its probability."""
 
-    truth: str
-    said: str
-    share: float
+    true_class: str
+    predicted_class: str
+    probability: float
     png: str
 
 

@@ -70,7 +70,7 @@ def test_a_run_that_scores_and_judges_nothing_shows_neither_health_nor_gains(tmp
         assert absent not in text
 
 
-def test_the_page_shows_pictures_told_right_and_wrong(run_dir: Path) -> None:
+def test_the_page_shows_pictures_classified_correctly_and_not(run_dir: Path) -> None:
     pictures = json.loads((run_dir / "samples.json").read_text())
     assert html(run_dir).count('<img src="data:image/png;base64,') == len(pictures) > 0
 

@@ -17,7 +17,7 @@ from tests.conftest import tiny_config, use
 
 
 @pytest.mark.parametrize("dataset", ["synthetic", "digits"])  # colours, grey
-def test_a_finished_run_leaves_pictures_that_its_network_tells_right_and_wrong(tmp_path: Path, dataset: str) -> None:
+def test_a_finished_run_leaves_pictures_of_mistakes_and_of_others(tmp_path: Path, dataset: str) -> None:
     config = tiny_config(dataset__name=dataset, dataset__image_size=8 if dataset == "synthetic" else None)
 
     async def train(trainer: TolariaTrainer) -> None:
@@ -32,9 +32,8 @@ def test_a_finished_run_leaves_pictures_that_its_network_tells_right_and_wrong(t
         with evaluating(run.model), torch.no_grad():
             said = run.model(run.parts.prepare(split.images)).argmax(1)
         num_wrong = int((said != split.labels).sum())
-        assert [sample.truth == sample.said for sample in found] == [False] * min(8, num_wrong) + [True] * min(
-            8, len(split) - num_wrong
-        )
+        wrong, right = min(8, num_wrong), min(8, len(split) - num_wrong)
+        assert [one.true_class == one.predicted_class for one in found] == [False] * wrong + [True] * right
         known = {image.permute(1, 2, 0).numpy().tobytes() for image in split.images.byte()}
         for sample in found:  # their pixels are those of the data set
             picture = Image.open(io.BytesIO(base64.b64decode(sample.png)))
