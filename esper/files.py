@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import os
 import re
 import socket
@@ -33,6 +34,7 @@ __all__ = [
     "open_regular",
     "read_bytes",
     "read_json",
+    "sha256",
     "write_atomically",
 ]
 
@@ -136,6 +138,16 @@ def read_bytes(path: Path, *, max_bytes: int = _MAX_BYTES) -> bytes:
     if len(content) > max_bytes:
         raise RunError(f"{path} is larger than {max_bytes // 2**20} MiB, too large for what it holds")
     return content
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of the content of a regular file, in hex digits.
+
+    Raises:
+        FileNotFoundError, RunError: as `open_regular`.
+    """
+    with open_regular(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_json(path: Path, schema: TypeAdapter[T]) -> T:

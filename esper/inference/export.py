@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from esper import __version__
 from esper.data import DecodePool, evaluation_batches
 from esper.errors import ConfigError, DataError, RunError
-from esper.files import as_umask_says, write_atomically
+from esper.files import as_umask_says, sha256, write_atomically
 from esper.inference.formats import greatest_difference, write_format
 from esper.inference.loading import (
     DESCRIPTION,
@@ -38,7 +38,6 @@ from esper.inference.loading import (
     Trained,
     load,
     own_splits,
-    sha256,
     trained,
 )
 from esper.inference.network import Network

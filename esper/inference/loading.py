@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from esper.data import DataSplits, load_splits
 from esper.data.interface import INTERFACE, Interface, interface_of, read_interface
 from esper.data.tokenizer import load_tokenizer
 from esper.errors import CheckpointError, DataError, RunError, SurgeryError, one_line
-from esper.files import as_json, decoder, json_object, open_regular, read_json
+from esper.files import as_json, decoder, json_object, read_json, sha256
 from esper.inference.network import Network
 from esper.inference.rebuild import rebuilt
 from esper.kasmina import MorphableModel, fold
@@ -32,7 +31,7 @@ from esper.tolaria.checkpoints.files import Snapshot, find_checkpoints, load_new
 from esper.tolaria.run_folder import recorded_config
 from esper.tracking.files import GRAFT
 
-__all__ = ["DESCRIPTION", "SCHEMA", "TOKENIZER", "WEIGHTS", "Trained", "load", "own_splits", "sha256", "trained"]
+__all__ = ["DESCRIPTION", "SCHEMA", "TOKENIZER", "WEIGHTS", "Trained", "load", "own_splits", "trained"]
 
 SCHEMA = 2
 """1: without how inputs are prepared, and without the settings of the host."""
@@ -169,12 +168,6 @@ def own_splits(run_dir: Path, settings: Mapping[str, Any]) -> DataSplits:
         raise DataError(f"{run_dir}: its data, {config.source!r}, are not registered in this process: {remedy}")
     outputs = outputs_folder(run_dir.absolute(), experiment_name=settings["experiment_name"])
     return load_splits(config, rng_seed=settings["rng_seed"], cache_dir=outputs / "cache")
-
-
-def sha256(file: Path) -> str:
-    """Checksum of a file."""
-    with open_regular(file) as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _settings(run_dir: Path) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from torch import Tensor
 from esper.configs.identity import CHECKPOINT_NAME
 from esper.contracts.recipe import Graft
 from esper.errors import CheckpointError, RunError, one_line
-from esper.files import Count, as_umask_says, decode, decoder, json_object, open_regular, read_bytes, read_json
+from esper.files import Count, as_umask_says, decode, decoder, json_object, read_bytes, read_json, sha256
 from esper.tracking.files import GRAFT
 
 __all__ = [
@@ -125,7 +125,7 @@ def save(folder: Path, snapshot: Snapshot, *, prefix: str, guard: Callable[[], o
             "digest": snapshot.digest,
             "journal_offset": snapshot.journal_offset,
             "recipe": [graft.entry() for graft in snapshot.recipe],
-            "sha256": {name: _sha256(temporary / name) for name in _FILES},
+            "sha256": {name: sha256(temporary / name) for name in _FILES},
         }
         manifest["sha256"]["manifest.json"] = _manifest_sha256(manifest)
         (temporary / "manifest.json").write_text(json.dumps(manifest, indent=2))
@@ -161,7 +161,7 @@ def verify(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path / 'manifest.json'} is damaged: its SHA-256 differs")
     for name in _FILES:
         try:
-            is_same = _sha256(path / name) == manifest["sha256"].get(name)
+            is_same = sha256(path / name) == manifest["sha256"].get(name)
         except (OSError, RunError) as error:
             raise CheckpointError(f"{path} is damaged: {name}: {one_line(error)}") from None
         if not is_same:
@@ -360,11 +360,6 @@ def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _manifest_sha256(manifest: Mapping[str, Any]) -> str:
     """SHA-256 of a manifest's content without this entry, however it is laid out."""
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    with open_regular(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _fsync(path: Path) -> None:
