@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from esper.cli import main
 from esper.configs import TolariaConfig
 from esper.data import ImageSet
 from esper.tolaria import TolariaTrainer
@@ -26,6 +27,13 @@ class Seen(NamedTuple):
     targets: Tensor
 
 
+def command(*arguments: object) -> int:
+    """The exit code of `esper` with these arguments."""
+    with pytest.raises(SystemExit) as ended:
+        main([str(argument) for argument in arguments])
+    return int(ended.value.code or 0)
+
+
 def train(config: TolariaConfig, run_dir: Path) -> Seen:
     """Train a network of images or rows."""
 
@@ -33,7 +41,6 @@ def train(config: TolariaConfig, run_dir: Path) -> Seen:
         await trainer.train()
         run, parts = trainer.run, trainer.run.parts
         assert trainer.result is not None
-        assert not isinstance(parts.splits.test, tuple)
         with torch.no_grad():
             outputs = [
                 (run.model.eval()(inputs), targets) for inputs, targets in parts.evaluation_batches(parts.splits.test)

@@ -16,18 +16,11 @@ import pytest
 import torch
 
 from esper import plugins
-from esper.cli import main
 from esper.configs import DatasetConfig, ModelConfig, TaskConfig
 from esper.inference.export import export
 from tests.conftest import tiny_config, use
-from tests.inference.conftest import Seen, train
+from tests.inference.conftest import Seen, command, train
 from tests.text import text_config, write_texts
-
-
-def command(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as ended:
-        main([str(argument) for argument in arguments])
-    return int(ended.value.code or 0)
 
 
 def rows(text: str) -> list[dict[str, str]]:

@@ -17,11 +17,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 import esper
-from esper.cli import main
 from esper.errors import CheckpointError
 from esper.inference.formats import FORMATS, write_format
 from tests.conftest import use
-from tests.inference.conftest import Seen
+from tests.inference.conftest import Seen, command
 from tests.text import text_config, write_texts
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (7, 3, 8, 8), dtype=np.uint8)
@@ -32,12 +31,6 @@ def example() -> str:
     page = (Path(__file__).parents[2] / "docs" / "cookbook.md").read_text()
     (block,) = re.findall(r"^(    import json\n(?:    .*\n|\n)+)", page, re.MULTILINE)
     return textwrap.dedent(block)
-
-
-def command(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as ended:
-        main([str(argument) for argument in arguments])
-    return int(ended.value.code or 0)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*torch.jit:DeprecationWarning")
