@@ -73,14 +73,15 @@ def random_world(rng: np.random.Generator) -> World:
     )  # fmt: skip
 
 
-def pilots(world: World, rng: np.random.Generator) -> list[Observation]:
-    """Pilots with up to a quarter of the budget: three points a size, and two forks that grow."""
+def pilots(world: World, rng: np.random.Generator, *, longest: float = 1 / 4) -> list[Observation]:
+    """Pilots with up to this part of the budget: three points a size, and two forks that grow."""
     found = []
     for size in SIZES:
         trunk = float(rng.standard_normal())
-        points = [(Choice(size=size.name), BUDGET * part) for part in (1 / 16, 1 / 8, 1 / 4)]
+        points = [(Choice(size=size.name), BUDGET * longest * part) for part in (1 / 4, 1 / 2, 1)]
         found += [world.run(choice, macs, rng=rng, trunk=trunk) for choice, macs in points]
-    return found + [world.run(Choice(size="final", share=0.3), BUDGET * part, rng=rng) for part in (1 / 8, 1 / 4)]
+    grown = Choice(size="final", share=0.3)
+    return found + [world.run(grown, BUDGET * longest * part, rng=rng) for part in (1 / 2, 1)]
 
 
 def question(*, macs: float | None = BUDGET, seconds: float | None = None, **more: float) -> Question:
