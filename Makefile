@@ -2,7 +2,7 @@
 # make test-all: the tests that `make test` leaves out (marker `long`: kill storms, whole sweeps, SLURM), and only those.
 PYTHON ?= python3
 BIN := .venv/bin
-# COVERAGE=--cov, as .ci/run sets it, makes `make test` measure coverage too; the tests then take half as long again.
+# COVERAGE=--cov makes `make test` measure coverage too; the tests then take half as long again.
 COVERAGE ?=
 
 .PHONY: setup quickstart test test-all clean
