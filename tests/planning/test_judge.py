@@ -143,7 +143,7 @@ def test_a_size_without_observations_is_left_out_with_a_warning() -> None:
 
 @pytest.mark.long
 @pytest.mark.parametrize(
-    ("longest", "num_worlds", "most_inside", "most_regret"), [(1 / 4, 24, 0.93, 0.002), (1 / 40, 8, 1.0, 0.003)]
+    ("longest", "num_worlds", "most_inside", "most_regret"), [(1 / 4, 24, 0.93, 0.002), (1 / 40, 12, 1.0, 0.003)]
 )
 def test_intervals_hold_and_regret_is_small_in_worlds_whose_curves_are_known(
     longest: float, num_worlds: int, most_inside: float, most_regret: float
