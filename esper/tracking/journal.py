@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 Listener = Callable[[Event], None]
 
+_MLFLOW_STORES = ("mlartifacts", "mlruns")
+
 
 class Journal:
     """Writer of a `journal.jsonl`; thread-safe, and the run folder's lock keeps other processes out.
@@ -129,9 +131,13 @@ class Journal:
 
 
 def run_folders(path: Path) -> list[Path]:
-    """The run folders at or below a path, sorted; run folders are not searched (W&B links the journal in there)."""
+    """The run folders at or below a path, sorted.
+
+    Run folders are not searched (W&B links the journal in there), nor are MLflow's stores, which hold copies of it.
+    """
     run_dirs = []
     for folder, subfolders, files in os.walk(path):
+        subfolders[:] = [name for name in subfolders if name not in _MLFLOW_STORES]
         if "journal.jsonl" in files:
             run_dirs.append(Path(folder))
             subfolders.clear()

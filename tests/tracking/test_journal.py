@@ -240,13 +240,17 @@ def test_the_tail_is_what_was_written_since_without_an_unfinished_line(tmp_path:
     assert end == journal.path.stat().st_size - len(b'{"kind"')
 
 
-def test_the_links_that_wandb_keeps_in_a_run_folder_are_no_runs(tmp_path: Path) -> None:
+def test_what_trackers_keep_of_runs_are_no_runs(tmp_path: Path) -> None:
     for name in ("b", "a"):
         files = tmp_path / "rates" / name / "wandb" / "offline-run-1" / "files"
         files.mkdir(parents=True)
         journal = tmp_path / "rates" / name / "journal.jsonl"
         journal.touch()
         (files / "journal.jsonl").symlink_to(journal)
+    for store in ("mlartifacts", "mlruns"):
+        copies = tmp_path / store / "1" / "artifacts"
+        copies.mkdir(parents=True)
+        (copies / "journal.jsonl").touch()
     assert run_folders(tmp_path) == [tmp_path / "rates" / "a", tmp_path / "rates" / "b"]
     assert run_folders(tmp_path / "rates" / "a") == [tmp_path / "rates" / "a"]
     assert run_folders(tmp_path / "rates" / "a" / "wandb" / "nothing") == []
