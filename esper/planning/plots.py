@@ -99,7 +99,8 @@ def _zoom(axes: Axes, plan: Plan, observations: Sequence[Observation], factor: f
     shown = [factor * value for band in plan.bands for value in band.median]
     shown += [factor * one.figure for one in observations]
     margin = 0.08 * (max(shown) - min(shown)) or 1.0
-    axes.set_ylim(min(shown) - margin, max(shown) + margin)
+    low = min(shown) - margin
+    axes.set_ylim(max(low, 0.0) if plan.question.headline.unit == "%" else low, max(shown) + margin)
 
 
 def _axis_label(plan: Plan) -> str:
