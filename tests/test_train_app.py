@@ -173,7 +173,7 @@ def test_a_comparison_trains_every_arm_grown_first_and_shows_the_answer(tmp_path
     assert done.returncode == 0, done.stderr
     assert "Did growing pay? Not shown: against the best static arm at equal compute" in " ".join(done.stdout.split())
     assert done.stdout.endswith("\noutputs/fair_comparison/comparison.html\n")
-    finished = re.findall(r"^fair_comparison/arm_([a-z_]+)-\S+ finished", done.stdout, flags=re.MULTILINE)
+    finished = re.findall(r"^fair_comparison/arm_([a-z_]+)-\S+\s+finished", done.stdout, flags=re.MULTILINE)
     assert finished[0] == "grown"
     assert sorted(finished) == sorted(ARMS)
     arms = json.loads((tmp_path / "outputs" / "fair_comparison" / "comparison.json").read_text())["arms"]

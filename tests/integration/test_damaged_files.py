@@ -18,6 +18,7 @@ from esper import fit
 from esper.cli import main
 from esper.configs import TolariaConfig
 from esper.errors import EsperError
+from esper.files import sha256
 from esper.sweep.manifest import Job, Member, freeze, write_launcher
 from esper.tolaria.checkpoints import files as checkpoint
 from esper.tracking.files import write_members
@@ -65,7 +66,7 @@ def damage(data: st.DataObject, file: Path) -> None:
     file.write_bytes(content)
     if file.parent.name.startswith("step-") and file.name != "manifest.json" and data.draw(st.booleans()):
         manifest = json.loads((file.parent / "manifest.json").read_text())  # somebody made the checksums fit
-        manifest["sha256"] = {name: checkpoint._sha256(file.parent / name) for name in checkpoint._FILES}
+        manifest["sha256"] = {name: sha256(file.parent / name) for name in checkpoint._FILES}
         manifest["sha256"]["manifest.json"] = checkpoint._manifest_sha256(manifest)
         (file.parent / "manifest.json").write_text(json.dumps(manifest))
 
