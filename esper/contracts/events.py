@@ -6,7 +6,7 @@ are by name, those with the unit % in [0, 1]; `step` counts optimizer steps done
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from esper.contracts.metrics import ACCURACY, MetricInfo
@@ -48,7 +48,8 @@ class Event:
 class RunStarted(Event):
     """A process started or resumed the run.
 
-    `resumed_from`: path of the checkpoint; `metrics`: the first one leads; `noun`: what an example is, in the plural.
+    `resumed_from`: path of the checkpoint; `metrics`: the first one leads; `noun`: what an example is, in the plural;
+    `data_digest`: of what the dataset held; `num_examples`: of each split.
     """
 
     kind: ClassVar[str] = "run_started"
@@ -66,6 +67,8 @@ class RunStarted(Event):
     resumed_from: str | None
     metrics: tuple[MetricInfo, ...] = (ACCURACY,)
     noun: str = "images"
+    data_digest: str = ""
+    num_examples: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

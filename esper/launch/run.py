@@ -29,7 +29,6 @@ from esper.launch.exits import error_line
 from esper.launch.initial import resolve_initial, resolve_policy
 from esper.launch.outcome import Outcome
 from esper.launch.planned import resolve_plan
-from esper.redact import credentials, without_credentials
 from esper.terminal.display import Terminal
 from esper.tolaria import TolariaService
 from esper.tolaria.checkpoints.resume import rewind_target
@@ -38,9 +37,10 @@ from esper.tolaria.memory import explained, is_out_of_memory
 from esper.tolaria.plugin_record import changed_plugins
 from esper.tolaria.ranks import Ranks, init_ranks
 from esper.tolaria.run_folder import RunFolder, require_same_run
-from esper.tracking import read, tracking_uri
+from esper.tracking import read
 from esper.tracking.formatting import duration, metric
 from esper.tracking.liveness import last_seen_s
+from esper.tracking.mlflow_page import run_page
 
 __all__ = ["Outcome", "run"]
 
@@ -111,7 +111,7 @@ def _run(config: TolariaConfig, run_dir: Path, ranks: Ranks, *, sibling: Callabl
         return _outcome(0, status["result"], run_dir) if is_finished else asyncio.run(_train(config, run_dir, []))
     with contextlib.ExitStack() as stack:
         terminal = stack.enter_context(Terminal(level=config.logging.log_level))
-        terminal.files(_files(config, run_dir))
+        stack.callback(lambda: terminal.files(_files(config, run_dir)))  # at the end: MLflow's address of the run
         if is_finished:
             for message in mended:
                 terminal.show(Notice(step=0, level="WARNING", message=message))
@@ -285,9 +285,7 @@ def _files(config: TolariaConfig, run_dir: Path) -> dict[str, str]:
     files = {name: shlex.quote(str(path)) for name, path in paths.items()}
     if config.tracking.name in ("mlflow", "both"):
         outputs = outputs_folder(run_dir, experiment_name=config.experiment_name)
-        uri = tracking_uri(config.tracking, outputs_dir=outputs)
-        uri = without_credentials(uri) if credentials(uri) else uri
-        files["mlflow"] = uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
+        files |= run_page(config.tracking, run_dir=run_dir, outputs_dir=outputs)
     if config.tracking.name in ("wandb", "both"):
         files["wandb"] = f"project {config.tracking.wandb_project}, group {config.experiment_name}"
     return files

@@ -20,7 +20,7 @@ from esper.report.run_record import read_run
 from esper.tracking import run_folders, tracking_uri
 from esper.tracking.files import read_members
 from esper.tracking.metrics import METRICS_TAG, parameters
-from esper.tracking.mlflow import connect
+from esper.tracking.mlflow_store import connect
 
 __all__ = ["ComparedRun", "CurvePoint", "from_folders", "from_mlflow"]
 

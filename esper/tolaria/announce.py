@@ -29,6 +29,7 @@ def announce(run: Run, notices: Sequence[tuple[str, str]], *, config: TolariaCon
         config: the settings as given, in which blueprints of the library have their names, not their ids.
         resumed_from: the checkpoint that it goes on from, if any.
     """
+    splits = run.parts.splits
     run.emit(
         RunStarted,
         run_name=run.run_dir.name,
@@ -44,7 +45,9 @@ def announce(run: Run, notices: Sequence[tuple[str, str]], *, config: TolariaCon
         environment=environment(written_to=run.written_to),
         resumed_from=resumed_from,
         metrics=tuple(metric.info for metric in run.parts.task.metrics),
-        noun=run.parts.splits.noun,
+        noun=splits.noun,
+        data_digest=splits.fingerprint.digest,
+        num_examples={name: len(getattr(splits, name)) for name in ("train", "controller", "judge", "test")},
     )
     _notify(run, notices, resumed_from=resumed_from)
 

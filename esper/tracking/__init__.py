@@ -5,7 +5,8 @@ from __future__ import annotations
 from esper.files import write_atomically
 from esper.tracking.environment import environment, git_diff
 from esper.tracking.journal import Journal, read, run_folders
-from esper.tracking.mlflow import MlflowRun, tracking_uri
+from esper.tracking.mlflow import MlflowRun
+from esper.tracking.mlflow_store import tracking_uri
 from esper.tracking.tracker_thread import TrackerThread
 from esper.tracking.trackers import Tracker, trackers, unused_variables
 from esper.tracking.wandb import WandbRun

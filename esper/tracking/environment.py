@@ -1,11 +1,13 @@
-"""The environment of a run: versions, hardware, and the git state of the working directory."""
+"""The environment of a run: versions, hardware, who started it and with what, git state of the working directory."""
 
 from __future__ import annotations
 
+import getpass
 import os
 import platform
 import re
 import subprocess
+import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,11 +16,12 @@ from esper.redact import without_credentials
 
 __all__ = ["cpu_name", "environment", "git_diff"]
 
+_PACKAGE = Path(__file__).parents[1]
 _PACKAGES = ("torch", "torchvision", "hydra-core", "mlflow")
 
 
 def environment(*, written_to: Sequence[Path] = ()) -> dict[str, str | None]:
-    """Versions, hardware and git commit of the working directory; None where unknown.
+    """Versions, hardware, user, program, and git commit of the working directory; None where unknown.
 
     Args:
         written_to: folders that runs write to; what lies there leaves a checkout clean.
@@ -38,7 +41,10 @@ def environment(*, written_to: Sequence[Path] = ()) -> dict[str, str | None]:
         "num_threads": str(torch.get_num_threads()),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "cuda": torch.version.cuda if torch.cuda.is_available() else None,
+        "user": _user(),
+        "source": _source(),
         "git_commit": _stripped(_git("rev-parse", "HEAD")),
+        "git_branch": _stripped(_git("symbolic-ref", "--quiet", "--short", "HEAD")),
         "git_dirty": None if status is None else str(bool(status)).lower(),
         "git_remote": _stripped(_git("remote", "get-url", "origin")),
     }
@@ -50,6 +56,23 @@ def git_diff(*, limit_bytes: int = 1_000_000) -> str:
     if len(diff) <= limit_bytes:
         return diff.decode()
     return diff[:limit_bytes].decode(errors="ignore") + f"\n(cut at {limit_bytes} bytes)\n"
+
+
+def _user() -> str | None:
+    try:
+        return getpass.getuser()
+    except (ImportError, KeyError, OSError):  # a container's user may have no name
+        return None
+
+
+def _source() -> str | None:
+    """The program that started the run: `esper-train`, the user's script, or a notebook."""
+    program = Path(sys.argv[0]) if sys.argv else Path()
+    if program.name == "ipykernel_launcher.py":
+        return Path(os.environ.get("JPY_SESSION_NAME", "notebook")).name
+    if program.name == "esper-train" or _PACKAGE in program.absolute().parents:  # a job of a sweep
+        return "esper-train"
+    return str(program) if program.is_file() else None
 
 
 def _version(package: str) -> str | None:

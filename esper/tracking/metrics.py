@@ -13,7 +13,17 @@ from esper.redact import without_credentials
 from esper.tracking import formatting
 from esper.tracking.history import GrownModule, History
 
-__all__ = ["METRICS_TAG", "UPLOADED", "Point", "files", "module_summaries", "parameters", "points", "tags"]
+__all__ = [
+    "METRICS_TAG",
+    "UPLOADED",
+    "Point",
+    "files",
+    "module_summaries",
+    "origin_tags",
+    "parameters",
+    "points",
+    "tags",
+]
 
 UPLOADED = ("config.yaml", "git.diff", "journal.jsonl", "report.html")
 """Files of the run folder that a tracker uploads, `git.diff` only if asked."""
@@ -101,7 +111,7 @@ def tags(history: History) -> dict[str, str]:
     config, environment = started["config"], started["environment"]
     values = {
         "mlflow.note.content": config["description"],
-        "mlflow.source.git.commit": environment.get("git_commit"),
+        **origin_tags(environment),
         "esper.run_name": started["run_name"],
         "esper.tags": ", ".join(config["tags"]),
         "esper.device": started["device"],
@@ -111,6 +121,21 @@ def tags(history: History) -> dict[str, str]:
         **module_summaries(history),
     }
     return {key: without_credentials(value)[:_MAX_TAG] for key, value in values.items() if value is not None}
+
+
+def origin_tags(environment: Mapping[str, str | None]) -> dict[str, str | None]:
+    """MLflow's own tags that say whose run this is, and of which program and commit; None where unknown."""
+    source = environment.get("source")
+    is_notebook = source is not None and (source == "notebook" or source.endswith(".ipynb"))
+    return {
+        "mlflow.user": environment.get("user"),
+        "mlflow.source.name": source,
+        "mlflow.source.type": source and ("NOTEBOOK" if is_notebook else "LOCAL"),
+        "mlflow.source.git.commit": environment.get("git_commit"),
+        "mlflow.source.git.branch": environment.get("git_branch"),
+        "mlflow.source.git.dirty": environment.get("git_dirty"),
+        "mlflow.source.git.repoURL": environment.get("git_remote"),
+    }
 
 
 def files(config: TrackingConfig) -> tuple[str, ...]:

@@ -3,64 +3,33 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 import shlex
-import uuid
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, NotRequired
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from filelock import FileLock, Timeout
-from pydantic import Field
 
 from esper.configs import TrackingConfig
 from esper.configs.identity import CHECKPOINT_NAME, checkpoints_folder
-from esper.configs.paths import sqlite_url
 from esper.errors import RunError
-from esper.files import decoder, json_object, read_json, write_atomically
 from esper.redact import without_credentials
 from esper.tracking.history import History
 from esper.tracking.metrics import Point, files, parameters, points, tags
+from esper.tracking.mlflow_data import log_dataset
+from esper.tracking.mlflow_store import connect, find_run, get_experiment_id, own_tags, tracking_uri
 
-__all__ = ["MlflowRun", "connect", "find_run", "get_experiment_id", "own_tags", "tracking_uri"]
+__all__ = ["MlflowRun"]
 
 _STATUS = {"finished": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
 _CHECKPOINT_FILES = ("manifest.json", "model.safetensors")
 
 # MLflow's limits for a batch: 1000 items, of which 100 parameters and 100 tags.
 _MAX_METRICS, _MAX_PARAMETERS, _MAX_TAGS = 800, 100, 100
-
-_IDS = decoder(
-    json_object(
-        "Ids",
-        {
-            "uid": Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")],
-            "run_ids": dict[str, str],
-            "written": NotRequired[dict[str, dict[str, list[str]]]],
-        },
-    )
-)
-_UID_TAG = "esper.run_uid"
-_EDITED = ("mlflow.note.content", "esper.tags")
-"""Tags that people change; in a run of an older Esper, which did not note what it wrote, they stay as they are."""
-
-# Defaults where the user set nothing. MLflow's own: retry for 15 minutes, send usage data, print.
-_SETTINGS = {
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_LOGGING_LEVEL": "ERROR",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # printing would garble the live display
-}
-
-
-def tracking_uri(config: TrackingConfig, *, outputs_dir: Path) -> str:
-    """The configured URI, else that of MLFLOW_TRACKING_URI, else `mlflow.db` in the outputs folder."""
-    return config.uri or os.environ.get("MLFLOW_TRACKING_URI") or sqlite_url(outputs_dir / "mlflow.db")
 
 
 class MlflowRun:
@@ -165,6 +134,7 @@ class MlflowRun:
         for key in run.data.metrics:
             self._held.update((key, metric.step) for metric in client.get_metric_history(run.info.run_id, key))
         self._params, self._tags = dict(run.data.params), dict(run.data.tags)
+        log_dataset(client, run, started)
         self._client, self._run_id, self._status = client, run.info.run_id, run.info.status
 
     # --- sending --------------------------------------------------------------------------------------------------
@@ -244,143 +214,3 @@ def _newest_checkpoint(folder: Path) -> Path | None:
 
 def _step(checkpoint: Path) -> int:
     return int(checkpoint.name.rpartition("-")[2])
-
-
-# --- experiments and runs --------------------------------------------------------------------------------------------
-
-
-def connect(uri: str) -> Any:
-    """A client of a tracking server, or of a database file, which is created if missing."""
-    for name, value in _SETTINGS.items():
-        os.environ.setdefault(name, value)
-    from mlflow import MlflowClient
-    from sqlalchemy import make_url
-
-    file = make_url(uri).database if uri.startswith("sqlite") else None
-    if file is None:
-        return MlflowClient(tracking_uri=uri)
-    Path(file).parent.mkdir(parents=True, exist_ok=True)
-    # Processes that create the tables concurrently fail (measured: 7 of 8).
-    with FileLock(f"{file}.lock", timeout=60):
-        if not Path(file).exists():
-            from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-
-            # MlflowClient writes the path of the working directory into an SQL statement, unescaped.
-            SqlAlchemyStore(uri, Path("mlruns").absolute().as_uri())  # type: ignore[no-untyped-call]
-        return MlflowClient(tracking_uri=uri)
-
-
-def get_experiment_id(client: Any, name: str, *, uri: str, outputs_dir: Path) -> str:
-    """The id of the experiment of this name, created if missing; a database's artifacts go to the outputs folder."""
-    from mlflow.exceptions import MlflowException
-
-    if existing := client.get_experiment_by_name(name):
-        return _active_id(existing, uri=uri)
-    # A server has its own artifact store; a database defaults to ./mlruns of the current directory.
-    has_server = uri.startswith(("http", "databricks"))
-    artifacts = None if has_server else (outputs_dir.absolute() / "mlartifacts").as_uri()
-    try:
-        return str(client.create_experiment(name, artifact_location=artifacts))
-    except MlflowException:  # another process created it first
-        if existing := client.get_experiment_by_name(name):
-            return _active_id(existing, uri=uri)
-        raise
-
-
-def _active_id(experiment: Any, *, uri: str) -> str:
-    if experiment.lifecycle_stage != "active":
-        raise RunError(
-            f"the MLflow experiment {experiment.name!r} was deleted; restore it with "
-            f"`{_command(uri)} experiments restore --experiment-id {experiment.experiment_id}`, or set "
-            "tracking.experiment to another name"
-        )
-    return str(experiment.experiment_id)
-
-
-def _command(uri: str) -> str:
-    return f"MLFLOW_TRACKING_URI={shlex.quote(without_credentials(uri))} mlflow"
-
-
-def read_ids(file: Path) -> dict[str, Any] | None:
-    """The content of `mlflow.json`; None without one.
-
-    Raises:
-        RunError: it is damaged.
-    """
-    try:
-        return read_json(file, _IDS)
-    except FileNotFoundError:
-        return None
-    except RunError as error:
-        raise RunError(f"{error}; remove it, and the run is reported to MLflow as a new one") from None
-
-
-def find_run(client: Any, file: Path, *, place: str, experiment_id: str, name: str, start_time_s: float) -> Any:
-    """The run whose id is in a file; created if there is none, or if it is gone for good.
-
-    Args:
-        client: MLflow client.
-        file: `mlflow.json` in the folder of the run or sweep.
-        place: key of the tracker in the file.
-        experiment_id: experiment of a new run.
-        name: name of a new run.
-        start_time_s: Unix time at which a new run starts.
-
-    Raises:
-        RunError: somebody deleted the run, and it can be restored.
-    """
-    from mlflow.exceptions import MlflowException
-
-    known: dict[str, Any] = read_ids(file) or {"uid": uuid.uuid4().hex, "run_ids": {}}
-    if run_id := known["run_ids"].get(place):
-        try:
-            run = client.get_run(run_id)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
-        else:
-            if run.info.lifecycle_stage == "active":
-                return run
-            raise RunError(
-                f"this run was deleted in MLflow; restore it with `{_command(place)} runs restore --run-id {run_id}`, "
-                f"or remove {file} to report it anew"
-            )
-    # The uid is saved first: a run whose creation is not confirmed can be found by it.
-    write_atomically(file, json.dumps(known, indent=2))
-    matches = client.search_runs([experiment_id], f"tags.`{_UID_TAG}` = '{known['uid']}'", max_results=1)
-    if matches:
-        run = matches[0]
-    else:
-        tags = {_UID_TAG: known["uid"]}
-        run = client.create_run(experiment_id, start_time=round(1000 * start_time_s), tags=tags, run_name=name)
-    known["run_ids"][place] = run.info.run_id
-    write_atomically(file, json.dumps(known, indent=2))
-    return run
-
-
-def own_tags(client: Any, run_id: str, tags: Mapping[str, str], *, file: Path) -> dict[str, str]:
-    """Of these tags those to write: what somebody changed or removed in MLflow stays.
-
-    A tag is Esper's as long as its value is one that Esper wrote. `file`, the `mlflow.json`, has digests of these; a
-    value is noted before it is sent, so that a kill in between does not make it somebody else's.
-    """
-    if not tags:
-        return {}
-    present = client.get_run(run_id).data.tags
-    known = read_ids(file)
-    assert known is not None
-    at_first = {key: [_digest(value)] for key, value in present.items() if key not in _EDITED}
-    written = known.setdefault("written", {}).setdefault(run_id, at_first)
-    own = {key: value for key, value in tags.items() if _is_own(present.get(key), written.get(key))}
-    for key, value in own.items():
-        written[key] = sorted({*written.get(key, ()), _digest(value)})
-    write_atomically(file, json.dumps(known, indent=2))
-    return own
-
-
-def _is_own(present: str | None, written: list[str] | None) -> bool:
-    return written is None if present is None else _digest(present) in (written or ())
-
-
-def _digest(value: str) -> str:
-    return hashlib.sha256(value.encode()).hexdigest()[:16]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,24 @@ from esper.redact import without_credentials
 from esper.tracking.addresses import recorded_tracking
 from esper.tracking.history import History
 from esper.tracking.journal import read
-from esper.tracking.mlflow import connect, find_run, get_experiment_id, own_tags, read_ids, tracking_uri
+from esper.tracking.metrics import origin_tags
+from esper.tracking.mlflow_data import log_dataset
+from esper.tracking.mlflow_store import connect, find_run, get_experiment_id, own_tags, read_ids, tracking_uri
 
 __all__ = ["report_sweep"]
 
 _PARENT_TAG = "mlflow.parentRunId"
 _FILES = ("comparison.html", "comparison.json")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Child:
+    """A member that MLflow knows; `started` is its last `run_started` event."""
+
+    run_id: str
+    outputs_dir: Path
+    experiment: str
+    started: Mapping[str, Any]
 
 
 def report_sweep(sweep_dir: Path, run_dirs: Sequence[Path], *, uri: str | None = None) -> int:
@@ -35,7 +48,7 @@ def report_sweep(sweep_dir: Path, run_dirs: Sequence[Path], *, uri: str | None =
     Returns:
         Number of runs that have a parent.
     """
-    children: dict[str, list[tuple[str, Path, str]]] = {}
+    children: dict[str, list[_Child]] = {}
     for run_dir in run_dirs:
         file = run_dir / "mlflow.json"
         known = None if file.is_symlink() else read_ids(file)
@@ -52,18 +65,17 @@ def report_sweep(sweep_dir: Path, run_dirs: Sequence[Path], *, uri: str | None =
         place = tracking_uri(config, outputs_dir=outputs_dir)
         if run_id := known["run_ids"].get(without_credentials(place)):
             experiment = config.experiment or started["experiment_name"]
-            children.setdefault(place, []).append((run_id, outputs_dir, experiment))
+            child = _Child(run_id=run_id, outputs_dir=outputs_dir, experiment=experiment, started=started)
+            children.setdefault(place, []).append(child)
     children = {place: found for place, found in children.items() if len(found) > 1}
     for place, found in children.items():
-        _, outputs_dir, experiment = found[0]
-        run_ids = [run_id for run_id, _, _ in found]
-        _update_parent(sweep_dir, run_ids, uri=place, experiment=experiment, outputs_dir=outputs_dir)
+        _update_parent(sweep_dir, found, uri=place)
     return sum(map(len, children.values()))
 
 
-def _update_parent(sweep_dir: Path, run_ids: Sequence[str], *, uri: str, experiment: str, outputs_dir: Path) -> None:
-    client, file = connect(uri), sweep_dir / "mlflow.json"
-    found = [client.get_run(run_id) for run_id in run_ids]
+def _update_parent(sweep_dir: Path, members: Sequence[_Child], *, uri: str) -> None:
+    client, file, first = connect(uri), sweep_dir / "mlflow.json", members[0]
+    found = [client.get_run(member.run_id) for member in members]
     children = [child for child in found if child.info.lifecycle_stage == "active"]
     if not children:
         return
@@ -71,7 +83,7 @@ def _update_parent(sweep_dir: Path, run_ids: Sequence[str], *, uri: str, experim
         client,
         file,
         place=without_credentials(uri),
-        experiment_id=get_experiment_id(client, experiment, uri=uri, outputs_dir=outputs_dir),
+        experiment_id=get_experiment_id(client, first.experiment, uri=uri, outputs_dir=first.outputs_dir),
         name=sweep_dir.absolute().name,
         start_time_s=min(child.info.start_time for child in children) / 1000,
     )
@@ -81,7 +93,10 @@ def _update_parent(sweep_dir: Path, run_ids: Sequence[str], *, uri: str, experim
     statuses = Counter(child.info.status for child in children)
     counts = ", ".join(f"{number} {status.lower()}" for status, number in sorted(statuses.items()))
     note = f"A sweep of {len(children)} runs: {counts}."
-    _tag(client, parent.info.run_id, "mlflow.note.content", note, file=file)
+    for key, value in {**_shared_origin(members), "mlflow.note.content": note}.items():
+        _tag(client, parent.info.run_id, key, value, file=file)
+    for started in {member.started.get("data_digest"): member.started for member in members}.values():
+        log_dataset(client, parent, started)
     if "RUNNING" in statuses:
         client.update_run(parent.info.run_id, status="RUNNING")
     else:
@@ -91,6 +106,16 @@ def _update_parent(sweep_dir: Path, run_ids: Sequence[str], *, uri: str, experim
     for path in (sweep_dir / name for name in _FILES):
         if path.is_file() and not path.is_symlink():
             client.log_artifact(parent.info.run_id, str(path))
+
+
+def _shared_origin(members: Sequence[_Child]) -> dict[str, str]:
+    """User, program and commit, where these are the same for all members."""
+    origins = [origin_tags(member.started["environment"]) for member in members]
+    return {
+        key: without_credentials(value)
+        for key, value in origins[0].items()
+        if value is not None and all(origin[key] == value for origin in origins)
+    }
 
 
 def _tag(client: Any, run_id: str, key: str, value: str, *, file: Path) -> None:

@@ -10,7 +10,8 @@ from typing import Any, Protocol
 
 from esper.configs import TrackingConfig
 from esper.redact import without_credentials
-from esper.tracking.mlflow import MlflowRun, tracking_uri
+from esper.tracking.mlflow import MlflowRun
+from esper.tracking.mlflow_store import tracking_uri
 from esper.tracking.wandb import WandbRun
 
 __all__ = ["Tracker", "TrackerRun", "trackers", "unused_variables"]

@@ -12,7 +12,7 @@ import pytest
 from esper.configs import DatabaseConfig
 from esper.doctor import servers
 from esper.doctor.finding import FAILED, NOT_USED, OK, WARNING, Finding
-from esper.tracking.mlflow import connect
+from esper.tracking.mlflow_store import connect
 from esper.urza.store import Store
 from tests.doctor.conftest import CANARY, planned_run, program
 from tests.oona.server import RedisServer

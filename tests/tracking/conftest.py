@@ -48,7 +48,15 @@ def started(journal: Journal, *, resumed_from: str | None = None, step: int = 0,
             num_sites=2,
             device="cpu",
             config=dataclasses.asdict(config),
-            environment={"git_commit": "0123abcd", "gpu": None},
+            environment={
+                "git_commit": "0123abcd",
+                "git_dirty": "true",
+                "user": "ada",
+                "source": "a.ipynb",
+                "gpu": None,
+            },
+            data_digest="0011223344556677",
+            num_examples={"train": 60, "test": 20},
             resumed_from=resumed_from,
         )
     )

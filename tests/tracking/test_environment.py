@@ -34,6 +34,10 @@ def test_the_commit_is_recorded_and_the_remotes_password_is_not(repository: Path
     assert found["git_commit"] is not None
     assert len(found["git_commit"]) == 40
     assert found["git_dirty"] == "false"
+    git("checkout", "-b", "faster")
+    assert environment()["git_branch"] == "faster"
+    git("checkout", "--detach")
+    assert environment()["git_branch"] is None
     assert found["git_remote"] == "https://example.invalid/code.git"
     assert None not in (found["python"], found["torch"], found["platform"], found["hostname"])
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import getpass
 import json
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import pytest
 
 from esper.configs import TrackingConfig
 from esper.tolaria import TolariaTrainer
+from esper.tolaria.data_record import recorded_data
 from tests.conftest import tiny_config
 
 
@@ -67,6 +70,14 @@ def test_a_run_shows_parameters_curves_growth_and_artifacts(outputs: Path) -> No
     assert run.data.params["model.widths"] == "[4, 8]"
     assert run.data.tags["mlflow.note.content"] == "a note"
     assert run.data.tags["esper.tags"] == "red, blue"
+    assert run.data.tags["mlflow.user"] == getpass.getuser()
+    assert run.data.tags["mlflow.source.name"] == sys.argv[0]
+    assert run.data.tags["mlflow.source.type"] == "LOCAL"
+    (data,) = [one.dataset for one in run.inputs.dataset_inputs]
+    found = recorded_data(run_dir)
+    assert found is not None
+    assert (data.name, data.digest) == ("synthetic", found.digest)
+    assert json.loads(data.profile) == {"num_train": 192, "num_controller": 64, "num_judge": 64, "num_test": 80}
     assert run.data.tags["growth.1"].startswith("basic_block at layer1.0:beside, step 6: ")
     logged = points(outputs, run)
     assert {step for key, step in logged if key == "train/loss"} == {2, 4, 6, 8, 10, 12, 14, 16, 18}

@@ -20,7 +20,7 @@ from esper.configs import OptimizationConfig, TrackingConfig
 from esper.configs.paths import sqlite_url
 from esper.errors import RunError
 from esper.tracking import Journal, MlflowRun, read
-from esper.tracking.mlflow import connect
+from esper.tracking.mlflow_store import connect
 from tests.tracking.conftest import ended, grew, started, trained
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")

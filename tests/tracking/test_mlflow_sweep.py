@@ -59,6 +59,18 @@ def test_the_runs_of_a_sweep_have_one_parent_that_ends_as_they_do(outputs: Path)
     ((parent,), children) = runs(outputs)
     assert (parent.info.run_name, parent.info.status) == ("tiny", "FINISHED")
     assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parent.info.run_id}
+    for run in (parent, *children):
+        origin = {
+            key: value for key, value in run.data.tags.items() if key.startswith(("mlflow.user", "mlflow.source"))
+        }
+        assert origin == {
+            "mlflow.user": "ada",
+            "mlflow.source.name": "a.ipynb",
+            "mlflow.source.type": "NOTEBOOK",
+            "mlflow.source.git.commit": "0123abcd",
+            "mlflow.source.git.dirty": "true",
+        }
+        assert [one.dataset.digest for one in run.inputs.dataset_inputs] == ["0011223344556677"]
     assert (outputs / "mlartifacts" / parent.info.run_id / "artifacts" / "comparison.html").read_text() == "a page"
 
     members.append(write_run(sweep_dir / "c", status=None))
