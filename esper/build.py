@@ -32,6 +32,7 @@ from esper.data import (
     load_splits,
 )
 from esper.data.interface import Interface, interface_of
+from esper.devices import select_device
 from esper.errors import ConfigError
 from esper.kasmina import MorphableModel, Site, find_blocks, find_sites, wrap
 from esper.kasmina.copyable import require_copyable
@@ -41,7 +42,7 @@ from esper.tasks import Task, build_task
 from esper.tracking import Tracker
 from esper.tracking.files import read_recipe
 
-__all__ = ["Parts", "bus_tracker", "parts", "select_device"]
+__all__ = ["Parts", "bus_tracker", "parts"]
 
 _NO_LIMIT = 10**6
 
@@ -182,19 +183,6 @@ def bus_tracker(config: RedisConfig, *, run_dir: Path) -> Tracker:
     return Tracker(
         name="Redis", place=address(config), open=lambda: RunPublisher(RedisBus(config), run_dir=run_dir.absolute())
     )
-
-
-def select_device(name: str) -> torch.device:
-    """The device that a setting names; auto is CUDA if available.
-
-    Raises:
-        ConfigError: CUDA is not available.
-    """
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device=cuda: this machine has no usable CUDA device; set device=cpu or device=auto")
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
 
 
 def _require_targets(config: TolariaConfig, splits: DataSplits) -> None:

@@ -100,8 +100,10 @@ class CheckBeforeRun(Callback):
                 queue.require()
                 sweep_dir = Path(config.hydra.sweep.dir)
                 also_restore(sweep_dir / name for name in ("multirun.yaml", *MEMBERS_FILES))
-            if launcher == "basic" or (queue is not None and queue.runs_here):
-                for member in configs:
+            for member in configs:
+                if queue is not None:
+                    _require_no_index(member, launcher)
+                if launcher == "basic" or (queue is not None and queue.runs_here):
                     _check_device(member)
             if queue is not None and True in is_dry:
                 _dry_run_and_exit([compose_member(config, member) for member in overrides], queue)
@@ -184,10 +186,19 @@ def _raw(node: Any) -> Any:
 
 def _check_device(config: TolariaConfig) -> None:
     """Check that this machine has the device of a run that trains here; with several ranks, `Ranks` checks."""
-    if config.device == "cuda" and rank_env().size == 1:
-        from esper.build import select_device
+    if config.device not in ("auto", "cpu") and rank_env().size == 1:
+        from esper.devices import select_device
 
         select_device(config.device)
+
+
+def _require_no_index(config: TolariaConfig, launcher: str) -> None:
+    """Refuse a GPU by number where the launcher gives each run one of its own, which is cuda:0 to that run."""
+    if config.device.startswith("cuda:"):
+        raise ConfigError(
+            f"device={config.device}: hydra/launcher={launcher} gives each run a GPU of its own; use device=cuda, and "
+            "choose the GPUs with CUDA_VISIBLE_DEVICES"
+        )
 
 
 def _temporary_run_dir() -> str:

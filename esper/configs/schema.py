@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import re
 import types
 import typing
 from collections.abc import Iterator, Sequence
@@ -21,7 +22,8 @@ _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: 
 class Allowed:
     """Values that a setting accepts; `low` and `high` are inclusive, `above` and `below` exclusive.
 
-    With `registered`, so are the names of that kind which plugins have registered, beside `choices`.
+    With `registered`, so are the names of that kind which plugins have registered, beside `choices`. With `pattern`, a
+    regular expression, `choices` only show what it matches.
     """
 
     low: float | None = None
@@ -30,9 +32,12 @@ class Allowed:
     below: float | None = None
     choices: tuple[str, ...] | None = None
     registered: str | None = None
+    pattern: str | None = None
 
     def admits(self, value: Any) -> bool:
         """Whether a single value (not a list) is allowed."""
+        if self.pattern is not None:
+            return re.fullmatch(self.pattern, value, re.ASCII) is not None
         if self.choices is not None:
             return value in self.choices or (
                 self.registered is not None and plugins.find(self.registered, value) is not None
@@ -69,6 +74,7 @@ def setting(
     below: float | None = None,
     choices: Sequence[str] | None = None,
     registered: str | None = None,
+    pattern: str | None = None,
 ) -> Any:
     """Declare a dataclass field.
 
@@ -78,11 +84,14 @@ def setting(
         low, above, high, below: bounds of a number, or of each number in a list.
         choices: allowed values of a string, or of each string in a list.
         registered: kind of plugin whose names are allowed beside `choices`.
+        pattern: regular expression of the allowed strings, of which `choices` then show the forms.
     """
     allowed = tuple(choices) if choices else None
     metadata = {
         "help": help,
-        "allowed": Allowed(low=low, above=above, high=high, below=below, choices=allowed, registered=registered),
+        "allowed": Allowed(
+            low=low, above=above, high=high, below=below, choices=allowed, registered=registered, pattern=pattern
+        ),
     }
     if isinstance(default, list | dict):
         return dataclasses.field(default_factory=lambda: copy.copy(default), metadata=metadata)

@@ -70,7 +70,12 @@ class TolariaConfig:
     rng_seed: int = setting(
         0, "random seed of splits, initial weights, shuffling and augmentation", low=0, high=2**63 - 1
     )
-    device: str = setting("auto", "auto: cuda if available, else cpu", choices=("auto", "cpu", "cuda"))
+    device: str = setting(
+        "auto",
+        "auto: cuda if available, else cpu; cuda:N: the GPU of that number, from 0; mps: Apple's GPU, untested",
+        choices=("auto", "cpu", "cuda", "cuda:N", "mps"),
+        pattern=r"auto|cpu|mps|cuda(:(0|[1-9]\d{0,3}))?",
+    )
     mixed_precision: bool | None = setting(
         None,
         "autocast training and validation to autocast_dtype (judging and the final test use float32); null: only on "

@@ -23,6 +23,7 @@ class Transfer:
 
     def __init__(self, largest: Sequence[Tensor], device: torch.device) -> None:
         is_cuda = device.type == "cuda"
+        self._device = device
         self._slots = [
             [torch.empty(t.shape, dtype=t.dtype, pin_memory=is_cuda) for t in largest]
             for _ in range(_NUM_SLOTS if is_cuda else 1)
@@ -38,6 +39,6 @@ class Transfer:
         buffers = [buffer[: len(tensor)] for buffer, tensor in zip(self._slots[self._turn], into, strict=True)]
         fill(*buffers)
         for tensor, buffer in zip(into, buffers, strict=True):
-            tensor.copy_(buffer, non_blocking=True)
+            tensor.copy_(buffer, non_blocking=bool(self._sent))  # MPS would read the buffer later, as it is refilled
         if self._sent:
-            self._sent[self._turn].record()
+            self._sent[self._turn].record(torch.cuda.current_stream(self._device))

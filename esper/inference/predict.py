@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from esper import plugins
-from esper.build import select_device
+from esper.devices import select_device
 from esper.errors import DataError, RunError, WriteError
 from esper.inference.loading import load
 from esper.inference.network import Network, Prediction

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from esper.configs import TolariaConfig
 from esper.configs.recorded import recorded
 from esper.contracts.events import Notice, RunStarted
 from esper.costs import training_macs
+from esper.devices import hints, machine
 from esper.tolaria.cuda_graph import capture_obstacle
 from esper.tolaria.run import Run
-from esper.tracking import environment
+from esper.tracking import environment, read
 from esper.tracking.formatting import number
 
 __all__ = ["announce"]
@@ -30,6 +33,7 @@ def announce(run: Run, notices: Sequence[tuple[str, str]], *, config: TolariaCon
         resumed_from: the checkpoint that it goes on from, if any.
     """
     splits = run.parts.splits
+    before = _last_device(run) if resumed_from is not None else None
     run.emit(
         RunStarted,
         run_name=run.run_dir.name,
@@ -50,6 +54,17 @@ def announce(run: Run, notices: Sequence[tuple[str, str]], *, config: TolariaCon
         num_examples={name: len(getattr(splits, name)) for name in ("train", "controller", "judge", "test")},
     )
     _notify(run, notices, resumed_from=resumed_from)
+    now = run.parts.device
+    if before is not None and before.type != now.type:
+        mixed = "; mixed_precision=null is on with CUDA alone" if run.config.mixed_precision is None else ""
+        message = f"resumes on {now} what trained on {before}: numbers from here on depend on that{mixed}"
+        run.emit(Notice, level="INFO", message=message)
+
+
+def _last_device(run: Run) -> torch.device | None:
+    """Where the run trained before, as its journal says."""
+    events = [event for event in read(run.journal.path) if event["kind"] == RunStarted.kind]
+    return torch.device(events[-1]["device"]) if events else None
 
 
 def _notify(run: Run, notices: Sequence[tuple[str, str]], *, resumed_from: str | None) -> None:
@@ -77,6 +92,9 @@ def _notify(run: Run, notices: Sequence[tuple[str, str]], *, resumed_from: str |
         inform(f"as planned in {run.config.morphogenetic.plan_path}: {reason}")
     if run.config.morphogenetic.policy == "replay" and run.model.recipe and resumed_from is None:
         inform(f"modules built from the recipe: {len(run.model.recipe)}")
+    if resumed_from is None:
+        for message in hints(run.config.device, run.parts.device, machine(), num_ranks=run.ranks.size):
+            inform(message)
     if advice := _advice_for_cpu(run):
         inform(advice)
     if run.parts.device.type == "cuda" and (obstacle := capture_obstacle(run.config)):

@@ -23,6 +23,7 @@ class CapturedFunction:
     """
 
     def __init__(self, device: torch.device) -> None:
+        self._device = device
         current = torch.cuda.current_stream(device)
         is_default = current == torch.cuda.default_stream(device)  # which cannot be captured
         self._stream = torch.cuda.Stream(device) if is_default else current  # type: ignore[no-untyped-call]
@@ -39,10 +40,10 @@ class CapturedFunction:
         if self._graph is None and self._num_eager < _WARMUP_CALLS:
             self._num_eager += 1
             # On the stream of the capture: autograd and the allocator tie tensors to the stream that made them.
-            self._stream.wait_stream(torch.cuda.current_stream())
+            self._stream.wait_stream(torch.cuda.current_stream(self._device))
             with torch.cuda.stream(self._stream):
                 function()
-            torch.cuda.current_stream().wait_stream(self._stream)
+            torch.cuda.current_stream(self._device).wait_stream(self._stream)
             return
         if self._graph is None:
             self._graph = torch.cuda.CUDAGraph()

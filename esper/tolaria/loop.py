@@ -111,8 +111,8 @@ class TrainingLoop:
         config = self.config
         check(config)
         ranks = init_ranks()
-        ranks.device(config.device)  # makes it current, before a stream is created there
-        if config.device != "cpu" and torch.cuda.is_available() and back_to is None:
+        device = ranks.device(config.device)  # makes it current, before a stream is created there
+        if device.type == "cuda" and back_to is None:
             # All work of this thread uses one stream, which can be captured: a second one would cost memory of its own.
             torch.cuda.set_stream(torch.cuda.Stream())  # type: ignore[no-untyped-call]
         self._progress.doing("reading the data")

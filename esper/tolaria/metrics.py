@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import psutil
 import torch
 from torch import Tensor
 
 from esper.contracts.events import StepLogged
 from esper.contracts.lifecycle import SeedLifecycleState
+from esper.devices import memory_bytes
 from esper.errors import DivergenceError
 from esper.tolaria.checkpoints.files import find_checkpoints
 from esper.tolaria.run import Run
@@ -104,7 +104,7 @@ class StepLog:
         run = self._run
         window = require_finite(run, line.reading)
         seconds = line.reading.mark.seconds_since(line.since)
-        on_cuda, spec = run.parts.device.type == "cuda", run.parts.spec
+        spec = run.parts.spec
         examples_per_s = window.num_steps * run.config.dataset.batch_size / seconds
         tokens = spec.inputs[0] if spec.dtype is torch.int64 else None
         run.journal.write(
@@ -117,6 +117,6 @@ class StepLog:
                 grad_norm=window.grad_norm,
                 images_per_s=examples_per_s,
                 tokens_per_s=None if tokens is None else examples_per_s * tokens,
-                memory_bytes=torch.cuda.max_memory_allocated() if on_cuda else psutil.Process().memory_info().rss,
+                memory_bytes=memory_bytes(run.parts.device),
             )
         )

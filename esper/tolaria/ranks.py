@@ -22,9 +22,9 @@ from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
 from esper import hanging
-from esper.build import select_device
 from esper.configs import RanksConfig
 from esper.configs.rank_env import RankEnv, rank_env
+from esper.devices import select_device
 from esper.errors import ConfigError, EsperError, RankError, one_line
 
 if TYPE_CHECKING:
@@ -103,13 +103,17 @@ class Ranks:
         return slice(num * self.rank // self.size, num * (self.rank + 1) // self.size)
 
     def device(self, name: str) -> torch.device:
-        """The device that a setting names; each rank on a machine gets its own GPU, made current in this thread.
+        """The device that a setting names, made current in this thread; each rank on a machine gets its own GPU.
 
         Raises:
-            ConfigError: CUDA is not available, or the machine has more ranks than GPUs.
+            ConfigError: the device is not there, or the machine has more ranks than GPUs.
         """
-        device = select_device(name)
-        if self.size == 1 or device.type != "cuda":
+        device = select_device(name, num_ranks=self.size)
+        if device.type != "cuda":
+            return device
+        if self.size == 1:
+            if device.index is not None:
+                torch.cuda.set_device(device)
             return device
         num_gpus = torch.cuda.device_count()
         if num_gpus > 1 and self._local_rank >= num_gpus:

@@ -36,7 +36,7 @@ class Mark:
         self._time = time.monotonic()
         if device.type == "cuda":
             self._event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-            self._event.record()
+            self._event.record(torch.cuda.current_stream(device))
 
     @property
     def is_reached(self) -> bool:
@@ -69,7 +69,7 @@ class Reading:
         self._metrics = metrics
         values = torch.cat([values, are_finite.double()[None]])
         self._host = torch.empty(len(values), dtype=torch.float64, pin_memory=values.is_cuda)
-        self._host.copy_(values, non_blocking=True)
+        self._host.copy_(values, non_blocking=values.is_cuda)  # only CUDA's copies have an event to wait for
         self.mark = Mark(values.device)
 
     def window(self) -> tuple[Window, bool]:

@@ -114,9 +114,10 @@ def _copy_to_host(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Cal
     copies = {}
     for name, tensor in tensors.items():
         copies[name] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
-        copies[name].copy_(tensor.detach(), non_blocking=True)
-    if not any(tensor.is_cuda for tensor in tensors.values()):
+        copies[name].copy_(tensor.detach(), non_blocking=tensor.is_cuda)
+    device = next((tensor.device for tensor in tensors.values() if tensor.is_cuda), None)
+    if device is None:
         return copies, lambda: None
     copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
-    copied.record()
+    copied.record(torch.cuda.current_stream(device))
     return copies, copied.synchronize

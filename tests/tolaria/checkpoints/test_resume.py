@@ -337,3 +337,17 @@ def test_what_others_keep_beside_checkpoints_is_left_alone_and_named_once(run_di
     assert sorted((path.name, path.stat().st_mtime_ns) for path in (folder / name).iterdir()) == before
     (notice,) = notices(run_dir)
     assert notice == f"{folder} also holds what is not a checkpoint of this run, left alone: {name}"
+
+
+def test_a_run_that_went_to_another_device_says_so(run_dir: Path) -> None:
+    train(tiny_config(), run_dir, stop_at=7)
+    journal = run_dir / "journal.jsonl"
+    journal.write_text(journal.read_text().replace('"device": "cpu"', '"device": "mps"'))
+    train(tiny_config(), run_dir)
+    told = [
+        event["message"] for event in map(json.loads, journal.read_text().splitlines()) if event["kind"] == "notice"
+    ]
+    assert told == [
+        "resumes on cpu what trained on mps: numbers from here on depend on that; mixed_precision=null is on with CUDA "
+        "alone"
+    ]
