@@ -38,7 +38,7 @@ from esper.files import decode
 from esper.planning.family import Family, read_family
 from esper.planning.observations import Choice
 from esper.planning.record import SCHEMA, PlanRecord
-from esper.planning.trainings import overrides_of, without
+from esper.planning.trainings import overrides_of
 from esper.tracking import environment
 
 __all__ = ["main"]
@@ -216,7 +216,7 @@ def _plan_of(row: Mapping[str, Any]) -> PlanRecord:
 
 def _train(job: Job, choice: Choice, options: argparse.Namespace) -> Row:
     given = _given(job.cell, options, experiment=f"plan-{job.cell.name}-runs")
-    known: Family = read_family(without(given, "dry_run"), fractions=None)
+    known: Family = read_family(given, fractions=None)
     known.write_recipe()
     overrides = overrides_of(choice, macs=job.macs, seed=job.seed, given=given, known=known, trunk=None)
     outcome = fit(*overrides, run_dir=known.folder / f"{job.name}-{job.seed}")

@@ -30,6 +30,8 @@ class Decision:
         recipe: name of the recipe's file, beside the plan.
         max_macs: the budget of the run.
         reason: why.
+        trunk: checkpoint of a pilot that trained the same until then, as seen from the plan's folder; None: without.
+        seed: `rng_seed` of that pilot.
     """
 
     family: str
@@ -39,6 +41,8 @@ class Decision:
     recipe: str
     max_macs: float
     reason: str
+    trunk: str | None = None
+    seed: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +57,7 @@ _DECIDED = ("enable_tamiyo", "policy", "schedule_by", "schedule_at", "recipe_pat
 def resolve_plan(config: TolariaConfig, *, run_dir: Path) -> TolariaConfig:
     """Set what the plan in `morphogenetic.plan_path` decided: whether, what and when to grow, and the budget.
 
+    With the seed and budget of the plan, the run goes on from the trunk of a pilot, which trained the same until then.
     A run that has begun keeps the decision that it began with, whatever the plan says now.
 
     Raises:
@@ -61,7 +66,7 @@ def resolve_plan(config: TolariaConfig, *, run_dir: Path) -> TolariaConfig:
     growth, optimization = config.morphogenetic, config.optimization
     if not growth.enable_tamiyo or growth.policy != "planned":
         return config
-    began = None if config.fresh else recorded_config(run_dir)
+    began, trunk = None if config.fresh else recorded_config(run_dir), None
     if began is not None and began["morphogenetic"].get("plan_reason"):
         decided: dict[str, Any] = {name: began["morphogenetic"][name] for name in _DECIDED}
         max_macs = began["optimization"]["max_macs"]
@@ -76,10 +81,16 @@ def resolve_plan(config: TolariaConfig, *, run_dir: Path) -> TolariaConfig:
         else:
             decided |= {"policy": "never", "enable_tamiyo": False}
         max_macs = optimization.max_macs or decision.max_macs
+        if decision.trunk is not None and (config.rng_seed, max_macs) == (decision.seed, decision.max_macs):
+            trunk = str(folder / decision.trunk)
+    checkpoint = config.checkpoint
+    if checkpoint.resume_from is None and trunk is not None and Path(trunk).is_dir():
+        checkpoint = dataclasses.replace(checkpoint, resume_from=trunk)
     return dataclasses.replace(
         config,
         morphogenetic=dataclasses.replace(growth, **decided),
         optimization=dataclasses.replace(optimization, max_macs=max_macs),
+        checkpoint=checkpoint,
     )
 
 

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import dataclasses
 import json
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -171,6 +172,8 @@ def _record(
         recipe=known.recipe_path.name,
         max_macs=budget,
         reason=plan.reason,
+        trunk=None if trunk is None else os.path.relpath(trunk.path, known.folder),
+        seed=seed,
     )
     return PlanRecord(
         plan=plan,
@@ -186,7 +189,7 @@ def _question(
 ) -> Question:
     """What is asked; trunks are those of the pilots, which the budget pays for."""
     own = [run for run in runs if run.run_dir.name in pilots and run.seed == known.config.rng_seed]
-    trunks = [run.trunk for run in own if run.trunk is not None]
+    found = [run.trunk for run in own if run.trunk is not None]
     pilot_macs, pilot_seconds = spent_by(runs, pilots=pilots)
     latest = min(known.config.morphogenetic.growth_until, 1 - known.config.optimization.decay_fraction)
     return Question(
@@ -197,7 +200,8 @@ def _question(
         shares=tuple(sorted({known.share, *(share for share in _SHARES if share < latest)})),
         pilot_macs=pilot_macs,
         pilot_seconds=pilot_seconds,
-        trunk_macs={trunk.size: max(one.macs for one in trunks if one.size == trunk.size) for trunk in trunks},
+        trunks={size: tuple(one.macs for one in found if one.size == size) for size in {one.size for one in found}},
+        decay=known.config.optimization.decay_fraction,
         num_examples=known.num_val,
     )
 

@@ -79,23 +79,17 @@ class Curves:
 
     Attributes:
         draws: (k, p) parameters.
-        best: (p,) those of the best fit.
         noise: (k,) standard deviation of y between seeds, for each draw.
         scale: D0, in epochs.
     """
 
     draws: Floats
-    best: Floats
     noise: Floats
     scale: float
 
     def predict(self, trainings: Trainings) -> Floats:
         """Expected y (k, n) of trainings, one row a draw."""
         return _predict(self.draws, trainings, scale=self.scale)
-
-    def fitted(self, trainings: Trainings) -> Floats:
-        """Expected y (n,) by the best fit."""
-        return _predict(self.best, trainings, scale=self.scale)
 
     def worth(self, size: int, host_epochs: float) -> Floats:
         """Transfer rho (k,): epochs of a size that each of so many epochs as host, before growing to it, is worth."""
@@ -137,7 +131,7 @@ def fit(
         problem.solve(y + one * error, best, sigma=one, weights=weights, centre=centre)[0]
         for one, error, centre in zip(sigmas, errors, centres, strict=True)
     ])  # fmt: skip
-    return Curves(draws=draws, best=best, noise=sigmas, scale=scale)
+    return Curves(draws=draws, noise=sigmas, scale=scale)
 
 
 # --- the model --------------------------------------------------------------------------------------------------------

@@ -100,8 +100,7 @@ def _candidate(choice: Choice, question: Question, found: Forecast) -> _Candidat
 
 
 def _available(choice: Choice, question: Question, found: Forecast) -> float:
-    """MACs of the run: what the pilots have left, and what it takes over from their trunk."""
-    trunk = question.trunk_macs.get(choice.size if choice.share is None else question.host.name, 0.0)
+    """MACs of the run: what the pilots have left, and those of the trunk that it goes on from."""
     if question.macs is not None:
         macs = question.macs - question.pilot_macs
     else:
@@ -112,9 +111,9 @@ def _available(choice: Choice, question: Question, found: Forecast) -> float:
         macs = (question.seconds - question.pilot_seconds) / pace
     if macs <= 0:
         raise RunError("esper plan: the pilots have spent the budget; give more, or train a smaller share of pilots")
-    if choice.share is not None:  # only what lies before growth can be taken over
-        trunk = min(trunk, choice.share * macs / (1 - choice.share))
-    return macs + trunk
+    size, before = (choice.size, 1 - question.decay) if choice.share is None else (question.host.name, choice.share)
+    usable = (trunk for trunk in question.trunks.get(size, ()) if trunk < before * (macs + trunk))
+    return macs + max(usable, default=0.0)
 
 
 def _option(one: _Candidate, found: Forecast, *, p_best: float, regret: float, rng: np.random.Generator) -> Option:

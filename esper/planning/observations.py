@@ -89,7 +89,8 @@ class Question:
         shares: at which growing is considered.
         pilot_macs: MACs that the pilots have spent. Those of a trunk with several branches count once.
         pilot_seconds: time that they have spent.
-        trunk_macs: MACs of the longest trunk of each size that an option continues instead of training them again.
+        trunks: MACs of the trunks of each size, by name, one of which an option may continue.
+        decay: share of a training in which the learning rate decays; a trunk ends before it.
         num_examples: of the validation split, from which the chance in a percentage follows; None: unknown.
     """
 
@@ -100,7 +101,8 @@ class Question:
     shares: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5)
     pilot_macs: float = 0.0
     pilot_seconds: float = 0.0
-    trunk_macs: Mapping[str, float] = field(default_factory=dict)
+    trunks: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    decay: float = 0.0
     num_examples: int | None = None
 
     @property

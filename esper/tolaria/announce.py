@@ -88,7 +88,7 @@ def _notify(run: Run, notices: Sequence[tuple[str, str]], *, resumed_from: str |
             f"checkpoint.resume_from={asked}: no step is left to train, as optimization.{limit}="
             f"{getattr(run.config.optimization, limit):g} is done; to train further, raise it"
         )
-    if (reason := run.config.morphogenetic.plan_reason) and resumed_from is None:
+    if (reason := run.config.morphogenetic.plan_reason) and resumed_from in (None, asked):
         inform(f"as planned in {run.config.morphogenetic.plan_path}: {reason}")
     if run.config.morphogenetic.policy == "replay" and run.model.recipe and resumed_from is None:
         inform(f"modules built from the recipe: {len(run.model.recipe)}")

@@ -15,7 +15,7 @@ from esper.configs.compose import compose
 from esper.configs.identity import family
 from esper.configs.load import from_hydra
 from esper.errors import ConfigError
-from esper.launch.planned import Decision
+from esper.launch.planned import Decision, resolve_plan
 from esper.planning.family import read_family
 
 HOST = (
@@ -70,6 +70,26 @@ def test_a_planned_growth_happens_at_its_share_and_the_journal_says_why() -> Non
     decided = next(event["decision"] for event in events if event["kind"] == "decision" and event["applied"])
     assert "planned (growing at 40 % is expected to end 0.4 points ahead)" in decided["reasoning"]
     assert any("as planned in" in event.get("message", "") for event in events)
+
+
+@pytest.mark.long
+def test_a_planned_run_goes_on_from_the_trunk_of_a_pilot_and_ends_as_if_trained_at_once() -> None:
+    decide()
+    pilot = fit(*HOST, "morphogenetic=off", "optimization.max_epochs=1", "checkpoint.save_trunk=true")
+    (trunk,) = pilot.run_dir.glob("checkpoints/trunk-*")
+    at_once = fit(*PLANNED)
+    decide(trunk=f"{pilot.run_dir.name}/checkpoints/{trunk.name}", seed=0)
+    outcome = fit(*PLANNED, "fresh=true")
+    (began,) = [event["resumed_from"] for event in journal(outcome.run_dir) if event["kind"] == "run_started"]
+    assert Path(began).resolve() == trunk.resolve()
+    assert any("as planned in" in event.get("message", "") for event in journal(outcome.run_dir))
+    assert at_once.result is not None
+    assert outcome.result is not None
+    same = ("test_loss", "val_loss", "total_macs", "num_macs")
+    assert [outcome.result[name] for name in same] == [at_once.result[name] for name in same]
+    for other in ("rng_seed=1", f"optimization.max_macs={BUDGET / 2}"):  # trains something else than the pilot did
+        config = resolve_plan(from_hydra(compose([*PLANNED, other])), run_dir=Path("new"))
+        assert config.checkpoint.resume_from is None
 
 
 def test_a_planned_size_in_between_is_trained_from_scratch() -> None:

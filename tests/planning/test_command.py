@@ -148,7 +148,8 @@ def test_the_recommended_run_goes_on_from_a_trunk_and_is_checked(
     outcome = fit(*command[1:])
     assert outcome.result is not None
     assert outcome.result["total_macs"] == pytest.approx(plan["decision"]["max_macs"], rel=0.02)
-    assert "/trunk-" in started(outcome.run_dir)["resumed_from"]
+    began = Path(started(outcome.run_dir)["resumed_from"])
+    assert began.resolve() == (FOLDER / plan["decision"]["trunk"]).resolve()
     assert esper("plan", "--check", str(FOLDER)) == 0
     assert re.search("[01] of 1 runs lie inside", capfd.readouterr().out)
 

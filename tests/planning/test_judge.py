@@ -75,15 +75,22 @@ def test_probabilities_sum_to_one_and_regret_is_least_for_what_is_recommended() 
 
 def test_pilots_are_charged_and_what_is_continued_is_given_back() -> None:
     seen = pilots(_world(crossing=0.9), np.random.default_rng(0))
-    asked = question(pilot_macs=10.0, trunk_macs={"host": 4.0})
+    asked = question(pilot_macs=10.0, trunks={"host": (4.0, 2.0)}, decay=0.3)
     macs = {option.choice: option.macs for option in judge(asked, seen, num_draws=_DRAWS).options}
     assert macs[Choice(size="host")] == pytest.approx(BUDGET - 10 + 4)
     assert macs[Choice(size="final")] == pytest.approx(BUDGET - 10)
     assert macs[Choice(size="final", share=0.5)] == pytest.approx(BUDGET - 10 + 4)
     assert macs[Choice(size="final", share=0.1)] == pytest.approx(BUDGET - 10 + 4)
-    short = judge(question(pilot_macs=10.0, trunk_macs={"host": 30.0}), seen, num_draws=_DRAWS)
-    early = next(option for option in short.options if option.choice.share == 0.1)
-    assert early.macs * 0.1 == pytest.approx(early.macs - (BUDGET - 10))  # all before growth is taken over
+
+
+def test_a_trunk_that_is_longer_than_what_an_option_trains_before_it_grows_or_decays_is_not_given_back() -> None:
+    seen = pilots(_world(crossing=0.9), np.random.default_rng(0))
+    asked = question(pilot_macs=10.0, trunks={"host": (3.0, 30.0), "final": (200.0,)}, decay=0.3)
+    macs = {option.choice: option.macs for option in judge(asked, seen, num_draws=_DRAWS).options}
+    assert macs[Choice(size="host")] == pytest.approx(BUDGET - 10 + 30)
+    assert macs[Choice(size="final")] == pytest.approx(BUDGET - 10)
+    assert macs[Choice(size="final", share=0.5)] == pytest.approx(BUDGET - 10 + 30)
+    assert macs[Choice(size="final", share=0.1)] == pytest.approx(BUDGET - 10 + 3)
 
 
 def test_hours_are_those_of_the_measured_speed_of_each_size() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -84,6 +85,6 @@ def pilots(world: World, rng: np.random.Generator, *, longest: float = 1 / 4) ->
     return found + [world.run(grown, BUDGET * longest * part, rng=rng) for part in (1 / 2, 1)]
 
 
-def question(*, macs: float | None = BUDGET, seconds: float | None = None, **more: float) -> Question:
+def question(*, macs: float | None = BUDGET, seconds: float | None = None, **more: Any) -> Question:
     """What to do with a budget."""
     return Question(sizes=SIZES, headline=LOSS, macs=macs, seconds=seconds, **more)
