@@ -1,7 +1,7 @@
 """Distributed training: several ranks train one network, all running the same program.
 
 Rank 0 makes control decisions and broadcasts them (`on_rank0`); gradients are all-reduced inside the training step
-(`all_reduce_sum`). With a single rank nothing is communicated.
+(see `buckets.py`). With a single rank nothing is communicated.
 """
 
 from __future__ import annotations
@@ -204,6 +204,21 @@ class Ranks:
             dist.all_reduce(flat)
         sums = torch.split(flat, [tensor.numel() for tensor in tensors])
         torch._foreach_copy_(list(tensors), [part.view(t.shape) for part, t in zip(sums, tensors, strict=True)])
+
+    def start_all_reduce_sum(self, tensor: Tensor) -> Callable[[], None]:
+        """Start to replace a tensor by its sum over all ranks; returns what waits for it.
+
+        On CUDA the sum is in a stream of its own, and the current stream waits, not the host: both may be captured.
+        """
+        with self._communicating():
+            work = dist.all_reduce(tensor, async_op=True)
+        assert work is not None
+
+        def wait() -> None:
+            with self._communicating():
+                work.wait()
+
+        return wait
 
     @torch.no_grad()
     def broadcast(self, tensors: Iterable[Tensor]) -> None:

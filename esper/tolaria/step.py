@@ -13,6 +13,7 @@ from esper import hanging
 from esper.data import Loader
 from esper.errors import MemoryLimitError, one_line
 from esper.tasks import Task, mean_values
+from esper.tolaria.buckets import GradientBuckets
 from esper.tolaria.cuda_graph import CapturedFunction
 from esper.tolaria.ema import WeightEMA
 from esper.tolaria.memory import is_out_of_memory, within_memory
@@ -31,8 +32,8 @@ _SETTLING_STEPS = 5
 class TrainStep:
     """Batch, forward, backward, gradient clipping, update, EMA, metric sums. Nothing in a step reads the device.
 
-    With several ranks, each trains on its rows of the batch; after the backward pass gradients and metrics are
-    all-reduced, so that the update is the same on all ranks.
+    With several ranks, each trains on its rows of the batch; gradients and metrics are all-reduced, so that the update
+    is the same on all ranks: gradients during the backward pass where the step is captured, else after it.
 
     On CUDA the step is captured as one graph and replayed, which saves the kernel launches; `invalidate` makes it be
     captured again. The warm-up steps before a capture are training steps, run eagerly.
@@ -56,6 +57,7 @@ class TrainStep:
         sync_batch_norm: whether batch norms use the batch of all ranks.
 
     Attributes:
+        gradients: their sums over several ranks.
         num_splits: factor on the parts of a batch since it did not fit into memory; saved in checkpoints.
     """
 
@@ -86,6 +88,7 @@ class TrainStep:
         self.ema = ema
         self.regions = regions
         self.ranks = ranks or Ranks()
+        self.gradients = GradientBuckets(model, self.ranks) if self.ranks.size > 1 else None
         self._norms = SynchronisedNorms(self.ranks) if sync_batch_norm and self.ranks.size > 1 else None
         self.accumulate = accumulate
         self.num_splits = 1
@@ -146,23 +149,26 @@ class TrainStep:
     def _backward_shares(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Gradients of the mean loss of the whole batch, over parts and ranks; returns that loss and `mean_values`."""
         if self._is_capturing() or self._norms is not None:  # ranks that wait in a batch norm cannot agree
-            metrics = self._backward_parts(inputs, targets)
+            metrics = self._backward_parts(inputs, targets, overlapped=True)
         else:
-            metrics = within_memory(lambda: self._backward_parts(inputs, targets), self.ranks)
-        if self.ranks.size > 1:
-            self.ranks.all_reduce_sum([p.grad for p in self.model.parameters() if p.grad is not None])
-            self.ranks.all_reduce_sum([metrics])  # in double precision, which gradients do without
+            metrics = within_memory(lambda: self._backward_parts(inputs, targets, overlapped=False), self.ranks)
+        if self.gradients is not None:
+            wait = self.ranks.start_all_reduce_sum(metrics)
+            self.gradients.reduce()
+            wait()
         return metrics[0], metrics[1:]
 
-    def _backward_parts(self, inputs: Tensor, targets: Tensor) -> Tensor:
+    def _backward_parts(self, inputs: Tensor, targets: Tensor, *, overlapped: bool) -> Tensor:
         shares = []
         parts = zip(inputs.tensor_split(self.num_parts), targets.tensor_split(self.num_parts), strict=True)
-        for part, part_targets in parts:
+        for i, (part, part_targets) in enumerate(parts):
             share = len(part_targets) / self.loader.batch_size  # ranks and parts may differ by a row
             with self.training_forward():
                 output = self.model(part)
                 loss = self.task.objective(output, part_targets)
-            self.scaler.scale(loss * share).backward()  # type: ignore[no-untyped-call]
+            is_last = i == self.num_parts - 1
+            with self.gradients.last_backward(overlapped=overlapped) if self.gradients and is_last else nullcontext():
+                self.scaler.scale(loss * share).backward()  # type: ignore[no-untyped-call]
             means = mean_values(self.task.training_metrics, output.detach(), part_targets)
             shares.append(torch.cat([loss.detach().double()[None], means]) * share)
         return torch.stack(shares).sum(0)
@@ -227,6 +233,8 @@ class TrainStep:
         self._num_since_change = 0
         if self._graph is not None:
             self._graph.invalidate()
+        if self.gradients is not None:
+            self.gradients.forget()
 
     def add_kernel(self, kernel: Kernel, *, step: int) -> None:
         """Compile a module that was added to the network before step `step`, and update what `sync_parameters` does."""
