@@ -1,0 +1,65 @@
+"""Two GPUs that sum their gradients while the captured backward pass goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.cuda.rank_steps import CASES, WAYS
+
+pytestmark = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, Any]]]:
+    """What each of two ranks found."""
+    with socket.create_server(("localhost", 0)) as server:
+        port = server.getsockname()[1]
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "4"}
+    command = [sys.executable, "-m", "tests.cuda.rank_steps", str(tmp_path_factory.mktemp("runs")), "cuda"]
+    processes = [
+        subprocess.Popen(
+            command, cwd=Path(__file__).parents[2],
+            env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    try:
+        ends = [process.communicate(timeout=120) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], [stderr for _, stderr in ends]
+    return [json.loads(stdout.splitlines()[-1]) for stdout, _ in ends]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_eager_and_captured_overlapped_sums_are_bit_identical_through_growth_and_culling_on_both_ranks(
+    both: list[dict[str, dict[str, Any]]], case: str
+) -> None:
+    expected = both[0][case]["eager"]
+    for found in both:
+        for way in WAYS:
+            assert found[case][way]["weights"] == expected["weights"], way
+            assert found[case][way]["loss"] == expected["loss"], way
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_all_sums_of_a_captured_step_start_in_its_backward_pass(
+    both: list[dict[str, dict[str, Any]]], case: str
+) -> None:
+    for found in both:
+        captured, late = found[case]["captured"], found[case]["captured, sums at the end"]
+        assert captured["early"][-1] == captured["buckets"] > 2
+        assert captured["early"][1] >= captured["early"][0] == captured["early"][2]
+        assert late["early"] == [0, 0, 0]
+        assert late["buckets"] == captured["buckets"]
