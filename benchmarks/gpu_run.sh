@@ -1,5 +1,6 @@
 # Shared by gpu.sh and gpus.sh, which source it from the repository's root with the results folder and the time limit in
-# seconds. Defines `out`, `python`, `run` and `end_with_summary`.
+# seconds. WHEELS in the environment: a folder of wheels to use besides what is installed. Defines `out`, `python`,
+# `run` and `end_with_summary`.
 mkdir -p "$1" || exit 2
 out=$(cd "$1" && pwd)
 logs=$(mktemp -d)
@@ -7,7 +8,12 @@ caches=$(mktemp -d)  # fresh, so that nothing compiled in an earlier run is reus
 python=${PYTHON:-python3}
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 PYTHONWARNINGS=ignore
 export TORCHINDUCTOR_CACHE_DIR="$caches/inductor" TRITON_CACHE_DIR="$caches/triton"
-end=$((SECONDS + $2))
+if [[ -n ${WHEELS:-} ]]; then
+    "$python" -m pip install --quiet --no-index --no-deps --no-compile --no-cache-dir --upgrade --target "$caches/site" \
+        "$WHEELS"/*.whl >"$out/pip.log" 2>&1 || { tail -n 5 "$out/pip.log" >&2; exit 1; }
+    export PYTHONPATH="$PYTHONPATH:$caches/site"
+fi
+end=$(($2))  # of SECONDS, since the script began
 failed=0
 verdicts=()
 

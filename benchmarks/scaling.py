@@ -4,12 +4,13 @@
 
 A cell is one measurement of a network, image size and number of ranks; the most important come first. "per rank": each
 rank has the full batch; "global": the ranks share it. In both, the runs are open in the same processes and alternate in
-blocks of steps, in a rotating order; while rank 0 trains alone, the others wait. "growth": a run with dormant seeds
-grows; timed are scoring and deciding, the broadcast, the surgery and the steps until the new graph is replayed, and a
-hash of all weights is compared between ranks. Memory is the allocator's, for one run. Runs train as the trainer does:
-on CUDA one captured graph, gradients through NCCL. The JSON file is written after each cell. A cell that fails or hangs
-ends its processes; new ones continue with the next cell. No cell starts after the budget is used up, and rounds are
-cut.
+blocks of steps, in a rotating order; while rank 0 trains alone, the others wait. These runs are "off", without growth;
+"late", the same with one sum of all gradients after the backward pass; "default", with dormant seeds. "growth": a run
+with dormant seeds grows; timed are scoring and deciding, the broadcast, the surgery and the steps until the new graph
+is replayed, and a hash of all weights is compared between ranks. Memory is the allocator's, for one run. Runs train as
+the trainer does: on CUDA one captured graph, gradients through NCCL. The JSON file is written after each cell. A cell
+that fails or hangs ends its processes; new ones continue with the next cell. No cell starts after the budget is used
+up, and rounds are cut.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ def _cells(networks: Sequence[tuple[str, int, int]], *, counts: Sequence[int]) -
         Cell(kind=kind, model=model, image_size=image_size, batch_size=batch_size, ranks=ranks)
         for some in (networks[:2], networks[2:])
         for ranks in counts
-        for kind in ("per rank", "growth", "global")
+        for kind in ("per rank", "global", "growth")
         for model, image_size, batch_size in some
         if ranks > 1 or kind != "global"
     ]
@@ -83,6 +84,7 @@ def _measure(options: argparse.Namespace, cells: Sequence[Cell], *, deadline: fl
             rounds=options.rounds,
             block_seconds=options.block_seconds,
             growths=options.growths,
+            arms=options.arms,
             cells=left,
         )
         is_over = _run(plan, num_processes=left[0].ranks)
@@ -147,6 +149,9 @@ def _options() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=8, help="blocks of steps of each run")
     parser.add_argument("--block-seconds", type=float, default=0.8, help="length of a block, in whole steps")
     parser.add_argument("--growths", type=int, default=2, help="growths of each growing run")
+    parser.add_argument(
+        "--arms", nargs="*", default=["late", "default"], choices=("late", "default"), help="runs besides off"
+    )
     parser.add_argument("--budget-seconds", type=float, default=1800.0, help="start no cell after this time")
     parser.add_argument("--cell-seconds", type=float, default=180.0, help="kill a cell that takes longer")
     return parser

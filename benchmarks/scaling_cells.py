@@ -42,6 +42,7 @@ _NEVER = 10**6  # epochs
 _PARTING_SECONDS = 30.0
 _ARMS = {
     "off": MorphogeneticConfig(enable_tamiyo=False),
+    "late": MorphogeneticConfig(enable_tamiyo=False),  # one sum of all gradients, after the backward pass
     "default": MorphogeneticConfig(),
     "growing": MorphogeneticConfig(policy="never", holding_epochs=_NEVER),  # scores as default does, grows on command
 }
@@ -90,6 +91,7 @@ class Plan:
     rounds: int
     block_seconds: float
     growths: int
+    arms: list[str]
     cells: list[Cell]
 
 
@@ -154,7 +156,12 @@ def _measured(cell: Cell, plan: Plan, ranks: Ranks) -> dict[str, Any]:
 
 def _speed(cell: Cell, plan: Plan, ranks: Ranks) -> dict[str, Any]:
     """Images per second of each arm by round, on one rank and on all."""
-    arms = [(arm, who) for arm in (("off",) if cell.kind == "global" else ("off", "default")) for who in _who(ranks)]
+    arms = [
+        (arm, who)
+        for arm in ("off", *plan.arms)
+        for who in _who(ranks)
+        if (arm, who) != ("late", "alone") and (arm, cell.kind) != ("default", "global")
+    ]
     speeds: dict[tuple[str, str], list[float]] = {arm: [] for arm in arms}
     memory, runs, num_steps = {}, dict[tuple[str, str], Run](), dict[tuple[str, str], int]()
     with _runs(ranks) as open_:
@@ -177,7 +184,7 @@ def _speed(cell: Cell, plan: Plan, ranks: Ranks) -> dict[str, Any]:
         "images_per_s": _nested(speeds),
         "memory": _nested(memory),
         "efficiency": {
-            arm: _share(speeds[arm, "together"], speeds[arm, "alone"], ranks.size)
+            arm: _share(speeds[arm, "together"], speeds["off" if arm == "late" else arm, "alone"], ranks.size)
             for arm, who in arms
             if who == "together" and ranks.is_rank0
         },
@@ -186,6 +193,9 @@ def _speed(cell: Cell, plan: Plan, ranks: Ranks) -> dict[str, Any]:
             for arm, who in arms
             if arm == "default" and ranks.is_rank0
         },
+        "off_to_late": paired_ratio(speeds["off", "together"], speeds["late", "together"])
+        if ("late", "together") in arms and ranks.is_rank0
+        else None,
     }
 
 
@@ -265,6 +275,9 @@ def _opened(
     mine = ranks if who == "together" else None
     run = stack.enter_context(opened(config, folder / f"{arm}-{who}", listeners=listeners, ranks=mine))
     run.synchronize_ranks()
+    if arm == "late" and run.step.gradients is not None:
+        run.step.gradients.overlaps = False
+        run.step.gradients.bucket_bytes = run.step.gradients.outer_bytes = sys.maxsize
     train_steps(run, _WARMUP_STEPS)
     wait(run)
     run.step.invalidate()

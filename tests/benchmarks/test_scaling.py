@@ -28,26 +28,28 @@ def cells(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]
 @pytest.mark.long
 def test_every_cell_is_measured_the_most_important_first(cells: dict[str, dict[str, Any]]) -> None:
     assert [(kind, cell["status"]) for kind, cell in cells.items()] == [
-        ("per rank", "done"), ("growth", "done"), ("global", "done"),
+        ("per rank", "done"), ("global", "done"), ("growth", "done"),
     ]  # fmt: skip
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("kind", "arms"), [("per rank", ["off", "default"]), ("global", ["off"])])
+@pytest.mark.parametrize(("kind", "arms"), [("per rank", ["off", "late", "default"]), ("global", ["off", "late"])])
 def test_efficiency_is_the_share_of_so_many_times_one_process(
     cells: dict[str, dict[str, Any]], kind: str, arms: list[str]
 ) -> None:
     found = cells[kind]
     assert list(found["images_per_s"]) == list(found["efficiency"]) == arms
+    alone = found["images_per_s"]["off"]["alone"]
     for arm, speeds in found["images_per_s"].items():
-        assert len(speeds["alone"]) == len(speeds["together"]) == 2
-        expected = paired_ratio(speeds["together"], speeds["alone"]).mean / 2
+        assert len(speeds.get("alone", alone)) == len(speeds["together"]) == 2
+        expected = paired_ratio(speeds["together"], speeds.get("alone", alone)).mean / 2
         assert found["efficiency"][arm]["mean"] == pytest.approx(expected)
 
 
 @pytest.mark.long
 def test_dormant_seeds_are_compared_with_none_alone_and_together(cells: dict[str, dict[str, Any]]) -> None:
     assert [ratio["n"] for ratio in cells["per rank"]["default_to_off"].values()] == [2, 2]
+    assert cells["global"]["off_to_late"]["n"] == 2
 
 
 @pytest.mark.long

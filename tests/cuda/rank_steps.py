@@ -54,6 +54,7 @@ def main(folder: Path, device: str) -> None:
         for way in WAYS:
             with opened(config, folder / f"{case}-{way}", ranks=ranks) as run:
                 found[case][way] = trained(run, way, ranks)
+    ranks.barrier()
     sys.stdout.write(json.dumps(found) + "\n")
     sys.stdout.flush()
 
