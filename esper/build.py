@@ -112,7 +112,7 @@ def parts(
         mean=splits.mean,
         std=splits.std,
         # Of floating-point values, mean and std already obey `normalize`.
-        normalize=config.dataset.normalize or (isinstance(train, ImageSet) and train.images.is_floating_point()),
+        normalize=config.dataset.normalize or (isinstance(train, ImageSet) and train.stored.is_floating_point()),
         channels_last=model.memory_format is torch.channels_last,
         device=device,
     )
@@ -211,7 +211,7 @@ def _require_images(config: DatasetConfig, splits: DataSplits) -> None:
                 f"{splits.spec.inputs}; leave it 0"
             )
     train = splits.train
-    is_float = isinstance(train, ImageSet) and train.images.is_floating_point()
+    is_float = isinstance(train, ImageSet) and train.stored.is_floating_point()
     if config.rand_augment_num_ops and (is_float or splits.spec.inputs[0] not in (1, 3)):
         raise ConfigError(
             f"dataset.rand_augment_num_ops={config.rand_augment_num_ops}: is for uint8 images of 1 or 3 channels, but "

@@ -97,7 +97,7 @@ class CheckBeforeRun(Callback):
             if len(is_dry) > 1:
                 raise ConfigError("dry_run=true,false: applies to the whole sweep; give one value")
             if queue is not None and True not in is_dry:
-                queue.require()
+                queue.require(configs)
                 sweep_dir = Path(config.hydra.sweep.dir)
                 also_restore(sweep_dir / name for name in ("multirun.yaml", *MEMBERS_FILES))
             for member in configs:

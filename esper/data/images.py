@@ -12,8 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from esper import turns
 from esper.data.decode import Resize, decode_chunk
 from esper.data.fingerprint import Fingerprint
+from esper.data.sharing import on_device
 
 __all__ = ["Dataset", "FileSet", "ImageSet", "draw_stratified"]
 
@@ -25,23 +27,35 @@ class ImageSet:
     """Labelled examples in memory.
 
     Attributes:
-        images: images, uint8 or float32 (N, C, H, W), or rows, float32 (N, D).
+        stored: images, uint8 or float32 (M, C, H, W), or rows, float32 (M, D); those of other splits may be among them.
         labels: classes, int64 (N,), or numbers, float32 (N,) or (N, D).
+        places: where the examples are in `stored`, int64 (N,); None: they are all, in this order.
     """
 
-    images: Tensor
+    stored: Tensor
     labels: Tensor
+    places: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: Tensor) -> ImageSet:
-        return ImageSet(self.images[index], self.labels[index])
+        index = index.to(self.labels.device)
+        return ImageSet(self.stored, self.labels[index], index if self.places is None else self.places[index])
+
+    @property
+    def images(self) -> Tensor:
+        """The examples, (N, C, H, W) or (N, D): a copy, if others are stored with them."""
+        return self.at(slice(None))
+
+    def at(self, index: Tensor | slice) -> Tensor:
+        """Some of the examples."""
+        return self.stored[index if self.places is None else self.places[index]]
 
     @property
     def shape(self) -> tuple[int, ...]:
         """(C, H, W) of an image, (D,) of a row."""
-        return tuple(self.images.shape[1:])
+        return tuple(self.stored.shape[1:])
 
     @property
     def strata(self) -> Tensor:
@@ -49,8 +63,12 @@ class ImageSet:
         return torch.zeros(len(self), dtype=torch.int64) if self.labels.is_floating_point() else self.labels
 
     def to(self, device: torch.device) -> ImageSet:
-        """Move the images to a device."""
-        return ImageSet(self.images.to(device), self.labels.to(device))
+        """Move the images to a device: without those of other splits, unless several runs share them there."""
+        labels = self.labels.to(device)
+        if turns.current() is None:
+            return ImageSet(self.images.to(device), labels)
+        places = self.places if self.places is None else self.places.to(device)
+        return ImageSet(on_device(self.stored, device), labels, places)
 
 
 @dataclass(frozen=True, slots=True)

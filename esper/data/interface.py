@@ -118,7 +118,7 @@ def interface_of(splits: DataSplits, spec: DataSpec, config: DatasetConfig, *, t
         values = "int64"
     elif isinstance(train, FileSet):
         image = Reading(mode="RGB", shorter_side=train.canvas_size, size=train.image_size, is_streamed=True)
-    elif train.images.is_floating_point():
+    elif train.stored.is_floating_point():
         values = "float32"
     else:
         channels, height, width = train.shape

@@ -96,7 +96,8 @@ class Preprocess:
         """Batches of a whole split in order, without augmentation; the last may be smaller."""
         for start in range(0, len(split), batch_size):
             hanging.beat()
-            yield self(split.images[start : start + batch_size]), split.labels[start : start + batch_size]
+            rows = slice(start, start + batch_size)
+            yield self(split.at(rows)), split.labels[rows]
 
 
 class TrainLoader:
@@ -171,7 +172,7 @@ class TrainLoader:
         """These rows of a batch, augmented but not mixed, and the images' indices in the split."""
         config = self._config
         selected = self._order[rows + index * config.batch_size]
-        images = self._split.images[selected]
+        images = self._split.at(selected)
         if config.use_augmentation and images.dtype == torch.uint8:
             images = augment(
                 images,

@@ -19,7 +19,7 @@ import torch
 import torch.multiprocessing  # makes `multiprocessing` pass tensors through shared memory
 from torch import Tensor
 
-from esper import hanging
+from esper import hanging, turns
 from esper.data.decode import Chunk, Resize, decode_chunk
 from esper.data.images import FileSet
 from esper.errors import DecoderError
@@ -82,7 +82,7 @@ class PendingBatch:
             DataError, DecoderError: as in `copy_to`.
         """
         for path, future in self.chunks:
-            with _worker_errors(), _decoding(path, timeout_s=self.timeout_s):
+            with _worker_errors(), _decoding(path, timeout_s=self.timeout_s), turns.paused():
                 chunk = future.result()
             self.damaged.update(chunk.damaged)
             yield chunk

@@ -16,6 +16,7 @@ from esper.configs import DatasetConfig, torch_seed
 from esper.configs.dataset import DATASETS
 from esper.data.fingerprint import Fingerprint
 from esper.data.images import Dataset, FileSet, ImageSet, draw_stratified
+from esper.data.sharing import loaded, on_device
 from esper.data.spec import DataSpec
 from esper.data.tokens import TokenSet
 from esper.errors import DataError
@@ -62,7 +63,9 @@ class DataSplits:
         """Move images and tokens that are in memory to a device."""
         splits = {name: getattr(self, name) for name in ("train", "controller", "judge", "test")}
         if isinstance(self.train, TokenSet):
-            tokens = self.train.tokens if self.train.is_streamed else self.train.tokens.to(device)  # of all splits
+            tokens = (
+                self.train.tokens if self.train.is_streamed else on_device(self.train.tokens, device)
+            )  # of all splits
             splits = {name: split.placed(tokens) for name, split in splits.items()}
         else:
             splits = {name: split.to(device) for name, split in splits.items()}
@@ -87,7 +90,7 @@ def load_splits(config: DatasetConfig, *, rng_seed: int, cache_dir: Path | None 
     if DATASETS[config.name].is_text:
         splits: DataSplits = source.load(config, rng_seed=rng_seed, cache_dir=cache_dir)
         return splits
-    return _split_images(config, source.load(config, cache_dir), rng_seed=rng_seed)
+    return _split_images(config, loaded(source.load, config, cache_dir), rng_seed=rng_seed)
 
 
 def _split_images(config: DatasetConfig, dataset: Dataset, *, rng_seed: int) -> DataSplits:

@@ -7,7 +7,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextvars import ContextVar
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 from esper.errors import ConfigError, EsperError, RankError, one_line
 from esper.redact import redact
@@ -44,9 +44,9 @@ def error_line(error: BaseException) -> str:
     return line if isinstance(error, EsperError) or line == name else f"{name}: {line}"
 
 
-def print_traceback() -> None:
-    """Print the traceback of the exception being handled, without credentials."""
-    sys.stderr.write(redact(traceback.format_exc()))
+def print_traceback(file: TextIO | None = None) -> None:
+    """Print the traceback of the exception being handled, without credentials, on stderr or in a file."""
+    (file or sys.stderr).write(redact(traceback.format_exc()))
 
 
 def exit_with(error: EsperError) -> NoReturn:

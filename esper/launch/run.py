@@ -13,7 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TextIO
 
-from esper import hanging, stopping
+from esper import hanging, stopping, turns
 from esper.configs import TolariaConfig
 from esper.configs.identity import checkpoints_folder, digest, outputs_folder
 from esper.console import Console
@@ -46,9 +46,16 @@ __all__ = ["Outcome", "run"]
 
 _NOTHING = {".lock", "train.log", "journal.jsonl"}
 """Files that are there before a run has begun."""
+_LOG_COLUMNS = 120
 
 
-def run(config: TolariaConfig, run_dir: Path, *, sibling: Callable[[str], Path] | None = None) -> Outcome:
+def run(
+    config: TolariaConfig,
+    run_dir: Path,
+    *,
+    sibling: Callable[[str], Path] | None = None,
+    output: TextIO | None = None,
+) -> Outcome:
     """Train, resume, or show the result of a run that has finished before.
 
     Args:
@@ -56,6 +63,7 @@ def run(config: TolariaConfig, run_dir: Path, *, sibling: Callable[[str], Path] 
         run_dir: the run folder.
         sibling: gives the folder of the run that the same command makes with another arm of the comparison; see
             `resolve_arm`.
+        output: where the run's lines are printed; None: stdout.
 
     Raises:
         EsperError: bad input, or the training failed.
@@ -65,7 +73,9 @@ def run(config: TolariaConfig, run_dir: Path, *, sibling: Callable[[str], Path] 
     with stopping.handled(), hanging.watched(lambda _status, _why: True):
         ranks = init_ranks()
         with _removed_without_a_run(run_dir) if ranks.is_rank0 else contextlib.nullcontext():
-            return _reporting_failure(config, ranks, lambda: _run(config, run_dir, ranks, sibling=sibling))
+            return _reporting_failure(
+                config, ranks, lambda: _run(config, run_dir, ranks, sibling=sibling, output=output)
+            )
 
 
 def _reporting_failure(config: TolariaConfig, ranks: Ranks, start: Callable[[], Outcome]) -> Outcome:
@@ -89,7 +99,14 @@ def _reporting_failure(config: TolariaConfig, ranks: Ranks, start: Callable[[], 
         raise reported from error
 
 
-def _run(config: TolariaConfig, run_dir: Path, ranks: Ranks, *, sibling: Callable[[str], Path] | None) -> Outcome:
+def _run(
+    config: TolariaConfig,
+    run_dir: Path,
+    ranks: Ranks,
+    *,
+    sibling: Callable[[str], Path] | None,
+    output: TextIO | None,
+) -> Outcome:
     if config.dry_run:
         report = dry_run(resolve_plan(config, run_dir=run_dir), run_dir)
         if ranks.is_rank0:
@@ -110,7 +127,8 @@ def _run(config: TolariaConfig, run_dir: Path, ranks: Ranks, *, sibling: Callabl
     if not ranks.is_rank0:
         return _outcome(0, status["result"], run_dir) if is_finished else asyncio.run(_train(config, run_dir, []))
     with contextlib.ExitStack() as stack:
-        terminal = stack.enter_context(Terminal(level=config.logging.log_level))
+        console = None if output is None else Console(file=output, width=_LOG_COLUMNS)
+        terminal = stack.enter_context(Terminal(level=config.logging.log_level, console=console))
         stack.callback(lambda: terminal.files(_files(config, run_dir)))  # at the end: MLflow's address of the run
         if is_finished:
             for message in mended:
@@ -124,7 +142,9 @@ def _run(config: TolariaConfig, run_dir: Path, ranks: Ranks, *, sibling: Callabl
             stack.enter_context(left_as_it_was(log_dir, file="train.log"))
         log_dir.mkdir(parents=True, exist_ok=True)
         file = stack.enter_context(_log_file(log_dir / "train.log"))
-        log = stack.enter_context(Terminal(level=config.logging.log_level, console=Console(file=file, width=120)))
+        log = stack.enter_context(
+            Terminal(level=config.logging.log_level, console=Console(file=file, width=_LOG_COLUMNS))
+        )
         return asyncio.run(_train(config, run_dir, [terminal, log]))
 
 
@@ -226,9 +246,10 @@ def _last_words(service: TolariaService, run_dir: Path, status: str, why: str) -
 def _write_page(run_dir: Path) -> None:
     """Write the report, before the trackers close, which upload it."""
     if init_ranks().is_rank0:
-        from esper.report import run_page  # imports Matplotlib
+        with turns.paused():
+            from esper.report import run_page  # imports Matplotlib
 
-        run_page.write(run_dir)
+            run_page.write(run_dir)
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ from esper.errors import EsperError, RankError
 from esper.launch.exits import error_line, print_traceback
 from esper.sweep.manifest import Member
 
-__all__ = ["MemberJob"]
+__all__ = ["NOT_BEGUN", "MemberJob", "begin", "end_stopped"]
+
+NOT_BEGUN = "cancelled before it began"
 
 
 class MemberJob:
@@ -50,7 +53,7 @@ class MemberJob:
         def last_words(status: str, why: str) -> bool:
             number = stopping.received()
             if rank_env().rank == 0 and number is not None:
-                _end_stopped(member, number, requeue.get(number), reason=why)
+                end_stopped([member], number, requeue.get(number), reason=why)
             elif rank_env().rank == 0:
                 member.end(status, reason=why)
             return True
@@ -65,7 +68,7 @@ class MemberJob:
                 number = signal.SIGINT
             if rank_env().rank > 0:
                 return  # a failing rank would make SLURM end the step while rank 0 still works
-            _end_stopped(member, number, requeue.get(number), reason=stopping.name_of(number))
+            end_stopped([member], number, requeue.get(number), reason=stopping.name_of(number))
             raise SystemExit(128 + number)
 
     def _run(self, member: Member) -> None:
@@ -75,7 +78,7 @@ class MemberJob:
 
         try:
             ranks = init_ranks()
-            config = ranks.on_rank0(lambda: _begin(member, job_name=self.job_name))
+            config = ranks.on_rank0(lambda: begin(member, job_name=self.job_name))
             outcome = run(config, member.run_dir, sibling=lambda arm: member.sweep_dir / member.siblings[arm])
         except Exception as error:  # raised on the first rank that fails
             if isinstance(error, RankError):
@@ -97,10 +100,11 @@ class MemberJob:
         return DelayedSubmission(self)
 
 
-def _end_stopped(member: Member, number: int, requeue: Any, *, reason: str) -> None:
+def end_stopped(members: Sequence[Member], number: int, requeue: Any, *, reason: str) -> None:
     """Requeue the job that a signal stopped, or record that it ended.
 
     Args:
+        members: those of the job that have not ended.
         requeue: submitit's handler of this signal, if it has one.
 
     Raises:
@@ -110,14 +114,19 @@ def _end_stopped(member: Member, number: int, requeue: Any, *, reason: str) -> N
         try:
             requeue(number, None)
         except Exception as error:  # too many timeouts
-            member.end("interrupted", reason=error_line(error))
+            _interrupt(members, error_line(error))
     elif number == signal.SIGTERM and _is_preempted():
         subprocess.run(["scontrol", "requeue", str(_job_id())], check=True, timeout=60)
     else:
-        member.end("interrupted", reason=reason)
+        _interrupt(members, reason)
 
 
-def _begin(member: Member, *, job_name: str | None) -> TolariaConfig:
+def _interrupt(members: Sequence[Member], reason: str) -> None:
+    for member in members:
+        member.end("interrupted", reason=reason if member.began else NOT_BEGUN)
+
+
+def begin(member: Member, *, job_name: str | None) -> TolariaConfig:
     """Record that the job begins; returns the configuration to run."""
     if job_name and (job_id := _job_id()):
         update = ["scontrol", "update", f"JobId={job_id}", f"JobName={job_name}"]

@@ -76,7 +76,7 @@ def launch(members: Sequence[tuple[Member, TolariaConfig]], queue: Queue) -> dic
         RunError: the queue refused, or did not respond.
         SystemExit: Ctrl-C; 130.
     """
-    queue.require()
+    queue.require([config for _, config in members])
     everyone = list({member.name: member for member, _ in members}.values())
     plan = plan_submission(members)
     if unknown := next((state for state in plan.active.values() if state.state == "unknown"), None):

@@ -17,12 +17,14 @@ from esper.configs.explain import nearest
 from esper.errors import ConfigError, RunError
 from esper.sweep.queues.base import Queue
 from esper.sweep.queues.local import LocalQueue
+from esper.sweep.queues.packed import PackedQueue
 from esper.sweep.queues.slurm import SlurmQueue
 
 __all__ = ["QUEUES", "queue_of", "queue_type"]
 
 QUEUES: dict[str, type[Queue]] = {
     "local": LocalQueue,
+    "packed": PackedQueue,
     "slurm": SlurmQueue,
 }
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from esper import turns
 from esper.data import Split
 from esper.kasmina.modes import evaluating
 from esper.tasks import Detail, Metric, Task, as_figures, num_values, sum_values
@@ -43,6 +44,7 @@ def measure(
             output = model(inputs)
             losses.append(task.losses(output, targets))
             sums.append(sum_values(metrics, output, targets))
+            turns.pass_on()
     return losses, torch.stack(sums).sum(0)
 
 
@@ -57,6 +59,7 @@ def evaluate_in_detail(
     """Mean loss, the task's metrics by name, and its detail if asked for; see `measure`."""
     measured, sums = measure(model, batches, task, with_detail=with_detail)
     losses = _flat(measured)
+    turns.wait_for_device()
     return _figures(task, float(losses.mean()), losses.numel(), sums.tolist(), with_detail=with_detail)
 
 

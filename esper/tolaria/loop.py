@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from esper import hanging, stopping
+from esper import hanging, stopping, turns
 from esper.configs import TolariaConfig
 from esper.configs.check import check
 from esper.contracts.events import CheckpointSaved, EpochEnded, Event, Notice, RunEnded, Validated
@@ -348,7 +348,8 @@ class TrainingLoop:
     def _finish_saving(self) -> list[Path]:
         """Wait for the checkpoints that are being written; returns their paths."""
         run = self.run
-        saved = run.checkpoint_writer.collect()
+        with turns.paused():
+            saved = run.checkpoint_writer.collect()
         for one in saved:
             shown = one.path.relative_to(run.run_dir) if one.path.is_relative_to(run.run_dir) else one.path
             run.emit(CheckpointSaved, epoch=one.epoch, path=str(shown), is_best=one.prefix == "best")

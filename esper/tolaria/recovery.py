@@ -6,6 +6,7 @@ import functools
 from dataclasses import dataclass
 from pathlib import Path
 
+from esper import turns
 from esper.contracts.events import GrowthUndone
 from esper.contracts.lifecycle import SeedLifecycleState
 from esper.contracts.recipe import Graft
@@ -61,7 +62,7 @@ def do_step(run: Run) -> None:
     """Do the next training step; one that runs out of memory is tried again with a split batch.
 
     Raises:
-        MemoryLimitError: that did not help, or growth is to be undone because of it.
+        MemoryLimitError: that did not help, growth is to be undone because of it, or other runs share the device.
     """
     state, problem = run.state, ""
     do = functools.partial(
@@ -70,7 +71,7 @@ def do_step(run: Run) -> None:
     try:
         do()
     except MemoryLimitError as error:
-        if not run.step.can_split or find_way_back(run, error):
+        if turns.is_shared() or not run.step.can_split or find_way_back(run, error):
             raise
         problem = str(error)
     if problem:  # outside of `except`: the error keeps activations alive
@@ -94,6 +95,8 @@ def find_way_back(run: Run, error: Exception) -> WayBack | None:
         return None
     if isinstance(error, DivergenceError):
         reason = str(error).partition(";")[0]
+    elif turns.is_shared():
+        return None  # alone it may fit
     elif _is_memory(run, error) and any(_is_new(run, run.model.slot(graft.site)) for graft in undone):
         reason = f"out of memory: {one_line(error, max_length=200)}"
     else:

@@ -15,6 +15,7 @@ import torch
 import torch._dynamo
 from torch import nn
 
+from esper import turns
 from esper.errors import ConfigError, one_line
 
 __all__ = ["Regions"]
@@ -24,6 +25,8 @@ R = TypeVar("R")
 
 MAX_GRAPHS = 128
 """Limit of graphs in a run. It should need one for each different block and each grown module."""
+_MAX_RUNS = 64
+"""Runs that may compile in one process."""
 
 
 class Regions:
@@ -44,8 +47,9 @@ class Regions:
         # Guards: else a hook that growth adds inside a compiled block is ignored. Limits: beyond them dynamo silently
         # runs functions uncompiled, which `limit_reached` reports.
         torch._dynamo.config.skip_nnmodule_hook_guards = False
-        torch._dynamo.config.recompile_limit = MAX_GRAPHS
-        torch._dynamo.config.accumulated_recompile_limit = 4 * MAX_GRAPHS
+        factor = 1 if turns.current() is None else _MAX_RUNS
+        torch._dynamo.config.recompile_limit = factor * MAX_GRAPHS
+        torch._dynamo.config.accumulated_recompile_limit = 4 * factor * MAX_GRAPHS
 
     @property
     def limit_reached(self) -> bool:

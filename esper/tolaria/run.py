@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from esper import stopping, urza
+from esper import stopping, turns, urza
 from esper.build import Parts, bus_tracker, parts
 from esper.configs import TolariaConfig, derive_seed, torch_seed
 from esper.configs.identity import checkpoints_folder, digest, outputs_folder, run_id, run_name
@@ -185,7 +185,7 @@ class Run:
             started.append((bus_tracker(self.config.redis, run_dir=self.run_dir), _BUS_INTERVAL_S))
         for tracker, interval_s in started:
             thread = TrackerThread(tracker, interval_s=interval_s, run_dir=self.run_dir, warn=self.warn)
-            self.closing.callback(thread.close)
+            self.closing.callback(_close, thread)
 
     def finish_checkpoints(self) -> None:
         """Finish the checkpoints that are being written, and the writer's thread."""
@@ -204,6 +204,11 @@ class Run:
     def warn(self, message: str) -> None:
         """Warn the user; the run continues."""
         self.emit(Notice, level="WARNING", message=redact(message))
+
+
+def _close(thread: TrackerThread) -> None:
+    with turns.paused():
+        thread.close()
 
 
 def open_run(

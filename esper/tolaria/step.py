@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from esper import hanging
+from esper import hanging, turns
 from esper.data import Loader
 from esper.errors import MemoryLimitError, one_line
 from esper.tasks import Task, mean_values
@@ -131,6 +131,7 @@ class TrainStep:
         self._num_since_change += 1
         if self._num_since_change == _SETTLING_STEPS:
             hanging.forget()
+        turns.step_done()
 
     def _step(self) -> None:
         epoch, index, step = self._position.unbind()

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from esper import turns
 from esper.tasks import Metric, as_figures, num_values
 
 __all__ = ["Mark", "Reading", "StepSums", "Window"]
@@ -46,7 +47,8 @@ class Mark:
     def wait(self) -> None:
         """Wait until the device has reached it."""
         if self._event is not None:
-            self._event.synchronize()
+            with turns.paused():
+                self._event.synchronize()
 
     def seconds_since(self, earlier: Mark) -> float:
         """Seconds between two marks on the device; waits for it."""

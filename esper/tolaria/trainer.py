@@ -7,6 +7,7 @@ free to answer during steps, evaluations and saves.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -151,11 +152,12 @@ class TolariaTrainer:
 
     async def shutdown(self) -> None:
         """Finish the tracker and unlock the run folder; safe to call twice."""
-        await asyncio.get_running_loop().run_in_executor(None, _close, self._loop)
+        await asyncio.to_thread(_close, self._loop)
         self._worker.shutdown()
 
     async def _in_worker(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        future = self._worker.submit(function, *args, **kwargs)
+        context = contextvars.copy_context()
+        future = self._worker.submit(lambda: context.run(function, *args, **kwargs))
         try:
             return await asyncio.wrap_future(future)
         except Exception as error:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
+from esper.configs import TolariaConfig
 from esper.configs.schema import setting
 from esper.sweep.manifest import Job, Member
 
@@ -53,8 +54,8 @@ class Queue(Protocol):
 
     def __init__(self, options: Any) -> None: ...
 
-    def require(self) -> None:
-        """Raise a `RunError` if jobs cannot be submitted from this machine."""
+    def require(self, configs: Sequence[TolariaConfig] = ()) -> None:
+        """Raise an error if jobs, or those with these configurations, cannot be submitted from this machine."""
 
     def describe(self) -> str:
         """Where and how jobs run, in one line."""

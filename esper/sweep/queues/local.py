@@ -17,16 +17,18 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import psutil
 
+from esper.configs import TolariaConfig
 from esper.configs.schema import setting
 from esper.errors import WriteError
+from esper.sweep.job import NOT_BEGUN
 from esper.sweep.manifest import Job, Member, members_of
 from esper.sweep.queues.base import JobState, Queue, QueueOptions
 
-__all__ = ["LocalOptions", "LocalQueue"]
+__all__ = ["LocalOptions", "LocalQueue", "gpus_here"]
 
 
 @dataclass(kw_only=True)
@@ -40,7 +42,7 @@ class LocalQueue(Queue):
     """Jobs that are processes of this machine, so many at a time."""
 
     name = "local"
-    options_type = LocalOptions
+    options_type: ClassVar[type[QueueOptions]] = LocalOptions
     runs_here = True
     requests_gpus = False
     options: LocalOptions
@@ -48,25 +50,28 @@ class LocalQueue(Queue):
     def __init__(self, options: LocalOptions) -> None:
         self.options = options
 
-    def require(self) -> None:
+    def require(self, configs: Sequence[TolariaConfig] = ()) -> None:
         """Nothing is required."""
 
     def describe(self) -> str:
         """How many runs at a time, and on how many GPUs, in one line."""
-        gpus = _gpus()
+        gpus = gpus_here()
         return f"this machine, {self._num_jobs(gpus)} at a time" + (f", one of {len(gpus)} GPUs each" if gpus else "")
 
     def submit(self, levels: Sequence[Sequence[Member]], *, after: Sequence[Job]) -> None:
         """Start the background process, which runs the levels one after the other once the jobs in `after` ended."""
-        gpus = _gpus()
+        gpus = gpus_here()
+        num_jobs = self._num_jobs(gpus)
         request = {
-            "levels": [[str(member.folder) for member in members] for members in levels],
+            "queue": self.name,
+            "program": self.program(),
+            "levels": [[[str(one.folder) for one in job] for job in self.jobs_of(level, num_jobs)] for level in levels],
             "after": [job.id for job in after],
             "busy": _busy(levels),
-            "num_jobs": self._num_jobs(gpus),
+            "num_jobs": num_jobs,
             "gpus": gpus,
         }
-        with (levels[0][0].folder.parent / "local.log").open("ab") as log:
+        with (levels[0][0].folder.parent / f"{self.name}.log").open("ab") as log:
             runner = subprocess.Popen(
                 [sys.executable, "-m", "esper.sweep.queues.local"],
                 stdin=subprocess.PIPE,
@@ -75,12 +80,20 @@ class LocalQueue(Queue):
                 start_new_session=True,  # Ctrl-C and a closed terminal end the launcher only
             )
         assert runner.stdin is not None
-        job = _job_of(runner.pid)
+        job = _job_of(runner.pid, queue=self.name)
         for members in levels:
             for member in members:
                 member.set_job(job)
         runner.stdin.write(json.dumps(request).encode())
         runner.stdin.close()
+
+    def program(self) -> list[str]:
+        """Module and arguments of a job's process, to which the folders of its members are added."""
+        return ["esper.sweep.job"]
+
+    def jobs_of(self, members: Sequence[Member], num_jobs: int) -> list[Sequence[Member]]:  # noqa: ARG002
+        """The members of each job, of those that may run at the same time."""
+        return [[member] for member in members]
 
     def cancel(self, jobs: Sequence[Job]) -> None:
         """Stop the processes: each run saves a checkpoint, and no other run begins."""
@@ -110,9 +123,9 @@ def _job_state(member: Member, job: Job) -> JobState:
     return JobState(state="running" if member.began else "waiting")
 
 
-def _job_of(pid: int) -> Job:
+def _job_of(pid: int, *, queue: str = LocalQueue.name) -> Job:
     """The job that is a process: PID@CREATION_TIME."""
-    return Job(queue=LocalQueue.name, id=f"{pid}@{psutil.Process(pid).create_time():.2f}")
+    return Job(queue=queue, id=f"{pid}@{psutil.Process(pid).create_time():.2f}")
 
 
 def _process(job_id: str) -> psutil.Process:
@@ -133,44 +146,62 @@ def _busy(levels: Sequence[Sequence[Member]]) -> list[str]:
     submitted = {member.name for members in levels for member in members}
     others = [member for member in members_of(levels[0][0].sweep_dir) if member.name not in submitted]
     jobs = [job for member in others if member.began and (job := member.job()) is not None]
-    return [job.id for job in jobs if job.queue == LocalQueue.name and _is_alive(job.id)]
+    return list(dict.fromkeys(job.id for job in jobs if "@" in job.id and _is_alive(job.id)))
 
 
 class _Runner:
-    """Runs members in the background process, at most `num_jobs` at a time with the `busy` jobs, until SIGTERM."""
+    """Runs jobs in the background process, at most `num_jobs` at a time with the `busy` ones, until SIGTERM.
 
-    def __init__(self, *, num_jobs: int, gpus: list[str], busy: Sequence[str] = ()) -> None:
+    Args:
+        num_jobs: how many.
+        gpus: each job gets one of them.
+        busy: ids of jobs of another such process.
+        queue: name of the queue.
+        program: see `LocalQueue.program`.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_jobs: int,
+        gpus: list[str],
+        busy: Sequence[str] = (),
+        queue: str = LocalQueue.name,
+        program: Sequence[str] = ("esper.sweep.job",),
+    ) -> None:
+        self._queue, self._program = queue, program
         self._free_workers = list(range(num_jobs))
         self._gpus = gpus
         self._num_threads = max(1, (os.cpu_count() or 1) // num_jobs)
-        self._running: list[tuple[Member, subprocess.Popen[bytes], int]] = []
+        self._running: list[tuple[Sequence[Member], subprocess.Popen[bytes], int]] = []
         self._busy = {job_id: self._take_worker_of(job_id) for job_id in busy[:num_jobs]}
         self._is_stopping = False
         signal.signal(signal.SIGTERM, self._stop)
 
-    def run(self, levels: list[list[Member]], *, after: list[str]) -> None:
+    def run(self, levels: list[list[list[Member]]], *, after: list[str]) -> None:
+        """Run the jobs of each level, given by their members, when those of the level before and `after` have ended."""
         while any(map(_is_alive, after)) and not self._is_stopping:
             time.sleep(0.5)
-        for members in levels:
-            for member in members:
+        for jobs in levels:
+            for members in jobs:
                 while not self._free_workers and not self._is_stopping:
                     self._reap()
                 if self._is_stopping:
-                    _end(member, "interrupted", reason="cancelled before it began")
+                    _end(members, "interrupted", reason=NOT_BEGUN)
                 else:
-                    self._start(member)
+                    self._start(members)
             while self._running:
                 self._reap()
 
-    def _start(self, member: Member) -> None:
+    def _start(self, members: Sequence[Member]) -> None:
         worker = self._free_workers.pop(0)
         environment = {"OMP_NUM_THREADS": str(self._num_threads)} | os.environ
         if self._gpus:
             environment["CUDA_VISIBLE_DEVICES"] = self._gpus[worker % len(self._gpus)]
         try:
-            with (member.folder / "job.log").open("ab") as log:
+            with _log_of(members).open("ab") as log:
                 process = subprocess.Popen(
-                    [sys.executable, "-u", "-m", "esper.sweep.job", str(member.folder)],
+                    [sys.executable, "-u", "-m", *self._program, *(str(member.folder) for member in members)],
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
@@ -178,11 +209,12 @@ class _Runner:
                 )
         except OSError as error:  # e.g. a full disk; the next one may start
             self._free_workers.append(worker)
-            _end(member, "failed", reason=f"its job cannot start: {error.strerror or error}")
+            _end(members, "failed", reason=f"its job cannot start: {error.strerror or error}")
             return
-        self._running.append((member, process, worker))
+        self._running.append((members, process, worker))
         with contextlib.suppress(WriteError):  # then the job on record is the runner's
-            member.set_job(_job_of(process.pid))
+            for member in members:
+                member.set_job(_job_of(process.pid, queue=self._queue))
 
     def _take_worker_of(self, job_id: str) -> int:
         """The worker that has the GPU of a job."""
@@ -199,34 +231,39 @@ class _Runner:
         for job_id in [job_id for job_id in self._busy if not _is_alive(job_id)]:
             self._free_workers.append(self._busy.pop(job_id))
         for running in list(self._running):
-            member, process, worker = running
+            members, process, worker = running
             if process.poll() is None:
                 continue
             self._running.remove(running)
             self._free_workers.append(worker)
-            if member.outcome():
-                continue
+            left = [member for member in members if not member.outcome()]
             if self._is_stopping and process.returncode == -signal.SIGTERM:  # it had not begun to handle the signal
-                _end(member, "interrupted", reason="cancelled before it began")
+                _end(left, "interrupted", reason=NOT_BEGUN)
             else:
-                _end(member, "lost", reason=f"its process exited with code {process.returncode}")
+                _end(left, "lost", reason=f"its process exited with code {process.returncode}")
 
     def _stop(self, *_: Any) -> None:
         self._is_stopping = True
-        for _member, process, _worker in self._running:
+        for _members, process, _worker in self._running:
             process.terminate()
 
 
-def _end(member: Member, status: str, *, reason: str) -> None:
-    """Record how a member ended; on a full disk in the runner's log alone."""
-    try:
-        member.end(status, reason=reason)
-    except WriteError as error:
-        with contextlib.suppress(OSError):
-            sys.stderr.write(f"{member.name}: {status}: {reason} ({error})\n")
+def _log_of(members: Sequence[Member]) -> Path:
+    """Output of a job's process: of one member in its folder, of several in that of the sweep."""
+    return members[0].folder / "job.log" if len(members) == 1 else members[0].folder.parent / "jobs.log"
 
 
-def _gpus() -> list[str]:
+def _end(members: Sequence[Member], status: str, *, reason: str) -> None:
+    """Record how members ended; on a full disk in the runner's log alone."""
+    for member in members:
+        try:
+            member.end(status, reason=reason)
+        except WriteError as error:
+            with contextlib.suppress(OSError):
+                sys.stderr.write(f"{member.name}: {status}: {reason} ({error})\n")
+
+
+def gpus_here() -> list[str]:
     """The GPUs that this process may use, in the notation of CUDA_VISIBLE_DEVICES."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
@@ -240,8 +277,9 @@ def _gpus() -> list[str]:
 
 def _main() -> None:
     request = json.load(sys.stdin)
-    levels = [[Member.read(Path(folder)) for folder in folders] for folders in request["levels"]]
-    runner = _Runner(num_jobs=request["num_jobs"], gpus=request["gpus"], busy=request["busy"])
+    levels = [[[Member.read(Path(folder)) for folder in job] for job in level] for level in request["levels"]]
+    given = {name: request[name] for name in ("num_jobs", "gpus", "busy", "queue", "program")}
+    runner = _Runner(**given)
     runner.run(levels, after=request["after"])
 
 

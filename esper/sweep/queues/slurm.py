@@ -8,16 +8,19 @@ import os
 import shlex
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from esper.configs import TolariaConfig
 from esper.configs.schema import setting
 from esper.errors import ConfigError, RunError, one_line
 from esper.sweep.job import MemberJob
 from esper.sweep.manifest import Job, Member, labels, members_of, require_private
+from esper.sweep.pack import LOG, PackJob
 from esper.sweep.queues.base import JobState, Queue, QueueOptions
+from esper.sweep.queues.packed import MAX_MEMBERS, on_cpu, require_packable
 
 __all__ = ["SlurmOptions", "SlurmQueue"]
 
@@ -51,6 +54,7 @@ class SlurmOptions(QueueOptions):
     cpus_per_task: int | None = setting(4, "CPUs of each process", low=1)
     gpus_per_node: int | None = setting(1, "GPUs of a run on each node", low=1)
     mem: str | None = setting(None, "memory of a run on each node, such as 16G")
+    members: int = setting(1, "runs that train at once in a job, sharing its GPU", low=1, high=MAX_MEMBERS)
     max_running: int = setting(256, "how many jobs of an array may run at once", low=1)
     setup: list[str] = setting([], "shell commands before the run, such as module load")
     additional_parameters: dict[str, Any] = setting({}, "further options of sbatch, by name")
@@ -71,11 +75,23 @@ class SlurmQueue(Queue):
                 f"hydra.launcher.signal_delay_s={options.signal_delay_s}: allowed is below "
                 f"hydra.launcher.timeout_min={options.timeout_min}, which is {60 * options.timeout_min} s"
             )
+        if options.members > 1 and options.nodes * options.ntasks_per_node > 1:
+            raise ConfigError(
+                f"hydra.launcher.members={options.members}: runs that share a GPU are one process; set "
+                "hydra.launcher.nodes=1 hydra.launcher.ntasks_per_node=1"
+            )
         self.options = options
         self.requests_gpus = options.gpus_per_node is not None
 
-    def require(self) -> None:
-        """Raise a `RunError` where there is no sbatch."""
+    def require(self, configs: Sequence[TolariaConfig] = ()) -> None:
+        """Raise a `RunError` where there is no sbatch, and a `ConfigError` if members cannot share a GPU."""
+        if self.options.members > 1:
+            where = f"hydra.launcher.members={self.options.members}"
+            if not self.requests_gpus and not self.options.additional_parameters and not on_cpu():
+                raise ConfigError(
+                    f"{where}: needs a GPU, as hydra.launcher.gpus_per_node=1 requests; on CPUs leave it at 1"
+                )
+            require_packable(configs, where)
         if shutil.which("sbatch") is None:
             raise RunError(
                 "hydra/launcher=slurm: sbatch is not installed here; start the sweep on a login node of the cluster"
@@ -83,7 +99,8 @@ class SlurmQueue(Queue):
 
     def describe(self) -> str:
         """The requested resources, in one line."""
-        requested = {name: getattr(self.options, name) for name in (*_RESOURCES, "timeout_min", "max_num_timeout")}
+        names = (*_RESOURCES, "timeout_min", "max_num_timeout", *(["members"] if self.options.members > 1 else []))
+        requested = {name: getattr(self.options, name) for name in names}
         return "SLURM: " + ", ".join(f"{name}={value}" for name, value in requested.items() if value is not None)
 
     def submit(self, levels: Sequence[Sequence[Member]], *, after: Sequence[Job]) -> None:
@@ -110,7 +127,10 @@ class SlurmQueue(Queue):
 
     @staticmethod
     def log_file(member: Member, job: Job) -> Path:
-        """The file that holds the output of the member's job, as submitit names it."""
+        """The file that holds the member's output: in a job of several its own, else the job's as submitit names it."""
+        own = member.folder / LOG
+        if own.exists() and own.stat().st_mtime > (member.folder / "job.json").stat().st_mtime:
+            return own
         return member.folder.parent / "jobs" / f"{job.id}_0_log.err"
 
     def _submit_array(self, members: Sequence[Member], *, after: Sequence[str]) -> list[str]:
@@ -122,7 +142,14 @@ class SlurmQueue(Queue):
         require_private(folder)
         others = set(folder.iterdir())
         names = labels(members_of(members[0].sweep_dir))
-        submissions = [MemberJob(member.folder, job_name=names[member.name].replace(" ", "-")) for member in members]
+        size = self.options.members
+        packs = [members[i : i + size] for i in range(0, len(members), size)]
+        submissions: list[Callable[[], None]] = []
+        for pack in packs:
+            if size > 1:
+                submissions.append(PackJob([member.folder for member in pack], at_once=size))
+            else:
+                submissions.append(MemberJob(pack[0].folder, job_name=names[pack[0].name].replace(" ", "-")))
         executor = submitit.SlurmExecutor(folder, max_num_timeout=self.options.max_num_timeout)
         executor.update_parameters(**self._parameters(members[0].sweep_dir.name, after=after, pickles=folder))
         try:
@@ -136,8 +163,9 @@ class SlurmQueue(Queue):
             errors = [line for line in str(error).splitlines() if "error" in line] or [str(error)]
             reason = one_line(errors[0]).removeprefix("sbatch: error: ")
             raise RunError(f"hydra/launcher=slurm: sbatch refused: {reason}; set hydra.launcher.*") from None
-        for member, job in zip(members, jobs, strict=True):
-            member.set_job(Job(queue=self.name, id=job.job_id))
+        for pack, job in zip(packs, jobs, strict=True):
+            for member in pack:
+                member.set_job(Job(queue=self.name, id=job.job_id))
         return [job.job_id for job in jobs]
 
     def _parameters(self, sweep: str, *, after: Sequence[str], pickles: Path) -> dict[str, Any]:

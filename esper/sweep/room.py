@@ -1,0 +1,48 @@
+"""How many runs fit into the memory of a device side by side, from what the first one uses."""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+
+from esper.tracking.formatting import memory
+from esper.turns import Turns
+
+__all__ = ["Room"]
+
+_SETTLED_STEPS = 24
+"""Steps after which a run has allocated what its steps need, and captured them."""
+_GROWN, _STATIC = 2.5, 1.25
+"""Memory that a run may need, as a multiple of what it uses then: growth at most doubles a chain of blocks."""
+_SPARE = 0.05
+"""Share of the device's memory that is left free."""
+_MAX_RUNS = 16
+
+
+class Room:
+    """The memory that is free before any run; `number` tells for how many it is enough.
+
+    Args:
+        turns: the runs; none has begun.
+        grows: whether one of them may grow.
+    """
+
+    def __init__(self, turns: Turns, *, grows: bool) -> None:
+        self._turns = turns
+        self._factor = _GROWN if grows else _STATIC
+        self._free_bytes = torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else 0
+
+    def number(self) -> int | None:
+        """How many runs may train at once; None until a run has trained for some steps."""
+        if self._turns.num_steps < _SETTLED_STEPS:
+            return None
+        if not torch.cuda.is_available():
+            return _MAX_RUNS
+        with self._turns.between():
+            free, total = torch.cuda.mem_get_info()
+            shared = sum(copy.nbytes for _, reference in self._turns.kept if (copy := reference()) is not None)
+        each = max(1, self._free_bytes - free - shared)
+        fitting = int((self._free_bytes - shared - _SPARE * total) / (self._factor * each))
+        sys.stdout.write(f"a run uses {memory(each)} of {memory(total)}: room for {fitting}\n")
+        return min(max(1, fitting), _MAX_RUNS)

@@ -1,0 +1,224 @@
+"""Members that train at the same time in one process: here on a CPU, where only Esper's tests may do so."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from esper import stopping, turns
+from esper.configs import ComparisonConfig, TolariaConfig
+from esper.data.sharing import on_device
+from esper.errors import ConfigError, MemoryLimitError
+from esper.sweep.launchers import queue_of
+from esper.sweep.manifest import Member
+from esper.sweep.member_state import log_file, member_states
+from esper.sweep.pack import PackJob
+from esper.sweep.queues import local
+from esper.tolaria.step import TrainStep
+from tests.conftest import tiny_config
+from tests.sweep.packing import DROPPED, alone, member, weights
+from tests.tolaria.checkpoints.test_resume import assert_same
+
+GROWING = {"optimization__max_epochs": 2}
+STATIC = {"morphogenetic__enable_tamiyo": False, "optimization__max_epochs": 2}
+
+
+@pytest.fixture(autouse=True)
+def _process_as_it_was(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("CUDA_DEVICE_MAX_CONNECTIONS", "8")
+    cwd, interval = Path.cwd(), sys.getswitchinterval()
+    yield
+    os.chdir(cwd)
+    sys.setswitchinterval(interval)
+
+
+def packed(*members: Member, at_once: int | None = None) -> None:
+    PackJob([one.folder for one in members], at_once=at_once)()
+
+
+def outcomes(*members: Member) -> list[str]:
+    return [one.outcome()["status"] for one in members]
+
+
+def journal(one: Member) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (one.run_dir / "journal.jsonl").read_text().splitlines()]
+
+
+def test_runs_that_draw_random_numbers_compute_what_each_computes_alone(tmp_path: Path) -> None:
+    drops = [member(tmp_path / "beside", f"seed-{seed}", **DROPPED, **STATIC, rng_seed=seed) for seed in (0, 1)]
+    packed(*drops, at_once=2)
+    assert outcomes(*drops) == ["finished", "finished"]
+    reference = member(tmp_path / "alone", "seed-1", **DROPPED, **STATIC, rng_seed=1)
+    alone(reference)
+    assert_same(weights(drops[1]), weights(reference))
+
+
+@pytest.mark.long
+def test_a_run_that_grows_and_one_that_fails_leave_the_others_as_they_are(tmp_path: Path) -> None:
+    runs: dict[str, dict[str, Any]] = {
+        "fails": {**STATIC, "optimization__learning_rate": 1e20},
+        "static": STATIC,
+        "grows": GROWING,
+    }
+    beside = [member(tmp_path / "beside", name, **changes) for name, changes in runs.items()]
+    packed(*beside, at_once=3)
+    assert outcomes(*beside) == ["failed", "finished", "finished"]
+    assert "not finite" in beside[0].outcome()["reason"]
+    assert "DivergenceError" in (beside[0].folder / "pack.log").read_text()
+    assert any(event["kind"] == "surgery" and event["committed"] for event in journal(beside[2]))
+    for one in beside[1:]:
+        reference = member(tmp_path / "alone", one.name, **runs[one.name])
+        alone(reference)
+        assert_same(weights(one), weights(reference))
+        assert one.result()["test_loss"] == reference.result()["test_loss"]  # type: ignore[index]
+    assert turns.current() is None
+
+
+def test_runs_take_turns_and_share_the_data_but_not_the_random_numbers() -> None:
+    group, order, data = turns.Turns(), list[str](), torch.arange(10.0)
+    drawn: dict[str, list[torch.Tensor]] = {"a": [], "b": []}
+    placed = []
+
+    def run(name: str) -> None:
+        with group.run():
+            torch.manual_seed(7)
+            torch.set_default_dtype(torch.float64 if name == "a" else torch.float32)
+            placed.append(on_device(data.clone(), torch.device("cpu")))
+            for _ in range(3):
+                order.append(name)
+                drawn[name].append(torch.rand(2))
+                turns.pass_on()
+
+    threads = [threading.Thread(target=run, args=(name,)) for name in drawn]
+    with group.between():  # until both wait
+        for thread in threads:
+            thread.start()
+        while len(group._waiting) < len(threads):
+            pass
+    for thread in threads:
+        thread.join()
+    assert sorted(order[:2]) == sorted(order[2:4]) == ["a", "b"]
+    expected = torch.rand(2, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+    assert torch.equal(drawn["a"][0], expected)
+    assert drawn["b"][0].dtype is torch.float32
+    assert torch.get_default_dtype() is torch.float32
+    assert placed[0] is placed[1]
+
+
+@pytest.mark.long
+def test_a_run_that_does_not_fit_beside_the_others_runs_again_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    members = [member(tmp_path, f"seed-{seed}", rng_seed=seed, **STATIC) for seed in (0, 1)]
+    step, num_refused = TrainStep._step, 0
+
+    def limited(self: TrainStep) -> None:  # a device on which the second run has too little room
+        nonlocal num_refused
+        if turns.is_shared() and int(self._position[2]) == 3 and not num_refused:
+            num_refused += 1
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        step(self)
+
+    monkeypatch.setattr(TrainStep, "_step", limited)
+    packed(*members, at_once=2)
+    assert outcomes(*members) == ["finished", "finished"]
+    (again,) = [one for one in members if "it runs again, alone" in (one.folder / "pack.log").read_text()]
+    ended = [event["status"] for event in journal(again) if event["kind"] == "run_ended"]
+    assert ended == ["finished"]  # it had no checkpoint yet, and began anew
+    reference = member(tmp_path / "alone", again.name, rng_seed=int(again.name[-1]), **STATIC)
+    alone(reference)
+    assert_same(weights(again), weights(reference))
+
+
+@pytest.mark.long
+def test_a_signal_makes_all_save_and_the_same_job_resumes_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    members = [member(tmp_path, f"seed-{seed}", rng_seed=seed, **STATIC) for seed in range(3)]
+    update, sent = TrainStep.forward_backward_update, []
+
+    def interrupted(self: TrainStep, **position: int) -> None:
+        update(self, **position)
+        turns.pass_on()
+        if position["step"] == 6 and not sent:
+            sent.append(os.kill(os.getpid(), signal.SIGTERM))
+
+    monkeypatch.setattr(TrainStep, "forward_backward_update", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        packed(*members, at_once=2)
+    assert ended.value.code == 128 + signal.SIGTERM
+    monkeypatch.undo()
+    assert outcomes(*members) == ["interrupted"] * 3
+    assert [one.outcome()["reason"] for one in members] == ["SIGTERM", "SIGTERM", "cancelled before it began"]
+    assert stopping.requested() is None
+    packed(*members, at_once=2)  # a requeued job
+    assert outcomes(*members) == ["finished"] * 3
+    for one in members[:2]:
+        reference = member(tmp_path / "alone", one.name, rng_seed=int(one.name[-1]), **STATIC)
+        alone(reference)
+        assert_same(weights(one), weights(reference))
+
+
+def test_members_are_dealt_over_the_gpus_and_each_job_is_one_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    members = [member(tmp_path, f"seed-{seed}") for seed in range(5)]
+    queue = queue_of("packed", {"members": 3})
+    assert isinstance(queue, local.LocalQueue)
+    dealt = [[one.name[-1] for one in job] for job in queue.jobs_of(members, 2)]
+    assert dealt == [["0", "2", "4"], ["1", "3"]]
+    assert queue.program() == ["esper.sweep.pack", "3"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    assert queue.describe() == "this machine, 3 at a time on each of 2 GPUs"
+    queue.require([tiny_config(device="cuda")])
+    members[0].set_job(local._job_of(os.getpid(), queue="packed"))
+    assert member_states(members)["seed-0"].state == "waiting"
+    members[0].begin()
+    assert member_states(members)["seed-0"].state == "running"
+    assert str(log_file(members[0])).endswith(".sweep/jobs.log")
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"device": "cpu"}, "device=cpu: hydra/launcher=packed shares a GPU; on CPUs use hydra/launcher=local"),
+        ({"profile_training": True}, "profile_training=true: hydra/launcher=packed would profile all runs at once"),
+        ({"comparison": ComparisonConfig(arm="final_seconds")}, "arm=final_seconds: compares times, and with"),
+    ],
+)
+def test_a_run_that_cannot_share_a_gpu_is_refused(
+    changes: dict[str, Any], line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue = queue_of("packed", {})
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(ConfigError, match=r"no GPU to share; on CPUs use hydra/launcher=local"):
+        queue.require([TolariaConfig()])
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    with pytest.raises(ConfigError, match=line):
+        queue.require([tiny_config(**{"device": "auto"} | changes)])
+
+
+@pytest.mark.parametrize("number", [0, 25, "most", True])
+def test_a_number_of_members_that_is_not_allowed_is_refused(number: object) -> None:
+    with pytest.raises(ConfigError, match=r"hydra\.launcher\.members=\w+: allowed are 1 to 24, and auto"):
+        queue_of("packed", {"members": number})
+    with pytest.raises(ConfigError, match=r"hydra\.launcher\.members=2: runs that share a GPU are one process"):
+        queue_of("slurm", {"members": 2, "nodes": 2})
+
+
+def test_too_little_memory_alone_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: TrainStep) -> None:
+        raise MemoryLimitError("CUDA out of memory")
+
+    monkeypatch.setattr(TrainStep, "_step", full)
+    one = member(tmp_path, "seed-0", **STATIC)
+    packed(one)
+    assert outcomes(one) == ["failed"]
+    assert one.outcome()["reason"].startswith("out of memory (")
