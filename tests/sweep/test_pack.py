@@ -188,7 +188,7 @@ def test_members_are_dealt_over_the_gpus_and_each_job_is_one_process(
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({"device": "cpu"}, "device=cpu: hydra/launcher=packed shares a GPU; on CPUs use hydra/launcher=local"),
+        ({"device": "cpu"}, "device=cpu: hydra/launcher=packed shares GPUs; use device=cuda, or hydra/launcher=local"),
         ({"profile_training": True}, "profile_training=true: hydra/launcher=packed would profile all runs at once"),
         ({"comparison": ComparisonConfig(arm="final_seconds")}, "arm=final_seconds: compares times, and with"),
     ],

@@ -88,8 +88,10 @@ def require_packable(configs: Sequence[TolariaConfig], where: str) -> None:
     """
     for config in configs:
         arm = config.comparison.arm
-        if config.device == "cpu" and not on_cpu():
-            raise ConfigError(f"device=cpu: {where} shares a GPU; on CPUs use hydra/launcher=local")
+        if config.device not in ("auto", "cuda") and not on_cpu():
+            raise ConfigError(
+                f"device={config.device}: {where} shares GPUs; use device=cuda, or hydra/launcher=local on CPUs"
+            )
         if config.profile_training:
             raise ConfigError(
                 f"profile_training=true: {where} would profile all runs at once; use hydra/launcher=local"
