@@ -173,6 +173,11 @@ class EsperRun:
         return trainer
 
     @property
+    def images_per_epoch(self) -> int:
+        """Images, or tokens, that an epoch trains on; `open` first."""
+        return self._opened().run.steps_per_epoch * self._units_per_step
+
+    @property
     def _units_per_step(self) -> int:
         config = self._config.dataset
         return config.batch_size * (config.context if config.name == "python_source" else 1)

@@ -1,14 +1,17 @@
 """Cost of dormant seeds and of a tracker: ratios of speeds with 95 % confidence intervals.
 
 Seeds: two runs in one process, `morphogenetic=heuristic` and `morphogenetic=off`, alternate in blocks of steps, in ABBA
-order. Nothing has germinated. Blocks exclude scoring and validation; `throughput.py` measures whole epochs. The
-interval is for these two runs: memory placement, which makes a percent of difference on a CPU, is sampled only once.
+order. Nothing has germinated. Blocks exclude scoring and validation. The interval is for these two runs: memory
+placement, which makes a percent of difference on a CPU, is sampled only once.
+
+Epochs: the same with whole epochs, see `epoch_end.py`.
 
 Tracker: whole `esper-train` processes alternate between MLflow, an MLflow server that accepts connections and never
 replies, and no tracker. Compared are the training time that the run records, which includes importing MLflow and
 creating its database, and the epochs of its second half; the rest of the process's time is reported too.
 
     python benchmarks/overhead.py --out overhead.json [--parts seeds] [--devices cuda]
+    python benchmarks/overhead.py --out epochs.json --parts epochs --devices cuda      # on a GPU in two minutes
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
+from benchmarks.epoch_end import epoch_ends
 from benchmarks.measuring import Ratio, environment, paired_ratio, table, verdict, write_json
 from benchmarks.stepping import configuration, opened, own_stream, timed_steps
 from esper.configs import MorphogeneticConfig
@@ -44,6 +48,12 @@ _WARMUP_STEPS = 20
 _SEEDS = {
     "off": MorphogeneticConfig(enable_tamiyo=False),
     "default": MorphogeneticConfig(),
+}
+_PARTS = ("epochs", "seeds", "tracker")
+_EPOCH_CELLS = {"cuda": ((128, False), (512, False), (1024, True)), "cpu": ((32, False),)}  # batch size, compiled
+_EPOCH_SETTINGS = {
+    "cuda": ["model=resnet18", "dataset.image_size=32", "dataset.num_examples=50000"],
+    "cpu": ["model=resnet_small", "dataset.image_size=32", "dataset.num_examples=2048"],
 }
 _TRACKERS = ("none", "mlflow", "hung")
 _DEVICE_SETTINGS: dict[str, dict[str, Any]] = {
@@ -60,12 +70,17 @@ class _Training(NamedTuple):
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure the requested parts, print the tables, write the JSON file."""
+    deadline_s = time.monotonic()
     options = _options().parse_args(arguments)
-    own_stream()
+    deadline_s += options.budget_seconds
     rows: list[dict[str, Any]] = []
     notes: list[str] = []
     with tempfile.TemporaryDirectory(prefix="overhead-") as folder:
+        if "epochs" in options.parts:
+            for device in options.devices:
+                rows += epoch_ends(options, device=device, folder=Path(folder) / "epochs", deadline_s=deadline_s)
         if "seeds" in options.parts:
+            own_stream()
             rows += [
                 _seeds(options, device=device, batch_size=batch_size, folder=Path(folder))
                 for device in options.devices
@@ -79,6 +94,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     write_json(options.out, {"rows": rows, "notes": notes})
     print(environment())
     print(table([_table_row(row) for row in rows]))
+    if ends := [row for row in rows if "end_s" in row]:
+        print("milliseconds that the host spends at the end of an epoch, median:")
+        print(table([_end_row(row) for row in {row["where"]: row for row in ends}.values()]))
     print("\n".join([*notes, *(_goal(row) for row in rows)]))
 
 
@@ -88,13 +106,18 @@ def _options() -> argparse.ArgumentParser:
     )
     available = ["cuda", "cpu"] if torch.cuda.is_available() else ["cpu"]
     parser.add_argument("--out", type=Path, required=True, help="JSON file for the results")
-    parser.add_argument("--parts", nargs="+", choices=("seeds", "tracker"), default=["seeds", "tracker"])
-    parser.add_argument("--devices", nargs="+", choices=("cuda", "cpu"), default=available, help="devices of `seeds`")
+    parser.add_argument("--parts", nargs="+", choices=_PARTS, default=list(_PARTS))
+    parser.add_argument("--devices", nargs="+", choices=("cuda", "cpu"), default=available, help="not of `tracker`")
     parser.add_argument("--pairs", type=int, default=30, help="pairs of blocks")
     parser.add_argument("--block-seconds", type=float, default=0.3, help="length of a block, in whole steps")
     parser.add_argument("--tracked-runs", type=int, default=6, help="trainings with each tracker")
     parser.add_argument("--tracked-epochs", type=int, default=200, help="epochs of each")
-    parser.set_defaults(batch_sizes={"cuda": (128, 512), "cpu": (32,)})
+    parser.add_argument("--epoch-pairs", type=int, default=4, help="pairs of blocks of `epochs`")
+    parser.add_argument("--epoch-seconds", type=float, default=1.5, help="length of a block, in whole epochs")
+    parser.add_argument("--budget-seconds", type=float, default=120.0, help="`epochs` begins no pair after this time")
+    parser.set_defaults(
+        batch_sizes={"cuda": (128, 512), "cpu": (32,)}, epoch_cells=_EPOCH_CELLS, epoch_settings=_EPOCH_SETTINGS
+    )
     return parser
 
 
@@ -186,13 +209,18 @@ def _table_row(row: dict[str, Any]) -> dict[str, object]:
     return cells
 
 
+def _end_row(row: dict[str, Any]) -> dict[str, object]:
+    return {"where": row["where"], **{part: f"{1000 * seconds:.1f}" for part, seconds in row["end_s"].items()}}
+
+
 def _goal(row: dict[str, Any]) -> str:
     """Met or missed if the whole interval agrees, else undecided."""
     speed: Ratio = row["speed"]
+    goal = row.get("goal", GOAL)
     subject = f"{row['what']}, {row['where']}: "
-    if speed.low is None or speed.high is None or speed.low < GOAL <= speed.high:
-        return f"{subject}goal >= {GOAL}: undecided by {speed.n} pairs, mean {speed.mean:.4f}"
-    return subject + verdict(f">= {GOAL}", speed.low >= GOAL)
+    if speed.low is None or speed.high is None or speed.low < goal <= speed.high:
+        return f"{subject}goal >= {goal}: undecided by {speed.n} pairs, mean {speed.mean:.4f}"
+    return subject + verdict(f">= {goal}", speed.low >= goal)
 
 
 if __name__ == "__main__":

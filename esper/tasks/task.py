@@ -108,9 +108,20 @@ def mean_values(metrics: Iterable[Metric], output: Tensor, target: Tensor) -> Te
     return torch.cat(means) if means else torch.empty(0, dtype=torch.float64, device=output.device)
 
 
-def sum_values(metrics: Iterable[Metric | Detail], output: Tensor, target: Tensor) -> Tensor:
-    """The sums over a batch of what `mean_values` averages, float64 (K,)."""
-    sums = [values.sum(1, dtype=torch.float64) for values in _values(metrics, output, target)]
+def sum_values(
+    metrics: Iterable[Metric | Detail], output: Tensor, target: Tensor, *, counted: Tensor | None = None
+) -> Tensor:
+    """The sums over a batch of what `mean_values` averages, float64 (K,).
+
+    Args:
+        metrics, output, target: as there.
+        counted: which examples count, bool (N,); None: all.
+    """
+    sums = []
+    for values in _values(metrics, output, target):
+        if counted is not None:  # what does not count may be NaN
+            values = values.view(len(values), len(counted), -1).where(counted[:, None], 0).flatten(1)
+        sums.append(values.sum(1, dtype=torch.float64))
     return torch.cat(sums) if sums else torch.empty(0, dtype=torch.float64, device=output.device)
 
 

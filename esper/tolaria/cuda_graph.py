@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -20,16 +21,26 @@ class CapturedFunction:
 
     The function must not read the device, and must keep what outlives a call in tensors allocated before. Call
     `invalidate` whenever it would do other operations, or use other tensors.
+
+    Args:
+        device: a CUDA device.
+        shares: a function that never runs at the same time, whose memory for intermediate results this one uses too.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, *, shares: CapturedFunction | None = None) -> None:
         self._device = device
         current = torch.cuda.current_stream(device)
         is_default = current == torch.cuda.default_stream(device)  # which cannot be captured
         self._stream = torch.cuda.Stream(device) if is_default else current  # type: ignore[no-untyped-call]
-        self._pool = torch.cuda.graph_pool_handle()  # kept: the next graph reuses the memory of the last
+        # Kept: the next graph reuses the memory of the last.
+        self._pool: Any = torch.cuda.graph_pool_handle() if shares is None else shares._pool
         self._graph: torch.cuda.CUDAGraph | None = None
         self._num_eager = 0
+
+    @property
+    def is_warm(self) -> bool:
+        """Whether the next call replays the graph, or captures it."""
+        return self._num_eager == _WARMUP_CALLS
 
     def invalidate(self) -> None:
         """Drop the graph; the function will be captured again."""

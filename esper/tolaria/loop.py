@@ -17,18 +17,18 @@ import torch
 from esper import hanging, stopping, turns
 from esper.configs import TolariaConfig
 from esper.configs.check import check
-from esper.contracts.events import CheckpointSaved, EpochEnded, Event, Notice, RunEnded, Validated
+from esper.contracts.events import EpochEnded, Event, Notice, RunEnded, Validated
 from esper.costs import training_macs
 from esper.data.interface import write_interface
 from esper.errors import DataError, RankError, WriteError
 from esper.tolaria.announce import announce
-from esper.tolaria.checkpoints.contents import snapshot
 from esper.tolaria.checkpoints.initial import start_from_network
 from esper.tolaria.checkpoints.resume import resume
+from esper.tolaria.checkpoints.saving import finish_saving, start_saving
+from esper.tolaria.evaluate import Evaluation
 from esper.tolaria.file_check import begin_file_check, end_file_check, tell_damage
-from esper.tolaria.growth.refusals import on_trial
 from esper.tolaria.library import record_outcomes, write_declared
-from esper.tolaria.metrics import StepLog, require_finite
+from esper.tolaria.metrics import StepLog, require_finite, start_reading
 from esper.tolaria.optim import set_learning_rates
 from esper.tolaria.plugin_record import write_plugins
 from esper.tolaria.profiler import profiler
@@ -98,6 +98,7 @@ class TrainingLoop:
         self._progress = ProgressReporter(on_progress)
         self._train_means: Window | None = None  # of the epoch that just ended
         self._validation: tuple[float, dict[str, float]] | None = None  # loss and metrics of the current weights
+        self._evaluation: Evaluation | None = None  # the same, not read from the device yet
         self._awaits_trunk = False  # it is saved at the step at which the learning rate begins to decay
         self._file_check: Generator[None, None, None] | None = None  # in the first epoch of a run that streams
         self._untested: dict[str, Any] | None = None  # the result of a training whose test failed
@@ -159,7 +160,7 @@ class TrainingLoop:
 
     def _train(self, history: list[EpochEnded]) -> WayBack | None:
         """Train to the end, until `stop_reason` is set, or until growth brings a fault; returns the way back then."""
-        self.run.growth.save_before = lambda: self._start_saving("before")
+        self.run.growth.save_before = lambda: start_saving(self.run, "before")
         self._awaits_trunk = self.config.checkpoint.save_trunk and not _decays(self.run, steps_ahead=-1)
         try:
             while not self._is_over():
@@ -191,12 +192,12 @@ class TrainingLoop:
                 folder.set_status("failed", reason=str(error))
             raise
         way_back.arrive(self.run)
-        self._start_saving()
+        start_saving(self.run)
 
     def train_epoch(self) -> Window:
         """Train the rest of the current epoch; returns means over the steps of the epoch."""
         run, state, config = self.run, self.state, self.config
-        self._train_means = self._validation = None
+        self._train_means = self._validation = self._evaluation = None
         if state.step == 0:
             run.step.sums.epoch.zero_()
             run.last_read.zero_()
@@ -207,7 +208,7 @@ class TrainingLoop:
         with profiler(run) as profile_step:
             while state.step < run.steps_per_epoch and not run.is_over and not self._should_stop():
                 if self._awaits_trunk and _decays(run):
-                    self._start_saving("trunk")
+                    start_saving(self.run, "trunk")
                     self._awaits_trunk = False
                 train_step(run)
                 profile_step()
@@ -222,9 +223,12 @@ class TrainingLoop:
                     log.flush()
                     self.validate()
             log.flush()
+        reading, is_complete = start_reading(run), state.step == run.steps_per_epoch or (state.step and run.is_over)
+        if is_complete and run.parts.device.type == "cuda":
+            self._evaluation = self._begin_validation()  # the device has work while the figures are read
+        means = require_finite(run, reading)
         state.epoch_seconds += time.monotonic() - started
-        means = require_finite(run)
-        if state.step == run.steps_per_epoch or (state.step and run.is_over):
+        if is_complete:
             self._train_means, self._validation = means, None
             state.epoch += 1
             state.step = 0
@@ -232,25 +236,29 @@ class TrainingLoop:
 
     def validate(self) -> tuple[float, dict[str, float]]:
         """Loss and metrics of the controller split, in the number format of training."""
-        run, step = self.run, self.state.global_step
-        self._progress.doing("validating")
-        with run.step.ema_weights(step=step), run.step.autocast():
-            self._validation = loss, metrics = run.evaluate_split(run.parts.splits.controller)
+        run = self.run
+        begun, self._evaluation = self._evaluation, None
+        evaluation = self._begin_validation() if begun is None or run.step.is_changed else begun
+        self._validation = loss, metrics = evaluation.figures()
         run.emit(Validated, epoch=self.state.epoch, val_loss=loss, val_metrics=metrics)
         return loss, metrics
+
+    def _begin_validation(self) -> Evaluation:
+        self._progress.doing("validating")
+        return self.run.begin_validation()
 
     def end_epoch(self) -> EpochEnded:
         """Validate unless that was done, judge what has grown, consult Tamiyo, grow, and start to save."""
         run, state, saving = self.run, self.state, self.config.checkpoint
         started = time.monotonic()
-        self._finish_saving()  # of the last epoch
+        finish_saving(self.run)  # of the last epoch
         train = self._train_means or require_finite(run)
         val_loss, val_metrics = self._validation or self.validate()
         if self._file_check is not None:
             end_file_check(run, self._file_check)
             self._file_check = None
-        if self._update_best(val_loss, val_metrics) and saving.save_best:
-            self._start_saving("best")  # before growth: the network that was validated
+        if is_saved := (self._update_best(val_loss, val_metrics) and saving.save_best):
+            start_saving(self.run, "best", is_finite=True)  # before growth: the network that was validated
         metrics = EpochEnded(
             step=state.global_step,
             epoch=state.epoch,
@@ -276,7 +284,8 @@ class TrainingLoop:
         state.epoch_seconds = 0.0
         self._train_means = self._validation = None
         if state.epoch % saving.save_interval == 0 or (is_last and saving.save_last):
-            self._start_saving()
+            is_unchanged = not run.step.is_changed
+            start_saving(self.run, is_finite=is_unchanged, is_same_network=is_unchanged and is_saved)
         return metrics
 
     def _finish(self) -> None:
@@ -293,11 +302,11 @@ class TrainingLoop:
                 test_loss, test_metrics, detail = run.test()
         except (DataError, RankError) as error:
             self._untested = result_of(run, validation=validation, test=(None, dict.fromkeys(validation[1])))
-            self._start_saving()
-            self._finish_saving()
+            start_saving(self.run)
+            finish_saving(self.run)
             raise type(error)(f"{error}; the training is complete and saved: then only the test is repeated") from None
         self.result = result_of(run, validation=validation, test=(test_loss, test_metrics)) | detail
-        self._finish_saving()
+        finish_saving(self.run)
         run.folder.require_held()
         write_recipe(run.run_dir / "recipe.json", run.model.recipe, host=self.config.model.name)
         if pictures:
@@ -315,8 +324,8 @@ class TrainingLoop:
         if self._file_check is not None:
             tell_damage(self.run)
         if self.config.checkpoint.save_last:
-            self._start_saving()
-        self._finish_saving()
+            start_saving(self.run)
+        finish_saving(self.run)
         self.end("interrupted", self.stop_reason or "")
 
     def end(self, status: str, reason: str) -> None:
@@ -331,29 +340,8 @@ class TrainingLoop:
 
     def save_checkpoint(self, *, is_best: bool) -> str:
         """Save and wait until the checkpoint is on disk; returns its path."""
-        self._start_saving("best" if is_best else "step")
-        return self.run.ranks.on_rank0(lambda: str(self._finish_saving()[-1]))
-
-    def _start_saving(self, prefix: str = "step") -> None:
-        """Save a checkpoint in the background."""
-        require_finite(self.run)
-        if self.run.ranks.is_rank0:
-            self.run.checkpoint_writer.start(
-                snapshot(self.run),
-                epoch=self.state.epoch,
-                prefix=prefix,
-                is_on_trial=prefix == "before" or bool(on_trial(self.run.model)),
-            )
-
-    def _finish_saving(self) -> list[Path]:
-        """Wait for the checkpoints that are being written; returns their paths."""
-        run = self.run
-        with turns.paused():
-            saved = run.checkpoint_writer.collect()
-        for one in saved:
-            shown = one.path.relative_to(run.run_dir) if one.path.is_relative_to(run.run_dir) else one.path
-            run.emit(CheckpointSaved, epoch=one.epoch, path=str(shown), is_best=one.prefix == "best")
-        return [one.path for one in saved]
+        start_saving(self.run, "best" if is_best else "step")
+        return self.run.ranks.on_rank0(lambda: str(finish_saving(self.run)[-1]))
 
     # --- conditions -----------------------------------------------------------------------------------------------
 

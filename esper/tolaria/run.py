@@ -33,7 +33,7 @@ from esper.tolaria.checkpoints.writer import CheckpointWriter
 from esper.tolaria.cuda_graph import capture_obstacle
 from esper.tolaria.data_record import require_same_data
 from esper.tolaria.ema import WeightEMA
-from esper.tolaria.evaluate import evaluate_on_ranks
+from esper.tolaria.evaluate import Evaluation, begin_evaluation
 from esper.tolaria.growth.consult import Growth
 from esper.tolaria.growth.data import GrowthData
 from esper.tolaria.growth.lifecycle import Lifecycle
@@ -143,13 +143,26 @@ class Run:
                 derive_seed(ranks.rank + ranks.size * self.state.global_step, torch_seed(config.rng_seed))
             )
 
+    def begin_validation(self) -> Evaluation:
+        """Measure the controller split in the number format of training; on CUDA nothing waits for the device."""
+        parts, captured = self.parts, self.step.captured_measure
+        known = captured.obstacle if captured is not None else None
+        with self.step.ema_weights(step=self.state.global_step), self.step.autocast():
+            evaluation = begin_evaluation(
+                self.model, parts.splits.controller, parts, self.ranks, captured_measure=captured
+            )
+        if captured is not None and captured.obstacle != known:
+            self.warn(f"validation is slower, as it is not captured as a CUDA graph: {captured.obstacle}")
+        return evaluation
+
     def evaluate_split(self, split: Split) -> tuple[float, dict[str, float]]:
-        """Mean loss of a split, and the task's metrics; see `evaluate_on_ranks`."""
-        return evaluate_on_ranks(self.model, split, self.parts, self.ranks)[:2]
+        """Mean loss of a split in float32, and the task's metrics."""
+        return begin_evaluation(self.model, split, self.parts, self.ranks).figures()
 
     def test(self) -> tuple[float, dict[str, float], dict[str, Any]]:
         """Mean loss and metrics of the test split, and the task's detail; the only use of that split in a run."""
-        return evaluate_on_ranks(self.model, self.parts.splits.test, self.parts, self.ranks, with_detail=True)
+        test = self.parts.splits.test
+        return begin_evaluation(self.model, test, self.parts, self.ranks, with_detail=True).figures_and_detail()
 
     @property
     def written_to(self) -> list[Path]:

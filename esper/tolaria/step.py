@@ -14,6 +14,7 @@ from esper.data import Loader
 from esper.errors import MemoryLimitError, one_line
 from esper.tasks import Task, mean_values
 from esper.tolaria.buckets import GradientBuckets
+from esper.tolaria.captured_evaluation import CapturedMeasure
 from esper.tolaria.cuda_graph import CapturedFunction
 from esper.tolaria.ema import WeightEMA
 from esper.tolaria.memory import is_out_of_memory, within_memory
@@ -36,7 +37,7 @@ class TrainStep:
     is the same on all ranks: gradients during the backward pass where the step is captured, else after it.
 
     On CUDA the step is captured as one graph and replayed, which saves the kernel launches; `invalidate` makes it be
-    captured again. The warm-up steps before a capture are training steps, run eagerly.
+    captured again. The warm-up steps before a capture are training steps, run eagerly. Validation is captured too.
 
     With `accumulate`, the batch goes through the network in so many parts, whose gradients are added up; after `split`,
     in twice as many.
@@ -59,6 +60,7 @@ class TrainStep:
     Attributes:
         gradients: their sums over several ranks.
         num_splits: factor on the parts of a batch since it did not fit into memory; saved in checkpoints.
+        captured_measure: measures the network in the number format of training; None: nothing is captured.
     """
 
     def __init__(
@@ -100,7 +102,14 @@ class TrainStep:
         self._known_position = (0, 0, 0)
         self._has_updated = False  # in this step
         self._num_since_change = 0
-        self._graph = CapturedFunction(device) if is_captured and device.type == "cuda" else None
+        self._graph = self._evaluation_graph = None
+        self.captured_measure: CapturedMeasure | None = None
+        if is_captured and device.type == "cuda":
+            self._graph = CapturedFunction(device)
+            self._evaluation_graph = CapturedFunction(device, shares=self._graph)
+            self.captured_measure = CapturedMeasure(
+                model, task, graph=self._evaluation_graph, autocast_dtype=autocast_dtype
+            )
         self._batch = regions.compiled(loader.batch) if regions else loader.batch
         self._measure = regions.compiled(self._add_measured) if regions else self._add_measured
 
@@ -230,12 +239,18 @@ class TrainStep:
     # --- growth changes the network between steps ------------------------------------------------------------------
 
     def invalidate(self) -> None:
-        """Drop the captured graph: the network or the optimizer's parameters have changed."""
+        """Drop the captured graphs: the network or the optimizer's parameters have changed."""
         self._num_since_change = 0
-        if self._graph is not None:
-            self._graph.invalidate()
+        for graph in (self._graph, self._evaluation_graph):
+            if graph is not None:
+                graph.invalidate()
         if self.gradients is not None:
             self.gradients.forget()
+
+    @property
+    def is_changed(self) -> bool:
+        """Whether the network has changed since the last step, or no step was done."""
+        return self._num_since_change == 0
 
     def add_kernel(self, kernel: Kernel, *, step: int) -> None:
         """Compile a module that was added to the network before step `step`, and update what `sync_parameters` does."""

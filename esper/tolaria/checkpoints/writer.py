@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
 from esper.errors import EsperError
 from esper.tolaria.checkpoints import files
 from esper.tolaria.checkpoints.files import Snapshot
+from esper.tolaria.checkpoints.host_copy import HostCopy
 
 __all__ = ["CheckpointWriter", "Saved"]
 
@@ -29,8 +27,22 @@ class Saved:
     prefix: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Pending:
+    """A checkpoint that is being written, and its tensors.
+
+    They stay until training collects it: freeing pinned memory in the writer's thread would record an event on a stream
+    that the training thread may be capturing.
+    """
+
+    saved: Future[Saved]
+    model: HostCopy
+    optimizer: HostCopy
+    random: HostCopy
+
+
 class CheckpointWriter:
-    """Writes checkpoints one after the other in its own thread; training waits only for the copy to host memory.
+    """Writes checkpoints one after the other in its own thread; training does not wait for it.
 
     Args:
         folder: where the checkpoints go.
@@ -47,12 +59,18 @@ class CheckpointWriter:
         self._keep = keep
         self._sync = sync
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="esper-checkpoints")
-        # Keeps the copies alive: freeing pinned memory in the writer's thread records an event on a stream that the
-        # training thread may be capturing.
-        self._pending: list[tuple[Future[Saved], Snapshot]] = []
+        self._pending: list[_Pending] = []
         self._complete: list[Saved] = []
 
-    def start(self, snapshot: Snapshot, *, epoch: int, prefix: str = "step", is_on_trial: bool = False) -> None:
+    def start(
+        self,
+        snapshot: Snapshot,
+        *,
+        epoch: int,
+        prefix: str = "step",
+        is_on_trial: bool = False,
+        is_same_network: bool = False,
+    ) -> None:
         """Copy the snapshot, then write it in the background; the caller may change it after this returns.
 
         Args:
@@ -60,25 +78,31 @@ class CheckpointWriter:
             epoch: epochs finished.
             prefix: step, best, trunk or before.
             is_on_trial: whether to keep the checkpoints before growth.
+            is_same_network: whether all tensors but the random states are those of the last call, and not copied again.
         """
-        model, model_ready = _copy_to_host(snapshot.model)
-        optimizer, optimizer_ready = _copy_to_host(snapshot.optimizer)
-        state = copy.deepcopy(dict(snapshot.state))
-        copied = dataclasses.replace(snapshot, model=model, optimizer=optimizer, state=state)
+        random = {name: tensor for name, tensor in snapshot.optimizer.items() if name.startswith("rng|")}
+        if is_same_network and self._pending:
+            model, optimizer = self._pending[-1].model, self._pending[-1].optimizer
+        else:
+            others = {name: tensor for name, tensor in snapshot.optimizer.items() if name not in random}
+            model, optimizer = HostCopy(snapshot.model), HostCopy(others)
+        states, state = HostCopy(random), copy.deepcopy(dict(snapshot.state))
+        copied = dataclasses.replace(snapshot, model={}, optimizer={}, state=state)
 
         def write() -> Saved:
-            model_ready()
-            optimizer_ready()
+            whole = dataclasses.replace(copied, model=model.wait(), optimizer=optimizer.wait() | states.wait())
             self._sync()
-            path = files.save(self.folder, copied, prefix=prefix, guard=self._guard)
+            path = files.save(self.folder, whole, prefix=prefix, guard=self._guard)
             files.remove_old(self.folder, keep=self._keep, is_on_trial=is_on_trial)
             return Saved(epoch=epoch, path=path, prefix=prefix)
 
-        self._pending.append((self._thread.submit(write), copied))
+        self._pending.append(
+            _Pending(saved=self._thread.submit(write), model=model, optimizer=optimizer, random=states)
+        )
 
     def wait(self) -> None:
         """Wait for all writes; `collect` raises their errors."""
-        futures.wait([future for future, _ in self._pending])
+        futures.wait([pending.saved for pending in self._pending])
 
     def collect(self) -> list[Saved]:
         """Wait for all writes; returns the checkpoints completed since the last call.
@@ -89,11 +113,11 @@ class CheckpointWriter:
         """
         pending, self._pending = self._pending, []
         failures = []
-        for future, _ in pending:
-            if (failure := future.exception()) is not None:
+        for one in pending:
+            if (failure := one.saved.exception()) is not None:
                 failures.append(failure)
             else:
-                self._complete.append(future.result())
+                self._complete.append(one.saved.result())
         if failures:
             raise failures[0]
         complete, self._complete = self._complete, []
@@ -107,17 +131,3 @@ class CheckpointWriter:
         except EsperError as error:
             return str(error)
         return None
-
-
-def _copy_to_host(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Callable[[], object]]:
-    """Contiguous copies in host memory (as safetensors needs), and a function that waits until they are complete."""
-    copies = {}
-    for name, tensor in tensors.items():
-        copies[name] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
-        copies[name].copy_(tensor.detach(), non_blocking=tensor.is_cuda)
-    device = next((tensor.device for tensor in tensors.values() if tensor.is_cuda), None)
-    if device is None:
-        return copies, lambda: None
-    copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
-    copied.record(torch.cuda.current_stream(device))
-    return copies, copied.synchronize

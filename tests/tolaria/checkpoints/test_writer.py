@@ -98,3 +98,29 @@ def test_no_checkpoint_is_there_before_the_journal_it_refers_to_is_on_disk(tmp_p
     writer.close()
     assert seen == [[]]
     assert len(checkpoint.find_checkpoints(tmp_path)) == 1
+
+
+def test_the_same_network_is_copied_once_for_two_checkpoints_but_the_random_state_again(tmp_path: Path) -> None:
+    weight, state = torch.zeros(64), torch.zeros(8, dtype=torch.uint8)
+    both = {"rng|cpu": state, "weight|momentum": torch.ones(64)}
+    writer = CheckpointWriter(tmp_path, keep=9, sync=lambda: None)
+    writer.start(dataclasses.replace(snapshot(weight, step=1), optimizer=both), epoch=1, prefix="best")
+    weight.fill_(1)  # would be a fault of the caller: shows that the second checkpoint holds the first copy
+    state.fill_(7)
+    writer.start(dataclasses.replace(snapshot(weight, step=1), optimizer=both), epoch=1, is_same_network=True)
+    best, step = (checkpoint.load(one.path) for one in writer.collect())
+    assert torch.equal(best.model["weight"], step.model["weight"])
+    assert torch.equal(best.optimizer["weight|momentum"], step.optimizer["weight|momentum"])
+    assert [int(one.optimizer["rng|cpu"][0]) for one in (best, step)] == [0, 7]
+    writer.start(snapshot(weight, step=2), epoch=2, is_same_network=True)  # no copy is left: it is made again
+    (last,) = writer.collect()
+    writer.close()
+    assert float(checkpoint.load(last.path).model["weight"].mean()) == 1
+
+
+def test_what_grew_after_the_best_checkpoint_is_in_the_one_at_the_end_of_the_epoch(run_dir: Path) -> None:
+    config = tiny_config(checkpoint__max_checkpoints=9, morphogenetic__judged=False, optimization__max_epochs=2)
+    use(config, run_dir, lambda trainer: trainer.train())
+    step = checkpoint.load(run_dir / "checkpoints" / "step-00000006")
+    assert len(step.recipe) == 1
+    assert any(f".k{step.recipe[0].graft_id}." in name for name in step.model)
