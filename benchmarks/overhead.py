@@ -50,7 +50,7 @@ _SEEDS = {
     "default": MorphogeneticConfig(),
 }
 _PARTS = ("epochs", "seeds", "tracker")
-_EPOCH_CELLS = {"cuda": ((128, False), (512, False), (1024, True)), "cpu": ((32, False),)}  # batch size, compiled
+_EPOCH_CELLS = {"cuda": ((1024, True), (128, False), (512, False)), "cpu": ((32, False),)}  # batch size, compiled
 _EPOCH_SETTINGS = {
     "cuda": ["model=resnet18", "dataset.image_size=32", "dataset.num_examples=50000"],
     "cpu": ["model=resnet_small", "dataset.image_size=32", "dataset.num_examples=2048"],
@@ -114,7 +114,7 @@ def _options() -> argparse.ArgumentParser:
     parser.add_argument("--tracked-epochs", type=int, default=200, help="epochs of each")
     parser.add_argument("--epoch-pairs", type=int, default=4, help="pairs of blocks of `epochs`")
     parser.add_argument("--epoch-seconds", type=float, default=1.5, help="length of a block, in whole epochs")
-    parser.add_argument("--budget-seconds", type=float, default=120.0, help="`epochs` begins no pair after this time")
+    parser.add_argument("--budget-seconds", type=float, default=110.0, help="`epochs` begins no pair after this time")
     parser.set_defaults(
         batch_sizes={"cuda": (128, 512), "cpu": (32,)}, epoch_cells=_EPOCH_CELLS, epoch_settings=_EPOCH_SETTINGS
     )

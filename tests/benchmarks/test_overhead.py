@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import overhead
+from benchmarks.epoch_end import PARTS
 from benchmarks.measuring import paired_ratio, table
 from esper.tracking import read
 
@@ -32,6 +33,25 @@ def test_dormant_seeds_are_compared_with_off_in_blocks_of_steps(
     printed = capsys.readouterr().out
     assert "| dormant seeds / off, steps | cpu, batch 32 | 3 |" in printed
     assert "goal >= 0.99: " in printed
+
+
+def test_whole_epochs_are_compared_and_what_their_ends_take_is_told_by_part(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny = ["model=resnet_small", "model.widths=[4,8]", "model.depths=[1,1]", "model.target_layers=[layer1,layer2]"]
+    monkeypatch.setitem(overhead._EPOCH_SETTINGS, "cpu", [*tiny, "dataset.image_size=8", "dataset.num_examples=128"])
+    out = tmp_path / "epochs.json"
+    overhead.main(
+        [*("--devices", "cpu", "--parts", "epochs", "--out", str(out)), "--epoch-pairs=2", "--epoch-seconds=0.01"]
+    )
+    off, bare = json.loads(out.read_text())["rows"]
+    assert {name: len(seconds) for name, seconds in off["seconds"].items()} == {"off": 2, "default": 2}
+    assert {name: len(seconds) for name, seconds in bare["seconds"].items()} == {"bare": 2, "default": 2}
+    assert off["end_s"].keys() == PARTS.keys()
+    assert all(0 < seconds < min(off["seconds"]["default"]) for seconds in off["end_s"].values())
+    printed = capsys.readouterr().out
+    assert "dormant default / off, end to end, cpu, batch 32: goal >= 0.97: " in printed
+    assert "| begin checkpoints |" in printed
 
 
 def test_without_mlflow_the_tracker_is_reported_as_not_run(
