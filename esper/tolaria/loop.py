@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from esper import hanging, stopping, turns
+from esper import hanging, stopping
 from esper.configs import TolariaConfig
 from esper.configs.check import check
 from esper.contracts.events import EpochEnded, Event, Notice, RunEnded, Validated

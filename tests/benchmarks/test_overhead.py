@@ -38,8 +38,8 @@ def test_dormant_seeds_are_compared_with_off_in_blocks_of_steps(
 def test_whole_epochs_are_compared_and_what_their_ends_take_is_told_by_part(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tiny = ["model=resnet_small", "model.widths=[4,8]", "model.depths=[1,1]", "model.target_layers=[layer1,layer2]"]
-    monkeypatch.setitem(overhead._EPOCH_SETTINGS, "cpu", [*tiny, "dataset.image_size=8", "dataset.num_examples=128"])
+    tiny = ["model=resnet_small", "model.widths=[4,8]", "model.depths=[2,2]", "model.target_layers=[layer1,layer2]"]
+    monkeypatch.setitem(overhead._EPOCH_SETTINGS, "cpu", [*tiny, "dataset.image_size=8", "dataset.num_examples=320"])
     out = tmp_path / "epochs.json"
     overhead.main(
         [*("--devices", "cpu", "--parts", "epochs", "--out", str(out)), "--epoch-pairs=2", "--epoch-seconds=0.01"]
