@@ -5,12 +5,12 @@
 A cell is one measurement of a network, image size and number of ranks; the most important come first. "per rank": each
 rank has the full batch; "global": the ranks share it. In both, the runs are open in the same processes and alternate in
 blocks of steps, in a rotating order; while rank 0 trains alone, the others wait. These runs are "off", without growth;
-"late", the same with one sum of all gradients after the backward pass; "default", with dormant seeds. "growth": a run
-with dormant seeds grows; timed are scoring and deciding, the broadcast, the surgery and the steps until the new graph
-is replayed, and a hash of all weights is compared between ranks. Memory is the allocator's, for one run. Runs train as
-the trainer does: on CUDA one captured graph, gradients through NCCL. The JSON file is written after each cell. A cell
-that fails or hangs ends its processes; new ones continue with the next cell. No cell starts after the budget is used
-up, and rounds are cut.
+"late", the same with one sum of all gradients after the backward pass; "default", with dormant seeds. One rank with its
+share of a global batch shows what smaller batches cost without communication. "growth": a run with dormant seeds grows;
+timed are scoring and deciding, the broadcast, the surgery and the steps until the new graph is replayed, and a hash of
+all weights is compared between ranks. Memory is the allocator's, for one run. Runs train as the trainer does: on CUDA
+one captured graph, gradients through NCCL. The JSON file is written after each cell. A cell that fails or hangs ends
+its processes; new ones continue with the next cell. No cell starts after the budget is used up, and rounds are cut.
 """
 
 from __future__ import annotations

@@ -155,13 +155,15 @@ def _measured(cell: Cell, plan: Plan, ranks: Ranks) -> dict[str, Any]:
 
 
 def _speed(cell: Cell, plan: Plan, ranks: Ranks) -> dict[str, Any]:
-    """Images per second of each arm by round, on one rank and on all."""
+    """Images per second of each arm by round, on one rank, on all, and on one with a rank's share of a global batch."""
     arms = [
         (arm, who)
         for arm in ("off", *plan.arms)
         for who in _who(ranks)
         if (arm, who) != ("late", "alone") and (arm, cell.kind) != ("default", "global")
     ]
+    if cell.kind == "global" and ranks.size > 1:
+        arms.append(("off", "share"))
     speeds: dict[tuple[str, str], list[float]] = {arm: [] for arm in arms}
     memory, runs, num_steps = {}, dict[tuple[str, str], Run](), dict[tuple[str, str], int]()
     with _runs(ranks) as open_:
@@ -195,6 +197,9 @@ def _speed(cell: Cell, plan: Plan, ranks: Ranks) -> dict[str, Any]:
         },
         "off_to_late": paired_ratio(speeds["off", "together"], speeds["late", "together"])
         if ("late", "together") in arms and ranks.is_rank0
+        else None,
+        "share_to_alone": paired_ratio(speeds["off", "share"], speeds["off", "alone"])
+        if ("off", "share") in arms and ranks.is_rank0
         else None,
     }
 
@@ -260,11 +265,12 @@ def _opened(
 ) -> tuple[Run | None, list[dict[str, int] | None]]:
     """A warmed-up run, or None if only rank 0 trains; and the peak memory of each of its ranks."""
     stack, folder = open_
-    if who == "alone" and not ranks.is_rank0:
+    if who != "together" and not ranks.is_rank0:
         return None, []
+    batch_sizes = {"alone": cell.batch_size, "together": cell.together, "share": cell.together // ranks.size}
     config = configuration(
         model=cell.model,
-        batch_size=cell.batch_size if who == "alone" else cell.together,
+        batch_size=batch_sizes[who],
         num_examples=cell.num_images,
         image_size=cell.image_size,
         device=plan.device,

@@ -73,6 +73,7 @@ def _speed(cell: dict[str, Any], arm: str) -> dict[str, object]:
         "all, images/s": _median(speeds.get("together")),
         "efficiency (95 %)": _ratio(cell["efficiency"].get(arm)),
         "off / late": _ratio(cell["off_to_late"]) if arm == "late" else None,
+        "1 rank, its share / all of the batch": _ratio(cell["share_to_alone"]) if arm == "off" else None,
         "default / off, 1 rank": _ratio(to_off.get("alone")),
         "default / off, all": _ratio(to_off.get("together")),
         "1 rank, GiB": _gib(memory.get("alone")),

@@ -49,7 +49,7 @@ def test_efficiency_is_the_share_of_so_many_times_one_process(
 @pytest.mark.long
 def test_dormant_seeds_are_compared_with_none_alone_and_together(cells: dict[str, dict[str, Any]]) -> None:
     assert [ratio["n"] for ratio in cells["per rank"]["default_to_off"].values()] == [2, 2]
-    assert cells["global"]["off_to_late"]["n"] == 2
+    assert cells["global"]["off_to_late"]["n"] == cells["global"]["share_to_alone"]["n"] == 2
 
 
 @pytest.mark.long
