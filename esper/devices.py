@@ -29,6 +29,8 @@ __all__ = [
 ]
 
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
+_WITHOUT_DOUBLE = ("mps",)
+"""Types of devices that have no float64."""
 _RANKS_COMMAND = "torchrun --nproc-per-node {} --no-python esper-train …"
 
 
@@ -144,13 +146,13 @@ def hints(name: str, device: torch.device, here: Machine, *, num_ranks: int = 1)
 
 
 def sum_dtype(device: torch.device) -> torch.dtype:
-    """The type for sums over many steps or examples: float64, which MPS lacks."""
-    return torch.float32 if device.type == "mps" else torch.float64
+    """The type for sums over many steps or examples: float64, where the device has it."""
+    return torch.float32 if device.type in _WITHOUT_DOUBLE else torch.float64
 
 
 def in_double(tensor: Tensor) -> Tensor:
     """As float64; on the CPU if its device lacks that."""
-    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
+    return (tensor.cpu() if tensor.device.type in _WITHOUT_DOUBLE else tensor).double()
 
 
 def fork_rng(device: torch.device) -> AbstractContextManager[None]:

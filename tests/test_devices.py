@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from esper.configs import TolariaConfig
-from esper.configs.check import check_group
+from esper.configs.check import check, check_group
 from esper.devices import Machine, choose, hints
 from esper.errors import ConfigError
 
@@ -72,6 +72,12 @@ def test_ranks_share_no_device_by_number_and_no_mps():
 @pytest.mark.parametrize("name", ["cuda:0", "cuda:15", "mps"])
 def test_a_configuration_may_name_a_device_that_this_machine_lacks(name: str):
     check_group(TolariaConfig(device=name))
+
+
+@pytest.mark.parametrize("setting", ["mixed_precision", "compile_model"])
+def test_what_is_not_there_for_mps_is_refused(setting: str):
+    with pytest.raises(ConfigError, match=f"{setting}=true: device=mps trains in float32, uncompiled"):
+        check(TolariaConfig(device="mps", **{setting: True}))
 
 
 @pytest.mark.parametrize("name", ["cuda:", "cuda:01", "cuda:-1", "cuda:N", "CUDA", "gpu", "meta", "xpu", "cuda:1 ", ""])

@@ -41,6 +41,7 @@ def check(config: TolariaConfig) -> None:
     _check_dataset(config.dataset)
     check_text(config)
     check_training(config)
+    _check_mps(config)
     if config.comparison.arm is not None:
         _check_arm(config, config.comparison.arm)
     if config.morphogenetic.enable_tamiyo:
@@ -100,6 +101,12 @@ def _check_names(config: TolariaConfig) -> None:
             f"tracking={config.tracking.name}: needs the package wandb, which is not installed; "
             "pip install 'esper-train[wandb]', or use tracking=mlflow"
         )
+
+
+def _check_mps(config: TolariaConfig) -> None:
+    for key, default in (("mixed_precision", "null"), ("compile_model", "false")):
+        if config.device == "mps" and getattr(config, key):
+            raise ConfigError(f"{key}=true: device=mps trains in float32, uncompiled; leave {key}={default}")
 
 
 def _check_model(config: TolariaConfig) -> None:

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from esper.data.augment import hash_bits
+from esper.devices import sum_dtype
 
 __all__ = ["crop_and_resize", "random_boxes"]
 
@@ -84,5 +85,5 @@ def _positions(start: Tensor, length: Tensor, full: Tensor, *, side: int, num: i
 
 
 def _uniform(low: float, high: float, bits: Tensor) -> Tensor:
-    """Uniformly distributed numbers from the lowest 24 bits: float64."""
-    return low + (high - low) * ((bits & 0xFFFFFF).double() / 2**24)
+    """Uniformly distributed numbers from the lowest 24 bits, of `sum_dtype`."""
+    return low + (high - low) * ((bits & 0xFFFFFF).to(sum_dtype(bits.device)) / 2**24)

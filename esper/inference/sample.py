@@ -51,7 +51,7 @@ def continuation(
     with evaluating(model):
         while len(written) < num_tokens:
             window = torch.tensor([(ids + written)[-context:]], device=model.device)
-            logits = model(window)[0, -1].double().cpu()
+            logits = model(window)[0, -1].cpu().double()
             token = _draw(logits, temperature=temperature, top_k=top_k, generator=generator)
             if token == tokenizer.end_of_text:
                 break

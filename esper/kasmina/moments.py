@@ -23,6 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from esper.devices import in_double
+
 __all__ = [
     "NUM_GROUPS",
     "GroupedBatch",
@@ -93,7 +95,7 @@ def score_terms(*, g: Hashable, x: Hashable, h: Hashable | None) -> list[Term]:
 
 
 class Moments:
-    """Running sums for all sites, on the device; a tensor that several sites share has one name and is summed once.
+    """Running sums for all sites; a tensor that several sites share has one name and is summed once.
 
     Attributes:
         num_images: images added.
@@ -124,9 +126,9 @@ class Moments:
         for term in terms:
             value = _batch_sum(term, flat)
             if term in self._sums:
-                self._sums[term] += value
+                self._sums[term] += value.to(self._sums[term].device)
             else:
-                self._sums[term] = value.double()  # float32 is too coarse for sums over a whole split
+                self._sums[term] = in_double(value)  # float32 is too coarse for sums over a whole split
         self.num_images += batch.num_images
 
     def total(self, term: Term) -> Tensor:

@@ -29,6 +29,7 @@ def alone() -> Iterator[None]:
         on_cpu = torch.get_rng_state()
         has_cuda = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
         on_gpus = torch.cuda.get_rng_state_all() if has_cuda else None
+        on_mps = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
         torch.set_default_dtype(torch.float32)  # what Esper trains in, whatever the program uses
         try:
             yield
@@ -38,5 +39,7 @@ def alone() -> Iterator[None]:
             torch.set_rng_state(on_cpu)
             if on_gpus is not None:
                 torch.cuda.set_rng_state_all(on_gpus)
+            if on_mps is not None:
+                torch.mps.set_rng_state(on_mps)
     finally:
         _lock.release()

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from esper.devices import in_double
+
 __all__ = ["Verdict", "judge", "significance_of"]
 
 
@@ -50,14 +52,15 @@ def judge(
     """
     from scipy.stats import t  # here, because it is slow to import
 
-    difference = loss_off.double() - loss_on.double()
+    loss_off, loss_on = in_double(loss_off), in_double(loss_on)
+    difference = loss_off - loss_on
     n = len(difference)
     gain, deviation = float(difference.mean()), float(difference.std())
     lower_bound = gain - float(t.isf(significance, n - 1)) * deviation / math.sqrt(n)
-    threshold = (improvement_threshold + rent) * float(loss_off.double().mean())
+    threshold = (improvement_threshold + rent) * float(loss_off.mean())
     return Verdict(
-        loss_off=float(loss_off.double().mean()),
-        loss_on=float(loss_on.double().mean()),
+        loss_off=float(loss_off.mean()),
+        loss_on=float(loss_on.mean()),
         gain=gain,
         lower_bound=lower_bound,
         threshold=threshold,

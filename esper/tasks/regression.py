@@ -9,6 +9,7 @@ from torch import Tensor
 
 from esper.configs import TaskConfig
 from esper.data import DataSpec
+from esper.devices import sum_dtype
 from esper.errors import ConfigError
 from esper.tasks.task import Metric, Task
 
@@ -65,8 +66,9 @@ def _absolute_errors(output: Tensor, target: Tensor) -> Tensor:
 
 def _squares(output: Tensor, target: Tensor) -> Tensor:
     """Squared errors, targets and squared targets of every number: (3 D, N)."""
-    squares = _errors(output, target).double().square()
-    target = target.double().reshape(squares.shape)
+    dtype = sum_dtype(output.device)
+    squares = _errors(output, target).to(dtype).square()
+    target = target.to(dtype).reshape(squares.shape)
     return torch.cat([squares, target, target.square()], dim=1).t()
 
 

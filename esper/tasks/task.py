@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from esper.contracts.metrics import MetricInfo
+from esper.devices import sum_dtype
 
 __all__ = ["Detail", "Metric", "Task", "as_figures", "by_example", "mean_values", "num_values", "sum_values"]
 
@@ -103,26 +104,27 @@ def num_values(metrics: Iterable[Metric | Detail]) -> int:
 
 
 def mean_values(metrics: Iterable[Metric], output: Tensor, target: Tensor) -> Tensor:
-    """The averages over a batch that metrics need, one after the other, float64 (K,)."""
-    means = [values.double().mean(1) for values in _values(metrics, output, target)]
-    return torch.cat(means) if means else torch.empty(0, dtype=torch.float64, device=output.device)
+    """The averages over a batch that metrics need, one after the other, (K,) of `sum_dtype`."""
+    dtype = sum_dtype(output.device)
+    means = [values.to(dtype).mean(1) for values in _values(metrics, output, target)]
+    return torch.cat(means) if means else torch.empty(0, dtype=dtype, device=output.device)
 
 
 def sum_values(
     metrics: Iterable[Metric | Detail], output: Tensor, target: Tensor, *, counted: Tensor | None = None
 ) -> Tensor:
-    """The sums over a batch of what `mean_values` averages, float64 (K,).
+    """The sums over a batch of what `mean_values` averages, (K,) of `sum_dtype`.
 
     Args:
         metrics, output, target: as there.
         counted: which examples count, bool (N,); None: all.
     """
-    sums = []
+    sums, dtype = [], sum_dtype(output.device)
     for values in _values(metrics, output, target):
         if counted is not None:  # what does not count may be NaN
             values = values.view(len(values), len(counted), -1).where(counted[:, None], 0).flatten(1)
-        sums.append(values.sum(1, dtype=torch.float64))
-    return torch.cat(sums) if sums else torch.empty(0, dtype=torch.float64, device=output.device)
+        sums.append(values.sum(1, dtype=dtype))
+    return torch.cat(sums) if sums else torch.empty(0, dtype=dtype, device=output.device)
 
 
 def _values(metrics: Iterable[Metric | Detail], output: Tensor, target: Tensor) -> list[Tensor]:

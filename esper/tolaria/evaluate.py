@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from esper import turns
 from esper.data import Split
+from esper.devices import in_double
 from esper.kasmina.modes import evaluating
 from esper.tasks import Detail, Metric, Task, as_figures, num_values, sum_values
 
@@ -35,7 +36,7 @@ def measure(
 
     Returns:
         For each batch, the losses of its examples (N,) or tokens (N, T), float32; of a text, the last T may be smaller.
-        What `sum_values` adds up, float64 (K,).
+        What `sum_values` adds up, (K,).
     """
     metrics: list[Metric | Detail] = [*task.metrics]
     if with_detail and task.detail is not None:
@@ -131,14 +132,14 @@ def begin_evaluation(
 
 
 def _evaluation(measured: tuple[list[Tensor], Tensor], task: Task, *, with_detail: bool = False) -> Evaluation:
-    losses, sums = _flat(measured[0]), measured[1]
+    losses, sums = _flat(measured[0]), in_double(measured[1])
     values = torch.cat([losses.mean()[None], sums, sums.new_full((1,), losses.numel())])
     return Evaluation(values=values, task=task, with_detail=with_detail)
 
 
 def _flat(losses: list[Tensor]) -> Tensor:
     """The losses of all batches, float64 (N,)."""
-    return torch.cat([batch.flatten() for batch in losses]).double()
+    return in_double(torch.cat([batch.flatten() for batch in losses]))
 
 
 def lowest(losses: Mapping[T, float]) -> T:

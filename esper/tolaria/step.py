@@ -180,7 +180,7 @@ class TrainStep:
             with self.gradients.last_backward(overlapped=overlapped) if self.gradients and is_last else nullcontext():
                 self.scaler.scale(loss * share).backward()  # type: ignore[no-untyped-call]
             means = mean_values(self.task.training_metrics, output.detach(), part_targets)
-            shares.append(torch.cat([loss.detach().double()[None], means]) * share)
+            shares.append(torch.cat([loss.detach().to(means.dtype)[None], means]) * share)
         return torch.stack(shares).sum(0)
 
     def _update(self) -> Tensor:
@@ -210,8 +210,9 @@ class TrainStep:
         # fp16 loss scaling finds its scale by infinite gradients; without it they are a fault.
         finite = loss.isfinite() if self.scaler.is_enabled() else loss.isfinite() & grad_norm.isfinite()
         norm = grad_norm.nan_to_num(posinf=0.0) if self.scaler.is_enabled() else grad_norm
-        rest = torch.stack([norm.double(), torch.ones_like(norm, dtype=torch.float64)])
-        self.sums.epoch += torch.cat([loss.double()[None], means, rest])
+        dtype = self.sums.epoch.dtype
+        rest = torch.stack([norm.to(dtype), torch.ones_like(norm, dtype=dtype)])
+        self.sums.epoch += torch.cat([loss.to(dtype)[None], means, rest])
         first = ~finite & (self.sums.bad_step < 0)
         self.sums.bad_step.copy_(torch.where(first, step, self.sums.bad_step))
 
@@ -233,8 +234,8 @@ class TrainStep:
         self.optimizer.zero_grad(set_to_none=True)
         self._known_position = (-1, -1, -1)
         self.invalidate()
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        if self.device.type != "cpu":
+            torch.get_device_module(self.device).empty_cache()
 
     # --- growth changes the network between steps ------------------------------------------------------------------
 

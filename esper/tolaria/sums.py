@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from esper import turns
+from esper.devices import sum_dtype
 from esper.tasks import Metric, as_figures, num_values
 
 __all__ = ["Mark", "Reading", "StepSums", "Window"]
@@ -63,14 +64,14 @@ class Reading:
 
     Args:
         metrics: what is measured besides the loss.
-        values: the sums of `StepSums`, and the first bad step; float64 (K + 4,) on the device.
+        values: the sums of `StepSums`, and the first bad step; (K + 4,) on the device.
         are_finite: whether all weights are finite, 0-dim bool on the device.
     """
 
     def __init__(self, metrics: Sequence[Metric], values: Tensor, are_finite: Tensor) -> None:
         self._metrics = metrics
-        values = torch.cat([values, are_finite.double()[None]])
-        self._host = torch.empty(len(values), dtype=torch.float64, pin_memory=values.is_cuda)
+        values = torch.cat([values, are_finite.to(values.dtype)[None]])
+        self._host = torch.empty(len(values), dtype=values.dtype, pin_memory=values.is_cuda)
         self._host.copy_(values, non_blocking=values.is_cuda)  # only CUDA's copies have an event to wait for
         self.mark = Mark(values.device)
 
@@ -97,16 +98,16 @@ class StepSums:
         device: where.
 
     Attributes:
-        epoch: sums of (loss, averages, gradient norm, 1) over the steps of the epoch, float64 (K + 3,).
+        epoch: sums of (loss, averages, gradient norm, 1) over the steps of the epoch, (K + 3,).
         bad_step: first step of the run whose loss or gradient was not finite, or -1.
     """
 
     def __init__(self, metrics: Sequence[Metric], device: torch.device) -> None:
         self._metrics = metrics
-        self.epoch = torch.zeros(num_values(metrics) + 3, dtype=torch.float64, device=device)
+        self.epoch = torch.zeros(num_values(metrics) + 3, dtype=sum_dtype(device), device=device)
         self.bad_step = torch.full((), -1, dtype=torch.int64, device=device)
 
     def start_reading(self, are_finite: Tensor, *, since: Tensor | None = None) -> Reading:
         """Start to read the means over the epoch, or since an earlier value of `epoch`."""
         sums = self.epoch - since if since is not None else self.epoch
-        return Reading(self._metrics, torch.cat([sums, self.bad_step.double()[None]]), are_finite)
+        return Reading(self._metrics, torch.cat([sums, self.bad_step.to(sums.dtype)[None]]), are_finite)

@@ -14,6 +14,7 @@ from esper.configs.identity import digest
 from esper.contracts.lifecycle import SeedLifecycleState
 from esper.contracts.recipe import Graft
 from esper.costs import Ledger
+from esper.devices import in_double
 from esper.errors import CheckpointError, EsperError, one_line
 from esper.files import Count, Number, decoder, first_problem, json_object
 from esper.kasmina import MorphableModel
@@ -88,9 +89,10 @@ _STATE = decoder(
 
 def snapshot(run: Run) -> Snapshot:
     """Everything that a run needs to resume bit for bit (on a CPU)."""
-    tensors = {"rng|cpu": torch.get_rng_state(), "sums|epoch": run.step.sums.epoch, "sums|read": run.last_read}
-    if run.parts.device.type == "cuda":
-        tensors["rng|cuda"] = torch.cuda.get_rng_state(run.parts.device)
+    device, sums = run.parts.device, {"sums|epoch": run.step.sums.epoch, "sums|read": run.last_read}
+    tensors = {"rng|cpu": torch.get_rng_state(), **{name: in_double(tensor) for name, tensor in sums.items()}}
+    if device.type != "cpu":
+        tensors[f"rng|{device.type}"] = torch.get_device_module(device).get_rng_state(device)
     ema = run.step.ema
     if ema is not None:
         tensors |= {f"average|{name}": tensor for name, tensor in ema.sums.items()}
@@ -182,7 +184,7 @@ def restore(run: Run, saved: Snapshot) -> None:
     tensors = dict(saved.optimizer)
     _restore_random_states(run.parts.device, tensors)
     for name, target in (("sums|epoch", run.step.sums.epoch), ("sums|read", run.last_read)):
-        target.copy_(_pop(tensors, name, like=target))
+        target.copy_(_pop(tensors, name, like=in_double(target)))
     born, ema = state["average"], run.step.ema
     sums = {name: _pop(tensors, f"average|{name}", like=ema.sums.get(name) if ema else None) for name in born}
     if ema is not None:
@@ -197,13 +199,13 @@ def restore(run: Run, saved: Snapshot) -> None:
 
 def _restore_random_states(device: torch.device, tensors: dict[str, Tensor]) -> None:
     """Restore the generators' states, and remove them from the tensors."""
-    states = {name: tensors.pop(name, None) for name in ("rng|cpu", "rng|cuda")}
-    if states["rng|cpu"] is None:
+    states = {name: tensors.pop(f"rng|{name}", None) for name in ("cpu", "cuda", "mps")}
+    if states["cpu"] is None:
         raise CheckpointError("the checkpoint is damaged: it has no rng|cpu")
     try:
-        torch.set_rng_state(states["rng|cpu"])
-        if states["rng|cuda"] is not None and device.type == "cuda":
-            torch.cuda.set_rng_state(states["rng|cuda"], device)
+        torch.set_rng_state(states["cpu"])
+        if device.type != "cpu" and (state := states[device.type]) is not None:
+            torch.get_device_module(device).set_rng_state(state, device)
     except (RuntimeError, TypeError) as error:
         raise CheckpointError(f"the checkpoint is damaged: a random state: {one_line(error)}") from None
 

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from esper.contracts.decisions import AdaptationDecision
 from esper.contracts.events import Forked
 from esper.costs import training_macs
+from esper.devices import fork_rng
 from esper.errors import EsperError, MemoryLimitError, SurgeryError
 from esper.kasmina import SeedSlot, surgery
 from esper.tolaria.evaluate import evaluate, lowest
@@ -111,9 +112,8 @@ def rewound(model: nn.Module, optimizer: Optimizer, step: TrainStep) -> Iterator
     tensors = [*model.parameters(), *model.buffers(), *states, *averages, step.sums.epoch, step.sums.bad_step]
     saved = [tensor.detach().clone() for tensor in tensors]
     scale = step.scaler.state_dict()
-    devices = [step.device] if step.device.type == "cuda" else []
     try:
-        with torch.random.fork_rng(devices=devices):
+        with fork_rng(step.device):
             yield
     finally:
         with torch.no_grad():

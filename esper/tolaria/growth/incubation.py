@@ -15,6 +15,7 @@ from torch import Tensor
 
 from esper.contracts.events import Incubated
 from esper.costs import training_macs
+from esper.devices import fork_rng
 from esper.kasmina import MorphableModel, SeedSlot
 from esper.kasmina.modes import preserved_buffers, unfrozen
 from esper.tasks import Task
@@ -103,8 +104,7 @@ def incubate(
         context: of the forward passes.
     """
     kernel = slot.kernel(slot.live_graft)
-    devices = [inputs.device] if inputs.is_cuda else []
-    with preserved_buffers(model, exclude=kernel), torch.random.fork_rng(devices=devices):
+    with preserved_buffers(model, exclude=kernel), fork_rng(inputs.device):
         loss = (_fit if method == "fit" else _shadow)(model, slot, inputs, targets, task, context)
         parameters = list(kernel.parameters())
         for p, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
