@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from esper import __version__
 from esper.commands import Parser
 from esper.commands import add_command as _add
+from esper.commands import add_device as _add_device
 from esper.commands import add_group as _add_group
 from esper.commands import add_json as _add_json
 from esper.commands import positive as _positive
@@ -121,7 +122,7 @@ def _add_urza(commands: Any) -> None:
         help="input (and output) shape, such as 64x32x32, 65x192 or 192; repeatable (default: those of ResNet-18 and "
         "model=vit on 32x32 images, and 256)",
     )  # fmt: skip
-    measure.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="device (default: auto)")
+    _add_device(measure)
     measure.add_argument("--batch-size", type=_positive, default=128, metavar="N", help="batch size (default: 128)")
     measure.add_argument(
         "--timeout", type=_positive, default=300, metavar="SECONDS", help="time limit of one site (default: 300)"

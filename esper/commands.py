@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable, Sequence
 from typing import Any
 
-__all__ = ["Parser", "add_command", "add_group", "add_json", "positive"]
+__all__ = ["Parser", "add_command", "add_device", "add_group", "add_json", "positive"]
 
 
 class Parser(argparse.ArgumentParser):
@@ -45,6 +45,13 @@ def add_group(commands: Any, name: str, help: str) -> Any:
 def add_json(parser: argparse.ArgumentParser) -> None:
     """Add the option `--json`."""
     parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Add the option `--device`; `select_device` checks it."""
+    parser.add_argument(
+        "--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps (default: auto)"
+    )
 
 
 def positive(text: str) -> int:

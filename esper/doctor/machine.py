@@ -111,9 +111,12 @@ def gpu(run: PlannedRun) -> Finding:
     probe = run.probe()
     if "torch" not in probe:
         return not_used("torch does not work")
+    device = run.config.device
+    if device == "mps":
+        return _mps(probe)
     if "gpu" in probe:
-        return _usable_gpu(probe)
-    report = failed if run.config.device == "cuda" else warning
+        return _usable_gpu(probe, device)
+    report = failed if device.startswith("cuda") else warning
     gpus, driver_error = _gpus_of_driver()
     if gpus and os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
         hidden = f"{gpus}, hidden by CUDA_VISIBLE_DEVICES={os.environ['CUDA_VISIBLE_DEVICES']}"
@@ -127,19 +130,33 @@ def gpu(run: PlannedRun) -> Finding:
         return failed(f"{gpus}; torch, built for CUDA {probe['cuda']}, cannot use it: {reason}", remedy)
     if driver_error:
         return report(f"nvidia-smi: {driver_error}", "reload the NVIDIA driver, restart the machine, or set device=cpu")
-    if run.config.device == "cuda":
-        return failed("no GPU, but device=cuda", "device=auto trains on the CPU; on a cluster, request a GPU")
-    return ok("no GPU: runs train on the CPU")
+    if device.startswith("cuda"):
+        return failed(f"no GPU, but device={device}", "device=auto trains on the CPU; on a cluster, request a GPU")
+    return ok(
+        f"no GPU{' of NVIDIA (device=mps uses that of Apple)' if probe.get('mps') else ''}: runs train on the CPU"
+    )
 
 
-def _usable_gpu(probe: dict[str, Any]) -> Finding:
-    free, total = probe.get("free_bytes", 0), probe.get("total_bytes", 0)
-    number = f"{probe['num_gpus']} × " if probe["num_gpus"] != 1 else ""
-    found = f"{number}{probe['gpu']}, {free / _GIB:.1f} of {total / _GIB:.1f} GiB free"
+def _mps(probe: dict[str, Any]) -> Finding:
+    if not probe.get("mps"):
+        return failed("no MPS device, but device=mps", "use a Mac with Apple silicon, or set device=auto")
+    return ok("MPS, on which Esper is untested: float32, nothing compiled or captured")
+
+
+def _usable_gpu(probe: dict[str, Any], device: str) -> Finding:
+    free, total, num_gpus = probe.get("free_bytes", 0), probe.get("total_bytes", 0), probe["num_gpus"]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    shown = f" (CUDA_VISIBLE_DEVICES={visible})" if visible is not None else ""
+    index = int(device.partition(":")[2] or 0)
+    if index >= num_gpus:
+        remedy = "CUDA_VISIBLE_DEVICES says which GPUs a process sees; it numbers them from 0"
+        return failed(f"{num_gpus} × {probe['gpu']}{shown}, but device={device}", remedy)
+    used = f"{num_gpus} × {probe['gpu']}{shown}; cuda:{index}" if num_gpus > 1 else f"{probe['gpu']}{shown}"
+    found = f"{used}, {free / _GIB:.1f} of {total / _GIB:.1f} GiB free"
     if "gpu_error" in probe:
         return failed(f"{found}; computing on it fails: {probe['gpu_error']}", "install a torch that supports this GPU")
     if free < _LOW_GPU_BYTES:
-        return warning(found, "see nvidia-smi for its processes, or select another GPU with CUDA_VISIBLE_DEVICES")
+        return warning(found, "see nvidia-smi for its processes, or select another GPU with device=cuda:N")
     return ok(found)
 
 

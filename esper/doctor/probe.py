@@ -24,10 +24,11 @@ _TIMEOUT_S = 60
 def probe(config: TolariaConfig, *, outputs_dir: Path) -> dict[str, Any]:
     """Versions, threads, and the GPU and library that a run would use.
 
-    Keys: torch, cuda, num_threads, gpu, num_gpus, free_bytes, total_bytes, torchvision, library (the fields of a
+    Keys: torch, cuda, mps, num_threads, gpu, num_gpus, free_bytes, total_bytes, torchvision, library (the fields of a
     `Finding`). What fails is missing; torch_error, gpu_error and torchvision_error give the reason.
     """
     request = {
+        "gpu": int(config.device.partition(":")[2] or 0),
         "database": dataclasses.asdict(config.database),
         "outputs_dir": str(outputs_dir),
         "needs_library": bool(config.morphogenetic.library),
@@ -61,11 +62,14 @@ def _probe(request: dict[str, Any]) -> dict[str, Any]:
     result |= {
         "torch": torch.__version__,
         "cuda": torch.version.cuda or getattr(torch.version, "hip", None),
+        "mps": torch.backends.mps.is_available(),
         "num_threads": torch.get_num_threads(),
     }
     try:
         if torch.cuda.is_available():
-            result |= {"gpu": torch.cuda.get_device_name(), "num_gpus": torch.cuda.device_count()}
+            num_gpus = torch.cuda.device_count()
+            torch.cuda.set_device(min(request["gpu"], num_gpus - 1))
+            result |= {"gpu": torch.cuda.get_device_name(), "num_gpus": num_gpus}
             result["free_bytes"], result["total_bytes"] = torch.cuda.mem_get_info()
             torch.ones(1, device="cuda").add_(1).item()  # fails on a GPU that this build does not support
         elif result["cuda"]:

@@ -21,6 +21,7 @@ from esper.contracts.recipe import Graft
 from esper.data import DataSplits, load_splits
 from esper.data.interface import INTERFACE, Interface, interface_of, read_interface
 from esper.data.tokenizer import load_tokenizer
+from esper.devices import select_device
 from esper.errors import CheckpointError, DataError, RunError, SurgeryError, one_line
 from esper.files import as_json, decoder, json_object, read_json, sha256
 from esper.inference.network import Network
@@ -54,23 +55,31 @@ _DESCRIPTION = decoder(
 )
 
 
-def load(path: Path | str, *, best: bool = False, model: nn.Module | Callable[..., nn.Module] | None = None) -> Network:
-    """Load a trained network, in eval mode on the CPU, with what it needs to predict.
+def load(
+    path: Path | str,
+    *,
+    best: bool = False,
+    model: nn.Module | Callable[..., nn.Module] | None = None,
+    device: str = "cpu",
+) -> Network:
+    """Load a trained network, in eval mode, with what it needs to predict.
 
     Args:
         path: folder of a run, finished or not, or of what `esper export` wrote.
         best: of a run, the checkpoint with the lowest validation loss instead of the newest one.
         model: what `fit(model=…)` got, if the network is one of your own that no plugin registers.
+        device: as the setting of that name, whatever the run was trained on.
 
     Raises:
+        ConfigError: the device is not there.
         RunError: it is neither, or its network is code that has not been imported.
         CheckpointError: a file is damaged, the run has no usable checkpoint, or a module in it is neither kept nor
             culled yet.
         DataError: the run was trained by a version that kept no `interface.json`, and its data is not there.
     """
-    path = Path(path).expanduser()
+    place, path = select_device(device), Path(path).expanduser()
     if (path / DESCRIPTION).is_file():
-        return _of_export(path, model)
+        return _of_export(path, model).to(place)
     if recorded_config(path) is None:
         raise RunError(
             f"{path} is neither the folder of a run (it has no config.yaml) nor what esper export wrote (it has no "
@@ -83,7 +92,7 @@ def load(path: Path | str, *, best: bool = False, model: nn.Module | Callable[..
         found.config,
         channels_last=found.channels_last,
         tokenizer=found.settings["dataset"]["tokenizer"],
-    )
+    ).to(place)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from esper.commands import add_command, add_json, positive
+from esper.commands import add_command, add_device, add_json, positive
 
 __all__ = ["add_use"]
 
@@ -37,7 +37,7 @@ def _add_predict(commands: Any) -> None:
     predict.add_argument("--top-k", type=positive, default=5, metavar="K", help="likeliest classes (default: 5)")
     predict.add_argument("--batch-size", type=positive, default=128, metavar="N", help="batch size (default: 128)")
     _add_best(predict)
-    _add_device(predict)
+    add_device(predict)
     _add_plugins(predict)
 
 
@@ -51,7 +51,7 @@ def _add_evaluate(commands: Any) -> None:
     )  # fmt: skip
     add_json(evaluate)
     _add_best(evaluate)
-    _add_device(evaluate)
+    add_device(evaluate)
     _add_plugins(evaluate)
 
 
@@ -85,16 +85,12 @@ def _add_sample(commands: Any) -> None:
     sample.add_argument("--top-k", type=positive, metavar="K", help="draw among the K likeliest tokens (default: all)")
     sample.add_argument("--seed", type=int, default=0, metavar="N", help="random seed of the draws (default: 0)")
     _add_best(sample)
-    _add_device(sample)
+    add_device(sample)
     _add_plugins(sample)
 
 
 def _add_best(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--best", action="store_true", help="the epoch with the lowest validation loss, not the last")
-
-
-def _add_device(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="device (default: auto)")
 
 
 def _add_plugins(parser: argparse.ArgumentParser) -> None:

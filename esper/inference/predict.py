@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from esper import plugins
-from esper.devices import select_device
 from esper.errors import DataError, RunError, WriteError
 from esper.inference.loading import load
 from esper.inference.network import Network, Prediction
@@ -79,7 +78,7 @@ def main(
 def load_for_command(run: Path, *, best: bool, device: str, modules: Sequence[str]) -> Network:
     """Load a network as the options of a command say."""
     plugins.load(modules)
-    return load(run, best=best).to(select_device(device))
+    return load(run, best=best, device=device)
 
 
 def _predict_pictures(

@@ -48,7 +48,7 @@ class Forge:
     """Owner of the worker process; `close` it.
 
     Args:
-        device: auto, cpu or cuda.
+        device: as the setting of that name.
         limits: of each job.
         storage: compile cache.
         stop: cancels the current job when set.

@@ -146,8 +146,8 @@ def _memory_bytes(kernel: nn.Module, x: Tensor) -> int:
 
 
 def _synchronize(x: Tensor) -> None:
-    if x.device.type == "cuda":
-        torch.cuda.synchronize(x.device)
+    if x.device.type != "cpu":
+        torch.accelerator.synchronize(x.device)
 
 
 def set_compile_cache(config: StorageConfig) -> None:

@@ -14,7 +14,8 @@ from typing import Any, TextIO
 
 import torch
 
-from esper.errors import EsperError, one_line
+from esper.devices import select_device
+from esper.errors import ConfigError, EsperError, one_line
 from esper.tezzeret.measure import Job, measure
 from esper.tracking.environment import cpu_name
 
@@ -25,16 +26,17 @@ def main(device_name: str, memory_bytes: int) -> None:
     """Run jobs until the input ends.
 
     Args:
-        device_name: auto, cpu or cuda.
+        device_name: as the setting `device`.
         memory_bytes: limit on GPU memory; the parent process limits host memory.
     """
     replies = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # compilers print to stdout; keep it apart from replies
     threading.Thread(target=_exit_with_parent, args=(os.getppid(),), daemon=True).start()
-    if device_name == "cuda" and not torch.cuda.is_available():
-        _reply(replies, refused="device=cuda: this machine has no usable CUDA device; give device=cpu or device=auto")
+    try:
+        device = select_device(device_name)
+    except ConfigError as error:
+        _reply(replies, refused=str(error))
         return
-    device = torch.device("cuda" if device_name != "cpu" and torch.cuda.is_available() else "cpu")
     _limit_memory(device, memory_bytes)
     _reply(replies, device=_device_name(device), torch_version=torch.__version__)
     for line in sys.stdin:
@@ -56,7 +58,7 @@ def _reply(replies: TextIO, **content: Any) -> None:
 def _limit_memory(device: torch.device, memory_bytes: int) -> None:
     if device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, memory_bytes / total))
+        torch.cuda.set_per_process_memory_fraction(min(1.0, memory_bytes / total), device.index)
 
 
 def _device_name(device: torch.device) -> str:

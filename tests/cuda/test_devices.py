@@ -98,7 +98,7 @@ def test_a_network_predicts_on_the_second_gpu_as_on_the_cpu(tmp_path: Path) -> N
     images = torch.randint(0, 256, (32, 3, 8, 8), dtype=torch.uint8)
     network = load(run_dir)
     expected = network.outputs(images)
-    network = network.to("cuda:1")
+    network = load(run_dir, device="cuda:1")
     assert network.device == torch.device("cuda:1")
     torch.testing.assert_close(network.outputs(images), expected, rtol=1e-2, atol=1e-2)
 

@@ -46,6 +46,22 @@ def test_a_gpu_without_free_memory_is_a_warning():
     assert machine.gpu(planned_run(probe={**card, "free_bytes": 70 * 2**30})).status == OK
 
 
+def test_the_gpu_of_a_number_is_looked_for_and_named(monkeypatch: pytest.MonkeyPatch):
+    card = {**GPU, "gpu": "NVIDIA H100", "num_gpus": 2, "total_bytes": 80 * 2**30, "free_bytes": 70 * 2**30}
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
+    found = machine.gpu(planned_run("device=cuda:1", probe=card))
+    assert found.status == OK
+    assert "2 × NVIDIA H100 (CUDA_VISIBLE_DEVICES=4,5); cuda:1" in found.found
+    missing = machine.gpu(planned_run("device=cuda:4", probe=card))
+    assert missing.status == FAILED
+    assert "CUDA_VISIBLE_DEVICES=4,5), but device=cuda:4" in missing.found
+
+
+def test_mps_is_checked_where_it_is_asked_for():
+    assert machine.gpu(planned_run("device=mps", probe={**GPU, "mps": False})).status == FAILED
+    assert machine.gpu(planned_run("device=mps", probe={**GPU, "cuda": None, "mps": True})).status == OK
+
+
 def test_a_torchvision_that_cannot_be_imported_is_a_failure():
     found = machine.torchvision(
         planned_run(probe={**GPU, "torchvision_error": "operator torchvision::nms does not exist"})

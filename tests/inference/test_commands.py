@@ -106,6 +106,8 @@ def test_the_test_split_is_evaluated_to_the_runs_result_and_named(
         (["predict", "RUN", "x.png", "--out", "table.txt"], "must be a .csv file, or - for standard output"),
         (["predict", "nowhere", "x.png"], "is neither the folder of a run (it has no config.yaml) nor what esper"),
         (["predict", "RUN", "rows.csv"], "rows.csv: no table could be read"),
+        (["evaluate", "RUN", "--device", "cuda:77"], "device=cuda:77: this machine has no "),
+        (["predict", "RUN", "x.png", "--device", "meta"], "device=meta: no such device; there are auto, cpu"),
     ],
 )
 def test_bad_input_is_one_line(

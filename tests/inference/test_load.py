@@ -18,7 +18,7 @@ from torch import Tensor
 import esper
 from esper import plugins
 from esper.configs import DatasetConfig, ModelConfig, TaskConfig
-from esper.errors import CheckpointError, DataError, RunError
+from esper.errors import CheckpointError, ConfigError, DataError, RunError
 from esper.inference import Network
 from esper.inference.export import export
 from tests.conftest import tiny_config, use
@@ -33,6 +33,12 @@ FORBIDDEN = ("mlflow", "sklearn", "matplotlib", "rich", "esper.build", "esper.ta
 
 def predicted(network: Network, examples: Any) -> Tensor:
     return torch.stack([prediction.output for prediction in network.predict(examples)])
+
+
+def test_a_network_is_loaded_onto_a_device_that_is_there(trained: Seen) -> None:
+    assert esper.load(trained.run_dir, device="auto").device.type in ("cpu", "cuda")
+    with pytest.raises(ConfigError, match="device=cuda:77: this machine has no "):
+        esper.load(trained.run_dir, device="cuda:77")
 
 
 def test_predictions_are_those_of_the_trainers_evaluation_image_by_image(trained: Seen, tmp_path: Path) -> None:
