@@ -18,7 +18,6 @@ from esper.errors import EsperError, MemoryLimitError
 from esper.launch.exits import error_line, print_traceback
 from esper.sweep.job import begin, end_stopped
 from esper.sweep.manifest import Member
-from esper.sweep.room import Room
 
 __all__ = ["AUTO", "LOG", "PackJob"]
 
@@ -91,6 +90,7 @@ class _Pack:
     def __init__(self, left: dict[str, Member], *, at_once: int | None) -> None:
         os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")  # 8 by default: more streams wait for one another
         sys.setswitchinterval(_SWITCH_S)
+        from esper.sweep.room import Room  # torch, which launching does not need
         from esper.turns import Turns
 
         self._left = left

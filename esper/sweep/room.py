@@ -21,20 +21,19 @@ _MAX_RUNS = 16
 
 
 class Room:
-    """The memory that is free before any run; `number` tells for how many it is enough.
+    """What the runs of this process use; `number` tells how many fit.
 
     Args:
-        turns: the runs; none has begun.
+        turns: the runs.
         grows: whether one of them may grow.
     """
 
     def __init__(self, turns: Turns, *, grows: bool) -> None:
         self._turns = turns
         self._factor = _GROWN if grows else _STATIC
-        self._free_bytes = torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else 0
 
     def number(self) -> int | None:
-        """How many runs may train at once; None until a run has trained for some steps."""
+        """How many runs may train at once; None until the first has trained for some steps."""
         if self._turns.num_steps < _SETTLED_STEPS:
             return None
         if not torch.cuda.is_available():
@@ -42,7 +41,9 @@ class Room:
         with self._turns.between():
             free, total = torch.cuda.mem_get_info()
             shared = sum(copy.nbytes for _, reference in self._turns.kept if (copy := reference()) is not None)
-        each = max(1, self._free_bytes - free - shared)
-        fitting = int((self._free_bytes - shared - _SPARE * total) / (self._factor * each))
-        sys.stdout.write(f"a run uses {memory(each)} of {memory(total)}: room for {fitting}\n")
+            available = free + torch.cuda.memory_reserved() - shared - _SPARE * total
+            each = max(1, torch.cuda.max_memory_reserved() - shared)
+        fitting = int(available / (self._factor * each))
+        sys.stdout.write(f"a run uses {memory(each)} of {memory(total)}, so {fitting} fit\n")
+        sys.stdout.flush()
         return min(max(1, fitting), _MAX_RUNS)

@@ -27,7 +27,11 @@ MAX_MEMBERS = 24
 class PackedOptions(QueueOptions):
     """`hydra.launcher` of `hydra/launcher=packed`."""
 
-    members: str = setting(AUTO, "how many runs train at once on a GPU, 1 to 24; auto: as many as fit into its memory")
+    members: str = setting(
+        AUTO,
+        "runs that train at once on a GPU: 1 to 24, or auto, as many as fit into its memory (not on SLURM: there 1 by "
+        "default)",
+    )
 
     def __post_init__(self) -> None:
         self.members = str(self.members)  # YAML reads a number
