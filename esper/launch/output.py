@@ -8,6 +8,8 @@ import os
 import sys
 from typing import Any
 
+from esper import first_line
+
 __all__ = ["keep_writing"]
 
 
@@ -42,6 +44,7 @@ class _Output(io.FileIO):
     """A standard stream. Once its reader or its terminal is gone, what is written is dropped."""
 
     def write(self, data: Any) -> int:
+        first_line.end()
         try:
             return super().write(data) or 0
         except OSError as error:
