@@ -39,7 +39,7 @@ def test_a_terminal_shows_a_moving_line_until_there_is_something_else_to_print(t
     shown = on_terminal("--version", cwd=tmp_path)
     line, _, rest = shown.partition(ERASED)
     frames = line.split("\r")[1:]
-    assert all(frame.endswith(" esper-train: starting  0:00") or "starting  0:" in frame for frame in frames)
+    assert all(" esper-train: starting  0:" in frame for frame in frames)
     assert len({frame[0] for frame in frames}) > 1  # it moves
     assert rest == f"esper-train {__version__}\r\n"
 
@@ -58,7 +58,8 @@ def test_where_a_line_cannot_move_there_is_none(env: dict[str, str], tmp_path: P
 
 
 def test_nothing_of_it_is_in_a_pipe_and_nothing_large_is_imported_for_it(tmp_path: Path) -> None:
-    code = f"import sys; import esper.start; print(sorted({{'hydra', 'omegaconf', 'rich', 'torch'}} & set(sys.modules))); {START}"
+    heavy = "{'hydra', 'omegaconf', 'rich', 'torch', 'yaml'}"
+    code = f"import sys; import esper.start; print(sorted({heavy} & set(sys.modules))); {START}"
     done = subprocess.run(
         [sys.executable, "-c", code, "--version"],
         cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True,
