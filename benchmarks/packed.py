@@ -20,6 +20,7 @@ import itertools
 import json
 import os
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -88,8 +89,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for way in ("alone", *options.ways):
             num_runs = 1 if way == "alone" else options.runs
             left_s = deadline - time.monotonic()
-            if left_s < 10 or (way == "processes" and mps is None and not options.without_mps):
-                print(f"{way}: left out ({'no time left' if left_s < 10 else 'no MPS here'})", flush=True)
+            is_late = left_s < max((cell.command_s for cell in cells if cell.num_runs == num_runs), default=10.0)
+            if is_late or (way == "processes" and mps is None and not options.without_mps):
+                print(f"{way}: left out ({'no time left' if is_late else 'no MPS here'})", flush=True)
                 continue
             try:
                 cells.append(_measure(way, num_runs, options, Path(folder) / way.replace(" ", "-"), mps, left_s))
@@ -158,10 +160,11 @@ def _measure(
         freeze(one, _config(options, rng_seed=seed))
         members.append(one)
     folders = [str(one.folder) for one in members]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1"}
     if way in ("alone", "processes"):
         commands = [[sys.executable, "-m", "esper.sweep.job", one] for one in folders]
-        environment |= mps or {} if way == "processes" else {}
+        if way == "processes":
+            environment |= {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // num_runs)), **(mps or {})}
     elif way == "packed":
         commands = [[sys.executable, "-m", "esper.sweep.pack", str(num_runs), *folders]]
     else:
@@ -200,19 +203,20 @@ def _run(commands: list[list[str]], members: Sequence[Member], env: dict[str, st
             process.wait(max(0.1, until - time.monotonic()))
         except subprocess.TimeoutExpired:
             print(f"ended after {timeout_s:.0f} s: {process.args!s:.200}", flush=True)
+            process.send_signal(signal.SIGABRT)  # prints the stacks of its threads
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(10)
             process.kill()
             process.wait()
 
 
 def _show(members: Sequence[Member]) -> None:
     """Print what runs that have not finished have printed."""
-    for one in members:
-        if one.outcome().get("status") == "finished" and one is not members[0]:
-            continue
+    for one in [one for one in members if one.outcome().get("status") != "finished"][:2]:
         print(f"----- {one.name}: {one.outcome()}")
-        for log in (one.folder / "job.log", one.folder / "pack.log", one.run_dir / "train.log"):
+        for log in dict.fromkeys((members[0].folder / "job.log", one.folder / "job.log", one.folder / "pack.log")):
             if log.exists():
-                print(f"--- {log.name}\n" + "\n".join(log.read_text(errors="replace").splitlines()[-60:]), flush=True)
+                print(f"--- {log.name}\n{log.read_text(errors='replace')[-3000:]}", flush=True)
 
 
 def _journal(one: Member) -> list[dict[str, Any]]:
@@ -254,7 +258,7 @@ class _Memory:
         self._thread.join()
 
     def _watch(self) -> None:
-        while not self._end.wait(0.5):
+        while not self._end.wait(1.0):
             self.peak_gb = max(self.peak_gb, self._used_gb() - self._before)
 
     @staticmethod

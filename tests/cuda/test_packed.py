@@ -32,7 +32,8 @@ STATIC = {**ON_CUDA, "morphogenetic__enable_tamiyo": False}
 
 
 @pytest.fixture(autouse=True)
-def _switch_interval() -> Iterator[None]:
+def _process_as_it_was(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.chdir(Path.cwd())
     interval = sys.getswitchinterval()
     yield
     sys.setswitchinterval(interval)
@@ -53,7 +54,7 @@ def test_three_runs_are_bit_identical_to_each_alone_while_one_grows_and_another_
         "dropout": {**STATIC, **DROPPED},
         "dropout-1": {**STATIC, **DROPPED, "rng_seed": 1},
         "grows": ON_CUDA,
-        "stacks": {**ON_CUDA, **STACK},
+        "stacks": {**ON_CUDA, **STACK, "model__depths": [2, 2], "model__site_kinds": ["after"]},
         "fails": {**STATIC, "optimization__learning_rate": 1e20},
     }
     beside = [member(tmp_path / "beside", name, **changes) for name, changes in runs.items()]
