@@ -119,7 +119,8 @@ def test_bad_input_is_one_line(
     places = {"RUN": str(trained.run_dir), "EXPORT": str(tmp_path / "exported")}
     if "EXPORT" in arguments:
         export(trained.run_dir, tmp_path / "exported")
-    assert command(*(places.get(argument, argument) for argument in arguments), "--device", "cpu") == 2
+    command_line = [places.get(argument, argument) for argument in arguments]
+    assert command(*command_line, *([] if "--device" in arguments else ["--device", "cpu"])) == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
 
 
