@@ -134,7 +134,10 @@ class FileSet:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dataset:
-    """A dataset before it is split: training and test images, a validation set if it has its own, what to tell."""
+    """A dataset before it is split: training and test images, a validation set if it has its own, what to tell.
+
+    Of a table, `input_names` are its columns in the order of the inputs, and `target_name` is the one to predict.
+    """
 
     train: ImageSet | FileSet
     test: ImageSet | FileSet
@@ -142,6 +145,8 @@ class Dataset:
     fingerprint: Fingerprint
     val: ImageSet | FileSet | None = None
     notices: tuple[str, ...] = ()
+    input_names: tuple[str, ...] = ()
+    target_name: str | None = None
 
 
 def draw_stratified(labels: Tensor, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:

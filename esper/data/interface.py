@@ -58,6 +58,7 @@ class Interface:
         mean, std: of each channel or column: inputs are (value / 255 - mean) / std; empty for token ids.
         image: how an image file is read; None: inputs do not come from image files.
         target: in a table, the column that is predicted; None: the last one.
+        input_names: of the columns of a table, in the order of the inputs; empty: unnamed, as of arrays.
     """
 
     task: str
@@ -69,6 +70,7 @@ class Interface:
     std: tuple[float, ...] = ()
     image: Reading | None = None
     target: str | None = None
+    input_names: tuple[str, ...] = ()
 
     @property
     def spec(self) -> DataSpec:
@@ -136,7 +138,8 @@ def interface_of(splits: DataSplits, spec: DataSpec, config: DatasetConfig, *, t
         mean=mean,
         std=std,
         image=image,
-        target=config.target,
+        target=config.target if splits.target_name is None else splits.target_name,
+        input_names=splits.input_names,
     )
 
 

@@ -44,6 +44,7 @@ class DataSplits:
         mean, std: of each channel of the training images (of files: of 1024 of them), in units of [0, 1]; else empty.
         notices: what the user should know about the files.
         noun: what is split: images, rows or documents.
+        input_names, target_name: as those of `Dataset`.
     """
 
     train: Split
@@ -58,6 +59,8 @@ class DataSplits:
     std: tuple[float, ...] = ()
     notices: tuple[str, ...] = ()
     noun: str = "images"
+    input_names: tuple[str, ...] = ()
+    target_name: str | None = None
 
     def to(self, device: torch.device) -> DataSplits:
         """Move images and tokens that are in memory to a device."""
@@ -138,6 +141,8 @@ def _split_images(config: DatasetConfig, dataset: Dataset, *, rng_seed: int) -> 
         fingerprint=dataset.fingerprint,
         notices=dataset.notices,
         noun=noun,
+        input_names=dataset.input_names,
+        target_name=dataset.target_name,
     )
 
 

@@ -20,6 +20,7 @@ from esper.data.pixels import suffixes
 from esper.data.sources.arrays import SUFFIXES, read_examples
 from esper.errors import DataError, one_line
 from esper.inference.network import Network
+from esper.redact import printable
 
 __all__ = ["Picture", "as_targets", "check_examples", "find_pictures", "is_table", "read_pictures", "read_table"]
 
@@ -115,11 +116,20 @@ def read_pictures(
 def read_table(network: Network, path: str) -> tuple[Tensor, NDArray[np.generic] | None]:
     """Examples as the training had them, (N, …), and targets as the file has them, if it does; see `as_targets`.
 
+    Columns of a table are found by name, where the network knows names; others are named on standard error.
+
     Raises:
         DataError: the file cannot be read, or does not suit the network.
     """
     interface = network.interface
-    inputs, targets = read_examples(Path(path).expanduser(), num_columns=interface.inputs[0], target=interface.target)
+    inputs, targets, others = read_examples(
+        Path(path).expanduser(),
+        num_columns=interface.inputs[0],
+        target=interface.target,
+        names=interface.input_names,
+    )
+    if others:
+        sys.stderr.write(printable(f"not read: {path}: columns that the network does not know: {', '.join(others)}\n"))
     if inputs.ndim < 2 or len(inputs) == 0:
         raise DataError(f"{path}: holds no examples")
     try:

@@ -161,6 +161,51 @@ def test_rows_are_predicted_and_evaluated(
         assert f"{name}: {message}" in capsys.readouterr().err.splitlines()[-1]
 
 
+def test_columns_of_a_table_are_found_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plugins.offer("model", "mlp", lambda spec: torch.nn.Linear(2, spec.num_outputs))
+    values = np.random.default_rng(0).normal(size=(80, 2))
+    table = {"a": values[:, 0], "b": values[:, 1], "sum": values[:, 0] - 2 * values[:, 1], "note": values[:, 0]}
+
+    def write(file: str, *columns: str, **renamed: str) -> Path:
+        rows = zip(*(table[name].tolist() for name in columns), strict=True)
+        with (tmp_path / file).open("w", newline="") as opened:
+            csv.writer(opened).writerows([[renamed.get(name, name) for name in columns], *rows])
+        return tmp_path / file
+
+    write("rows.csv", "a", "b", "sum")
+    config = tiny_config(
+        dataset=DatasetConfig(name="arrays", data_dir=str(tmp_path / "rows.csv"), target_type="number", batch_size=8,
+                              val_split=0.3),
+        model=ModelConfig(source="plugin", name="mlp"),
+        task=TaskConfig(name="regression"),
+        morphogenetic__enable_tamiyo=False,
+    )  # fmt: skip
+    run_dir = train(config, tmp_path / "rows" / "run").run_dir
+    out = export(run_dir, tmp_path / "out")
+    assert json.loads((out / "model.json").read_text())["interface"]["input_names"] == ["a", "b"]
+
+    def predicted(network: Path, file: Path) -> tuple[list[str], list[str]]:
+        assert command("predict", network, file, "--out", "-", "--device", "cpu") == 0
+        written = capsys.readouterr()
+        return [row["value"] for row in rows(written.out)], written.err.splitlines()
+
+    expected = predicted(run_dir, tmp_path / "rows.csv")
+    other = write("other.csv", "note", "sum", "b", "a")
+    for network in (run_dir, out):
+        found, told = predicted(network, other)
+        assert found == expected[0]
+        assert told == [f"not read: {other}: columns that the network does not know: note"]
+        assert command("evaluate", network, other, "--json", "--device", "cpu") == 0
+        assert "not read" in capsys.readouterr().err
+    assert command("predict", out, write("less.csv", "b", "note", note="A"), "--out", "-", "--device", "cpu") == 2
+    assert "lacks columns that the network reads: a" in capsys.readouterr().err
+
+    description = json.loads((out / "model.json").read_text())
+    del description["interface"]["input_names"]  # as exported by earlier versions: columns as they stand
+    (out / "model.json").write_text(json.dumps(description))
+    assert predicted(out, write("swapped.csv", "b", "a"))[0] != expected[0] == predicted(out, tmp_path / "rows.csv")[0]
+
+
 def test_a_language_model_is_evaluated_on_its_test_split_and_on_another_text(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

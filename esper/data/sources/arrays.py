@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -21,6 +23,7 @@ from esper.errors import DataError, one_line
 __all__ = ["SUFFIXES", "fingerprint", "load", "read_examples"]
 
 SUFFIXES = (".csv", ".npz", ".parquet")
+_MAX_NAMED = 10
 
 
 def load(config: DatasetConfig, _cache_dir: Path | None) -> Dataset:
@@ -35,14 +38,15 @@ def load(config: DatasetConfig, _cache_dir: Path | None) -> Dataset:
     file = Path(config.data_dir).expanduser()
     where = f"dataset.data_dir={file}"
     try:
-        inputs, targets = _read(file, config.target)
+        inputs, targets, columns = _read(file, config.target)
         if len(inputs.shape) < 2 or targets.shape[:1] != inputs.shape[:1]:
             raise ValueError(f"inputs {inputs.shape} and targets {targets.shape}; allowed are (N, D) and (N,)")
         numbers = torch.from_numpy(np.ascontiguousarray(inputs, dtype=np.float32))
     except (OSError, ValueError, TypeError, KeyError, ImportError, csv.Error, BadZipFile) as error:
         raise DataError(f"{where}: cannot be read as rows of numbers: {one_line(error)}") from None
     numbers_or_classes, names = _as_targets(targets, config.target_type, where)
-    return own_dataset((numbers, numbers_or_classes), test_split=config.test_split, where=where, class_names=names)
+    dataset = own_dataset((numbers, numbers_or_classes), test_split=config.test_split, where=where, class_names=names)
+    return dataclasses.replace(dataset, input_names=columns[:-1], target_name=columns[-1]) if columns else dataset
 
 
 def fingerprint(config: DatasetConfig) -> Fingerprint:
@@ -51,14 +55,15 @@ def fingerprint(config: DatasetConfig) -> Fingerprint:
 
 
 def read_examples(
-    file: Path, *, num_columns: int, target: str | None
-) -> tuple[NDArray[np.generic], NDArray[np.generic] | None]:
-    """Inputs of a file, and targets if it has them, for a network that is trained already.
+    file: Path, *, num_columns: int, target: str | None, names: Sequence[str] = ()
+) -> tuple[NDArray[np.generic], NDArray[np.generic] | None, list[str]]:
+    """Inputs of a file, targets if it has them, and names of columns that are neither.
 
     Args:
         file: as `load` reads it; an .npz may lack `targets`, others the column of the target.
         num_columns: that the network reads.
         target: name of the target's column; None: the last one, if there is one column more than the network reads.
+        names: of the columns that the network reads, wherever they stand; (): all but the target, as they stand.
 
     Raises:
         DataError: the file is missing, or holds something else.
@@ -66,15 +71,19 @@ def read_examples(
     try:
         if file.suffix == ".npz":
             with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
-                return arrays["inputs"], arrays.get("targets")
+                return arrays["inputs"], arrays.get("targets"), []
         columns = _columns(file)
         if target is None and len(columns) == num_columns + 1:
             target = next(reversed(columns))
         targets = columns.pop(target, None) if target is not None else None
-        if len(columns) != num_columns:
+        others = [name for name in columns if name not in names] if names else []
+        if missing := [name for name in names if name not in columns]:
+            shown = ", ".join(missing[:_MAX_NAMED]) + (", …" if len(missing) > _MAX_NAMED else "")
+            raise ValueError(f"lacks columns that the network reads: {shown}{nearest(missing[0], others)}")
+        if not names and len(columns) != num_columns:
             besides = f" besides the target, {target}" if targets is not None else ""
             raise ValueError(f"{len(columns)} columns{besides}, but the network reads {num_columns}")
-        return np.stack([_as_numbers(name, column) for name, column in columns.items()], axis=1), targets
+        return np.stack([_as_numbers(name, columns[name]) for name in names or columns], axis=1), targets, others
     except (OSError, ValueError, TypeError, KeyError, ImportError, csv.Error, BadZipFile) as error:
         raise DataError(f"{file}: cannot be read as rows of numbers: {one_line(error)}") from None
 
@@ -101,18 +110,20 @@ def _as_targets(values: NDArray[np.generic], kind: str, where: str) -> tuple[Ten
     return torch.from_numpy(index.reshape(len(values))).long(), list(map(str, classes))
 
 
-def _read(file: Path, target: str | None) -> tuple[NDArray[np.generic], NDArray[np.generic]]:
+def _read(file: Path, target: str | None) -> tuple[NDArray[np.generic], NDArray[np.generic], tuple[str, ...]]:
+    """Inputs, targets and, of a table, the names of the columns, the target's last."""
     if file.suffix == ".npz":
         with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
-            return arrays["inputs"], arrays["targets"]
+            return arrays["inputs"], arrays["targets"], ()
     columns = _columns(file)
     target = target if target is not None else next(reversed(columns), "")
     if target not in columns:
         raise ValueError(f"dataset.target={target}: no such column{nearest(target, list(columns))}")
-    inputs = [_as_numbers(name, column) for name, column in columns.items() if name != target]
-    if not inputs:
+    names = [name for name in columns if name != target]
+    if not names:
         raise ValueError("there is no column but the target")
-    return np.stack(inputs, axis=1), columns[target]
+    inputs = np.stack([_as_numbers(name, columns[name]) for name in names], axis=1)
+    return inputs, columns[target], (*names, target)
 
 
 def _columns(file: Path) -> dict[str, NDArray[np.generic]]:
