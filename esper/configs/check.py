@@ -96,6 +96,7 @@ def _check_names(config: TolariaConfig) -> None:
     if config.redis.url not in (None, "embedded"):
         parse_redis_url(config.redis.url)
     check_credentials(config)
+    _check_register(config)
     if config.tracking.name in ("wandb", "both") and find_spec("wandb") is None:
         raise ConfigError(
             f"tracking={config.tracking.name}: needs the package wandb, which is not installed; "
@@ -107,6 +108,25 @@ def _check_mps(config: TolariaConfig) -> None:
     for key, default in (("mixed_precision", "null"), ("compile_model", "false")):
         if config.device == "mps" and getattr(config, key):
             raise ConfigError(f"{key}=true: device=mps trains in float32, uncompiled; leave {key}={default}")
+
+
+def _check_register(config: TolariaConfig) -> None:
+    name = config.tracking.register
+    if name is None:
+        return
+    key = f"tracking.register={name}"
+    if config.tracking.name not in ("mlflow", "both"):
+        raise ConfigError(f"{key}: the registry is MLflow's, but tracking={config.tracking.name}; use tracking=mlflow")
+    if not re.fullmatch(r"\w([\w .-]{0,98}[\w-])?", name) or ".." in name:
+        raise ConfigError(
+            f"{key}: allowed is a name of up to 100 letters, digits, spaces, '_', '-' and single '.', beginning with a "
+            "letter or digit"
+        )
+    if config.model.digest is not None:
+        raise ConfigError(
+            f"{key}: a network given to fit as an object cannot be loaded elsewhere; register its class with "
+            '@esper.model("NAME") in a module, and name that in plugins=[MODULE]'
+        )
 
 
 def _check_model(config: TolariaConfig) -> None:

@@ -29,6 +29,7 @@ from esper.launch.exits import error_line
 from esper.launch.initial import resolve_initial, resolve_policy
 from esper.launch.outcome import Outcome
 from esper.launch.planned import resolve_plan
+from esper.launch.registration import register, require_registry
 from esper.terminal.display import Terminal
 from esper.tolaria import TolariaService
 from esper.tolaria.checkpoints.resume import rewind_target
@@ -41,6 +42,8 @@ from esper.tracking import read
 from esper.tracking.formatting import duration, metric
 from esper.tracking.liveness import last_seen_s
 from esper.tracking.mlflow_page import run_page
+from esper.tracking.tracker_thread import short_message
+from esper.tracking.trackers import is_left_to_sync
 
 __all__ = ["Outcome", "run"]
 
@@ -120,6 +123,8 @@ def _run(
     checkpoints = checkpoints_folder(run_dir, checkpoint_dir=config.checkpoint.checkpoint_dir)
     is_finished = status.get("status") == "finished" and not rewind_target(config.checkpoint, checkpoints)
     notices: list[str] = []
+    if not is_finished:
+        ranks.on_rank0(lambda: require_registry(config.tracking))
     if is_finished:
         find = functools.partial(fingerprint, config.dataset)
         notices = ranks.on_rank0(lambda: require_same_data(config, run_dir, find, is_shown=True))
@@ -134,6 +139,7 @@ def _run(
             for message in mended:
                 terminal.show(Notice(step=0, level="WARNING", message=message))
             terminal.replay(read(run_dir / "journal.jsonl"))
+            _register(config, run_dir, [terminal])
             for message in (*notices, _finished_before(run_dir, status["result"])):
                 terminal.show(Notice(step=0, level="INFO", message=message))
             return _outcome(0, status["result"], run_dir)
@@ -145,7 +151,10 @@ def _run(
         log = stack.enter_context(
             Terminal(level=config.logging.log_level, console=Console(file=file, width=_LOG_COLUMNS))
         )
-        return asyncio.run(_train(config, run_dir, [terminal, log]))
+        outcome = asyncio.run(_train(config, run_dir, [terminal, log]))
+        if outcome.result is not None:
+            _register(config, run_dir, [terminal, log])
+        return outcome
 
 
 def _resolved(config: TolariaConfig, run_dir: Path, *, sibling: Callable[[str], Path] | None) -> TolariaConfig:
@@ -228,6 +237,21 @@ async def _run_service(service: TolariaService, run_dir: Path, terminals: list[T
     if service.trainer.result is not None:
         return _outcome(0, service.trainer.result, run_dir)
     return _outcome(128 + (service.signal_number or signal.SIGTERM), None, run_dir)
+
+
+def _register(config: TolariaConfig, run_dir: Path, terminals: list[Terminal]) -> None:
+    """Register the network, if asked; a failure is told, and costs nothing else."""
+    name = config.tracking.register
+    if name is None or is_left_to_sync(config.tracking):
+        return
+    for terminal in terminals:
+        terminal.progress(Progress(doing="registering the model"))
+    try:
+        register(run_dir, config.tracking)
+    except Exception as error:  # MLflow and its database drivers raise many types
+        message = f"tracking.register={name}: not registered ({short_message(error)}); the same command tries again"
+        for terminal in terminals:
+            terminal.show(Notice(step=0, level="WARNING", message=message))
 
 
 def _last_words(service: TolariaService, run_dir: Path, status: str, why: str) -> bool:

@@ -11,6 +11,7 @@ from esper.configs import TrackingConfig
 from esper.console import Console
 from esper.errors import EsperError
 from esper.launch.exits import error_line
+from esper.launch.registration import register
 from esper.tracking.liveness import killed_reason
 from esper.tracking.mlflow_sweep import report_sweep
 from esper.tracking.sync import sync
@@ -20,7 +21,7 @@ __all__ = ["summarize"]
 
 
 def summarize(sweep_dir: Path, tracking: Mapping[str, TrackingConfig]) -> None:
-    """Write and print the comparison of the runs, then report them to MLflow below one parent.
+    """Write and print the comparison of the runs, then report them to MLflow below one parent, and register them.
 
     An error is printed in one line; it does not change the result of the runs.
 
@@ -34,6 +35,10 @@ def summarize(sweep_dir: Path, tracking: Mapping[str, TrackingConfig]) -> None:
         # A SLURM job only writes the journal; a run that was killed is still running in MLflow.
         if not (run_dir / "mlflow.json").is_file() or killed_reason(run_dir):
             sync(run_dir)
+        try:
+            register(run_dir, tracking[run_dir.name])
+        except Exception as error:  # MLflow and its database drivers raise many types
+            sys.stdout.write(f"{run_dir}: not registered ({short_message(error)}); the same command tries again\n")
     if len(run_dirs) < 2:
         return
     try:

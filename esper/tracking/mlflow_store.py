@@ -22,6 +22,7 @@ from esper.redact import without_credentials
 
 __all__ = ["connect", "find_run", "get_experiment_id", "own_tags", "read_ids", "tracking_uri"]
 
+_VERSION: Any = json_object("Version", {"version": str, "ended_unix_s": float})
 _IDS = decoder(
     json_object(
         "Ids",
@@ -29,6 +30,7 @@ _IDS = decoder(
             "uid": Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")],
             "run_ids": dict[str, str],
             "experiment_ids": NotRequired[dict[str, str]],
+            "versions": NotRequired[dict[str, dict[str, _VERSION]]],
             "written": NotRequired[dict[str, dict[str, list[str]]]],
         },
     )

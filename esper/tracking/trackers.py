@@ -14,7 +14,7 @@ from esper.tracking.mlflow import MlflowRun
 from esper.tracking.mlflow_store import tracking_uri
 from esper.tracking.wandb import WandbRun
 
-__all__ = ["Tracker", "TrackerRun", "trackers", "unused_variables"]
+__all__ = ["Tracker", "TrackerRun", "is_left_to_sync", "trackers", "unused_variables"]
 
 _UNUSED = {
     "mlflow": {
@@ -86,12 +86,19 @@ def trackers(config: TrackingConfig, *, run_dir: Path, outputs_dir: Path, is_con
         name="MLflow",
         place=without_credentials(tracking_uri(config, outputs_dir=outputs_dir)),
         open=lambda: MlflowRun(config, run_dir=run_dir, outputs_dir=outputs_dir, is_contained=is_contained),
-        # Jobs on several nodes would write one SQLite file on a shared file system, where its locks may not work.
-        is_left_to_sync=not (config.uri or os.environ.get("MLFLOW_TRACKING_URI")) and "SLURM_JOB_ID" in os.environ,
+        is_left_to_sync=is_left_to_sync(config),
     )
     project = "/".join(part for part in (config.wandb_entity, config.wandb_project) if part)
     wandb = Tracker(name="W&B", place=project, open=lambda: WandbRun(config, run_dir=run_dir))
     return {"mlflow": [mlflow], "wandb": [wandb], "both": [mlflow, wandb], "none": []}[config.name]
+
+
+def is_left_to_sync(config: TrackingConfig) -> bool:
+    """Whether this is a SLURM job that would write MLflow's default database.
+
+    Jobs on several nodes would write one SQLite file on a shared file system, where its locks may not work.
+    """
+    return not (config.uri or os.environ.get("MLFLOW_TRACKING_URI")) and "SLURM_JOB_ID" in os.environ
 
 
 def unused_variables(config: TrackingConfig, *, experiment_name: str) -> str:
