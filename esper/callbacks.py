@@ -93,6 +93,7 @@ class CheckBeforeRun(Callback):
             names, configs = [name for name, _ in runs], [member for _, member in runs]
             if queue is None and subdir != _RUN_NAME:
                 names = [run_folder(config, member, number=number) for number, member in enumerate(overrides)]
+            _check_registries(configs)
             is_dry = {member.dry_run for member in configs}
             if len(is_dry) > 1:
                 raise ConfigError("dry_run=true,false: applies to the whole sweep; give one value")
@@ -199,6 +200,16 @@ def _require_no_index(config: TolariaConfig, launcher: str) -> None:
             f"device={config.device}: hydra/launcher={launcher} gives each run a GPU of its own; use device=cuda, and "
             "choose the GPUs with CUDA_VISIBLE_DEVICES"
         )
+
+
+def _check_registries(configs: Sequence[TolariaConfig]) -> None:
+    """Check that the runs can be registered, where that is asked for."""
+    asked = {(tracking.register, tracking.uri): tracking for tracking in (member.tracking for member in configs)}
+    for (name, _), tracking in asked.items():
+        if name is not None:
+            from esper.launch.registration import require_registry  # imports more than a launch needs
+
+            require_registry(tracking)
 
 
 def _temporary_run_dir() -> str:

@@ -69,9 +69,11 @@ def register(run_dir: Path, tracking: TrackingConfig) -> None:
         RunError: MLflow does not have the run.
         Exception: any error of the export, or of MLflow.
     """
+    if (name := tracking.register) is None:
+        return
     history = History.of(read(run_dir / "journal.jsonl"))
-    name, started, ended = tracking.register, history.started, history.ended
-    if name is None or started is None or ended is None or ended["status"] != "finished":
+    started, ended = history.started, history.ended
+    if started is None or ended is None or ended["status"] != "finished":
         return
     uri = tracking_uri(tracking, outputs_dir=outputs_folder(run_dir, experiment_name=started["experiment_name"]))
     place, file = without_credentials(uri), run_dir / "mlflow.json"

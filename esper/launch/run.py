@@ -123,12 +123,12 @@ def _run(
     checkpoints = checkpoints_folder(run_dir, checkpoint_dir=config.checkpoint.checkpoint_dir)
     is_finished = status.get("status") == "finished" and not rewind_target(config.checkpoint, checkpoints)
     notices: list[str] = []
-    if not is_finished:
-        ranks.on_rank0(lambda: require_registry(config.tracking))
     if is_finished:
         find = functools.partial(fingerprint, config.dataset)
         notices = ranks.on_rank0(lambda: require_same_data(config, run_dir, find, is_shown=True))
         notices += changed_plugins(run_dir, config.plugins)
+    else:
+        ranks.on_rank0(lambda: require_registry(config.tracking))
     if not ranks.is_rank0:
         return _outcome(0, status["result"], run_dir) if is_finished else asyncio.run(_train(config, run_dir, []))
     with contextlib.ExitStack() as stack:
