@@ -6,8 +6,10 @@
 Cells are listed in `plan_cells.py`. A cell is planned with the budget, of which the pilots spend a part. Then the fixed
 choices (host longer, a size in between, the final size, growing at 30 %) get the whole budget, and the recommended
 option what the pilots left, with other seeds than the pilots'. The same command again goes on where the last one
-ended: rows that are in FILE are not trained again, and runs that were cut off are resumed. Several processes, one a
-GPU, share the cells by --shard and write to the same FILE.
+ended: rows that are in FILE are not trained again, and runs that were cut off are resumed, if outputs/ is still there.
+Several processes share the cells by --shard and write to the same FILE; up to twelve of them share a GPU.
+
+With --minutes 9 or so, the cells can be done in several sessions; a plan, or a run, that has begun by then is finished.
 """
 
 from __future__ import annotations
@@ -47,7 +49,7 @@ Row = dict[str, Any]
 
 _QUIET = ("tracking=none", "logging.log_level=ERROR", "checkpoint.save_best=false", "logging.log_interval=1000")
 _ENVIRONMENT = ("gpu", "torch", "python", "esper", "git_commit")
-_PILOT_SEED = 300
+_PILOT_SEED, _NUM_SEEDS, _PILOT_SHARE = 300, 3, 0.15
 _STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
 """Exit codes after which nothing else begins."""
 
@@ -81,7 +83,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _options() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=f"{__doc__}\n{_estimates()}", formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="for every cell, such as smaller networks")
     parser.add_argument(
         "--data", type=Path, help="folder with cifar10/, cifar100/ (train/CLASS/*, …), python-packages/"
@@ -89,14 +93,21 @@ def _options() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, required=True, help="rows are read from this file and added to it")
     parser.add_argument("--cells", type=lambda text: text.split(","), help=f"of {', '.join(c.name for c in CELLS)}")
     parser.add_argument("--shard", type=_shard, default=(0, 1), metavar="I/N", help="every N-th cell from the I-th on")
-    parser.add_argument("--seeds", type=int, default=3, help="runs of each option (default: 3)")
+    parser.add_argument("--seeds", type=int, default=_NUM_SEEDS, help="runs of each option (default: %(default)s)")
     parser.add_argument("--epochs", type=float, help="budget of every cell instead of its own; for trying it out")
-    parser.add_argument("--pilot-share", type=float, default=0.15)
+    parser.add_argument("--pilot-share", type=float, default=_PILOT_SHARE)
     parser.add_argument("--minutes", type=float, default=math.inf, help="no run begins after so many minutes")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--outputs", type=Path, default=Path(), help="parent of outputs/ (default: here)")
     parser.add_argument("--report", action="store_true", help="only print the tables of FILE")
     return parser
+
+
+def _estimates() -> str:
+    """How long each cell takes, for the help."""
+    seconds = {cell.name: cell.gpu_s(pilot_share=_PILOT_SHARE, num_seeds=_NUM_SEEDS) for cell in CELLS}
+    lines = [f"  {name:22}{value:6.0f}" for name, value in {**seconds, "all": sum(seconds.values())}.items()]
+    return "\n".join(["Estimated GPU seconds of a whole cell on an H200 that several processes share:", *lines])
 
 
 def _shard(text: str) -> tuple[int, int]:

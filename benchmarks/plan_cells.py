@@ -24,11 +24,14 @@ class Family:
         name: of the folder of its runs too.
         overrides: of `esper-train`; DATA stands for the folder of the datasets.
         guess: epochs of the final network at which host and final size are thought to be equally good.
+        epoch_s: estimated GPU seconds of an epoch of the final network, on an H200 that several processes share: from
+            1.0 ms a step of widths 8-16-32, 1.5 of 16-32-64 (twelve share it) and 7.2 of a GPT of width 256 (four do).
     """
 
     name: str
     overrides: Overrides
     guess: float
+    epoch_s: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +56,10 @@ class Cell:
         """The budget in epochs of the final network."""
         return self.factor * self.family.guess
 
+    def gpu_s(self, *, pilot_share: float, num_seeds: int) -> float:
+        """Estimated GPU seconds of the pilots, the four fixed choices, and the recommended one with what is left."""
+        return (pilot_share + num_seeds * (5 - pilot_share)) * self.epochs * self.family.epoch_s
+
 
 def _images(folder: str) -> Overrides:
     return ("dataset=imagefolder", f"dataset.data_dir=DATA/{folder}", "dataset.image_size=32", "dataset.batch_size=128")
@@ -75,14 +82,29 @@ _PACKAGES = ("dataset=text", "dataset.data_dir=DATA/python-packages", "dataset.s
 _FAMILIES = {
     family.name: family
     for family in (
-        Family(name="resnet-cifar10", overrides=(*_RESNET, "model.widths=[20,40,80]", *_images("cifar10")), guess=32),
         Family(
-            name="resnet-cifar100", overrides=(*_RESNET, "model.widths=[32,64,128]", *_images("cifar100")), guess=100
+            name="resnet-cifar10",
+            overrides=(*_RESNET, "model.widths=[20,40,80]", *_images("cifar10")),
+            guess=32,
+            epoch_s=0.54,
         ),
-        Family(name="vit-cifar10", overrides=(*_VIT, *_images("cifar10")), guess=100),
-        Family(name="vit-cifar100", overrides=(*_VIT, *_images("cifar100")), guess=100),
-        Family(name="gpt-packages", overrides=(*_GPT, *_PACKAGES, "dataset.epoch_windows=8192"), guess=36),
-        Family(name="gpt-library", overrides=(*_GPT, "dataset=python_source", "dataset.epoch_windows=4096"), guess=48),
+        Family(
+            name="resnet-cifar100",
+            overrides=(*_RESNET, "model.widths=[32,64,128]", *_images("cifar100")),
+            guess=100,
+            epoch_s=1.3,
+        ),
+        Family(name="vit-cifar10", overrides=(*_VIT, *_images("cifar10")), guess=100, epoch_s=0.63),
+        Family(name="vit-cifar100", overrides=(*_VIT, *_images("cifar100")), guess=100, epoch_s=0.63),
+        Family(
+            name="gpt-packages", overrides=(*_GPT, *_PACKAGES, "dataset.epoch_windows=8192"), guess=36, epoch_s=0.38
+        ),
+        Family(
+            name="gpt-library",
+            overrides=(*_GPT, "dataset=python_source", "dataset.epoch_windows=4096"),
+            guess=48,
+            epoch_s=0.19,
+        ),
     )
 }
 

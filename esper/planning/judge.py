@@ -12,7 +12,7 @@ from esper.contracts.metrics import MetricInfo
 from esper.errors import RunError
 from esper.planning.forecast import Forecast, forecast, interval, mirror
 from esper.planning.observations import Band, Choice, Interval, Observation, Option, Plan, Question
-from esper.planning.words import choice_words, difference_words, percent_words
+from esper.planning.words import choice_label, choice_words, difference_words, percent_words
 
 __all__ = ["MAX_EXTRAPOLATION", "judge"]
 
@@ -63,6 +63,7 @@ def judge(question: Question, observations: Sequence[Observation], *, num_draws:
         recommended=recommended.choice,
         matters=matters,
         reason=reason,
+        why=_why(recommended, options, candidates, shortfalls, worth=worth, question=question),
         bands=tuple(_bands(question, found, recommended, observations)),
         crossing=_crossing(found, observations, recommended.macs),
         warnings=tuple(_warnings(question, observations, found, recommended)),
@@ -162,10 +163,48 @@ def _verdict(
         word = f"{mine} is expected to end {amount} ahead of the next best, {other}"
         return True, f"{word[0].upper()}{word[1:]} (probability {percent_words(sure)})."
     side = "ahead of" if gap >= 0 else "behind"
+    open_words = "The pilots leave open which is better," if gap >= worth else "No difference worth the choice between"
     return False, (
-        f"No difference worth the choice between {mine} and {other}: the first is on average {amount} {side} the "
+        f"{open_words} {mine} {'or' if gap >= worth else 'and'} {other}: the first is on average {amount} {side} the "
         f"second, and better with a probability of {percent_words(sure)}."
     )
+
+
+def _why(
+    recommended: Option, options: Sequence[Option], candidates: Sequence[_Candidate], shortfalls: Floats, *,
+    worth: float, question: Question,
+) -> str:  # fmt: skip
+    """Why an option is recommended, what is lost if that is wrong, and which others are as good; for readers.
+
+    Wrong is it if an option of another kind is the best. The least regret may be that of a kind that seldom is.
+    """
+
+    def amount(value: float) -> str:
+        return difference_words(value, question.headline)
+
+    def if_wrong(choice: Choice) -> float:
+        index, wrong = [one.choice for one in candidates].index(choice), best != _kind(choice)
+        return float((shortfalls[index] - shortfalls.min(axis=0))[wrong].mean())
+
+    best = np.array([_kind(one.choice) for one in candidates])[shortfalls.argmin(axis=0)]
+    least, mine = min(option.regret for option in options), float((best == _kind(recommended.choice)).mean())
+    because = "it has the least regret" if recommended.regret <= least else "none has clearly less regret"
+    text = f"Recommended because {because}: it is expected to lose {amount(recommended.regret)} against the best option"
+    if mine < 1:
+        lost = amount(if_wrong(recommended.choice))
+        text += f", or {lost} if another kind is the best (probability {percent_words(1 - mine)})"
+    chances = {option.choice: float((best == _kind(option.choice)).mean()) for option in options}
+    favourite = max(options, key=lambda option: (chances[option.choice], -option.regret)).choice
+    if chances[favourite] > mine:
+        name = choice_label(favourite, question) if favourite.share is None else "growing"
+        text += f"; {name} is the best more often ({percent_words(chances[favourite])})"
+        if chances[favourite] < 1:
+            text += f", but loses {amount(if_wrong(favourite))} where it is not"
+    alike = [option for option in options if option is not recommended and option.regret - recommended.regret < worth]
+    if alike:
+        labels = ", ".join(choice_label(option.choice, question) for option in alike)
+        text += f". Within {amount(worth)} of it, which is not worth a choice: {labels}"
+    return f"{text}."
 
 
 def _warnings(
@@ -178,6 +217,12 @@ def _warnings(
         yield (
             f"The recommended run is {recommended.extrapolation:.3g} times as long as what was observed of its size; "
             f"beyond {MAX_EXTRAPOLATION:.0f} times, intervals rest on the assumed shape of the curves."
+        )
+    shortest = min(one.macs for one in observations if not one.host_macs and one.size == found.sizes[-1].name)
+    if shortest < found.sizes[-1].macs_per_epoch:
+        yield (
+            "Some pilots end within the first epoch, where curves often bend: intervals may be far too narrow; give a "
+            "larger --pilot-share."
         )
     if not any(one.host_macs > 0 for one in observations) and len(found.sizes) > 1:
         yield "No pilot grew: how much growing carries over is assumed, not measured."

@@ -180,7 +180,8 @@ class Plan:
         options: the most promising first.
         recommended: what to train.
         matters: whether the choice makes a difference that is worth it.
-        reason: one sentence on why.
+        reason: what is expected of it against the best option of another kind.
+        why: why it is recommended, what is lost if that is wrong, and which options are as good.
         bands: what is expected of some choices at other budgets, for the plot.
         crossing: MACs from which the final size is better than the host; None: beyond the bands, as its end may be.
         warnings: what weakens it, such as an extrapolation.
@@ -194,6 +195,7 @@ class Plan:
     bands: tuple[Band, ...] = ()
     crossing: Interval | None = None
     warnings: tuple[str, ...] = ()
+    why: str = ""
 
     @property
     def chosen(self) -> Option:

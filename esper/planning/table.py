@@ -36,6 +36,8 @@ def printed(plan: Plan, *, columns: int, command: str = "") -> Iterator[Renderab
         command: the recommended command; "" is left out.
     """
     yield Text(plan.reason, style="bold")
+    if plan.why:
+        yield Text(plan.why)
     yield Text()
     yield _table(plan, is_narrow=columns < _NARROW_COLUMNS)
     yield Text()
@@ -98,10 +100,6 @@ def _facts(plan: Plan) -> Table:
         facts["growing is best"] = f"{percent_words(shares)}   at one share or another"
     if plan.question.pilot_macs:
         facts["pilots"] = compute_words(plan.question.pilot_macs)
-    facts["regret"] = (
-        f"{difference_words(plan.chosen.regret, plan.question.headline)}   what the recommended option is expected to "
-        "lose against the best one"
-    )
     if any(option.extrapolation > MAX_EXTRAPOLATION for option in plan.options):
         facts["*"] = f"more than {MAX_EXTRAPOLATION:.0f} times as long as its pilots: a wide extrapolation"
     table = Table.grid(padding=(0, 2))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
@@ -52,9 +53,41 @@ def test_growing_that_carries_nothing_over_is_not_recommended() -> None:
 
 
 def test_no_difference_worth_the_choice_is_an_answer() -> None:
-    plan = _plan(_world(crossing=1, tau=0.5))
+    seen = pilots(_world(crossing=1, tau=0.5), np.random.default_rng(0), longest=0.95)
+    plan = judge(question(), seen, num_draws=_DRAWS)
     assert not plan.matters
     assert plan.reason.startswith("No difference worth the choice")
+
+
+def test_a_large_difference_that_is_unsure_is_left_open() -> None:
+    plan = _plan(_world(crossing=1, tau=0.5))
+    assert not plan.matters
+    assert plan.reason.startswith("The pilots leave open which is better")
+
+
+def test_it_says_why_an_option_is_recommended_what_is_lost_and_what_is_as_good() -> None:
+    plan = _plan(_world(crossing=0.9))
+    lost, if_wrong = map(float, re.findall(r"(?:lose|or) (\S+) nats", plan.why))
+    assert lost == pytest.approx(plan.chosen.regret, rel=0.05)
+    assert if_wrong > lost
+    worth = 0.002 * float(np.median([option.loss.median for option in plan.options]))
+    alike = plan.why.partition("not worth a choice: ")[2]
+    for option in plan.options[1:]:
+        if abs(option.regret - plan.chosen.regret - worth) > 0.1 * worth:
+            is_alike = option.regret - plan.chosen.regret < worth
+            assert (f"grow at {100 * (option.choice.share or 0):.0f} %" in alike) == is_alike
+
+
+@pytest.mark.parametrize("seed", [0, 5])
+def test_it_says_which_kind_is_the_best_more_often_than_the_recommended_one(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    plan = judge(question(), pilots(random_world(rng), rng, longest=1 / 20), num_draws=_DRAWS)
+    chances: dict[str, float] = {}
+    for option in plan.options:
+        kind = option.choice.size if option.choice.share is None else "grown"
+        chances[kind] = chances.get(kind, 0.0) + option.p_best
+    mine = plan.recommended.size if plan.recommended.share is None else "grown"
+    assert ("is the best more often" in plan.why) == (max(chances.values()) > chances[mine] + 1e-9)
 
 
 def test_a_difference_names_the_unit_or_the_metric() -> None:
@@ -121,6 +154,12 @@ def test_a_run_far_longer_than_its_pilots_is_marked() -> None:
     plan = judge(question(macs=10 * BUDGET), seen, num_draws=_DRAWS)
     assert plan.chosen.extrapolation > 4
     assert any("times as long" in warning for warning in plan.warnings)
+
+
+@pytest.mark.parametrize(("longest", "is_short"), [(1 / 4, False), (1 / 40, True)])
+def test_pilots_that_end_within_the_first_epoch_are_warned_of(longest: float, is_short: bool) -> None:
+    plan = judge(question(), pilots(_world(crossing=0.9), np.random.default_rng(0), longest=longest), num_draws=_DRAWS)
+    assert any("within the first epoch" in warning for warning in plan.warnings) == is_short
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,7 @@ def test_the_table_fits_the_terminal_and_has_every_option(made: PlanRecord, colu
             console.print(part)
     text = capture.get()
     assert "…" not in text
+    assert made.plan.why in " ".join(text.split())
     for label in ("host, trained longer", "a size in between", "final size", "grow at 10 %", "grow at 50 %"):
         assert label in text
     assert " ".join(made.command.split()) in " ".join(text.split())
@@ -57,6 +58,7 @@ def test_the_table_fits_the_terminal_and_has_every_option(made: PlanRecord, colu
 def test_the_page_is_self_contained_and_has_the_reason_the_command_and_every_option(made: PlanRecord) -> None:
     html = page.render(made)
     assert made.plan.reason.replace(" %", "\u00a0%").replace("'", "&#39;") in html
+    assert made.plan.why.replace(" %", "\u00a0%").replace("'", "&#39;") in html
     assert "b=&lt;c&gt;" in html
     assert html.count("grow at") >= 5
     assert not re.search(r"(src|href)=.https?:", html)

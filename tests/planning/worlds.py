@@ -36,9 +36,12 @@ class World:
         epochs = (1 - (choice.share or 0)) * macs / size.macs_per_epoch
         if choice.share is not None:
             host_epochs = choice.share * macs / SIZES[0].macs_per_epoch
-            above = self._static("host", host_epochs) - self.floor[name]
-            epochs += self.tau * min(host_epochs, (above / self.amplitude[name]) ** (-1 / self.exponent[name]))
+            epochs += self.tau * min(host_epochs, self.epochs_to(name, self._static("host", host_epochs)))
         return self._static(name, epochs)
+
+    def epochs_to(self, name: str, loss: float) -> float:
+        """Epochs in which a size reaches a loss."""
+        return float(((loss - self.floor[name]) / self.amplitude[name]) ** (-1 / self.exponent[name]))
 
     def _static(self, name: str, epochs: float) -> float:
         return self.floor[name] + self.amplitude[name] * epochs ** -self.exponent[name]
