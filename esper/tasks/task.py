@@ -122,7 +122,7 @@ def sum_values(
     sums, dtype = [], sum_dtype(output.device)
     for values in _values(metrics, output, target):
         if counted is not None:  # what does not count may be NaN
-            values = values.view(len(values), len(counted), -1).where(counted[:, None], 0).flatten(1)
+            values = values.reshape(len(values), len(counted), -1).masked_fill(~counted[:, None], 0).flatten(1)
         sums.append(values.sum(1, dtype=dtype))
     return torch.cat(sums) if sums else torch.empty(0, dtype=dtype, device=output.device)
 

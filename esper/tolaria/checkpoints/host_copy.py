@@ -23,7 +23,7 @@ class HostCopy:
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         self._copies = {
-            name: tensor.detach().clone(memory_format=torch.contiguous_format)
+            name: torch.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor.detach())
             for name, tensor in tensors.items()
             if not tensor.is_cuda
         }
