@@ -183,6 +183,24 @@ def test_ctrl_c_at_a_terminal_asks_and_can_leave_the_jobs_running(tmp_path: Path
     assert submitted.result() is not None
 
 
+@pytest.mark.long
+def test_runs_that_share_a_process_are_launched_and_shown_like_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed = [*TINY[:-1], "hydra/launcher=packed", FAST, "rng_seed=0,1", "hydra.launcher.members=2"]
+    code, _, err = finish(start(*packed, cwd=tmp_path))
+    assert (code, err.count("\n")) == (2, 1)
+    assert "no GPU to share; on CPUs use hydra/launcher=local" in err
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setenv("ESPER_TEST_PACKED_ON_CPU", "1")
+    code, out, err = finish(start(*packed, cwd=tmp_path))
+    assert (code, err) == (0, "")
+    assert "2 runs: 2 submitted" in out
+    assert len({one.job() for one in members_of(tmp_path / "outputs" / "debug")}) == 1
+    code, out, _ = finish(start("sweep", "status", "outputs/debug", cwd=tmp_path, script=ESPER))
+    assert (code, out.splitlines()[0]) == (0, "2 runs: 2 finished")
+
+
 def test_a_dry_run_lists_the_members_to_submit_and_leaves_nothing_behind(tmp_path: Path):
     code, out, err = finish(start(*TINY, "rng_seed=0,1", "dry_run=true", cwd=tmp_path))
     assert (code, err) == (0, "")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from esper.configs import TolariaConfig
-from esper.errors import RunError
+from esper.errors import ConfigError, RunError
 from esper.sweep.launch import launch
 from esper.sweep.launchers import queue_of
 from esper.sweep.manifest import Job, Member, freeze, write_launcher
@@ -87,6 +87,27 @@ def refusing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def content(folder: Path) -> dict[str, bytes | None]:
     return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+def test_members_that_share_a_gpu_share_a_job(refusing: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (refusing / "sbatch").write_text("#!/bin/sh\necho Submitted batch job 7\n")
+    members = []
+    for seed in range(5):
+        one = Member(sweep_dir=tmp_path, name=f"seed-{seed}", overrides=(), cwd=str(tmp_path), siblings={})
+        freeze(one, TolariaConfig(rng_seed=seed))
+        members.append(one)
+    queue = queue_of("slurm", {"members": 2})
+    queue.require([TolariaConfig()])
+    queue.submit([members], after=[])
+    assert [one.job() for one in members] == [Job(queue="slurm", id=f"7_{number}") for number in (0, 0, 1, 1, 2)]
+    assert "members=2" in queue.describe()
+    log = SlurmQueue.log_file(members[0], JOB)
+    assert log.name == "7_0_0_log.err"
+    (members[0].folder / "pack.log").write_text("epoch 1\n")
+    assert SlurmQueue.log_file(members[0], JOB).name == "pack.log"
+    monkeypatch.delenv("ESPER_TEST_PACKED_ON_CPU", raising=False)
+    with pytest.raises(ConfigError, match=r"hydra\.launcher\.members=2: needs a GPU"):
+        queue_of("slurm", {"members": 2, "gpus_per_node": None}).require()
 
 
 @pytest.mark.usefixtures("refusing")
