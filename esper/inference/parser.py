@@ -60,7 +60,9 @@ def _add_export(commands: Any) -> None:
         commands, "export", _export, "export a run's network for inference, with grown modules folded into the host"
     )
     export.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="folder of the run")
-    export.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new or empty folder")
+    export.add_argument(
+        "--out", type=Path, metavar="DIR", help="a new or empty folder (default: export/ in the run's folder)"
+    )
     export.add_argument(
         "--format", action="append", default=[], choices=("safetensors", "onnx", "torchscript", "torch.export"),
         help="another format besides safetensors, which is always written; repeatable",
@@ -127,7 +129,8 @@ def _export(options: argparse.Namespace) -> int:
     plugins.load(options.plugins)
     formats = [name for name in options.format if name != "safetensors"]
     given = {name: getattr(options, name) for name in ("best", "check", "license")}
-    sys.stdout.write(f"{export(options.run_dir, options.out, formats=formats, **given)}\n")
+    out = options.run_dir / "export" if options.out is None else options.out
+    sys.stdout.write(f"{export(options.run_dir, out, formats=formats, **given)}\n")
     return 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import stat
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from esper.inference.export import export
 from esper.models.resnet_small import SmallResNet
 from esper.tolaria import TolariaTrainer
 from tests.conftest import tiny_config, use
+from tests.inference.conftest import Seen, command
 
 IMAGES = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -119,6 +121,20 @@ def test_the_command_exports_the_newest_checkpoint_or_the_best(
         assert ended.value.code == 0
         assert capsys.readouterr().out == f"{out}\n"
         assert described(out)["step"] == step
+
+
+def test_without_a_place_the_export_goes_into_the_folder_of_the_run_once(
+    trained: Seen, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = trained.run_dir / "export"
+    try:
+        assert command("export", trained.run_dir) == 0
+        assert capsys.readouterr().out == f"{out}\n"
+        assert described(out)["step"] == 18
+        assert command("export", trained.run_dir) == 2
+        assert f"{out} already exists and is not an empty folder; choose another with --out" in capsys.readouterr().err
+    finally:
+        shutil.rmtree(out, ignore_errors=True)
 
 
 def test_a_network_with_a_live_kernel_is_refused_and_leaves_nothing(run_dir: Path, tmp_path: Path) -> None:
