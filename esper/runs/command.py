@@ -23,6 +23,7 @@ from esper.tracking.formatting import age, clock, memory, metric, number
 __all__ = ["listing", "remove"]
 
 _COLUMNS = ("experiment", "name", "status", "figure", "MACs", "time", "age")
+_QUIET_S = 60.0
 _NUMERIC = ("figure", "MACs", "time", "age")
 
 
@@ -36,7 +37,7 @@ def listing(
     watch: bool,
     interval_s: float = 2.0,
 ) -> int:
-    """Print the runs at and below a folder; with `watch` until none of them runs.
+    """Print the runs at and below a folder; with `watch` until none has run for a minute: a search adds runs.
 
     Raises:
         RunError: there is none.
@@ -54,7 +55,7 @@ def listing(
         console.print(_table(rows))
         return 0
     with Live(_table(rows), console=console, auto_refresh=False) as live:
-        while any(row.status == "running" for row in rows):
+        while time.time() - found.seen_s < _QUIET_S:
             time.sleep(interval_s)
             rows = found.rows()
             live.update(_table(rows), refresh=True)

@@ -33,7 +33,7 @@ def add_runs(commands: Any) -> None:
         help="only runs of this experiment, name, status, metric or setting, such as status=finished or "
         "model.name='resnet*'; TEXT alone: a part of the name; repeatable",
     )  # fmt: skip
-    listing.add_argument("--watch", action="store_true", help="refresh until no run is running")
+    listing.add_argument("--watch", action="store_true", help="refresh until no run has run for a minute")
     add_json(listing)
     remove = add_command(group, _REMOVE, _remove, "remove the folders of runs, after a question")
     remove.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run, or EXPERIMENT/RUN in outputs")

@@ -251,7 +251,7 @@ def all_members(sweep_dir: Path) -> list[Member]:
     sweep_dir = sweep_dir.absolute()
     with_jobs = members_of(sweep_dir) if (sweep_dir / ".sweep").is_dir() else []
     named: Mapping[str, Sequence[str]] = read_members(sweep_dir)
-    if not named and (sweep_dir / "multirun.yaml").is_file():  # Hydra's, of every sweep
+    if is_search(sweep_dir):
         named = {journal.parent.name: [] for journal in sweep_dir.glob("*/journal.jsonl")}
     others = [
         Member(sweep_dir=sweep_dir, name=name, overrides=tuple(overrides), cwd="", siblings={}, has_job=False)
@@ -261,6 +261,11 @@ def all_members(sweep_dir: Path) -> list[Member]:
     if not with_jobs and not others:
         raise RunError(f"{sweep_dir}: no sweep was launched there with -m; give its folder, usually outputs/EXPERIMENT")
     return sorted((*with_jobs, *others), key=_sort_key)
+
+
+def is_search(sweep_dir: Path) -> bool:
+    """Whether a sweep chooses its runs as it goes, so that more may be added."""
+    return (sweep_dir / "multirun.yaml").is_file() and not read_members(sweep_dir)  # the file is Hydra's, of any sweep
 
 
 def _sort_key(member: Member) -> list[tuple[int, str]]:

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from esper.contracts.metrics import ACCURACY
-from esper.sweep.manifest import Member, all_members, labels
+from esper.sweep.manifest import Member, all_members, is_search, labels
 from esper.sweep.member_state import NOT_STARTED, MemberState, log_file, member_states
 from esper.sweep.progress import Progress
 from esper.terminal import table_console
@@ -42,38 +42,42 @@ def main(sweep_dir: Path, *, watch: bool, interval_s: float = 5.0) -> int:
     Raises:
         RunError: no sweep was launched there.
     """
-    members = all_members(sweep_dir)
-    progress = {member.name: Progress(journal=member.run_dir / "journal.jsonl") for member in members}
+    members, progress = all_members(sweep_dir), dict[str, Progress]()
     console = table_console()
     states: Mapping[str, MemberState] = _refresh(members, progress)
-    later = _watched(members, progress, states, interval_s=interval_s) if watch else ()
+    later = _watched(sweep_dir, progress, states, interval_s=interval_s) if watch else ()
     if watch and console.is_terminal:
         with Live(_live_report(members, states, progress), console=console, auto_refresh=False) as live:
-            for states in later:
+            for members, states in later:
                 live.update(_live_report(members, states, progress), refresh=True)
     else:
         console.print(_report(members, states, progress))
-        for states in later:
+        for _, states in later:
             console.print(_counts(states))
     return 1 if any(state.is_lost or state.state == "failed" for state in states.values()) else 0
 
 
 def _watched(
-    members: Sequence[Member], progress: Mapping[str, Progress], states: Mapping[str, MemberState], *, interval_s: float
-) -> Iterator[Mapping[str, MemberState]]:
-    """The states every `interval_s`, until all runs have ended, or no run has run for `_QUIET_S`."""
-    quiet_s = 0.0
-    while quiet_s < _QUIET_S and not all(state.is_over for state in states.values()):
+    sweep_dir: Path, progress: dict[str, Progress], states: Mapping[str, MemberState], *, interval_s: float
+) -> Iterator[tuple[list[Member], Mapping[str, MemberState]]]:
+    """Members and states every `interval_s`, until all runs have ended, or no run has run for `_QUIET_S`.
+
+    A search is watched for `_QUIET_S` more, as it may add runs.
+    """
+    quiet_s, may_grow = 0.0, is_search(sweep_dir)
+    while quiet_s < _QUIET_S and (may_grow or not all(state.is_over for state in states.values())):
         time.sleep(interval_s)
+        members = all_members(sweep_dir)
         is_quiet = all(state.is_over or state.state == NOT_STARTED for state in states.values())
         quiet_s = quiet_s + interval_s if is_quiet else 0.0
         states = _refresh(members, progress)
-        yield states
+        yield members, states
 
 
-def _refresh(members: Sequence[Member], progress: Mapping[str, Progress]) -> dict[str, MemberState]:
-    for run in progress.values():
-        run.update()
+def _refresh(members: Sequence[Member], progress: dict[str, Progress]) -> dict[str, MemberState]:
+    """The members' states; reads what is new in their journals."""
+    for member in members:
+        progress.setdefault(member.name, Progress(journal=member.run_dir / "journal.jsonl")).update()
     return member_states(members)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import pty
 import subprocess
@@ -99,7 +100,8 @@ def test_a_run_without_a_result_shows_what_it_has_spent(tmp_path: Path, capsys: 
     assert (row["split"], row["value"]) == ("val", outcome.result["val_accuracy"])
 
 
-def test_watching_ends_when_no_run_is_running(outputs: Path) -> None:
+def test_watching_ends_when_no_run_is_running(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "_QUIET_S", 0.01)
     run_dir = made(outputs / "e" / "live", "running")
     folder = RunFolder(run_dir)
     folder.acquire()
@@ -119,6 +121,26 @@ def test_watching_ends_when_no_run_is_running(outputs: Path) -> None:
     folder.release()
     thread.join(20)
     assert seen.is_set()
+
+
+def test_watching_sees_runs_that_a_search_adds_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made(tmp_path / "search" / "first", "finished")
+    waits = list[float]()
+    monkeypatch.setattr(command, "_QUIET_S", math.inf)  # the run that there is ended long ago
+
+    def add_later(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 2:
+            made(tmp_path / "search" / "second", "finished")
+        if len(waits) == 4:
+            monkeypatch.setattr(command, "_QUIET_S", -1.0)
+
+    monkeypatch.setattr(command.time, "sleep", add_later)
+    command.listing(tmp_path, sort="age", is_reversed=False, filters=[], as_json=False, watch=True)
+    assert len(waits) == 4
+    assert "second" in capsys.readouterr().out
 
 
 def test_a_folder_without_runs_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

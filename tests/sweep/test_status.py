@@ -69,6 +69,28 @@ def test_a_sweep_that_searches_has_the_runs_that_there_are(tmp_path: Path) -> No
     assert [one.name for one in all_members(tmp_path)] == ["a"]
 
 
+def test_runs_that_a_search_adds_are_watched_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "multirun.yaml").touch()
+    waits = list[float]()
+
+    def add(name: str) -> None:
+        ended(tmp_path / name, "finished")
+        (tmp_path / name / "journal.jsonl").touch()
+
+    def add_later(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 2:
+            add("second")
+
+    add("first")
+    monkeypatch.setattr(status.time, "sleep", add_later)
+    assert status.main(tmp_path, watch=True, interval_s=20.0) == 0
+    assert len(waits) == 3  # a minute without a run
+    assert "2 runs: 2 finished" in capsys.readouterr().out
+
+
 @pytest.mark.long
 def test_a_sweep_whose_folders_are_numbered_is_found_by_them(tmp_path: Path) -> None:
     overrides = ["experiment=debug", "debug_mode=false", "morphogenetic=off", "optimization.learning_rate=0.05,0.01"]
