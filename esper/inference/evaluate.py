@@ -136,6 +136,11 @@ def _batches(network: Network, values: Tensor, targets: Tensor) -> Iterator[tupl
 
 def _pictures(network: Network, data: str) -> tuple[str, Batches]:
     folder, names = Path(data).expanduser(), network.interface.names
+    if network.task in ("multilabel", "regression"):
+        raise DataError(
+            f"{data}: folders name a class for each picture, but the network's task is {network.task}; give an .npz of "
+            "inputs and targets"
+        )
     for split in ("test", "val"):
         if {*list_classes(folder / split)} & {*names}:
             folder = folder / split

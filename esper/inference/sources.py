@@ -155,6 +155,9 @@ def as_targets(network: Network, targets: NDArray[np.generic], path: str, *, num
         raise DataError(f"{path}: has {num} inputs and targets of the shape {targets.shape}")
     if network.task == "classification":
         return _classes(targets, network.interface.names, path)
+    if network.task == "multilabel" and targets.shape != (num, network.interface.outputs):
+        wanted = f"labels are numbers 0 or 1 of the shape ({num}, {network.interface.outputs}), in an .npz"
+        raise DataError(f"{path}: targets {targets.shape}: {wanted}")
     try:
         return torch.from_numpy(targets.astype(np.float32))
     except (ValueError, TypeError) as error:

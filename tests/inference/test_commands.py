@@ -161,6 +161,34 @@ def test_rows_are_predicted_and_evaluated(
         assert f"{name}: {message}" in capsys.readouterr().err.splitlines()[-1]
 
 
+def test_labels_of_pictures_are_evaluated_from_arrays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    generator = np.random.default_rng(0)
+    inputs = generator.normal(size=(80, 3, 8, 8)).astype(np.float32)
+    targets = (inputs.mean(axis=(2, 3)) > 0).astype(np.float32)
+    np.savez(tmp_path / "labels.npz", inputs=inputs, targets=targets)
+    np.savez(tmp_path / "one.npz", inputs=inputs, targets=targets[:, 0])
+    (tmp_path / "pictures" / "0").mkdir(parents=True)
+    config = tiny_config(
+        dataset=DatasetConfig(name="arrays", data_dir=str(tmp_path / "labels.npz"), target_type="number", batch_size=8,
+                              val_split=0.3),
+        task=TaskConfig(name="multilabel"),
+        morphogenetic__enable_tamiyo=False,
+    )  # fmt: skip
+    seen = train(config, tmp_path / "labels" / "run")
+    found = []
+    for data in ([], [tmp_path / "labels.npz"]):
+        assert command("evaluate", seen.run_dir, *data, "--json", "--device", "cpu") == 0
+        found.append(json.loads(capsys.readouterr().out))
+    assert found[0]["f1"] == pytest.approx(seen.result["test_f1"], abs=1e-6)
+    assert found[1].keys() == found[0].keys()
+    for data, message in (
+        ("one.npz", "targets (80,): labels are numbers 0 or 1 of the shape (80, 3), in an .npz"),
+        ("pictures", "folders name a class for each picture, but the network's task is multilabel; give an .npz"),
+    ):
+        assert command("evaluate", seen.run_dir, tmp_path / data, "--device", "cpu") == 2
+        assert message in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_columns_of_a_table_are_found_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plugins.offer("model", "mlp", lambda spec: torch.nn.Linear(2, spec.num_outputs))
     values = np.random.default_rng(0).normal(size=(80, 2))
