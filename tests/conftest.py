@@ -29,8 +29,9 @@ from tests.oona.server import PASSWORD, RedisServer
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _state(tmp_path_factory: pytest.TempPathFactory) -> None:
+def _environment(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["XDG_STATE_HOME"] = str(tmp_path_factory.mktemp("state"))  # not the user's: runs note addresses there
+    os.environ["OMP_NUM_THREADS"] = "1"  # in processes that tests start; on busy cores, threads wait for each other
 
 
 @pytest.fixture(autouse=True)

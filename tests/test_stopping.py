@@ -19,23 +19,17 @@ import pytest
 
 from esper import hanging, stopping
 from tests.data.photos import write_photos
+from tests.forked import ESPER_TRAIN, ROOT, ForkedPython, run
 from tests.tolaria.processes import LONG, await_checkpoint, start_step
-
-ROOT = Path(__file__).resolve().parents[1]
-COMMAND = "import sys; sys.argv[0] = 'esper-train'; from esper.train import main; main()"
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+def start(tmp_path: Path) -> Iterator[Callable[..., ForkedPython]]:
     """Starts `esper-train` in a folder of its own."""
     processes = []
 
-    def started(*arguments: str) -> subprocess.Popen[str]:
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        process = subprocess.Popen(
-            [sys.executable, "-c", COMMAND, *arguments],
-            cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
+    def started(*arguments: str) -> ForkedPython:
+        process = ForkedPython(ESPER_TRAIN, *arguments, cwd=tmp_path)
         processes.append(process)
         return process
 
@@ -55,7 +49,7 @@ def wait_until(is_so: Callable[[], object]) -> None:
 @pytest.mark.parametrize(
     ("place", "number"),
     [
-        ("train.collect_failures", signal.SIGTERM),  # its first line; nothing large is imported yet
+        ("train.collect_failures", signal.SIGTERM),  # its first line
         ("train.from_hydra", signal.SIGHUP),  # Hydra has made the folder
         ("tolaria.run_folder.RunFolder.acquire", signal.SIGHUP),
         pytest.param("terminal.display.Terminal.__init__", signal.SIGINT, marks=pytest.mark.long),
@@ -85,9 +79,14 @@ sys.argv[0] = "esper-train"
 main()
 """
     chdir = f"hydra.job.chdir={'true' if number == signal.SIGHUP else 'false'}"
-    command = [sys.executable, "-c", kill_at, "experiment=debug", "logging.log_dir=logs", chdir]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    arguments = ("experiment=debug", "logging.log_dir=logs", chdir)
+    if place == "train.collect_failures":  # nothing large is imported yet
+        done = subprocess.run(
+            [sys.executable, "-c", kill_at, *arguments],
+            cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+    else:
+        done = run(kill_at, *arguments, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (128 + number, "")
     assert "validation" not in done.stdout
     assert not list(tmp_path.iterdir())
@@ -123,9 +122,7 @@ def test_the_first_signal_ends_work_before_training_and_is_told_to_threads():
     stopping.check()
 
 
-def test_training_goes_on_when_the_reader_of_its_output_goes(
-    tmp_path: Path, start: Callable[..., subprocess.Popen[str]]
-):
+def test_training_goes_on_when_the_reader_of_its_output_goes(tmp_path: Path, start: Callable[..., ForkedPython]):
     process = start("experiment=debug", "logging.log_level=INFO", "tracking=none", "morphogenetic=off")
     assert process.stdout is not None
     assert process.stdout.readline()  # as `| head -1`
@@ -162,11 +159,7 @@ print(asyncio.run(cell()))
 
 @pytest.mark.long
 def test_the_first_ctrl_c_ends_fit_inside_a_running_loop(tmp_path: Path):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(
-        [sys.executable, "-c", IN_A_LOOP],
-        cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    ) as process:  # fmt: skip
+    with ForkedPython(IN_A_LOOP, cwd=tmp_path) as process:
         wait_until(lambda: any('"epoch"' in path.read_text() for path in tmp_path.glob("outputs/*/*/journal.jsonl")))
         process.send_signal(signal.SIGINT)
         out, err = process.communicate()
@@ -183,8 +176,8 @@ def status(folder: Path) -> tuple[str, str]:
 
 
 def train_with_a_stopped_decoder(
-    tmp_path: Path, start: Callable[..., subprocess.Popen[str]], *overrides: str
-) -> tuple[subprocess.Popen[str], psutil.Process]:
+    tmp_path: Path, start: Callable[..., ForkedPython], *overrides: str
+) -> tuple[ForkedPython, psutil.Process]:
     """A run that streams images, and whose only decoder is stopped once it trains."""
     photos = write_photos(tmp_path / "photos")
     process = start(
@@ -208,9 +201,7 @@ def first_line(err: str) -> str:
 
 
 @pytest.mark.long
-def test_a_decoder_that_hangs_ends_the_run_with_stacks_in_the_log(
-    tmp_path: Path, start: Callable[..., subprocess.Popen[str]]
-):
+def test_a_decoder_that_hangs_ends_the_run_with_stacks_in_the_log(tmp_path: Path, start: Callable[..., ForkedPython]):
     process, decoder = train_with_a_stopped_decoder(tmp_path, start, "dataset.timeout_s=1")
     _, err = process.communicate()  # beyond the time that the decoder took to start
     assert process.returncode == 1
@@ -241,7 +232,7 @@ def only_waits(pid: int) -> bool:
 
 
 @pytest.mark.long
-def test_a_signal_ends_a_run_that_hangs(tmp_path: Path, start: Callable[..., subprocess.Popen[str]]):
+def test_a_signal_ends_a_run_that_hangs(tmp_path: Path, start: Callable[..., ForkedPython]):
     assert hanging._POLL_S + hanging._STOP_S + hanging._LAST_WORDS_S <= 10  # seconds
     process, _ = train_with_a_stopped_decoder(tmp_path, start)
     wait_until(lambda: only_waits(process.pid))  # what was decoded ahead is used up

@@ -26,10 +26,9 @@ from esper.errors import ConfigError
 from esper.inference.export import export
 from esper.tracking import sync
 from esper.train import main
+from tests.forked import ESPER_TRAIN, ROOT, run
 
 NEEDS_NO_CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason="the device that is asked for is there")
-ROOT = Path(__file__).resolve().parents[1]
-COMMAND = "import sys; sys.argv[0] = 'esper-train'; from esper.train import main; main()"
 LIGHT = """
 import sys
 sys.argv[0] = "esper-train"
@@ -39,18 +38,6 @@ try:
 finally:
     print("HEAVY", sorted({"torch", "torchvision", "mlflow", "sklearn", "matplotlib"} & set(sys.modules)))
 """
-
-
-def esper_train(*arguments: str, cwd: Path, script: str = COMMAND, **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", script, *arguments],
-        cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **env},
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
 
 
 @pytest.mark.parametrize(
@@ -65,7 +52,15 @@ def esper_train(*arguments: str, cwd: Path, script: str = COMMAND, **env: str) -
 def test_showing_help_or_configuration_imports_neither_torch_nor_mlflow(
     tmp_path: Path, arguments: list[str], shown: str
 ):
-    done = esper_train(*arguments, cwd=tmp_path, script=LIGHT, COMP_LINE="esper-train model=resnet", COMP_POINT="24")
+    done = subprocess.run(
+        [sys.executable, "-c", LIGHT, *arguments],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "COMP_LINE": "esper-train model=resnet", "COMP_POINT": "24"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert shown in done.stdout
     assert "HEAVY []" in done.stdout
@@ -162,7 +157,7 @@ def test_a_run_says_which_defaults_it_has_changed(tmp_path: Path, capsys: pytest
 def test_a_dry_run_leaves_nothing_behind(tmp_path: Path):
     (tmp_path / "cwd").mkdir()
     (tmp_path / "tmp").mkdir()
-    done = esper_train("experiment=debug", "dry_run=true", cwd=tmp_path / "cwd", TMPDIR=str(tmp_path / "tmp"))
+    done = run(ESPER_TRAIN, "experiment=debug", "dry_run=true", cwd=tmp_path / "cwd", TMPDIR=str(tmp_path / "tmp"))
     assert done.returncode == 0, done.stderr
     assert not list((tmp_path / "cwd").iterdir())
     assert not [left for left in (tmp_path / "tmp").iterdir() if left.name.startswith("esper")]
@@ -173,7 +168,7 @@ def test_a_comparison_trains_every_arm_grown_first_and_shows_the_answer(tmp_path
     thin = ["model=resnet_small", "model.widths=[4,8]", "model.depths=[2,2]", "model.target_layers=[layer1,layer2]"]
     short = ["dataset=digits", "optimization.max_epochs=4", "optimization.warmup_epochs=0.5", "tracking=none"]
     command = ["-m", "experiment=fair_comparison", "rng_seed=0", *thin, *short, "morphogenetic=stack"]
-    done = esper_train(*command, cwd=tmp_path)
+    done = run(ESPER_TRAIN, *command, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "Did growing pay? Not shown: against the best static arm at equal compute" in " ".join(done.stdout.split())
     assert done.stdout.endswith("\noutputs/fair_comparison/comparison.html\n")
@@ -187,7 +182,7 @@ def test_a_comparison_trains_every_arm_grown_first_and_shows_the_answer(tmp_path
     assert sizes == sorted(set(sizes))
     journals = {path: path.read_bytes() for path in tmp_path.glob("outputs/*/*/journal.jsonl")}
     assert len(journals) == len(ARMS)
-    again = esper_train(*command, cwd=tmp_path)
+    again = run(ESPER_TRAIN, *command, cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     assert {path: path.read_bytes() for path in tmp_path.glob("outputs/*/*/journal.jsonl")} == journals
 
@@ -226,7 +221,7 @@ def test_paths_mean_the_folder_of_the_command_whatever_its_name(tmp_path: Path, 
     elsewhere.mkdir()
     settings = ["experiment=debug", "debug_mode=false", "morphogenetic=off", "optimization.max_epochs=1"]
     places = ["tracking=mlflow", "tracking.uri=sqlite:///own.db", "checkpoint.checkpoint_dir=kept"]
-    done = esper_train(*settings, *places, "hydra.job.chdir=true", cwd=folder)
+    done = run(ESPER_TRAIN, *settings, *places, "hydra.job.chdir=true", cwd=folder)
     assert done.returncode == 0, done.stderr
     (run_dir,) = (folder / "outputs" / "debug").iterdir()
     printed = done.stdout.partition("mlflow ui --backend-store-uri ")[2]
@@ -245,7 +240,7 @@ def test_paths_mean_the_folder_of_the_command_whatever_its_name(tmp_path: Path, 
 def test_a_relative_variable_means_the_folder_of_the_command(tmp_path: Path):
     settings = ["experiment=debug", "debug_mode=false", "morphogenetic=off", "optimization.max_epochs=1"]
     variable = {"MLFLOW_TRACKING_URI": "sqlite:///own.db"}
-    done = esper_train(*settings, "tracking=mlflow", "hydra.job.chdir=true", cwd=tmp_path, **variable)
+    done = run(ESPER_TRAIN, *settings, "tracking=mlflow", "hydra.job.chdir=true", cwd=tmp_path, **variable)
     assert done.returncode == 0, done.stderr
     printed = done.stdout.partition("mlflow ui --backend-store-uri ")[2]
     assert printed.split()[0] == f"sqlite:///{tmp_path / 'own.db'}"

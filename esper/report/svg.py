@@ -10,6 +10,7 @@ from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 __all__ = ["INK", "svg"]
@@ -43,8 +44,18 @@ def svg(draw: Callable[[Axes], None], *, height: float) -> str:
         axes = figure.add_subplot()
         axes.patch.set_alpha(0)
         draw(axes)
+        _lay_out(figure)
         out = io.StringIO()
         figure.savefig(out, format="svg", metadata={"Date": None})
     text = out.getvalue()
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
     return text.replace(INK, "currentColor")
+
+
+def _lay_out(figure: Figure) -> None:
+    """Place axes and labels now; `savefig` would draw everything once more to do it."""
+    FigureCanvasSVG(figure)  # texts are measured as they will be drawn
+    engine = figure.get_layout_engine()
+    assert engine is not None
+    engine.execute(figure)
+    figure.set_layout_engine("none")

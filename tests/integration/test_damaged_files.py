@@ -102,7 +102,7 @@ def uri_of(sweep_dir: Path) -> str:
 
 
 @pytest.mark.long
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_every_command_works_or_ends_with_one_line(finished: Path, data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as folder:

@@ -15,7 +15,7 @@ from esper.errors import WriteError
 from esper.files import write_atomically
 from esper.tolaria.checkpoints.files import find_checkpoints, verify
 from esper.tracking.journal import read
-from tests.sweep.test_launch import TRAIN, finish, start
+from tests.sweep.test_launch import finish, start
 
 DEBUG = (
     "experiment=debug", "debug_mode=false", "morphogenetic=off", "tracking=none", "device=cpu",
@@ -58,7 +58,7 @@ def hidden(folder: Path) -> list[str]:
 def test_a_run_that_fills_the_disk_says_so_and_leaves_nothing_half_written(
     disk: Path, tmp_path: Path, overrides: tuple[str, ...], message: str
 ) -> None:
-    code, _, err = finish(start(*DEBUG, *overrides, f"hydra.run.dir={disk / 'out'}", cwd=tmp_path, script=TRAIN))
+    code, _, err = finish(start(*DEBUG, *overrides, f"hydra.run.dir={disk / 'out'}", cwd=tmp_path))
     assert code == 1, err
     assert re.fullmatch(rf"error: {message}.*\n", err), err
     assert hidden(disk) == []

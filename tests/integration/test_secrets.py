@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from esper import fit
 from esper.errors import ConfigError
+from tests.forked import ESPER_TRAIN, run
 
 CANARY = "canary-5d1e7"
 VARIABLE = "${oc.env:LAB_CANARY}"
@@ -42,10 +40,7 @@ def assert_nowhere(folder: Path, *texts: str) -> int:
 
 
 def command(*arguments: str, code: int = 0, **environment: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", "from esper.train import main; main()", *arguments],
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    done = run(ESPER_TRAIN, *arguments, cwd=Path.cwd(), **environment)
     assert done.returncode == code, done.stderr
     return done.stdout + done.stderr
 

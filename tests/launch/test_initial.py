@@ -18,8 +18,8 @@ from esper.errors import ConfigError
 from esper.launch.initial import resolve_policy
 from esper.launch.run import Outcome
 from tests.conftest import tiny_config
+from tests.forked import ESPER_TRAIN, run
 from tests.launch.test_arms import result_of
-from tests.test_train_app import esper_train
 
 DIGITS = (
     "model=resnet_small",
@@ -73,7 +73,7 @@ def test_the_command_continues_a_run_a_checkpoint_or_an_export_and_stacks_again(
         assert result_of(run_dir)["num_parameters"] == size
         assert "init_from" not in run_dir.name
         assert f"/{given} (" in str(events(run_dir, "notice")[0]["message"])
-    done = esper_train(*DIGITS, "morphogenetic=stack", f"model.init_from={source}", "rng_seed=1", cwd=tmp_path)
+    done = run(ESPER_TRAIN, *DIGITS, "morphogenetic=stack", f"model.init_from={source}", "rng_seed=1", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "images that are held out here (rng_seed 0 → " in " ".join(done.stdout.split())
     (stacked,) = tmp_path.glob("outputs/morphogenetic_training/*stack*")
@@ -91,7 +91,7 @@ def test_the_command_continues_a_run_a_checkpoint_or_an_export_and_stacks_again(
 def test_bad_input_is_one_line_with_exit_code_2_and_leaves_no_run_folder(
     source: str, tmp_path: Path, arguments: list[str], line: str
 ) -> None:
-    done = esper_train(*OFF, f"model.init_from={source}", *arguments, cwd=tmp_path)
+    done = run(ESPER_TRAIN, *OFF, f"model.init_from={source}", *arguments, cwd=tmp_path)
     assert done.returncode == 2
     assert line in done.stderr
     assert done.stderr.count("\n") == 1

@@ -18,8 +18,8 @@ from esper.errors import RunError
 from esper.sweep.launch import plan_submission
 from esper.sweep.manifest import Member
 from esper.tracking import read
+from tests.forked import ESPER_TRAIN, run
 from tests.launch.test_same_run import DEBUG, contents, set_status
-from tests.test_train_app import esper_train
 
 SETTINGS = (
     *DEBUG,
@@ -133,7 +133,7 @@ def test_what_has_changed_is_named_and_nothing_is_touched(here: Path, change: st
 def test_the_command_says_so_in_one_line_and_fresh_trains_anew(here: Path) -> None:
     swap(here / "data")
     command = (*SETTINGS, "dataset.storage=stream", "hydra.run.dir=stream")
-    done = esper_train(*command, cwd=here)
+    done = run(ESPER_TRAIN, *command, cwd=here)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     assert "other data: train/cat: other contents" in done.stderr
     again("stream", "fresh=true")

@@ -12,7 +12,7 @@ import yaml
 
 from esper import fit
 from esper.errors import RunError
-from tests.test_train_app import esper_train
+from tests.forked import ESPER_TRAIN, run
 
 DEBUG = ("experiment=debug", "debug_mode=false", "morphogenetic=off", "tracking=none", "device=cpu")
 STATUSES = ("finished", "interrupted", "failed")
@@ -56,7 +56,7 @@ def test_the_command_names_what_differs_and_the_ways_out_and_touches_nothing(her
         set_status(here / "out", status)
     before = contents(here)
     other = ("optimization.max_epochs=4", "rng_seed=5", "model.widths=[8,16]", "optimization.warmup_epochs=1.5")
-    done = esper_train(*DEBUG, *other, "dataset.batch_size=16", "hydra.run.dir=out", cwd=here)
+    done = run(ESPER_TRAIN, *DEBUG, *other, "dataset.batch_size=16", "hydra.run.dir=out", cwd=here)
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.count("\n") == 1
@@ -123,7 +123,7 @@ def test_checkpoints_of_a_run_of_other_settings_in_checkpoint_dir_are_not_taken(
 
 def test_members_of_a_sweep_in_one_folder_after_the_other_are_refused(here: Path) -> None:
     sweep = ("-m", *DEBUG, "hydra.sweep.dir=.", "hydra.sweep.subdir=out", "rng_seed=0,1")
-    done = esper_train(*sweep, cwd=here)
+    done = run(ESPER_TRAIN, *sweep, cwd=here)
     assert done.returncode == 2
     assert re.search(r"^error: .*rng_seed=1: .*out holds a run of other settings: rng_seed: 0 → 1;", done.stderr)
 
@@ -132,7 +132,7 @@ def test_members_of_a_sweep_in_one_folder_after_the_other_are_refused(here: Path
 def test_a_member_of_a_sweep_lies_in_the_folder_of_its_number(here: Path, dry_run: str) -> None:
     shutil.move(here / "out", here / "many" / "0")
     sweep = ("-m", *DEBUG, "hydra.sweep.dir=many", "hydra.sweep.subdir=${hydra.job.num}", f"dry_run={dry_run}")
-    done = esper_train(*sweep, cwd=here)
+    done = run(ESPER_TRAIN, *sweep, cwd=here)
     assert done.returncode == 0, done.stderr
     assert (str(here / "many" / "0" / "checkpoints") in done.stdout) is (dry_run == "false")
     assert [path.parent.name for path in (here / "many").glob("*/journal.jsonl")] == ["0"]

@@ -21,7 +21,7 @@ from esper.runs import command
 from esper.tolaria.run_folder import RunFolder
 from esper.tracking.files import read_members, write_members
 from tests.conftest import result_of, tiny_config
-from tests.sweep.test_launch import ESPER
+from tests.forked import ESPER
 
 BITS = {"name": "bits_per_byte", "label": "bits a byte", "unit": "bits", "higher_is_better": False}
 

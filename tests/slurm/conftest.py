@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,9 +14,8 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-TRAIN = "import sys; sys.argv[0] = 'esper-train'; from esper.train import main; main()"
-ESPER = "import sys; sys.argv[0] = 'esper'; from esper.cli import main; main()"
+from tests.forked import ESPER_TRAIN, ROOT, ForkedPython
+
 # Two nodes with a CPU each; some 15 epochs a second.
 TINY = ("debug_mode=false", "morphogenetic=off", "logging.log_level=INFO")
 QUEUE = (
@@ -72,26 +70,18 @@ class Sweep:
     def __init__(self, cwd: Path) -> None:
         self.cwd = cwd
         self.folder = cwd / "outputs" / "debug"
-        self.launchers: list[subprocess.Popen[str]] = []
+        self.launchers: list[ForkedPython] = []
 
-    def start(self, *arguments: str, script: str = TRAIN) -> subprocess.Popen[str]:
+    def start(self, *arguments: str, script: str = ESPER_TRAIN) -> ForkedPython:
         """Start a command in the background."""
-        if script == TRAIN:
+        if script == ESPER_TRAIN:
             experiment = () if any(one.startswith("experiment=") for one in arguments) else ("experiment=debug",)
             arguments = ("-m", *experiment, *TINY, *QUEUE, *arguments)
-        launcher = subprocess.Popen(
-            [sys.executable, "-c", script, *arguments],
-            cwd=self.cwd,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "300"},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        launcher = ForkedPython(script, *arguments, cwd=self.cwd, COLUMNS="300")
         self.launchers.append(launcher)
         return launcher
 
-    def run(self, *arguments: str, script: str = TRAIN) -> tuple[int, str, str]:
+    def run(self, *arguments: str, script: str = ESPER_TRAIN) -> tuple[int, str, str]:
         """Exit code, output and errors of a command."""
         return ended(self.start(*arguments, script=script))
 
@@ -130,7 +120,7 @@ def sweep(slurm: None, tmp_path: Path) -> Iterator[Sweep]:
     wait_until(lambda: not command("squeue", "--noheader"))
 
 
-def ended(launcher: subprocess.Popen[str], *, within_s: float = 200) -> tuple[int, str, str]:
+def ended(launcher: ForkedPython, *, within_s: float = 200) -> tuple[int, str, str]:
     """Exit code, output and errors of a command that was started."""
     out, err = launcher.communicate(timeout=within_s)
     return launcher.returncode, out, err

@@ -12,7 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.slurm.conftest import ESPER, Sweep, command, ended, epochs, resumed, slurm_up, wait_until
+from tests.forked import ESPER
+from tests.slurm.conftest import Sweep, command, ended, epochs, resumed, slurm_up, wait_until
 
 pytestmark = pytest.mark.long
 

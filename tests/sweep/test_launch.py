@@ -29,27 +29,17 @@ from esper.sweep.progress import Progress
 from esper.sweep.queues import local
 from esper.sweep.queues.local import LocalOptions, LocalQueue
 from esper.sweep.queues.slurm import private_check
+from tests.forked import ESPER, ESPER_TRAIN, ForkedPython
 
-ROOT = Path(__file__).resolve().parents[2]
-TRAIN = "import sys; sys.argv[0] = 'esper-train'; from esper.train import main; main()"
-ESPER = "import sys; sys.argv[0] = 'esper'; from esper.cli import main; main()"
 TINY = ["-m", "experiment=debug", "debug_mode=false", "morphogenetic=off", "hydra/launcher=local"]
 FAST = "hydra.launcher.poll_s=0.2"
 
 
-def start(*arguments: str, cwd: Path, script: str = TRAIN, stdin: int = subprocess.DEVNULL) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-c", script, *arguments],
-        cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        stdin=stdin,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def start(*arguments: str, cwd: Path, script: str = ESPER_TRAIN, stdin: int = subprocess.DEVNULL) -> ForkedPython:
+    return ForkedPython(script, *arguments, cwd=cwd, stdin=stdin, CUDA_VISIBLE_DEVICES="")
 
 
-def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+def finish(process: ForkedPython) -> tuple[int, str, str]:
     out, err = process.communicate(timeout=200)
     return process.returncode, out, err
 

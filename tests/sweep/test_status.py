@@ -13,7 +13,7 @@ from esper.sweep import status
 from esper.sweep.manifest import all_members
 from esper.tracking.files import read_members, write_members
 from tests.conftest import result_of, tiny_config
-from tests.sweep.test_launch import TRAIN, finish, member, start
+from tests.sweep.test_launch import finish, member, start
 
 
 def ended(run_dir: Path, status: str, **content: object) -> None:
@@ -94,7 +94,7 @@ def test_runs_that_a_search_adds_are_watched_too(
 @pytest.mark.long
 def test_a_sweep_whose_folders_are_numbered_is_found_by_them(tmp_path: Path) -> None:
     overrides = ["experiment=debug", "debug_mode=false", "morphogenetic=off", "optimization.learning_rate=0.05,0.01"]
-    code, out, err = finish(start("-m", *overrides, "hydra.sweep.subdir=${hydra.job.num}", cwd=tmp_path, script=TRAIN))
+    code, out, err = finish(start("-m", *overrides, "hydra.sweep.subdir=${hydra.job.num}", cwd=tmp_path))
     assert code == 0, err
     assert "comparison.html" in out
     assert list(read_members(tmp_path / "outputs" / "debug")) == ["0", "1"]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_train_app import COMMAND, esper_train
+from tests.forked import ESPER_TRAIN, run
 
 THIN = ["experiment=debug", "debug_mode=false", "experiment_name=rates", "optimization.warmup_epochs=0.5"]
 PRINT_METRICS = """
@@ -24,7 +24,7 @@ Hydra.multirun = print_metrics
 @pytest.mark.long
 def test_a_sweep_ends_with_a_page_and_a_parent_run_and_its_sweeper_gets_the_validation_accuracy(tmp_path: Path) -> None:
     swept = ["optimization.learning_rate=0.02,0.05", "rng_seed=0,1", "tracking=mlflow"]
-    done = esper_train("-m", *THIN, *swept, cwd=tmp_path, script=PRINT_METRICS + COMMAND)
+    done = run(PRINT_METRICS + ESPER_TRAIN, "-m", *THIN, *swept, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     sweep_dir = tmp_path / "outputs" / "rates"
     assert "\noutputs/rates/comparison.html\n" in done.stdout
@@ -42,7 +42,7 @@ def test_a_sweep_ends_with_a_page_and_a_parent_run_and_its_sweeper_gets_the_vali
 
 
 def test_a_failed_member_does_not_stop_a_sweep_and_is_left_out_of_its_page(tmp_path: Path) -> None:
-    done = esper_train("-m", *THIN, "optimization.learning_rate=1e20,0.05", cwd=tmp_path)
+    done = run(ESPER_TRAIN, "-m", *THIN, "optimization.learning_rate=1e20,0.05", cwd=tmp_path)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     last = done.stderr.splitlines()[-1]
@@ -57,14 +57,14 @@ def test_a_failed_member_does_not_stop_a_sweep_and_is_left_out_of_its_page(tmp_p
 
 @pytest.mark.long
 def test_a_dry_run_of_a_sweep_leaves_nothing_behind(tmp_path: Path) -> None:
-    done = esper_train("-m", *THIN, "rng_seed=0,1", "dry_run=true", cwd=tmp_path)
+    done = run(ESPER_TRAIN, "-m", *THIN, "rng_seed=0,1", "dry_run=true", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.long
 def test_slurm_jobs_only_write_journals_and_the_summary_reports_them(tmp_path: Path) -> None:
-    done = esper_train("-m", *THIN, "rng_seed=0,1", "tracking=mlflow", cwd=tmp_path, SLURM_JOB_ID="7")
+    done = run(ESPER_TRAIN, "-m", *THIN, "rng_seed=0,1", "tracking=mlflow", cwd=tmp_path, SLURM_JOB_ID="7")
     assert done.returncode == 0, done.stderr
     notices = [line for line in done.stdout.splitlines() if "SLURM jobs do not log to sqlite:///" in line]
     assert len(notices) == 2

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-COMMAND = "import sys; sys.argv[0] = 'esper-train'; from esper.train import main; main()"
+from tests.forked import ESPER_TRAIN, ForkedPython
+
 # A host with group norms: a batch may be divided without changing what is computed. 33 images do not divide evenly.
 TINY = (
     "model=timm", "model.name=test_efficientnet_gn", "model.target_layers=[auto]",
@@ -41,28 +42,30 @@ NORMED = (
 def torchrun(num: int, *overrides: str) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num)]
     done = subprocess.run(
-        [*command, "--no-python", sys.executable, "-c", COMMAND, *overrides],
+        [*command, "--no-python", sys.executable, "-c", ESPER_TRAIN, *overrides],
         env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=250, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
 
 
-def start_step(*overrides: Sequence[str], first: str = "") -> list[subprocess.Popen[str]]:
+def start_step(*overrides: Sequence[str], first: str = "") -> list[ForkedPython]:
     """Start ranks as srun does, each with its own overrides; `first`: code that they run first."""
     with socket.create_server(("localhost", 0)) as server:
         port = server.getsockname()[1]
     step = {"SLURM_STEP_NUM_TASKS": str(len(overrides)), "SLURM_STEP_NODELIST": "localhost", "MASTER_PORT": str(port)}
     return [
-        subprocess.Popen(
-            [sys.executable, "-c", first + COMMAND, *own],
-            env=os.environ | step | {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank), "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )
+        ForkedPython(first + ESPER_TRAIN, *own, cwd=Path.cwd(), SLURM_PROCID=str(rank), SLURM_LOCALID=str(rank), **step)
         for rank, own in enumerate(overrides)
-    ]  # fmt: skip
+    ]
 
 
-def ends(processes: list[subprocess.Popen[str]]) -> tuple[list[int], str]:
+def train_together(*overrides: str) -> None:
+    """Train one network with two ranks."""
+    codes, stderr = ends(start_step(overrides, overrides))
+    assert codes == [0, 0], stderr
+
+
+def ends(processes: list[ForkedPython]) -> tuple[list[int], str]:
     """Their exit codes, and everything they wrote to stderr."""
     errors = [process.communicate(timeout=250)[1] for process in processes]
     return [process.returncode for process in processes], "".join(errors)

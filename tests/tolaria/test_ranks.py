@@ -30,6 +30,7 @@ from tests.tolaria.processes import (
     events,
     start_step,
     torchrun,
+    train_together,
 )
 
 
@@ -64,7 +65,7 @@ def test_two_ranks_start_from_an_earlier_network_as_one(runs: tuple[Path, Path],
     alone, together = (tmp_path / name for name in ("alone", "together"))
     given = (*GROWS, "optimization.max_epochs=2", f"model.init_from={runs[0]}", "rng_seed=1")
     fit(*given, run_dir=alone)
-    torchrun(2, *given, f"hydra.run.dir={together}")
+    train_together(*given, f"hydra.run.dir={together}")
     mine, theirs = ([line["loss"] for line in events(run_dir, "step")] for run_dir in (alone, together))
     assert theirs == pytest.approx(mine, abs=1e-5)
     assert mine[0] < events(runs[0], "step")[0]["loss"]
@@ -73,7 +74,7 @@ def test_two_ranks_start_from_an_earlier_network_as_one(runs: tuple[Path, Path],
 def test_two_ranks_copy_blocks_as_one(tmp_path: Path) -> None:
     alone, together = tmp_path / "alone", tmp_path / "together"
     fit(*STACKS, run_dir=alone)
-    torchrun(2, *STACKS, f"hydra.run.dir={together}")
+    train_together(*STACKS, f"hydra.run.dir={together}")
     for kind, metric in (("step", "loss"), ("validation", "val_loss")):
         one, two = ([line[metric] for line in events(run_dir, kind)] for run_dir in (alone, together))
         assert two == pytest.approx(one, abs=1e-5)
@@ -86,7 +87,7 @@ def test_two_ranks_copy_blocks_as_one(tmp_path: Path) -> None:
 def test_two_ranks_with_synchronised_batch_norm_train_incubate_fork_and_judge_as_one(tmp_path: Path) -> None:
     alone, together = tmp_path / "alone", tmp_path / "together"
     fit(*NORMED, run_dir=alone)
-    torchrun(2, *NORMED, "ranks.sync_batch_norm=true", f"hydra.run.dir={together}")
+    train_together(*NORMED, "ranks.sync_batch_norm=true", f"hydra.run.dir={together}")
     for kind, metric in (("step", "loss"), ("validation", "val_loss"), ("fork", "loss"), ("judgement", "gain")):
         one, two = ([line[metric] for line in events(run_dir, kind)] for run_dir in (alone, together))
         assert len(one) > 0, kind
@@ -102,7 +103,7 @@ def test_two_ranks_consult_a_shared_tamiyo_and_continue_without_her(
     deadline = f"morphogenetic.tamiyo_deadline_s={60 if is_there else 0.3}"
     run_dir = tmp_path / "run"
     with process(redis_server.config()) if is_there else contextlib.nullcontext():
-        torchrun(2, *GROWS, *shared, deadline, f"hydra.run.dir={run_dir}")
+        train_together(*GROWS, *shared, deadline, f"hydra.run.dir={run_dir}")
     alone, together = (
         [(e["decision"], e["applied"], e["outcome"]) for e in events(folder, "decision")]
         for folder in (runs[0], run_dir)
@@ -156,13 +157,13 @@ def test_a_signal_to_one_rank_stops_all_at_the_same_step(tmp_path: Path) -> None
 def test_copies_that_blend_in_when_two_ranks_stop_resume_as_if_they_had_not(tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     blending = ("morphogenetic.copy_init=trained", "morphogenetic.blending_steps=10")
-    settings = (*STACKS, "optimization.max_epochs=10", *blending)
-    torchrun(2, *settings, f"hydra.run.dir={whole}")
+    settings = (*STACKS, "optimization.max_epochs=5", *blending)
+    train_together(*settings, f"hydra.run.dir={whole}")
     processes = start_step(*[(*settings, f"hydra.run.dir={parts}")] * 2)
     await_event(parts, '"new": "blending"')
     processes[0].send_signal(signal.SIGTERM)
     assert ends(processes) == ([143, 143], "")
-    torchrun(2, *settings, f"hydra.run.dir={parts}")
+    train_together(*settings, f"hydra.run.dir={parts}")
     straight, resumed = ([line["val_loss"] for line in events(run_dir, "validation")] for run_dir in (whole, parts))
     assert resumed == straight
 

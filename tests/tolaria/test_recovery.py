@@ -21,7 +21,7 @@ from esper.tolaria import TolariaService, TolariaTrainer
 from tests.conftest import tiny_config
 from tests.tolaria.checkpoints.test_resume import assert_same, train
 from tests.tolaria.growth.test_stack import stacking
-from tests.tolaria.processes import GROWS, events, torchrun
+from tests.tolaria.processes import GROWS, events, train_together
 
 EXPLODES = {"morphogenetic__insertion_gain_rate": 1e30}
 """The learning rate of a newborn's output scale: the loss is not finite in the third step after growth."""
@@ -156,7 +156,7 @@ def test_a_run_that_cannot_be_opened_again_has_failed(run_dir: Path, status: str
 @pytest.mark.long
 def test_two_ranks_undo_a_growth_as_one(tmp_path: Path) -> None:
     settings = (*GROWS, "optimization.max_epochs=2", f"hydra.run.dir={tmp_path}")
-    torchrun(2, *settings, "morphogenetic.insertion_gain_rate=1e30")  # ranks that differ end the run
+    train_together(*settings, "morphogenetic.insertion_gain_rate=1e30")  # ranks that differ end the run
     (undone,) = events(tmp_path, "growth_undone")
     assert len(undone["modules"]) == 1
     assert [line["epoch"] for line in events(tmp_path, "epoch")] == [1, 2]

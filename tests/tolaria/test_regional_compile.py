@@ -169,28 +169,22 @@ def test_a_machine_that_cannot_compile_is_told_in_one_line() -> None:
         model(IMAGES)
 
 
-COPIES = {
-    "model__depths": [2, 2],
-    "model__site_kinds": ["after"],
-    "morphogenetic__blueprint_categories": ["copy"],
-}
-
-
 @pytest.mark.long
-@pytest.mark.parametrize(
-    ("site", "blueprint", "changes"), [("layer1.0:after", "basic_block", {}), ("layer1.1:after", "copy", COPIES)]
-)
-def test_a_compiled_run_trains_and_grows_as_a_plain_one(
-    run_dir: Path, tmp_path: Path, site: str, blueprint: str, changes: dict[str, Any]
-) -> None:
+def test_a_compiled_run_trains_and_grows_as_a_plain_one(run_dir: Path, tmp_path: Path) -> None:
     async def losses(trainer: TolariaTrainer) -> list[float]:
-        first = await trainer.train_epoch()
-        grow = AdaptationDecision(should_adapt=True, site=site, blueprint_id=blueprint)
-        assert await trainer.handle_adaptation_signal(grow)
-        second = await trainer.train_epoch()
-        return [first["loss"], second["loss"]]
+        found = [await trainer.train_epoch()]
+        for site, blueprint in (("layer2.1:after", "basic_block"), ("layer1.1:after", "copy")):
+            grow = AdaptationDecision(should_adapt=True, site=site, blueprint_id=blueprint)
+            assert await trainer.handle_adaptation_signal(grow)
+            found.append(await trainer.train_epoch())
+        return [epoch["loss"] for epoch in found]
 
-    settings = {"morphogenetic__policy": "never", "device": "cpu"} | changes
+    settings: dict[str, Any] = {
+        "model__depths": [2, 2],
+        "model__site_kinds": ["after"],
+        "morphogenetic__policy": "never",
+        "morphogenetic__adaptation_cooldown": 0,
+    }
     fast = use(tiny_config(compile_model=True, **settings), run_dir, losses)
     plain = use(tiny_config(**settings), tmp_path / "plain", losses)
     assert fast == pytest.approx(plain, rel=1e-4)

@@ -20,7 +20,7 @@ from esper.report.run_record import read_run
 from esper.tolaria.run_folder import RunFolder, recorded_config
 from esper.tracking.journal import read
 from esper.tracking.liveness import read_status, recorded_status
-from tests.sweep.test_launch import TRAIN, finish, start
+from tests.sweep.test_launch import finish, start
 from tests.tracking.test_liveness import LONG, has_epoch, wait_for
 
 DEBUG = ("experiment=debug", "debug_mode=false", "morphogenetic=off", "tracking=none", "device=cpu")
@@ -192,7 +192,7 @@ def test_a_folder_that_another_process_may_have_is_not_written_in(
 def test_a_run_whose_folder_goes_ends_with_one_line_and_writes_no_more(
     tmp_path: Path, change: Callable[[Path], None]
 ) -> None:
-    process = start(*LONG, "hydra.run.dir=out", cwd=tmp_path, script=TRAIN)
+    process = start(*LONG, "hydra.run.dir=out", cwd=tmp_path)
     wait_for(lambda: has_epoch(tmp_path / "out"))
     process.send_signal(signal.SIGSTOP)  # not while the folder is half removed
     change(tmp_path / "out")

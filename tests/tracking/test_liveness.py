@@ -21,7 +21,8 @@ from esper.sweep.member_state import member_states
 from esper.tolaria.run_folder import RunFolder
 from esper.tracking import liveness
 from esper.tracking.liveness import killed_reason, read_status
-from tests.sweep.test_launch import ESPER, FAST, TINY, TRAIN, finish, start
+from tests.forked import ESPER
+from tests.sweep.test_launch import FAST, TINY, finish, start
 
 LONG = ("experiment=debug", "debug_mode=false", "morphogenetic=off", "tracking=none", "optimization.max_epochs=2000")
 SEEN = r"last seen \d{4}-\d\d-\d\d \d\d:\d\d:\d\d"
@@ -40,7 +41,7 @@ def has_epoch(run_dir: Path) -> bool:
 
 
 def test_the_report_of_a_run_that_died_without_a_word_says_killed_and_when(tmp_path: Path) -> None:
-    process = start(*LONG, "hydra.run.dir=out", cwd=tmp_path, script=TRAIN)
+    process = start(*LONG, "hydra.run.dir=out", cwd=tmp_path)
     wait_for(lambda: has_epoch(tmp_path / "out"))
     assert read_status(tmp_path / "out") == ("running", "")
     process.kill()
@@ -53,7 +54,7 @@ def test_the_report_of_a_run_that_died_without_a_word_says_killed_and_when(tmp_p
     assert record.status == "killed"
     last = json.loads((tmp_path / "out" / "journal.jsonl").read_text().splitlines()[-1])["time_unix_s"]
     assert time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(last)) in record.reason
-    again = start(*LONG, "hydra.run.dir=out", cwd=tmp_path, script=TRAIN)  # resumes, and is running again
+    again = start(*LONG, "hydra.run.dir=out", cwd=tmp_path)  # resumes, and is running again
     wait_for(lambda: read_status(tmp_path / "out")[0] == "running")
     again.send_signal(signal.SIGTERM)
     assert finish(again)[0] == 143

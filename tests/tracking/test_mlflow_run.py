@@ -21,6 +21,7 @@ from esper.configs.paths import sqlite_url
 from esper.errors import RunError
 from esper.tracking import Journal, MlflowRun, read
 from esper.tracking.mlflow_store import connect
+from tests.forked import ESPER, ForkedPython
 from tests.tracking.conftest import ended, grew, started, trained
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
@@ -279,16 +280,16 @@ def test_only_one_at_a_time_reports_a_run(outputs: Path, journal: Journal) -> No
 
 @pytest.mark.long
 def test_processes_that_make_the_database_at_once_all_get_through(tmp_path: Path) -> None:
-    code = "import sys; from esper.cli import main; main(['sync', sys.argv[1]])"
-    folders = [tmp_path / "tiny" / str(number) for number in range(8)]
+    folders = [tmp_path / "tiny" / str(number) for number in range(4)]
     for folder in folders:
         journal = Journal(folder / "journal.jsonl")
         started(journal)
         journal.close()
-    processes = [subprocess.Popen([sys.executable, "-c", code, str(folder)]) for folder in folders]
-    assert [process.wait() for process in processes] == [0] * 8
+    processes = [ForkedPython(ESPER, "sync", str(folder), cwd=tmp_path) for folder in folders]
+    printed = [process.communicate() for process in processes]
+    assert [process.returncode for process in processes] == [0] * 4, printed
     names = Counter(run.info.run_name for run in client(tmp_path).search_runs(["1"]))
-    assert names == Counter(map(str, range(8)))
+    assert names == Counter(map(str, range(4)))
 
 
 def test_the_working_directory_may_have_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
