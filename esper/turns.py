@@ -74,18 +74,17 @@ class Turns:
     @contextlib.contextmanager
     def run(self) -> Iterator[Turn]:
         """Context manager: this thread is a run's; it has the turn, or waits for it, until the end."""
-        self.acquire()
-        self._initial.restore()
-        turn = Turn(self)
-        token = _turn.set(turn)
-        self.num_runs, self.num_steps = self.num_runs + 1, 0
-        try:
-            yield turn
-        finally:
-            self.num_runs -= 1
-            _turn.reset(token)
+        with self.between():
             self._initial.restore()
-            self.release()
+            turn = Turn(self)
+            token = _turn.set(turn)
+            self.num_runs, self.num_steps = self.num_runs + 1, 0
+            try:
+                yield turn
+            finally:
+                self.num_runs -= 1
+                _turn.reset(token)
+                self._initial.restore()
 
     @contextlib.contextmanager
     def between(self) -> Iterator[None]:

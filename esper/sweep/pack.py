@@ -9,7 +9,7 @@ import queue
 import signal
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
@@ -95,7 +95,7 @@ class _Pack:
 
         self._left = left
         self._turns = Turns()
-        self._room = Room(self._turns, grows=_grow(left)) if at_once is None else None
+        self._room = Room(self._turns, grows=any(map(_grows, left.values()))) if at_once is None else None
         self._at_once = at_once or 1  # unknown until the first has trained
         self._ended: queue.SimpleQueue[tuple[Member, Ending]] = queue.SimpleQueue()
         self._threads: dict[str, threading.Thread] = {}
@@ -170,8 +170,12 @@ def _train(member: Member, log: TextIO) -> Ending:
     return "over"
 
 
-def _grow(members: Mapping[str, Member]) -> bool:
-    return any(member.config().morphogenetic.enable_tamiyo for member in members.values())
+def _grows(member: Member) -> bool:
+    os.chdir(member.cwd)
+    try:
+        return member.config().morphogenetic.enable_tamiyo
+    except EsperError:  # which its run will report
+        return False
 
 
 def _fail(member: Member, error: BaseException, log: TextIO) -> None:
