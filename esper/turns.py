@@ -126,6 +126,7 @@ class Turn:
         self.group = group
         self._num_steps = 0
         self._state = _GlobalState()
+        self._state.restore()  # else what comes before the first pause would change the state that it was copied from
         self._has_turn = True
         self._marks: deque[torch.cuda.Event] = deque()  # ends of the turns whose work the device may not have done
 

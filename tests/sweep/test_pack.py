@@ -62,6 +62,44 @@ def test_runs_that_draw_random_numbers_compute_what_each_computes_alone(tmp_path
     assert_same(weights(drops[1]), weights(reference))
 
 
+class CudaGenerator:
+    """What `esper.turns` uses of CUDA's generators, which do not exist here: a state that can be exchanged."""
+
+    def __init__(self, drawn: list[int]) -> None:
+        self.drawn = drawn
+
+    def clone_state(self) -> CudaGenerator:
+        return CudaGenerator(list(self.drawn))
+
+    def graphsafe_set_state(self, other: CudaGenerator) -> None:
+        self.drawn = other.drawn
+
+
+def test_each_run_has_random_states_on_the_device_from_its_first_line_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    default = CudaGenerator([])
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "default_generators", (default,))
+    group, found = turns.Turns(), {}
+
+    def run(seed: int) -> None:
+        with group.run():
+            default.drawn.append(seed)  # before the first turn ends
+            state = default.drawn
+            with turns.paused():
+                pass
+            default.drawn.append(0)
+            assert default.drawn is state  # which a graph that was captured before reads
+            found[seed] = list(default.drawn)
+
+    threads = [threading.Thread(target=run, args=(seed,)) for seed in (1, 2, 3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == {1: [1, 0], 2: [2, 0], 3: [3, 0]}
+    assert default.drawn == []
+
+
 @pytest.mark.long
 def test_a_run_that_grows_and_one_that_fails_leave_the_others_as_they_are(tmp_path: Path) -> None:
     runs: dict[str, dict[str, Any]] = {
