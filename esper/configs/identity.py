@@ -89,6 +89,7 @@ _LATER: dict[str, Any] = {
     "optimization.optimizer_options": {},
     "optimization.decay_norms_and_biases": False,
     "morphogenetic.schedule_by": "steps",
+    "morphogenetic.score_examples": None,
     "morphogenetic.copy_order": "stack",
     "morphogenetic.copy_init": "trained",
     "morphogenetic.copy_optimizer_state": False,

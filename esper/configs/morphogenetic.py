@@ -109,6 +109,12 @@ class MorphogeneticConfig:
         below=1,
     )
 
+    score_examples: int | None = setting(
+        None,
+        "examples of the controller split, evenly spaced, that sites are scored on; null: all. The standard error of a "
+        "score grows as 1/sqrt(examples): half as many, 1.4 times",
+        low=32,
+    )
     score_per: str = setting(
         "site",
         "divisor of a site's score before sites are compared: site (none), macs or parameters (that the preferred "

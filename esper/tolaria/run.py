@@ -22,7 +22,7 @@ from esper.configs.identity import checkpoints_folder, digest, outputs_folder, r
 from esper.configs.recorded import recorded
 from esper.contracts.events import Event, Notice
 from esper.costs import Cost, count
-from esper.data import FileSet, Split
+from esper.data import Split
 from esper.errors import ConfigError, WriteError
 from esper.kasmina import MorphableModel, find_blocks
 from esper.models import disable_inductor_layout_optimization
@@ -35,7 +35,7 @@ from esper.tolaria.data_record import require_same_data
 from esper.tolaria.ema import WeightEMA
 from esper.tolaria.evaluate import Evaluation, begin_evaluation
 from esper.tolaria.growth.consult import Growth
-from esper.tolaria.growth.data import GrowthData
+from esper.tolaria.growth.data import growth_data
 from esper.tolaria.growth.lifecycle import Lifecycle
 from esper.tolaria.library import with_library
 from esper.tolaria.optim import build_optimizer
@@ -52,10 +52,6 @@ from esper.tracking.files import SWEEP_FILE
 
 __all__ = ["Run", "open_run"]
 
-_NORM_BATCHES = 20
-"""Training batches for re-estimating batch-norm statistics."""
-_NORM_IMAGES = 2048
-"""Approximate limit of images in them if images are streamed."""
 _BUS_INTERVAL_S = 0.5
 """Seconds between publications on the bus."""
 
@@ -282,7 +278,7 @@ def open_run(
             optimization=config.optimization,
             model=model,
             optimizer=optimizer,
-            data=_growth_data(built, state),
+            data=growth_data(built, state),
             step=step,
             journal=journal,
             state=state,
@@ -382,19 +378,3 @@ def _regions(config: TolariaConfig, model: MorphableModel, device: torch.device)
         blocks = []  # without growth, no layer needs a name
     regions.add_host(model.host, blocks)
     return regions
-
-
-def _growth_data(built: Parts, state: TrainingState) -> GrowthData:
-    batch_size = built.loader.batch_size
-    num_batches = min(_NORM_BATCHES, built.loader.num_batches)
-    if isinstance(built.splits.train, FileSet):  # decoded while growth waits
-        num_batches = min(num_batches, max(2, _NORM_IMAGES // batch_size))
-    return GrowthData(
-        controller=lambda: built.evaluation_batches(built.splits.controller),
-        judge=lambda: built.evaluation_batches(built.splits.judge),
-        norm_images=lambda: built.loader.first_batches(state.epoch, num_batches),
-        sample=lambda: next(built.loader.first_batches(state.epoch, 1))[:16],
-        num_controller=len(built.splits.controller),
-        num_judge=len(built.splits.judge),
-        num_norm=num_batches * batch_size,
-    )

@@ -27,7 +27,10 @@ __all__ = ["measure_signals", "updated"]
 def measure_signals(
     life: Lifecycle, *, progress: float, last_consultation: float | None, with_scores: bool
 ) -> list[HealthSignal]:
-    """Measure every site on the controller split, in forward order, and journal the signals; no tensor changes.
+    """Measure every site on the controller split, or a part of it, and journal the signals; no tensor changes.
+
+    Returns:
+        A signal for each site, in forward order.
 
     Args:
         life: the seeds of the network.
@@ -36,7 +39,7 @@ def measure_signals(
     """
     started = time.monotonic()
     slots = life.model.all_slots()
-    scores = score_sites(life.model, life.data.controller(), life.step.task.losses) if with_scores else {}
+    scores = score_sites(life.model, life.data.scored(), life.step.task.losses) if with_scores else {}
     added = _added_costs(life)
     compared = _compared(scores, added, life.config)
     health_of = health([(slot.site, compared[slot.site.name]) for slot in slots if slot.site.name in compared])
@@ -58,7 +61,7 @@ def measure_signals(
         )
         for slot in slots
     ]
-    num_images = life.data.num_controller if with_scores else 0
+    num_images = life.data.num_scored if with_scores else 0
     cost_macs = training_macs(num_images, life.running_macs) + num_images * scoring_macs(life.model)
     life.state.ledger.scoring_macs += cost_macs
     life.emit(

@@ -185,6 +185,28 @@ def test_scoring_changes_no_bit_of_a_training(run_dir: Path, tmp_path: Path) -> 
     assert [name for name in plain if not torch.equal(plain[name], measured[name])] == []
 
 
+def test_a_part_of_the_controller_split_costs_less_and_ranks_the_sites_alike(run_dir: Path, tmp_path: Path) -> None:
+    settings = {"morphogenetic__policy": "never", "dataset__num_examples": 3200}
+
+    async def score(trainer: TolariaTrainer) -> None:
+        await trainer.train_epoch()
+        trainer.run.growth.end_of_epoch(is_last=False)
+
+    use(tiny_config(**settings), run_dir, score)
+    use(tiny_config(**settings, morphogenetic__score_examples=160), tmp_path / "part", score)
+    (whole,), (part,) = (journal(folder, "signals") for folder in (run_dir, tmp_path / "part"))
+    assert part["cost_macs"] * 4 == whole["cost_macs"]  # 160 of 640
+    for kind in ("after", "beside"):
+        ranked = [
+            [one["site"] for one in sorted(event["signals"], key=lambda one: one["score"]) if one["kind"] == kind]
+            for event in (whole, part)
+        ]
+        assert ranked[0] == ranked[1]
+    errors = [[one["score_error"] for one in event["signals"]] for event in (part, whole)]
+    ratios = sorted(part / whole for part, whole in zip(*errors, strict=True))
+    assert 1.0 < ratios[len(ratios) // 2] < 4.0  # twice, but for the error of the error
+
+
 def test_a_policy_that_uses_no_scores_need_not_compute_them(run_dir: Path) -> None:
     use(tiny_config(morphogenetic__always_score=False), run_dir, lambda trainer: trainer.train())
     (event,) = journal(run_dir, "signals")
