@@ -19,13 +19,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from esper import fit
+from esper import fit, load
 from esper.configs import DatasetConfig, ModelConfig
 from esper.data import DataSpec, load_splits
 from esper.data.own import own_dataset
 from esper.errors import ConfigError, DataError
 from esper.launch.own import own_objects
 from esper.models import build_host
+from tests.text import write_texts
 
 QUICK = ("morphogenetic=stack", "tracking=none", "device=cpu", "dataset.batch_size=16", "dataset.val_split=0.4",
          "optimization.max_epochs=3")  # fmt: skip
@@ -55,11 +56,43 @@ class Net(nn.Module):
         return self.head(self.blocks(self.stem(x)).mean((2, 3)))  # type: ignore[no-any-return]
 
 
+class TextBlock(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm, self.linear = nn.LayerNorm(width), nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.linear(self.norm(x)).relu()
+
+
+class TextNet(nn.Module):
+    def __init__(self, spec: DataSpec) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(spec.num_outputs, 8)
+        self.blocks = nn.Sequential(TextBlock(8), TextBlock(8))
+        self.head = nn.Linear(8, spec.num_outputs)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.head(self.blocks(self.embedding(tokens)))  # type: ignore[no-any-return]
+
+
 def squares(num: int = 120) -> tuple[Tensor, Tensor]:
     """Images, darker or brighter."""
     labels = torch.arange(num) % 2
     noise = torch.randn(num, 1, 6, 6, generator=torch.Generator().manual_seed(0))
     return 5.0 + 40.0 * labels[:, None, None, None] + noise, labels
+
+
+def test_a_text_network_as_an_object_grows_on_text_of_the_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_texts(tmp_path / "texts")
+    text = ("dataset=text", "dataset.data_dir=texts", "dataset.context=16", "dataset.epoch_windows=64")
+    outcome = fit(*QUICK, *text, model=TextNet, task="language_model")
+    assert outcome.result is not None
+    assert outcome.result["num_grown"] > 0
+    assert load(outcome.run_dir, model=TextNet).predict("the cat sat").label
 
 
 def test_a_module_grows_and_the_same_call_is_the_same_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
