@@ -270,6 +270,7 @@ def _last_words(service: TolariaService, run_dir: Path, status: str, why: str) -
 def _write_page(run_dir: Path) -> None:
     """Write the report, before the trackers close, which upload it."""
     if init_ranks().is_rank0:
+        hanging.beat(expected_s=hanging.CLOSE_S)  # several runs of a process may do so at once
         with turns.paused():
             from esper.report import run_page  # imports Matplotlib
 
