@@ -194,11 +194,11 @@ def _check_device(config: TolariaConfig) -> None:
 
 
 def _require_no_index(config: TolariaConfig, launcher: str) -> None:
-    """Refuse a GPU by number where the launcher gives each run one of its own, which is cuda:0 to that run."""
+    """Refuse a GPU by number where the launcher assigns GPUs: a run sees its own as cuda:0."""
     if config.device.startswith("cuda:"):
         raise ConfigError(
-            f"device={config.device}: hydra/launcher={launcher} gives each run a GPU of its own; use device=cuda, and "
-            "choose the GPUs with CUDA_VISIBLE_DEVICES"
+            f"device={config.device}: hydra/launcher={launcher} assigns GPUs to runs; use device=cuda, and choose "
+            "the GPUs with CUDA_VISIBLE_DEVICES"
         )
 
 
