@@ -58,7 +58,7 @@ def test_training_on_the_second_gpu_leaves_the_first_alone_and_gives_the_same(tm
 def test_a_run_goes_on_on_the_other_gpu_bit_identically(tmp_path: Path) -> None:
     if torch.cuda.get_device_name(0) != torch.cuda.get_device_name(1):
         pytest.skip("needs two GPUs of one kind")
-    settings = {"morphogenetic__policy": "schedule", "autocast_dtype": "float16"}
+    settings = {"morphogenetic__policy": "schedule", "morphogenetic__judged": False, "autocast_dtype": "float16"}
     whole, counters = train(on_cuda(device="cuda:0", **settings), tmp_path / "whole")
     assert len(counters["recipe"]) == 1
     train(on_cuda(device="cuda:1", **settings), tmp_path / "parts", stop_at=12)
@@ -106,13 +106,12 @@ def test_a_network_predicts_on_the_second_gpu_as_on_the_cpu(tmp_path: Path) -> N
 @TWO
 def test_steps_on_the_second_gpu_never_wait_for_it(tmp_path: Path) -> None:
     async def body(trainer: TolariaTrainer) -> None:
-        do_steps(trainer, 5)  # the step is captured
+        run = trainer.run
+        do_steps(trainer, run.steps_per_epoch + 1)  # an epoch begins with a copy of its order
         torch.cuda.set_sync_debug_mode("error")
         try:
-            run = trainer.run
-            for _ in range(3):
-                index = run.state.global_step % run.steps_per_epoch
-                run.step.forward_backward_update(epoch=0, index=index, step=run.state.global_step)
+            for index in range(1, run.steps_per_epoch):
+                run.step.forward_backward_update(epoch=1, index=index, step=run.state.global_step)
                 run.state.global_step += 1
         finally:
             torch.cuda.set_sync_debug_mode("default")
