@@ -164,7 +164,6 @@ def test_a_copy_holds_what_tensors_were_although_they_change_at_once(
     limit: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(host_copy, "_MAX_DEVICE_BYTES", limit)
-    torch.cuda.set_stream(torch.cuda.Stream())
     tensors = {
         "weight": torch.randn(64, 32, 3, 3, device="cuda").to(memory_format=torch.channels_last),
         "half": torch.randn(1000, device="cuda", dtype=torch.bfloat16),
@@ -172,11 +171,14 @@ def test_a_copy_holds_what_tensors_were_although_they_change_at_once(
         "host": torch.randn(5),
     }
     expected = {name: tensor.cpu().clone() for name, tensor in tensors.items()}
+    torch.cuda.synchronize()
     for _ in range(20):
-        copy = HostCopy(tensors)
-        for tensor in tensors.values():
-            tensor.add_(1)
+        with torch.cuda.stream(torch.cuda.Stream()):  # as training has one
+            copy = HostCopy(tensors)
+            for tensor in tensors.values():
+                tensor.add_(1)
         found = copy.wait()
+        torch.cuda.synchronize()
         assert found.keys() == expected.keys()
         assert all(torch.equal(found[name], value) for name, value in expected.items())
         assert all(value.is_contiguous() for value in found.values())

@@ -29,13 +29,13 @@ def measure_signals(
 ) -> list[HealthSignal]:
     """Measure every site on the controller split, or a part of it, and journal the signals; no tensor changes.
 
-    Returns:
-        A signal for each site, in forward order.
-
     Args:
         life: the seeds of the network.
         progress, last_consultation: see `HealthSignal`.
         with_scores: False: no image is read, and every score is None.
+
+    Returns:
+        A signal for each site, in forward order.
     """
     started = time.monotonic()
     slots = life.model.all_slots()
