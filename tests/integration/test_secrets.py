@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -39,12 +42,6 @@ def assert_nowhere(folder: Path, *texts: str) -> int:
     return len(files)
 
 
-def command(*arguments: str, code: int = 0, **environment: str) -> str:
-    done = run(ESPER_TRAIN, *arguments, cwd=Path.cwd(), **environment)
-    assert done.returncode == code, done.stderr
-    return done.stdout + done.stderr
-
-
 def test_a_run_whose_servers_are_all_away(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     fit(*SMALL, *TEXTS, *ADDRESSES, "bus=redis", "database.record_outcomes=true", "tracking.flush_interval_s=0.05")
     captured = capfd.readouterr()
@@ -66,9 +63,14 @@ def test_refused_settings(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> 
 @pytest.mark.long
 def test_a_local_sweep_in_mlflow_and_a_traceback(tmp_path: Path) -> None:
     sweep = ["-m", "hydra/launcher=local", "rng_seed=0,1", "hydra.launcher.poll_s=0.2", *SMALL, *TEXTS, *ADDRESSES[1:]]
-    printed = command(*sweep, "experiment_name=e")
-    assert "2 runs" in printed
+    done = run(ESPER_TRAIN, *sweep, "experiment_name=e", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "2 runs" in done.stdout
     assert len(list(tmp_path.glob("outputs/e/.sweep/*/config.yaml"))) == 2
     assert (tmp_path / "outputs" / "mlflow.db").is_file()
-    failed = command(*SMALL, *ADDRESSES, f"model.name={VARIABLE}", code=2, HYDRA_FULL_ERROR="1")
-    assert assert_nowhere(tmp_path, printed, failed) > 20
+    failed = subprocess.run(
+        [sys.executable, "-c", ESPER_TRAIN, *SMALL, *ADDRESSES, f"model.name={VARIABLE}"],
+        env={**os.environ, "HYDRA_FULL_ERROR": "1"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert failed.returncode == 2, failed.stderr
+    assert assert_nowhere(tmp_path, done.stdout, done.stderr, failed.stdout, failed.stderr) > 20
