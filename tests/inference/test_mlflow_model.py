@@ -92,6 +92,7 @@ def net(spec):
 """
 
 
+@pytest.mark.long
 def test_the_module_of_a_network_of_ones_own_goes_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("_registered", {}), ("_loaded", {})):
         monkeypatch.setattr(plugins, name, value)

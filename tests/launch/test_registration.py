@@ -13,8 +13,12 @@ import pytest
 from esper import fit
 from esper.configs import TolariaConfig, TrackingConfig
 from esper.configs.check import check
-from esper.errors import ConfigError
+from esper.errors import ConfigError, RunError
+from esper.launch.registration import register
+from esper.sweep.summary import summarize
+from esper.tracking import Journal
 from tests.conftest import tiny_config
+from tests.tracking.conftest import ended, started
 
 
 def versions(uri: str) -> list[Any]:
@@ -48,12 +52,25 @@ def test_a_finished_run_becomes_one_version_however_often_it_is_asked_for(
 
     known = json.loads((run_dir / "mlflow.json").read_text())
     (run_dir / "mlflow.json").write_text(json.dumps({**known, "versions": {}}))  # killed before it was noted
-    fit(config=config, run_dir=run_dir)
+    summarize(run_dir.parent, {"run": config.tracking})
     assert json.loads((run_dir / "mlflow.json").read_text())["versions"] == known["versions"]
     shutil.rmtree(run_dir / "checkpoints")  # it is not exported again
     fit(config=config, run_dir=run_dir)
-    assert capsys.readouterr().out.count("models:/stripes/1") == 2
+    assert "models:/stripes/1" in capsys.readouterr().out
     assert len(versions(uri)) == 1
+
+
+def test_a_run_that_was_stopped_is_not_registered(tmp_path: Path) -> None:
+    run_dir = tmp_path / "tiny" / "run"
+    journal = Journal(run_dir / "journal.jsonl")
+    started(journal)
+    ended(journal, "interrupted", reason="SIGTERM")
+    tracking = TrackingConfig(register="stripes")
+    register(run_dir, tracking)
+    ended(journal)
+    journal.close()
+    with pytest.raises(RunError, match=r"MLflow does not have the run; first: esper sync"):
+        register(run_dir, tracking)
 
 
 def test_a_server_that_is_down_costs_the_version_and_not_the_run(
