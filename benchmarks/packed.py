@@ -160,7 +160,8 @@ def _measure(
         freeze(one, _config(options, rng_seed=seed))
         members.append(one)
     folders = [str(one.folder) for one in members]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1"}
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1"}
     if way in ("alone", "processes"):
         commands = [[sys.executable, "-m", "esper.sweep.job", one] for one in folders]
         if way == "processes":
