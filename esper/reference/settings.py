@@ -33,7 +33,7 @@ class Choice:
         file: path below the folder of YAML groups.
         comment: the comment that the file begins with.
         values: what it sets, by dotted name.
-        includes: choices of the same group that it begins with.
+        includes: choices of this group and of others that it begins with.
     """
 
     name: str
@@ -173,7 +173,7 @@ def _choice(group: str, name: str, text: str) -> Choice:
     lines = lines[is_global:]
     end = next((number for number, line in enumerate(lines) if not line.startswith("#")), len(lines))
     content = yaml.safe_load(text) or {}
-    includes = tuple(f"{group}={entry}" for entry in content.pop("defaults", ()) if isinstance(entry, str))
+    includes = tuple(_included(group, entry) for entry in content.pop("defaults", ()) if entry != "_self_")
     content.pop("_target_", None)
     return Choice(
         name=f"{group}={name}",
@@ -182,6 +182,13 @@ def _choice(group: str, name: str, text: str) -> Choice:
         values=dict(_flat(content, "" if is_global else f"{group.replace('/', '.')}.")),
         includes=includes,
     )
+
+
+def _included(group: str, entry: str | dict[str, str]) -> str:
+    if isinstance(entry, str):
+        return f"{group}={entry}"
+    ((other, name),) = entry.items()  # such as {"override /model": "vit"}
+    return f"{other.removeprefix('override').strip(' /')}={name}"
 
 
 def _flat(content: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:

@@ -47,6 +47,12 @@ def test_a_choice_that_is_composed_gives_what_is_printed():
         assert parameters(dict(choice.values)).items() <= composed.items()
 
 
+def test_a_preset_tells_the_choices_of_other_groups_that_it_begins_with():
+    text = "\n".join(explain_setting("experiment=quickstart"))
+    for choice in ("model=resnet_small", "dataset=digits", "morphogenetic=schedule"):
+        assert f"begins with {choice}" in text
+
+
 @pytest.mark.parametrize("name", ["optimization.warmup_epochs", "warmup_epochs", "optimization.warmup_epochs=3"])
 def test_a_setting_is_explained(name):
     text = " ".join(" ".join(explain_setting(name)).split())
