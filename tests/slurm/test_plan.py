@@ -6,8 +6,9 @@ import json
 
 import pytest
 
+from tests.forked import ESPER
 from tests.planning.test_command import PLAN, TOY
-from tests.slurm.conftest import ESPER, QUEUE, Sweep, command, ended, wait_until
+from tests.slurm.conftest import QUEUE, Sweep, command, ended, wait_until
 
 pytestmark = pytest.mark.long
 
