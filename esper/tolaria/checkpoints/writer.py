@@ -29,7 +29,7 @@ class Saved:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Pending:
-    """A checkpoint that is being written, and its tensors.
+    """A checkpoint that is being written, and its tensors in pinned memory.
 
     They stay until training collects it: freeing pinned memory in the writer's thread would record an event on a stream
     that the training thread may be capturing.
@@ -38,7 +38,6 @@ class _Pending:
     saved: Future[Saved]
     model: HostCopy
     optimizer: HostCopy
-    random: HostCopy
 
 
 class CheckpointWriter:
@@ -80,25 +79,22 @@ class CheckpointWriter:
             is_on_trial: whether to keep the checkpoints before growth.
             is_same_network: whether all tensors but the random states are those of the last call, and not copied again.
         """
-        random = {name: tensor for name, tensor in snapshot.optimizer.items() if name.startswith("rng|")}
+        random = {name: state.clone() for name, state in snapshot.optimizer.items() if name.startswith("rng|")}
         if is_same_network and self._pending:
             model, optimizer = self._pending[-1].model, self._pending[-1].optimizer
         else:
             others = {name: tensor for name, tensor in snapshot.optimizer.items() if name not in random}
             model, optimizer = HostCopy(snapshot.model), HostCopy(others)
-        states, state = HostCopy(random), copy.deepcopy(dict(snapshot.state))
-        copied = dataclasses.replace(snapshot, model={}, optimizer={}, state=state)
+        copied = dataclasses.replace(snapshot, model={}, optimizer={}, state=copy.deepcopy(dict(snapshot.state)))
 
         def write() -> Saved:
-            whole = dataclasses.replace(copied, model=model.wait(), optimizer=optimizer.wait() | states.wait())
+            whole = dataclasses.replace(copied, model=model.wait(), optimizer=optimizer.wait() | random)
             self._sync()
             path = files.save(self.folder, whole, prefix=prefix, guard=self._guard)
             files.remove_old(self.folder, keep=self._keep, is_on_trial=is_on_trial)
             return Saved(epoch=epoch, path=path, prefix=prefix)
 
-        self._pending.append(
-            _Pending(saved=self._thread.submit(write), model=model, optimizer=optimizer, random=states)
-        )
+        self._pending.append(_Pending(saved=self._thread.submit(write), model=model, optimizer=optimizer))
 
     def wait(self) -> None:
         """Wait for all writes; `collect` raises their errors."""
