@@ -70,9 +70,8 @@ class _Training(NamedTuple):
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure the requested parts, print the tables, write the JSON file."""
-    deadline_s = time.monotonic()
     options = _options().parse_args(arguments)
-    deadline_s += options.budget_seconds
+    deadline_s = time.monotonic() + options.budget_seconds
     rows: list[dict[str, Any]] = []
     notes: list[str] = []
     with tempfile.TemporaryDirectory(prefix="overhead-") as folder:

@@ -99,7 +99,7 @@ def begin_evaluation(
     with_detail: bool = False,
     captured_measure: CapturedMeasure | None = None,
 ) -> Evaluation:
-    """Measure a split; on CUDA, nothing waits for the device (but a split that is streamed for its files).
+    """Measure a split; on CUDA nothing waits for the device, though a streamed split waits for its files.
 
     Each rank measures a shard, with rank 0's batch-norm statistics.
 

@@ -34,7 +34,8 @@ class TrainStep:
     """Batch, forward, backward, gradient clipping, update, EMA, metric sums. Nothing in a step reads the device.
 
     With several ranks, each trains on its rows of the batch; gradients and metrics are all-reduced, so that the update
-    is the same on all ranks: gradients during the backward pass where the step is captured, else after it.
+    is the same on all ranks: gradients during the backward pass where the step is captured or batch norms are
+    synchronised, else after it.
 
     On CUDA the step is captured as one graph and replayed, which saves the kernel launches; `invalidate` makes it be
     captured again. The warm-up steps before a capture are training steps, run eagerly. Validation is captured too.

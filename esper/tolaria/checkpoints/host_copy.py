@@ -58,7 +58,7 @@ class HostCopy:
             self._gathered.append(gathered)
             hosts.append(host)
         device = self._gathered[0].device
-        # Streams of another priority are others than those that trainings use, and may be capturing.
+        # Of another priority: torch reuses streams, and one of the default priority may be a training's that captures.
         stream = torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(stream):
