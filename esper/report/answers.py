@@ -195,7 +195,7 @@ def _answer(
     lost = [name for name in at_no_higher_cost if claims[name].verdict == "no"]
     missing = [ARMS[name].words for name in _ENDS if name not in arms]
     if missing and not lost:
-        return "Not shown", f"{' and '.join(missing)} has no finished run"
+        return "Not shown", f"{' and '.join(missing)} {'has' if len(missing) == 1 else 'have'} no finished run"
     if best is None and not lost:
         return "Not shown", "no arm has a validation figure, by which the best static one is chosen"
     name = best.name if best and (best.name in lost or not lost) else lost[0]

@@ -92,6 +92,9 @@ def test_without_one_end_it_is_not_shown_that_growing_paid_but_a_size_in_between
     write_equal(tmp_path / "host", 0.8, static=(0.8, _MACS))
     headline = compared(tmp_path / "host").headline
     assert headline == "Did growing pay? Not shown: final size from scratch has no finished run."
+    write_arms(tmp_path / "none", {"grown": (0.9, _MACS), "static": (0.8, _MACS)})
+    headline = compared(tmp_path / "none").headline
+    assert headline.endswith("Not shown: host, trained longer and final size from scratch have no finished run.")
     write_arms(tmp_path / "ends", {"grown": (0.9, _MACS), "static_flops": (0.8, _MACS), "final_flops": (0.79, _MACS)})
     report = compared(tmp_path / "ends")
     assert report.headline.startswith("Did growing pay? Yes: ")
