@@ -63,7 +63,7 @@ def judge(question: Question, observations: Sequence[Observation], *, num_draws:
         recommended=recommended.choice,
         matters=matters,
         reason=reason,
-        why=_why(recommended, options, candidates, shortfalls, worth=worth, question=question),
+        why=_why(recommended, options, regrets, worth=worth, question=question),
         bands=tuple(_bands(question, found, recommended, observations)),
         crossing=_crossing(found, observations, recommended.macs),
         warnings=tuple(_warnings(question, observations, found, recommended)),
@@ -170,35 +170,38 @@ def _verdict(
     )
 
 
-def _why(
-    recommended: Option, options: Sequence[Option], candidates: Sequence[_Candidate], shortfalls: Floats, *,
-    worth: float, question: Question,
-) -> str:  # fmt: skip
-    """Why an option is recommended, what is lost if that is wrong, and which others are as good; for readers.
+def _why(recommended: Option, options: Sequence[Option], regrets: Floats, *, worth: float, question: Question) -> str:
+    """Why an option is recommended, what it loses if another kind is the best, and which others are as good.
 
-    Wrong is it if an option of another kind is the best. The least regret may be that of a kind that seldom is.
+    The kind with the least expected regret need not be the one that is the best most often.
+
+    Args:
+        recommended: one of the options.
+        options: (n,) of them.
+        regrets: (n, k), one column a draw.
+        worth: a difference that is worth a choice.
+        question: what was asked.
     """
 
     def amount(value: float) -> str:
         return difference_words(value, question.headline)
 
-    def if_wrong(choice: Choice) -> float:
-        index, wrong = [one.choice for one in candidates].index(choice), best != _kind(choice)
-        return float((shortfalls[index] - shortfalls.min(axis=0))[wrong].mean())
+    def if_wrong(option: Option) -> float:
+        return float(regrets[options.index(option)][best != _kind(option.choice)].mean())
 
-    best = np.array([_kind(one.choice) for one in candidates])[shortfalls.argmin(axis=0)]
-    least, mine = min(option.regret for option in options), float((best == _kind(recommended.choice)).mean())
+    best = np.array([_kind(option.choice) for option in options])[regrets.argmin(axis=0)]
+    chances = {option.choice: float((best == _kind(option.choice)).mean()) for option in options}
+    least, mine = min(option.regret for option in options), chances[recommended.choice]
     because = "it has the least regret" if recommended.regret <= least else "none has clearly less regret"
     text = f"Recommended because {because}: it is expected to lose {amount(recommended.regret)} against the best option"
     if mine < 1:
-        lost = amount(if_wrong(recommended.choice))
+        lost = amount(if_wrong(recommended))
         text += f", or {lost} if another kind is the best (probability {percent_words(1 - mine)})"
-    chances = {option.choice: float((best == _kind(option.choice)).mean()) for option in options}
-    favourite = max(options, key=lambda option: (chances[option.choice], -option.regret)).choice
-    if chances[favourite] > mine:
-        name = choice_label(favourite, question) if favourite.share is None else "growing"
-        text += f"; {name} is the best more often ({percent_words(chances[favourite])})"
-        if chances[favourite] < 1:
+    favourite = max(options, key=lambda option: (chances[option.choice], -option.regret))
+    if chances[favourite.choice] > mine:
+        name = choice_label(favourite.choice, question) if favourite.choice.share is None else "growing"
+        text += f"; {name} is the best more often ({percent_words(chances[favourite.choice])})"
+        if chances[favourite.choice] < 1:
             text += f", but loses {amount(if_wrong(favourite))} where it is not"
     alike = [option for option in options if option is not recommended and option.regret - recommended.regret < worth]
     if alike:
