@@ -46,7 +46,7 @@ class ForkedPython(subprocess.Popen[str]):
         super().__init__(
             [script, *arguments],
             cwd=cwd,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment},
+            env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
             stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -64,13 +64,11 @@ class ForkedPython(subprocess.Popen[str]):
         self._close_pipe_fds(*pipes)
 
 
-def run(
-    script: str, *arguments: str, cwd: Path, timeout_s: float = 200, **environment: str
-) -> subprocess.CompletedProcess[str]:
+def run(script: str, *arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run such a command to its end."""
     with ForkedPython(script, *arguments, cwd=cwd, **environment) as process:
         try:
-            out, err = process.communicate(timeout=timeout_s)
+            out, err = process.communicate(timeout=200)
         except BaseException:
             process.kill()
             raise
@@ -95,7 +93,7 @@ def _server() -> socket.socket:
             [sys.executable, "-c", f"from tests.forked import serve; exec(serve({its.fileno()}))"],
             cwd=ROOT,
             # PyTorch reads the level at its import; `esper-train` sets it before.
-            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"},
+            env={**os.environ, "PYTHONPATH": str(ROOT), "TORCH_CPP_LOG_LEVEL": "ERROR"},
             pass_fds=[its.fileno()],
         )
 
