@@ -136,12 +136,14 @@ def test_a_run_that_outlives_its_runner_keeps_its_gpu_and_can_be_cancelled(tmp_p
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "1"}
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], env=environment) as process:
         one = member(tmp_path)
-        one.set_job(local._job_of(process.pid))
+        one.set_job(Job(queue="local", id=local._job_id(process.pid)))
         one.begin()
         assert member_states([one])["run-1"].state == "running"
         other = member(tmp_path, "run-2", "rng_seed=2")
         assert local._busy([[other]]) == [one.job().id]
-        runner = local._Runner(num_jobs=2, gpus=["0", "1"], busy=local._busy([[other]]))
+        runner = local._Runner(
+            num_jobs=2, gpus=["0", "1"], busy=local._busy([[other]]), queue="local", program=["esper.sweep.job"]
+        )
         assert runner._free_workers == [0]
         LocalQueue(LocalOptions()).cancel([one.job()])
         assert process.wait(60) == -signal.SIGTERM

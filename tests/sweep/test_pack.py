@@ -19,7 +19,7 @@ from esper.configs import ComparisonConfig, TolariaConfig
 from esper.data.sharing import on_device
 from esper.errors import ConfigError, MemoryLimitError
 from esper.sweep.launchers import queue_of
-from esper.sweep.manifest import Member
+from esper.sweep.manifest import Job, Member
 from esper.sweep.member_state import log_file, member_states
 from esper.sweep.pack import PackJob
 from esper.sweep.queues import local
@@ -216,7 +216,7 @@ def test_members_are_dealt_over_the_gpus_and_each_job_is_one_process(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     assert queue.describe() == "this machine, 3 at a time on each of 2 GPUs"
     queue.require([tiny_config(device="cuda")])
-    members[0].set_job(local._job_of(os.getpid(), queue="packed"))
+    members[0].set_job(Job(queue="packed", id=local._job_id(os.getpid())))
     assert member_states(members)["seed-0"].state == "waiting"
     members[0].begin()
     assert member_states(members)["seed-0"].state == "running"

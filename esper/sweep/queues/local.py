@@ -80,7 +80,7 @@ class LocalQueue(Queue):
                 start_new_session=True,  # Ctrl-C and a closed terminal end the launcher only
             )
         assert runner.stdin is not None
-        job = _job_of(runner.pid, queue=self.name)
+        job = Job(queue=self.name, id=_job_id(runner.pid))
         for members in levels:
             for member in members:
                 member.set_job(job)
@@ -123,9 +123,9 @@ def _job_state(member: Member, job: Job) -> JobState:
     return JobState(state="running" if member.began else "waiting")
 
 
-def _job_of(pid: int, *, queue: str = LocalQueue.name) -> Job:
-    """The job that is a process: PID@CREATION_TIME."""
-    return Job(queue=queue, id=f"{pid}@{psutil.Process(pid).create_time():.2f}")
+def _job_id(pid: int) -> str:
+    """Id of the job that is a process: PID@CREATION_TIME."""
+    return f"{pid}@{psutil.Process(pid).create_time():.2f}"
 
 
 def _process(job_id: str) -> psutil.Process:
@@ -136,7 +136,7 @@ def _is_alive(job_id: str) -> bool:
     """Whether the process of a job is still running."""
     try:
         process = _process(job_id)
-        return process.status() != psutil.STATUS_ZOMBIE and _job_of(process.pid).id == job_id
+        return process.status() != psutil.STATUS_ZOMBIE and _job_id(process.pid) == job_id
     except psutil.NoSuchProcess:
         return False
 
@@ -165,9 +165,9 @@ class _Runner:
         *,
         num_jobs: int,
         gpus: list[str],
-        busy: Sequence[str] = (),
-        queue: str = LocalQueue.name,
-        program: Sequence[str] = ("esper.sweep.job",),
+        busy: Sequence[str],
+        queue: str,
+        program: Sequence[str],
     ) -> None:
         self._queue, self._program = queue, program
         self._free_workers = list(range(num_jobs))
@@ -214,7 +214,7 @@ class _Runner:
         self._running.append((members, process, worker))
         with contextlib.suppress(WriteError):  # then the job on record is the runner's
             for member in members:
-                member.set_job(_job_of(process.pid, queue=self._queue))
+                member.set_job(Job(queue=self._queue, id=_job_id(process.pid)))
 
     def _take_worker_of(self, job_id: str) -> int:
         """The worker that has the GPU of a job."""
@@ -277,10 +277,9 @@ def gpus_here() -> list[str]:
 
 def _main() -> None:
     request = json.load(sys.stdin)
-    levels = [[[Member.read(Path(folder)) for folder in job] for job in level] for level in request["levels"]]
-    given = {name: request[name] for name in ("num_jobs", "gpus", "busy", "queue", "program")}
-    runner = _Runner(**given)
-    runner.run(levels, after=request["after"])
+    folders, after = request.pop("levels"), request.pop("after")
+    levels = [[[Member.read(Path(folder)) for folder in job] for job in level] for level in folders]
+    _Runner(**request).run(levels, after=after)
 
 
 if __name__ == "__main__":
