@@ -15,7 +15,6 @@ import torch
 import torch._dynamo
 from torch import nn
 
-from esper import turns
 from esper.errors import ConfigError, one_line
 
 __all__ = ["Regions"]
@@ -26,7 +25,7 @@ R = TypeVar("R")
 MAX_GRAPHS = 128
 """Limit of graphs in a run. It should need one for each different block and each grown module."""
 _MAX_RUNS = 64
-"""Runs that may compile in one process."""
+"""Runs of a process, one after the other or at once, whose graphs dynamo keeps."""
 
 
 class Regions:
@@ -44,12 +43,12 @@ class Regions:
         self._num_reported = 0
         self._active = False
         self._compiler: Callable[..., Any] = torch._dynamo.lookup_backend(backend)
-        # Guards: else a hook that growth adds inside a compiled block is ignored. Limits: beyond them dynamo silently
-        # runs functions uncompiled, which `limit_reached` reports.
+        # Guards: else a hook that growth adds inside a compiled block is ignored. Limits: they count the graphs of all
+        # runs of the process, and beyond them dynamo silently runs functions uncompiled; `limit_reached` counts this
+        # run's and reports it.
         torch._dynamo.config.skip_nnmodule_hook_guards = False
-        factor = 1 if turns.current() is None else _MAX_RUNS
-        torch._dynamo.config.recompile_limit = factor * MAX_GRAPHS
-        torch._dynamo.config.accumulated_recompile_limit = 4 * factor * MAX_GRAPHS
+        torch._dynamo.config.recompile_limit = _MAX_RUNS * MAX_GRAPHS
+        torch._dynamo.config.accumulated_recompile_limit = 4 * _MAX_RUNS * MAX_GRAPHS
 
     @property
     def limit_reached(self) -> bool:
