@@ -3,8 +3,8 @@
 One run at a time has the turn: it alone uses Python, the host's libraries and the allocators. It passes the turn on
 when it has queued some steps, and while it waits for the device, a disk or a server. On the device the work of all runs
 overlaps, each on a stream of its own. Torch's global state (random generators, default type, flags of cuDNN) goes with
-the turn, so that every run computes what it would compute alone; a CUDA graph is captured while no other run allocates
-or synchronises.
+the turn, so that every run computes what it would compute alone; a CUDA graph is captured while no other run queues
+work or allocates.
 
 Each run has a thread, and other threads that work for it carry its context. Elsewhere these functions do nothing.
 """
