@@ -21,7 +21,6 @@ import json
 import os
 import shutil
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -47,6 +46,7 @@ from esper.configs import (
     TolariaConfig,
     TrackingConfig,
 )
+from esper.errors import RunError
 from esper.sweep.manifest import Member, freeze
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -96,6 +96,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             try:
                 cells.append(_measure(way, num_runs, options, Path(folder) / way.replace(" ", "-"), mps, left_s))
                 print(cells[-1], flush=True)
+            except RunError as error:
+                failed = True
+                print(f"{way}: FAILED: {error}", flush=True)
             except Exception:
                 failed = True
                 print(f"{way}: FAILED\n{traceback.format_exc()}", flush=True)
@@ -150,7 +153,7 @@ def _measure(
     """Train in one way.
 
     Raises:
-        RuntimeError: a run has not finished; its output was printed.
+        RunError: a run has not finished; its output was printed. Or the runs are too short.
     """
     folder.mkdir()
     members = []
@@ -160,8 +163,13 @@ def _measure(
         freeze(one, _config(options, rng_seed=seed))
         members.append(one)
     folders = [str(one.folder) for one in members]
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1"}
+    path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]  # an empty entry would be the folder of the run
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(path),
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONFAULTHANDLER": "1",
+    }
     if way in ("alone", "processes"):
         commands = [[sys.executable, "-m", "esper.sweep.job", one] for one in folders]
         if way == "processes":
@@ -177,7 +185,7 @@ def _measure(
     unfinished = [one.name for one in members if one.outcome().get("status") != "finished"]
     if unfinished:
         _show(members)
-        raise RuntimeError(f"{way}: not finished: {', '.join(unfinished)}")
+        raise RunError(f"not finished: {', '.join(unfinished)}")
     journals = [_journal(one) for one in members]
     times = [event["time_unix_s"] for events in journals for event in events]
     return Cell(
@@ -225,12 +233,20 @@ def _journal(one: Member) -> list[dict[str, Any]]:
 
 
 def _steps_per_second(journals: Sequence[Sequence[dict[str, Any]]]) -> float:
-    """Steps of all runs in a second, while all of them were under way."""
+    """Steps of all runs in a second, while all of them were under way.
+
+    Raises:
+        RunError: they are too short for that.
+    """
     points = [[(e["time_unix_s"], e["step"]) for e in events if e["kind"] == "step"] for events in journals]
-    first, last = max(run[1][0] for run in points), min(run[-1][0] for run in points)
-    if last <= first:
-        raise RuntimeError("no time at which all runs were under way; use more --epochs")
-    return sum(_steps_at(run, last) - _steps_at(run, first) for run in points) / (last - first)
+    if min(map(len, points)) > 1:
+        first, last = max(run[1][0] for run in points), min(run[-1][0] for run in points)
+        if first < last:
+            return sum(_steps_at(run, last) - _steps_at(run, first) for run in points) / (last - first)
+    raise RunError(
+        "the runs are too short: at no time were all of them under way; use more --epochs or --images, or a smaller "
+        "--batch-size"
+    )
 
 
 def _steps_at(points: Sequence[tuple[float, int]], time_s: float) -> float:
@@ -340,8 +356,6 @@ def _report(cells: Sequence[Cell], options: argparse.Namespace, has_mps: bool) -
     goal, is_scale = GOALS[options.model], options.runs == 12
     met = ratios["packed"] <= goal if is_scale and "packed" in ratios else None
     print(verdict(f"12 runs of {options.model} in at most {goal:g} times the time of one", met), flush=True)
-    if len(cells) > 1:
-        print(f"median ratio of the ways: {statistics.median(list(ratios.values())[1:]):.2f}", flush=True)
 
 
 if __name__ == "__main__":
