@@ -9,7 +9,7 @@ import queue
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
@@ -64,6 +64,7 @@ class PackJob:
                 member.end(status, reason=why)
             return True
 
+        # With a listener, a signal does not raise: the runs save, and `_Pack` starts no others.
         with stopping.handled(), hanging.watched(last_words), stopping.on_stop(lambda _number: None):
             try:
                 if left:
@@ -102,45 +103,43 @@ class _Pack:
 
     def run(self) -> None:
         """Run the members until all have ended, or a signal has stopped those that run."""
-        waiting, too_large = list(self._left.values()), list[Member]()
+        too_large = self._run_members(list(self._left.values()))
+        self._at_once, self._room = 1, None
+        self._run_members(too_large)
+
+    def _run_members(self, waiting: list[Member]) -> list[Member]:
+        """Run members; returns those that did not fit beside the others."""
+        too_large = []
         while self._threads or (waiting and stopping.requested() is None):
             while waiting and len(self._threads) < self._at_once and stopping.requested() is None:
                 self._start(waiting.pop(0))
             with contextlib.suppress(queue.Empty):
                 member, ending = self._ended.get(timeout=_POLL_S)
                 self._threads.pop(member.name).join()
-                self._note(member, ending)
-                if ending == "too large":
+                if ending == "over":
+                    del self._left[member.name]
+                elif ending == "too large":
                     too_large.append(member)
             if self._room is not None and (number := self._room.number()):
                 self._at_once, self._room = number, None
-        for member in too_large:
-            if stopping.requested() is None:
-                self._note(member, self._run(member, contextlib.nullcontext))
-
-    def _note(self, member: Member, ending: Ending) -> None:
-        if ending == "over":
-            del self._left[member.name]
+        return too_large
 
     def _start(self, member: Member) -> None:
+        is_alone = self._at_once == 1 and self._room is None
+
         def work() -> None:
-            self._ended.put((member, self._run(member, self._turns.run)))
+            self._ended.put((member, self._run(member, is_alone=is_alone)))
 
         thread = threading.Thread(target=work, name=f"esper-{member.name}")
         self._threads[member.name] = thread
         thread.start()
 
-    def _run(self, member: Member, place: Callable[[], contextlib.AbstractContextManager[Any]]) -> Ending:
-        """Train a member, and record how it ended.
-
-        Args:
-            member: which.
-            place: context of the run among the others.
-        """
+    def _run(self, member: Member, *, is_alone: bool) -> Ending:
+        """Train a member, and record how it ended."""
         try:
-            with (member.folder / LOG).open("a", encoding="utf-8") as log, place():
+            with (member.folder / LOG).open("a", encoding="utf-8") as log, self._turns.run():
                 try:
-                    return _train(member, log)
+                    return _train(member, log, is_alone=is_alone)
                 finally:
                     _free_memory()
         except BaseException as error:  # such as a full disk; the others go on
@@ -148,8 +147,7 @@ class _Pack:
             return "over"
 
 
-def _train(member: Member, log: TextIO) -> Ending:
-    from esper import turns
+def _train(member: Member, log: TextIO, *, is_alone: bool) -> Ending:
     from esper.launch.run import run
 
     try:
@@ -159,7 +157,7 @@ def _train(member: Member, log: TextIO) -> Ending:
     except stopping.Stopped:
         return "stopped"
     except Exception as error:
-        if isinstance(error, MemoryLimitError) and turns.current() is not None:
+        if isinstance(error, MemoryLimitError) and not is_alone:
             log.write(f"{error_line(error)}\nit runs again, alone, when the other runs have ended\n")
             return "too large"
         _fail(member, error, log)
