@@ -10,9 +10,10 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from esper.configs import TolariaConfig
-from esper.configs.identity import family
+from esper.configs.identity import checkpoints_folder, family
 from esper.errors import ConfigError, RunError
 from esper.files import read_json
+from esper.tolaria.checkpoints.files import find_checkpoints
 from esper.tolaria.run_folder import recorded_config
 
 __all__ = ["Decision", "resolve_plan"]
@@ -58,7 +59,8 @@ def resolve_plan(config: TolariaConfig, *, run_dir: Path) -> TolariaConfig:
     """Set what the plan in `morphogenetic.plan_path` decided: whether, what and when to grow, and the budget.
 
     With the seed and budget of the plan, the run goes on from the trunk of a pilot, which trained the same until then.
-    A run that has begun keeps the decision that it began with, whatever the plan says now.
+    A run that has begun keeps the decision that it began with, whatever the plan says now; until it has a checkpoint of
+    its own, the trunk too.
 
     Raises:
         ConfigError: the plan cannot be read, or was made for other settings.
@@ -66,10 +68,13 @@ def resolve_plan(config: TolariaConfig, *, run_dir: Path) -> TolariaConfig:
     growth, optimization = config.morphogenetic, config.optimization
     if not growth.enable_tamiyo or growth.policy != "planned":
         return config
-    began, trunk = None if config.fresh else recorded_config(run_dir), None
+    checkpoint, trunk = config.checkpoint, None
+    began = None if config.fresh else recorded_config(run_dir)
     if began is not None and began["morphogenetic"].get("plan_reason"):
         decided: dict[str, Any] = {name: began["morphogenetic"][name] for name in _DECIDED}
         max_macs = began["optimization"]["max_macs"]
+        if not find_checkpoints(checkpoints_folder(run_dir, checkpoint_dir=checkpoint.checkpoint_dir)):
+            trunk = began["checkpoint"]["resume_from"]
     else:
         decision, folder = _read(config), Path(growth.plan_path or "").parent
         decided = {"plan_reason": decision.reason, "schedule_by": "compute"}
@@ -83,7 +88,6 @@ def resolve_plan(config: TolariaConfig, *, run_dir: Path) -> TolariaConfig:
         max_macs = optimization.max_macs or decision.max_macs
         if decision.trunk is not None and (config.rng_seed, max_macs) == (decision.seed, decision.max_macs):
             trunk = str(folder / decision.trunk)
-    checkpoint = config.checkpoint
     if checkpoint.resume_from is None and trunk is not None and Path(trunk).is_dir():
         checkpoint = dataclasses.replace(checkpoint, resume_from=trunk)
     return dataclasses.replace(

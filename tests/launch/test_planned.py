@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,10 @@ def test_a_planned_run_goes_on_from_the_trunk_of_a_pilot_and_ends_as_if_trained_
     assert outcome.result is not None
     same = ("test_loss", "val_loss", "total_macs", "num_macs")
     assert [outcome.result[name] for name in same] == [at_once.result[name] for name in same]
+    shutil.rmtree(outcome.run_dir / "checkpoints")  # as if it had been killed before the first
+    again = resolve_plan(from_hydra(compose([*PLANNED])), run_dir=outcome.run_dir)
+    assert again.checkpoint.resume_from is not None
+    assert Path(again.checkpoint.resume_from).resolve() == trunk.resolve()
     for other in ("rng_seed=1", f"optimization.max_macs={BUDGET / 2}"):  # trains something else than the pilot did
         config = resolve_plan(from_hydra(compose([*PLANNED, other])), run_dir=Path("new"))
         assert config.checkpoint.resume_from is None
