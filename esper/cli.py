@@ -21,6 +21,7 @@ from esper.errors import EsperError
 from esper.inference.parser import add_use
 from esper.launch.exits import exit_with
 from esper.launch.output import keep_writing
+from esper.openmp import sleep_while_waiting
 from esper.planning.parser import add_plan
 from esper.reference.command import add_help
 from esper.runs.parser import add_runs, with_default
@@ -35,6 +36,7 @@ __all__ = ["main"]
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a subcommand; raises `SystemExit` with its exit code."""
     keep_writing()
+    sleep_while_waiting()
     options = _parser().parse_args(with_default(sys.argv[1:] if arguments is None else arguments))
     try:
         raise SystemExit(options.run(options))

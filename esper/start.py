@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from esper import first_line
+from esper.openmp import sleep_while_waiting
 
 __all__ = ["main"]
 
@@ -10,6 +11,7 @@ __all__ = ["main"]
 def main() -> None:
     """Run `esper.train.main`."""
     first_line.begin("esper-train: starting")
+    sleep_while_waiting()
     try:
         from esper.train import main as train
 
