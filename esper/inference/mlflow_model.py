@@ -5,7 +5,8 @@
 Inputs of `predict`:
     image files     uint8 (N, H, W, 3 or 1) of any size, or (N, C, H, W) of the training's size
     arrays          as the training had them, with a batch dimension
-    rows            (N, D): an array, lists or a DataFrame, columns in the order of the training
+    rows            (N, D): an array, lists or a DataFrame; columns in the order of the training, or found by name where
+                    DataFrame and network have names
     text            a list of str
 
 Results: of a classification a DataFrame with `label`, `probability` and `probabilities` (of all classes); of multilabel
@@ -18,7 +19,7 @@ from __future__ import annotations
 import json
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +29,7 @@ import pandas as pd
 
 from esper import plugins
 from esper.data.interface import Interface
-from esper.errors import CheckpointError
+from esper.errors import CheckpointError, DataError
 from esper.inference.loading import DESCRIPTION, load
 from esper.inference.network import Network, Prediction
 from esper.inference.sample import continuation
@@ -61,9 +62,22 @@ class Predictor:
             options = {name: (params or {}).get(name, default) for name, default in _TEXT_OPTIONS.items()}
             return [continuation(network, str(text), top_k=None, **options) for text in texts]
         is_table = isinstance(model_input, pd.DataFrame)
-        predictions = network.predict(list(model_input.to_numpy() if is_table else np.asarray(model_input)))
+        examples = _rows(model_input, network.interface.input_names) if is_table else np.asarray(model_input)
+        predictions = network.predict(list(examples))
         assert isinstance(predictions, list)
         return _results(network, predictions)
+
+
+def _rows(table: pd.DataFrame, names: Sequence[str]) -> np.ndarray[Any, Any]:
+    """The rows of a table (N, D); columns are found by name, unless they are numbered: so MLflow passes on arrays."""
+    if not names or not all(isinstance(name, str) for name in table.columns):
+        return np.asarray(table)
+    if missing := [name for name in names if name not in table.columns]:
+        raise DataError(
+            f"the table lacks the column {missing[0]}, which the network reads; leave out those that it does not read: "
+            f"MLflow passes on the first {len(names)}"
+        )
+    return np.asarray(table[list(names)])
 
 
 def _results(network: Network, predictions: list[Prediction]) -> pd.DataFrame | np.ndarray[Any, Any]:
@@ -122,7 +136,11 @@ def save_model(export: Path, path: Path, *, run_id: str, artifact_path: str) -> 
             input_example=example,
             pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in packages],
         )
-        found = mlflow.pyfunc.load_model(str(path)).predict(example)
+        search_path = sys.path
+        try:
+            found = mlflow.pyfunc.load_model(str(path)).predict(example)
+        finally:
+            sys.path = search_path  # MLflow adds the code's folder, which is temporary
     if not _is_equal(found, expected):
         raise CheckpointError(f"what MLflow reads predicts {found}, the network {expected}; nothing was registered")
 

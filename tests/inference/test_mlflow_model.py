@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from mlflow.exceptions import MlflowException
 import esper
 from esper import plugins
 from esper.configs import DatasetConfig, ModelConfig, TaskConfig
+from esper.errors import DataError
 from esper.inference.export import export
 from esper.inference.mlflow_model import save_model
 from tests.conftest import tiny_config, use
@@ -23,8 +25,14 @@ from tests.text import text_config, write_texts
 
 
 def loaded(run_dir: Path, folder: Path) -> Any:
-    save_model(export(run_dir, folder / "network"), folder / "model", run_id="0" * 32, artifact_path="model")
-    return load_model(folder / "model")
+    return saved(export(run_dir, folder / "network"), folder / "model")
+
+
+def saved(network: Path, folder: Path) -> Any:
+    search_path = [*sys.path]
+    save_model(network, folder, run_id="0" * 32, artifact_path="model")
+    assert sys.path == search_path
+    return load_model(folder)
 
 
 def load_model(folder: Path) -> Any:
@@ -74,6 +82,16 @@ def test_rows_come_as_arrays_lists_or_a_table_and_text_is_continued(
     expected = [one.values for one in esper.load(run_dir).predict(rows[:3])]
     for given in (rows[:3], rows[:3].astype(float), rows[:3].tolist(), pd.DataFrame(rows[:3], columns=list("abcd"))):
         assert np.allclose(model.predict(given), expected)
+
+    network = tmp_path / "rows" / "network"
+    description = json.loads((network / "model.json").read_text())
+    description["interface"]["input_names"] = list("abcd")  # as of a network that was trained on a table
+    (network / "model.json").write_text(json.dumps(description))
+    model, table = saved(network, tmp_path / "rows" / "named"), pd.DataFrame(rows[:3], columns=list("abcd"))
+    for given in (rows[:3], rows[:3].tolist(), table, table[list("cadb")]):
+        assert np.allclose(model.predict(given), expected)
+    with pytest.raises(DataError, match="the table lacks the column b, which the network reads"):
+        model.predict(table.rename(columns={"b": "e"}))
 
     run_dir = tmp_path / "text" / "run"
     use(text_config(write_texts(tmp_path / "texts"), optimization__max_epochs=1), run_dir, lambda t: t.train())
