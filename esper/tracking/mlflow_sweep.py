@@ -89,12 +89,11 @@ def _update_parent(sweep_dir: Path, members: Sequence[_Child], *, uri: str) -> N
     )
     for child in children:
         if child.data.tags.get(_PARENT_TAG) != parent.info.run_id:
-            _tag(client, child.info.run_id, _PARENT_TAG, parent.info.run_id, file=file)
+            _tag(client, child.info.run_id, {_PARENT_TAG: parent.info.run_id}, file=file)
     statuses = Counter(child.info.status for child in children)
     counts = ", ".join(f"{number} {status.lower()}" for status, number in sorted(statuses.items()))
     note = f"A sweep of {len(children)} runs: {counts}."
-    for key, value in {**_shared_origin(members), "mlflow.note.content": note}.items():
-        _tag(client, parent.info.run_id, key, value, file=file)
+    _tag(client, parent.info.run_id, {**_shared_origin(members), "mlflow.note.content": note}, file=file)
     for started in {member.started.get("data_digest"): member.started for member in members}.values():
         log_dataset(client, parent, started)
     if "RUNNING" in statuses:
@@ -118,6 +117,6 @@ def _shared_origin(members: Sequence[_Child]) -> dict[str, str]:
     }
 
 
-def _tag(client: Any, run_id: str, key: str, value: str, *, file: Path) -> None:
-    for own_key, own_value in own_tags(client, run_id, {key: value}, file=file).items():
-        client.set_tag(run_id, own_key, own_value)
+def _tag(client: Any, run_id: str, tags: Mapping[str, str], *, file: Path) -> None:
+    for key, value in own_tags(client, run_id, tags, file=file).items():
+        client.set_tag(run_id, key, value)
