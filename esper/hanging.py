@@ -43,7 +43,7 @@ _LAST_WORDS_S = 2.5
 SAVE_S = 30.0
 """How long it may take to save then."""
 CLOSE_S = 20.0
-"""How long the report and the trackers may take at the end."""
+"""How long the report, the trackers and the model registry may each take at the end."""
 
 LastWords = Callable[[str, str], bool]
 """Records that the process ends, `failed` or `interrupted`, and why; returns whether this process is to say so."""

@@ -41,7 +41,7 @@ from esper.tolaria.run_folder import RunFolder, require_same_run
 from esper.tracking import read
 from esper.tracking.formatting import duration, metric
 from esper.tracking.liveness import last_seen_s
-from esper.tracking.mlflow_page import run_page
+from esper.tracking.mlflow_page import mlflow_links
 from esper.tracking.tracker_thread import short_message
 from esper.tracking.trackers import is_left_to_sync
 
@@ -242,16 +242,23 @@ async def _run_service(service: TolariaService, run_dir: Path, terminals: list[T
 def _register(config: TolariaConfig, run_dir: Path, terminals: list[Terminal]) -> None:
     """Register the network, if asked; a failure is told, and costs nothing else."""
     name = config.tracking.register
-    if name is None or is_left_to_sync(config.tracking):
+    if name is None:
         return
+
+    def tell(level: str, message: str) -> None:
+        for terminal in terminals:
+            terminal.show(Notice(step=0, level=level, message=f"tracking.register={name}: {message}"))
+
+    if is_left_to_sync(config.tracking):
+        tell("INFO", "the end of the sweep registers it, or, after esper sync, the same command outside of SLURM")
+        return
+    hanging.beat(expected_s=hanging.CLOSE_S)  # other runs of this process wait meanwhile
     for terminal in terminals:
         terminal.progress(Progress(doing="registering the model"))
     try:
         register(run_dir, config.tracking)
     except Exception as error:  # MLflow and its database drivers raise many types
-        message = f"tracking.register={name}: not registered ({short_message(error)}); the same command tries again"
-        for terminal in terminals:
-            terminal.show(Notice(step=0, level="WARNING", message=message))
+        tell("WARNING", f"not registered ({short_message(error)}); the same command tries again")
 
 
 def _last_words(service: TolariaService, run_dir: Path, status: str, why: str) -> bool:
@@ -331,7 +338,7 @@ def _files(config: TolariaConfig, run_dir: Path) -> dict[str, str]:
     files = {name: shlex.quote(str(path)) for name, path in paths.items()}
     if config.tracking.name in ("mlflow", "both"):
         outputs = outputs_folder(run_dir, experiment_name=config.experiment_name)
-        files |= run_page(config.tracking, run_dir=run_dir, outputs_dir=outputs)
+        files |= mlflow_links(config.tracking, run_dir=run_dir, outputs_dir=outputs)
     if config.tracking.name in ("wandb", "both"):
         files["wandb"] = f"project {config.tracking.wandb_project}, group {config.experiment_name}"
     return files

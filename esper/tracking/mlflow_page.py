@@ -13,13 +13,13 @@ from esper.errors import RunError
 from esper.redact import credentials, without_credentials
 from esper.tracking.mlflow_store import read_ids, tracking_uri
 
-__all__ = ["run_page"]
+__all__ = ["mlflow_links"]
 
 _LOCAL = "http://127.0.0.1:5000"
 """Where `mlflow ui` listens."""
 
 
-def run_page(config: TrackingConfig, *, run_dir: Path, outputs_dir: Path) -> dict[str, str]:
+def mlflow_links(config: TrackingConfig, *, run_dir: Path, outputs_dir: Path) -> dict[str, str]:
     """What opens the charts of a run, by the name that is printed; without credentials.
 
     Of an HTTP server, `mlflow`: the address. Else `mlflow`, the command that starts a server, and then `charts`, the

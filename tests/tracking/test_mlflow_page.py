@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from esper.configs import TrackingConfig
-from esper.tracking.mlflow_page import run_page
+from esper.tracking.mlflow_page import mlflow_links
 
 CHARTS = "/#/experiments/7/runs/0a1b/model-metrics?workflowType=machine_learning"
 
@@ -16,7 +16,7 @@ CHARTS = "/#/experiments/7/runs/0a1b/model-metrics?workflowType=machine_learning
 def printed(run_dir: Path, uri: str, *, known: bool = True, place: str | None = None) -> dict[str, str]:
     ids = {"run_ids": {place or uri: "0a1b"}, "experiment_ids": {place or uri: "7"}}
     (run_dir / "mlflow.json").write_text(json.dumps({"uid": "0" * 32, **(ids if known else {"run_ids": {}})}))
-    return run_page(TrackingConfig(uri=uri), run_dir=run_dir, outputs_dir=run_dir)
+    return mlflow_links(TrackingConfig(uri=uri), run_dir=run_dir, outputs_dir=run_dir)
 
 
 @pytest.mark.parametrize(
@@ -48,5 +48,5 @@ def test_of_a_store_without_server_the_command_and_the_address_there_are_printed
 
 def test_a_damaged_file_costs_the_address_of_the_charts_only(tmp_path: Path) -> None:
     (tmp_path / "mlflow.json").write_text("{")
-    found = run_page(TrackingConfig(), run_dir=tmp_path, outputs_dir=tmp_path)
+    found = mlflow_links(TrackingConfig(), run_dir=tmp_path, outputs_dir=tmp_path)
     assert found == {"mlflow": f"mlflow ui --backend-store-uri sqlite:///{tmp_path}/mlflow.db"}
