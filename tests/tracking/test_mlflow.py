@@ -62,8 +62,9 @@ def points(outputs: Path, run: Any) -> Counter[tuple[str, int]]:
     return Counter((key, metric.step) for key in run.data.metrics for metric in history(run.info.run_id, key))
 
 
-def test_a_run_shows_parameters_curves_growth_and_artifacts(outputs: Path) -> None:
+def test_a_run_shows_parameters_curves_growth_and_artifacts(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_dir = outputs / "tiny" / "whole"
+    monkeypatch.setattr(sys, "argv", [__file__])
     train(run_dir)
     run = run_of(outputs, run_dir)
     assert run.info.status == "FINISHED"
@@ -71,7 +72,7 @@ def test_a_run_shows_parameters_curves_growth_and_artifacts(outputs: Path) -> No
     assert run.data.tags["mlflow.note.content"] == "a note"
     assert run.data.tags["esper.tags"] == "red, blue"
     assert run.data.tags["mlflow.user"] == getpass.getuser()
-    assert run.data.tags["mlflow.source.name"] == sys.argv[0]
+    assert run.data.tags["mlflow.source.name"] == __file__
     assert run.data.tags["mlflow.source.type"] == "LOCAL"
     (data,) = [one.dataset for one in run.inputs.dataset_inputs]
     found = recorded_data(run_dir)
