@@ -92,8 +92,14 @@ def _server() -> socket.socket:
         process = subprocess.Popen(
             [sys.executable, "-c", f"from tests.forked import serve; exec(serve({its.fileno()}))"],
             cwd=ROOT,
-            # PyTorch reads the level at its import; `esper-train` sets it before.
-            env={**os.environ, "PYTHONPATH": str(ROOT), "TORCH_CPP_LOG_LEVEL": "ERROR"},
+            # PyTorch and MLflow read their levels when they are imported; Esper sets these before.
+            env={
+                **os.environ,
+                "PYTHONPATH": str(ROOT),
+                "TORCH_CPP_LOG_LEVEL": "ERROR",
+                "MLFLOW_LOGGING_LEVEL": "ERROR",
+                "MLFLOW_DISABLE_TELEMETRY": "true",
+            },
             pass_fds=[its.fileno()],
         )
 
