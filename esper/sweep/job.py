@@ -123,7 +123,8 @@ def end_stopped(members: Sequence[Member], number: int, requeue: Any, *, reason:
 
 def _interrupt(members: Sequence[Member], reason: str) -> None:
     for member in members:
-        member.end("interrupted", reason=reason if member.began else NOT_BEGUN)
+        has_waited = len(members) > 1 and not member.began  # for others of its job
+        member.end("interrupted", reason=NOT_BEGUN if has_waited else reason)
 
 
 def begin(member: Member, *, job_name: str | None) -> TolariaConfig:
