@@ -27,7 +27,8 @@ class ImageSet:
     """Labelled examples in memory.
 
     Attributes:
-        stored: images, uint8 or float32 (M, C, H, W), or rows, float32 (M, D); those of other splits may be among them.
+        stored: images, uint8 or float32 (M, C, H, W), or rows, float32 (M, D); where several runs share a process, the
+            examples of all splits, which are then on the device once.
         labels: classes, int64 (N,), or numbers, float32 (N,) or (N, D).
         places: where the examples are in `stored`, int64 (N,); None: they are all, in this order.
     """
@@ -41,7 +42,10 @@ class ImageSet:
 
     def __getitem__(self, index: Tensor) -> ImageSet:
         index = index.to(self.labels.device)
-        return ImageSet(self.stored, self.labels[index], index if self.places is None else self.places[index])
+        labels = self.labels[index]
+        if turns.current() is None:
+            return ImageSet(self.at(index), labels)
+        return ImageSet(self.stored, labels, index if self.places is None else self.places[index])
 
     @property
     def images(self) -> Tensor:
@@ -63,12 +67,9 @@ class ImageSet:
         return torch.zeros(len(self), dtype=torch.int64) if self.labels.is_floating_point() else self.labels
 
     def to(self, device: torch.device) -> ImageSet:
-        """Move the images to a device: without those of other splits, unless several runs share them there."""
-        labels = self.labels.to(device)
-        if turns.current() is None:
-            return ImageSet(self.images.to(device), labels)
+        """Move the images to a device."""
         places = self.places if self.places is None else self.places.to(device)
-        return ImageSet(on_device(self.stored, device), labels, places)
+        return ImageSet(on_device(self.stored, device), self.labels.to(device), places)
 
 
 @dataclass(frozen=True, slots=True)

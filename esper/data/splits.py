@@ -66,9 +66,9 @@ class DataSplits:
         """Move images and tokens that are in memory to a device."""
         splits = {name: getattr(self, name) for name in ("train", "controller", "judge", "test")}
         if isinstance(self.train, TokenSet):
-            tokens = (
-                self.train.tokens if self.train.is_streamed else on_device(self.train.tokens, device)
-            )  # of all splits
+            tokens = self.train.tokens  # of all splits
+            if not self.train.is_streamed:
+                tokens = on_device(tokens, device)
             splits = {name: split.placed(tokens) for name, split in splits.items()}
         else:
             splits = {name: split.to(device) for name, split in splits.items()}
