@@ -19,17 +19,9 @@ from esper.tolaria.checkpoints.files import find_checkpoints, load
 from esper.tolaria.checkpoints.host_copy import HostCopy
 from esper.tolaria.checkpoints.saving import start_saving
 from tests.conftest import use
-from tests.cuda.test_step import CULL, GROW, do_steps, on_cuda
+from tests.cuda.test_step import CULL, GROW, do_steps, on_cuda, pytestmark  # noqa: F401
 from tests.data.photos import write_photos
 from tests.tolaria.checkpoints.test_resume import assert_same
-
-pytestmark = [
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
-    pytest.mark.filterwarnings("ignore:.*TensorFloat32.*"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning:torch"),
-    pytest.mark.filterwarnings("ignore:Synchronization debug mode"),
-]
 
 Figures = list[tuple[float, dict[str, float]]]
 
