@@ -32,7 +32,7 @@ function progress(run) {
   const node = document.createElement("span");
   const bar = add(node, "progress", { max: run.total_steps || 1, value: Math.min(run.step, run.total_steps || 1) });
   bar.title = `step ${run.step} of ${run.total_steps ?? "?"}`;
-  node.append(` ${run.epoch} of ${run.total_epochs ?? "?"}`);
+  node.append(` ${run.epoch}\u00a0of\u00a0${run.total_epochs ?? "?"}`);
   return node;
 }
 
