@@ -5,10 +5,11 @@
 A cell is an ordinary run of Esper: one arm of a study (`growing_studies.py` has the tables; `claims,small` are two),
 with one budget and one seed. All arms of a comparison spend the same compute, that of E epochs of the final network
 (gpt: of so many million bytes through it), and end at the step that is nearest to it. Workers share one queue. A cell
-whose row is in FILE is skipped, and one that was trained there for another study gets a copy of its row. A worker takes
-no cell that, judging by the rows of like cells, would not end within --minutes; what still runs then is stopped, and
-begins anew next time. The runs lie in OUTPUTS/growing; `capacity` needs them again, to start from, as long as it is not
-complete. Tables: growing_report.py. The text of `gpt`: corpus.py.
+whose row is in FILE is skipped, and one that was trained there for another study gets a copy of its row. What still
+runs after --minutes is stopped, and goes on next time if its run folder in OUTPUTS/growing is still there. With
+--last-call, for a machine whose files will be gone, a worker takes no cell that, judging by the rows of like cells,
+would not end in time. `capacity` starts from runs in OUTPUTS/growing and needs them as long as it is not complete.
+Tables: growing_report.py. The text of `gpt`: corpus.py.
 """
 
 from __future__ import annotations
@@ -81,6 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         device=options.device,
         started=started,
         deadline=started + 60 * options.minutes,
+        is_last_call=options.last_call,
     )
     if num_pending:
         _work_in_parallel(queue, workers_per_gpu=options.workers_per_gpu)
@@ -105,6 +107,7 @@ def _options() -> argparse.ArgumentParser:
     )
     parser.add_argument("--workers-per-gpu", type=int, default=4, help="with --device=cpu: workers (default: 4)")
     parser.add_argument("--minutes", type=float, default=9.0, help="time limit (default: 9)")
+    parser.add_argument("--last-call", action="store_true", help="begin nothing that would not end in time")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--outputs", type=Path, default=Path("outputs"), help="folder of the runs (default: outputs)")
     return parser
@@ -206,6 +209,7 @@ class Queue:
         locks: folder of the lock files.
         device: cuda or cpu.
         started, deadline: Unix time.
+        is_last_call: whether to begin nothing that would not end in time.
     """
 
     cells: Sequence[Cell]
@@ -214,6 +218,7 @@ class Queue:
     device: str
     started: float
     deadline: float
+    is_last_call: bool
 
     def run_next(self) -> bool:
         """Run the first cell that can run now; returns whether there may be another later.
@@ -236,7 +241,7 @@ class Queue:
         return waits
 
     def _candidates(self) -> list[Cell]:
-        """The cells that can begin now and end in time."""
+        """The cells that can begin now."""
         with _locked(self.out):
             rows = read_rows(self.out)
             by_digest = {row["digest"]: row for row in rows if "error" not in row}
@@ -251,7 +256,7 @@ class Queue:
             for cell in _pending(self.cells, rows)
             if cell.digest not in failed
             and (cell.after is None or _has_trunk(cell.after))
-            and left > estimate(cell, rows)
+            and left > (estimate(cell, rows) if self.is_last_call else 0.0)
         ]
 
     def _run(self, cell: Cell) -> bool:
@@ -271,7 +276,8 @@ class Queue:
             row |= {name: outcome.result[name] for name in _RESULT if name in outcome.result} | _steps(cell.run_dir)
             row["train_seconds"] = outcome.result["seconds"]
         known = environment()
-        row |= {"seconds": time.time() - began, "at": time.time()} | {name: known[name] for name in _ENVIRONMENT}
+        seconds = max(time.time() - began, row.get("train_seconds", 0.0))  # it may have begun in an earlier call
+        row |= {"seconds": seconds, "at": time.time()} | {name: known[name] for name in _ENVIRONMENT}
         with _locked(self.out):
             _append(self.out, row)
         print(f"{time.time() - self.started:6.0f} s  {cell}: {_shown(row, cell)}", flush=True)

@@ -102,7 +102,7 @@ def plan(
             )
         common = (
             f"dataset.data_dir={data}", f"experiment_name={EXPERIMENT}", "tracking=none", "logging.log_level=ERROR",
-            "checkpoint.save_best=false", "checkpoint.save_last=false", "checkpoint.save_interval=1000000", *extra,
+            "checkpoint.save_best=false", "checkpoint.save_interval=1000000", *extra,
         )  # fmt: skip
         comparison = dataclasses.replace(comparison, recipe=(*comparison.recipe, *common))
         grown = _config((*comparison.model, *comparison.grown, *comparison.recipe))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -48,7 +49,7 @@ def tiny(study: str, data: Path, outputs: Path, **changes: Any) -> list[Cell]:
     return plan(study, data=data, outputs=outputs, **{"seeds": [1], "budgets": [2], "extra": extra} | changes)
 
 
-def queue_of(cells: list[Cell], folder: Path, *, seconds: float = 1000.0) -> Queue:
+def queue_of(cells: list[Cell], folder: Path, *, seconds: float = 1000.0, is_last_call: bool = False) -> Queue:
     (folder / "locks").mkdir(exist_ok=True)
     (folder / "rows.jsonl").touch()
     now = time.time()
@@ -59,6 +60,7 @@ def queue_of(cells: list[Cell], folder: Path, *, seconds: float = 1000.0) -> Que
         device="cpu",
         started=now,
         deadline=now + seconds,
+        is_last_call=is_last_call,
     )
 
 
@@ -138,6 +140,31 @@ def test_a_vit_grows_in_the_epoch_in_which_its_share_is_spent(data: Path, tmp_pa
     check_arms(read_rows(queue.out), batch_size=16, epoch_steps=72 // 16)
 
 
+def epochs_of(journal: Path) -> list[str]:
+    lines = journal.read_text().splitlines(keepends=True) if journal.exists() else []
+    return [line for line in lines if '"kind": "epoch"' in line and line.endswith("\n")]
+
+
+@pytest.mark.long
+def test_a_cell_that_was_stopped_goes_on(data: Path, tmp_path: Path) -> None:
+    cells = tiny("claims", data, tmp_path, budgets=[20])[:1]
+    queue = queue_of(cells, tmp_path)
+    worker = multiprocessing.get_context("spawn").Process(target=queue.run_next)
+    worker.start()
+    journal = cells[0].run_dir / "journal.jsonl"
+    while not (epochs := epochs_of(journal)):
+        assert worker.is_alive()
+        time.sleep(0.01)
+    worker.terminate()
+    worker.join()
+    assert json.loads((cells[0].run_dir / "status.json").read_text())["status"] == "interrupted"
+    assert not read_rows(queue.out)
+
+    assert queue.run_next()
+    assert len(read_rows(queue.out)) == 1
+    assert epochs_of(journal)[0] == epochs[0]
+
+
 @pytest.mark.long
 def test_other_arms_start_from_the_trunk_and_wait_for_it(data: Path, tmp_path: Path) -> None:
     cells = tiny("capacity", data, tmp_path)
@@ -167,7 +194,7 @@ def test_a_cell_that_fails_is_recorded_and_not_tried_again(
 
 def test_a_cell_is_not_begun_that_would_not_end_in_time(data: Path, tmp_path: Path) -> None:
     (cell, *_) = tiny("claims", data, tmp_path)
-    queue = queue_of([cell], tmp_path, seconds=10)
+    queue = queue_of([cell], tmp_path, seconds=10, is_last_call=True)
     known = {"study": "claims", "arm": "host", "budget": 1, "seed": 9, "digest": "another", "seconds": 20.0}
     queue.out.write_text(json.dumps(known) + "\n" + '{"cut off')
     assert not queue.run_next()
