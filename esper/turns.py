@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["Turn", "Turns", "current", "is_shared", "pass_on", "paused", "step_done", "wait_for_device"]
+__all__ = ["Turn", "Turns", "current", "is_shared", "pass_on", "paused", "step_done", "wait_for", "wait_for_device"]
 
 STEPS = 8
 """Optimizer steps of a turn."""
@@ -195,6 +195,13 @@ def paused() -> contextlib.AbstractContextManager[None]:
     """Context manager: the others go on while this run waits for something else than the device."""
     turn = _turn.get()
     return turn.paused() if turn is not None else contextlib.nullcontext()
+
+
+def wait_for(event: torch.cuda.Event) -> None:
+    """Wait until the device has reached an event; the others go on meanwhile."""
+    if not event.query():  # type: ignore[no-untyped-call]
+        with paused():
+            event.synchronize()
 
 
 def wait_for_device() -> None:

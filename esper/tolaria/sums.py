@@ -37,7 +37,9 @@ class Mark:
         self._event: torch.cuda.Event | None = None
         self._time = time.monotonic()
         if device.type == "cuda":
-            self._event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+            # Of several runs, those that wait leave the cores to the one that has the turn.
+            is_blocking = turns.current() is not None
+            self._event = torch.cuda.Event(enable_timing=True, blocking=is_blocking)  # type: ignore[no-untyped-call]
             self._event.record(torch.cuda.current_stream(device))
 
     @property
@@ -48,8 +50,7 @@ class Mark:
     def wait(self) -> None:
         """Wait until the device has reached it."""
         if self._event is not None:
-            with turns.paused():
-                self._event.synchronize()
+            turns.wait_for(self._event)
 
     def seconds_since(self, earlier: Mark) -> float:
         """Seconds between two marks on the device; waits for it."""

@@ -152,6 +152,41 @@ def test_runs_take_turns_and_share_the_data_but_not_the_random_numbers() -> None
     assert placed[0] is placed[1]
 
 
+class LateEvent(threading.Event):
+    """What `turns.wait_for` uses of a CUDA event: the device reaches it when another run has done something."""
+
+    query = threading.Event.is_set
+
+    def synchronize(self) -> None:
+        assert self.wait(10), "the other run had no turn meanwhile"
+
+
+def test_the_others_go_on_while_a_run_waits_for_an_event_of_the_device() -> None:
+    group, event, order = turns.Turns(), LateEvent(), list[str]()
+
+    def wait() -> None:
+        with group.run():
+            turns.wait_for(event)  # type: ignore[arg-type]
+            order.append("waited")
+            turns.wait_for(event)  # type: ignore[arg-type]
+            order.append("did not wait again")
+
+    def work() -> None:
+        with group.run():
+            event.set()
+            order.append("worked")
+
+    threads = [threading.Thread(target=target) for target in (wait, work)]
+    with group.between():
+        for number, thread in enumerate(threads, start=1):
+            thread.start()
+            while len(group._waiting) < number:
+                pass
+    for thread in threads:
+        thread.join()
+    assert order == ["worked", "waited", "did not wait again"]
+
+
 @pytest.mark.long
 def test_a_run_that_does_not_fit_beside_the_others_runs_again_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -37,7 +37,7 @@ class HostCopy:
             stream = self._copy_gathered(on_device) if is_small else self._copy_each(on_device)
         except torch.OutOfMemoryError:
             stream = self._copy_each(on_device)
-        self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        self._copied = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
         self._copied.record(stream)
 
     def wait(self) -> dict[str, Tensor]:
