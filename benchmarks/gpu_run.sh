@@ -1,6 +1,6 @@
 # Shared by gpu.sh and gpus.sh, which source it from the repository's root with the results folder and the time limit in
-# seconds. WHEELS in the environment: a folder of wheels to use besides what is installed. Defines `out`, `python`,
-# `run` and `end_with_summary`.
+# seconds. WHEELS in the environment: a folder of wheels (wheels.sh) to use besides what is installed. Defines `out`,
+# `python`, `run` and `end_with_summary`.
 mkdir -p "$1" || exit 2
 out=$(cd "$1" && pwd)
 logs=$(mktemp -d)
