@@ -5,10 +5,12 @@ as many processes at once, with MPS if it is installed. Rates come from the jour
 when the last of them was under way and the time when the first ended, validation and checkpoints included. The ratio is
 the time of all runs as a multiple of that of one. Memory is what nvidia-smi shows, at its peak.
 
-Threads that replay their graphs at any time (`free`) and turns of a single step (`turns of 1`) are variants of turns of
-8 steps, which the launcher takes.
+Variants of what the launcher does tell what limits it: threads that replay their graphs at any time (`free`), turns of
+a single step instead of 8 (`turns of 1`), CUDA's own number of queues to the device instead of 32 (`8 queues`), and
+steps that do nothing (`empty steps`), which leaves what they cost Python. For each model, the run alone and the packed
+ones come first. Runs that the budget ends early still have a rate.
 
-    python benchmarks/packed.py --out packed.json [--runs 12] [--model resnet_small|resnet18] [--epochs 10]
+    python benchmarks/packed.py --out packed.json [--runs 12] [--models resnet_small resnet18] [--budget-seconds 200]
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import hashlib
 import itertools
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -52,6 +55,9 @@ from esper.sweep.manifest import Member, freeze
 ROOT = Path(__file__).resolve().parent.parent
 GOALS = {"resnet_small": 4.0, "resnet18": 9.0}
 """Largest ratio for 12 runs, on one H100."""
+EPOCHS = {"resnet_small": 6, "resnet18": 3}
+"""A few seconds of one run there."""
+WAYS = ("packed", "free", "processes", "8 queues", "empty steps", "turns of 1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,22 +65,25 @@ class Cell:
     """One way to train the runs.
 
     Attributes:
-        way: which.
-        num_runs: how many finished.
+        model, way: which.
+        num_runs: how many.
         images_per_s: of all runs together while all were under way.
         training_s: from the first run's start to the last one's end.
         command_s: of the whole command, imports and all.
+        cpu_s: time of CPU cores for it.
         memory_gb: GPU memory in use at most, less what was in use before.
-        digest: of the weights of the first run.
+        digest: of the weights of the first run; None: the budget ended the runs.
     """
 
+    model: str
     way: str
     num_runs: int
     images_per_s: float
     training_s: float
     command_s: float
+    cpu_s: float
     memory_gb: float
-    digest: str
+    digest: str | None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -84,25 +93,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _child(options.child, options.folders)
         return 0
     deadline = time.monotonic() + options.budget_seconds
+    first = [(model, way) for model in options.models for way in ("alone", *options.ways[:1])]
+    rest = [(model, way) for way in options.ways[1:] for model in options.models]
     cells, failed = list[Cell](), False
     with tempfile.TemporaryDirectory(prefix="packed-") as folder, _mps(Path(folder)) as mps:
-        for way in ("alone", *options.ways):
-            num_runs = 1 if way == "alone" else options.runs
+        for model, way in first + rest:
             left_s = deadline - time.monotonic()
-            is_late = left_s < max((cell.command_s for cell in cells), default=10.0)
+            is_late = left_s < max((cell.command_s for cell in cells if cell.model == model), default=10.0)
             if is_late or (way == "processes" and mps is None and not options.without_mps):
-                print(f"{way}: left out ({'no time left' if is_late else 'no MPS here'})", flush=True)
+                print(f"{model}, {way}: left out ({'no time left' if is_late else 'no MPS here'})", flush=True)
                 continue
+            own = Path(folder) / f"{model}-{way.replace(' ', '-')}"
             try:
-                cells.append(_measure(way, num_runs, options, Path(folder) / way.replace(" ", "-"), mps, left_s))
-                print(cells[-1], flush=True)
+                cells.append(_measure(model, way, options, own, mps, left_s))
+                _report(cells, options, mps is not None)
             except RunError as error:
                 failed = True
-                print(f"{way}: FAILED: {error}", flush=True)
+                print(f"{model}, {way}: FAILED: {error}", flush=True)
             except Exception:
                 failed = True
-                print(f"{way}: FAILED\n{traceback.format_exc()}", flush=True)
-            _report(cells, options, mps is not None)
+                print(f"{model}, {way}: FAILED\n{traceback.format_exc()}", flush=True)
+    print(environment(), flush=True)
+    for model in options.models:
+        ratio = _ratios(cells).get((model, "packed")) if options.runs == 12 else None
+        met = None if ratio is None else ratio <= GOALS[model]
+        print(verdict(f"12 runs of {model} in at most {GOALS[model]:g} times the time of one", met), flush=True)
     return int(failed)
 
 
@@ -113,31 +128,31 @@ def _options() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, default=Path("packed.json"), help="JSON file for the results")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cuda", "cpu"))
     parser.add_argument("--runs", type=int, default=12)
-    parser.add_argument("--model", default="resnet_small", choices=tuple(GOALS))
+    parser.add_argument("--models", nargs="+", default=[*GOALS], choices=tuple(GOALS))
     parser.add_argument("--depths", type=int, nargs="+", default=[3, 3, 3], help="of resnet_small: 3 3 3 is ResNet-20")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--images", type=int, default=50_000)
     parser.add_argument("--image-size", type=int, default=32)
-    parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--ways", nargs="*", default=["packed", "processes", "free", "turns of 1"])
+    parser.add_argument("--epochs", type=int, help="6 of resnet_small and 3 of resnet18 if not given")
+    parser.add_argument("--ways", nargs="*", default=[*WAYS], choices=WAYS)
     parser.add_argument("--without-mps", action="store_true", help="also measure processes where there is no MPS")
-    parser.add_argument("--budget-seconds", type=float, default=140.0, help="start and run no part beyond this time")
+    parser.add_argument("--budget-seconds", type=float, default=200.0, help="start and run no part beyond this time")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("folders", nargs="*", help=argparse.SUPPRESS)
     return parser
 
 
-def _config(options: argparse.Namespace, *, rng_seed: int) -> TolariaConfig:
-    is_small = options.model == "resnet_small"
+def _config(model: str, options: argparse.Namespace, *, rng_seed: int) -> TolariaConfig:
+    is_small = model == "resnet_small"
     return TolariaConfig(
-        model=ModelConfig(name="resnet_small", depths=options.depths) if is_small else ModelConfig(name=options.model),
+        model=ModelConfig(name=model, depths=options.depths) if is_small else ModelConfig(name=model),
         dataset=DatasetConfig(
             name="synthetic",
             image_size=options.image_size,
             num_examples=options.images,
             batch_size=options.batch_size,
         ),
-        optimization=OptimizationConfig(max_epochs=options.epochs),
+        optimization=OptimizationConfig(max_epochs=options.epochs or EPOCHS[model]),
         morphogenetic=MorphogeneticConfig(enable_tamiyo=False),
         logging=LoggingConfig(log_interval=20, report_images=False),
         tracking=TrackingConfig(name="none"),
@@ -148,19 +163,20 @@ def _config(options: argparse.Namespace, *, rng_seed: int) -> TolariaConfig:
 
 
 def _measure(
-    way: str, num_runs: int, options: argparse.Namespace, folder: Path, mps: dict[str, str] | None, left_s: float
+    model: str, way: str, options: argparse.Namespace, folder: Path, mps: dict[str, str] | None, left_s: float
 ) -> Cell:
     """Train in one way.
 
     Raises:
-        RunError: a run has not finished; its output was printed. Or the runs are too short.
+        RunError: a run has failed; its output was printed. Or the runs are too short.
     """
     folder.mkdir()
+    num_runs = 1 if way == "alone" else options.runs
     members = []
     for seed in range(num_runs):
         name = f"seed-{seed}"
         one = Member(sweep_dir=folder, name=name, overrides=(name,), cwd=str(folder), siblings={})
-        freeze(one, _config(options, rng_seed=seed))
+        freeze(one, _config(model, options, rng_seed=seed))
         members.append(one)
     folders = [str(one.folder) for one in members]
     path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]  # an empty entry would be the folder of the run
@@ -174,49 +190,59 @@ def _measure(
         commands = [[sys.executable, "-m", "esper.sweep.job", one] for one in folders]
         if way == "processes":
             environment |= {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // num_runs)), **(mps or {})}
-    elif way == "packed":
+    elif way in ("packed", "8 queues"):
+        environment |= {"CUDA_DEVICE_MAX_CONNECTIONS": "8"} if way == "8 queues" else {}
         commands = [[sys.executable, "-m", "esper.sweep.pack", str(num_runs), *folders]]
     else:
         commands = [[sys.executable, str(Path(__file__).resolve()), "--child", way, "--", *folders]]
-    started = time.monotonic()
+    started, cpu_s = time.monotonic(), _children_cpu_s()
     with _Memory() as memory:
-        _run(commands, members, environment, timeout_s=left_s)
-    command_s = time.monotonic() - started
+        is_complete = _run(commands, members, environment, timeout_s=left_s)
+    command_s, cpu_s = time.monotonic() - started, _children_cpu_s() - cpu_s
     unfinished = [one.name for one in members if one.outcome().get("status") != "finished"]
-    if unfinished:
+    if unfinished and (is_complete or not all((one.run_dir / "journal.jsonl").exists() for one in members)):
         _show(members)
         raise RunError(f"not finished: {', '.join(unfinished)}")
     journals = [_journal(one) for one in members]
     times = [event["time_unix_s"] for events in journals for event in events]
     return Cell(
+        model=model,
         way=way,
         num_runs=num_runs,
         images_per_s=options.batch_size * _steps_per_second(journals),
         training_s=max(times) - min(times),
         command_s=command_s,
+        cpu_s=cpu_s,
         memory_gb=memory.peak_gb,
-        digest=_digest(members[0]),
+        digest=None if unfinished else _digest(members[0]),
     )
 
 
-def _run(commands: list[list[str]], members: Sequence[Member], env: dict[str, str], *, timeout_s: float) -> None:
-    """Run commands at the same time; those that take too long are ended."""
+def _run(commands: list[list[str]], members: Sequence[Member], env: dict[str, str], *, timeout_s: float) -> bool:
+    """Run commands at the same time; those that take too long are ended. Returns whether none was."""
     logs = [one.folder / "job.log" for one in members][: len(commands)]
     processes = []
     for command, path in zip(commands, logs, strict=True):
         with path.open("wb") as log:
             processes.append(subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=env, cwd=path.parent))
-    until = time.monotonic() + timeout_s
+    until, is_complete = time.monotonic() + timeout_s, True
     for process in processes:
         try:
             process.wait(max(0.1, until - time.monotonic()))
         except subprocess.TimeoutExpired:
+            is_complete = False
             print(f"ended after {timeout_s:.0f} s: {process.args!s:.200}", flush=True)
             process.send_signal(signal.SIGABRT)  # prints the stacks of its threads
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(10)
             process.kill()
             process.wait()
+    return is_complete
+
+
+def _children_cpu_s() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _show(members: Sequence[Member]) -> None:
@@ -229,7 +255,8 @@ def _show(members: Sequence[Member]) -> None:
 
 
 def _journal(one: Member) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (one.run_dir / "journal.jsonl").read_text().splitlines()]
+    lines = (one.run_dir / "journal.jsonl").read_text().splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]  # the last may be a part of one
 
 
 def _steps_per_second(journals: Sequence[Sequence[dict[str, Any]]]) -> float:
@@ -314,6 +341,7 @@ def _child(way: str, folders: Sequence[str]) -> None:
     from esper import turns
     from esper.sweep.pack import PackJob
     from esper.tolaria.cuda_graph import CapturedFunction
+    from esper.tolaria.step import TrainStep
 
     if way == "free":
         in_turn = CapturedFunction.run
@@ -326,36 +354,45 @@ def _child(way: str, folders: Sequence[str]) -> None:
                     self._graph.replay()
 
         CapturedFunction.run = run  # type: ignore[method-assign]
+    elif way == "empty steps":
+        TrainStep._step = lambda self: self._position.add_(self._advance)  # type: ignore[method-assign]
     else:
         turns.STEPS = int(way.removeprefix("turns of "))
     PackJob([Path(folder) for folder in folders], at_once=len(folders))()
 
 
+def _ratios(cells: Sequence[Cell]) -> dict[tuple[str, str], float]:
+    """Time of all runs as a multiple of that of one, by model and way, as far as the latter was measured."""
+    one = {cell.model: cell.images_per_s for cell in cells if cell.way == "alone"}
+    return {(c.model, c.way): c.num_runs * one[c.model] / c.images_per_s for c in cells if c.model in one}
+
+
 def _report(cells: Sequence[Cell], options: argparse.Namespace, has_mps: bool) -> None:
     """Print the cells so far, and write them."""
-    one = next((cell for cell in cells if cell.way == "alone"), None)
-    ratios = {c.way: c.num_runs * one.images_per_s / c.images_per_s for c in cells} if one else {}
-    rows = [
-        {
-            "way": cell.way + (" (MPS)" if cell.way == "processes" and has_mps else ""),
-            "runs": cell.num_runs,
-            "images/s": f"{cell.images_per_s:,.0f}",
-            "time of all : one": f"{ratios[cell.way]:.2f}" if cell.way in ratios else None,
-            "start to end : one": f"{cell.training_s / one.training_s:.2f}" if one else None,
-            "training, s": f"{cell.training_s:.1f}",
-            "command, s": f"{cell.command_s:.1f}",
-            "GPU memory, GB": f"{cell.memory_gb:.1f}",
-            "seed 0 as alone": "yes" if one and cell.digest == one.digest else "NO",
-        }
-        for cell in cells
-    ]
+    ratios, alone = _ratios(cells), {cell.model: cell for cell in cells if cell.way == "alone"}
+    rows = []
+    for cell in cells:
+        one, ratio = alone.get(cell.model), ratios.get((cell.model, cell.way))
+        is_known = one is not None and None not in (one.digest, cell.digest) and cell.way != "empty steps"
+        rows.append(
+            {
+                "model": cell.model,
+                "way": cell.way + (" (MPS)" if cell.way == "processes" and has_mps else ""),
+                "runs": cell.num_runs,
+                "images/s": f"{cell.images_per_s:,.0f}",
+                "time of all : one": None if ratio is None else f"{ratio:.2f}",
+                "start to end : one": f"{cell.training_s / one.training_s:.2f}" if one and cell.digest else None,
+                "training, s": f"{cell.training_s:.1f}",
+                "command, s": f"{cell.command_s:.1f}",
+                "CPU, s": f"{cell.cpu_s:.1f}",
+                "GPU memory, GB": f"{cell.memory_gb:.1f}",
+                "seed 0 as alone": ("yes" if one and cell.digest == one.digest else "NO") if is_known else None,
+            }
+        )
     print(table(rows), flush=True)
     settings = {key: value for key, value in vars(options).items() if key not in ("out", "child", "folders")}
-    write_json(options.out, {"options": settings, "cells": cells, "ratios": ratios, "has_mps": has_mps})
-    print(environment(), flush=True)
-    goal, is_scale = GOALS[options.model], options.runs == 12
-    met = ratios["packed"] <= goal if is_scale and "packed" in ratios else None
-    print(verdict(f"12 runs of {options.model} in at most {goal:g} times the time of one", met), flush=True)
+    listed = [{"model": model, "way": way, "ratio": ratio} for (model, way), ratio in ratios.items()]
+    write_json(options.out, {"options": settings, "cells": cells, "ratios": listed, "has_mps": has_mps})
 
 
 if __name__ == "__main__":
