@@ -67,7 +67,15 @@ def queue_of(cells: list[Cell], folder: Path, *, seconds: float = 1000.0, is_las
 @pytest.mark.long
 @pytest.mark.parametrize(
     ("study", "num"),
-    [("claims", 128), ("ablation", 75), ("controller", 35), ("capacity", 84), ("resnet18", 40), ("small", 96)],
+    [
+        ("claims", 128),
+        ("late", 96),
+        ("ablation", 75),
+        ("controller", 35),
+        ("capacity", 84),
+        ("resnet18", 40),
+        ("small", 96),
+    ],
 )
 def test_every_cell_of_a_study_can_run_and_its_arms_get_one_budget(
     study: str, num: int, data: Path, tmp_path: Path
