@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -65,14 +65,17 @@ class CapturedMeasure:
         if self.obstacle is not None or not batch.fits(inputs, targets):
             return self._eager(inputs, targets, counted=None)
         batch.fill(inputs, targets)
-        is_warm = self._graph.is_warm
+        num_left = self._graph.num_warmup_left
         try:
-            with nullcontext() if is_warm else NoDeviceReads():  # type: ignore[no-untyped-call]
+            with (
+                NoDeviceReads() if num_left else nullcontext(),  # type: ignore[no-untyped-call]
+                _no_synchronisation() if num_left == 1 else nullcontext(),
+            ):
                 self._graph.run(lambda: self._measure_into(batch))
         except DeviceReadError as error:
             self.obstacle = str(error)
         except Exception as error:
-            if not is_warm or not is_out_of_memory(error):  # eagerly, memory is shared with everything else
+            if num_left or not is_out_of_memory(error):  # eagerly, memory is shared with everything else
                 raise
             self.obstacle = one_line(error, max_length=_MAX_REASON)
         else:
@@ -154,6 +157,24 @@ class NoDeviceReads(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if len(devices) > 1:
                 raise DeviceReadError(f"{func.name()} copies between {' and '.join(sorted(map(str, devices)))}")
         return result
+
+
+@contextmanager
+def _no_synchronisation() -> Iterator[None]:
+    """Context manager: as `NoDeviceReads`, but for reads inside of operators, where torch only knows that they wait.
+
+    For the last eager call: before, libraries may wait while they compile and choose algorithms.
+    """
+    mode = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    except RuntimeError as error:
+        if "synchronizing CUDA operation" not in str(error):
+            raise
+        raise DeviceReadError("an operator reads the device, or waits for it") from None
+    finally:
+        torch.cuda.set_sync_debug_mode(mode)
 
 
 def _depends_on_values(func: Any, args: Any) -> bool:

@@ -38,9 +38,9 @@ class CapturedFunction:
         self._num_eager = 0
 
     @property
-    def is_warm(self) -> bool:
-        """Whether the next call replays the graph, or captures it."""
-        return self._num_eager == _WARMUP_CALLS
+    def num_warmup_left(self) -> int:
+        """Eager calls before the next capture; 0: the next call captures, or replays the graph."""
+        return _WARMUP_CALLS - self._num_eager
 
     def invalidate(self) -> None:
         """Drop the graph; the function will be captured again."""

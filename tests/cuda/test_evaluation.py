@@ -111,22 +111,38 @@ def test_a_validation_of_streamed_images_is_captured(tmp_path: Path, monkeypatch
     assert captured == pytest.approx(eager, rel=1e-2)
 
 
-def test_a_network_that_reads_the_device_in_validation_is_validated_eagerly_and_says_so(run_dir: Path) -> None:
-    async def body(trainer: TolariaTrainer) -> None:
-        def read(module: torch.nn.Module, args: tuple[Tensor, ...]) -> None:
-            if not module.training:
-                float(args[0].sum())
+@torch.library.custom_op("esper_tests::largest", mutates_args=())
+def largest(x: Tensor) -> float:
+    """An operator that reads the device itself, which the dispatcher does not show."""
+    return float(x.max())
 
-        trainer.run.model.host.register_forward_pre_hook(read)
+
+@pytest.mark.parametrize(
+    ("read", "told"),
+    [
+        (lambda x: float(x.sum()), "aten::_local_scalar_dense reads the device"),
+        (largest, "an operator reads the device, or waits for it"),
+    ],
+    ids=["through the dispatcher", "inside an operator"],
+)
+def test_a_network_that_reads_the_device_in_validation_is_validated_eagerly_and_says_so(
+    read: Callable[[Tensor], float], told: str, run_dir: Path
+) -> None:
+    async def body(trainer: TolariaTrainer) -> None:
+        def hook(module: torch.nn.Module, args: tuple[Tensor, ...]) -> None:
+            if not module.training:
+                read(args[0])
+
+        trainer.run.model.host.register_forward_pre_hook(hook)
         await trainer.train()
         assert trainer.run.step._graph is not None
         assert trainer.run.step._graph._graph is not None
 
     use(on_cuda(), run_dir, body)
-    told = [json.loads(line) for line in (run_dir / "journal.jsonl").read_text().splitlines()]
-    reason = "not captured as a CUDA graph: aten::_local_scalar_dense reads the device"
-    assert [entry["kind"] for entry in told if entry.get("message", "").endswith(reason)] == ["notice"]
-    assert told[-1]["status"] == "finished"
+    events = [json.loads(line) for line in (run_dir / "journal.jsonl").read_text().splitlines()]
+    reason = f"not captured as a CUDA graph: {told}"
+    assert [event["kind"] for event in events if event.get("message", "").endswith(reason)] == ["notice"]
+    assert events[-1]["status"] == "finished"
 
 
 def test_the_end_of_an_epoch_waits_for_the_device_only_to_read_its_figures(

@@ -27,8 +27,8 @@ class Eager(CapturedFunction):
         self.num_calls = 0
 
     @property
-    def is_warm(self) -> bool:
-        return False
+    def num_warmup_left(self) -> int:
+        return 2
 
     def invalidate(self) -> None:
         pass
