@@ -7,6 +7,7 @@ member is that process until the member has one of its own, which may outlive it
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import shutil
@@ -268,11 +269,15 @@ def gpus_here() -> list[str]:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return [name for name in visible.split(",") if name]
+    return [str(index) for index in range(_num_gpus())]
+
+
+@functools.cache  # a launch asks several times
+def _num_gpus() -> int:
     if shutil.which("nvidia-smi") is None:
-        return []
+        return 0
     listed = subprocess.run(["nvidia-smi", "--list-gpus"], check=False, timeout=60, capture_output=True, text=True)
-    num_gpus = sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
-    return [str(index) for index in range(num_gpus)]
+    return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
 
 
 def _main() -> None:
