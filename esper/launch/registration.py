@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shlex
 import tempfile
@@ -44,8 +45,12 @@ def require_registry(tracking: TrackingConfig) -> None:
         ConfigError: it has none, or this user may not use it.
     """
     name, uri = tracking.register, tracking_uri(tracking, outputs_dir=Path())
-    if name is None or not uri.startswith("http"):  # a database always has one
-        return
+    if name is not None and uri.startswith("http"):  # a database always has one
+        _require_registry(name, uri)
+
+
+@functools.cache  # runs of one process ask once; what is raised is not kept
+def _require_registry(name: str, uri: str) -> None:
     client = connect(uri)
     from mlflow.exceptions import MlflowException
 
