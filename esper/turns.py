@@ -55,16 +55,16 @@ class Turns:
     """The runs that train in this process; create it before any of them begins.
 
     Attributes:
-        num_runs: runs that have begun and not ended.
+        runs: those that have begun and not ended.
         num_steps: optimizer steps done since the last one began.
-        loaded, kept: the data that they share, see `esper.data.sharing`.
+        kept: tensors on the device that they share, see `esper.data.sharing`.
     """
 
     def __init__(self) -> None:
         if torch.cuda.is_available():
             torch.cuda.init()  # type: ignore[no-untyped-call]
-        self.num_runs = self.num_steps = 0
-        self.loaded: dict[Any, Any] = {}
+        self.runs: list[Turn] = []
+        self.num_steps = 0
         self.kept: list[Any] = []
         self._initial = _GlobalState()
         self._lock = threading.Lock()
@@ -78,11 +78,12 @@ class Turns:
             self._initial.restore()
             turn = Turn(self)
             token = _turn.set(turn)
-            self.num_runs, self.num_steps = self.num_runs + 1, 0
+            self.runs.append(turn)
+            self.num_steps = 0
             try:
                 yield turn
             finally:
-                self.num_runs -= 1
+                self.runs.remove(turn)
                 _turn.reset(token)
                 self._initial.restore()
 
@@ -120,10 +121,12 @@ class Turn:
 
     Attributes:
         group: all of them.
+        loaded: the data that it has read or shares, see `esper.data.sharing`.
     """
 
     def __init__(self, group: Turns) -> None:
         self.group = group
+        self.loaded: dict[Any, Any] = {}
         self._num_steps = 0
         self._state = _GlobalState()
         self._state.restore()  # else what comes before the first pause would change the state that it was copied from
@@ -176,7 +179,7 @@ def current() -> Turn | None:
 def is_shared() -> bool:
     """Whether other runs train in this process now."""
     turn = _turn.get()
-    return turn is not None and turn.group.num_runs > 1
+    return turn is not None and len(turn.group.runs) > 1
 
 
 def step_done() -> None:

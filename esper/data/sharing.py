@@ -19,14 +19,17 @@ T = TypeVar("T")
 
 
 def loaded(load: Callable[[DatasetConfig, Path | None], T], config: DatasetConfig, cache_dir: Path | None) -> T:
-    """What `load` reads; runs that train together read the same only once."""
+    """What `load` reads; runs that train together read the same only once, and keep it as long as one of them runs."""
     turn = turns.current()
     if turn is None:
         return load(config, cache_dir)
     key = load.__module__, repr(config), cache_dir
-    if key not in turn.group.loaded:
-        turn.group.loaded[key] = load(config, cache_dir)
-    found: T = turn.group.loaded[key]
+    for run in turn.group.runs:
+        if key in run.loaded:
+            turn.loaded[key] = run.loaded[key]
+    if key not in turn.loaded:
+        turn.loaded[key] = load(config, cache_dir)
+    found: T = turn.loaded[key]
     return found
 
 

@@ -9,15 +9,18 @@ import queue
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from esper import hanging, stopping
 from esper.errors import EsperError, MemoryLimitError
 from esper.launch.exits import error_line, print_traceback
 from esper.sweep.job import begin, end_stopped
 from esper.sweep.manifest import Member
+
+if TYPE_CHECKING:
+    from esper.sweep.room import Room
 
 __all__ = ["AUTO", "LOG", "PackJob"]
 
@@ -67,8 +70,8 @@ class PackJob:
         # With a listener, a signal does not raise: the runs save, and `_Pack` starts no others.
         with stopping.handled(), hanging.watched(last_words), stopping.on_stop(lambda _number: None):
             try:
-                if left:
-                    _Pack(left, at_once=self.at_once).run()
+                for beside in _by_cwd(left.values()):
+                    _Pack(left, beside, at_once=self.at_once).run()
             except KeyboardInterrupt:  # the second one
                 last_words("interrupted", stopping.name_of(signal.SIGINT))
                 os._exit(128 + signal.SIGINT)
@@ -85,25 +88,44 @@ class PackJob:
         return DelayedSubmission(self)
 
 
-class _Pack:
-    """The members of a process that have not ended; `left` loses those that end."""
+def _by_cwd(members: Iterable[Member]) -> list[list[Member]]:
+    """Those of one working directory, which threads share, train side by side; usually all."""
+    found: dict[str, list[Member]] = {}
+    for member in members:
+        found.setdefault(member.cwd, []).append(member)
+    return list(found.values())
 
-    def __init__(self, left: dict[str, Member], *, at_once: int | None) -> None:
+
+class _Pack:
+    """Members of one working directory; `left` loses those that end."""
+
+    def __init__(self, left: dict[str, Member], members: Sequence[Member], *, at_once: int | None) -> None:
         os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")  # 8 by default: more streams wait for one another
         sys.setswitchinterval(_SWITCH_S)
-        from esper.sweep.room import Room  # torch, which launching does not need
-        from esper.turns import Turns
+        from esper.turns import Turns  # torch, which launching does not need
 
-        self._left = left
+        self._left, self._members = left, members
         self._turns = Turns()
-        self._room = Room(self._turns, grows=any(map(_grows, left.values()))) if at_once is None else None
+        self._room: Room | None = None
+        self._is_auto = at_once is None
         self._at_once = at_once or 1  # unknown until the first has trained
         self._ended: queue.SimpleQueue[tuple[Member, Ending]] = queue.SimpleQueue()
         self._threads: dict[str, threading.Thread] = {}
 
     def run(self) -> None:
         """Run the members until all have ended, or a signal has stopped those that run."""
-        too_large = self._run_members(list(self._left.values()))
+        try:
+            os.chdir(self._members[0].cwd)
+        except OSError as error:
+            for member in self._members:
+                _fail(member, error, sys.stderr)
+                del self._left[member.name]
+            return
+        if self._is_auto:
+            from esper.sweep.room import Room
+
+            self._room = Room(self._turns, grows=any(map(_grows, self._members)))
+        too_large = self._run_members(list(self._members))
         self._at_once, self._room = 1, None
         self._run_members(too_large)
 
@@ -151,7 +173,6 @@ def _train(member: Member, log: TextIO, *, is_alone: bool) -> Ending:
     from esper.launch.run import run
 
     try:
-        os.chdir(member.cwd)
         config = begin(member, job_name=None)
         outcome = run(config, member.run_dir, sibling=lambda arm: member.sweep_dir / member.siblings[arm], output=log)
     except stopping.Stopped:
@@ -169,7 +190,6 @@ def _train(member: Member, log: TextIO, *, is_alone: bool) -> Ending:
 
 
 def _grows(member: Member) -> bool:
-    os.chdir(member.cwd)
     try:
         return member.config().morphogenetic.enable_tamiyo
     except EsperError:  # which its run will report

@@ -49,11 +49,11 @@ class Block(nn.Module):
 DROPPED = {"model": ModelConfig(source="plugin", name="dropped", target_layers=["blocks"])}
 
 
-def member(sweep_dir: Path, name: str, **changes: Any) -> Member:
+def member(sweep_dir: Path, name: str, *, cwd: Path | None = None, **changes: Any) -> Member:
     """A member that is ready to run."""
     sweep_dir.mkdir(exist_ok=True)
     plugins.offer("model", "dropped", Dropped)
-    one = Member(sweep_dir=sweep_dir, name=name, overrides=(name,), cwd=str(sweep_dir), siblings={})
+    one = Member(sweep_dir=sweep_dir, name=name, overrides=(name,), cwd=str(cwd or sweep_dir), siblings={})
     freeze(one, tiny_config(**changes))
     return one
 

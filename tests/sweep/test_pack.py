@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 import threading
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,8 +17,8 @@ import pytest
 import torch
 
 from esper import stopping, turns
-from esper.configs import ComparisonConfig, TolariaConfig
-from esper.data.sharing import on_device
+from esper.configs import ComparisonConfig, DatasetConfig, TolariaConfig
+from esper.data.sharing import loaded, on_device
 from esper.errors import ConfigError, MemoryLimitError
 from esper.sweep.launchers import queue_of
 from esper.sweep.manifest import Job, Member
@@ -25,6 +27,7 @@ from esper.sweep.pack import PackJob
 from esper.sweep.queues import local
 from esper.tolaria.step import TrainStep
 from tests.conftest import tiny_config
+from tests.data.photos import write_photos
 from tests.sweep.packing import DROPPED, alone, member, weights
 from tests.tolaria.checkpoints.test_resume import assert_same
 
@@ -98,6 +101,46 @@ def test_each_run_has_random_states_on_the_device_from_its_first_line_on(monkeyp
         thread.join()
     assert found == {1: [1, 0], 2: [2, 0], 3: [3, 0]}
     assert default.drawn == []
+
+
+def test_members_find_their_files_where_each_was_launched_and_those_of_a_lost_folder_fail(tmp_path: Path) -> None:
+    photos = DatasetConfig(name="imagefolder", data_dir="photos", image_size=8, batch_size=8)
+    data: dict[str, Any] = {**STATIC, "dataset": photos}
+    members = []
+    for name in ("here", "there", "lost"):
+        write_photos(tmp_path / name / "photos", num_train=24, num_val=6)
+        members.append(member(tmp_path / "sweep", name, cwd=tmp_path / name, **data))
+    shutil.rmtree(tmp_path / "lost")
+    packed(*members, at_once=2)
+    assert outcomes(*members) == ["finished", "finished", "failed"]
+    assert "No such file or directory" in members[2].outcome()["reason"]
+
+
+def test_what_was_read_is_kept_as_long_as_a_run_that_shares_it_trains() -> None:
+    group, num_read = turns.Turns(), 0
+
+    def load(_: DatasetConfig, __: Path | None) -> threading.Event:
+        nonlocal num_read
+        num_read += 1
+        return threading.Event()
+
+    def run() -> None:
+        with group.run():
+            read = loaded(load, DatasetConfig(), None)
+            assert loaded(load, DatasetConfig(), None) is read
+            kept.append(weakref.ref(read))
+            del read
+            while len(kept) == 1:  # the other one shares it
+                turns.pass_on()
+
+    kept = list[Any]()
+    threads = [threading.Thread(target=run) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert num_read == 1
+    assert [reference() for reference in kept] == [None, None]
 
 
 @pytest.mark.long
