@@ -24,6 +24,7 @@ from esper.contracts.metrics import MetricInfo
 from esper.costs import flops
 from esper.errors import RunError
 from esper.report import comparison_plots as plots
+from esper.report import packs
 from esper.report.answers import STATIC_AT_EQUAL_COMPUTE, Answer, Crossing, answers, crossing, headline
 from esper.report.arms import Arm, Comparison, group
 from esper.report.claims import EQUAL, LESS, MIN_PAIRS, Claim, make_claims, p_text
@@ -54,6 +55,7 @@ class Report:
         headline: the outcome in one sentence.
         target: value of the leading metric in validation that `reached` refers to; nan if no run has a validation.
         arms: metrics of each arm, by label.
+        packs: a sentence about each process that several runs shared.
     """
 
     comparison: Comparison
@@ -63,6 +65,7 @@ class Report:
     headline: str
     target: float
     arms: Mapping[str, Mapping[str, Any]]
+    packs: Sequence[str]
 
     @property
     def scale(self) -> Scale:
@@ -102,6 +105,7 @@ def compare(runs: Sequence[ComparedRun], *, baseline: str | None = None, target:
         headline=sentence,
         target=target,
         arms=arms,
+        packs=packs.sentences(run.shared for run in runs),
     )
 
 
@@ -170,6 +174,7 @@ def printed(report: Report) -> Iterator[RenderableType]:
         if claim.unpaired:
             seeds = ", ".join(map(str, claim.unpaired))
             yield Text(f"unpaired, {claim.title}: seeds {seeds}", style="yellow")
+    yield from map(Text, report.packs)
     for left in report.comparison.left_out:
         yield Text(f"left out: {left.run.name}: {left.reason}", style="yellow")
     for warning in report.comparison.warnings:

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 
 from esper.contracts.metrics import MetricInfo
 from esper.report.figure import Axis, Figure, Mark, Series, thinned
+from esper.report.packs import is_shared
 from esper.report.run_record import RunRecord
 from esper.report.svg import INK, svg
 from esper.tracking.history import GrownModule
@@ -33,11 +34,12 @@ def curves(record: RunRecord) -> list[tuple[str, Figure]]:
     noun = (record.history.started or {}).get("noun", "images")
     has_tokens = any(event.get("tokens_per_s") is not None for event in record.of_kind("step"))
     rate = ("tokens_per_s", "tokens") if has_tokens else ("images_per_s", noun)
+    of_run, of_all = (", of this run", ", of all runs on the GPU") if is_shared(record) else ("", "")
     others = [
         ("Learning rate", _finest(record, "learning_rate", "learning_rate"), Axis()),
         ("Gradient norm", record.series("step", "grad_norm"), Axis()),
-        ("Throughput", record.series("step", rate[0]), Axis(unit="count", label=f"{rate[1]} per s")),
-        ("Peak memory", record.series("step", "memory_bytes"), Axis(unit="B")),
+        (f"Throughput{of_run}", record.series("step", rate[0]), Axis(unit="count", label=f"{rate[1]} per s")),
+        (f"Peak memory{of_all}", record.series("step", "memory_bytes"), Axis(unit="B")),
     ]
     return [
         ("Loss", _loss_curve(record)),

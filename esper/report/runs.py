@@ -16,6 +16,7 @@ from esper.configs import TrackingConfig
 from esper.contracts.metrics import ACCURACY, MetricInfo, headline_of
 from esper.costs import flops, training_macs
 from esper.errors import RunError
+from esper.report.packs import SharedWork, shared_work
 from esper.report.run_record import read_run
 from esper.tracking import run_folders, tracking_uri
 from esper.tracking.files import read_members
@@ -51,6 +52,7 @@ class ComparedRun:
         num_steps: optimizer steps.
         growth_steps: the steps at which the network's size changed.
         overrides: overrides of a member of a sweep, by setting or group; None for other runs.
+        shared: its work in a process that it shared.
     """
 
     name: str
@@ -65,6 +67,7 @@ class ComparedRun:
     num_steps: int = 0
     growth_steps: frozenset[int] = frozenset()
     overrides: Mapping[str, str] | None = None
+    shared: SharedWork | None = None
 
     @property
     def seed(self) -> int:
@@ -173,6 +176,7 @@ def _from_folder(folder: Path, *, overrides: Sequence[str] | None, is_other: boo
         num_steps=max((event["step"] for event in events), default=0),
         growth_steps=_growth_steps(events),
         overrides=None if overrides is None else dict(map(_setting, overrides)),
+        shared=shared_work(record),
     )
 
 

@@ -14,7 +14,10 @@ from pathlib import Path
 
 from esper.redact import without_credentials
 
-__all__ = ["cpu_name", "environment", "git_diff"]
+__all__ = ["SHARED_PROCESS", "cpu_name", "environment", "git_diff"]
+
+SHARED_PROCESS = "shared_process"
+"""Host and number of a process in which other runs train, too: an entry of the environment of such runs alone."""
 
 _PACKAGE = Path(__file__).parents[1]
 _PACKAGES = ("torch", "torchvision", "hydra-core", "mlflow")
@@ -29,6 +32,7 @@ def environment(*, written_to: Sequence[Path] = ()) -> dict[str, str | None]:
     import torch
 
     import esper
+    from esper import turns
 
     status = _git("status", "--porcelain", "--", ":(top)", *_excluded(written_to))
     return {
@@ -37,6 +41,7 @@ def environment(*, written_to: Sequence[Path] = ()) -> dict[str, str | None]:
         **{name: _version(name) for name in _PACKAGES},
         "platform": platform.platform(),
         "hostname": platform.node(),
+        **({SHARED_PROCESS: f"{platform.node()}, {os.getpid()}"} if turns.current() is not None else {}),
         "cpu": cpu_name(),
         "num_threads": str(torch.get_num_threads()),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,

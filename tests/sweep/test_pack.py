@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -20,6 +21,8 @@ from esper import stopping, turns
 from esper.configs import ComparisonConfig, DatasetConfig, TolariaConfig
 from esper.data.sharing import loaded, on_device
 from esper.errors import ConfigError, MemoryLimitError
+from esper.report.comparison import compare, write
+from esper.report.runs import from_folders
 from esper.sweep.launchers import queue_of
 from esper.sweep.manifest import Job, Member
 from esper.sweep.member_state import log_file, member_states
@@ -63,6 +66,22 @@ def test_runs_that_draw_random_numbers_compute_what_each_computes_alone(tmp_path
     reference = member(tmp_path / "alone", "seed-1", **DROPPED, **STATIC, rng_seed=1)
     alone(reference)
     assert_same(weights(drops[1]), weights(reference))
+    assert_pages_tell_of_the_pack(drops, reference)
+
+
+def assert_pages_tell_of_the_pack(beside: list[Member], other: Member) -> None:
+    """The comparison gives throughput and memory of all, and each page says whose its own are."""
+    report = compare(from_folders([one.run_dir for one in beside]))
+    (sentence,) = report.packs
+    assert re.match(rf"2 runs shared one process \(.*, {os.getpid()}\): together [\d,]+ images/s from ", sentence)
+    assert re.search(r"and at most [\d.]+ [MG]B of memory\.$", sentence)
+    page = other.sweep_dir / "comparison.html"
+    write(report, page)
+    assert sentence in page.read_text()
+    titles = [("Throughput, of this run", "Peak memory, of all runs on the GPU"), ("Throughput", "Peak memory")]
+    for one, expected in zip((beside[0], other), titles, strict=True):
+        headings = re.findall(r"<h3>(.*?)</h3>", (one.run_dir / "report.html").read_text())
+        assert {*expected} <= {*headings}
 
 
 class CudaGenerator:
