@@ -7,12 +7,13 @@ Functions are wrapped only after the command has imported their modules, so that
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +26,20 @@ def main() -> None:
     sys.argv[0] = "esper-train"
     from esper import train
 
-    app = train.app
+    app, loading = train.app, train._loading
 
-    @functools.wraps(app)
     def watched(cfg: Any) -> float | None:
         marks["composed"] = time.time()
-        import esper.launch.run  # noqa: F401  (the first thing that the command does)
-
-        marks["imported"] = time.time()
-        _watch(file)
         return app(cfg)
 
-    train.app = watched
+    @contextlib.contextmanager
+    def watched_loading() -> Iterator[None]:
+        with loading():
+            yield
+        marks["imported"] = time.time()
+        _watch(file)
+
+    train.app, train._loading = functools.wraps(app)(watched), watched_loading
     marks["main"] = time.time()
     train.main()
 

@@ -28,7 +28,7 @@ from esper.configs import TolariaConfig
 from esper.configs.check import check
 from esper.configs.compose import BAD_INPUT, compose, conf_folder, own_hydra, register
 from esper.configs.explain import explain
-from esper.configs.identity import run_name
+from esper.configs.identity import outputs_folder, run_name
 from esper.configs.load import from_hydra
 from esper.configs.paths import absolute_paths, absolute_variables
 from esper.configs.rank_env import rank_env
@@ -36,6 +36,7 @@ from esper.configs.text import quote_text
 from esper.configs.trust import guard_hydra
 from esper.errors import ConfigError, EsperError
 from esper.folders import removed_if_empty, restored_if_refused
+from esper.images.ahead import decoding_ahead
 from esper.launch.exits import collect_failures, error_line, exit_with, print_traceback, record_failure
 from esper.launch.output import keep_writing
 
@@ -112,14 +113,12 @@ def app(cfg: DictConfig) -> float | None:
 
 def _train(cfg: DictConfig, settings: HydraConf, run_dir: Path) -> float | None:
     try:
-        with _loading():
-            from esper.launch.run import run
+        config = from_hydra(cfg, folder=settings.runtime.cwd)
+        with _images_ahead(config, run_dir):
+            with _loading():
+                from esper.launch.run import run
 
-        outcome = run(
-            from_hydra(cfg, folder=settings.runtime.cwd),
-            run_dir,
-            sibling=_sibling(run_dir, settings.overrides.task, _recompose),
-        )
+            outcome = run(config, run_dir, sibling=_sibling(run_dir, settings.overrides.task, _recompose))
     except Exception as error:
         shown = error if isinstance(error, EsperError) else EsperError(error_line(error))
         if _shows_traceback or shown is not error or (cfg.debug_mode and shown.exit_code != 2):
@@ -198,6 +197,14 @@ def _loading() -> AbstractContextManager[None]:
     return shown_waiting("loading PyTorch")
 
 
+def _images_ahead(config: TolariaConfig, run_dir: Path) -> AbstractContextManager[None]:
+    """Context manager: another process decodes an image folder meanwhile; with several ranks, that of the first."""
+    if config.dry_run or rank_env().rank > 0:
+        return nullcontext()
+    outputs = outputs_folder(run_dir.absolute(), experiment_name=config.experiment_name)
+    return decoding_ahead(config.dataset, outputs / "cache")
+
+
 def _recompose(overrides: Sequence[str]) -> DictConfig:
     """`compose` inside the command, where Hydra also knows `--config-dir`."""
     cfg: Any = HydraConfig.instance().cfg
@@ -225,7 +232,7 @@ def _run_anywhere(
     sibling: Callable[[str], Path] | None,
     prepare: Callable[[], None] | None = None,
 ) -> Outcome:
-    with stopping.handled():
+    with stopping.handled(), _images_ahead(config, run_dir):
         with _loading():
             from esper.launch.alone import alone
             from esper.launch.run import run

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from esper.data.augment import augment
 from esper.data.evaluation import evaluation_batches
-from esper.data.fingerprint import Fingerprint
 from esper.data.images import FileSet, ImageSet
 from esper.data.loader import Loader, Preprocess, TrainLoader
 from esper.data.mix import Mixer
@@ -14,6 +13,7 @@ from esper.data.splits import DataSplits, Split, fingerprint, load_splits
 from esper.data.stream import StreamLoader, stream_batches
 from esper.data.token_loader import TokenLoader
 from esper.data.tokens import TokenSet
+from esper.images.fingerprint import Fingerprint
 
 __all__ = [
     "DataSpec",

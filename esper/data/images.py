@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from esper import turns
-from esper.data.decode import Resize, decode_chunk
-from esper.data.fingerprint import Fingerprint
 from esper.data.sharing import on_device
+from esper.images.decode import Resize, decode_chunk
+from esper.images.fingerprint import Fingerprint
 
 __all__ = ["Dataset", "FileSet", "ImageSet", "draw_stratified"]
 
@@ -130,7 +130,7 @@ class FileSet:
         index = torch.linspace(0, len(self) - 1, min(len(self), _SAMPLE_SIZE), dtype=torch.float64).long()
         with ThreadPoolExecutor(max_workers=max(1, num_threads)) as pool:
             chunks = list(pool.map(lambda path: decode_chunk([path], self.centre_crop).images, self.paths(index)))
-        return torch.cat(chunks).permute(0, 3, 1, 2)
+        return torch.from_numpy(np.concatenate(chunks)).permute(0, 3, 1, 2)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,12 +11,12 @@ from typing import Any, Literal
 import torch
 
 from esper.configs import DatasetConfig
-from esper.data.decode import Resize
 from esper.data.images import FileSet
 from esper.data.spec import DataSpec
 from esper.data.splits import DataSplits
 from esper.data.tokens import TokenSet
 from esper.files import as_json, decoder, read_json, write_atomically
+from esper.images.decode import Resize
 
 __all__ = ["INTERFACE", "Interface", "Reading", "interface_of", "read_interface", "write_interface"]
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from esper.data.fingerprint import fingerprint_tensors
+from esper.data.digests import fingerprint_tensors
 from esper.data.images import Dataset, ImageSet, draw_stratified
 from esper.errors import DataError, one_line
 

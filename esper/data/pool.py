@@ -20,9 +20,9 @@ import torch.multiprocessing  # makes `multiprocessing` pass tensors through sha
 from torch import Tensor
 
 from esper import hanging, turns
-from esper.data.decode import Chunk, Resize, decode_chunk
 from esper.data.images import FileSet
 from esper.errors import DecoderError
+from esper.images.decode import Chunk, Resize, decode_chunk
 
 __all__ = ["DecodePool", "PendingBatch"]
 
@@ -72,7 +72,7 @@ class PendingBatch:
         start = 0
         for chunk in self.wait():
             end = start + len(chunk.sizes)
-            images[start:end], metadata[start:end, 2:] = chunk.images, chunk.sizes
+            images[start:end], metadata[start:end, 2:] = torch.from_numpy(chunk.images), torch.from_numpy(chunk.sizes)
             start = end
 
     def wait(self) -> Iterator[Chunk]:

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from esper.configs import DatasetConfig, torch_seed
 from esper.configs.dataset import DATASETS
-from esper.data.fingerprint import Fingerprint
 from esper.data.images import Dataset, FileSet, ImageSet, draw_stratified
 from esper.data.sharing import loaded, on_device
 from esper.data.spec import DataSpec
 from esper.data.tokens import TokenSet
 from esper.errors import DataError
+from esper.images.fingerprint import Fingerprint
 
 __all__ = ["DataSplits", "Split", "fingerprint", "load_splits"]
 

@@ -16,6 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from esper.cores import num_cores
 from esper.doctor.finding import Finding, PlannedRun, failed, failed_with, not_used, ok, warning
 
 __all__ = [
@@ -178,24 +179,17 @@ def _gpus_of_driver() -> tuple[str, str]:
 
 def cores(run: PlannedRun) -> Finding:
     """Torch's threads and the loader's workers match the cores of this process."""
-    num_cores, num_workers = _num_cores(), run.config.dataset.num_workers
+    allowed, num_workers = num_cores(), run.config.dataset.num_workers
     probe, omp = run.probe(), os.environ.get("OMP_NUM_THREADS")
-    num_threads = probe.get("num_threads", num_cores)
-    found = f"{num_cores} for this process, {num_threads} torch threads{f' (OMP_NUM_THREADS={omp})' if omp else ''}"
-    if num_threads > num_cores:
-        return warning(f"{found}: oversubscribed", f"export OMP_NUM_THREADS={num_cores}")
-    if omp and 2 * num_threads < num_cores and "gpu" not in probe:
+    num_threads = probe.get("num_threads", allowed)
+    found = f"{allowed} for this process, {num_threads} torch threads{f' (OMP_NUM_THREADS={omp})' if omp else ''}"
+    if num_threads > allowed:
+        return warning(f"{found}: oversubscribed", f"export OMP_NUM_THREADS={allowed}")
+    if omp and 2 * num_threads < allowed and "gpu" not in probe:
         return warning(f"{found}: the other cores stay idle", "unset OMP_NUM_THREADS")
-    if _streams(run) and num_workers > num_cores:
-        return warning(f"{found}; dataset.num_workers={num_workers}", f"set dataset.num_workers={num_cores}")
+    if _streams(run) and num_workers > allowed:
+        return warning(f"{found}; dataset.num_workers={num_workers}", f"set dataset.num_workers={allowed}")
     return ok(found)
-
-
-def _num_cores() -> int:
-    num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    # The CPU quota of a container, which torch ignores.
-    quota, _, period = (_read("/sys/fs/cgroup/cpu.max") or "max").partition(" ")
-    return num_cores if quota == "max" else max(1, min(num_cores, round(int(quota) / int(period or 100_000))))
 
 
 def memory() -> Finding:

@@ -19,10 +19,10 @@ from esper.console import Console
 from esper.data import DecodePool, evaluation_batches
 from esper.data.corpus import read_corpus
 from esper.data.evaluation import batch_size
-from esper.data.listing import list_classes
 from esper.data.sources.text import find_texts
 from esper.data.tokens import token_set
 from esper.errors import DataError, RunError
+from esper.images.listing import list_classes
 from esper.inference.loading import own_splits
 from esper.inference.network import Network
 from esper.inference.predict import load_for_command

@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from esper.data.decode import decode_chunk, decode_image, decode_whole
 from esper.data.interface import Interface
 from esper.data.tokenizer import Tokenizer
 from esper.errors import DataError, one_line
+from esper.images.decode import decode_chunk, decode_image, decode_whole
 
 __all__ = ["read_example", "split_examples"]
 
@@ -73,17 +73,17 @@ def _read_file(path: Path, interface: Interface) -> Tensor:
         what = "not a regular file" if path.exists() else "no such file"
         raise DataError(f"{path}: {what}")
     if image.is_streamed:
-        pixels = decode_chunk([str(path)], image.resize).images[0].permute(2, 0, 1)
+        pixels = decode_chunk([str(path)], image.resize).images[0].transpose(2, 0, 1)
     else:
         pixels = decode_whole(str(path), image.size)
-    return _in_mode(pixels, interface)
+    return _in_mode(torch.from_numpy(pixels), interface)
 
 
 def _of_image(image: Image.Image, interface: Interface) -> Tensor:
     reading = interface.image
     if reading is None:
         raise DataError(f"the network does not read images; {_allowed(interface)}")
-    return decode_image(image, reading.resize, is_streamed=reading.is_streamed)
+    return torch.from_numpy(decode_image(image, reading.resize, is_streamed=reading.is_streamed))
 
 
 def _in_mode(pixels: Tensor, interface: Interface) -> Tensor:

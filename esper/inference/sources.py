@@ -15,10 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from esper.data.listing import described_suffixes, is_special, walk
-from esper.data.pixels import suffixes
 from esper.data.sources.arrays import SUFFIXES, read_examples
 from esper.errors import DataError, one_line
+from esper.images.listing import described_suffixes, is_special, walk
+from esper.images.pixels import suffixes
 from esper.inference.network import Network
 from esper.redact import printable
 

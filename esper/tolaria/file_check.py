@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 
 from esper.data import FileSet
-from esper.data.damage import describe_damage
 from esper.data.loader import epoch_order
+from esper.images.jpeg import describe_damage
 from esper.tolaria.run import Run
 
 __all__ = ["begin_file_check", "end_file_check", "tell_damage"]

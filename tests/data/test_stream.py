@@ -16,8 +16,8 @@ import torch
 
 from esper.configs import DatasetConfig
 from esper.data import DataSplits, DecodePool, FileSet, Preprocess, StreamLoader, load_splits, stream_batches
-from esper.data.sources.imagefolder import is_streamed
 from esper.errors import DataError, DecoderError
+from esper.images.storage import is_streamed
 from tests.data.photos import CLASSES, write_photos
 
 CPU = torch.device("cpu")

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from esper.configs import DatasetConfig
 from esper.configs.explain import nearest
-from esper.data.fingerprint import Fingerprint
 from esper.data.images import Dataset
 from esper.data.own import own_dataset
 from esper.errors import DataError, one_line
+from esper.images.fingerprint import Fingerprint
 
 __all__ = ["SUFFIXES", "fingerprint", "load", "read_examples"]
 

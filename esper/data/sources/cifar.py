@@ -16,11 +16,11 @@ import torch
 from torchvision.datasets import CIFAR10, CIFAR100
 
 from esper.configs import DatasetConfig
-from esper.data.fingerprint import Fingerprint
 from esper.data.images import Dataset, ImageSet
-from esper.data.listing import is_special
 from esper.errors import DataError
 from esper.folders import left_as_it_was
+from esper.images.fingerprint import Fingerprint
+from esper.images.listing import is_special
 
 __all__ = ["fingerprint", "load"]
 

@@ -11,8 +11,9 @@ import torch
 from sklearn.datasets import load_digits
 
 from esper.configs import DatasetConfig
-from esper.data.fingerprint import Fingerprint, fingerprint_tensors
+from esper.data.digests import fingerprint_tensors
 from esper.data.images import Dataset, ImageSet, draw_stratified
+from esper.images.fingerprint import Fingerprint
 
 __all__ = ["fingerprint", "load"]
 

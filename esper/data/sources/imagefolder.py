@@ -8,27 +8,22 @@ begin with a dot, are left out.
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from esper.configs import DatasetConfig
-from esper.configs.dataset import DATASETS
-from esper.data.damage import describe_damage
-from esper.data.fingerprint import Fingerprint
-from esper.data.image_cache import load_images
 from esper.data.images import Dataset, FileSet, ImageSet
-from esper.data.listing import list_folder
 from esper.errors import DataError
+from esper.images.ahead import take
+from esper.images.fingerprint import Fingerprint
+from esper.images.folder import decode_folder
+from esper.images.listing import Listing, list_folder
+from esper.images.storage import is_streamed
 
-__all__ = ["fingerprint", "is_streamed", "load"]
-
-MAX_MEMORY_BYTES = 8 * 2**30
-"""With storage=auto, training images that need more than this in memory are streamed."""
+__all__ = ["fingerprint", "load"]
 
 
 def load(config: DatasetConfig, cache_dir: Path | None) -> Dataset:
@@ -41,30 +36,28 @@ def load(config: DatasetConfig, cache_dir: Path | None) -> Dataset:
     Raises:
         DataError: a folder is missing, a class has no images or is missing from a split, or an image cannot be used.
     """
-    listing = list_folder(Path(config.data_dir).expanduser())
-    found, notices = listing.fingerprint(), listing.notices()
-    sets: Mapping[str, ImageSet | FileSet]
-    if is_streamed(config, num_images=sum(map(len, listing.files["train"]))):
-        sets = {split: _file_set(listing.folder / split, files, config) for split, files in listing.files.items()}
-    else:
-        sets, damaged = {}, dict[str, str]()
-        for split, classes in listing.files.items():
-            sets[split], others = _image_set(listing.folder / split, classes, config, cache_dir, found)
-            damaged |= others
-        if damaged:
-            notices.append(describe_damage(damaged, folder=listing.folder))
-    shapes = {split: images.shape for split, images in sets.items()}
+    decoded = take(config, cache_dir)
+    if decoded is None:
+        listing = list_folder(Path(config.data_dir).expanduser())
+        if is_streamed(config, num_images=sum(map(len, listing.files["train"]))):
+            return _streamed(config, listing)
+        decoded = decode_folder(config, listing, cache_dir)
+    shapes = {split: images.shape[1:] for split, images in decoded.images.items()}
     if len(set(shapes.values())) > 1:
         raise DataError(
-            f"dataset.data_dir={listing.folder}: splits differ in image size ({shapes}); set dataset.image_size"
+            f"dataset.data_dir={decoded.folder}: splits differ in image size ({shapes}); set dataset.image_size"
         )
+    sets = {
+        split: ImageSet(torch.from_numpy(images), _labels(decoded.counts[split]))
+        for split, images in decoded.images.items()
+    }
     return Dataset(
         train=sets["train"],
-        test=sets[listing.test],
-        class_names=tuple(listing.classes),
-        val=sets.get("val") if listing.test == "test" else None,
-        fingerprint=found,
-        notices=tuple(notices),
+        test=sets[decoded.test],
+        class_names=tuple(decoded.classes),
+        val=sets.get("val") if decoded.test == "test" else None,
+        fingerprint=decoded.fingerprint,
+        notices=tuple(decoded.notices),
     )
 
 
@@ -77,11 +70,16 @@ def fingerprint(config: DatasetConfig) -> Fingerprint:
     return list_folder(Path(config.data_dir).expanduser()).fingerprint()
 
 
-def is_streamed(config: DatasetConfig, *, num_images: int) -> bool:
-    """Whether images are decoded each time they are needed, instead of being kept on the device."""
-    if config.storage != "auto" or config.image_size is None:
-        return config.storage == "stream"
-    return DATASETS[config.name].is_streamed or 3 * config.image_size**2 * num_images > MAX_MEMORY_BYTES
+def _streamed(config: DatasetConfig, listing: Listing) -> Dataset:
+    sets = {split: _file_set(listing.folder / split, files, config) for split, files in listing.files.items()}
+    return Dataset(
+        train=sets["train"],
+        test=sets[listing.test],
+        class_names=tuple(listing.classes),
+        val=sets.get("val") if listing.test == "test" else None,
+        fingerprint=listing.fingerprint(),
+        notices=tuple(listing.notices()),
+    )
 
 
 def _file_set(folder: Path, classes: list[list[os.DirEntry[str]]], config: DatasetConfig) -> FileSet:
@@ -90,31 +88,11 @@ def _file_set(folder: Path, classes: list[list[os.DirEntry[str]]], config: Datas
     return FileSet(
         folder=folder,
         names=np.array([os.fsencode(file.path[prefix:]) for files in classes for file in files]),
-        labels=_labels(classes),
+        labels=_labels([len(files) for files in classes]),
         image_size=config.image_size,
         canvas_size=config.canvas_size or round(config.image_size * 8 / 7),
     )
 
 
-def _image_set(
-    folder: Path,
-    classes: list[list[os.DirEntry[str]]],
-    config: DatasetConfig,
-    cache_dir: Path | None,
-    found: Fingerprint,
-) -> tuple[ImageSet, dict[str, str]]:
-    """The decoded images, and path and damage of the files that are damaged inside."""
-    images, damaged = load_images(
-        folder,
-        [file for files in classes for file in files],
-        image_size=config.image_size,
-        num_threads=config.num_workers,
-        cache_dir=cache_dir,
-        contents=json.dumps(found.entry()),
-        timeout_s=config.timeout_s,
-    )
-    return ImageSet(images, _labels(classes)), damaged
-
-
-def _labels(classes: list[list[os.DirEntry[str]]]) -> torch.Tensor:
-    return torch.arange(len(classes)).repeat_interleave(torch.tensor([len(files) for files in classes]))
+def _labels(counts: list[int]) -> torch.Tensor:
+    return torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))

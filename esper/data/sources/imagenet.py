@@ -10,10 +10,10 @@ from pathlib import Path
 
 from esper.configs import DatasetConfig
 from esper.data.images import Dataset
-from esper.data.listing import list_classes
 from esper.data.sources import imagefolder
 from esper.data.sources.imagefolder import fingerprint
 from esper.errors import DataError
+from esper.images.listing import list_classes
 
 __all__ = ["fingerprint", "load"]
 

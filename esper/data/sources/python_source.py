@@ -10,10 +10,10 @@ import sysconfig
 from pathlib import Path
 
 from esper.configs import DatasetConfig
-from esper.data.fingerprint import Fingerprint
 from esper.data.sources.text import find_files, fingerprint_text, load_text
 from esper.data.splits import DataSplits
 from esper.errors import DataError
+from esper.images.fingerprint import Fingerprint
 
 __all__ = ["fingerprint", "load"]
 

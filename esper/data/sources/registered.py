@@ -6,10 +6,10 @@ from pathlib import Path
 
 from esper import plugins
 from esper.configs import DatasetConfig
-from esper.data.fingerprint import Fingerprint
 from esper.data.images import Dataset
 from esper.data.own import own_dataset
 from esper.errors import DataError
+from esper.images.fingerprint import Fingerprint
 
 __all__ = ["fingerprint", "load"]
 

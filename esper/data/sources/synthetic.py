@@ -8,8 +8,8 @@ import torch
 
 from esper.configs import DatasetConfig
 from esper.configs.dataset import DATASETS
-from esper.data.fingerprint import Fingerprint
 from esper.data.images import Dataset, ImageSet
+from esper.images.fingerprint import Fingerprint
 
 __all__ = ["fingerprint", "load", "make_synthetic"]
 

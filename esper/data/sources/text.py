@@ -19,13 +19,13 @@ from torch import Tensor
 
 from esper.configs import DatasetConfig, torch_seed
 from esper.data.corpus import Corpus, read_corpus
-from esper.data.fingerprint import Fingerprint, fingerprint_files
-from esper.data.listing import is_special, walk
 from esper.data.spec import DataSpec
 from esper.data.splits import DataSplits
 from esper.data.tokenizer import load_tokenizer
 from esper.data.tokens import draw_groups, token_set
 from esper.errors import DataError
+from esper.images.fingerprint import Fingerprint, fingerprint_files
+from esper.images.listing import is_special, walk
 
 __all__ = ["find_texts", "fingerprint", "fingerprint_text", "load", "load_text"]
 

@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 
 from esper.configs import DatasetConfig
 from esper.data import DataSplits, load_splits
-from esper.data.listing import find_images
 from esper.errors import DataError
+from esper.images.listing import find_images
 
 
 def paint(path: Path, colour: tuple[int, int, int], size: tuple[int, int] = (8, 8)) -> None:

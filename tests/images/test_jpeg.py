@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from esper.configs import DatasetConfig
 from esper.data import load_splits
-from esper.data.damage import jpeg_damage
+from esper.images.jpeg import jpeg_damage, plain_jpeg
 from tests.data.photos import CLASSES, damage, paint, write_photos
 
 
@@ -57,3 +59,26 @@ def test_images_in_memory_are_checked_once_and_told_of_each_time(
         )
         assert f"decoded: 2 (train/{CLASSES[0]}/{CLASSES[0]}_004.JPEG: Corrupt JPEG data" in notice
         monkeypatch.setattr(Image, "open", lambda *_: pytest.fail("decoded again"))
+
+
+@pytest.mark.parametrize("options", [{}, {"subsampling": 0}, {"subsampling": 1}, {"progressive": True}])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_plain_jpegs_are_decoded_to_the_bits_of_pillow(tmp_path: Path, mode: str, options: dict[str, Any]) -> None:
+    paint(tmp_path / "a.png", size=(201, 163), seed=1, mode=mode)
+    with Image.open(tmp_path / "a.png") as image:
+        image.save(tmp_path / "a.jpg", **options)
+    with Image.open(tmp_path / "a.jpg") as image:
+        expected = np.asarray(image.convert("RGB"))
+    assert np.array_equal(plain_jpeg(str(tmp_path / "a.jpg")), expected)
+
+
+def test_only_plain_jpegs_are_decoded_without_pillow(tmp_path: Path) -> None:
+    for name, mode in (("cmyk.jpg", "CMYK"), ("other.png", "RGB"), ("damaged.jpg", "RGB"), ("plain.jpg", "RGB")):
+        paint(tmp_path / name, size=(500, 400), seed=1, mode=mode)
+    damage(tmp_path / "damaged.jpg")
+    with Image.open(tmp_path / "other.png") as image:
+        image.save(tmp_path / "turned.jpg", exif=Image.Exif())
+        image.save(tmp_path / "several.mpo", save_all=True, append_images=[image])
+    (tmp_path / "empty.jpg").write_bytes(b"")
+    plain = [file.name for file in tmp_path.iterdir() if plain_jpeg(str(file)) is not None]
+    assert plain == ["plain.jpg"]

@@ -14,12 +14,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-
-from esper.data.decode import unreadable
 from esper.errors import DataError
+from esper.images.decode import unreadable
 
-__all__ = ["Fingerprint", "fingerprint_files", "fingerprint_tensors"]
+__all__ = ["Fingerprint", "digest_of", "fingerprint_files"]
 
 MAX_FILES = 20_000
 _WHOLE_BYTES = 64 * 1024
@@ -48,7 +46,7 @@ class Fingerprint:
     @property
     def digest(self) -> str:
         """16 hex digits."""
-        return _digest([json.dumps(self.entry(), sort_keys=True).encode()])
+        return digest_of([json.dumps(self.entry(), sort_keys=True).encode()])
 
     def entry(self) -> dict[str, Any]:
         """The fields as JSON data."""
@@ -79,11 +77,6 @@ class Fingerprint:
         return {name: part for name, part in self.parts.items() if name.partition("/")[0] != self.test}
 
 
-def fingerprint_tensors(parts: Mapping[str, Sequence[Tensor]]) -> Fingerprint:
-    """The fingerprint of splits in memory: of each, tensors on the CPU whose first dimension counts its examples."""
-    return Fingerprint({name: (len(tensors[0]), "", _digest(map(_bytes, tensors))) for name, tensors in parts.items()})
-
-
 def fingerprint_files(parts: Mapping[str, Sequence[str]], *, root: str, test: str) -> Fingerprint:
     """The fingerprint of files.
 
@@ -99,12 +92,14 @@ def fingerprint_files(parts: Mapping[str, Sequence[str]], *, root: str, test: st
     digested = {}
     with ThreadPoolExecutor(_NUM_THREADS) as pool:
         for name, files in parts.items():
-            names = _digest([b"\0".join(os.fsencode(file[prefix:]) for file in files)])
+            names = digest_of([b"\0".join(os.fsencode(file[prefix:]) for file in files)])
             num_read = min(len(files), -(-len(files) * MAX_FILES // max(total, 1)))
             paths = [files[i * len(files) // num_read] for i in range(num_read)]
             chunks = [paths[start : start + _CHUNK] for start in range(0, num_read, _CHUNK)]
             digested[name] = (len(files), names, pool.map(_read_all, chunks))
-        return Fingerprint({name: (n, names, _digest(read)) for name, (n, names, read) in digested.items()}, test=test)
+        return Fingerprint(
+            {name: (n, names, digest_of(read)) for name, (n, names, read) in digested.items()}, test=test
+        )
 
 
 def _read_all(paths: Sequence[str]) -> bytes:
@@ -127,11 +122,7 @@ def _read_all(paths: Sequence[str]) -> bytes:
     return digest.digest()
 
 
-def _bytes(tensor: Tensor) -> bytes:
-    return f"{tensor.dtype} {tuple(tensor.shape)}".encode() + tensor.contiguous().numpy().tobytes()
-
-
-def _digest(content: Iterable[bytes]) -> str:
+def digest_of(content: Iterable[bytes]) -> str:
     """16 hex digits."""
     digest = hashlib.blake2b(digest_size=8)
     for piece in content:

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from esper.data.fingerprint import Fingerprint, fingerprint_files
-from esper.data.pixels import suffixes
 from esper.errors import DataError
+from esper.images.fingerprint import Fingerprint, fingerprint_files
+from esper.images.pixels import suffixes
 
 __all__ = ["Listing", "described_suffixes", "find_images", "is_special", "list_classes", "list_folder", "walk"]
 

@@ -1,0 +1,59 @@
+"""The process of `ahead`, which decodes an image folder."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+from esper.configs import DatasetConfig
+from esper.cores import num_cores
+from esper.errors import EsperError
+from esper.images.ahead import PROGRESS
+from esper.images.folder import decode_folder
+from esper.images.listing import list_folder
+from esper.images.storage import is_streamed
+
+__all__ = ["main"]
+
+_POLL_S = 0.2
+
+
+def main() -> None:
+    """Decode, and print progress and the result; without one the command decodes."""
+    asked = json.loads(sys.argv[1])
+    threading.Thread(target=_end_with, args=(asked["parent"],), daemon=True).start()
+    config, cache_dir = DatasetConfig(**asked["config"]), Path(asked["cache_dir"])
+    logging.disable()
+    with contextlib.suppress(EsperError):
+        listing = list_folder(Path(config.data_dir).expanduser())
+        if is_streamed(config, num_images=sum(map(len, listing.files["train"]))):
+            return
+        decoded = decode_folder(config, listing, cache_dir, num_processes=num_cores(), progress=_print_progress)
+        answer = {
+            "folder": str(decoded.folder),
+            "classes": decoded.classes,
+            "counts": decoded.counts,
+            "places": {split: str(place) for split, place in decoded.places.items()},
+            "test": decoded.test,
+            "parts": decoded.fingerprint.parts,
+            "fingerprint_test": decoded.fingerprint.test,
+            "notices": decoded.notices,
+        }
+        sys.stdout.write(json.dumps(answer))
+
+
+def _print_progress() -> None:
+    os.write(1, PROGRESS)
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(_POLL_S)
+    os.killpg(0, signal.SIGKILL)
