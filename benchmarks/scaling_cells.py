@@ -24,7 +24,7 @@ import torch
 import esper.data.sources.synthetic
 from benchmarks.measuring import Ratio, paired_ratio, write_json
 from benchmarks.scaling_growth import gathered, growing_sites, grown
-from benchmarks.stepping import configuration, opened, own_stream, timed_steps, train_steps, wait
+from benchmarks.stepping import LateBuckets, configuration, opened, own_stream, timed_steps, train_steps, wait
 from esper.configs import MorphogeneticConfig
 from esper.contracts.events import Event
 from esper.tolaria.ranks import Ranks, init_ranks
@@ -282,7 +282,7 @@ def _opened(
     run = stack.enter_context(opened(config, folder / f"{arm}-{who}", listeners=listeners, ranks=mine))
     run.synchronize_ranks()
     if arm == "late" and run.step.gradients is not None:
-        run.step.gradients.overlaps = False
+        run.step.gradients = LateBuckets(run.model, run.ranks)
         run.step.gradients.bucket_bytes = run.step.gradients.outer_bytes = sys.maxsize
     train_steps(run, _WARMUP_STEPS)
     wait(run)

@@ -12,12 +12,13 @@ import torch
 from esper.configs import DatasetConfig, ModelConfig, MorphogeneticConfig, OptimizationConfig, TolariaConfig
 from esper.configs.tracking import TrackingConfig
 from esper.contracts.events import Event
+from esper.tolaria.buckets import GradientBuckets
 from esper.tolaria.loop import train_step
 from esper.tolaria.ranks import Ranks
 from esper.tolaria.run import Run, open_run
 from esper.tolaria.state import TrainingState
 
-__all__ = ["configuration", "opened", "own_stream", "timed_steps", "train_steps", "wait"]
+__all__ = ["LateBuckets", "configuration", "opened", "own_stream", "timed_steps", "train_steps", "wait"]
 
 _EPOCHS = 10_000  # more than any benchmark reaches
 
@@ -68,6 +69,14 @@ def opened(
         yield run
     finally:
         run.close()
+
+
+class LateBuckets(GradientBuckets):
+    """Sums that begin when the backward pass has ended."""
+
+    def last_backward(self, *, overlapped: bool) -> contextlib.AbstractContextManager[None]:  # noqa: ARG002
+        """As `GradientBuckets.last_backward`, but never overlapped."""
+        return super().last_backward(overlapped=False)
 
 
 def train_steps(run: Run, num_steps: int) -> None:

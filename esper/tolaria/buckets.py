@@ -36,14 +36,12 @@ class GradientBuckets:
         ranks: the ranks.
 
     Attributes:
-        overlaps: whether sums may start in the backward pass.
         bucket_bytes: size at which a bucket is full.
         outer_bytes: the same for the first bucket, so that it starts early, and the largest size of the last one, which
             nothing overlaps.
     """
 
     def __init__(self, model: nn.Module, ranks: Ranks) -> None:
-        self.overlaps = True
         self.bucket_bytes = 25 * 2**20
         self.outer_bytes = 2**20
         self._model = model
@@ -65,7 +63,7 @@ class GradientBuckets:
             overlapped: whether sums may start; not if the step may be tried again when it fails on one rank.
         """
         self._ready, self._waits = {}, []
-        self._is_overlapped = overlapped and self.overlaps
+        self._is_overlapped = overlapped
         handles = []
         if self._is_overlapped or not self._buckets:
             handles = [

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.stepping import opened, own_stream, train_steps
+from benchmarks.stepping import LateBuckets, opened, own_stream, train_steps
 from esper.contracts.decisions import Action, AdaptationDecision
 from esper.tolaria.buckets import GradientBuckets
 from esper.tolaria.ranks import Ranks, init_ranks
@@ -33,7 +33,7 @@ CASES: dict[str, dict[str, Any]] = {
 WAYS = ("eager", "captured", "captured, sums at the end")
 
 
-class CountedBuckets(GradientBuckets):
+class Counted(GradientBuckets):
     """Counts what has started when the backward pass has ended."""
 
     num_early = 0
@@ -41,6 +41,10 @@ class CountedBuckets(GradientBuckets):
     def reduce(self) -> None:
         self.num_early = len(self._waits)
         super().reduce()
+
+
+class CountedLate(Counted, LateBuckets):
+    """The same for sums that start then."""
 
 
 def main(folder: Path, device: str) -> None:
@@ -60,9 +64,9 @@ def main(folder: Path, device: str) -> None:
 
 
 def trained(run: Run, way: str, ranks: Ranks) -> dict[str, Any]:
-    buckets = run.step.gradients = CountedBuckets(run.model, ranks)
+    kind = CountedLate if way == "captured, sums at the end" else Counted
+    buckets = run.step.gradients = kind(run.model, ranks)
     buckets.bucket_bytes, buckets.outer_bytes = 2000, 500
-    buckets.overlaps = way != "captured, sums at the end"
     if way == "eager":
         run.step._graph = None
     run.synchronize_ranks()

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from tests.cuda.rank_steps import CASES, WAYS
+from tests.tolaria.processes import both_ranks
 
 pytestmark = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 
@@ -21,25 +16,8 @@ pytestmark = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, Any]]]:
     """What each of two ranks found."""
-    with socket.create_server(("localhost", 0)) as server:
-        port = server.getsockname()[1]
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "4"}
-    command = [sys.executable, "-m", "tests.cuda.rank_steps", str(tmp_path_factory.mktemp("runs")), "cuda"]
-    processes = [
-        subprocess.Popen(
-            command, cwd=Path(__file__).parents[2],
-            env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    try:
-        ends = [process.communicate(timeout=120) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0], [stderr for _, stderr in ends]
-    return [json.loads(stdout.splitlines()[-1]) for stdout, _ in ends]
+    folder = str(tmp_path_factory.mktemp("runs"))
+    return both_ranks("tests.cuda.rank_steps", folder, "cuda", num_threads=4, within_s=120)
 
 
 @pytest.mark.parametrize("case", CASES)

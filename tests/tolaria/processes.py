@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.forked import ESPER_TRAIN, ForkedPython
+from tests.forked import ESPER_TRAIN, ROOT, ForkedPython
 
 # A host with group norms: a batch may be divided without changing what is computed. 33 images do not divide evenly.
 TINY = (
@@ -47,11 +48,44 @@ def torchrun(num: int, *overrides: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def both_ranks(module: str, *arguments: str, num_threads: int = 1, within_s: float = 250) -> list[Any]:
+    """Run a module of tests as two ranks; returns what each printed in its last line, as JSON."""
+    shared = {
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": str(_free_port()),
+        "OMP_NUM_THREADS": str(num_threads),
+    }
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", module, *arguments], cwd=ROOT,
+            env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    try:
+        ended = [process.communicate(timeout=within_s) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], [stderr for _, stderr in ended]
+    return [json.loads(stdout.splitlines()[-1]) for stdout, _ in ended]
+
+
+def _free_port() -> int:
+    with socket.create_server(("localhost", 0)) as server:
+        port: int = server.getsockname()[1]
+    return port
+
+
 def start_step(*overrides: Sequence[str], first: str = "") -> list[ForkedPython]:
     """Start ranks as srun does, each with its own overrides; `first`: code that they run first."""
-    with socket.create_server(("localhost", 0)) as server:
-        port = server.getsockname()[1]
-    step = {"SLURM_STEP_NUM_TASKS": str(len(overrides)), "SLURM_STEP_NODELIST": "localhost", "MASTER_PORT": str(port)}
+    step = {
+        "SLURM_STEP_NUM_TASKS": str(len(overrides)),
+        "SLURM_STEP_NODELIST": "localhost",
+        "MASTER_PORT": str(_free_port()),
+    }
     return [
         ForkedPython(first + ESPER_TRAIN, *own, cwd=Path.cwd(), SLURM_PROCID=str(rank), SLURM_LOCALID=str(rank), **step)
         for rank, own in enumerate(overrides)

@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +10,7 @@ from torch import nn
 
 from esper.tolaria.buckets import GradientBuckets
 from esper.tolaria.ranks import Ranks
+from tests.tolaria.processes import both_ranks
 
 MIB = 2**20
 STAGES = ["first", "grown", "used without notice", "culled"]
@@ -24,20 +19,7 @@ STAGES = ["first", "grown", "used without notice", "culled"]
 @pytest.fixture(scope="module")
 def both() -> list[dict[str, Any]]:
     """What each of two ranks found, by stage of the network: its first step and its second."""
-    with socket.create_server(("localhost", 0)) as server:
-        port = server.getsockname()[1]
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.tolaria.bucket_ranks"], cwd=Path(__file__).parents[2],
-            env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    ends = [process.communicate(timeout=250) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], [stderr for _, stderr in ends]
-    return [json.loads(stdout) for stdout, _ in ends]
+    return both_ranks("tests.tolaria.bucket_ranks")
 
 
 @pytest.mark.parametrize("stage", STAGES)
