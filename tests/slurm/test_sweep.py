@@ -35,6 +35,28 @@ def test_an_array_of_eight_finishes_and_its_jobs_are_named_for_their_runs(sweep:
     assert "0 submitted, 8 already finished" in out
 
 
+def test_runs_that_share_a_gpu_are_jobs_of_two_which_save_requeue_and_resume(
+    sweep: Sweep, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("ESPER_TEST_PACKED_ON_CPU", "1")
+    launcher = sweep.start("hydra.launcher.members=2", "optimization.max_epochs=150", "rng_seed=range(0,5)")
+    runs = [sweep.wait_for_epoch(f"rng_seed_{seed}", 10) for seed in (0, 1)]
+    jobs = [sweep.job_id(f"rng_seed_{seed}") for seed in range(5)]
+    array = jobs[0].partition("_")[0]
+    assert jobs == [f"{array}_{index}" for index in (0, 0, 1, 1, 2)]
+    command("scancel", "--signal=USR2", jobs[0])
+    code, out, err = ended(launcher)
+    assert (code, err) == (0, "")
+    assert "5 runs: 5 submitted" in out
+    assert "members=2" in out
+    assert sweep.statuses() == ["finished"] * 5
+    shown = command("squeue", "--noheader", "--array", "--states=all", f"--jobs={array}", "--format=%i|%T")
+    assert sorted(shown.splitlines()) == [f"{array}_{index}|COMPLETED" for index in range(3)]
+    for run_dir in runs:
+        assert resumed(run_dir) == [False, True]
+        assert epochs(run_dir) == list(range(1, 151))
+
+
 def test_a_crashing_member_fails_alone_and_its_error_is_printed(sweep: Sweep):
     code, _, err = sweep.run("optimization.max_epochs=2", "optimization.learning_rate=1e20,0.05")
     assert code == 1
