@@ -18,26 +18,22 @@ import argparse
 import contextlib
 import fcntl
 import io
-import json
 import math
-import multiprocessing
-import os
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from multiprocessing import connection
-from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import torch
 
+from benchmarks import workers
 from benchmarks.growing_cells import EXPERIMENT, Cell, plan
 from benchmarks.growing_studies import STUDIES
+from benchmarks.workers import FAILED, append, locked, work_in_parallel
 from esper.errors import EsperError
 from esper.tracking import environment, read
 
@@ -50,10 +46,6 @@ _MARGIN = 1.1
 """Factor on the estimated time of a cell."""
 _POLL_S = 2.0
 """How often a worker looks whether the trunk that it waits for has finished."""
-_FAILED = 3
-"""Exit code of a worker whose cell failed."""
-_GRACE_S = 15.0
-"""How long a run may take to stop after the time limit."""
 _RESULT = (
     "val_accuracy", "val_loss", "test_accuracy", "test_loss", "total_macs", "growth_macs", "num_macs_before",
     "num_macs", "num_parameters", "val_bits_per_byte", "test_bits_per_byte",
@@ -85,7 +77,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         is_last_call=options.last_call,
     )
     if num_pending:
-        _work_in_parallel(queue, workers_per_gpu=options.workers_per_gpu)
+        work_in_parallel(
+            queue.run_next,
+            device=options.device,
+            workers_per_gpu=options.workers_per_gpu,
+            deadline=queue.deadline,
+        )
     rows = read_rows(options.out)
     failed = [row for row in rows if "error" in row and row["at"] >= started]
     num_done = len(cells) - len(_pending(cells, rows))
@@ -145,26 +142,11 @@ def _plan(study: str, options: argparse.Namespace) -> list[Cell]:
 
 def read_rows(path: Path) -> list[Row]:
     """The rows of a file, in order; a last line that was cut off is left out."""
-    rows = []
-    for line in path.read_text().splitlines():
-        with contextlib.suppress(json.JSONDecodeError):
-            row = json.loads(line)
-            if "epochs" in row:  # what older rows call it
-                row["budget"] = row.pop("epochs")
-            rows.append(row)
+    rows = workers.read_rows(path)
+    for row in rows:
+        if "epochs" in row:  # what older rows call it
+            row["budget"] = row.pop("epochs")
     return rows
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _append(path: Path, row: Row) -> None:
-    with path.open("a") as file:
-        file.write(json.dumps(row) + "\n")
 
 
 def _place(row: Row) -> tuple[str, str, float, int]:
@@ -242,13 +224,13 @@ class Queue:
 
     def _candidates(self) -> list[Cell]:
         """The cells that can begin now."""
-        with _locked(self.out):
+        with locked(self.out):
             rows = read_rows(self.out)
             by_digest = {row["digest"]: row for row in rows if "error" not in row}
             for cell in _pending(self.cells, rows):
                 if (found := by_digest.get(cell.digest)) and _place(found) != cell.place:  # trained for another study
                     rows.append(found | _described(cell))
-                    _append(self.out, rows[-1])
+                    append(self.out, rows[-1])
         failed = {row["digest"] for row in rows if "error" in row and row["at"] >= self.started}
         left = self.deadline - time.time()
         return [
@@ -278,11 +260,11 @@ class Queue:
         known = environment()
         seconds = max(time.time() - began, row.get("train_seconds", 0.0))  # it may have begun in an earlier call
         row |= {"seconds": seconds, "at": time.time()} | {name: known[name] for name in _ENVIRONMENT}
-        with _locked(self.out):
-            _append(self.out, row)
+        with locked(self.out):
+            append(self.out, row)
         print(f"{time.time() - self.started:6.0f} s  {cell}: {_shown(row, cell)}", flush=True)
         if "error" in row:
-            raise SystemExit(_FAILED)  # a CUDA error would make every later cell of this process fail
+            raise SystemExit(FAILED)  # a CUDA error would make every later cell of this process fail
         return True
 
 
@@ -322,49 +304,6 @@ def _steps(run_dir: Path) -> Row:
         if event["kind"] == "surgery" and event["committed"] and event["num_macs_after"] != event["num_macs_before"]
     }
     return {"steps": max(event["step"] for event in events), "growth_steps": sorted(grown)}
-
-
-def _work(queue: Queue) -> None:
-    torch.set_num_threads(1)
-    while queue.run_next():
-        torch.compiler.reset()  # type: ignore[no-untyped-call]  # what was compiled belongs to the last network
-
-
-def _work_in_parallel(queue: Queue, *, workers_per_gpu: int) -> None:
-    """Keep the workers going, and stop those that are still busy at the deadline."""
-    spawn = multiprocessing.get_context("spawn")
-
-    def start(gpu: str) -> SpawnProcess:
-        os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # of the new process; this one uses none
-        worker = spawn.Process(target=_work, args=(queue,))
-        worker.start()
-        return worker
-
-    workers = {start(gpu): gpu for gpu in _gpus(queue.device) * workers_per_gpu}
-    try:
-        while workers and (left := queue.deadline - time.time()) > 0:
-            connection.wait([worker.sentinel for worker in workers], timeout=left)
-            for worker in [worker for worker in workers if not worker.is_alive()]:
-                gpu = workers.pop(worker)
-                if worker.exitcode == _FAILED:
-                    workers[start(gpu)] = gpu
-    finally:
-        for worker in workers:
-            worker.terminate()
-        end = time.time() + _GRACE_S
-        for worker in workers:
-            worker.join(max(0.0, end - time.time()))
-            worker.kill()
-
-
-def _gpus(device: str) -> list[str]:
-    if device == "cpu":
-        return [""]
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    gpus = visible.split(",") if visible else list(map(str, range(torch.cuda.device_count())))
-    if not gpus:
-        raise SystemExit("--device=cuda: this machine has no usable GPU; use --device=cpu")
-    return gpus
 
 
 if __name__ == "__main__":

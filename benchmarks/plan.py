@@ -1,15 +1,13 @@
 """How good are plans? Plans each cell with `esper plan`, trains its options, and measures regret and coverage.
 
-    python benchmarks/plan.py --data FOLDER --out FILE.jsonl [--cells NAME,…] [--shard 0/4] [--minutes 9] [OVERRIDE ...]
+    python benchmarks/plan.py --data FOLDER --out FILE.jsonl [--cells NAME,…] [--minutes 9] [OVERRIDE ...]
     python benchmarks/plan.py --out FILE.jsonl --report
 
-Cells are listed in `plan_cells.py`. A cell is planned with the budget, of which the pilots spend a part. Then the fixed
+Cells are listed in `plan_cells.py`. A cell is planned with the budget, of which the pilots spend a part. The fixed
 choices (host longer, a size in between, the final size, growing at 30 %) get the whole budget, and the recommended
-option what the pilots left, with other seeds than the pilots'. The same command again goes on where the last one
-ended: rows that are in FILE are not trained again, and runs that were cut off are resumed, if outputs/ is still there.
-Several processes share the cells by --shard and write to the same FILE; up to twelve of them share a GPU.
-
-With --minutes 9 or so, the cells can be done in several sessions; a plan, or a run, that has begun by then is finished.
+option what the pilots left, with other seeds than the pilots'. Workers share one queue of plans and runs, plans first.
+What has a row in FILE is not trained again. At the time limit, what still runs is saved and stopped; the same command
+goes on with it, if outputs/ is still there. `plan.sh` does all that on a machine without a package index.
 """
 
 from __future__ import annotations
@@ -20,22 +18,22 @@ import fcntl
 import io
 import json
 import math
-import signal
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.growing import read_rows
-from benchmarks.plan_cells import CELLS, SHARE, Cell
+from benchmarks.plan_cells import CELLS, SHARE, WORKERS_PER_GPU, Cell
 from benchmarks.plan_report import report
+from benchmarks.workers import FAILED, append, locked, read_rows, work_in_parallel
 from esper import cli, fit
 from esper.configs.compose import compose
+from esper.errors import EsperError
 from esper.files import decode
 from esper.planning.family import Family, read_family
 from esper.planning.observations import Choice
@@ -43,43 +41,66 @@ from esper.planning.record import SCHEMA, PlanRecord
 from esper.planning.trainings import overrides_of
 from esper.tracking import environment
 
-__all__ = ["main"]
+__all__ = ["Job", "Queue", "main"]
 
 Row = dict[str, Any]
+Key = tuple[str, str, str, int]
 
-_QUIET = ("tracking=none", "logging.log_level=ERROR", "checkpoint.save_best=false", "logging.log_interval=1000")
+_QUIET = (
+    "tracking=none", "logging.log_level=ERROR", "logging.log_interval=1000", "logging.report_images=false",
+    "checkpoint.save_best=false", "checkpoint.save_interval=1000000",
+)  # fmt: skip
 _ENVIRONMENT = ("gpu", "torch", "python", "esper", "git_commit")
 _PILOT_SEED, _NUM_SEEDS, _PILOT_SHARE = 300, 3, 0.15
-_STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
-"""Exit codes after which nothing else begins."""
+_POLL_S, _LEAST_S = 2.0, 10.0
+"""How often a worker looks whether a plan is there; nothing begins when less than so many seconds are left."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Plan, train and write rows; the exit code is 1 if something failed."""
+    """Plan, train and write rows; the exit code is 1 if something failed, 2 on bad input."""
+    started = time.time()
     options = _options().parse_intermixed_args(arguments)
-    options.out = options.out.resolve()
     if options.report:
         print(report(read_rows(options.out)))
         return
     if options.data is None:
-        raise SystemExit("--data FOLDER: where are the datasets? See plan_cells.py for what it must hold")
-    options.data = options.data.resolve()
-    options.outputs.mkdir(parents=True, exist_ok=True)
+        raise SystemExit("--data FOLDER: where are the datasets? It must hold cifar10-jpeg, fashion-mnist and so on")
+    options.out = options.out.resolve()
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.touch()
-    deadline = time.time() + 60 * options.minutes
-    num_failed = 0
-    with contextlib.chdir(options.outputs):
-        for cell in _chosen(options):
-            for job in _jobs(cell, options):
-                if time.time() > deadline:
-                    print("time limit: the same command goes on", flush=True)
-                    raise SystemExit(1 if num_failed else 0)
-                if not _do(job, options):
-                    num_failed += 1
-                    break  # what follows needs the plan, or would fail in the same way
-    print(report(read_rows(options.out)))
-    raise SystemExit(1 if num_failed else 0)
+    (options.outputs / ".locks").mkdir(parents=True, exist_ok=True)
+    queue = Queue(
+        cells=_chosen(options),
+        given=_overrides(options),
+        epochs=options.epochs,
+        num_seeds=options.seeds,
+        pilot_share=options.pilot_share,
+        out=options.out,
+        outputs=options.outputs.resolve(),
+        started=started,
+        deadline=started + 60 * options.minutes,
+    )
+    try:
+        with contextlib.chdir(queue.outputs):  # decodes the images once, before the workers do
+            for cell in queue.cells if queue.pending() else ():
+                read_family(queue.overrides(cell, experiment=queue.experiment(cell)), fractions=None)
+    except EsperError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
+    print(f"{time.time() - started:6.0f} s  {len(queue.pending())} plans and runs to do", flush=True)
+    if queue.pending():
+        work_in_parallel(
+            queue.run_next,
+            device=options.device,
+            workers_per_gpu=options.workers_per_gpu,
+            deadline=queue.deadline,
+            folder=queue.outputs,
+        )
+    rows = read_rows(options.out)
+    failed = [row for row in rows if "error" in row and row["at"] >= started]
+    print(f"{time.time() - started:6.0f} s  {len(queue.pending())} left, {len(failed)} failed", flush=True)
+    print(report(rows))
+    raise SystemExit(1 if failed else 0)
 
 
 def _options() -> argparse.ArgumentParser:
@@ -87,16 +108,14 @@ def _options() -> argparse.ArgumentParser:
         description=f"{__doc__}\n{_estimates()}", formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="for every cell, such as smaller networks")
-    parser.add_argument(
-        "--data", type=Path, help="folder with cifar10/, cifar100/ (train/CLASS/*, …), python-packages/"
-    )
+    parser.add_argument("--data", type=Path, help="folder with cifar10-jpeg/, fashion-mnist/ and python-packages/")
     parser.add_argument("--out", type=Path, required=True, help="rows are read from this file and added to it")
     parser.add_argument("--cells", type=lambda text: text.split(","), help=f"of {', '.join(c.name for c in CELLS)}")
-    parser.add_argument("--shard", type=_shard, default=(0, 1), metavar="I/N", help="every N-th cell from the I-th on")
     parser.add_argument("--seeds", type=int, default=_NUM_SEEDS, help="runs of each option (default: %(default)s)")
     parser.add_argument("--epochs", type=float, help="budget of every cell instead of its own; for trying it out")
     parser.add_argument("--pilot-share", type=float, default=_PILOT_SHARE)
-    parser.add_argument("--minutes", type=float, default=math.inf, help="no run begins after so many minutes")
+    parser.add_argument("--workers-per-gpu", type=int, default=WORKERS_PER_GPU, help="with --device=cpu: workers")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="time limit")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--outputs", type=Path, default=Path(), help="parent of outputs/ (default: here)")
     parser.add_argument("--report", action="store_true", help="only print the tables of FILE")
@@ -107,22 +126,29 @@ def _estimates() -> str:
     """How long each cell takes, for the help."""
     seconds = {cell.name: cell.gpu_s(pilot_share=_PILOT_SHARE, num_seeds=_NUM_SEEDS) for cell in CELLS}
     lines = [f"  {name:22}{value:6.0f}" for name, value in {**seconds, "all": sum(seconds.values())}.items()]
-    return "\n".join(["Estimated GPU seconds of a whole cell on an H200 that several processes share:", *lines])
-
-
-def _shard(text: str) -> tuple[int, int]:
-    index, number = map(int, text.split("/"))
-    if not 0 <= index < number:
-        raise argparse.ArgumentTypeError(f"{text}: allowed are 0/N to N-1/N")
-    return index, number
+    return "\n".join(["Estimated GPU seconds of a whole cell on an H200 that twelve processes share:", *lines])
 
 
 def _chosen(options: argparse.Namespace) -> list[Cell]:
+    """The cells, those that take longest first: they would keep few workers busy at the end."""
     names = options.cells or [cell.name for cell in CELLS]
     if unknown := set(names) - {cell.name for cell in CELLS}:
         raise SystemExit(f"--cells {sorted(unknown)[0]}: allowed are {', '.join(cell.name for cell in CELLS)}")
-    index, number = options.shard
-    return [cell for cell in CELLS if cell.name in names][index::number]
+    cells = [cell for cell in CELLS if cell.name in names]
+    return sorted(cells, key=lambda cell: -cell.epochs * cell.family.epoch_s)
+
+
+def _overrides(options: argparse.Namespace) -> dict[str, tuple[str, ...]]:
+    """Of every cell's trainings, by name."""
+    return {
+        cell.name: (
+            *(one.replace("DATA", str(options.data.resolve())) for one in cell.family.overrides),
+            *_QUIET,
+            *options.overrides,
+            f"device={options.device}",
+        )
+        for cell in _chosen(options)
+    }
 
 
 # --- jobs -------------------------------------------------------------------------------------------------------------
@@ -137,115 +163,170 @@ class Job:
         role: `plan`, `fixed` or `recommended`.
         name: of the option; empty for a plan.
         seed: `rng_seed`.
-        choice: what is trained.
-        macs: its budget.
     """
 
     cell: Cell
     role: str
     name: str = ""
     seed: int = _PILOT_SEED
-    choice: Choice | None = None
-    macs: float = 0.0
 
     @property
-    def key(self) -> tuple[str, str, str, int]:
+    def key(self) -> Key:
         """What tells its row from others."""
         return self.cell.name, self.role, self.name, self.seed
 
     def __str__(self) -> str:
-        return f"{self.cell.name}: {self.role} {self.name} seed {self.seed}"
+        return " ".join([f"{self.cell.name}:", self.role, self.name, f"seed {self.seed}"])
 
 
-def _jobs(cell: Cell, options: argparse.Namespace) -> Iterator[Job]:
-    """The cell's plan and, once it is there, its runs, one seed after the other; those that are not done."""
-    plan = Job(cell=cell, role="plan")
-    if plan.key not in _done(options.out):
-        yield plan
-    row = next(row for row in read_rows(options.out) if _key(row) == plan.key and "error" not in row)
-    made = _plan_of(row)
-    budget = made.plan.question.macs
-    assert budget is not None
-    fixed = {size.name: Choice(size=size.name) for size in made.plan.question.sizes}
-    fixed["grown"] = Choice(size=made.plan.question.final.name, share=SHARE)
-    for seed in range(_PILOT_SEED + 1, _PILOT_SEED + 1 + options.seeds):
-        jobs = [
-            *(Job(cell=cell, role="fixed", name=name, seed=seed, choice=choice, macs=budget)
-              for name, choice in fixed.items()),
-            Job(cell=cell, role="recommended", name="plan", seed=seed, choice=made.plan.recommended,
-                macs=made.plan.chosen.macs),
-        ]  # fmt: skip
-        yield from (job for job in jobs if job.key not in _done(options.out))
+_FIXED = {name: Choice(size=name) for name in ("host", "between", "final")} | {
+    "grown": Choice(size="final", share=SHARE)
+}
 
 
-def _do(job: Job, options: argparse.Namespace) -> bool:
-    """Plan or train, and write the row; returns whether it succeeded."""
-    began, row = time.time(), {"cell": job.cell.name, "role": job.role, "name": job.name, "seed": job.seed}
-    output = io.StringIO()
-    try:
-        with contextlib.redirect_stdout(output):
-            row |= _plan(job.cell, options) if job.choice is None else _train(job, job.choice, options)
-    except (Exception, SystemExit) as error:
-        if isinstance(error, SystemExit) and error.code in _STOPPED:
-            raise
-        traceback.print_exc()
-        sys.stderr.write(output.getvalue())
-        row |= {"error": f"{type(error).__name__}: {error}"}
-    known = environment()
-    row |= {"wall_s": time.time() - began, "at": time.time()} | {name: known[name] for name in _ENVIRONMENT}
-    with options.out.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        file.write(json.dumps(row) + "\n")
-    print(
-        f"{job}: {row.get('error') or row.get('reason') or row['result']['test_loss']} ({row['wall_s']:.0f} s)",
-        flush=True,
-    )
-    return "error" not in row
+@dataclass(frozen=True, kw_only=True)
+class Queue:
+    """Plans and runs of some cells, which workers take in order; what runs is locked, until its process ends at latest.
 
+    Attributes:
+        cells: in the order in which they are done.
+        given: overrides of each cell, by name.
+        epochs: budget of every cell; None: its own.
+        num_seeds: runs of each option.
+        pilot_share: of the budget.
+        out: file of the rows.
+        outputs: working directory, the parent of outputs/.
+        started, deadline: Unix time.
+    """
 
-def _given(cell: Cell, options: argparse.Namespace, *, experiment: str) -> list[str]:
-    own = [one.replace("DATA", str(options.data)) for one in cell.family.overrides]
-    named = [f"device={options.device}", f"rng_seed={_PILOT_SEED}", f"experiment_name={experiment}"]
-    return [*own, *_QUIET, *options.overrides, *named]
+    cells: Sequence[Cell]
+    given: Mapping[str, tuple[str, ...]]
+    epochs: float | None
+    num_seeds: int
+    pilot_share: float
+    out: Path
+    outputs: Path
+    started: float
+    deadline: float
 
+    def experiment(self, cell: Cell) -> str:
+        """Name of the experiment that a cell's pilots belong to."""
+        return f"plan-{cell.name}"
 
-def _plan(cell: Cell, options: argparse.Namespace) -> Row:
-    given = _given(cell, options, experiment=f"plan-{cell.name}")
-    budget = ["--epochs", f"{options.epochs or cell.epochs:g}", "--pilot-share", f"{options.pilot_share:g}"]
-    try:
-        cli.main(["plan", *given, *budget])
-    except SystemExit as end:
-        if end.code:
-            raise
-    content = json.loads((Path(compose(given).hydra.run.dir).parent / "plan.json").read_text())
-    return {"reason": content["plan"]["reason"], "plan": content}
+    def overrides(self, cell: Cell, *, experiment: str) -> list[str]:
+        """Overrides of a cell's trainings in an experiment."""
+        return [*self.given[cell.name], f"rng_seed={_PILOT_SEED}", f"experiment_name={experiment}"]
 
+    def pending(self) -> list[Job]:
+        """What has no row yet, in order: plans, then cell by cell what is recommended and the fixed choices."""
+        seeds = range(_PILOT_SEED + 1, _PILOT_SEED + 1 + self.num_seeds)
+        jobs = [Job(cell=cell, role="plan") for cell in self.cells]
+        for cell in self.cells:
+            jobs += [Job(cell=cell, role="recommended", name="plan", seed=seed) for seed in seeds]
+            jobs += [Job(cell=cell, role="fixed", name=name, seed=seed) for seed in seeds for name in _FIXED]
+        done = {_key(row) for row in self._rows() if "error" not in row}
+        return [job for job in jobs if job.key not in done]
 
-def _plan_of(row: Mapping[str, Any]) -> PlanRecord:
-    return decode(json.dumps(row["plan"]), SCHEMA, where="the row of a plan")
+    def run_next(self) -> bool:
+        """Do the first job that can be done now; returns whether there may be another later.
 
+        Raises:
+            SystemExit: it failed, which its row says.
+        """
+        ready, is_waiting = self._ready()
+        for job in ready:
+            with (self.outputs / ".locks" / "-".join(map(str, job.key))).open("a") as lock:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:  # runs elsewhere
+                    continue
+                if job in self._ready()[0]:  # not finished in the meantime
+                    return self._do(job)
+        if is_waiting:
+            time.sleep(_POLL_S)
+        return is_waiting
 
-def _train(job: Job, choice: Choice, options: argparse.Namespace) -> Row:
-    given = _given(job.cell, options, experiment=f"plan-{job.cell.name}-runs")
-    known: Family = read_family(given, fractions=None)
-    known.write_recipe()
-    overrides = overrides_of(choice, macs=job.macs, seed=job.seed, given=given, known=known, trunk=None)
-    outcome = fit(*overrides, run_dir=known.folder / f"{job.name}-{job.seed}")
-    if outcome.result is None:
-        raise SystemExit(outcome.exit_code)
-    result = {name: value for name, value in outcome.result.items() if isinstance(value, int | float)}
-    return {"size": choice.size, "share": choice.share, "max_macs": job.macs, "result": result}
+    def _rows(self) -> list[Row]:
+        with locked(self.out):
+            return read_rows(self.out)
+
+    def _ready(self) -> tuple[list[Job], bool]:
+        """What can begin, and whether something else waits for its plan."""
+        rows, pending = self._rows(), self.pending()
+        failed = {_key(row) for row in rows if "error" in row and row["at"] >= self.started}
+        planned = {row["cell"] for row in rows if row["role"] == "plan" and "error" not in row}
+        if time.time() > self.deadline - _LEAST_S:
+            return [], False
+        open_jobs = [job for job in pending if job.key not in failed]
+        ready = [job for job in open_jobs if job.role != "recommended" or job.cell.name in planned]
+        hopeless = {name for name, role, *_ in failed if role == "plan"}
+        return ready, any(job not in ready and job.cell.name not in hopeless for job in open_jobs)
+
+    def _do(self, job: Job) -> bool:
+        """Plan or train, and write the row; returns False if it was stopped at the time limit."""
+        began, row = time.time(), {"cell": job.cell.name, "role": job.role, "name": job.name, "seed": job.seed}
+        output = io.StringIO()
+        try:
+            with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+                found = self._plan(job.cell) if job.role == "plan" else self._train(job)
+        except Exception as error:
+            traceback.print_exc()
+            sys.stderr.write(output.getvalue())
+            row |= {"error": f"{type(error).__name__}: {error}"}
+        else:
+            if found is None:
+                return False
+            row |= found
+        known = environment()
+        row |= {"wall_s": time.time() - began, "at": time.time()} | {name: known[name] for name in _ENVIRONMENT}
+        with locked(self.out):
+            append(self.out, row)
+        shown = row.get("error") or row.get("reason") or f"loss {row['result']['test_loss']:.4f}"
+        print(f"{time.time() - self.started:6.0f} s  {job}: {shown} ({row['wall_s']:.0f} s)", flush=True)
+        if "error" in row:
+            raise SystemExit(FAILED)  # a CUDA error would make all that follows in this process fail
+        return True
+
+    def _plan(self, cell: Cell) -> Row | None:
+        given = self.overrides(cell, experiment=self.experiment(cell))
+        budget = ["--epochs", f"{self.epochs or cell.epochs:g}", "--pilot-share", f"{self.pilot_share:g}"]
+        try:
+            cli.main(["plan", *given, *budget])
+        except SystemExit as end:
+            if isinstance(end.code, int) and end.code > 128:  # a signal
+                return None
+            if end.code:
+                raise RuntimeError(f"esper plan: exit code {end.code}") from None
+        content = json.loads((Path(compose(given).hydra.run.dir).parent / "plan.json").read_text())
+        return {"reason": content["plan"]["reason"], "plan": content}
+
+    def _train(self, job: Job) -> Row | None:
+        given = self.overrides(job.cell, experiment=f"{self.experiment(job.cell)}-runs")
+        known: Family = read_family(given, fractions=None)
+        known.write_recipe()
+        if job.role == "fixed":
+            choice, macs = _FIXED[job.name], (self.epochs or job.cell.epochs) * known.final.size.macs_per_epoch
+        else:
+            plan = _plan_of(self._rows(), job.cell).plan
+            choice, macs = plan.recommended, plan.chosen.macs
+        overrides = overrides_of(choice, macs=macs, seed=job.seed, given=given, known=known, trunk=None)
+        outcome = fit(*overrides, run_dir=known.folder / f"{job.name}-{job.seed}")
+        if outcome.result is None:  # stopped
+            return None
+        result = {name: value for name, value in outcome.result.items() if isinstance(value, int | float)}
+        return {"size": choice.size, "share": choice.share, "max_macs": macs, "result": result}
 
 
 # --- rows -------------------------------------------------------------------------------------------------------------
 
 
-def _key(row: Mapping[str, Any]) -> tuple[str, str, str, int]:
+def _key(row: Mapping[str, Any]) -> Key:
     return row["cell"], row["role"], row["name"], row["seed"]
 
 
-def _done(path: Path) -> set[tuple[str, str, str, int]]:
-    return {_key(row) for row in read_rows(path) if "error" not in row}
+def _plan_of(rows: Sequence[Row], cell: Cell) -> PlanRecord:
+    row = next(row for row in rows if (row["cell"], row["role"]) == (cell.name, "plan") and "error" not in row)
+    return decode(json.dumps(row["plan"]), SCHEMA, where="the row of a plan")
 
 
 if __name__ == "__main__":
