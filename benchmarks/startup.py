@@ -4,7 +4,8 @@ Each measurement is a process that runs `esper-train` to the end of its first st
 phases are: imports of the command; composing and checking the configuration; importing torch and the run's other
 modules; loading the data; building the network; the rest of opening the run; the first step. Image folders are measured
 without Esper's cache of decoded images (the files themselves are in the page cache, having just been written) and with
-it.
+it; another process decodes them while torch is imported, so that "data" is what is left then. "CPU seconds" are those
+of all processes.
 
     python benchmarks/startup.py --out startup.json [--data FOLDER]
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import shutil
 import statistics
 import subprocess
@@ -32,8 +34,10 @@ from PIL import Image
 
 from benchmarks.measuring import environment, median_and_range, table, verdict, write_json
 
-GOALS_S = {"cpu": 10.0, "cuda": 15.0}
+GOAL_S, FIRST_TIME_GOAL_S = 10.0, 15.0
+"""On a GPU machine with 16 cores; the latter with a folder of 60,000 JPEGs that is met for the first time."""
 PHASES = ("imports of the command", "compose and check", "imports of the run", "data", "network", "rest", "first step")
+_CPU = "CPU seconds"
 _ROOT = Path(__file__).resolve().parent.parent
 _CHILD = Path(__file__).with_name("startup_child.py")
 _NUM_CLASSES = 10
@@ -64,8 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(table([_row(dataset, found) for dataset, found in measured.items()]))
     print("\n".join(notes))
     for dataset, found in measured.items():
-        totals = [sum(one.values()) for one in found]
-        goal = GOALS_S[options.device]
+        totals = [sum(one[phase] for phase in PHASES) for one in found]
+        goal = FIRST_TIME_GOAL_S if dataset.endswith("not cached") else GOAL_S
         print(f"{dataset}: " + verdict(f"<= {goal:g} s", statistics.median(totals) <= goal if totals else None))
 
 
@@ -103,11 +107,13 @@ def _start(folder: Path, overrides: list[str], options: argparse.Namespace) -> d
     marks = folder / "marks.json"
     command = [sys.executable, str(_CHILD), str(marks), *overrides, f"tracking={tracking}", "fresh=true"]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(_ROOT), os.environ.get("PYTHONPATH", "")])}
-    started = time.time()
+    started, cpu_before = time.time(), resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(command, cwd=folder, env=env, check=False, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"esper-train {' '.join(overrides)} failed: {done.stderr[-2000:]}")
-    return _phases(started, json.loads(marks.read_text()))
+    cpu = resource.getrusage(resource.RUSAGE_CHILDREN)
+    user_and_system = cpu.ru_utime - cpu_before.ru_utime + cpu.ru_stime - cpu_before.ru_stime
+    return _phases(started, json.loads(marks.read_text())) | {_CPU: user_and_system}
 
 
 def _phases(started: float, marks: dict[str, Any]) -> dict[str, float]:
@@ -141,8 +147,10 @@ def _image_folder(folder: Path, num_files: int) -> Path:
 
 
 def _row(dataset: str, found: list[dict[str, float]]) -> dict[str, object]:
-    totals = [sum(one.values()) for one in found]
-    medians = {phase: f"{statistics.median(one[phase] for one in found):.2f}" if found else None for phase in PHASES}
+    totals = [sum(one[phase] for phase in PHASES) for one in found]
+    medians = {
+        phase: f"{statistics.median(one[phase] for one in found):.2f}" if found else None for phase in (*PHASES, _CPU)
+    }
     return {"median seconds": dataset, "n": len(found), "command to first step": median_and_range(totals, "{:.1f}")} | {
         **medians
     }

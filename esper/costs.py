@@ -123,15 +123,16 @@ def counting_macs() -> Iterator[Callable[[], int]]:
     """Context manager, without gradients: gives a function that returns the MACs so far."""
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
-    from torch.utils.flop_counter import FlopCounterMode
 
-    counter = FlopCounterMode(display=False)
+    from esper.mac_counter import FlopCounter
+
+    counter = FlopCounter()
     # Fused kernels of attention, and those of nn.MultiheadAttention and nn.TransformerEncoderLayer in eval mode, would
     # count as nothing. The math backend is counted alike on every device.
     is_fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
-            yield lambda: counter.get_total_flops() // _FLOPS_PER_MAC
+            yield lambda: counter.total() // _FLOPS_PER_MAC
     finally:
         torch.backends.mha.set_fastpath_enabled(is_fast)

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock
 
 from esper.errors import SurgeryError
 from esper.kasmina.model import MorphableModel
 from esper.kasmina.modes import evaluating
 from esper.kasmina.slot import SeedSlot
 from esper.kasmina.trace import example
+from esper.models.residual import BasicBlock
 from esper.urza.copied import CopiedBlocks
 from esper.urza.foldable import ParallelBranch, zero_pad
 from esper.urza.kernel import main_tensor

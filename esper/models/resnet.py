@@ -1,4 +1,4 @@
-"""ResNets of torchvision, with the stem that CIFAR's small images need, and ResNet-10.
+"""ResNets as torchvision's, with the stem that CIFAR's small images need, and ResNet-10.
 
 Source: He et al., Deep Residual Learning for Image Recognition, arXiv:1512.03385.
 """
@@ -7,19 +7,26 @@ from __future__ import annotations
 
 import hashlib
 import urllib.error
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision
 from torch import nn
-from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from esper.configs import ModelConfig
 from esper.data import DataSpec
 from esper.errors import ConfigError
+from esper.models.residual import BasicBlock, Bottleneck, ResNet
 
 __all__ = ["build", "describe"]
+
+_SIZES: Mapping[str, tuple[type[BasicBlock] | type[Bottleneck], Sequence[int]]] = {
+    "resnet10": (BasicBlock, [1, 1, 1, 1]),
+    "resnet18": (BasicBlock, [2, 2, 2, 2]),
+    "resnet34": (BasicBlock, [3, 4, 6, 3]),
+    "resnet50": (Bottleneck, [3, 4, 6, 3]),
+}
 
 _MAX_CIFAR_SIZE = 64
 """Largest images for which stem=auto chooses the CIFAR stem."""
@@ -30,10 +37,7 @@ def build(config: ModelConfig, spec: DataSpec) -> nn.Module:
     in_channels, image_size, _ = spec.inputs
     if config.pretrained and in_channels != 3:
         raise ConfigError(f"model.pretrained=true: the weights take 3 channels, the images have {in_channels}")
-    if config.name == "resnet10":
-        network = ResNet(BasicBlock, [1, 1, 1, 1])
-    else:
-        network = torchvision.models.get_model(config.name, weights=None)
+    network = ResNet(*_SIZES[config.name])
     if config.pretrained:
         _load_pretrained(network, config.name)
     if spec.num_outputs != network.fc.out_features:
@@ -44,7 +48,6 @@ def build(config: ModelConfig, spec: DataSpec) -> nn.Module:
         network.maxpool = nn.Identity()
     elif in_channels != 3:
         network.conv1 = _conv(in_channels, 7, stride=2)
-    assert isinstance(network, nn.Module)
     return network
 
 
@@ -78,6 +81,8 @@ def _conv(in_channels: int, size: int, *, stride: int) -> nn.Conv2d:
 
 
 def _load_pretrained(network: nn.Module, name: str) -> None:
+    import torchvision  # lazily: it takes time to import
+
     weights = torchvision.models.get_model_weights(name).DEFAULT
     file = Path(torch.hub.get_dir(), "checkpoints", Path(weights.url).name)
     checksum = file.stem.rpartition("-")[2]

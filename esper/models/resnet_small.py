@@ -9,11 +9,11 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock
 
 from esper.configs import ModelConfig
 from esper.data import DataSpec
 from esper.errors import ConfigError
+from esper.models.residual import BasicBlock
 from esper.models.resnet import describe
 
 __all__ = ["SmallResNet", "build", "describe"]
@@ -33,7 +33,7 @@ def build(config: ModelConfig, spec: DataSpec) -> nn.Module:
 
 
 class SmallResNet(nn.Module):
-    """A 3×3 stem and stages `layer1`, `layer2`, … of torchvision's basic blocks; all but the first halve the image.
+    """A 3×3 stem and stages `layer1`, `layer2`, … of basic blocks; all but the first halve the image.
 
     Shape: (N, C, H, W) to (N, num_classes).
     """

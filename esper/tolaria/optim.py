@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from esper.configs import OptimizationConfig
 from esper.configs.optimization import OPTIMIZERS
 from esper.errors import CheckpointError, ConfigError, SurgeryError, one_line
+from esper.tolaria.eager_optimizer import eager
 from esper.tolaria.muon import MuonAndAdamW, inner_matrices
 from esper.tolaria.schedule import newborn_warmup
 
@@ -68,9 +69,8 @@ def build_optimizer(config: OptimizationConfig, model: nn.Module) -> Optimizer:
         if name == "muon":
             optimizer: Optimizer = _muon(groups, options, on_cuda=on_cuda)
         else:
-            optimizer = getattr(torch.optim, OPTIMIZERS[name].class_name)(
-                groups, lr=0.0, **_implementation(config, on_cuda=on_cuda), **options
-            )
+            made: Any = eager(getattr(torch.optim, OPTIMIZERS[name].class_name))
+            optimizer = made(groups, lr=0.0, **_implementation(config, on_cuda=on_cuda), **options)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"optimization.optimizer_options={config.optimizer_options}: {one_line(error)}") from None
     for group in optimizer.param_groups:

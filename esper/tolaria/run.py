@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -41,7 +41,6 @@ from esper.tolaria.library import with_library
 from esper.tolaria.optim import build_optimizer
 from esper.tolaria.plugin_record import changed_plugins
 from esper.tolaria.ranks import Ranks
-from esper.tolaria.regional_compile import Regions
 from esper.tolaria.run_folder import RunFolder, require_same_run
 from esper.tolaria.schedule import learning_rate
 from esper.tolaria.state import TrainingState
@@ -49,6 +48,9 @@ from esper.tolaria.step import TrainStep
 from esper.tracking import Journal, TrackerThread, trackers, unused_variables
 from esper.tracking.addresses import remember_address
 from esper.tracking.files import SWEEP_FILE
+
+if TYPE_CHECKING:
+    from esper.tolaria.regional_compile import Regions
 
 __all__ = ["Run", "open_run"]
 
@@ -367,6 +369,8 @@ def _step(config: TolariaConfig, built: Parts, optimizer: Optimizer, ranks: Rank
 
 
 def _regions(config: TolariaConfig, model: MorphableModel, device: torch.device) -> Regions:
+    from esper.tolaria.regional_compile import Regions  # lazily: it imports torch._dynamo
+
     set_compile_cache(config.storage)
     disable_inductor_layout_optimization(device)
     regions = Regions()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +20,12 @@ from esper.tolaria.cuda_graph import CapturedFunction
 from esper.tolaria.ema import WeightEMA
 from esper.tolaria.memory import is_out_of_memory, within_memory
 from esper.tolaria.ranks import Ranks
-from esper.tolaria.regional_compile import Regions
 from esper.tolaria.sums import StepSums
 from esper.tolaria.sync_norm import SynchronisedNorms
 from esper.urza import Kernel
+
+if TYPE_CHECKING:
+    from esper.tolaria.regional_compile import Regions
 
 __all__ = ["TrainStep"]
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
-from torchvision.ops import SqueezeExcitation
 
 from esper.urza.attention import SpatialSelfAttention
 from esper.urza.kernel import Shape
@@ -162,6 +161,8 @@ class SqueezeExcite(Operation):
 
     def build(self, shape: Shape, *, channels: int, stride: int) -> Piece:  # noqa: ARG002
         """See the base."""
+        from torchvision.ops import SqueezeExcitation  # lazily: it takes time to import
+
         hidden = max(4, shape[0] // self.reduction)
         # SiLU, not ReLU: with few hidden units a dead one would be likely.
         return _piece(SqueezeExcitation(shape[0], hidden, activation=nn.SiLU), shape)
