@@ -5,10 +5,10 @@ as many processes at once, with MPS if it is installed. Rates come from the jour
 when the last of them was under way and the time when the first ended, validation and checkpoints included. The ratio is
 the time of all runs as a multiple of that of one. Memory is what nvidia-smi shows, at its peak.
 
-Variants of what the launcher does tell what limits it: threads that replay their graphs at any time (`free`), turns of
-a single step instead of 8 (`turns of 1`), CUDA's own number of queues to the device instead of 32 (`8 queues`), and
-steps that do nothing (`empty steps`), which leaves what they cost Python. For each model, the run alone and the packed
-ones come first. Runs that the budget ends early still have a rate.
+Variants tell what limits the launcher: threads that replay their graphs at any time (`free`), turns of a single step
+instead of 8, runs whose epochs end together (`in step`), CUDA's own number of queues to the device instead of 32 (`8
+queues`), and steps that do nothing (`empty steps`), which leaves what they cost Python. The run alone and the packed
+ones of each model come first. Runs that the budget ends early still have a rate.
 
     python benchmarks/packed.py --out packed.json [--runs 12] [--models resnet_small resnet18] [--budget-seconds 200]
 """
@@ -57,7 +57,7 @@ GOALS = {"resnet_small": 4.0, "resnet18": 9.0}
 """Largest ratio for 12 runs, on one H100."""
 EPOCHS = {"resnet_small": 6, "resnet18": 3}
 """A few seconds of one run there."""
-WAYS = ("packed", "free", "processes", "8 queues", "empty steps", "turns of 1")
+WAYS = ("packed", "in step", "free", "processes", "8 queues", "empty steps", "turns of 1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,12 +107,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             try:
                 cells.append(_measure(model, way, options, own, mps, left_s))
                 _report(cells, options, mps is not None)
-            except RunError as error:
+            except Exception as error:
                 failed = True
-                print(f"{model}, {way}: FAILED: {error}", flush=True)
-            except Exception:
-                failed = True
-                print(f"{model}, {way}: FAILED\n{traceback.format_exc()}", flush=True)
+                told = error if isinstance(error, RunError) else f"\n{traceback.format_exc()}"
+                print(f"{model}, {way}: FAILED: {told}", flush=True)
     print(environment(), flush=True)
     for model in options.models:
         ratio = _ratios(cells).get((model, "packed")) if options.runs == 12 else None
@@ -356,6 +354,8 @@ def _child(way: str, folders: Sequence[str]) -> None:
         CapturedFunction.run = run  # type: ignore[method-assign]
     elif way == "empty steps":
         TrainStep._step = lambda self: self._position.add_(self._advance)  # type: ignore[method-assign]
+    elif way == "in step":
+        turns.APART = 0
     else:
         turns.STEPS = int(way.removeprefix("turns of "))
     PackJob([Path(folder) for folder in folders], at_once=len(folders))()

@@ -24,6 +24,8 @@ __all__ = ["Turn", "Turns", "current", "is_shared", "pass_on", "paused", "step_d
 
 STEPS = 8
 """Optimizer steps of a turn."""
+APART = 1
+"""Turns that lie between two runs. At the same step, epochs would end together, and the device would wait for all."""
 _AHEAD = 2
 """Turns whose work may be queued on the device: more would delay a stop and let one run get ahead of the others."""
 
@@ -128,6 +130,7 @@ class Turn:
         self.group = group
         self.loaded: dict[Any, Any] = {}
         self._num_steps = 0
+        self._num_others = len(group.runs)
         self._state = _GlobalState()
         self._state.restore()  # else what comes before the first pause would change the state that it was copied from
         self._has_turn = True
@@ -153,6 +156,9 @@ class Turn:
         """Count an optimizer step; some of them are a turn."""
         self.group.num_steps += 1
         self._num_steps += 1
+        if self._num_steps == 1:
+            for _ in range(APART * self._num_others):
+                self.pass_on()
         if self._num_steps % STEPS == 0:
             self.pass_on()
 

@@ -214,6 +214,29 @@ def test_runs_take_turns_and_share_the_data_but_not_the_random_numbers() -> None
     assert placed[0] is placed[1]
 
 
+def test_runs_that_begin_together_are_a_turn_apart_so_that_their_epochs_do_not_end_together() -> None:
+    group, num_steps = turns.Turns(), dict[str, int]()
+    others: dict[str, int] | None = None
+
+    def run(name: str) -> None:
+        nonlocal others
+        with group.run():
+            for num_steps[name] in range(1, 100):
+                if num_steps["a"] == 5 * turns.STEPS and others is None:
+                    others = dict(num_steps)
+                turns.step_done()
+
+    threads = [threading.Thread(target=run, args=(name,)) for name in "abc"]
+    with group.between():
+        for number, thread in enumerate(threads, start=1):
+            thread.start()
+            while len(group._waiting) < number:
+                pass
+    for thread in threads:
+        thread.join()
+    assert others == {"a": 5 * turns.STEPS, "b": 3 * turns.STEPS, "c": 2 * turns.STEPS}
+
+
 class LateEvent(threading.Event):
     """What `turns.wait_for` uses of a CUDA event: the device reaches it when another run has done something."""
 
