@@ -69,8 +69,8 @@ def _checked(one: Observation, plan: Plan, fitted: Callable[[], Forecast]) -> Ch
         if is_same and is_near and abs((option.choice.share or 0) - (choice.share or 0)) <= _SAME_SHARE:
             return Checked(choice=option.choice, found=one, predicted=option.figure, is_planned=True)
     curves = fitted()
-    expected = curves.shortfalls(choice, np.array([one.macs]))[:, 0]
-    shown = curves.shown(expected, noise=np.random.default_rng(0).standard_normal(len(expected)))
+    noise = np.random.default_rng(0).standard_normal(len(curves.figure.draws))
+    shown = curves.shown(choice, one.macs, noise=noise)
     return Checked(choice=choice, found=one, predicted=interval(shown), is_planned=False)
 
 

@@ -13,7 +13,7 @@ from esper.errors import RunError
 from esper.planning.curves import Curves, Trainings, fit
 from esper.planning.observations import Choice, Interval, Observation, Question, Size
 
-__all__ = ["Forecast", "forecast", "interval", "mirror"]
+__all__ = ["MAX_EXTRAPOLATION", "Forecast", "forecast", "interval", "mirror"]
 
 Floats = NDArray[np.float64]
 
@@ -21,6 +21,10 @@ _NOISE = 0.005
 """Standard deviation between seeds, as a share of the value: language models had 0.2 to 0.4 %, images more."""
 _CHANCE = 0.6
 """That of a percentage, as a share of what drawing other examples would make; runs are validated on the same ones."""
+
+
+MAX_EXTRAPOLATION = 4.0
+"""Trainings more times as long than this as what was observed of their size are marked, and their intervals wider."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,10 +55,24 @@ class Forecast:
         expected = self.figure.predict(self._trainings(choice, macs))
         return np.maximum(expected, 0.0) if self.headline.unit == "%" else expected
 
-    def shown(self, shortfalls: Floats, *, noise: Floats) -> Floats:
-        """Figures (k,) that one run of each draw shows; `noise`: (k,) standard normal, between seeds."""
-        figures = mirror(shortfalls + self.figure.noise * noise, self.headline)
-        return np.clip(figures, 0.0, 1.0) if self.headline.unit == "%" else figures
+    def shown(self, choice: Choice, macs: float, *, noise: Floats) -> Floats:
+        """Figures (k,) that one run of each draw shows at a budget; `noise`: (k,) standard normal.
+
+        To the chance between seeds comes what curves that bend are wrong by: for each doubling beyond
+        `MAX_EXTRAPOLATION`, with a standard deviation of what the last doubling before brought. The options are wrong
+        together, so it does not count where they are compared.
+        """
+        doublings = np.log2(max(self.extrapolation(choice, macs) / MAX_EXTRAPOLATION, 1.0))
+        static = Choice(size=choice.size)
+        longest = self.longest[choice.size] * self.sizes[self._index(choice.size)].macs_per_epoch
+        fall = -np.diff(self.shortfalls(static, np.array([longest / 2, longest])))[:, 0]
+        sd = np.hypot(self.figure.noise, doublings * fall)
+        expected = self.shortfalls(choice, np.array([macs]))[:, 0]
+        figures = mirror(expected + sd * noise, self.headline)
+        if self.headline.unit == "%":
+            return np.clip(figures, 0.0, 1.0)
+        is_positive = not self.headline.higher_is_better and (expected > 0).all()  # such as a loss
+        return np.maximum(figures, 0.0) if is_positive else figures
 
     def worth(self, choice: Choice, macs: float) -> Floats:
         """Transfer rho (k,) of growing at a budget; by the curves of the figure."""

@@ -10,16 +10,14 @@ from numpy.typing import NDArray
 
 from esper.contracts.metrics import MetricInfo
 from esper.errors import RunError
-from esper.planning.forecast import Forecast, forecast, interval, mirror
+from esper.planning.forecast import MAX_EXTRAPOLATION, Forecast, forecast, interval, mirror
 from esper.planning.observations import Band, Choice, Interval, Observation, Option, Plan, Question
 from esper.planning.words import choice_label, choice_words, difference_words, percent_words
 
-__all__ = ["MAX_EXTRAPOLATION", "judge"]
+__all__ = ["judge"]
 
 Floats = NDArray[np.float64]
 
-MAX_EXTRAPOLATION = 4.0
-"""An option that trains more times as long than this as what was observed of its size is marked."""
 _WORTH, _RELATIVE_WORTH = 0.001, 0.002
 """A difference that is worth a choice: a tenth of a point for percentages, this share of other figures."""
 _TIE = 0.25
@@ -125,7 +123,7 @@ def _option(one: _Candidate, found: Forecast, *, p_best: float, regret: float, r
         epochs=found.epochs(one.choice, one.macs),
         seconds=found.seconds(one.choice, one.macs),
         loss=interval(np.maximum(one.losses + found.loss.noise * noise, 0.0)),
-        figure=interval(found.shown(one.shortfalls, noise=noise)),
+        figure=interval(found.shown(one.choice, one.macs, noise=noise)),
         p_best=p_best,
         regret=regret,
         extrapolation=found.extrapolation(one.choice, one.macs),

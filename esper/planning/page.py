@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from esper.files import write_atomically
 from esper.planning import plots, words
-from esper.planning.judge import MAX_EXTRAPOLATION
+from esper.planning.forecast import MAX_EXTRAPOLATION
 from esper.planning.observations import Observation
 from esper.planning.record import PlanRecord
 from esper.report.run_page import template_environment

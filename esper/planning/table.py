@@ -9,7 +9,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from esper.planning.judge import MAX_EXTRAPOLATION
+from esper.planning.forecast import MAX_EXTRAPOLATION
 from esper.planning.observations import Option, Plan
 from esper.planning.words import (
     choice_label,

@@ -8,6 +8,7 @@ import pytest
 
 from esper.contracts.metrics import ACCURACY
 from esper.errors import RunError
+from esper.planning.forecast import forecast
 from esper.planning.judge import judge
 from esper.planning.observations import Choice, Observation, Plan
 from esper.planning.words import difference_words
@@ -154,6 +155,20 @@ def test_a_run_far_longer_than_its_pilots_is_marked() -> None:
     plan = judge(question(macs=10 * BUDGET), seen, num_draws=_DRAWS)
     assert plan.chosen.extrapolation > 4
     assert any("times as long" in warning for warning in plan.warnings)
+
+
+def test_intervals_far_beyond_the_pilots_allow_for_curves_that_bend() -> None:
+    seen = pilots(_world(crossing=0.9), np.random.default_rng(0), longest=1 / 16)
+    found = forecast(question(), seen, num_draws=200)
+    host, noise = Choice(size="host"), np.random.default_rng(0).standard_normal(200)
+    expected = found.shortfalls(host, np.array([BUDGET / 32, BUDGET / 16, BUDGET / 4, BUDGET]))
+    fall = (expected[:, 0] - expected[:, 1]).mean()
+    near, far = (
+        np.quantile(found.shown(host, macs, noise=noise) - expected[:, at], 0.84)
+        for macs, at in ((BUDGET / 4, 2), (BUDGET, 3))
+    )
+    assert near < 0.05 * fall
+    assert far == pytest.approx(2 * fall, rel=0.2)  # two doublings beyond four times the longest pilot
 
 
 @pytest.mark.parametrize(("longest", "is_short"), [(1 / 4, False), (1 / 40, True)])
