@@ -65,7 +65,10 @@ class DatasetConfig:
         choices=("auto", "memory", "stream"),
     )
     num_workers: int = setting(
-        4, "stream: worker processes that decode image files (0: the main process decodes); memory: threads", low=0
+        4,
+        "stream: worker processes that decode image files (0: the main process decodes); memory: threads, where no "
+        "other process decodes on all cores while torch is imported (0: none does)",
+        low=0,
     )
     timeout_s: float = setting(
         60.0,
