@@ -7,16 +7,19 @@ step costs three.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
 __all__ = ["Cost", "Ledger", "count", "counting_macs", "flops", "training_macs"]
+
+Shape = tuple[int, ...]
 
 _FORWARDS_PER_STEP = 3
 _FLOPS_PER_MAC = 2
@@ -126,7 +129,7 @@ def counting_macs() -> Iterator[Callable[[], int]]:
 
     from esper.mac_counter import FlopCounter
 
-    counter = FlopCounter()
+    counter = FlopCounter(_uncounted())
     # Fused kernels of attention, and those of nn.MultiheadAttention and nn.TransformerEncoderLayer in eval mode, would
     # count as nothing. The math backend is counted alike on every device.
     is_fast = torch.backends.mha.get_fastpath_enabled()
@@ -136,3 +139,20 @@ def counting_macs() -> Iterator[Callable[[], int]]:
             yield lambda: counter.total() // _FLOPS_PER_MAC
     finally:
         torch.backends.mha.set_fastpath_enabled(is_fast)
+
+
+def _uncounted() -> dict[Any, Callable[..., int]]:
+    """Formulas for operations that PyTorch's counter leaves out: fused recurrent layers and `nn.Bilinear`."""
+    import torch
+
+    def rnn_layer(x: Shape, weight: Shape, hidden_weight: Shape, *_: Any, **__: Any) -> int:
+        return _FLOPS_PER_MAC * math.prod(x[:-1]) * (math.prod(weight) + math.prod(hidden_weight))
+
+    def cudnn_rnn(x: Shape, weights: Sequence[Shape], *_: Any, **__: Any) -> int:
+        return _FLOPS_PER_MAC * math.prod(x[:-1]) * sum(math.prod(shape) for shape in weights if len(shape) > 1)
+
+    def bilinear(x: Shape, weight: Shape, *_: Any, **__: Any) -> int:
+        return _FLOPS_PER_MAC * x[0] * math.prod(weight)
+
+    ops = torch.ops.aten
+    return {ops.mkldnn_rnn_layer: rnn_layer, ops._cudnn_rnn: cudnn_rnn, ops._trilinear: bilinear}

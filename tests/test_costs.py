@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import pytest
 import torch
+from torch import nn
 
 from esper import costs, tezzeret
 
@@ -43,3 +47,28 @@ def test_counting_changes_no_statistic() -> None:
 def test_costs_add_and_subtract() -> None:
     a, b = costs.Cost(num_parameters=5, num_macs=7), costs.Cost(num_parameters=1, num_macs=2)
     assert a + b - b == a
+
+
+@pytest.mark.parametrize(
+    ("layer", "num_gates"), [(nn.LSTM, 4), (nn.GRU, 3), (nn.RNN, 1)], ids=lambda value: getattr(value, "__name__", None)
+)
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_recurrent_layers_cost_the_products_of_every_step(
+    layer: Callable[..., nn.Module], num_gates: int, device: str
+) -> None:
+    network = layer(5, 7, num_layers=2, bidirectional=True, batch_first=True).to(device)
+    first, second = 7 * num_gates * (5 + 7), 7 * num_gates * (2 * 7 + 7)
+    assert costs.count(network, (11, 5)).num_macs == 11 * 2 * (first + second)
+
+
+def test_a_bilinear_layer_costs_its_weight_for_each_example() -> None:
+    class Squared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Bilinear(5, 5, 7)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            found: torch.Tensor = self.layer(x, x)
+            return found
+
+    assert costs.count(Squared(), (5,)).num_macs == 5 * 5 * 7
