@@ -81,6 +81,7 @@ def register() -> None:
     ConfigStore.instance().store(name="tolaria_schema", node=schema)
     OmegaConf.register_new_resolver("esper.run_name", _run_name, replace=True)
     OmegaConf.register_new_resolver("esper.implied", _implied, replace=True)
+    OmegaConf.register_new_resolver("esper.all_stages", _all_stages, replace=True)
 
 
 def conf_folder() -> Path:
@@ -91,6 +92,11 @@ def conf_folder() -> Path:
 
 def _implied(key: str, _default: Any, *, _root_: DictConfig) -> Any:
     return attrgetter(key)(from_hydra(_root_))
+
+
+def _all_stages(*, _root_: DictConfig) -> list[str]:
+    """Names of the stages that a resnet_small of these widths has."""
+    return [f"layer{number}" for number, _ in enumerate(_root_.model.widths, start=1)]
 
 
 def _run_name(*, _root_: DictConfig) -> str:

@@ -48,3 +48,12 @@ def test_heuristic_is_what_default_was_in_0_1_0() -> None:
 def test_experiments_compose_with_their_presets(experiment: str) -> None:
     arm = ["arm=grown"] if experiment == "fair_comparison" else []
     assert composed(f"experiment={experiment}", *arm).morphogenetic.enable_tamiyo
+
+
+@pytest.mark.parametrize("widths", [[8], [4, 8], [16, 32, 64], [4, 8, 8, 16, 16]])
+def test_every_stage_of_a_small_resnet_may_grow_whatever_its_widths(widths: list[int]) -> None:
+    sizes = [f"model.widths={widths}", f"model.depths={[2] * len(widths)}"]
+    model = composed("model=resnet_small", *sizes).model
+    assert model.target_layers == ["layer1", "layer2", "layer3", "layer4", "layer5"][: len(widths)]
+    chosen = composed("model=resnet_small", *sizes, "model.target_layers=[layer1]")
+    assert chosen.model.target_layers == ["layer1"]
