@@ -154,7 +154,7 @@ def _costs(grown: TolariaConfig, splits: DataSplits) -> _Costs:
             input_dtype=spec.dtype,
             site_kinds=model.site_kinds,
         ),
-        initial_cost=cost,
+        image_macs=training_macs(1, cost.num_macs),
         steps_per_epoch=1,
         batch_size=1,
     )

@@ -1,7 +1,7 @@
 """What networks and training cost: parameters, multiply-accumulates (MACs) and FLOPs.
 
 The convention of this package: one MAC is two FLOPs, and a backward pass costs two forward passes, so that a training
-step costs three.
+step costs three. What a network with frozen parameters skips of that is measured.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
+    from torch import Tensor, nn
 
-__all__ = ["Cost", "Ledger", "count", "counting_macs", "flops", "training_macs"]
+__all__ = ["Cost", "Ledger", "count", "counting_macs", "flops", "skipped_macs", "training_macs"]
 
 Shape = tuple[int, ...]
 
@@ -39,9 +39,15 @@ class Cost:
         return Cost(num_parameters=self.num_parameters - other.num_parameters, num_macs=self.num_macs - other.num_macs)
 
 
-def training_macs(num_examples: int, num_macs: int) -> int:
-    """MACs of training on so many examples, forward and backward; `num_macs`: a forward pass of one example."""
-    return _FORWARDS_PER_STEP * num_examples * num_macs
+def training_macs(num_examples: int, num_macs: int, *, skipped: int = 0) -> int:
+    """MACs of training on so many examples, forward and backward.
+
+    Args:
+        num_examples: how many.
+        num_macs: MACs of a forward pass of one example.
+        skipped: MACs that its backward pass does without; see `skipped_macs`.
+    """
+    return num_examples * (_FORWARDS_PER_STEP * num_macs - skipped)
 
 
 def flops(macs: float) -> float:
@@ -60,6 +66,7 @@ class Ledger:
         forking_macs: short forks, which choose between sites.
         incubation_macs: training modules before they join the host, and finding their output scale.
         judging_macs: judging modules, and re-estimating batch-norm statistics after a cull.
+        skipped_macs: what training steps did without, as parameters are frozen; not part of `train_macs`.
     """
 
     train_macs: int = 0
@@ -68,6 +75,7 @@ class Ledger:
     forking_macs: int = 0
     incubation_macs: int = 0
     judging_macs: int = 0
+    skipped_macs: int = 0
 
     @property
     def growth_macs(self) -> int:
@@ -81,7 +89,7 @@ class Ledger:
 
     def totals(self) -> dict[str, int]:
         """Everything spent, all its parts, and the sum of what only growing needs, by the result's keys."""
-        forward_macs = self.train_macs // _FORWARDS_PER_STEP
+        forward_macs = (self.train_macs + self.skipped_macs) // _FORWARDS_PER_STEP
         return {
             "total_macs": self.total_macs,
             "forward_macs": forward_macs,
@@ -107,24 +115,70 @@ def count(module: nn.Module, in_shape: tuple[int, ...], *, dtype: torch.dtype | 
         in_shape: shape of an example.
         dtype: of its input; None: that of the parameters.
     """
-    import torch  # here, because reports use this file and need no torch
-
-    reference = next(itertools.chain(module.parameters(), module.buffers()), torch.zeros(()))
-    modes = [(m, m.training) for m in module.modules()]
-    try:
-        module.eval()
-        with counting_macs() as macs:
-            module(torch.zeros(1, *in_shape, device=reference.device, dtype=dtype or reference.dtype))
-    finally:
-        for m, training in modes:
-            m.training = training
+    with _evaluating(module), counting_macs() as macs:
+        module(_zeros(module, in_shape, dtype))
     return Cost(num_parameters=sum(p.numel() for p in module.parameters()), num_macs=macs())
 
 
-@contextmanager
-def counting_macs() -> Iterator[Callable[[], int]]:
-    """Context manager, without gradients: gives a function that returns the MACs so far."""
+def skipped_macs(module: nn.Module, in_shape: tuple[int, ...], *, dtype: torch.dtype | None = None) -> int:
+    """MACs that the backward pass of one example does without, as parameters are frozen; 0 if none are.
+
+    Frozen layers have no gradients of weights, and those before the first trainable parameter none at all: neither,
+    then, does that parameter's layer send one on. Measured in a backward pass, in eval mode; gradients are left alone.
+
+    Args:
+        module: gives one tensor.
+        in_shape, dtype: see `count`.
+    """
     import torch
+
+    trained = [p for p in module.parameters() if p.requires_grad]
+    if len(trained) == sum(1 for _ in module.parameters()):
+        return 0
+    with _evaluating(module), _unfused_rnns(), counting_macs(with_gradients=True) as macs:
+        output = module(_zeros(module, in_shape, dtype))
+        forward = macs()
+        if output.requires_grad:
+            torch.autograd.grad(output.sum(), trained, allow_unused=True)
+    return _FORWARDS_PER_STEP * forward - macs()
+
+
+def _zeros(module: nn.Module, in_shape: tuple[int, ...], dtype: torch.dtype | None) -> Tensor:
+    """One example."""
+    import torch
+
+    reference = next(itertools.chain(module.parameters(), module.buffers()), torch.zeros(()))
+    return torch.zeros(1, *in_shape, device=reference.device, dtype=dtype or reference.dtype)
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    modes = [(m, m.training) for m in module.modules()]
+    try:
+        module.eval()
+        yield
+    finally:
+        for m, training in modes:
+            m.training = training
+
+
+@contextmanager
+def _unfused_rnns() -> Iterator[None]:
+    """Context manager: recurrent layers run step by step, as the fused ones have no backward pass in eval mode."""
+    from torch.backends import cudnn, mkldnn
+
+    before = cudnn.enabled, mkldnn.enabled
+    try:
+        cudnn.enabled, mkldnn.enabled = False, False  # type: ignore[assignment]
+        yield
+    finally:
+        cudnn.enabled, mkldnn.enabled = before
+
+
+@contextmanager
+def counting_macs(*, with_gradients: bool = False) -> Iterator[Callable[[], int]]:
+    """Context manager: gives a function that returns the MACs so far."""
+    import torch  # here, because reports use this file and need no torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     from esper.mac_counter import FlopCounter
@@ -135,7 +189,7 @@ def counting_macs() -> Iterator[Callable[[], int]]:
     is_fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
+        with torch.set_grad_enabled(with_gradients), sdpa_kernel(SDPBackend.MATH), counter:
             yield lambda: counter.total() // _FLOPS_PER_MAC
     finally:
         torch.backends.mha.set_fastpath_enabled(is_fast)

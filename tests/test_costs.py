@@ -5,8 +5,10 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from esper import costs, tezzeret
+from esper.models.resnet_small import SmallResNet
 
 SHAPES = {"in_shape": (6, 8, 8), "out_shape": (12, 4, 4)}
 
@@ -15,6 +17,44 @@ def test_a_backward_pass_costs_two_forward_passes() -> None:
     assert costs.training_macs(5, 7) == 5 * 7 + 2 * 5 * 7
     totals = costs.Ledger(train_macs=costs.training_macs(5, 7)).totals()
     assert (totals["forward_macs"], totals["backward_macs"]) == (5 * 7, 2 * 5 * 7)
+
+
+def real_macs(network: nn.Module, in_shape: tuple[int, ...]) -> int:
+    """MACs of a forward and a backward pass of one example, as PyTorch counts them."""
+    with FlopCounterMode(display=False) as counter:
+        network(torch.zeros(1, *in_shape)).sum().backward()
+    return counter.get_total_flops() // 2
+
+
+@pytest.mark.parametrize("frozen", [["conv1", "bn1", "layer1"], ["layer1"], ["layer2"], ["fc"], ["layer1.0.conv1"]])
+def test_a_network_with_frozen_layers_costs_what_its_backward_pass_computes(frozen: list[str]) -> None:
+    network = SmallResNet(widths=[4, 8], depths=[2, 2], in_channels=3, num_classes=5).eval()
+    for name in frozen:
+        network.get_submodule(name).requires_grad_(False)
+    num_macs, skipped = costs.count(network, (3, 8, 8)).num_macs, costs.skipped_macs(network, (3, 8, 8))
+    assert all(p.grad is None for p in network.parameters())
+    assert costs.training_macs(1, num_macs, skipped=skipped) == real_macs(network, (3, 8, 8))
+
+
+def test_a_frozen_recurrent_layer_at_the_beginning_costs_its_forward_pass() -> None:
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.head = nn.LSTM(5, 7, batch_first=True).requires_grad_(False), nn.Linear(7, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            found: torch.Tensor = self.head(self.layer(x)[0])
+            return found
+
+    network = Recurrent()
+    num_macs, head = costs.count(network, (11, 5)).num_macs, 11 * 7 * 3
+    assert costs.training_macs(1, num_macs, skipped=costs.skipped_macs(network, (11, 5))) == num_macs + head
+
+
+def test_a_network_that_trains_whole_skips_nothing_and_the_ledger_tells_what_is_skipped() -> None:
+    assert costs.skipped_macs(nn.Linear(4, 2), (4,)) == 0
+    ledger = costs.Ledger(train_macs=costs.training_macs(5, 7, skipped=8), skipped_macs=5 * 8)
+    assert (ledger.totals()["forward_macs"], ledger.totals()["backward_macs"]) == (5 * 7, 5 * (2 * 7 - 8))
 
 
 def test_costs_are_those_counted_by_hand() -> None:

@@ -49,7 +49,8 @@ class RunStarted(Event):
     """A process started or resumed the run.
 
     `resumed_from`: path of the checkpoint; `metrics`: the first one leads; `noun`: what an example is, in the plural;
-    `data_digest`: of what the dataset held; `num_examples`: of each split.
+    `data_digest`: of what the dataset held; `num_examples`: of each split; `skipped_macs`: of the backward pass of one
+    example, not needed as layers are frozen.
     """
 
     kind: ClassVar[str] = "run_started"
@@ -69,6 +70,7 @@ class RunStarted(Event):
     noun: str = "images"
     data_digest: str = ""
     num_examples: dict[str, int] = field(default_factory=dict)
+    skipped_macs: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -214,6 +216,7 @@ class SurgeryEnded(Event):
     num_macs_before: int
     num_macs_after: int
     duration_s: float
+    skipped_macs_after: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from esper import tezzeret, urza
+from esper import costs, tezzeret, urza
 from esper.contracts.recipe import Graft
 from esper.errors import ConfigError, SurgeryError
 from esper.kasmina.copies import copy_blocks, source_block
 from esper.kasmina.modes import is_frozen_norm
 from esper.kasmina.sites import DEFAULT_KINDS, Shape, Site, find_sites
 from esper.kasmina.slot import SeedSlot
+from esper.models.recompute import not_recomputing
 from esper.urza.copied import CopiedBlocks
 from esper.urza.kernel import main_tensor
 
@@ -60,6 +61,8 @@ class MorphableModel(nn.Module):
         self.input_dtype = input_dtype
         self.build_host: Callable[..., nn.Module] | None = None
         self.all_sites: dict[str, Site] = {}
+        self._is_frozen = not all(p.requires_grad for p in host.parameters())
+        self._skipped: tuple[list[tuple[object, ...]], int] | None = None
         self._hooks: dict[str, tuple[RemovableHandle, RemovableHandle]] = {}
 
     def forward(self, x: Tensor) -> Tensor:
@@ -79,6 +82,18 @@ class MorphableModel(nn.Module):
             if is_frozen_norm(module):
                 module.training = False
         return self
+
+    def skipped_macs(self) -> int:
+        """MACs per example that the backward pass does without, as parameters of the host are frozen."""
+        if not self._is_frozen:
+            return 0
+        now: list[tuple[object, ...]] = [(slot.state, *slot.grafts) for slot in self.all_slots()]
+        if self._skipped is not None and self._skipped[0] == now:
+            return self._skipped[1]
+        with not_recomputing():
+            found = costs.skipped_macs(self, self.input_shape, dtype=self.input_dtype)
+        self._skipped = now, found
+        return found
 
     def all_slots(self) -> list[SeedSlot]:
         """The slots in forward order."""

@@ -15,7 +15,9 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-__all__ = ["checkpoint_blocks", "is_checkpointed"]
+__all__ = ["checkpoint_blocks", "is_checkpointed", "not_recomputing"]
+
+_recomputes = True
 
 
 def checkpoint_blocks(blocks: Iterable[nn.Module]) -> None:
@@ -33,8 +35,19 @@ def is_checkpointed(block: nn.Module) -> bool:
     return isinstance(forward, partial) and forward.func is _recomputed
 
 
+@contextmanager
+def not_recomputing() -> Iterator[None]:
+    """Context manager: keep all activations."""
+    global _recomputes
+    try:
+        _recomputes = False
+        yield
+    finally:
+        _recomputes = True
+
+
 def _recomputed(block: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    if not torch.is_grad_enabled():
+    if not torch.is_grad_enabled() or not _recomputes:
         return forward(*args, **kwargs)
     return checkpoint(forward, *args, use_reentrant=False, context_fn=lambda: _contexts(block), **kwargs)
 

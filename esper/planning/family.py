@@ -192,7 +192,7 @@ def _networks(built: Parts, recipe: Sequence[Graft], fractions: Sequence[float] 
     """The host, what lies in between, and the final network."""
     block_costs = {slot.site.block: slot.site.block_cost for slot in built.model.all_slots()}
     host = count(built.model.host, built.spec.inputs, dtype=built.spec.dtype)
-    found: dict[Cost, float] = {}
+    skipped, found = built.model.skipped_macs(), dict[Cost, float]()
     for fraction in (0.0, *sorted(fractions if fractions is not None else [0.5]), 1.0):
         grafts = recipe if fraction == 1 else _part(recipe, fraction)
         cost = sum((block_costs[source] for graft in grafts for source in graft.sources), host)
@@ -205,7 +205,7 @@ def _networks(built: Parts, recipe: Sequence[Graft], fractions: Sequence[float] 
             num_macs=cost.num_macs,
             size=Size(
                 **_names(fraction, is_alone=len(found) == 3),
-                macs_per_epoch=training_macs(num_examples, cost.num_macs),
+                macs_per_epoch=training_macs(num_examples, cost.num_macs, skipped=skipped),
                 num_parameters=cost.num_parameters,
             ),
         )

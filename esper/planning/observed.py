@@ -136,11 +136,12 @@ def _finished(run_dir: Path, known: Family) -> FinishedRun | None:
     started = next((event for event in events if event["kind"] == "run_started"), {})
     born = [event for event in events if event["kind"] == "surgery" and event["committed"]]
     grown_at = born[0]["step"] * settings["dataset"]["batch_size"] if born else 0
+    host_macs = training_macs(1, result["num_macs_before"], skipped=started.get("skipped_macs", 0))
     run = FinishedRun(
         run_dir=run_dir,
         size=size,
         seed=settings["rng_seed"],
-        host_macs=training_macs(grown_at, result["num_macs_before"]),
+        host_macs=grown_at * host_macs,
         result=result,
         began_from=started.get("resumed_from"),
         trunk=None,

@@ -260,19 +260,20 @@ def _curve(
     (incubation) are spread over the run, so that the last point matches the total in the result.
     """
     points: list[CurvePoint] = []
-    step, macs, num_macs, seconds, last = 0, 0.0, 0, 0.0, 0.0
+    step, macs, image_macs, seconds, last = 0, 0.0, 0, 0.0, 0.0
     for event in events:
         if event["kind"] == "run_started":
             # On a resume, the journal was cut at the checkpoint's offset; steps after its last event are added here.
-            num_macs = num_macs or event["num_macs"]
-            macs += training_macs(batch_size * max(0, event["step"] - step), num_macs) if step else 0
+            started = training_macs(1, event["num_macs"], skipped=event.get("skipped_macs", 0))
+            image_macs = image_macs or started
+            macs += batch_size * max(0, event["step"] - step) * image_macs if step else 0
             step, last = event["step"], event["time_unix_s"]
             continue
-        macs += training_macs(batch_size * max(0, event["step"] - step), num_macs) + event.get("cost_macs", 0)
+        macs += batch_size * max(0, event["step"] - step) * image_macs + event.get("cost_macs", 0)
         seconds += max(0.0, event["time_unix_s"] - last)
         step, last = max(step, event["step"]), event["time_unix_s"]
         if event["kind"] == "surgery" and event["committed"]:
-            num_macs = event["num_macs_after"]
+            image_macs = training_macs(1, event["num_macs_after"], skipped=event.get("skipped_macs_after", 0))
         elif event["kind"] == "validation" and (value := event["val_metrics"].get(headline.name)) is not None:
             points.append(CurvePoint(macs, seconds, float(value)))
     if result is None or not points or not macs:

@@ -46,7 +46,7 @@ class Progress:
     _step: int = 0
     _last_s: float = 0.0
     _batch_size: int = 0
-    _num_macs: int = 0
+    _image_macs: int = 0
 
     def update(self) -> None:
         """Read the new lines of the journal."""
@@ -54,7 +54,7 @@ class Progress:
             with self.journal.open("rb") as file:
                 if file.seek(0, 2) < self._offset:  # rewound to a checkpoint, or started anew
                     self.epoch, self.metric, self._offset, self._times = 0, None, 0, []
-                    self.macs, self.seconds, self._step, self._num_macs = 0, 0.0, 0, 0
+                    self.macs, self.seconds, self._step, self._image_macs = 0, 0.0, 0, 0
                 file.seek(self._offset)
                 for line in file:
                     if not line.endswith(b"\n"):
@@ -77,19 +77,20 @@ class Progress:
         if event["kind"] == "run_started":
             self.total_epochs, self.headline = event["total_epochs"], headline_of(event)
             self._batch_size = event["config"]["dataset"]["batch_size"]
-            self._num_macs = self._num_macs or event["num_macs"]  # the host's, but on a resume it has grown
+            host_macs = training_macs(1, event["num_macs"], skipped=event.get("skipped_macs", 0))
+            self._image_macs = self._image_macs or host_macs  # on a resume it has grown
             self._times = []  # the time between two jobs of a run is not part of its pace
             self._last_s = event["time_unix_s"]
             return
         self._spend(event)
         if event["kind"] == "surgery" and event["committed"]:
-            self._num_macs = event["num_macs_after"]
+            self._image_macs = training_macs(1, event["num_macs_after"], skipped=event.get("skipped_macs_after", 0))
         if event["kind"] == "epoch":
             self.epoch, self.metric = event["epoch"], event["val_metrics"].get(self.headline.name)
             self._times = [*self._times[-_PACE_EPOCHS:], event["time_unix_s"]]
 
     def _spend(self, event: dict[str, Any]) -> None:
         num_examples = self._batch_size * max(0, event["step"] - self._step)
-        self.macs += training_macs(num_examples, self._num_macs) + event.get("cost_macs", 0)
+        self.macs += num_examples * self._image_macs + event.get("cost_macs", 0)
         self.seconds += max(0.0, event["time_unix_s"] - self._last_s) if self._last_s else 0.0
         self._step, self._last_s = max(self._step, event["step"]), event["time_unix_s"]

@@ -10,7 +10,6 @@ import torch
 from esper.configs import TolariaConfig
 from esper.configs.recorded import recorded
 from esper.contracts.events import Notice, RunStarted
-from esper.costs import training_macs
 from esper.devices import hints, machine
 from esper.tolaria.cuda_graph import capture_obstacle
 from esper.tolaria.run import Run
@@ -43,6 +42,7 @@ def announce(run: Run, notices: Sequence[tuple[str, str]], *, config: TolariaCon
         steps_per_epoch=run.steps_per_epoch,
         num_parameters=run.host_cost.num_parameters,
         num_macs=run.host_cost.num_macs,
+        skipped_macs=run.life.host_skipped_macs,
         num_sites=len(run.model.slots),
         device=str(run.parts.device),
         config=recorded(config),
@@ -110,7 +110,7 @@ def _notify(run: Run, notices: Sequence[tuple[str, str]], *, resumed_from: str |
 def _advice_for_cpu(run: Run) -> str | None:
     """What to train on a CPU instead, if this would take hours."""
     steps = run.total_steps - run.state.global_step
-    macs = steps * training_macs(run.config.dataset.batch_size, run.life.running_macs)
+    macs = steps * run.config.dataset.batch_size * run.life.image_macs
     if run.parts.device.type != "cpu" or macs < _CPU_MACS:
         return None
     suited = "gpt_quick" if run.config.task.name == "language_model" else "quickstart"

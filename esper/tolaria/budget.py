@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from esper.configs import MorphogeneticConfig, OptimizationConfig
-from esper.costs import Cost, training_macs
+from esper.costs import training_macs
 from esper.errors import ConfigError
 from esper.kasmina import MorphableModel
 from esper.kasmina.copies import costs_of_doubling
@@ -26,8 +26,8 @@ class Budget:
         batch_size: images in a step.
         warmup_steps: steps in which the learning rate warms up.
         warmup: their part of the budget.
-        growth: growth that is known beforehand: (fraction of the budget at which it happens, MACs of the network for
-            one image from then on), in order.
+        growth: growth that is known beforehand: (fraction of the budget at which it happens, MACs of training on one
+            image from then on), in order.
     """
 
     total: int
@@ -46,32 +46,32 @@ class Budget:
         """Fraction of the budget that is spent."""
         return self.spent(state) / self.total
 
-    def cost_of(self, num_steps: int, num_macs: int) -> int:
-        """What steps cost in the budget's unit; `num_macs`: of the network, for one image."""
-        return training_macs(num_steps * self.batch_size, num_macs) if self.by_compute else num_steps
+    def cost_of(self, num_steps: int, image_macs: int) -> int:
+        """What steps cost in the budget's unit; `image_macs`: MACs of training on one image."""
+        return num_steps * self.batch_size * image_macs if self.by_compute else num_steps
 
-    def is_spent(self, state: TrainingState, num_macs: int) -> bool:
+    def is_spent(self, state: TrainingState, image_macs: int) -> bool:
         """Whether the training ends here: another step would end further from the budget than this one does."""
-        return 2 * (self.total - self.spent(state)) < self.cost_of(1, num_macs)
+        return 2 * (self.total - self.spent(state)) < self.cost_of(1, image_macs)
 
-    def epochs(self, *, spent: int, num_macs: int) -> Iterator[int]:
+    def epochs(self, *, spent: int, image_macs: int) -> Iterator[int]:
         """What is spent after each further epoch until the budget is, as far as growth is known beforehand.
 
         Args:
             spent: what is spent now, at the beginning of an epoch.
-            num_macs: MACs of the network for one image, now.
+            image_macs: MACs of training on one image, now.
         """
         while spent < self.total:
-            spent += self.cost_of(self.steps_per_epoch, num_macs)
+            spent += self.cost_of(self.steps_per_epoch, image_macs)
             yield spent
-            num_macs = max([num_macs, *(grown for at, grown in self.growth if spent >= at * self.total)])
+            image_macs = max([image_macs, *(grown for at, grown in self.growth if spent >= at * self.total)])
 
-    def total_steps(self, state: TrainingState, num_macs: int) -> int:
+    def total_steps(self, state: TrainingState, image_macs: int) -> int:
         """Steps of the whole training, as far as growth is known beforehand."""
         if not self.by_compute:
             return self.total
-        spent, steps = self.spent(state) - self.cost_of(state.step, num_macs), state.global_step - state.step
-        for after in self.epochs(spent=spent, num_macs=num_macs):
+        spent, steps = self.spent(state) - self.cost_of(state.step, image_macs), state.global_step - state.step
+        for after in self.epochs(spent=spent, image_macs=image_macs):
             if after > self.total:
                 return steps + round((self.total - spent) / (after - spent) * self.steps_per_epoch)
             spent, steps = after, steps + self.steps_per_epoch
@@ -83,7 +83,7 @@ def plan_budget(
     growth: MorphogeneticConfig,
     *,
     model: MorphableModel,
-    initial_cost: Cost,
+    image_macs: int,
     steps_per_epoch: int,
     batch_size: int,
 ) -> Budget:
@@ -94,7 +94,8 @@ def plan_budget(
     Args:
         optimization, growth: settings.
         model: the network; what it grew in this run makes no difference.
-        initial_cost: size of the network in the first step.
+        image_macs: MACs of training on one image in the first step. What grows is taken to train in full, and to leave
+            what frozen layers cost as it is; what is spent is counted exactly.
         steps_per_epoch, batch_size: see `Budget`.
 
     Raises:
@@ -106,14 +107,14 @@ def plan_budget(
     warmup_steps = round(optimization.warmup_epochs * steps_per_epoch)
     times = sorted(growth.schedule_at) if is_planned else []
     added = costs_of_doubling(model, growth.copy_order, times=len(times)) if by_compute else []
-    macs = [initial_cost.num_macs, *(initial_cost.num_macs + cost.num_macs for cost in added)]
+    macs = [image_macs, *(image_macs + training_macs(1, cost.num_macs) for cost in added)]
     budget = Budget(
-        total=round(optimization.max_macs or training_macs(steps * batch_size, macs[-1])) if by_compute else steps,
+        total=round(optimization.max_macs or steps * batch_size * macs[-1]) if by_compute else steps,
         by_compute=by_compute,
         steps_per_epoch=steps_per_epoch,
         batch_size=batch_size,
         warmup_steps=warmup_steps,
-        warmup=training_macs(warmup_steps * batch_size, macs[0]) if by_compute else warmup_steps,
+        warmup=warmup_steps * batch_size * macs[0] if by_compute else warmup_steps,
         growth=tuple(zip(times, macs[1:], strict=True)) if by_compute else (),
     )
     needed = budget.warmup + budget.cost_of(1, macs[0])

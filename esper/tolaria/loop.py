@@ -18,7 +18,6 @@ from esper import hanging, stopping
 from esper.configs import TolariaConfig
 from esper.configs.check import check
 from esper.contracts.events import EpochEnded, Event, Notice, RunEnded, Validated
-from esper.costs import training_macs
 from esper.data.interface import write_interface
 from esper.errors import DataError, RankError, WriteError
 from esper.tolaria.announce import announce
@@ -59,7 +58,8 @@ def train_step(run: Run) -> None:
     do_step(run)
     state.step += 1
     state.global_step += 1
-    state.ledger.train_macs += training_macs(run.config.dataset.batch_size, run.life.running_macs)
+    state.ledger.train_macs += run.config.dataset.batch_size * run.life.image_macs
+    state.ledger.skipped_macs += run.config.dataset.batch_size * run.model.skipped_macs()
 
 
 class TrainingLoop:

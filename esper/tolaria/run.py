@@ -104,7 +104,7 @@ class Run:
     @property
     def total_steps(self) -> int:
         """Optimizer steps of the whole training, as far as growth is known beforehand."""
-        return self.life.budget.total_steps(self.state, self.life.running_macs)
+        return self.life.budget.total_steps(self.state, self.life.image_macs)
 
     @property
     def total_epochs(self) -> int:
@@ -114,7 +114,7 @@ class Run:
     @property
     def is_over(self) -> bool:
         """Whether the budget is spent."""
-        return self.life.budget.is_spent(self.state, self.life.running_macs)
+        return self.life.budget.is_spent(self.state, self.life.image_macs)
 
     def synchronize_ranks(self) -> None:
         """Broadcast rank 0's weights, and give each rank its own random numbers.

@@ -6,10 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
+from esper import costs
 from esper.contracts.decisions import AdaptationDecision
 from esper.errors import ConfigError
+from esper.kasmina.modes import evaluating
+from esper.models.recompute import not_recomputing
 from esper.tolaria import TolariaTrainer
 from tests.conftest import STACK, tiny_config, use
 from tests.tolaria.checkpoints.test_resume import assert_same, train
@@ -80,3 +84,48 @@ def test_frozen_blocks_are_scored_and_modules_incubated_in_them(incubation: str,
     tensors, _ = train(config, run_dir, stop_at=8)
     assert any(name.startswith("slots.layer1") and name.endswith("|momentum_buffer") for name in tensors)
     assert not any(name.startswith("host.layer1.") and "|" in name for name in tensors)
+
+
+def passes(network: nn.Module) -> int:
+    """MACs of a forward and a backward pass of one example, in eval mode, as PyTorch counts them."""
+    with evaluating(network), not_recomputing(), FlopCounterMode(display=False) as counter:
+        network(torch.zeros(1, 3, 8, 8)).sum().backward()
+    for p in network.parameters():
+        p.grad = None
+    return counter.get_total_flops() // 2
+
+
+@pytest.mark.parametrize("recomputed", [False, True])
+def test_what_a_frozen_run_spends_is_what_its_passes_compute_before_and_after_it_grows(
+    recomputed: bool, run_dir: Path
+) -> None:
+    """A module after the first block makes gradients pass through the second, which is frozen, too."""
+    config = tiny_config(
+        model__freeze=["conv1.*", "bn1.*", "layer1.*"],
+        model__depths=[2, 2],
+        model__gradient_checkpointing=recomputed,
+        morphogenetic__policy="never",
+    )
+
+    async def body(trainer: TolariaTrainer) -> None:
+        run, ledger = trainer.run, trainer.run.state.ledger
+
+        async def spent_on_an_example() -> float:
+            before, step = ledger.train_macs, run.state.global_step
+            await trainer.train_epoch()
+            return (ledger.train_macs - before) / (run.state.global_step - step) / config.dataset.batch_size
+
+        at_first = passes(run.model)
+        assert await spent_on_an_example() == at_first
+        await trainer.handle_adaptation_signal(AdaptationDecision(should_adapt=True, site="layer1.0:after"))
+        run.growth.before_step()
+        grown = passes(run.model)
+        assert await spent_on_an_example() == grown
+        block = costs.count(run.model.host.get_submodule("layer1.1"), (4, 8, 8)).num_macs
+        assert grown - at_first > 2 * (run.life.cost - run.host_cost).num_macs + block
+        totals = ledger.totals()
+        assert totals["forward_macs"] + totals["backward_macs"] == ledger.train_macs
+        steps = run.state.global_step // 2 * config.dataset.batch_size
+        assert totals["forward_macs"] == steps * (run.host_cost.num_macs + run.life.cost.num_macs)
+
+    use(config, run_dir, body)

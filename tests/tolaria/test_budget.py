@@ -21,7 +21,7 @@ from tests.tolaria.growth.test_stack import stacking
 
 
 def in_macs(**changes: Any) -> Budget:
-    """Ten steps an epoch, four images a step: an epoch of a network of 5 MACs costs 600."""
+    """Ten steps an epoch, four images a step: an epoch of a network of 5 MACs, 15 in training, costs 600."""
     settings = {
         "total": 6000,
         "by_compute": True,
@@ -47,18 +47,18 @@ def test_a_budget_in_macs_counts_everything_that_growth_costs() -> None:
 
 def test_training_ends_at_the_step_that_ends_nearest_to_the_budget() -> None:
     budget = in_macs(total=6020)  # steps of 60
-    assert not budget.is_spent(after(5940), 5)
-    assert budget.is_spent(after(6000), 5)
-    assert not budget.is_spent(after(5980), 5)
+    assert not budget.is_spent(after(5940), 15)
+    assert budget.is_spent(after(6000), 15)
+    assert not budget.is_spent(after(5980), 15)
 
 
 def test_total_steps_follow_from_known_growth_at_ends_of_epochs() -> None:
-    budget = in_macs(growth=((0.25, 10),))  # 1500 MACs are spent within the third epoch
-    assert list(budget.epochs(spent=0, num_macs=5)) == [600, 1200, 1800, 3000, 4200, 5400, 6600]
-    assert budget.total_steps(after(0), 5) == 30 + 35
-    assert budget.total_steps(after(1800, steps=30), 10) == 65
-    assert budget.total_steps(after(2400, steps=35), 10) == 65
-    assert in_macs().total_steps(after(0), 5) == 100
+    budget = in_macs(growth=((0.25, 30),))  # 1500 MACs are spent within the third epoch
+    assert list(budget.epochs(spent=0, image_macs=15)) == [600, 1200, 1800, 3000, 4200, 5400, 6600]
+    assert budget.total_steps(after(0), 15) == 30 + 35
+    assert budget.total_steps(after(1800, steps=30), 30) == 65
+    assert budget.total_steps(after(2400, steps=35), 30) == 65
+    assert in_macs().total_steps(after(0), 15) == 100
 
 
 def test_the_learning_rate_decays_by_compute() -> None:

@@ -32,6 +32,7 @@ _TRAINING = json_object(
     "Training",
     {
         **dict.fromkeys([*_COUNTS, "peak_parameters", *(field.name for field in dataclasses.fields(Ledger))], Count),
+        "skipped_macs": NotRequired[Count],  # not in 0.1.0
         **dict.fromkeys(["epoch_seconds", "total_seconds"], Number),
         "best_accuracy": NotRequired[Number],  # instead of best_metrics, before there were tasks
         "best_metrics": NotRequired[dict[str, float]],

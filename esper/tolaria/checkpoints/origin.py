@@ -188,7 +188,7 @@ def _moved(graft: Graft, added: int) -> Graft:
 def _require_within_budget(run: Run, saved: Snapshot, where: str, otherwise: str) -> None:
     state, budget, optimization = TrainingState(), run.life.budget, run.config.optimization
     state.load_state_dict(saved.state["training"])
-    if 2 * (budget.spent(state) - budget.total) <= budget.cost_of(1, run.life.running_macs):
+    if 2 * (budget.spent(state) - budget.total) <= budget.cost_of(1, run.life.image_macs):
         return
     total = f"optimization.max_epochs={optimization.max_epochs}"
     if optimization.max_macs is not None:

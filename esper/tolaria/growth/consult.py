@@ -8,12 +8,15 @@ import itertools
 from collections.abc import Callable
 from pathlib import Path
 
+from esper import tezzeret, urza
 from esper.configs.morphogenetic import POLICIES
 from esper.contracts.decisions import Action, AdaptationDecision
 from esper.contracts.events import MISSED, Decided, Notice
 from esper.contracts.lifecycle import SeedLifecycleState
-from esper.contracts.recipe import part_of
+from esper.contracts.recipe import Graft, part_of
+from esper.costs import training_macs
 from esper.errors import BusError, EsperError, MemoryLimitError, RankError, SurgeryError
+from esper.kasmina import MorphableModel
 from esper.tamiyo import TamiyoClient
 from esper.tamiyo.policies.eligible import eligible, num_due
 from esper.tolaria.growth.forks import choose_by_forks
@@ -88,7 +91,8 @@ class Growth:
     def _consultation(self, at: float) -> tuple[int, float]:
         """The epoch after which Tamiyo is first consulted at or after a share of training, and progress then."""
         budget, frequency = self.life.budget, self.config.adaptation_frequency
-        epochs = budget.epochs(spent=0, num_macs=self.life.host_cost.num_macs)
+        image_macs = training_macs(1, self.life.host_cost.num_macs, skipped=self.life.host_skipped_macs)
+        epochs = budget.epochs(spent=0, image_macs=image_macs)
         consultations = ((epoch, spent / budget.total) for epoch, spent in enumerate(epochs, start=1))
         due = ((epoch, share) for epoch, share in consultations if epoch % frequency == 0 and share >= at - 1e-9)
         return next(due, (frequency, 1.0))  # the only consultation would be after the end
@@ -104,7 +108,7 @@ class Growth:
         if self.config.policy == "replay":
             recipe = read_recipe(Path(self.config.recipe_path or ""))
             if self.config.recipe_fraction < 1:
-                num_macs = [self.life.macs_of(graft) for graft in recipe]
+                num_macs = [_macs_of(graft, self.life.model) for graft in recipe]
                 recipe = part_of(recipe, self.config.recipe_fraction, num_macs=num_macs)
             self.life.rebuild(recipe)
 
@@ -232,3 +236,13 @@ class Growth:
         ranks = self.life.step.ranks
         if ranks.size > 1:
             ranks.require_equal("the network", self.life.model.fingerprint())
+
+
+def _macs_of(graft: Graft, model: MorphableModel) -> int:
+    """MACs of a recorded module that is not built yet; 0 for copies."""
+    if graft.sources:
+        return 0
+    if graft.definition is not None:
+        urza.declare(graft.definition, where=f"definition of {graft.blueprint_id}")
+    site = model.slot(graft.site).site
+    return tezzeret.kernel_cost(graft.blueprint_id, site.in_shape, site.out_shape).num_macs

@@ -14,7 +14,6 @@ from torch.optim import Optimizer
 
 from esper.contracts.decisions import AdaptationDecision
 from esper.contracts.events import Forked
-from esper.costs import training_macs
 from esper.devices import fork_rng
 from esper.errors import EsperError, MemoryLimitError, SurgeryError
 from esper.kasmina import SeedSlot, surgery
@@ -78,13 +77,13 @@ def _fork(life: Lifecycle, slot: SeedSlot, blueprint_id: str, schedule: Schedule
                 epochs_ahead, index = divmod(i, life.step.loader.num_batches)
                 life.step.forward_backward_update(epoch=epoch + epochs_ahead, index=index, step=first_step + i)
             loss, _ = life.step.ranks.on_rank0(lambda: evaluate(life.model, life.data.controller(), life.step.task))
-            macs = life.running_macs
+            macs, image_macs = life.running_macs, life.image_macs
         except MemoryLimitError as error:
             raise life.refuse(graft, str(error)) from None
         finally:
             life.undo(graft)
             slot.state_epoch = state_epoch
-    cost_macs = training_macs(num_steps * life.step.loader.batch_size, macs) + life.data.num_controller * macs
+    cost_macs = num_steps * life.step.loader.batch_size * image_macs + life.data.num_controller * macs
     life.state.ledger.forking_macs += cost_macs
     life.emit(
         Forked,

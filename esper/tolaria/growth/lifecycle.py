@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from esper import tezzeret, urza
+from esper import urza
 from esper.configs import MorphogeneticConfig, OptimizationConfig, derive_seed
 from esper.contracts.events import Event, StateChanged, SurgeryEnded, SurgeryIntended
 from esper.contracts.lifecycle import SeedLifecycleState
@@ -47,6 +47,7 @@ class Lifecycle:
         cost: current size of the network.
         initial_cost: size of the network in the first step.
         host_cost: the same without what `policy=replay` builds.
+        host_skipped_macs: what training the host alone skips per example, as layers are frozen.
         num_germinated: kernels grown so far, kept or not.
         num_verdicts: verdicts of the judge so far.
         last_adaptation: epoch of the last change, by layer.
@@ -82,6 +83,7 @@ class Lifecycle:
         self.last_adaptation: dict[str, int] = {}
         self.refusals = Refusals()
         self._kernel_costs: dict[int, Cost] = {}
+        self.host_skipped_macs = model.skipped_macs()
         state.peak_parameters = host_cost.num_parameters
 
     @cached_property
@@ -91,14 +93,14 @@ class Lifecycle:
             self.optimization,
             self.config,
             model=self.model,
-            initial_cost=self.initial_cost,
+            image_macs=training_macs(1, self.initial_cost.num_macs, skipped=self.host_skipped_macs),
             steps_per_epoch=self.step.loader.num_batches,
             batch_size=self.step.loader.batch_size,
         )
 
     def spent(self, steps_ahead: int = 0) -> int:
         """What is used of the budget, or will be so many steps ahead."""
-        return self.budget.spent(self.state) + self.budget.cost_of(steps_ahead, self.running_macs)
+        return self.budget.spent(self.state) + self.budget.cost_of(steps_ahead, self.image_macs)
 
     @property
     def running_macs(self) -> int:
@@ -107,6 +109,11 @@ class Lifecycle:
             return self.cost.num_macs
         incubating = [slot for slot in self.model.all_slots() if slot.state is _S.TRAINING]
         return self.cost.num_macs - sum(self.kernel_cost(slot.live_graft).num_macs for slot in incubating)
+
+    @property
+    def image_macs(self) -> int:
+        """MACs of training on one example."""
+        return training_macs(1, self.running_macs, skipped=self.model.skipped_macs())
 
     def kernel_cost(self, graft: Graft) -> Cost:
         """Parameters and MACs of a kernel."""
@@ -180,15 +187,6 @@ class Lifecycle:
             self._register(fresh)
         scale_to_depth(self.model)
         optim.check_membership(self.optimizer, self.model)
-
-    def macs_of(self, graft: Graft) -> int:
-        """MACs of a recorded module that is not built yet; 0 for copies."""
-        if graft.sources:
-            return 0
-        if graft.definition is not None:
-            urza.declare(graft.definition, where=f"definition of {graft.blueprint_id}")
-        site = self.model.slot(graft.site).site
-        return tezzeret.kernel_cost(graft.blueprint_id, site.in_shape, site.out_shape).num_macs
 
     # --- attaching and removing kernels ---------------------------------------------------------------------------
 
@@ -304,6 +302,7 @@ class Lifecycle:
                 num_parameters_after=after.num_parameters,
                 num_macs_before=before.num_macs,
                 num_macs_after=after.num_macs,
+                skipped_macs_after=self.model.skipped_macs() if error is None else 0,
                 duration_s=time.monotonic() - started,
             )
 
