@@ -11,7 +11,7 @@ from torch import nn
 from esper.configs.explain import nearest
 from esper.errors import ConfigError
 
-__all__ = ["AUTO", "find_blocks", "is_auto"]
+__all__ = ["AUTO", "find_blocks", "is_auto", "is_container"]
 
 AUTO = "auto"
 """`target_layers=[auto]` finds the blocks of a network."""
@@ -46,12 +46,8 @@ def find_blocks(host: nn.Module, target_layers: Sequence[str]) -> dict[str, str]
                 f"{', '.join(top)}, and the layers inside them)"
             )
         for name in matches:
-            module = modules[name]
-            if isinstance(module, nn.Sequential | nn.ModuleList):
-                members = [f"{name}.{child}" for child, _ in module.named_children()]
-            else:
-                members = [name]
-            for member in members:
+            children = [f"{name}.{child}" for child, _ in modules[name].named_children()]
+            for member in children if is_container(modules[name]) else [name]:
                 blocks.setdefault(member, target)
     return blocks
 
@@ -61,17 +57,22 @@ def is_auto(target_layers: Sequence[str]) -> bool:
     return list(target_layers) == [AUTO]
 
 
+def is_container(module: nn.Module) -> bool:
+    """Whether a module only holds blocks."""
+    return isinstance(module, nn.Sequential | nn.ModuleList) or type(module) is nn.ModuleDict
+
+
 def _blocks_of_layout(modules: dict[str, nn.Module], top: list[str]) -> dict[str, str]:
     """Map each block of a network to its stage.
 
-    Blocks are those of a known layout (see `_LAYOUTS`), else the repeated modules of its containers, else all linear
-    and convolutional layers but the last.
+    Blocks are those of a known layout (see `_LAYOUTS`), else the repeated modules of its containers, else those that
+    are its attributes, else all linear and convolutional layers but the last.
     """
     for layout in _LAYOUTS:
         blocks = [name for name, module in modules.items() if _matches(name, layout) and _has_layers(module)]
         if blocks:
             return {name: name.rpartition(".")[0] for name in blocks}
-    if blocks := _repeated_blocks(modules) or _plain_layers(modules):
+    if blocks := _repeated_blocks(modules) or _repeated_attributes(modules[""]) or _plain_layers(modules):
         return {name: name.rpartition(".")[0] or name for name in blocks}
     raise ConfigError(
         f"model.target_layers=[{AUTO}]: the layout of this network is not known; name the layers that may grow (it has "
@@ -83,13 +84,20 @@ def _repeated_blocks(modules: dict[str, nn.Module]) -> list[str]:
     """The modules with layers inside of each outermost container that holds two or more of one class."""
     found: list[str] = []
     for name, module in modules.items():
-        if not isinstance(module, nn.Sequential | nn.ModuleList) or name.startswith(tuple(f"{b}." for b in found)):
+        if not is_container(module) or name.startswith(tuple(f"{b}." for b in found)):
             continue
         prefix = f"{name}." if name else ""
         blocks = {prefix + child: block for child, block in module.named_children() if _has_layers(block)}
         if max(Counter(map(type, blocks.values())).values(), default=0) > 1:
             found += blocks
     return found
+
+
+def _repeated_attributes(host: nn.Module) -> list[str]:
+    """The network's own attributes with layers inside that share their class with another."""
+    blocks = {name: child for name, child in host.named_children() if _has_layers(child)}
+    counts = Counter(map(type, blocks.values()))
+    return [name for name, block in blocks.items() if counts[type(block)] > 1]
 
 
 def _plain_layers(modules: dict[str, nn.Module]) -> list[str]:

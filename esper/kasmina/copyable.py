@@ -7,13 +7,13 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import nn
 
 from esper.configs import ModelConfig, MorphogeneticConfig
 from esper.errors import ConfigError, SurgeryError
-from esper.kasmina.blocks import AUTO, find_blocks
+from esper.kasmina.blocks import AUTO, find_blocks, is_container
 from esper.kasmina.copies import copy_blocks, stages
 from esper.kasmina.model import MorphableModel
+from esper.kasmina.sites import Site
 
 __all__ = ["require_copyable"]
 
@@ -47,7 +47,7 @@ def _require_whole_stages(model: MorphableModel, host: ModelConfig) -> None:
         return
     for stage in dict.fromkeys(block.rpartition(".")[0] for block in blocks):
         container = model.host.get_submodule(stage)
-        if not isinstance(container, nn.Sequential | nn.ModuleList):
+        if not stage or not is_container(container):
             continue
         if missing := [name for name, _ in container.named_children() if f"{stage}.{name}" not in targeted]:
             raise ConfigError(
@@ -60,11 +60,14 @@ def _require_stages(model: MorphableModel, host: ModelConfig, policy: str) -> No
     """Refuse a network without the stages that the policy copies."""
     found: dict[bool, list[str]] = {True: [], False: []}
     for sites in stages(model):
-        found[any(site.keeps_shape for site in sites)].append(sites[0].block.rpartition(".")[0])
+        can_be_copied = any(site.keeps_shape for site in sites)
+        if can_be_copied or host.target_layers != [AUTO] or not _is_apart(model, sites):
+            found[can_be_copied].append(_container(sites))
     copyable, alone = found[True], found[False]
     if alone and (policy == "stack" or not copyable):
+        stage = alone[0] or "the network"
         raise ConfigError(
-            f"morphogenetic.policy={policy}: no block of {alone[0]} has an output shaped like its input, so none can "
+            f"morphogenetic.policy={policy}: no block of {stage} has an output shaped like its input, so none can "
             f"be copied; start from two blocks a stage ({_two_blocks_a_stage(host, copyable)}), or use "
             f"{_OTHER_PRESETS.get(host.name, '')}morphogenetic=heuristic (grows new modules) or morphogenetic=off"
         )
@@ -73,6 +76,20 @@ def _require_stages(model: MorphableModel, host: ModelConfig, policy: str) -> No
             "morphogenetic.policy=heuristic: chooses among stages, but one alone can be copied; name more in "
             "model.target_layers, or use policy=stack"
         )
+
+
+def _is_apart(model: MorphableModel, sites: Sequence[Site]) -> bool:
+    """Whether blocks are a stem or head in a container of others that can be copied: no other has their class."""
+    blocks = dict(model.host.get_submodule(_container(sites)).named_children())
+    kinds = [type(block) for block in blocks.values()]
+    others = [site for stage in stages(model) if _container(stage) == _container(sites) for site in stage]
+    return any(site.keeps_shape for site in others) and all(
+        kinds.count(type(model.host.get_submodule(site.block))) == 1 for site in sites if not site.keeps_shape
+    )
+
+
+def _container(stage: Sequence[Site]) -> str:
+    return stage[0].block.rpartition(".")[0]
 
 
 def _require_zeroable(model: MorphableModel) -> None:
@@ -95,5 +112,6 @@ def _two_blocks_a_stage(host: ModelConfig, copyable: Sequence[str]) -> str:
         return "model=resnet18"
     if host.name == "resnet_small":
         return f"model.depths=[{','.join(str(max(2, depth)) for depth in host.depths)}]"
-    named = ",".join(f"{stage}.*" for stage in copyable)
-    return "another model.name" + (f", or model.target_layers=[{named}]" if named else "")
+    named = ",".join(f"{stage}.*" for stage in copyable if stage)
+    where = "in your network" if host.source == "plugin" else "another model.name"
+    return where + (f", or model.target_layers=[{named}]" if named else "")

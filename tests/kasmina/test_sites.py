@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torchvision.models import resnet18, resnet50
 from torchvision.models.resnet import BasicBlock
 from torchvision.ops import SqueezeExcitation
@@ -206,6 +206,34 @@ def test_auto_skips_blocks_at_which_nothing_can_grow_and_raises_if_none_is_left(
 def test_auto_without_a_known_layout_lists_the_layers() -> None:
     with pytest.raises(ConfigError, match=r"target_layers=\[auto\].*it has 0, and the layers inside them"):
         sites_of(nn.Sequential(nn.Conv2d(3, 3, 1)), ["auto"])
+
+
+class Attributes(nn.Module):
+    """Blocks that are attributes of the network, or in a dictionary; `head` has layers inside, too."""
+
+    def __init__(self, *, in_dict: bool) -> None:
+        super().__init__()
+        blocks = {name: BasicBlock(4, 4) for name in ("first", "second", "third")}
+        self.stem, self.head = nn.Conv2d(3, 4, 1), nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+        self.trunk = nn.ModuleDict(blocks) if in_dict else None
+        for name, block in {} if in_dict else blocks.items():
+            self.add_module(name, block)
+
+    def forward(self, x: Tensor) -> Tensor:
+        names = ("first", "second", "third")
+        x = self.stem(x)
+        for block in self.trunk.values() if self.trunk is not None else map(self.get_submodule, names):
+            x = block(x)
+        return self.head(x)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("in_dict", [False, True])
+def test_auto_finds_blocks_that_are_attributes_or_in_a_dictionary(in_dict: bool) -> None:
+    names = [f"trunk.{name}" if in_dict else name for name in ("first", "second", "third")]
+    network = Attributes(in_dict=in_dict)
+    found = sites_of(network, ["auto"], seeds_per_layer=9, kinds=("after",))
+    assert found == [f"{name}:after" for name in names]
+    assert sites_of(network, ["trunk"] if in_dict else names, seeds_per_layer=9, kinds=("after",)) == found
 
 
 def test_the_gate_of_squeeze_and_excitation_is_not_among_the_convolutions_of_a_site() -> None:
