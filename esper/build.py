@@ -32,13 +32,14 @@ from esper.data import (
     load_splits,
 )
 from esper.data.interface import Interface, interface_of
-from esper.devices import select_device
-from esper.errors import ConfigError
+from esper.devices import fork_rng, select_device
+from esper.errors import ConfigError, one_line
 from esper.kasmina import MorphableModel, Site, find_blocks, find_sites, wrap
 from esper.kasmina.copyable import require_copyable
+from esper.kasmina.modes import evaluating
 from esper.models import build_host, checkpoint_blocks, freeze, memory_format
 from esper.tamiyo import LocalTamiyo, TamiyoClient
-from esper.tasks import Task, build_task
+from esper.tasks import Task, build_task, mean_values
 from esper.tracking import Tracker
 from esper.tracking.files import read_recipe
 
@@ -107,6 +108,9 @@ def parts(
     torch.manual_seed(torch_seed(config.rng_seed))
     spec = _spec(config, splits)
     model = _build_model(config, spec, device)
+    task = build_task(config.task, spec, device)
+    if config.model.source == "plugin":
+        _require_output(model, task, splits, spec, name=config.model.name)
     train = splits.train
     prepare = Preprocess(
         mean=splits.mean,
@@ -144,7 +148,7 @@ def parts(
         device=device,
         splits=splits,
         spec=spec,
-        task=build_task(config.task, spec, device),
+        task=task,
         prepare=prepare,
         pool=pool,
         loader=loader,
@@ -200,6 +204,30 @@ def _require_targets(config: TolariaConfig, splits: DataSplits) -> None:
     raise ConfigError(
         f"task={config.task.name}: the targets of dataset {config.dataset.name} are {kind}{hint}; use {other}"
     )
+
+
+def _require_output(model: MorphableModel, task: Task, splits: DataSplits, spec: DataSpec, *, name: str) -> None:
+    """Refuse a network whose output is not what the task learns from."""
+    train, device = splits.train, next(model.parameters()).device
+    inputs = torch.zeros(2, *spec.inputs, dtype=spec.dtype, device=device)
+    targets = inputs if isinstance(train, TokenSet) else train.labels[[0, 0]].to(device)
+    with torch.no_grad(), evaluating(model), fork_rng(device):
+        output = model(inputs)
+    try:
+        task.objective(output, targets)
+        is_measured = len(task.losses(output, targets)) == len(targets)
+        mean_values(task.metrics, output, targets)
+    except ConfigError:
+        raise
+    except Exception as error:  # any, of a plugin's task
+        problem = one_line(error)
+    else:
+        problem = "" if is_measured else "there is not one loss an example"
+    if problem:
+        raise ConfigError(
+            f"model.name={name}: gives {tuple(output.shape)} for 2 examples, from which task={task.name} cannot learn "
+            f"targets {tuple(targets.shape)}: {problem}"
+        )
 
 
 def _require_images(config: DatasetConfig, splits: DataSplits) -> None:

@@ -89,7 +89,10 @@ def _split(split: Any, where: str) -> tuple[Tensor, Tensor]:
     if inputs.numel() == 0:
         raise DataError(f"{where}: inputs {tuple(inputs.shape)}: a split is empty; {_REMEDY}")
     if inputs.ndim not in (2, 4) or (inputs.ndim == 2 and inputs.dtype == torch.uint8):
-        raise DataError(f"{where}: inputs {inputs.dtype} {tuple(inputs.shape)}: allowed: (N, C, H, W), or float (N, D)")
+        raise DataError(
+            f"{where}: inputs {inputs.dtype} {tuple(inputs.shape)}: allowed: (N, C, H, W), or float (N, D); flatten "
+            "others to rows, and reshape them in the network"
+        )
     if inputs.dtype != torch.uint8:
         inputs = inputs.float()
     if inputs.is_floating_point() and not inputs.isfinite().all():

@@ -62,7 +62,10 @@ def _try(network: nn.Module, name: str, spec: DataSpec) -> None:
         raise _unfit(name, spec, error) from None
     if not isinstance(output, Tensor) or len(output) != 2:
         found = f"a tensor {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
-        raise ConfigError(f"model.name={name}: gives {found} for 2 examples; it must give one tensor, (2, …)")
+        raise ConfigError(
+            f"model.name={name}: gives {found} for 2 examples; it must give one tensor, (2, …); return the one to "
+            "learn from alone"
+        )
     if output.ndim > 1 and output.shape[-1] < spec.num_outputs:
         raise ConfigError(
             f"model.name={name}: has {output.shape[-1]} outputs, but the data have {spec.num_outputs}; a parameter "
@@ -88,6 +91,13 @@ def _run(network: nn.Module, spec: DataSpec) -> Any:
 
 
 def _unfit(name: str, spec: DataSpec, error: Exception) -> ConfigError:
+    dtype = str(spec.dtype).removeprefix("torch.")
+    hint = (
+        "; give an embedding x.long().clamp(0, SIZE - 1), and set dataset.normalize=false"
+        if "'indices'" in str(error)
+        else ""
+    )
     return ConfigError(
-        f"model.name={name}: cannot take inputs of shape {spec.inputs}: {type(error).__name__}: {one_line(error)}"
+        f"model.name={name}: cannot take inputs of shape {spec.inputs}, {dtype}: {type(error).__name__}: "
+        f"{one_line(error)}{hint}"
     )
