@@ -413,13 +413,17 @@ def test_rows_of_a_csv_are_standardised_by_the_training_split(tmp_path: Path) ->
         ("x,y,kind\n", r"rows of numbers: there are no rows below a line of column names"),
         ("x,x,kind\n1,2,a\n", r"rows of numbers: column names repeat"),
         ("x,y,kind\n0,1,2,a\n", r"rows of numbers: line 2 has 4 values for 3 column names"),
-        ("x,y,kind\n1,,a\n", r"rows of numbers: column 'y': could not convert .*; fill it in"),
+        ("x,y,kind\n1,,a\n", r"rows of numbers: column 'y' has nothing in row 1, not a number; fill it in"),
+        ("x,y,kind\n1,2,a\n3,Rome,b\n", r"rows of numbers: column 'y' has 'Rome' in row 2, not a number; .* leave it"),
+        ("x,y,kind\n1,2,a\n3,nan,b\ninf,nan,b\n", r"column 'y' has nan in row 2; fill it in, or leave out .* \(2\)"),
+        ("x;y;kind\n1;2;a\n", r"no column but the target, 'x;y;kind'; separate columns by commas"),
+        ("x,y,größe\n1,2,a\n", r"rows of numbers: it is not in UTF-8; save it in that encoding"),
         ("x,y,kind\n1,2,\n", r"the target misses 1 values; give each row one class"),
-        ("kind\na\n", r"rows of numbers: there is no column but the target"),
+        ("kind\na\n", r"rows of numbers: there is no column but the target, 'kind'$"),
     ],
 )
 def test_a_csv_that_cannot_be_used_is_one_line(tmp_path: Path, text: str, message: str) -> None:
-    (tmp_path / "rows.csv").write_text(text)
+    (tmp_path / "rows.csv").write_text(text, encoding="latin-1")
     with pytest.raises(DataError, match=message):
         load_splits(rows_of(tmp_path), rng_seed=0)
 
@@ -460,7 +464,7 @@ def test_numbers_of_an_npz_are_predicted(tmp_path: Path) -> None:
     [
         ({"data_dir": "nowhere.csv"}, r"dataset.data_dir=nowhere.csv: cannot be read as rows of numbers: "),
         ({"target": "kinds"}, r"dataset.target=kinds: no such column; did you mean kind\?"),
-        ({"target": "x"}, r"rows of numbers: column 'kind': could not convert string to float: "),
+        ({"target": "x"}, r"rows of numbers: column 'kind' has 'a' in row 1, not a number; "),
         ({"target_type": "number"}, r"the target is not a number; use dataset.target_type=class"),
     ],
 )

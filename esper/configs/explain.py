@@ -23,6 +23,12 @@ from esper.errors import ConfigError, one_line
 __all__ = ["explain", "nearest"]
 
 
+_REGISTERED = {
+    "model": "model=plugin model.name={}", "dataset": "dataset=plugin dataset.source={}", "task": "task.name={}",
+}  # fmt: skip
+"""How what a plugin has registered is chosen, by group."""
+
+
 def nearest(word: str, known: Collection[str], *, num: int = 1) -> str:
     """`; did you mean X?` for the known name (or up to `num`) most similar to a mistyped one; empty if none is."""
     names = difflib.get_close_matches(word, known, n=num)
@@ -98,4 +104,6 @@ def _missing_option(error: MissingConfigException) -> str:
     options = sorted(error.options or ())
     if not options:
         return one_line(error)
-    return f"{group}={option}: allowed are {', '.join(options)}{nearest(option, options)}"
+    registered = _REGISTERED.get(group, "").format(option)
+    hint = nearest(option, options) or (registered and f"; one that a plugin registers is {registered}")
+    return f"{group}={option}: allowed are {', '.join(options)}{hint}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from esper.configs import TolariaConfig
+from esper.configs.compose import compose
 from esper.configs.load import from_hydra, load_config, to_yaml
 from esper.configs.paths import absolute_paths
 from esper.errors import ConfigError
@@ -132,3 +134,17 @@ def test_an_environment_variable_that_is_not_set_is_named(monkeypatch: pytest.Mo
     monkeypatch.delenv("ESPER_TEST_NOPE", raising=False)
     with pytest.raises(ConfigError, match=r"description: .*ESPER_TEST_NOPE"):
         from_hydra(OmegaConf.create({"description": "${oc.env:ESPER_TEST_NOPE}"}))
+
+
+@pytest.mark.parametrize(
+    ("given", "remedy"),
+    [
+        ("model=tab", "model=plugin model.name=tab"),
+        ("dataset=blobs", "dataset=plugin dataset.source=blobs"),
+        ("task=mae", "task.name=mae"),
+        ("model=resnet81", "did you mean resnet18?"),
+    ],
+)
+def test_a_choice_that_there_is_not_is_told_from_what_a_plugin_registers(given: str, remedy: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^{given}: allowed are .*; .*{re.escape(remedy)}$"):
+        compose([given])

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -121,8 +122,15 @@ def _read(file: Path, target: str | None) -> tuple[NDArray[np.generic], NDArray[
         raise ValueError(f"dataset.target={target}: no such column{nearest(target, list(columns))}")
     names = [name for name in columns if name != target]
     if not names:
-        raise ValueError("there is no column but the target")
+        hint = "; separate columns by commas" if any(mark in target for mark in ";\t|") else ""
+        raise ValueError(f"there is no column but the target, {target!r}{hint}")
     inputs = np.stack([_as_numbers(name, columns[name]) for name in names], axis=1)
+    if (missing := np.argwhere(~np.isfinite(inputs))).size:
+        row, column = missing[0]
+        raise ValueError(
+            f"column {names[column]!r} has {inputs[row, column]} in row {row + 1}; fill it in, or leave out such rows "
+            f"({len(np.unique(missing[:, 0]))})"
+        )
     return inputs, columns[target], (*names, target)
 
 
@@ -140,7 +148,7 @@ def _columns(file: Path) -> dict[str, NDArray[np.generic]]:
 
 def _read_csv(file: Path) -> dict[str, NDArray[np.generic]]:
     """Columns of text by name."""
-    with file.open(newline="", encoding="utf-8-sig") as lines:
+    with _utf8(), file.open(newline="", encoding="utf-8-sig") as lines:
         reader = csv.reader(lines)
         names, rows = next(reader, []), list[list[str]]()
         for row in reader:
@@ -152,10 +160,29 @@ def _read_csv(file: Path) -> dict[str, NDArray[np.generic]]:
     return dict(zip(names, np.array(rows).T, strict=True))
 
 
+@contextmanager
+def _utf8() -> Iterator[None]:
+    """Context manager: say what to do about another encoding."""
+    try:
+        yield
+    except UnicodeDecodeError:
+        raise ValueError("it is not in UTF-8; save it in that encoding") from None
+
+
 def _as_numbers(name: str, column: NDArray[np.generic]) -> NDArray[np.float32]:
     try:
         return column.astype(np.float32)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError):
+        row, value = next((row, value) for row, value in enumerate(column.tolist(), start=1) if not _is_number(value))
+        found = "nothing" if value in ("", None) else repr(value)
         raise ValueError(
-            f"column {name!r}: {one_line(error)}; fill it in, turn it into numbers, or leave it out"
+            f"column {name!r} has {found} in row {row}, not a number; fill it in, turn it into numbers, or leave it out"
         ) from None
+
+
+def _is_number(value: object) -> bool:
+    try:
+        float(value)  # type: ignore[arg-type]
+    except (ValueError, TypeError):
+        return False
+    return True
