@@ -105,7 +105,8 @@ def token_set(tokens: Tensor, documents: Tensor, *, starts: Tensor, context: int
 def draw_groups(sizes: Sequence[int], share: float, generator: torch.Generator) -> tuple[list[int], list[int]]:
     """Draw groups at random that hold about a share of all tokens; returns those drawn and the others, ascending.
 
-    A group is left out if it would exceed the share, so that a large one does not decide; at least one is drawn.
+    A group is left out if it would exceed the share, so that a large one does not decide; of any, at least one is
+    drawn.
 
     Args:
         sizes: tokens of each group.
@@ -118,5 +119,6 @@ def draw_groups(sizes: Sequence[int], share: float, generator: torch.Generator) 
         if sizes[group] <= missing:
             drawn.append(group)
             missing -= sizes[group]
-    drawn = drawn or [min(order, key=lambda group: sizes[group])] * bool(order)
+    if order and not drawn:
+        drawn = [min(order, key=lambda group: sizes[group])]
     return sorted(drawn), sorted(set(order) - set(drawn))

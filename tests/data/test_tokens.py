@@ -284,6 +284,13 @@ def test_text_that_cannot_be_used_is_refused_in_one_line(tmp_path: Path, make: s
         load(place, **changes)
 
 
+@pytest.mark.parametrize("text", ["h", "hi\n", "one line\nand one more\n", "a b c d e f"])
+def test_a_text_that_is_too_short_for_the_splits_is_refused_in_one_line(tmp_path: Path, text: str) -> None:
+    (tmp_path / "short.txt").write_text(text)
+    with pytest.raises(DataError, match=r"^[^\n]*the train split has \d+ tokens of \d+ documents, and needs 80; "):
+        load(tmp_path / "short.txt")
+
+
 def test_the_sources_of_python_are_split_by_package() -> None:
     config = DatasetConfig(name="python_source")
     splits = load_splits(config, rng_seed=0, cache_dir=None)
