@@ -29,7 +29,6 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-
 from benchmarks import workers
 from benchmarks.growing_cells import EXPERIMENT, Cell, plan
 from benchmarks.growing_studies import STUDIES
