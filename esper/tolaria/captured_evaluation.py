@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -165,6 +166,8 @@ def _no_synchronisation() -> Iterator[None]:
 
     For the last eager call: before, libraries may wait while they compile and choose algorithms.
     """
+    # Torch warns that the mode is a prototype. For good: `catch_warnings` would change the filters of all threads.
+    warnings.filterwarnings("ignore", "Synchronization debug mode", UserWarning)
     mode = torch.cuda.get_sync_debug_mode()
     torch.cuda.set_sync_debug_mode("error")
     try:
