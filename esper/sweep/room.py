@@ -31,6 +31,8 @@ class Room:
     def __init__(self, turns: Turns, *, grows: bool) -> None:
         self._turns = turns
         self._factor = _GROWN if grows else _STATIC
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()  # members of another working directory may have trained before
 
     def number(self) -> int | None:
         """How many runs may train at once; None until the first has trained for some steps."""
