@@ -70,7 +70,7 @@ class Cell:
         images_per_s: of all runs together while all were under way.
         training_s: from the first run's start to the last one's end.
         command_s: of the whole command, imports and all.
-        cpu_s: time of CPU cores for it.
+        cpu_s: time of CPU cores for it; on CUDA with that of one nvidia-smi a second, for the memory.
         memory_gb: GPU memory in use at most, less what was in use before.
         digest: of the weights of the first run; None: the budget ended the runs.
     """

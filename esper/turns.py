@@ -25,7 +25,7 @@ __all__ = ["Turn", "Turns", "current", "is_shared", "pass_on", "paused", "step_d
 STEPS = 8
 """Optimizer steps of a turn."""
 APART = 1
-"""Turns that lie between two runs. At the same step, epochs would end together, and the device would wait for all."""
+"""Turns by which a run begins behind the one before it, lest epochs end together and leave the device idle."""
 _AHEAD = 2
 """Turns whose work may be queued on the device: more would delay a stop and let one run get ahead of the others."""
 
