@@ -197,10 +197,11 @@ def _measure(
     with _Memory() as memory:
         is_complete = _run(commands, members, environment, timeout_s=left_s)
     command_s, cpu_s = time.monotonic() - started, _children_cpu_s() - cpu_s
-    unfinished = [one.name for one in members if one.outcome().get("status") != "finished"]
-    if unfinished and (is_complete or not all((one.run_dir / "journal.jsonl").exists() for one in members)):
+    unfinished = [one for one in members if one.outcome().get("status") != "finished"]
+    was_ended = not is_complete and not any(one.outcome().get("status") == "failed" for one in unfinished)
+    if unfinished and not (was_ended and all((one.run_dir / "journal.jsonl").exists() for one in members)):
         _show(members)
-        raise RunError(f"not finished: {', '.join(unfinished)}")
+        raise RunError(f"not finished: {', '.join(one.name for one in unfinished)}")
     journals = [_journal(one) for one in members]
     times = [event["time_unix_s"] for events in journals for event in events]
     return Cell(
@@ -269,8 +270,8 @@ def _steps_per_second(journals: Sequence[Sequence[dict[str, Any]]]) -> float:
         if first < last:
             return sum(_steps_at(run, last) - _steps_at(run, first) for run in points) / (last - first)
     raise RunError(
-        "the runs are too short: at no time were all of them under way; use more --epochs or --images, or a smaller "
-        "--batch-size"
+        "the runs are too short: at no time were all of them under way; use more --epochs, --images or "
+        "--budget-seconds, or a smaller --batch-size"
     )
 
 
