@@ -23,7 +23,7 @@ __all__ = ["FAILED", "append", "locked", "read_rows", "work_in_parallel"]
 FAILED = 3
 """Exit code of a worker whose training failed; another one takes its place."""
 _WAIT_S = 3600.0
-"""Of one wait, which has a limit."""
+"""Longest single wait: the system refuses one of some weeks."""
 _GRACE_S = 15.0
 """How long a run may take to stop after the time limit."""
 
