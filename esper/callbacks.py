@@ -97,14 +97,15 @@ class CheckBeforeRun(Callback):
             is_dry = {member.dry_run for member in configs}
             if len(is_dry) > 1:
                 raise ConfigError("dry_run=true,false: applies to the whole sweep; give one value")
+            if queue is not None:
+                for member in configs:
+                    _require_no_index(member, launcher)
             if queue is not None and True not in is_dry:
                 queue.require(configs)
                 sweep_dir = Path(config.hydra.sweep.dir)
                 also_restore(sweep_dir / name for name in ("multirun.yaml", *MEMBERS_FILES))
-            for member in configs:
-                if queue is not None:
-                    _require_no_index(member, launcher)
-                if launcher == "basic" or (queue is not None and queue.runs_here):
+            if launcher == "basic" or (queue is not None and queue.runs_here):
+                for member in configs:
                     _check_device(member)
             if queue is not None and True in is_dry:
                 _dry_run_and_exit([compose_member(config, member) for member in overrides], queue)
