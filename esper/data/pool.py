@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 import multiprocessing
-import os
 import signal
-import threading
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -16,22 +14,21 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.multiprocessing  # makes `multiprocessing` pass tensors through shared memory
 from torch import Tensor
 
 from esper import hanging, turns
 from esper.data.images import FileSet
 from esper.errors import DecoderError
 from esper.images.decode import Chunk, Resize, decode_chunk
+from esper.images.workers import initialize_worker
 
 __all__ = ["DecodePool", "PendingBatch"]
 
 _CHUNK = 32
 """Images that one worker decodes at a time: several workers share a batch, so that the first batch is ready soon."""
 
-
 _START_S = 60.0
-"""How long workers may take to start, on a busy machine: they import torch."""
+"""How long workers may take to start, on a busy machine: they import the training script, too."""
 _END_S = 5.0
 """How long workers may take to end; they have nothing to save."""
 
@@ -179,7 +176,7 @@ class DecodePool:
             return done
         if self._executor is None:
             self._executor = ProcessPoolExecutor(
-                self._num_workers, mp_context=multiprocessing.get_context("spawn"), initializer=_initialize_worker
+                self._num_workers, mp_context=multiprocessing.get_context("spawn"), initializer=initialize_worker
             )
         with _worker_errors(), _ctrl_c_blocked():  # a worker that starts now must not die of Ctrl-C while it imports
             future = self._executor.submit(decode_chunk, paths, resize, check=self.checks)
@@ -200,7 +197,7 @@ def _worker_errors() -> Iterator[None]:
         yield
     except BrokenProcessPool:
         raise DecoderError(
-            "a worker that decodes images has died, often because memory or shared memory (/dev/shm) ran out; set "
+            "a worker that decodes images has died, often because memory ran out; set "
             "dataset.num_workers to fewer, or 0. A training script needs: if __name__ == '__main__'"
         ) from None
 
@@ -212,17 +209,3 @@ def _ctrl_c_blocked() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _initialize_worker() -> None:
-    os.setpgid(0, 0)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # also discards one that arrived while it was blocked
-    torch.set_num_threads(1)
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
-
-
-def _exit_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)

@@ -39,7 +39,6 @@ _RUN_CHECKS: dict[str, Callable[[PlannedRun], Finding]] = {
     "torchvision": machine.torchvision,
     "gpu": machine.gpu,
     "cores": machine.cores,
-    "shared memory": machine.shared_memory,
     "compiler": machine.compiler,
     "environment": machine.environment,
     "settings": folders.settings,

@@ -20,7 +20,7 @@ from esper.cores import num_cores
 from esper.doctor.finding import Finding, PlannedRun, failed, failed_with, not_used, ok, warning
 
 __all__ = [
-    "compiler", "cores", "environment", "gpu", "memory", "open_files", "packages", "python", "shared_memory", "torch",
+    "compiler", "cores", "environment", "gpu", "memory", "open_files", "packages", "python", "torch",
     "torchvision",
 ]  # fmt: skip
 
@@ -28,7 +28,7 @@ _VARIABLES = ("ESPER_REDIS_PASSWORD", "ESPER_REDIS_URL", "ESPER_REDIS_USERNAME")
 _TEST_PREFIXES = ("ESPER_REQUIRE_", "ESPER_TEST_")
 _EXTRAS = ("wandb", "timm", "postgres", "embedded-redis")
 _GIB = 2**30
-_LOW_GPU_BYTES, _LOW_MEMORY_BYTES, _LOW_SHARED_BYTES = 2 * _GIB, 2 * _GIB, _GIB
+_LOW_GPU_BYTES, _LOW_MEMORY_BYTES = 2 * _GIB, 2 * _GIB
 _LOW_OPEN_FILES = 1024
 _SMI_TIMEOUT_S = 10
 
@@ -204,19 +204,6 @@ def memory() -> Finding:
     found = f"{available / _GIB:.1f} of {total / _GIB:.1f} GiB available"
     if available < _LOW_MEMORY_BYTES:
         return warning(found, "stop other processes, or request more memory; loading a dataset takes 1 to 2 GiB")
-    return ok(found)
-
-
-def shared_memory(run: PlannedRun) -> Finding:
-    """/dev/shm has room for the images of the loader's workers."""
-    if not Path("/dev/shm").is_dir():
-        return not_used("no /dev/shm on this system")
-    usage = shutil.disk_usage("/dev/shm")
-    found = f"{usage.free / _GIB:.1f} of {usage.total / _GIB:.1f} GiB free in /dev/shm"
-    if not _streams(run) or not run.config.dataset.num_workers:
-        return not_used(f"{found}; images are not streamed")
-    if usage.free < _LOW_SHARED_BYTES:
-        return warning(found, "docker run --shm-size=8g, or dataset.num_workers=0")
     return ok(found)
 
 

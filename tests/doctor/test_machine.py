@@ -88,7 +88,6 @@ def test_more_threads_or_workers_than_cores_are_a_warning(tmp_path: Path):
     assert found.status == WARNING
     assert "dataset.num_workers=4096" in found.found
     assert machine.cores(planned_run(*streams, "dataset.num_workers=1")).status == OK
-    assert machine.shared_memory(planned_run(*streams)).status != NOT_USED
 
 
 def test_a_misspelt_variable_is_reported_with_its_correct_name(monkeypatch: pytest.MonkeyPatch):
