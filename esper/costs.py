@@ -125,6 +125,7 @@ def skipped_macs(module: nn.Module, in_shape: tuple[int, ...], *, dtype: torch.d
 
     Frozen layers have no gradients of weights, and those before the first trainable parameter none at all: neither,
     then, does that parameter's layer send one on. Measured in a backward pass, in eval mode; gradients are left alone.
+    A backward pass that costs more than two forward passes, as it recomputes activations, skips at least nothing.
 
     Args:
         module: gives one tensor.
@@ -140,7 +141,7 @@ def skipped_macs(module: nn.Module, in_shape: tuple[int, ...], *, dtype: torch.d
         forward = macs()
         if output.requires_grad:
             torch.autograd.grad(output.sum(), trained, allow_unused=True)
-    return _FORWARDS_PER_STEP * forward - macs()
+    return max(_FORWARDS_PER_STEP * forward - macs(), 0)
 
 
 def _zeros(module: nn.Module, in_shape: tuple[int, ...], dtype: torch.dtype | None) -> Tensor:
@@ -205,8 +206,13 @@ def _uncounted() -> dict[Any, Callable[..., int]]:
     def cudnn_rnn(x: Shape, weights: Sequence[Shape], *_: Any, **__: Any) -> int:
         return _FLOPS_PER_MAC * math.prod(x[:-1]) * sum(math.prod(shape) for shape in weights if len(shape) > 1)
 
-    def bilinear(x: Shape, weight: Shape, *_: Any, **__: Any) -> int:
-        return _FLOPS_PER_MAC * x[0] * math.prod(weight)
+    def trilinear(*args: Any, **_: Any) -> int:
+        """Each argument's new dimensions come after the three arguments; the product has all of them."""
+        shapes = [list(shape) for shape in args[:3]]
+        for shape, new in zip(shapes, args[3:6], strict=True):
+            for dimension in sorted(new):
+                shape.insert(dimension, 1)
+        return int(_FLOPS_PER_MAC * math.prod(map(max, *shapes)))
 
     ops = torch.ops.aten
-    return {ops.mkldnn_rnn_layer: rnn_layer, ops._cudnn_rnn: cudnn_rnn, ops._trilinear: bilinear}
+    return {ops.mkldnn_rnn_layer: rnn_layer, ops._cudnn_rnn: cudnn_rnn, ops._trilinear: trilinear}

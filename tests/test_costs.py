@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from esper import costs, tezzeret
@@ -101,14 +102,42 @@ def test_recurrent_layers_cost_the_products_of_every_step(
     assert costs.count(network, (11, 5)).num_macs == 11 * 2 * (first + second)
 
 
+class Squared(nn.Module):
+    """A linear layer, and a bilinear one to which it gives both inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.layer = nn.Linear(4, 5), nn.Bilinear(5, 5, 7)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        found: torch.Tensor = self.layer(x, x)
+        return found
+
+
 def test_a_bilinear_layer_costs_its_weight_for_each_example() -> None:
-    class Squared(nn.Module):
+    assert costs.count(Squared(), (4,)).num_macs == 4 * 5 + 5 * 5 * 7
+
+
+@pytest.mark.parametrize(
+    ("frozen", "backward"),
+    [("first", 5 * 5 * 7), ("layer", 2 * 5 * 5 * 7 + 4 * 5)],  # gradients of the weight; of both inputs
+)
+def test_each_gradient_of_a_bilinear_layer_costs_its_weight(frozen: str, backward: int) -> None:
+    network = Squared()
+    network.get_submodule(frozen).requires_grad_(False)
+    assert costs.skipped_macs(network, (4,)) == 2 * (4 * 5 + 5 * 5 * 7) - backward
+
+
+def test_a_backward_pass_that_recomputes_skips_no_less_than_nothing() -> None:
+    class Recomputed(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.layer = nn.Bilinear(5, 5, 7)
+            self.first = nn.Linear(4, 5).requires_grad_(False)
+            self.rest = nn.Sequential(nn.Linear(5, 50), nn.ReLU(), nn.Linear(50, 50), nn.ReLU(), nn.Linear(50, 5))
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            found: torch.Tensor = self.layer(x, x)
+            found: torch.Tensor = checkpoint(self.rest, self.first(x), use_reentrant=False)
             return found
 
-    assert costs.count(Squared(), (5,)).num_macs == 5 * 5 * 7
+    assert costs.skipped_macs(Recomputed(), (4,)) == 0
