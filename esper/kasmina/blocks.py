@@ -58,7 +58,7 @@ def is_auto(target_layers: Sequence[str]) -> bool:
 
 
 def is_container(module: nn.Module) -> bool:
-    """Whether a module only holds blocks."""
+    """Whether a module only holds blocks; subclasses of `ModuleDict`, such as DenseNet's, compute."""
     return isinstance(module, nn.Sequential | nn.ModuleList) or type(module) is nn.ModuleDict
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import io
+from collections.abc import Sequence
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -148,25 +148,19 @@ def _columns(file: Path) -> dict[str, NDArray[np.generic]]:
 
 def _read_csv(file: Path) -> dict[str, NDArray[np.generic]]:
     """Columns of text by name."""
-    with _utf8(), file.open(newline="", encoding="utf-8-sig") as lines:
-        reader = csv.reader(lines)
-        names, rows = next(reader, []), list[list[str]]()
-        for row in reader:
-            if row and len(row) != len(names):
-                raise ValueError(f"line {reader.line_num} has {len(row)} values for {len(names)} column names")
-            rows += [row] if row else []
+    try:
+        text = file.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise ValueError("it is not in UTF-8; save it in that encoding") from None
+    reader = csv.reader(io.StringIO(text, newline=""))
+    names, rows = next(reader, []), list[list[str]]()
+    for row in reader:
+        if row and len(row) != len(names):
+            raise ValueError(f"line {reader.line_num} has {len(row)} values for {len(names)} column names")
+        rows += [row] if row else []
     if not rows or len(set(names)) < len(names):
         raise ValueError("column names repeat" if rows else "there are no rows below a line of column names")
     return dict(zip(names, np.array(rows).T, strict=True))
-
-
-@contextmanager
-def _utf8() -> Iterator[None]:
-    """Context manager: say what to do about another encoding."""
-    try:
-        yield
-    except UnicodeDecodeError:
-        raise ValueError("it is not in UTF-8; save it in that encoding") from None
 
 
 def _as_numbers(name: str, column: NDArray[np.generic]) -> NDArray[np.float32]:
