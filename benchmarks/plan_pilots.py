@@ -117,7 +117,12 @@ def plan(case: Case) -> Found:
     spent = case.pilot_share * BUDGET
     longest = spent / cost_of(design.pilots(1.0), _LADDER)
     pilots = design.pilots(longest)
-    made = judge(question(pilot_macs=spent), _observed(world, pilots, rng), num_draws=40)
+    trunks = {
+        size.name: tuple((1 - _LADDER.decay) * one.macs for one in pilots if (one.size, one.share) == (size.name, None))
+        for size in SIZES
+    }
+    asked = question(pilot_macs=spent, trunks=trunks, decay=_LADDER.decay)
+    made = judge(asked, _observed(world, pilots, rng), num_draws=40)
     choices = [Choice(size=size.name) for size in SIZES]
     choices += [Choice(size="final", share=share) for share in (0.1, 0.2, 0.3, 0.4, 0.5)]
     best = min(world.loss(choice, BUDGET) for choice in choices)
