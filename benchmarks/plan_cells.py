@@ -19,7 +19,7 @@ __all__ = ["CELLS", "SHARE", "WORKERS_PER_GPU", "Cell", "Family"]
 SHARE = 0.3
 """At which the fixed choice "always grow" grows."""
 WORKERS_PER_GPU = 12
-_START_S, _NUM_PILOTS = 10.0, 14
+_START_S, _NUM_PILOTS = 10.0, 10
 """Seconds in which a run starts, tests and ends, while others train on its GPU; runs of a plan."""
 
 Overrides = tuple[str, ...]

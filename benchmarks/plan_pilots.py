@@ -59,8 +59,8 @@ class Design:
 
 
 DESIGNS = {
-    "as chosen": Design(static=((_ALL, _POINTS, 0), (_ENDS, _POINTS[1:], 1)), grown=((1.0, 0), (0.5, 1))),
     "one seed": Design(static=((_ALL, _POINTS, 0),)),
+    "two seeds": Design(static=((_ALL, _POINTS, 0), (_ENDS, _POINTS[1:], 1)), grown=((1.0, 0), (0.5, 1))),
     "one seed, points 1 and 1/4": Design(static=((_ALL, (1.0, 0.25), 0),)),
     "one seed, points 1 and 1/2": Design(static=((_ALL, (1.0, 0.5), 0),)),
     "one seed, four points": Design(static=((_ALL, (*_POINTS, 0.125), 0),)),

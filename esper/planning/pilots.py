@@ -7,7 +7,6 @@ of its host. So each costs only what the others have not trained yet.
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -148,9 +147,10 @@ def cost_of(pilots: Sequence[Pilot], ladder: Ladder) -> float:
 def choose_pilots(ladder: Ladder, *, budget: float, pilot_share: float, seed: int) -> list[Pilot]:
     """The longest pilots that a share of the budget pays, in the order in which they run.
 
-    Three points of each size and a network that grows; all but the longest of host and final network once more with
-    another seed. What is left pays for further seeds. A share that does not pay for that gets one seed; a smaller one
-    also no size in between.
+    Three points of each size and a network that grows; a share that does not pay for that gets no size in between. What
+    is left pays for other seeds: all but the longest of host and final network, or everything. Longer pilots come
+    first: growth at ends of epochs leaves gaps between the lengths that are possible, and two seeds of half the length
+    were no better where curves are power laws, and worse where they bend (`benchmarks/plan_pilots.py`).
 
     Args:
         ladder: what pilots cost.
@@ -162,21 +162,19 @@ def choose_pilots(ladder: Ladder, *, budget: float, pilot_share: float, seed: in
         ConfigError: not even the shortest pilots fit.
     """
     allowed = pilot_share * budget
-    shapes = [Shape(seeds=(seed,), shorter_seeds=(seed + 1,)), Shape(seeds=(seed,))]
-    shapes.append(dataclasses.replace(shapes[-1], with_between=False))
-    for shape in shapes:
+    for shape in (Shape(seeds=(seed,)), Shape(seeds=(seed,), with_between=False)):
         affordable = itertools.takewhile(lambda design: design[1] <= allowed, _designs(ladder, shape))
         longest = max((longest for longest, _ in affordable), default=None)
         if longest is not None:
             break
     else:
-        raise ConfigError(_too_little(_designs(ladder, shapes[-1]), budget=budget, pilot_share=pilot_share))
-    pilots = ladder.pilots(longest, shape)
-    for num_seeds in range(2, _MOST_SEEDS + 1) if shape is shapes[0] else ():
-        more = ladder.pilots(longest, Shape(seeds=tuple(range(seed, seed + num_seeds))))
-        if cost_of(more, ladder) <= allowed:
-            pilots = more
-    return pilots
+        raise ConfigError(_too_little(_designs(ladder, shape), budget=budget, pilot_share=pilot_share))
+    seeds = [tuple(range(seed, seed + num)) for num in range(2, _MOST_SEEDS + 1)]
+    more = [Shape(seeds=(seed,), shorter_seeds=(seed + 1,)), *(Shape(seeds=some) for some in seeds)]
+    for larger in more if shape.with_between else ():
+        if cost_of(ladder.pilots(longest, larger), ladder) <= allowed:
+            shape = larger
+    return ladder.pilots(longest, shape)
 
 
 def _too_little(designs: Iterator[tuple[float, float]], *, budget: float, pilot_share: float) -> str:

@@ -217,5 +217,5 @@ def test_a_dry_run_lists_the_pilots_and_trains_none(
     assert esper("plan", *TOY, *PLAN, "dry_run=true") == 0
     assert capfd.readouterr().out.count("seed 0") == 6
     assert esper("plan", *TOY, "--hours", "10", "dry_run=true") == 0  # a few steps show how much that is
-    assert "seed 1" in capfd.readouterr().out
+    assert capfd.readouterr().out.count("seed 0") > 6
     assert not FOLDER.exists()
