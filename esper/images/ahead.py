@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import json
 import logging
+import math
 import os
 import select
 import signal
@@ -27,10 +28,10 @@ from esper.images.storage import is_streamed
 if TYPE_CHECKING:
     from esper.images.folder import Decoded
 
-__all__ = ["PROGRESS", "decoding_ahead", "take"]
+__all__ = ["DECODED", "DECODING", "decoding_ahead", "take"]
 
-PROGRESS = b"\0"
-"""What the process prints after some files; JSON has no such character."""
+DECODING, DECODED = b"\0", b"\1"
+"""What the process prints before and after some files, and after the last of a split; JSON has no such characters."""
 _DATASETS = ("imagefolder", "imagenet")
 _START = (
     "import sys, json; sys.path[:] = json.loads(sys.argv.pop(1)); from esper.images.ahead_process import main; main()"
@@ -77,7 +78,14 @@ class _Reader:
         self.config, self.cache_dir = dataclasses.replace(config), cache_dir
         asked = json.dumps({"config": dataclasses.asdict(config), "cache_dir": str(cache_dir), "parent": os.getpid()})
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _START, json.dumps(sys.path), asked],
+            [
+                sys.executable,
+                "-P",
+                "-c",
+                _START,
+                json.dumps([path for path in sys.path if isinstance(path, str)]),
+                asked,
+            ],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -92,7 +100,7 @@ class _Reader:
 
         received = self._read()
         self.close()
-        if self._process.returncode > 0:
+        if self._process.returncode != 0:
             logger.warning("the process that decodes images ahead has failed; they are decoded now")
         try:
             answer = json.loads(received)
@@ -114,10 +122,10 @@ class _Reader:
             return None
 
     def _read(self) -> bytes:
-        """What the process prints; b"" if it makes no progress for too long."""
+        """What the process prints; b"" if some files take too long."""
         assert self._process.stdout is not None
-        file, received, silent_since_s = self._process.stdout.fileno(), b"", time.monotonic()
-        while time.monotonic() - silent_since_s < self.config.timeout_s:
+        file, received, deadline_s = self._process.stdout.fileno(), b"", math.inf
+        while time.monotonic() < deadline_s:
             stopping.check()
             if not select.select([file], [], [], _POLL_S)[0]:
                 continue
@@ -125,7 +133,9 @@ class _Reader:
             if not (piece := os.read(file, 2**16)):
                 self._process.wait()
                 return received
-            received, silent_since_s = received + piece.replace(PROGRESS, b""), time.monotonic()
+            # To list a large folder, and to read or write its cache, may take longer.
+            deadline_s = time.monotonic() + self.config.timeout_s if piece.endswith(DECODING) else math.inf
+            received += piece.replace(DECODING, b"").replace(DECODED, b"")
         return b""
 
     def close(self) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from esper.configs import DatasetConfig
 from esper.cores import num_cores
 from esper.errors import EsperError
-from esper.images.ahead import PROGRESS
+from esper.images.ahead import DECODED, DECODING
 from esper.images.folder import decode_folder
 from esper.images.listing import list_folder
 from esper.images.storage import is_streamed
@@ -49,8 +49,8 @@ def main() -> None:
         sys.stdout.write(json.dumps(answer))
 
 
-def _print_progress() -> None:
-    os.write(1, PROGRESS)
+def _print_progress(is_decoding: bool) -> None:
+    os.write(1, DECODING if is_decoding else DECODED)
 
 
 def _end_with(parent: int) -> None:

@@ -48,7 +48,7 @@ def load_images(
     num_threads: int,
     timeout_s: float,
     num_processes: int = 0,
-    progress: Callable[[], None] = lambda: None,
+    progress: Callable[[bool], None] = lambda _: None,
 ) -> tuple[Images, dict[str, str]]:
     """Decode image files, or read them from the cache.
 
@@ -59,7 +59,7 @@ def load_images(
         num_threads: threads that decode large files.
         timeout_s: how long a file may take before the process is ended.
         num_processes: forked processes that decode instead of threads; only where no other threads run.
-        progress: called after every few files.
+        progress: called with True before decoding and after every few files, with False after the last.
 
     Returns:
         The images, and path and damage of the JPEGs that are damaged inside.
@@ -143,8 +143,9 @@ def _decode(
     num_threads: int,
     num_processes: int,
     timeout_s: float,
-    progress: Callable[[], None],
+    progress: Callable[[bool], None],
 ) -> tuple[Images, dict[str, str]]:
+    progress(True)
     decoding = _Decoding(paths, image_size, timeout_s)
     starts = range(0, len(paths), _CHUNK)
     executor: Executor
@@ -164,7 +165,8 @@ def _decode(
     with executor:
         for found in executor.map(fill, starts):
             damaged |= found
-            progress()
+            progress(True)
+    progress(False)
     return decoding.images, damaged
 
 

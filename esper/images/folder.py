@@ -47,7 +47,7 @@ def decode_folder(
     cache_dir: Path | None,
     *,
     num_processes: int = 0,
-    progress: Callable[[], None] = lambda: None,
+    progress: Callable[[bool], None] = lambda _: None,
 ) -> Decoded:
     """Decode the images of all splits, or read them from the cache.
 

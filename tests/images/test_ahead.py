@@ -90,6 +90,47 @@ def test_a_run_that_ends_early_ends_the_process_and_leaves_nothing_half_written(
     assert not list((tmp_path / "cache").glob(".*"))
 
 
+def test_paths_of_other_types_in_sys_path_are_left_out_as_by_imports(
+    config: DatasetConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", [tmp_path, *sys.path])
+    with decoding_ahead(config, tmp_path / "cache"):
+        assert ahead.take(config, tmp_path / "cache") is not None
+
+
+def test_modules_in_the_current_folder_are_not_imported_by_the_process(
+    config: DatasetConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "json.py").write_text("raise SystemExit(3)")
+    monkeypatch.chdir(tmp_path)
+    with decoding_ahead(config, tmp_path / "cache"):
+        assert ahead.take(config, tmp_path / "cache") is not None
+
+
+_SILENT = "import os, time; os.write(1, {printed!r}); time.sleep({seconds}); print('{{}}')"
+
+
+@pytest.mark.parametrize("printed", [b"", b"\0\0\1"])
+def test_what_is_not_decoding_may_take_longer_than_the_time_limit(
+    config: DatasetConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, printed: bytes
+) -> None:
+    monkeypatch.setattr(ahead, "_START", _SILENT.format(printed=printed, seconds=0.5))
+    config.timeout_s = 0.1
+    with decoding_ahead(config, tmp_path / "cache"):
+        assert ahead._reader is not None
+        assert ahead._reader._read() == b"{}\n"
+
+
+def test_a_file_that_takes_longer_than_the_time_limit_ends_the_process(
+    config: DatasetConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(ahead, "_START", _SILENT.format(printed=b"\0", seconds=600))
+    config.timeout_s = 0.1
+    with decoding_ahead(config, tmp_path / "cache"):
+        assert ahead.take(config, tmp_path / "cache") is None
+    assert "the process that decodes images ahead has failed" in caplog.text
+
+
 def test_a_process_that_fails_is_told_of(
     config: DatasetConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
