@@ -11,10 +11,11 @@ import mmap
 import multiprocessing
 import os
 import signal
+import tempfile
 import threading
 from collections.abc import Callable, Mapping
 from multiprocessing.reduction import DupFd, ForkingPickler
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,10 +41,16 @@ def _exit_with_parent() -> None:
 
 def _sent(chunk: Chunk) -> tuple[Callable[..., Chunk], tuple[Any, ...]]:
     """What is pickled of a chunk for another process: the file descriptor of its images."""
-    with os.fdopen(os.memfd_create("esper-images"), "wb") as memory:
+    with _nameless_file() as memory:
         memory.write(chunk.images.reshape(-1).data)
         memory.flush()
         return _received, (DupFd(memory.fileno()), chunk.images.shape, chunk.sizes, chunk.damaged)
+
+
+def _nameless_file() -> IO[bytes]:
+    if hasattr(os, "memfd_create"):  # Linux
+        return os.fdopen(os.memfd_create("esper-images"), "w+b")
+    return tempfile.TemporaryFile()
 
 
 def _received(memory: Any, shape: tuple[int, ...], sizes: NDArray[np.int64], damaged: Mapping[str, str]) -> Chunk:
