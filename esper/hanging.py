@@ -160,12 +160,13 @@ def end_process(line: str, *, status: str = "failed", exit_code: int = 1) -> NoR
     speaker = threading.Thread(target=_speak, args=(line, status), daemon=True)  # a disk or a pipe may hang too
     speaker.start()
     speaker.join(_LAST_WORDS_S)
+    # A stopped decoder would not see that its parent is gone. Last: training that misses it would have its say, too.
+    for child in multiprocessing.active_children():
+        child.kill()
     os._exit(exit_code)
 
 
 def _speak(line: str, status: str) -> None:
-    for child in multiprocessing.active_children():  # a stopped decoder would not see that its parent is gone
-        child.kill()
     entries = tuple(reversed(_watched))
     log = next((log for _, log in entries if log), None)
     if log is not None:
