@@ -217,13 +217,15 @@ def with_defaults(recorded: Mapping[str, Any]) -> dict[str, Any]:
     """A recorded configuration, and the values of the settings that its version of Esper did not know.
 
     Raises:
-        ValueError: it lacks a setting that every version has, and that defines the run.
+        ValueError: it lacks a setting that every version has, and that defines the run, or has one that is unknown.
     """
     return _filled(recorded, dataclasses.asdict(TolariaConfig()))
 
 
 def _filled(recorded: Mapping[str, Any], known: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     filled = dict(recorded)
+    if known and (unknown := sorted(recorded.keys() - known.keys())):  # an empty group, of options, has any
+        raise ValueError(f"{prefix}{unknown[0]} is no setting of this version of Esper")
     for name, default in known.items():
         key = prefix + name
         if isinstance(default, dict) and isinstance(recorded.get(name, {}), Mapping):

@@ -206,10 +206,15 @@ def recorded_config(folder: Path) -> dict[str, Any] | None:
         return None
     try:
         content = _config_schema().validate_python(yaml.safe_load(read_yaml(file)), strict=True)
-        with_defaults(content)  # a file that was cut lacks settings
-        return content
     except (ValueError, RecursionError, yaml.YAMLError):
         raise RunError(f"{file} is not the configuration of a run; restore it, or use another folder") from None
+    try:
+        with_defaults(content)  # a file that was cut lacks settings, and one of a newer version has others
+    except ValueError as error:
+        raise RunError(
+            f"{file} is not the configuration of a run ({error}); restore it, or use another folder"
+        ) from None
+    return content
 
 
 def require_same_run(config: TolariaConfig, run_dir: Path) -> None:

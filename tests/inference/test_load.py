@@ -181,6 +181,17 @@ def test_a_run_without_the_record_takes_it_from_its_data(trained: Seen, tmp_path
     assert torch.allclose(predicted(esper.load(older), seen.test.images), seen.outputs, atol=1e-5)
 
 
+def test_a_setting_that_this_version_does_not_know_is_named(trained: Seen, tmp_path: Path) -> None:
+    newer = tmp_path / "tiny" / "newer"
+    shutil.copytree(trained.run_dir, newer)
+    config = newer / "config.yaml"
+    config.write_text(config.read_text().replace("mlp_ratio:", "mlp_satio:"))
+    with pytest.raises(
+        RunError, match=r"config.yaml .*\(model.mlp_satio is no setting of this version of Esper\); rest"
+    ):
+        esper.load(newer)
+
+
 def test_a_flipped_bit_and_a_damaged_description_are_refused(trained: Seen, tmp_path: Path) -> None:
     out = export(trained.run_dir, tmp_path / "out")
     weights = out / "model.safetensors"
