@@ -10,13 +10,18 @@ import contextlib
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 
-__all__ = ["Stopped", "check", "handled", "is_handled", "name_of", "on_stop", "received", "requested"]
+__all__ = [
+    "Stopped", "check", "exit_with_parent", "handled", "is_handled", "name_of", "on_stop", "received", "requested",
+]  # fmt: skip
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 _LEFT_IF_IGNORED = (signal.SIGHUP, signal.SIGUSR1)  # nohup ignores SIGHUP
+
+_POLL_S = 1.0
 
 _is_handled = False
 _pipe: tuple[int, int] | None = None  # to which the interpreter writes the numbers of signals as they arrive
@@ -114,3 +119,14 @@ def _on_signal(number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
     if not _listeners and is_first:  # SLURM sends several, and the first one is being obeyed
         raise Stopped(number)
+
+
+def exit_with_parent(parent: int) -> None:
+    """From now on, end this process at once when its parent, the process of that number, has ended."""
+    threading.Thread(target=_exit_with, args=(parent,), daemon=True).start()
+
+
+def _exit_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(_POLL_S)
+    os._exit(1)

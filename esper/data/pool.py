@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import multiprocessing
+import os
 import signal
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -176,7 +177,10 @@ class DecodePool:
             return done
         if self._executor is None:
             self._executor = ProcessPoolExecutor(
-                self._num_workers, mp_context=multiprocessing.get_context("spawn"), initializer=initialize_worker
+                self._num_workers,
+                mp_context=multiprocessing.get_context("spawn"),
+                initializer=initialize_worker,
+                initargs=(os.getpid(),),
             )
         with _worker_errors(), _ctrl_c_blocked():  # a worker that starts now must not die of Ctrl-C while it imports
             future = self._executor.submit(decode_chunk, paths, resize, check=self.checks)

@@ -6,12 +6,10 @@ import contextlib
 import json
 import logging
 import os
-import signal
 import sys
-import threading
-import time
 from pathlib import Path
 
+from esper import stopping
 from esper.configs import DatasetConfig
 from esper.cores import num_cores
 from esper.errors import EsperError
@@ -22,13 +20,11 @@ from esper.images.storage import is_streamed
 
 __all__ = ["main"]
 
-_POLL_S = 0.2
-
 
 def main() -> None:
     """Decode, and print progress and the result; without one the command decodes."""
     asked = json.loads(sys.argv[1])
-    threading.Thread(target=_end_with, args=(asked["parent"],), daemon=True).start()
+    stopping.exit_with_parent(asked["parent"])
     config, cache_dir = DatasetConfig(**asked["config"]), Path(asked["cache_dir"])
     logging.disable()
     with contextlib.suppress(EsperError):
@@ -51,9 +47,3 @@ def main() -> None:
 
 def _print_progress(is_decoding: bool) -> None:
     os.write(1, DECODING if is_decoding else DECODED)
-
-
-def _end_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(_POLL_S)
-    os.killpg(0, signal.SIGKILL)

@@ -10,8 +10,6 @@ import math
 import mmap
 import multiprocessing
 import os
-import threading
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
@@ -32,7 +30,6 @@ _VERSION = 4
 """Of the decoder and of what is cached: another one where these change, so that older caches are not used."""
 _CHUNK = 64
 """Images that a thread or process decodes at a time."""
-_POLL_S = 1.0
 
 Images = NDArray[np.uint8]
 """(N, 3, H, W)."""
@@ -173,13 +170,7 @@ def _decode(
 def _begin_forked(decoding: _Decoding, parent: int) -> None:
     global _forked
     _forked = decoding
-    threading.Thread(target=_exit_with, args=(parent,), daemon=True).start()
-
-
-def _exit_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(_POLL_S)
-    os._exit(1)
+    stopping.exit_with_parent(parent)
 
 
 def _fill_forked(start: int) -> dict[str, str]:

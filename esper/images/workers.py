@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import math
 import mmap
-import multiprocessing
 import os
 import signal
 import tempfile
-import threading
 from collections.abc import Callable, Mapping
 from multiprocessing.reduction import DupFd, ForkingPickler
 from typing import IO, Any
@@ -20,23 +18,17 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from esper import stopping
 from esper.images.decode import Chunk
 
 __all__ = ["initialize_worker"]
 
 
-def initialize_worker() -> None:
-    """Begin a worker: Ctrl-C does not reach it, and it exits with its parent."""
+def initialize_worker(parent: int) -> None:
+    """Begin a worker: Ctrl-C does not reach it, and it exits with its parent, the process of that number."""
     os.setpgid(0, 0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # also discards one that arrived while it was blocked
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
-
-
-def _exit_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
+    stopping.exit_with_parent(parent)
 
 
 def _sent(chunk: Chunk) -> tuple[Callable[..., Chunk], tuple[Any, ...]]:

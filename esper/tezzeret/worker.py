@@ -8,12 +8,11 @@ from __future__ import annotations
 import json
 import os
 import sys
-import threading
-import time
 from typing import Any, TextIO
 
 import torch
 
+from esper import stopping
 from esper.devices import select_device
 from esper.errors import ConfigError, EsperError, one_line
 from esper.tezzeret.measure import Job, measure
@@ -31,7 +30,7 @@ def main(device_name: str, memory_bytes: int) -> None:
     """
     replies = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # compilers print to stdout; keep it apart from replies
-    threading.Thread(target=_exit_with_parent, args=(os.getppid(),), daemon=True).start()
+    stopping.exit_with_parent(os.getppid())
     try:
         device = select_device(device_name)
     except ConfigError as error:
@@ -65,12 +64,6 @@ def _device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{cpu_name() or 'cpu'}, {torch.get_num_threads()} threads"
-
-
-def _exit_with_parent(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(1.0)
-    os._exit(1)
 
 
 if __name__ == "__main__":
