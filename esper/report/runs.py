@@ -14,12 +14,13 @@ from sqlalchemy import make_url
 
 from esper.configs import TrackingConfig
 from esper.contracts.metrics import ACCURACY, MetricInfo, headline_of
-from esper.costs import flops, training_macs
+from esper.costs import flops
 from esper.errors import RunError
 from esper.report.packs import SharedWork, shared_work
 from esper.report.run_record import read_run
 from esper.tracking import run_folders, tracking_uri
 from esper.tracking.files import read_members
+from esper.tracking.history import image_macs
 from esper.tracking.metrics import METRICS_TAG, parameters
 from esper.tracking.mlflow_store import connect
 
@@ -260,20 +261,19 @@ def _curve(
     (incubation) are spread over the run, so that the last point matches the total in the result.
     """
     points: list[CurvePoint] = []
-    step, macs, image_macs, seconds, last = 0, 0.0, 0, 0.0, 0.0
+    step, macs, per_image, seconds, last = 0, 0.0, 0, 0.0, 0.0
     for event in events:
         if event["kind"] == "run_started":
             # On a resume, the journal was cut at the checkpoint's offset; steps after its last event are added here.
-            started = training_macs(1, event["num_macs"], skipped=event.get("skipped_macs", 0))
-            image_macs = image_macs or started
-            macs += batch_size * max(0, event["step"] - step) * image_macs if step else 0
+            per_image = per_image or image_macs(event)
+            macs += batch_size * max(0, event["step"] - step) * per_image if step else 0
             step, last = event["step"], event["time_unix_s"]
             continue
-        macs += batch_size * max(0, event["step"] - step) * image_macs + event.get("cost_macs", 0)
+        macs += batch_size * max(0, event["step"] - step) * per_image + event.get("cost_macs", 0)
         seconds += max(0.0, event["time_unix_s"] - last)
         step, last = max(step, event["step"]), event["time_unix_s"]
         if event["kind"] == "surgery" and event["committed"]:
-            image_macs = training_macs(1, event["num_macs_after"], skipped=event.get("skipped_macs_after", 0))
+            per_image = image_macs(event)
         elif event["kind"] == "validation" and (value := event["val_metrics"].get(headline.name)) is not None:
             points.append(CurvePoint(macs, seconds, float(value)))
     if result is None or not points or not macs:

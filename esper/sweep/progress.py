@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from esper.contracts.metrics import ACCURACY, MetricInfo, headline_of
-from esper.costs import training_macs
 from esper.errors import RunError
 from esper.files import decode
 from esper.tracking.event_schema import EVENT
+from esper.tracking.history import image_macs
 
 __all__ = ["Progress"]
 
@@ -77,14 +77,13 @@ class Progress:
         if event["kind"] == "run_started":
             self.total_epochs, self.headline = event["total_epochs"], headline_of(event)
             self._batch_size = event["config"]["dataset"]["batch_size"]
-            host_macs = training_macs(1, event["num_macs"], skipped=event.get("skipped_macs", 0))
-            self._image_macs = self._image_macs or host_macs  # on a resume it has grown
+            self._image_macs = self._image_macs or image_macs(event)  # on a resume the network has grown
             self._times = []  # the time between two jobs of a run is not part of its pace
             self._last_s = event["time_unix_s"]
             return
         self._spend(event)
         if event["kind"] == "surgery" and event["committed"]:
-            self._image_macs = training_macs(1, event["num_macs_after"], skipped=event.get("skipped_macs_after", 0))
+            self._image_macs = image_macs(event)
         if event["kind"] == "epoch":
             self.epoch, self.metric = event["epoch"], event["val_metrics"].get(self.headline.name)
             self._times = [*self._times[-_PACE_EPOCHS:], event["time_unix_s"]]

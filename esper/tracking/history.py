@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from esper.contracts.lifecycle import SeedLifecycleState
 from esper.contracts.metrics import MetricInfo, metrics_of
+from esper.costs import training_macs
 
-__all__ = ["GrownModule", "History"]
+__all__ = ["GrownModule", "History", "image_macs"]
 
 _ENDS = (SeedLifecycleState.FOSSILIZED, SeedLifecycleState.CULLED)
 
@@ -144,6 +145,12 @@ class History:
 
     def _live(self, site: str) -> GrownModule | None:
         return next((module for module in reversed(self.modules) if module.site == site and module.is_live), None)
+
+
+def image_macs(event: Mapping[str, Any]) -> int:
+    """MACs of training on one example from an event on, which is a `run_started` or a `surgery`."""
+    after = "_after" if event["kind"] == "surgery" else ""
+    return training_macs(1, event[f"num_macs{after}"], skipped=event.get(f"skipped_macs{after}", 0))
 
 
 def _germinated(event: dict[str, Any]) -> GrownModule:
