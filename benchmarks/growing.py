@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import fcntl
 import io
 import math
 import sys
@@ -32,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks import workers
 from benchmarks.growing_cells import EXPERIMENT, Cell, plan
 from benchmarks.growing_studies import STUDIES
-from benchmarks.workers import FAILED, append, locked, work_in_parallel
+from benchmarks.workers import FAILED, append, locked, reserved, work_in_parallel
 from esper.errors import EsperError
 from esper.tracking import environment, read
 
@@ -209,13 +208,10 @@ class Queue:
         """
         waits = False
         for cell in self._candidates():
-            with (self.locks / cell.digest).open("a") as lock:
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:  # runs elsewhere
+            with reserved(self.locks / cell.digest) as is_free:
+                if not is_free:  # runs elsewhere
                     waits = waits or any(other.after == cell.run_dir for other in self.cells)
-                    continue
-                if cell in self._candidates():  # not finished in the meantime
+                elif cell in self._candidates():  # not finished in the meantime
                     return self._run(cell)
         if waits:
             time.sleep(_POLL_S)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import fcntl
 import io
 import json
 import math
@@ -30,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.plan_cells import CELLS, SHARE, WORKERS_PER_GPU, Cell
 from benchmarks.plan_report import report
-from benchmarks.workers import FAILED, append, locked, read_rows, work_in_parallel
+from benchmarks.workers import FAILED, append, locked, read_rows, reserved, work_in_parallel
 from esper import cli, fit
 from esper.configs.compose import compose
 from esper.errors import EsperError
@@ -235,12 +234,8 @@ class Queue:
         """
         ready, is_waiting = self._ready()
         for job in ready:
-            with (self.outputs / ".locks" / "-".join(map(str, job.key))).open("a") as lock:
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:  # runs elsewhere
-                    continue
-                if job in self._ready()[0]:  # not finished in the meantime
+            with reserved(self.outputs / ".locks" / "-".join(map(str, job.key))) as is_free:
+                if is_free and job in self._ready()[0]:  # neither runs elsewhere nor has finished in the meantime
                     return self._do(job)
         if is_waiting:
             time.sleep(_POLL_S)

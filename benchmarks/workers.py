@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["FAILED", "append", "locked", "read_rows", "work_in_parallel"]
+__all__ = ["FAILED", "append", "locked", "read_rows", "reserved", "work_in_parallel"]
 
 FAILED = 3
 """Exit code of a worker whose training failed; another one takes its place."""
@@ -43,6 +43,18 @@ def locked(path: Path) -> Iterator[None]:
     with path.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+@contextlib.contextmanager
+def reserved(path: Path) -> Iterator[bool]:
+    """Context manager, which does not wait: whether no other process is in it with the same file."""
+    with path.open("a") as file:
+        is_free = True
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            is_free = False
+        yield is_free
 
 
 def append(path: Path, row: Mapping[str, Any]) -> None:
