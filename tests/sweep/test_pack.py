@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -10,7 +11,7 @@ import signal
 import sys
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -214,6 +215,18 @@ def test_runs_take_turns_and_share_the_data_but_not_the_random_numbers() -> None
     assert placed[0] is placed[1]
 
 
+def begin_in_order(group: turns.Turns, *targets: Callable[[], None]) -> None:
+    """Run threads that get their first turns in this order, until all have ended."""
+    threads = [threading.Thread(target=target) for target in targets]
+    with group.between():
+        for number, thread in enumerate(threads, start=1):
+            thread.start()
+            while len(group._waiting) < number:
+                pass
+    for thread in threads:
+        thread.join()
+
+
 def test_runs_that_begin_together_are_a_turn_apart_so_that_their_epochs_do_not_end_together() -> None:
     group, num_steps = turns.Turns(), dict[str, int]()
     others: dict[str, int] | None = None
@@ -226,14 +239,7 @@ def test_runs_that_begin_together_are_a_turn_apart_so_that_their_epochs_do_not_e
                     others = dict(num_steps)
                 turns.step_done()
 
-    threads = [threading.Thread(target=run, args=(name,)) for name in "abc"]
-    with group.between():
-        for number, thread in enumerate(threads, start=1):
-            thread.start()
-            while len(group._waiting) < number:
-                pass
-    for thread in threads:
-        thread.join()
+    begin_in_order(group, *(functools.partial(run, name) for name in "abc"))
     assert others == {"a": 5 * turns.STEPS, "b": 3 * turns.STEPS, "c": 2 * turns.STEPS}
 
 
@@ -261,14 +267,7 @@ def test_the_others_go_on_while_a_run_waits_for_an_event_of_the_device() -> None
             event.set()
             order.append("worked")
 
-    threads = [threading.Thread(target=target) for target in (wait, work)]
-    with group.between():
-        for number, thread in enumerate(threads, start=1):
-            thread.start()
-            while len(group._waiting) < number:
-                pass
-    for thread in threads:
-        thread.join()
+    begin_in_order(group, wait, work)
     assert order == ["worked", "waited", "did not wait again"]
 
 
