@@ -66,8 +66,8 @@ class DatasetConfig:
     )
     num_workers: int = setting(
         4,
-        "stream: worker processes that decode image files (0: the main process decodes); memory: threads, where no "
-        "other process decodes on all cores while torch is imported (0: none does)",
+        "stream: processes that decode image files (0: the main process decodes); memory: threads that decode what was "
+        "not decoded on all cores while torch was imported (0: nothing is)",
         low=0,
     )
     timeout_s: float = setting(

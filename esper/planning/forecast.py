@@ -58,9 +58,9 @@ class Forecast:
     def shown(self, choice: Choice, macs: float, *, noise: Floats) -> Floats:
         """Figures (k,) that one run of each draw shows at a budget; `noise`: (k,) standard normal.
 
-        To the chance between seeds comes what curves that bend are wrong by: for each doubling beyond
-        `MAX_EXTRAPOLATION`, with a standard deviation of what the last doubling before brought. The options are wrong
-        together, so it does not count where they are compared.
+        Beside the chance between seeds, they allow for curves that bend: each doubling beyond `MAX_EXTRAPOLATION` adds
+        what the last doubling before it brought to the standard deviation. All options are taken to err together, so
+        that comparisons leave this out.
         """
         doublings = np.log2(max(self.extrapolation(choice, macs) / MAX_EXTRAPOLATION, 1.0))
         static = Choice(size=choice.size)
