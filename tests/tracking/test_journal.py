@@ -45,7 +45,12 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
 def fields_of(cls: type[T]) -> st.SearchStrategy[T]:
     """Instances with whole numbers that a run may write."""
     hints = {key: hint for key, hint in typing.get_type_hints(cls).items() if key != "kind"}
-    given = {int: COUNTS, int | None: COUNTS | st.none(), tuple[int, ...]: st.lists(COUNTS).map(tuple)}
+    given = {
+        int: COUNTS,
+        int | None: COUNTS | st.none(),
+        tuple[int, ...]: st.lists(COUNTS).map(tuple),
+        dict[str, int]: st.dictionaries(st.text(), COUNTS),
+    }
     return st.builds(cls, **{key: FIELDS.get(key, given.get(hint, st.from_type(hint))) for key, hint in hints.items()})
 
 
