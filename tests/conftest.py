@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
 
@@ -26,6 +27,9 @@ from esper.configs import (
 from esper.oona.redis import RedisBus
 from esper.tolaria import TolariaTrainer
 from tests.oona.server import PASSWORD, RedisServer
+
+hypothesis.settings.register_profile("esper", deadline=None)  # an example may take long on a busy machine
+hypothesis.settings.load_profile("esper")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -102,7 +102,7 @@ def uri_of(sweep_dir: Path) -> str:
 
 
 @pytest.mark.long
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_every_command_works_or_ends_with_one_line(finished: Path, data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -119,7 +119,7 @@ def test_every_command_works_or_ends_with_one_line(finished: Path, data: st.Data
 
 
 @pytest.mark.long
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_every_command_on_a_sweep_works_or_ends_with_one_line(sweep: Path, data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as folder:

@@ -18,7 +18,7 @@ from esper.oona import codec
 from esper.oona.codec import MAX_BYTES, decode, encode
 from tests.oona.payloads import epoch_report, messages, numbered
 
-quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+quick = settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 
 
 def refused(content: bytes) -> str:

@@ -25,7 +25,7 @@ from tests.oona.server import PASSWORD, RedisServer
 TOPIC = TopicName.EPOCHS
 KEY = f"esper:{TOPIC}"
 CHANNEL = "lab/run"
-quick = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+quick = settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture

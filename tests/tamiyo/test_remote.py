@@ -112,7 +112,7 @@ def test_a_shared_tamiyo_decides_as_one_in_process(bus: RedisBus, tmp_path: Path
         own = str(write_policy(tmp_path / "p.safetensors", bias=0.1, log_score=1.0))
     kinds = set()
 
-    @settings(max_examples=40, deadline=None, database=None)
+    @settings(max_examples=40, database=None)
     @given(SITES, st.integers(0, 9), st.integers(0, 3))
     @example([signal(health=0.1)], 4, 0)  # the schedule's time, which drawing may miss
     def agree(signals: list[HealthSignal], epoch: int, rng_seed: int) -> None:
@@ -265,9 +265,7 @@ def test_an_invalid_request_gets_a_reply_and_so_does_the_next(bus: RedisBus, cha
     assert len(answers(bus, "lab/other")) == 1
 
 
-@settings(
-    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=100, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(built(Consultation), st.sampled_from(["heuristic", "schedule", "random", "never"]))
 def test_every_request_gets_a_reply(bus: RedisBus, redis_server: RedisServer, asked: Consultation, policy: str) -> None:
     with contextlib.closing(redis_server.admin()) as admin:

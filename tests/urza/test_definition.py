@@ -25,7 +25,7 @@ def parsed(layers: Any) -> d.Definition:
         raise
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(chains())
 def test_a_definition_reads_back_equal_and_keeps_its_hash(layers: Any):
     definition = parsed(layers)
@@ -34,7 +34,7 @@ def test_a_definition_reads_back_equal_and_keeps_its_hash(layers: Any):
     assert (again.text, again.blueprint_id) == (definition.text, definition.blueprint_id)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(chains(), st.sampled_from(SHAPES))
 def test_where_it_fits_it_builds_with_the_output_shape_and_cost_that_were_planned(layers: Any, shapes: Any):
     definition, (in_shape, out_shape) = parsed(layers), shapes
@@ -113,7 +113,6 @@ def test_garbage_is_refused_in_one_line(raw: bytes, says: str):
     assert "\n" not in str(refused.value)
 
 
-@settings(deadline=None)
 @given(
     st.recursive(
         st.none() | st.integers() | st.text() | st.floats(), lambda x: st.lists(x) | st.dictionaries(st.text(), x)

@@ -90,7 +90,7 @@ def test_any_bit_that_flips_is_found_or_changes_nothing(tmp_path: Path, name: st
     assert num_refused > 0.9 * len(bits)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(data=st.data())
 def test_a_file_that_is_cut_grows_or_has_other_bytes_is_found_or_changes_nothing(data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as folder:
