@@ -42,19 +42,19 @@ def mean_interval(values: Floats) -> tuple[float, float]:
 
 
 def paired_t(differences: Floats, *, margin: float = 0.0) -> PairedT:
-    """Paired t test of differences (..., n); if they are all equal, p is 0 or 1."""
+    """Paired t test of differences (..., n); if they are all equal, p is 0 or 1, and nan if one of them is nan."""
     n = differences.shape[-1]
     mean = differences.mean(axis=-1) if n else np.full(differences.shape[:-1], np.nan)
     if n < 2:
         unknown = np.full_like(mean, np.nan)
         return PairedT(mean, unknown, unknown, unknown, unknown, unknown)
     spread = np.ptp(differences, axis=-1)
-    error = np.where(spread > _SAME, differences.std(axis=-1, ddof=1) / np.sqrt(n), 0.0)
-    exact = np.where(np.abs(mean) > _SAME, mean, 0.0)
+    error = np.where(spread <= _SAME, 0.0, differences.std(axis=-1, ddof=1) / np.sqrt(n))
+    exact = np.where(np.abs(mean) <= _SAME, 0.0, mean)
 
     def score(above: Floats) -> Floats:
         certain = np.where(above == 0, 0.0, np.copysign(np.inf, above))
-        return np.where(error > 0, above / np.where(error > 0, error, 1.0), certain)
+        return np.where(error == 0, certain, above / np.where(error == 0, 1.0, error))
 
     student = stats.t(n - 1)
     half = student.ppf((1 + _CONFIDENCE) / 2) * error

@@ -45,6 +45,17 @@ def test_differences_that_are_all_the_same_leave_no_doubt(difference: float, p: 
     assert bootstrap_interval(same) == pytest.approx((difference, difference))
 
 
+def test_of_differences_that_are_not_all_known_nothing_is_known() -> None:
+    unknown = np.array([0.3, 0.4, np.nan])
+    test = paired_t(np.stack([unknown, [0.3, 0.4, 0.5]]), margin=MARGIN)
+    assert np.isnan([field[0] for field in test]).all()
+    assert float(test.p[1]) == pytest.approx(stats.ttest_1samp([0.3, 0.4, 0.5], 0).pvalue)
+    found, _ = decide(
+        PairedT(*(field[0] for field in test)), num_pairs=12, p=float(test.p_not_worse[0]), spent=Spent(-0.5)
+    )
+    assert found == "not shown"
+
+
 def test_the_bootstrap_interval_is_that_of_scipy_and_the_same_every_time() -> None:
     low, high = bootstrap_interval(SECOND - FIRST)
     assert bootstrap_interval(SECOND - FIRST) == (low, high)
