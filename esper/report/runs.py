@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -83,8 +84,7 @@ class ComparedRun:
     @property
     def val_figure(self) -> float:
         """The same on the validation split; nan for the first journals, which lack it."""
-        value = (self.result or {}).get(f"val_{self.headline.name}")
-        return float("nan") if value is None else float(value)
+        return self.metric(f"val_{self.headline.name}")
 
     @property
     def flops(self) -> float:
@@ -92,9 +92,10 @@ class ComparedRun:
         return flops(self.metric("total_macs"))
 
     def metric(self, name: str) -> float:
-        """An entry of `result`."""
+        """An entry of `result`; nan if that is not there, or was not finite."""
         assert self.result is not None
-        return float(self.result[name])
+        value = self.result.get(name)
+        return math.nan if value is None else float(value)
 
 
 def from_folders(paths: Sequence[Path]) -> list[ComparedRun]:

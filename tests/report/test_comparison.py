@@ -38,6 +38,7 @@ def write_run(
     seconds: float = 4.0,
     status: str = "finished",
     val_accuracy: float | None = None,
+    loss: float = 0.6,
     info: MetricInfo = ACCURACY,
     **changes: Any,
 ) -> None:
@@ -64,6 +65,7 @@ def write_run(
         "train_macs": macs * 9 // 10,
         "growth_macs": macs // 10,
         "total_macs": macs,
+        "test_loss": loss,
         f"test_{info.name}": accuracy,
     }
     result |= {f"val_{info.name}": accuracy if val_accuracy is None else val_accuracy, "seconds": seconds}
@@ -197,6 +199,15 @@ def test_early_stopping_is_refused_in_one_line(tmp_path: Path, capsys: pytest.Ca
     assert "optimization.patience=4" in error
     assert error.count("\n") == 1
     assert not (tmp_path / "comparison.html").exists()
+
+
+def test_a_test_loss_that_is_not_finite_leaves_the_rest_of_the_comparison(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", comparison__arm="grown", loss=float("inf"))
+    write_run(tmp_path / "b", comparison__arm="static_flops")
+    assert run_cli(tmp_path) == 0
+    arms = json.loads((tmp_path / "comparison.json").read_text())["arms"]
+    assert [arms[arm]["test_loss"][0] for arm in ("grown", "static_flops")] == [None, 0.6]
+    assert [arms[arm]["test_accuracy"][0] for arm in ("grown", "static_flops")] == [0.9, 0.9]
 
 
 def test_two_runs_of_one_arm_and_seed_are_refused(tmp_path: Path) -> None:
