@@ -163,24 +163,36 @@ def crossing(comparison: Comparison) -> Crossing | None:
     return Crossing(flops=found, sentence=f"{names} cross at {where}. Budgets: {stand}.")
 
 
+def _candidates(arms: Mapping[str, Arm]) -> dict[str, set[int]]:
+    """The static arms at equal compute that may be the best one, and their seeds with a validation figure.
+
+    An arm with few seeds would leave few to compare.
+    """
+    seeds = {name: _validated(arms[name]) for name in STATIC_AT_EQUAL_COMPUTE if name in arms}
+    enough = min(MIN_PAIRS, max(map(len, seeds.values()), default=0)) or 1
+    return {name: known for name, known in seeds.items() if len(known) >= enough}
+
+
+def _validated(arm: Arm) -> set[int]:
+    """The seeds of an arm whose run has a validation figure."""
+    return {seed for seed, run in arm.runs.items() if not math.isnan(run.val_figure)}
+
+
 def _choose(arms: Mapping[str, Arm], info: MetricInfo) -> tuple[Arm | None, str]:
     """The best static arm at equal compute, by the leading metric in validation, and the choice in one sentence."""
-    static = [arms[name] for name in STATIC_AT_EQUAL_COMPUTE if name in arms]
-    enough = min(MIN_PAIRS, max((len(arm.runs) for arm in static), default=0))
-    static = [arm for arm in static if len(arm.runs) >= enough]  # an arm with few seeds would leave few to compare
-    common = set.intersection(*(set(arm.runs) for arm in static)) if static else set()
-    seeds = {arm.label: sorted(common or arm.runs) for arm in static}
-    means = {arm.label: float(np.mean([arm.runs[seed].val_figure for seed in seeds[arm.label]])) for arm in static}
-    known = [arm for arm in static if not math.isnan(means[arm.label])]
-    if not known:
+    candidates = _candidates(arms)
+    if not candidates:
         return None, f"No best static arm at equal compute: none has a validation {info.label}."
-    best = max(known, key=lambda arm: info.sign * means[arm.label])
-    figures = "; ".join(f"{ARMS[arm.name].words} {Scale(info).value(means[arm.label])}" for arm in known)
-    absent = [ARMS[name].words for name in STATIC_AT_EQUAL_COMPUTE if name not in {arm.name for arm in static}]
-    num_seeds = len(seeds[best.label])
+    common = set.intersection(*candidates.values())
+    seeds = {name: sorted(common or known) for name, known in candidates.items()}
+    means = {name: float(np.mean([arms[name].runs[seed].val_figure for seed in seeds[name]])) for name in candidates}
+    best = max(candidates, key=lambda name: info.sign * means[name])
+    figures = "; ".join(f"{ARMS[name].words} {Scale(info).value(means[name])}" for name in candidates)
+    absent = [ARMS[name].words for name in STATIC_AT_EQUAL_COMPUTE if name not in candidates]
+    num_seeds = len(seeds[best])
     without = f"; without {' and '.join(absent)}" if absent else ""
-    return best, (
-        f"The best static arm at equal compute is {ARMS[best.name].words}: the "
+    return arms[best], (
+        f"The best static arm at equal compute is {ARMS[best].words}: the "
         f"{'highest' if info.higher_is_better else 'lowest'} mean validation {info.label} over "
         f"{num_seeds} seed{'s' if num_seeds != 1 else ''}, chosen without the test split ({figures}{without})."
     )
@@ -199,6 +211,10 @@ def _answer(
     if best is None and not lost:
         return "Not shown", "no arm has a validation figure, by which the best static one is chosen"
     name = best.name if best and (best.name in lost or not lost) else lost[0]
+    unjudged = [end for end in _ENDS if end in arms and end not in _candidates(arms)]
+    if unjudged and claims[name].verdict == "yes":
+        few = " and ".join(f"{ARMS[end].words} has {len(_validated(arms[end]))}" for end in unjudged)
+        return "Not shown", f"a yes takes at least {MIN_PAIRS} finished runs with a validation figure, and {few}"
     if starts_from_network and claims[name].verdict == "yes":
         # Validation images of a host trained longer may have been among the training images of that network.
         name = next(

@@ -88,6 +88,27 @@ def test_an_arm_with_few_seeds_is_not_the_best_one(tmp_path: Path) -> None:
     assert report.answers[0].choice.endswith("; without a size in between).")
 
 
+def test_an_end_with_few_seeds_or_without_validation_leaves_it_open_whether_growing_paid(tmp_path: Path) -> None:
+    write_arms(tmp_path / "few", {"grown": (0.9, _MACS), "static_flops": (0.85, _MACS)})
+    write_run(tmp_path / "few" / "final", accuracy=0.95, comparison=ComparisonConfig(arm="final_flops"))
+    assert compared(tmp_path / "few").headline == (
+        "Did growing pay? Not shown: a yes takes at least 12 finished runs with a validation figure, and final size "
+        "from scratch has 1."
+    )
+    for without, number in ((range(12), 0), (range(1), 11)):
+        write_equal(tmp_path / str(number), 0.85, 0.84, 0.84)
+        runs = [
+            dataclasses.replace(run, result={**(run.result or {}), "val_accuracy": None})
+            if run.settings["comparison.arm"] == "final_flops" and run.seed in without
+            else run
+            for run in from_folders([tmp_path / str(number)])
+        ]
+        report = compare(runs)
+        assert best(report) == "static_flops"
+        assert report.headline.endswith(f"and final size from scratch has {number}.")
+        assert report.answers[0].choice.endswith("; without final size from scratch).")
+
+
 def test_without_one_end_it_is_not_shown_that_growing_paid_but_a_size_in_between_may_not_exist(tmp_path: Path) -> None:
     write_equal(tmp_path / "host", 0.8, static=(0.8, _MACS))
     headline = compared(tmp_path / "host").headline
