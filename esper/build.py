@@ -37,7 +37,7 @@ from esper.errors import ConfigError, one_line
 from esper.kasmina import MorphableModel, Site, find_blocks, find_sites, wrap
 from esper.kasmina.copyable import require_copyable
 from esper.kasmina.modes import evaluating
-from esper.models import build_host, checkpoint_blocks, freeze, memory_format
+from esper.models import build_host, checkpoint_blocks, freeze, memory_format, registered
 from esper.tamiyo import LocalTamiyo, TamiyoClient
 from esper.tasks import Task, build_task, mean_values
 from esper.tracking import Tracker
@@ -107,10 +107,11 @@ def parts(
     _require_images(config.dataset, splits)
     torch.manual_seed(torch_seed(config.rng_seed))
     spec = _spec(config, splits)
-    model = _build_model(config, spec, device)
+    host = build_host(config.model, spec).to(device)
     task = build_task(config.task, spec, device)
     if config.model.source == "plugin":
-        _require_output(model, task, splits, spec, name=config.model.name)
+        _require_output(host, task, splits, spec, name=config.model.name)
+    model = _build_model(config, host, spec, device)
     train = splits.train
     prepare = Preprocess(
         mean=splits.mean,
@@ -206,13 +207,15 @@ def _require_targets(config: TolariaConfig, splits: DataSplits) -> None:
     )
 
 
-def _require_output(model: MorphableModel, task: Task, splits: DataSplits, spec: DataSpec, *, name: str) -> None:
-    """Refuse a network whose output is not what the task learns from."""
-    train, device = splits.train, next(model.parameters()).device
-    inputs = torch.zeros(2, *spec.inputs, dtype=spec.dtype, device=device)
-    targets = inputs if isinstance(train, TokenSet) else train.labels[[0, 0]].to(device)
-    with torch.no_grad(), evaluating(model), fork_rng(device):
-        output = model(inputs)
+def _require_output(host: nn.Module, task: Task, splits: DataSplits, spec: DataSpec, *, name: str) -> None:
+    """Refuse a network that does not take the data, or whose output is not what the task learns from."""
+    train, device = splits.train, next(host.parameters()).device
+    with evaluating(host), fork_rng(device):
+        output = registered.try_out(host, name, spec)
+    if isinstance(train, TokenSet):
+        targets = torch.zeros(2, *spec.inputs, dtype=spec.dtype, device=device)
+    else:
+        targets = train.labels[[0, 0]].to(device)
     try:
         task.objective(output, targets)
         is_measured = len(task.losses(output, targets)) == len(targets)
@@ -260,10 +263,9 @@ def _spec(config: TolariaConfig, splits: DataSplits) -> DataSpec:
     return dataclasses.replace(splits.spec, num_outputs=config.model.num_classes)
 
 
-def _build_model(config: TolariaConfig, spec: DataSpec, device: torch.device) -> MorphableModel:
+def _build_model(config: TolariaConfig, host: nn.Module, spec: DataSpec, device: torch.device) -> MorphableModel:
     if config.morphogenetic.enable_tamiyo and config.morphogenetic.policy == "planned":
         raise ConfigError("morphogenetic.policy=planned: the plan is read at launch; use esper-train or esper.fit")
-    host = build_host(config.model, spec).to(device)
     host = host.to(memory_format=memory_format(host, channels_last=config.channels_last, device=device))
     freeze(host, config.model.freeze)
     grows = config.morphogenetic.enable_tamiyo

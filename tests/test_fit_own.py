@@ -276,6 +276,13 @@ class Pair(Net):
         return super().forward(x), x
 
 
+class Scalar(Net):
+    """One number for a whole batch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).sum()
+
+
 class Ids(nn.Module):
     """Reads whole numbers."""
 
@@ -294,6 +301,7 @@ class Ids(nn.Module):
         (Dense, "regression", r"task=regression: the network gives 144 numbers an example, the targets have 1"),
         (Dense, "multilabel", r"model.name=Dense: gives \(2, 4, 6, 6\) .* task=multilabel cannot learn targets \(2,\)"),
         (Pair, "classification", r"model.name=Pair: gives a tuple for 2 examples; .* return the one to learn from"),
+        (Scalar, "classification", r"model.name=Scalar: gives a tensor \(\) for 2 examples; it must give one tensor"),
     ],
 )
 def test_an_output_that_the_task_cannot_learn_from_is_one_line(
@@ -310,6 +318,19 @@ def test_an_output_that_the_task_cannot_learn_from_is_one_line(
             task=task,
         )
     assert not list(tmp_path.rglob("journal.jsonl"))
+
+
+def test_a_network_is_tried_out_once_and_then_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    batches: list[int] = []
+
+    class Counted(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            batches.append(len(x))
+            return super().forward(x)
+
+    fit(*QUICK, "morphogenetic=off", model=Counted, data=squares())
+    assert batches[:3] == [2, 1, 16]
 
 
 def test_a_network_that_needs_whole_numbers_is_told_how_to_make_them(

@@ -15,7 +15,7 @@ from esper.configs import ModelConfig
 from esper.data import DataSpec
 from esper.errors import ConfigError, one_line
 
-__all__ = ["build", "describe"]
+__all__ = ["build", "describe", "try_out"]
 
 _made: WeakSet[nn.Module] = WeakSet()
 """The networks that `build` has returned."""
@@ -27,7 +27,7 @@ def build(config: ModelConfig, spec: DataSpec) -> nn.Module:
     A module instead of a factory is copied, with the weights that it has.
 
     Raises:
-        ConfigError: there is no such network, the options do not suit it, or it cannot take the data.
+        ConfigError: there is no such network, the options do not suit it, or its lazy layers cannot take the data.
     """
     made = plugins.find("model", config.name)
     if made is None:
@@ -44,7 +44,6 @@ def build(config: ModelConfig, spec: DataSpec) -> nn.Module:
     _initialise_lazy(network, config.name, spec)
     if not any(p.requires_grad for p in network.parameters()):
         raise ConfigError(f"model.name={config.name}: has no parameters to train")
-    _try(network, config.name, spec)
     return network
 
 
@@ -53,14 +52,19 @@ def describe(_config: ModelConfig, spec: DataSpec, _network: nn.Module) -> dict[
     return {"inputs": list(spec.inputs), "num_outputs": spec.num_outputs}
 
 
-def _try(network: nn.Module, name: str, spec: DataSpec) -> None:
-    """Refuse a network that does not map the data's inputs to one tensor; its state does not change."""
-    try:
-        with torch.random.fork_rng(devices=[]):
-            output = _run(copy.deepcopy(network), spec)
-    except Exception as error:  # it is the user's, and may raise anything
-        raise _unfit(name, spec, error) from None
-    if not isinstance(output, Tensor) or len(output) != 2:
+def try_out(network: nn.Module, name: str, spec: DataSpec) -> Tensor:
+    """What a network gives for two examples of zeros.
+
+    Args:
+        network: in eval mode.
+        name: of the network, for the message.
+        spec: inputs and outputs that the data ask for.
+
+    Raises:
+        ConfigError: it does not map the data's inputs to one tensor, or has too few outputs.
+    """
+    output = _run(network, name, spec)
+    if not isinstance(output, Tensor) or output.shape[:1] != (2,):
         found = f"a tensor {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
         raise ConfigError(
             f"model.name={name}: gives {found} for 2 examples; it must give one tensor, (2, …); return the one to "
@@ -71,33 +75,28 @@ def _try(network: nn.Module, name: str, spec: DataSpec) -> None:
             f"model.name={name}: has {output.shape[-1]} outputs, but the data have {spec.num_outputs}; a parameter "
             "named spec of its factory gets spec.num_outputs"
         )
+    return output
 
 
 def _initialise_lazy(network: nn.Module, name: str, spec: DataSpec) -> None:
     """Give lazy layers, such as `nn.LazyLinear`, the shapes that the data ask for."""
     if any(isinstance(p, UninitializedParameter) for p in network.parameters()):
         was_training = network.training
-        try:
-            _run(network, spec)
-        except Exception as error:  # as in `_try`
-            raise _unfit(name, spec, error) from None
+        _run(network.eval(), name, spec)
         network.train(was_training)
 
 
 @torch.no_grad()
-def _run(network: nn.Module, spec: DataSpec) -> Any:
+def _run(network: nn.Module, name: str, spec: DataSpec) -> Any:
     reference = next(network.parameters())
-    return network.eval()(torch.zeros(2, *spec.inputs, dtype=spec.dtype, device=reference.device))
-
-
-def _unfit(name: str, spec: DataSpec, error: Exception) -> ConfigError:
+    try:
+        return network(torch.zeros(2, *spec.inputs, dtype=spec.dtype, device=reference.device))
+    except Exception as error:  # it is the user's, and may raise anything
+        problem = f"{type(error).__name__}: {one_line(error)}"
     dtype = str(spec.dtype).removeprefix("torch.")
     hint = (
         "; give an embedding x.long().clamp(0, SIZE - 1), and set dataset.normalize=false"
-        if "'indices'" in str(error)
+        if "'indices'" in problem
         else ""
     )
-    return ConfigError(
-        f"model.name={name}: cannot take inputs of shape {spec.inputs}, {dtype}: {type(error).__name__}: "
-        f"{one_line(error)}{hint}"
-    )
+    raise ConfigError(f"model.name={name}: cannot take inputs of shape {spec.inputs}, {dtype}: {problem}{hint}")
