@@ -111,11 +111,11 @@ const Plot = (() => {
       svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
       const heights = ticks(data.y, up, Math.max(2, height / 50));
       const left = 10 + 7 * Math.max(2, ...heights.map(([, text]) => text.length)) + (data.y.label ? 16 : 0);
-      const bottom = height - (data.x.label ? 40 : 24), right = width - 14;
-      const top = data.marks.some(mark => mark.label) ? 32 : 10;
-      const x = this.x = position(data.x, across, left, right), y = this.y = position(data.y, up, bottom, top);
       const isOwn = data.x.ticks.length && !this.zoom;
       const places = isOwn ? data.x.ticks.map(v => [v, String(+v.toPrecision(3))]) : ticks(data.x, across, Math.max(2, width / 95));
+      const bottom = height - (data.x.label ? 40 : 24), right = width - Math.max(14, 3.6 * (places.at(-1)?.[1].length || 0));
+      const top = data.marks.some(mark => mark.label) ? 32 : 10;
+      const x = this.x = position(data.x, across, left, right), y = this.y = position(data.y, up, bottom, top);
       const id = `inside-${this.id ??= ++serial}`;
       const clip = add(svg, "clipPath", { id });
       add(clip, "rect", { x: left - 2, y: top - 2, width: right - left + 4, height: bottom - top + 4 });

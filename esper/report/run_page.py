@@ -64,13 +64,17 @@ def template_environment() -> Environment:
 
 
 def _stacked(table: str) -> Markup:
-    """A table whose cells carry the heading of their column, so that narrow screens can show a row as a list."""
+    """A table that scrolls where it is too wide, and whose cells carry the heading of their column.
+
+    Narrow screens show a row as a list.
+    """
     headings = [re.sub("<[^>]*>", "", heading) for heading in re.findall(r"<th\b[^>]*>(.*?)</th>", table, re.DOTALL)]
     rows = re.split(r"(?=<tr)", table)
     for number, row in enumerate(rows):
         left = iter(headings)
         rows[number] = re.sub(r"<td\b", lambda found: f'{found[0]} data-label="{next(left, "")}"', row)  # noqa: B023
-    return Markup("".join(rows).replace("<table", '<table data-stacked=""', 1))
+    body = "".join(rows).replace("<table", '<table data-stacked=""', 1)
+    return Markup('<div class="scroll">{}</div>').format(Markup(body))
 
 
 def _content(record: RunRecord) -> dict[str, Any]:

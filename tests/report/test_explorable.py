@@ -9,6 +9,7 @@ from typing import Any
 
 import matplotlib
 
+from esper.configs.comparison import ARMS
 from esper.contracts.events import SurgeryEnded, Validated
 from esper.report import run_page
 from esper.report.figure import Axis, Figure, Series, embed, thinned
@@ -17,7 +18,7 @@ from esper.report.lexicon import LEXICON, words_in
 from esper.report.run_record import RunRecord, read_run
 from esper.tracking import Journal
 from tests.browser import dom, needs_chromium, with_script
-from tests.report.test_comparison import run_cli, write_arms, write_run
+from tests.report.test_comparison import _ERROR, run_cli, write_arms, write_run
 
 _POINT = """
 const svg = document.querySelector('figure.plot svg'), box = svg.getBoundingClientRect();
@@ -59,6 +60,26 @@ def test_a_plot_tells_its_values_zooms_and_hides_what_is_clicked(tmp_path: Path)
     assert re.fullmatch(r".*rng_seed \dFLOPs spent 2 M test accuracy 9\d\.\d\d %click: its report", found["hover"])
     assert found["whole"] == found["back"] != found["zoomed"]
     assert (found["before"], found["after"]) == ("2", "1")
+
+
+@needs_chromium
+def test_nothing_of_a_comparison_leaves_the_page(tmp_path: Path) -> None:
+    write_arms(tmp_path, dict.fromkeys(ARMS, (0.1, 1e6)), num_seeds=2, info=_ERROR)
+    assert run_cli(tmp_path) == 0
+    page = with_script(
+        tmp_path / "comparison.html",
+        _POINT
+        + """
+        const right = box => box.getBoundingClientRect().right;
+        const texts = [...document.querySelectorAll('figure.plot svg text')];
+        const cut = texts.filter(text => right(text) > right(text.ownerSVGElement));
+        note('plots', document.querySelectorAll('figure.plot svg').length);
+        note('cut', cut.map(t => t.textContent).join('|'));
+        note('beyond', document.documentElement.scrollWidth - document.documentElement.clientWidth);
+        """,
+    )
+    found = dict(re.findall(r'data-(\w+)="([^"]*)"', re.search(r"<body[^>]*>", dom(page, tmp_path / "chrome"))[0]))  # type: ignore[index]
+    assert found == {"plots": "4", "cut": "", "beyond": "0"}
 
 
 @needs_chromium
