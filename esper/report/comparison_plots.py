@@ -26,7 +26,7 @@ _MARKS = (
     *(("#0d9488", "P", "✚"), ("#c026d3", "v", "▼"), ("#a78bfa", "X", "✖"), ("#ca8a04", "*", "★")),
     ("#e11d48", "<", "◀"),
 )
-"""Colour, Matplotlib marker, and the marker as text; arms take them in turn."""
+"""Colour, Matplotlib marker, and the marker as text; arms take them in turn, from the tenth on in other pairs."""
 _VERDICT = {"yes": "#16a34a", "no": "#ea7317", "not shown": "#8a94a6"}
 _UNITS = ((1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP"), (1e6, "MFLOP"))
 _LOGARITHMIC_FROM = 4
@@ -38,7 +38,13 @@ _SAME = 0.1
 def marks(arms: Sequence[Arm]) -> list[tuple[str, str, str]]:
     """Colour, marker and text marker of each arm; an arm has the same ones at all budgets."""
     names = list(dict.fromkeys(arm.name or arm.label for arm in arms))
-    return [_MARKS[names.index(arm.name or arm.label) % len(_MARKS)] for arm in arms]
+    return [_mark(names.index(arm.name or arm.label)) for arm in arms]
+
+
+def _mark(number: int) -> tuple[str, str, str]:
+    again, place = divmod(number, len(_MARKS))
+    _, marker, text = _MARKS[(place + again) % len(_MARKS)]
+    return _MARKS[place][0], marker, text
 
 
 def budget_curves(arms: Sequence[Arm], info: MetricInfo, *, names: Sequence[str], crossings: Sequence[float]) -> Figure:

@@ -75,4 +75,7 @@ class Scale:
             return self.value(mean)
         if self.info.unit == "%":
             return f"{100 * mean:.2f} ± {100 * half:.2f} %"
+        if half > 0 and 1e-3 <= abs(mean) < 1e5:  # decimals for two digits of the interval and three of the mean
+            decimals = max(0, 1 - math.floor(math.log10(half)), 2 - math.floor(math.log10(abs(mean))))
+            return f"{mean:.{decimals}f} ± {half:.{decimals}f} {self.info.unit}".strip()
         return f"{mean:.5g} ± {half:.2g} {self.info.unit}".strip()

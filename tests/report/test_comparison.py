@@ -21,7 +21,9 @@ from esper.contracts.metrics import ACCURACY, MetricInfo
 from esper.errors import RunError
 from esper.report import run_page
 from esper.report.comparison import Report, compare
+from esper.report.comparison_plots import marks
 from esper.report.runs import from_folders, from_mlflow
+from esper.report.scale import Scale
 from esper.tolaria import TolariaTrainer
 from esper.tracking import Journal, sync
 from tests.conftest import result_of, tiny_config, use
@@ -167,6 +169,20 @@ def test_of_an_error_less_is_better_however_large_its_numbers_are(
     if verdict != "yes":
         assert f"test mean squared error {words}" in claim.reason
     assert not re.search(r"\b0\.0+\b", report.scale.interval(report.arms["static"]["test_mse"]))
+
+
+@pytest.mark.parametrize(
+    ("mean", "half", "text"),
+    [(1.5, 0.00093, "1.50000 ± 0.00093"), (0.0123, 0.05, "0.0123 ± 0.0500"), (2e9, 3e5, "2e+09 ± 3e+05")],
+)
+def test_a_mean_has_the_decimals_of_its_interval(mean: float, half: float, text: str) -> None:
+    assert Scale(_ERROR).interval((mean, half)) == text
+
+
+def test_each_of_forty_arms_has_a_mark_of_its_own(tmp_path: Path) -> None:
+    for number in range(40):
+        write_run(tmp_path / str(number), optimization=OptimizationConfig(max_epochs=3, learning_rate=0.001 + number))
+    assert len(set(marks(compared(tmp_path).comparison.arms))) == 40
 
 
 def test_the_page_of_an_error_says_lowest_and_lower(tmp_path: Path) -> None:
