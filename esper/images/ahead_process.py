@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import sys
+from logging.handlers import BufferingHandler
 from pathlib import Path
 
 from esper import stopping
@@ -20,27 +21,39 @@ from esper.images.storage import is_streamed
 
 __all__ = ["main"]
 
+_MAX_WARNINGS = 100
+
 
 def main() -> None:
     """Decode, and print progress and the result; without one the command decodes."""
     asked = json.loads(sys.argv[1])
     stopping.exit_with_parent(asked["parent"])
     config, cache_dir = DatasetConfig(**asked["config"]), Path(asked["cache_dir"])
-    logging.disable()
+    warnings = BufferingHandler(_MAX_WARNINGS)
+    logging.basicConfig(handlers=[warnings])
     with contextlib.suppress(EsperError):
         listing = list_folder(Path(config.data_dir).expanduser())
         if is_streamed(config, num_images=sum(map(len, listing.files["train"]))):
             return
-        decoded = decode_folder(config, listing, cache_dir, num_processes=num_cores(), progress=_print_progress)
+        decoded = decode_folder(
+            config,
+            listing,
+            cache_dir,
+            num_processes=num_cores(),
+            progress=_print_progress,
+            memory=asked["memory"],
+        )
         answer = {
             "folder": str(decoded.folder),
             "classes": decoded.classes,
             "counts": decoded.counts,
-            "places": {split: str(place) for split, place in decoded.places.items()},
+            "places": {split: place and str(place) for split, place in decoded.places.items()},
+            "shapes": {split: images.shape for split, images in decoded.images.items()},
             "test": decoded.test,
             "parts": decoded.fingerprint.parts,
             "fingerprint_test": decoded.fingerprint.test,
             "notices": decoded.notices,
+            "warnings": [record.getMessage() for record in warnings.buffer],
         }
         sys.stdout.write(json.dumps(answer))
 

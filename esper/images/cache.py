@@ -46,7 +46,8 @@ def load_images(
     timeout_s: float,
     num_processes: int = 0,
     progress: Callable[[bool], None] = lambda _: None,
-) -> tuple[Images, dict[str, str]]:
+    memory: int = -1,
+) -> tuple[Images, dict[str, str], bool]:
     """Decode image files, or read them from the cache.
 
     Args:
@@ -57,19 +58,21 @@ def load_images(
         timeout_s: how long a file may take before the process is ended.
         num_processes: forked processes that decode instead of threads; only where no other threads run.
         progress: called with True before decoding and after every few files, with False after the last.
+        memory: descriptor of an empty file into which they are decoded, for another process; -1: none.
 
     Returns:
-        The images, and path and damage of the JPEGs that are damaged inside.
+        The images; path and damage of the JPEGs that are damaged inside; and whether the images are in the cache.
 
     Raises:
         DataError: a file is not a readable image, or sizes differ.
     """
-    found = None if place is None else _read(place)
-    if found is None:
-        found = _decode(paths, image_size, num_threads, num_processes, timeout_s, progress)
-        if place is not None:
-            _write(place, *found)
-    return found
+    if place is not None and (found := _read(place)) is not None:
+        return *found, True
+    progress(True)
+    decoding = _Decoding(paths, image_size, timeout_s, memory)
+    damaged = _decode(decoding, num_threads, num_processes, progress)
+    progress(False)
+    return decoding.images, damaged, place is not None and _write(place, decoding.images, damaged)
 
 
 def cache_place(
@@ -102,14 +105,17 @@ def cache_place(
 
 
 class _Decoding:
-    """Files that are decoded into one array, which forked processes share."""
+    """Files that are decoded into one array, which forked processes share; see `load_images`."""
 
-    def __init__(self, paths: Sequence[str], image_size: int | None, timeout_s: float) -> None:
+    def __init__(self, paths: Sequence[str], image_size: int | None, timeout_s: float, memory: int) -> None:
         self.paths, self.image_size, self.timeout_s = paths, image_size, timeout_s
         first = self._decode(paths[0], {})
         self.shape = first.shape
-        memory = mmap.mmap(-1, len(paths) * math.prod(self.shape))
-        self.images = np.frombuffer(memory, dtype=np.uint8).reshape(len(paths), *self.shape)
+        num_bytes = len(paths) * math.prod(self.shape)
+        if memory != -1:
+            os.truncate(memory, num_bytes)
+        shared = mmap.mmap(memory, num_bytes)
+        self.images = np.frombuffer(shared, dtype=np.uint8).reshape(len(paths), *self.shape)
 
     def fill(self, start: int) -> dict[str, str]:
         """Decode a chunk; returns its damaged files."""
@@ -135,16 +141,10 @@ _forked: _Decoding | None = None  # in a process that decodes
 
 
 def _decode(
-    paths: Sequence[str],
-    image_size: int | None,
-    num_threads: int,
-    num_processes: int,
-    timeout_s: float,
-    progress: Callable[[bool], None],
-) -> tuple[Images, dict[str, str]]:
-    progress(True)
-    decoding = _Decoding(paths, image_size, timeout_s)
-    starts = range(0, len(paths), _CHUNK)
+    decoding: _Decoding, num_threads: int, num_processes: int, progress: Callable[[bool], None]
+) -> dict[str, str]:
+    """Decode all files; returns the damaged ones."""
+    starts = range(0, len(decoding.paths), _CHUNK)
     executor: Executor
     if num_processes:
         executor = ProcessPoolExecutor(
@@ -155,7 +155,7 @@ def _decode(
         )
         fill = _fill_forked
     else:
-        is_large = Path(paths[0]).stat().st_size > _SMALL_FILE_BYTES
+        is_large = Path(decoding.paths[0]).stat().st_size > _SMALL_FILE_BYTES
         executor = ThreadPoolExecutor(max_workers=max(1, num_threads) if is_large else 1)
         fill = decoding.fill
     damaged: dict[str, str] = {}
@@ -163,8 +163,7 @@ def _decode(
         for found in executor.map(fill, starts):
             damaged |= found
             progress(True)
-    progress(False)
-    return decoding.images, damaged
+    return damaged
 
 
 def _begin_forked(decoding: _Decoding, parent: int) -> None:
@@ -208,7 +207,8 @@ def _read(place: Path) -> tuple[Images, dict[str, str]] | None:
     return None
 
 
-def _write(place: Path, images: Images, damaged: dict[str, str]) -> None:
+def _write(place: Path, images: Images, damaged: dict[str, str]) -> bool:
+    """Write a cache; returns whether that went well."""
     file, entry = place.with_suffix(".npy"), place.with_suffix(".json")
     temporary = [path.with_name(f".{path.name}.{os.getpid()}") for path in (file, entry)]
     try:
@@ -224,6 +224,8 @@ def _write(place: Path, images: Images, damaged: dict[str, str]) -> None:
         for path in temporary:
             with contextlib.suppress(OSError):
                 path.unlink()
+        return False
+    return True
 
 
 def _sha256(images: Images, damaged: dict[str, str]) -> str:

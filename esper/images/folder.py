@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ class Decoded:
         classes: names, sorted.
         images: of each split, those of the first class first.
         counts: images of each class, of each split.
-        places: cache of each split, see `cache_place`; None: not cached.
+        places: cache of each split, see `cache_place`; None: there is none.
         test: the split that is the test set.
         fingerprint: what the folder holds.
         notices: what the user should know.
@@ -48,6 +49,7 @@ def decode_folder(
     *,
     num_processes: int = 0,
     progress: Callable[[bool], None] = lambda _: None,
+    memory: Mapping[str, int] = types.MappingProxyType({}),
 ) -> Decoded:
     """Decode the images of all splits, or read them from the cache.
 
@@ -56,6 +58,7 @@ def decode_folder(
         listing: the files.
         cache_dir: where decoded images are cached; None: nowhere.
         num_processes, progress: see `load_images`.
+        memory: likewise, by split.
 
     Raises:
         DataError: an image cannot be used.
@@ -65,10 +68,8 @@ def decode_folder(
     images, places, damaged = dict[str, Images](), dict[str, Path | None](), dict[str, str]()
     for split, classes in listing.files.items():
         files = [file for files in classes for file in files]
-        places[split] = place = cache_dir and cache_place(
-            cache_dir, listing.folder / split, files, config.image_size, contents
-        )
-        images[split], others = load_images(
+        place = cache_dir and cache_place(cache_dir, listing.folder / split, files, config.image_size, contents)
+        images[split], others, is_cached = load_images(
             [file.path for file in files],
             place,
             image_size=config.image_size,
@@ -76,7 +77,9 @@ def decode_folder(
             timeout_s=config.timeout_s,
             num_processes=num_processes,
             progress=progress,
+            memory=memory.get(split, -1),
         )
+        places[split] = place if is_cached else None
         damaged |= others
     if damaged:
         notices.append(describe_damage(damaged, folder=listing.folder))

@@ -50,6 +50,20 @@ def test_the_process_decodes_what_the_command_would(
     assert len(found.notices) == 1
 
 
+def test_what_cannot_be_cached_is_decoded_ahead_and_told_of(
+    config: DatasetConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = load(config, tmp_path / "other")
+    (tmp_path / "cache").write_text("a file where the folder would be")
+    monkeypatch.setattr(cache, "decode_whole", lambda *_: pytest.fail("decoded in this process"))
+    with decoding_ahead(config, tmp_path / "cache"):
+        found = load(config, tmp_path / "cache")
+    for name in ("train", "controller", "judge", "test"):
+        assert torch.equal(getattr(found, name).images, getattr(expected, name).images)
+    assert found.notices == expected.notices
+    assert caplog.text.count("cannot cache decoded images") == 2  # train and test
+
+
 def test_a_file_that_cannot_be_decoded_is_told_as_without(config: DatasetConfig, tmp_path: Path) -> None:
     (Path(config.data_dir) / "train" / CLASSES[1] / "empty.jpg").write_bytes(b"\xff\xd8\xffnothing")
     with pytest.raises(DataError) as expected:
