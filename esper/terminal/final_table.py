@@ -82,7 +82,14 @@ def growth_table(modules: list[GrownModule], *, is_narrow: bool) -> Table:
         columns += ["gain"] if is_narrow else ["gain", "lower bound"]
     table.add_column("epoch", justify="right")
     for heading in columns:
-        table.add_column(heading, justify="left" if heading in ("module", "site") else "right", no_wrap=is_narrow)
+        is_name = heading in ("module", "site")
+        # The ends of long names are what tells sites apart.
+        table.add_column(
+            heading,
+            justify="left" if is_name else "right",
+            no_wrap=is_narrow and not is_name,
+            overflow="fold" if is_name else "ellipsis",
+        )
     table.add_column("verdict")
     for module in modules:
         judged = module.judgement or {}

@@ -26,10 +26,11 @@ from esper.contracts.events import (
 from esper.contracts.progress import Progress
 from esper.terminal import display as terminal_module
 from esper.terminal.display import Terminal
+from esper.terminal.final_table import growth_table
 from esper.terminal.notebook import NotebookFigure
 from esper.terminal.panel import Panel
 from esper.tracking import Journal, read
-from esper.tracking.history import History
+from esper.tracking.history import GrownModule, History
 from tests.conftest import tiny_config
 
 CONFIG = dataclasses.asdict(
@@ -226,6 +227,23 @@ def test_modules_that_no_judge_decides_on_have_no_gains_in_the_table(width: int)
     assert "gain" not in table
     assert "lower bound" not in table
     assert "–" not in table
+
+
+@pytest.mark.parametrize("width", [100, 70])
+def test_long_names_of_sites_are_shown_to_their_ends_which_tell_them_apart(width: int):
+    sites = [f"encoder.layers.encoder_layer_{number}.some_part_of_it:after" for number in range(3)]
+    modules = [
+        GrownModule(
+            graft_id=1, site=site, blueprint_id="spatial_self_attention", step=1, epoch=1, added_parameters=1234,
+            added_macs=12_345, state="fossilized", judgement={"gain": 0.01, "lower_bound": 0.001},
+        )
+        for site in sites
+    ]  # fmt: skip
+    console = Console(file=io.StringIO(), width=width)
+    console.print(growth_table(modules, is_narrow=width < 90))
+    assert isinstance(console.file, io.StringIO)
+    assert "…" not in console.file.getvalue()
+    assert console.file.getvalue().count("kept") == len(sites)
 
 
 def test_a_journal_replays_to_the_same_result_as_the_run_itself_printed(tmp_path: Path):
