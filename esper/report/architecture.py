@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from esper.report.run_record import RunRecord
 from esper.tracking.history import GrownModule
 
-__all__ = ["Block", "Drawing", "Shape", "blocks", "draw"]
+__all__ = ["Block", "Drawing", "Shape", "blocks", "draw", "tail"]
 
 _TRUNK_X, _BLOCK_WIDTH, _BLOCK_HEIGHT = 92, 152, 40
 _BRANCH_X, _BRANCH_WIDTH, _LINE_HEIGHT = 206, 178, 18
 _GAP = 26
+_MAX_NAME, _MAX_MODULE = 21, 24  # characters in a box
 _COPY = "copy"  # blueprint of blocks that stand in the chain, not beside it
 
 
@@ -67,6 +68,11 @@ def blocks(record: RunRecord) -> list[Block]:
     ]
 
 
+def tail(name: str, length: int) -> str:
+    """The end of a name that is too long: names of blocks and sites differ there."""
+    return name if len(name) <= length else f"…{name[1 - length :].lstrip('.')}"
+
+
 def draw(host: list[Block], *, grown: bool) -> Drawing:
     """Draw the host with dormant seeds, or with the modules that grew (`grown`); both drawings have the same height."""
     drawing = Drawing()
@@ -75,7 +81,7 @@ def draw(host: list[Block], *, grown: bool) -> Drawing:
     for block in host:
         _block(drawing, block, grown=grown)
     drawing.height += _GAP
-    _end(drawing, "classifier")
+    _end(drawing, "output")
     path = f"M{_TRUNK_X} 20V{drawing.height - 20}"
     drawing.shapes.insert(trunk, Shape(kind="path", style="trunk", d=path))
     return drawing
@@ -94,7 +100,8 @@ def _block(drawing: Drawing, block: Block, *, grown: bool) -> None:
     top = drawing.height + _GAP
     height = max(_BLOCK_HEIGHT, _branch_height(beside))
     y = top + (height - _BLOCK_HEIGHT) / 2
-    lines = (block.name, block.shape) if block.shape else (block.name,)
+    name = tail(block.name, _MAX_NAME)
+    lines = (name, block.shape) if block.shape else (name,)
     x = _TRUNK_X - _BLOCK_WIDTH / 2
     bottom = top + height
     if block.beside is not None:
@@ -146,12 +153,17 @@ def _branch(drawing: Drawing, modules: list[GrownModule], *, fork: float, join: 
 def _modules(drawing: Drawing, modules: list[GrownModule], *, x: float, middle: float) -> None:
     """A box with the modules of one site."""
     marks = {"kept": "✓", "culled": "✗"}
-    lines = tuple(f"{module.graft_id}  {module.blueprint_id}  {marks.get(module.verdict, '…')}" for module in modules)
+    names = [_head(f"{module.graft_id}  {module.blueprint_id}", _MAX_MODULE) for module in modules]
+    lines = tuple(f"{name}  {marks.get(module.verdict, '…')}" for name, module in zip(names, modules, strict=True))
     height = _branch_height(modules)
     y = middle - height / 2 + 3
     drawing.shapes.append(
         Shape(kind="box", style=_style(modules), x=x, y=y, width=_BRANCH_WIDTH, height=height - 6, lines=lines)
     )
+
+
+def _head(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
 def _style(modules: list[GrownModule]) -> str:

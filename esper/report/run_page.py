@@ -55,12 +55,21 @@ def template_environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {name: getattr(formatting, name) for name in formatting.__all__}
-    environment.filters |= {"stacked": _stacked, "health_colour": run_plots.health_colour}
+    environment.filters |= {
+        "stacked": _stacked,
+        "health_colour": run_plots.health_colour,
+        "tail": architecture.tail,
+        "times": _times,
+    }
     script = (Path(__file__).parent / "plot.js").read_text(encoding="utf-8")
     environment.globals["script"] = Markup(script)
     environment.globals["policy"] = _POLICY.format(base64.b64encode(hashlib.sha256(script.encode()).digest()).decode())
     environment.globals["words_in"] = words_in
     return environment
+
+
+def _times(number: int) -> str:
+    return "once" if number == 1 else f"{number} times"
 
 
 def _stacked(table: str) -> Markup:

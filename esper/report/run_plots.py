@@ -9,6 +9,7 @@ from typing import Any
 from matplotlib.axes import Axes
 
 from esper.contracts.metrics import MetricInfo
+from esper.report.architecture import tail
 from esper.report.figure import Axis, Figure, Mark, Series, thinned
 from esper.report.packs import is_shared
 from esper.report.run_record import RunRecord
@@ -21,6 +22,8 @@ _TRAIN, _VAL, _KEPT, _CULLED, _BORN = "#8a94a6", "#3b82f6", "#16a34a", "#ea7317"
 _HEALTH = ((0xB3, 0x26, 0x1E), (0xF6, 0xA5, 0x60), (0xDF, 0xE4, 0xEC))
 _MAX_LABELLED = 10
 """Number of modules above which labels would overlap."""
+_MAX_SITE = 40
+"""Characters of a site's name that fit into a label."""
 
 _Series = tuple[list[int], list[float]]
 """Steps and values."""
@@ -81,8 +84,11 @@ def forest(modules: list[GrownModule]) -> str:
             axes.plot(verdict["gain"], row, "o", color=colour, markersize=6)
             axes.plot([verdict["threshold"]] * 2, [row - 0.24, row + 0.24], color=INK, linewidth=1.2)
             if is_labelled:
-                label = f"{module.graft_id}  {module.blueprint_id} at {module.site}"
-                axes.text(0.0, row - 0.33, label, transform=axes.get_yaxis_transform(), fontsize=9)
+                label = f"{module.graft_id}  {module.blueprint_id} at {tail(module.site, _MAX_SITE)}"
+                text = axes.text(
+                    0.0, row - 0.33, label, transform=axes.get_yaxis_transform(), fontsize=9, parse_math=False
+                )
+                text.set_in_layout(False)  # a long label must not shrink the axes
         axes.axvline(0, color=INK, linewidth=0.6, alpha=0.5)
         axes.set_ylim(len(judged) - 0.4, -0.85)
         axes.set_yticks(range(len(judged)), [""] * len(judged) if is_labelled else numbers, fontsize=7)

@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 
 from esper.cli import main
+from esper.configs import ModelConfig
 from esper.errors import RunError
 from esper.report import run_page, run_plots
 from esper.report.run_record import read_run
 from esper.tolaria import TolariaTrainer
 from esper.tracking.history import GrownModule
+from tests.browser import dom, needs_chromium, with_script
 from tests.conftest import tiny_config
 
 _SCRIPT = (Path(run_page.__file__).parent / "plot.js").read_text()
@@ -156,6 +158,31 @@ def test_a_run_that_grew_dozens_of_modules_has_plots_of_a_bearable_height() -> N
     height = re.search(r'height="([\d.]+)pt"', run_plots.forest(modules))
     assert height is not None
     assert float(height[1]) < 600
+
+
+@needs_chromium
+def test_a_page_with_long_names_of_sites_is_as_wide_as_the_screen_and_cuts_no_text(tmp_path: Path) -> None:
+    vit = ModelConfig(
+        name="vit", patch_size=4, width=12, depth=2, heads=3, mlp_ratio=2.0, target_layers=["encoder.layers"]
+    )
+    train(tmp_path / "run", model=vit, morphogenetic__blueprint="mlp")
+    page = with_script(
+        run_page.write(tmp_path / "run"),
+        """
+        const box = node => node.getBoundingClientRect();
+        const left = node => box(node).left, right = node => box(node).right;
+        const texts = [...document.querySelectorAll('.drawing svg text, svg.heat text')];
+        const cut = texts.filter(t => left(t) < left(t.ownerSVGElement) || right(t) > right(t.ownerSVGElement));
+        document.body.dataset.texts = texts.length;
+        document.body.dataset.cut = cut.map(t => t.textContent).join('|');
+        document.body.dataset.beyond = document.documentElement.scrollWidth - document.documentElement.clientWidth;
+        """,
+    )
+    body = re.search(r"<body[^>]*>", dom(page, tmp_path / "chrome"))
+    assert body is not None
+    found = dict(re.findall(r'data-(\w+)="([^"]*)"', body[0]))
+    assert int(found["texts"]) > 10
+    assert (found["cut"], found["beyond"]) == ("", "0")
 
 
 def test_the_page_is_opened_on_request(run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
