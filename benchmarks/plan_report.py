@@ -56,7 +56,7 @@ def report(rows: Sequence[Row]) -> str:
             parts = [_regrets(found, [seed], [s for s in seeds if s != seed])["plan"] for seed in seeds]
             with_others[unit].append(float(np.mean(parts)))
         runs = [row for row in rows if row["cell"] == cell and row["role"] != "plan"]
-        held = [one.is_inside for one in check(made, [_observed(row, made) for row in runs])]
+        held = [one.is_inside for one in check(made, [observed(row, made) for row in runs])]
         inside += held
         option = chosen.size if chosen.share is None else f"grow at {100 * chosen.share:.0f} %"
         entries = [
@@ -123,7 +123,7 @@ def _multiple(cell: str, plans: Mapping[str, PlanRecord], results: Mapping[str, 
     return f"{'' if low <= 0 <= high else '~'}{np.exp(np.log(asked) - crossing):.2g}"
 
 
-def _observed(row: Row, made: PlanRecord) -> Observation:
+def observed(row: Row, made: PlanRecord) -> Observation:
     result = row["result"]
     return Observation(
         size=row["size"],

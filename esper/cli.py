@@ -91,9 +91,14 @@ def _parser() -> argparse.ArgumentParser:
     resume = _add(sweep, "resume", _sweep_resume, "resubmit the runs that are missing, failed or interrupted")
     resume.add_argument("sweep_dir", type=Path, metavar="DIR", help="folder of the sweep")
 
-    simic = _add(commands, "simic", _simic, "train a Tamiyo policy on recorded runs")
-    simic.add_argument("run_dirs", nargs="+", type=Path, metavar="RUN_DIR", help="folder of a run")
-    simic.add_argument("--out", type=Path, required=True, metavar="FILE", help="policy file, e.g. policy.safetensors")
+    simic = _add(commands, "simic", _simic, "train a policy on recorded runs: Tamiyo's, or one for esper plan")
+    simic.add_argument(
+        "run_dirs", nargs="+", type=Path, metavar="DIR", help="folder of a run; or of a plan and what was trained since"
+    )
+    simic.add_argument(
+        "--out", type=Path, required=True, metavar="FILE",
+        help="policy file: policy.safetensors from runs, FILE.json from folders of plans",
+    )  # fmt: skip
 
     add_use(commands)
     _add_urza(_add_group(commands, "urza", "manage the blueprint library"))
@@ -221,6 +226,10 @@ def _sweep_resume(options: argparse.Namespace) -> int:
 
 
 def _simic(options: argparse.Namespace) -> int:
+    if options.out.suffix == ".json":
+        from esper.planning import outcomes
+
+        return outcomes.learn(options.run_dirs, options.out)
     from esper.simic import fit
 
     return fit.main(options.run_dirs, options.out)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import json
 import os
 import shlex
@@ -21,14 +20,16 @@ from esper.errors import ConfigError, RunError
 from esper.files import write_atomically
 from esper.launch.dry_run import dry_run
 from esper.launch.planned import Decision
-from esper.planning import check, page, record, table
+from esper.planning import check, outcomes, page, record, table
 from esper.planning.family import Family, read_family
 from esper.planning.judge import judge
 from esper.planning.observations import Choice, Question
-from esper.planning.observed import FinishedRun, finished_runs, observations, spent_by
+from esper.planning.observed import FinishedRun, observations, spent_by
 from esper.planning.pilots import choose_pilots, cost_of
 from esper.planning.record import PlanRecord
 from esper.planning.trainings import describe, ladder_of, overrides_of, run_pilots, trunk_for, without
+from esper.simic import growth
+from esper.simic.growth import GrowthPolicy
 from esper.sweep.launchers import QUEUES, queue_of
 from esper.sweep.queues.base import Queue
 from esper.terminal import table_console
@@ -55,6 +56,7 @@ def main(options: argparse.Namespace) -> int:
         return _check(options.check)
     if rank_env().size > 1:
         raise ConfigError("esper plan: is one process; for pilots on several GPUs, add hydra/launcher=slurm or local")
+    policy = None if options.policy is None else growth.read(options.policy)
     given = list(options.overrides)
     if options.experiment is not None:
         given = [*without(given, "experiment_name"), f"experiment_name={options.experiment}"]
@@ -70,7 +72,9 @@ def main(options: argparse.Namespace) -> int:
             _tell("\n".join(f"  {describe(pilot, known)}" for pilot in pilots))
             return 0
         runs, names = run_pilots(pilots, known, given=given, queue=queue, tell=_tell)
-    made = _record(known, runs, names, given=given, macs=macs, hours=options.hours)
+        if policy is not None and not policy.is_active:
+            _tell(f"{options.policy}: {policy.verdict}")
+    made = _record(known, runs, names, given=given, macs=macs, hours=options.hours, policy=policy)
     record.write(made, known.folder / "plan.json")
     page.write(made, known.folder / "plan.html")
     if options.json:
@@ -86,13 +90,8 @@ def main(options: argparse.Namespace) -> int:
 
 def _check(folder: Path) -> int:
     """Print what the plan in a folder predicted, and what was found in the runs that have finished there since."""
-    made = record.read(folder / "plan.json")
-    if made.decision is None:
-        raise RunError(f"{folder / 'plan.json'}: does not say which settings it was made for; make a plan again")
-    known = dataclasses.replace(read_family(made.decision.overrides, fractions=made.fractions), folder=folder)
-    earlier = {one.run for one in made.observations}
-    runs = [run for run in finished_runs(known) if run.run_dir.name not in earlier]
-    checked = check.check(made, observations(runs, known, pilots=()))
+    made, found = outcomes.read_outcomes(folder)
+    checked = check.check(made, found)
     if not checked:
         raise RunError(f"--check {folder}: no run of this plan has finished since; train what it recommends first")
     console = table_console()
@@ -157,10 +156,11 @@ def _record(
     given: Sequence[str],
     macs: float,
     hours: float | None,
+    policy: GrowthPolicy | None,
 ) -> PlanRecord:
     """Judge what was observed, and say how to train what is recommended."""
     seen = observations(runs, known, pilots=pilots)
-    plan = judge(_question(known, runs, pilots, macs=macs, hours=hours), seen)
+    plan = judge(_question(known, runs, pilots, macs=macs, hours=hours), seen, policy=policy)
     choice, budget, seed = plan.recommended, float(f"{plan.chosen.macs:.4g}"), known.config.rng_seed
     trunk = trunk_for(choice, macs=budget, seed=seed, runs=runs, known=known)
     overrides = overrides_of(choice, macs=budget, seed=seed, given=given, known=known, trunk=trunk)
@@ -203,6 +203,7 @@ def _question(
         trunks={size: tuple(one.macs for one in found if one.size == size) for size in {one.size for one in found}},
         decay=known.config.optimization.decay_fraction,
         num_examples=known.num_val,
+        passes_per_epoch=known.passes_per_epoch,
     )
 
 

@@ -8,35 +8,38 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from esper.contracts.metrics import MetricInfo
 from esper.errors import RunError
 from esper.planning.forecast import MAX_EXTRAPOLATION, Forecast, forecast, interval, mirror
+from esper.planning.learned import USUAL_SHARE, advise, simplest, worth_of
 from esper.planning.observations import Band, Choice, Interval, Observation, Option, Plan, Question
 from esper.planning.words import choice_label, choice_words, difference_words, percent_words
+from esper.simic.growth import GrowthPolicy
 
 __all__ = ["judge"]
 
 Floats = NDArray[np.float64]
 
-_WORTH, _RELATIVE_WORTH = 0.001, 0.002
-"""A difference that is worth a choice: a tenth of a point for percentages, this share of other figures."""
-_TIE = 0.25
-"""Share of this difference within which the simpler option is taken."""
 _SURE = 0.75
 """Probability of being ahead of the best option of another kind, from which a choice matters."""
-_USUAL_SHARE = 0.3
-"""Of growth, that of `morphogenetic=stack`; of two shares that are as good, the nearer one is taken."""
 _BAND_POINTS = 40
 _BAND_BEYOND = 4.0
 """Plots reach from the smallest observed budget to this many times the budget."""
 
 
-def judge(question: Question, observations: Sequence[Observation], *, num_draws: int = 400, rng_seed: int = 0) -> Plan:
+def judge(
+    question: Question,
+    observations: Sequence[Observation],
+    *,
+    policy: GrowthPolicy | None = None,
+    num_draws: int = 400,
+    rng_seed: int = 0,
+) -> Plan:
     """Predict every option at the budget, and recommend one; the same observations give the same plan.
 
     Recommended is the simplest option (the host before larger sizes, these before growing) whose regret is least, give
     or take a quarter of what is worth a choice. The choice matters if it is expected ahead of the best option of any
-    other kind (a size, or growing) by what is worth a choice, and is so with a probability of at least 75 %.
+    other kind (a size, or growing) by what is worth a choice, and is so with a probability of at least 75 %. An active
+    policy decides whether to grow, instead; the rest of the plan stays the same.
 
     Raises:
         RunError: there are too few observations, or the pilots have spent the budget.
@@ -51,20 +54,25 @@ def judge(question: Question, observations: Sequence[Observation], *, num_draws:
         _option(one, found, p_best=float(p), regret=float(regret), rng=rng)
         for one, p, regret in zip(candidates, best, regrets.mean(axis=1), strict=True)
     ]
-    worth = _worth(question.headline, candidates)
-    least = min(option.regret for option in options)
-    recommended = next(option for option in options if option.regret <= least + _TIE * worth)
+    worth = worth_of(question.headline, float(np.median(shortfalls)))
+    recommended = planned = simplest(options, worth)
+    learned = ""
+    if policy is not None and policy.is_active:
+        recommended, learned = advise(policy, question, options, planned)
+    is_overruled = recommended is not planned
     matters, reason = _verdict(recommended, candidates, shortfalls, worth=worth, question=question)
+    why = _why(recommended, options, regrets, worth=worth, question=question, is_overruled=is_overruled)
     return Plan(
         question=question,
         options=tuple(sorted(options, key=lambda option: (option is not recommended, option.regret))),
         recommended=recommended.choice,
-        matters=matters,
-        reason=reason,
-        why=_why(recommended, options, regrets, worth=worth, question=question),
+        matters=matters and not is_overruled,
+        reason=learned if is_overruled else reason,
+        why=why if is_overruled or not learned else f"{why} {learned}",
         bands=tuple(_bands(question, found, recommended, observations)),
         crossing=_crossing(found, observations, recommended.macs),
         warnings=tuple(_warnings(question, observations, found, recommended)),
+        without_policy=planned.choice if is_overruled else None,
     )
 
 
@@ -82,7 +90,7 @@ def _choices(question: Question, found: Forecast) -> list[Choice]:
     """All choices, the simplest first: of two that are as good, the first is recommended."""
     sizes = [Choice(size=size.name) for size in found.sizes]
     final = found.sizes[-1].name
-    shares = sorted(question.shares, key=lambda share: abs(np.log(share / _USUAL_SHARE)))
+    shares = sorted(question.shares, key=lambda share: abs(np.log(share / USUAL_SHARE)))
     grown = [Choice(size=final, share=share) for share in shares] if len(sizes) > 1 else []
     return [*sizes, *grown]
 
@@ -134,12 +142,6 @@ def _option(one: _Candidate, found: Forecast, *, p_best: float, regret: float, r
 # --- the verdict ------------------------------------------------------------------------------------------------------
 
 
-def _worth(headline: MetricInfo, candidates: Sequence[_Candidate]) -> float:
-    if headline.unit == "%":
-        return _WORTH
-    return _RELATIVE_WORTH * abs(float(np.median([one.shortfalls for one in candidates])))
-
-
 def _kind(choice: Choice) -> str:
     return choice.size if choice.share is None else "grown"
 
@@ -168,7 +170,15 @@ def _verdict(
     )
 
 
-def _why(recommended: Option, options: Sequence[Option], regrets: Floats, *, worth: float, question: Question) -> str:
+def _why(
+    recommended: Option,
+    options: Sequence[Option],
+    regrets: Floats,
+    *,
+    worth: float,
+    question: Question,
+    is_overruled: bool,
+) -> str:
     """Why an option is recommended, what it loses if another kind is the best, and which others are as good.
 
     The kind with the least expected regret need not be the one that is the best most often.
@@ -179,6 +189,7 @@ def _why(recommended: Option, options: Sequence[Option], regrets: Floats, *, wor
         regrets: (n, k), one column a draw.
         worth: a difference that is worth a choice.
         question: what was asked.
+        is_overruled: whether a learned policy recommends it, not the regrets.
     """
 
     def amount(value: float) -> str:
@@ -190,8 +201,10 @@ def _why(recommended: Option, options: Sequence[Option], regrets: Floats, *, wor
     best = np.array([_kind(option.choice) for option in options])[regrets.argmin(axis=0)]
     chances = {option.choice: float((best == _kind(option.choice)).mean()) for option in options}
     least, mine = min(option.regret for option in options), chances[recommended.choice]
-    because = "it has the least regret" if recommended.regret <= least else "none has clearly less regret"
-    text = f"Recommended because {because}: it is expected to lose {amount(recommended.regret)} against the best option"
+    because = "it has the least regret: it" if recommended.regret <= least else "none has clearly less regret: it"
+    if is_overruled:
+        because = "the learned policy says so; by the pilots' curves, it"
+    text = f"Recommended because {because} is expected to lose {amount(recommended.regret)} against the best option"
     if mine < 1:
         lost = amount(if_wrong(recommended))
         text += f", or {lost} if another kind is the best (probability {percent_words(1 - mine)})"

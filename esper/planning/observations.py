@@ -92,6 +92,7 @@ class Question:
         trunks: MACs of the trunks of each size, by name, one of which an option may continue.
         decay: share of a training in which the learning rate decays; a trunk ends before it.
         num_examples: of the validation split, from which the chance in a percentage follows; None: unknown.
+        passes_per_epoch: how often an epoch reads the training data.
     """
 
     sizes: tuple[Size, ...]
@@ -104,6 +105,7 @@ class Question:
     trunks: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     decay: float = 0.0
     num_examples: int | None = None
+    passes_per_epoch: float = 1.0
 
     @property
     def host(self) -> Size:
@@ -182,6 +184,7 @@ class Plan:
         matters: whether the choice makes a difference that is worth it.
         reason: what is expected of it against the best option of another kind.
         why: why it is recommended, what is lost if that is wrong, and which options are as good.
+        without_policy: what a learned policy has overruled; None: nothing.
         bands: what is expected of some choices at other budgets, for the plot.
         crossing: MACs from which the final size is better than the host; None: beyond the bands, as its end may be.
         warnings: what weakens it, such as an extrapolation.
@@ -196,6 +199,7 @@ class Plan:
     crossing: Interval | None = None
     warnings: tuple[str, ...] = ()
     why: str = ""
+    without_policy: Choice | None = None
 
     @property
     def chosen(self) -> Option:

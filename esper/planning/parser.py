@@ -42,6 +42,9 @@ def add_plan(commands: Any) -> None:
     )  # fmt: skip
     parser.add_argument("--experiment", metavar="NAME", help="as experiment_name: the pilots lie in outputs/NAME")
     parser.add_argument(
+        "--policy", type=Path, metavar="FILE", help="learned from earlier plans by esper simic; decides whether to grow"
+    )
+    parser.add_argument(
         "--check", type=Path, metavar="DIR", help="compare the plan in this folder with what has been trained since"
     )
     add_json(parser)

@@ -78,7 +78,7 @@ def fit(rows: Sequence[tuple[list[float], float]], *, ridge: float = 1.0) -> dic
     mean, deviation = inputs.mean(0), inputs.std(0, unbiased=False)
     deviation = torch.where(deviation > 0, deviation, torch.ones_like(deviation))
     standard = (inputs - mean) / deviation
-    penalty = ridge * torch.eye(len(FEATURES), dtype=torch.float64)
+    penalty = ridge * torch.eye(inputs.shape[1], dtype=torch.float64)
     weights = torch.linalg.solve(standard.T @ standard + penalty, standard.T @ (gains - gains.mean()))
     return {"weights": weights, "bias": gains.mean(), "mean": mean, "deviation": deviation}
 

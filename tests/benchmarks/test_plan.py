@@ -14,12 +14,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks import plan_learned
 from benchmarks.plan import Queue
 from benchmarks.plan_cells import CELLS, Cell
 from benchmarks.plan_report import report
 from benchmarks.workers import append, read_rows
 from esper.planning.judge import judge
 from esper.planning.record import PlanRecord, as_text
+from esper.simic import growth
 from tests.benchmarks.test_growing import data  # noqa: F401
 from tests.planning.worlds import BUDGET, pilots, question, random_world
 
@@ -142,3 +144,15 @@ def test_the_crossing_lies_where_host_and_final_size_are_equal() -> None:
     text = report(rows)
     assert "| vit-fashion-x1.2 | 0.5 |" in text
     assert "| vit-fashion-x3 | 2 |" in text
+
+
+def test_a_policy_is_learned_from_the_rows_of_cells(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rng = np.random.default_rng(0)
+    world = random_world(rng)
+    seen = pilots(world, rng)
+    made = PlanRecord(plan=judge(question(pilot_macs=8.0), seen, num_draws=10), observations=tuple(seen))
+    for row in results({"host": [0.5], "between": [0.4], "final": [0.3], "grown": [0.31], "plan": [0.6]}, made):
+        append(tmp_path / "rows.jsonl", row)
+    plan_learned.main([str(tmp_path / "rows.jsonl"), "--out", str(tmp_path / "policy.json")])
+    assert "The policy is off: plans with outcomes: 1, families: 1; needed are 12 of 4." in capsys.readouterr().out
+    assert not growth.read(tmp_path / "policy.json").is_active

@@ -167,6 +167,39 @@ def test_a_run_of_a_size_that_the_plan_says_nothing_about_is_not_checked(
     assert "no run of this plan has finished since" in capfd.readouterr().err
 
 
+@pytest.mark.long
+def test_a_policy_is_learned_from_a_plan_and_its_outcomes_and_one_that_is_off_is_named_and_not_used(
+    plan: dict[str, Any], capfd: pytest.CaptureFixture[str]
+) -> None:
+    learned, folder = Path("outputs/learned"), Path("outputs/policy.json")
+    shutil.copytree(FOLDER, learned)
+    (recipe,) = learned.glob("final-*.json")
+    given = (
+        *TOY[:-1],
+        "experiment_name=learned",
+        "rng_seed=7",
+        f"optimization.max_macs={plan['decision']['max_macs']}",
+    )
+    simic = ("simic", str(learned), "--out", str(folder))
+    fit(*given, "morphogenetic=off")
+    fit(*given, "morphogenetic=replay", f"morphogenetic.recipe_path={recipe}")
+    assert esper(*simic) == 2
+    assert "no plan has outcomes to learn from" in capfd.readouterr().err
+    fit(*given, "morphogenetic=stack")
+    assert esper(*simic) == 0
+    assert "policy.json is off: plans with outcomes: 1, families: 1; needed are 12 of 4" in capfd.readouterr().out
+    assert esper("plan", *TOY, *PLAN, "--experiment", "learned", "--policy", str(folder)) == 0
+    shown = capfd.readouterr().out
+    assert "policy.json: off: " in shown
+    assert "A policy learned" not in shown
+    policy = json.loads(folder.read_text()) | {"is_active": True, "bias": 7.0, "num_cells": 12}
+    folder.write_text(json.dumps(policy))
+    assert esper("plan", *TOY, *PLAN, "--experiment", "learned", "--policy", str(folder), "--json") == 0
+    made = json.loads(capfd.readouterr().out)
+    assert "A policy learned from 12 earlier plans" in made["plan"]["reason"] + made["plan"]["why"]
+    assert made["plan"]["recommended"]["share"] == made["decision"]["share"] is not None
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
