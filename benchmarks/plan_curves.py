@@ -26,7 +26,7 @@ from esper.contracts.metrics import ACCURACY, MetricInfo
 from esper.planning.forecast import forecast, interval
 from esper.planning.observations import Choice, Observation, Question, Size
 
-__all__ = ["main"]
+__all__ = ["host_macs_of", "main"]
 
 Row = dict[str, Any]
 
@@ -89,7 +89,7 @@ def _predicted(case: Case, rows: Sequence[Row], headline: MetricInfo, *, num_dra
         for arm in _ARMS:
             asked = [row for row in rows if (row["arm"], row["budget"]) == (arm, case.asked) and row["seed"] != seed]
             macs = float(np.mean([row["total_macs"] for row in asked]))
-            choice = Choice(size=_size(arm), share=_host_macs(asked[0]) / macs or None)
+            choice = Choice(size=_size(arm), share=host_macs_of(asked[0]) / macs or None)
             noise = np.random.default_rng(0).standard_normal(num_draws)
             shown = interval(fitted.shown(choice, macs, noise=noise))
             figures = [row[f"val_{headline.name}"] for row in asked]
@@ -131,7 +131,7 @@ def _question(rows: Sequence[Row], headline: MetricInfo) -> Question:
     )  # fmt: skip
 
 
-def _host_macs(row: Row) -> float:
+def host_macs_of(row: Row) -> float:
     """MACs before it grew, from those of the whole run, its steps and the two networks."""
     if row["arm"] != "grown":
         return 0.0
@@ -147,7 +147,7 @@ def _observed(row: Row, headline: MetricInfo) -> Observation:
         size=_size(row["arm"]),
         seed=100 * row["seed"] + int(row["budget"]),  # no two budgets share a trunk
         macs=row["total_macs"],
-        host_macs=_host_macs(row),
+        host_macs=host_macs_of(row),
         loss=row["val_loss"],
         figure=row[f"val_{headline.name}"],
         seconds=row["seconds"],

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.growing import read_rows
 from benchmarks.measuring import table
-from benchmarks.plan_curves import _host_macs
+from benchmarks.plan_curves import host_macs_of
 from benchmarks.plan_report import observed
 from esper.contracts.metrics import ACCURACY, MetricInfo
 from esper.files import decode
@@ -150,7 +150,7 @@ def _rows() -> Iterator[tuple[str, float, Observation]]:
     for row in read_rows(_RESULTS / "growing.jsonl"):
         if row["study"] in named and row["arm"] in ("host", "between", "final", "grown") and "error" not in row:
             figure = row["val_loss" if row["study"] == "gpt" else "val_accuracy"]
-            share = _host_macs(row) / row["total_macs"]
+            share = host_macs_of(row) / row["total_macs"]
             yield _row(named[row["study"]], row, row["budget"], row["seed"], share, row["val_loss"], figure)
     for row in json.loads((_RESULTS / "copies_pilot_2.json").read_text())["runs"]:
         changes = [_NARROW, "copy_init=shared"] if row["arm"] == "grown" else [_NARROW]
