@@ -31,6 +31,8 @@ _VERDICT = {"yes": "#16a34a", "no": "#ea7317", "not shown": "#8a94a6"}
 _UNITS = ((1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP"), (1e6, "MFLOP"))
 _LOGARITHMIC_FROM = 4
 """Ratio of largest to smallest value above which an axis is logarithmic."""
+_MAX_NAME = 56
+"""Characters of an arm's name in a plot."""
 _SAME = 0.1
 """Relative range of values below which an axis shows this range, so that equal budgets look equal."""
 
@@ -153,7 +155,7 @@ def differences(claims: Sequence[Claim]) -> str:
                 axes.plot([factor * low, factor * high], [row + below] * 2, color=colour, linewidth=width)
             axes.plot(factor * claim.test.mean, row, "o", color=colour, markersize=6)
             ours, _, other = claim.words.partition(" against ")
-            label = f"{ours if has_common_other else f'against {other}'}: {claim.verdict}"
+            label = f"{_shortened(ours if has_common_other else f'against {other}')}: {claim.verdict}"
             text = axes.text(0.0, row - 0.33, label, transform=axes.get_yaxis_transform(), fontsize=9, parse_math=False)
             text.set_in_layout(False)  # a long label must not shrink the axes
         axes.axvline(0, color=INK, linewidth=0.6, alpha=0.5)
@@ -167,6 +169,12 @@ def differences(claims: Sequence[Claim]) -> str:
         axes.grid(True, axis="x")
 
     return svg(draw, height=0.75 + 0.55 * len(claims))
+
+
+def _shortened(name: str) -> str:
+    """A name that leaves room for the verdict."""
+    half = _MAX_NAME // 2
+    return name if len(name) <= _MAX_NAME else f"{name[:half]}…{name[1 - half :]}"
 
 
 def _resampled(curve: Sequence[CurvePoint]) -> NDArray[np.float64]:

@@ -98,7 +98,7 @@ def parameters(config: Mapping[str, Any], *, prefix: str = "") -> dict[str, str]
         if isinstance(value, Mapping):
             flat |= parameters(value, prefix=f"{prefix}{name}.")
         else:
-            text = value if isinstance(value, str) else json.dumps(value)
+            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
             if prefix + name in PATHS:
                 text = as_given(text)
             flat[prefix + name] = without_credentials(text)[:_MAX_PARAMETER]

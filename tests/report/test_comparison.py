@@ -21,7 +21,7 @@ from esper.contracts.metrics import ACCURACY, MetricInfo
 from esper.errors import RunError
 from esper.report import run_page
 from esper.report.comparison import Report, compare
-from esper.report.comparison_plots import marks
+from esper.report.comparison_plots import differences, marks
 from esper.report.runs import from_folders, from_mlflow
 from esper.report.scale import Scale
 from esper.tolaria import TolariaTrainer
@@ -177,6 +177,14 @@ def test_of_an_error_less_is_better_however_large_its_numbers_are(
 )
 def test_a_mean_has_the_decimals_of_its_interval(mean: float, half: float, text: str) -> None:
     assert Scale(_ERROR).interval((mean, half)) == text
+
+
+def test_names_of_layers_are_shown_as_they_are_and_a_long_one_leaves_room_for_the_verdict(tmp_path: Path) -> None:
+    for layers in (["réseau"], [f"{'long_' * 30}end"]):
+        write_run(tmp_path / str(len(layers[0])), model__target_layers=layers)
+    (claim,) = claims = compared(tmp_path, baseline='target_layers=["réseau"]').claims
+    (label,) = re.findall(r">([^<]*: not shown)<", differences(claims))
+    assert html.unescape(label) == f"{claim.ours[:28]}…{claim.ours[-27:]}: not shown"
 
 
 def test_each_of_forty_arms_has_a_mark_of_its_own(tmp_path: Path) -> None:
