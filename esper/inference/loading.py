@@ -240,8 +240,9 @@ def _of_export(folder: Path, model: Any) -> Network:
             raise CheckpointError(f"{weights} is damaged: its SHA-256 differs from {DESCRIPTION}; export the run again")
         sites = {graft.site for graft in recipe}
         grown = rebuilt(config, interface.spec, sites=sites, recipe=recipe, channels_last=description["channels_last"])
-        network = fold(grown)
-        network.load_state_dict(load_file(weights))
+        tensors = load_file(weights)
+        network = fold(grown, names=tensors)
+        network.load_state_dict(tensors)
     except (KeyError, OSError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{folder} is damaged: {one_line(error)}; export the run again") from None
     tokenizer = folder / TOKENIZER

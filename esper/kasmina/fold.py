@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import torch
@@ -36,13 +36,18 @@ def unwrap(model: MorphableModel) -> nn.Module:
     return host
 
 
-def fold(model: MorphableModel) -> nn.Module:
+def fold(model: MorphableModel, *, names: Collection[str] | None = None) -> nn.Module:
     """Copy the network in eval mode, with foldable kernels written into the host's layers, the others as in `unwrap`.
 
     A `parallel` kernel is folded into its convolution and norm, `width` channels or units are concatenated to those of
     their block, and a `residual_block` (as a `BasicBlock`) and copies are inserted into the `nn.Sequential` or
-    `nn.ModuleList` of their block, where the numbers of later blocks increase. The copy computes the same in eval mode,
-    up to rounding; in training mode it does not.
+    `nn.ModuleList` of their block, where the numbers of later blocks increase, if the host runs whatever that holds.
+    The copy computes the same in eval mode, up to rounding; in training mode it does not.
+
+    Args:
+        model: the grown network.
+        names: of the tensors of a network that was folded before, to be folded alike; None: what the host runs is
+            found out by running it.
 
     Raises:
         SurgeryError: a kernel is live, that is, neither kept nor culled yet.
@@ -53,33 +58,28 @@ def fold(model: MorphableModel) -> nn.Module:
                 f"site {slot.site.name!r} is {slot.state}: a network can be folded once no kernel is live; let the "
                 "judge decide, or cull it"
             )
-    folded, uses_lists = _fold(model, into_lists=True)
-    # Only running it shows whether the host runs whatever its ModuleList holds.
-    if uses_lists and not _computes_the_same(model, folded):
-        folded, _ = _fold(model, into_lists=False)
+    for containers in ((nn.Sequential, nn.ModuleList), (nn.Sequential,), ()):
+        folded, has_new_blocks = _fold(model, containers)
+        if not has_new_blocks:
+            break
+        if _computes_the_same(model, folded) if names is None else folded.state_dict().keys() == set(names):
+            break
     return folded.eval().to(memory_format=model.memory_format)
 
 
-def _fold(model: MorphableModel, *, into_lists: bool) -> tuple[nn.Module, bool]:
-    """The folded network, and whether blocks were inserted into containers other than `nn.Sequential`."""
+def _fold(model: MorphableModel, containers: Collection[type[nn.Module]]) -> tuple[nn.Module, bool]:
+    """The folded network, and whether blocks were inserted into containers, which are of these kinds."""
     host, slots = _copy(model)
-    uses_lists = False
     with torch.no_grad():
         # `width` first: folding a `parallel` kernel rewrites the norm that also acts on the new channels.
         for slot in sorted(slots, key=lambda slot: slot.site.kind != "width"):
             if slot.site.kind in ("width", "parallel"):
                 _fold_into_layers(host, slot)
-        new_blocks = []
-        for slot in slots:
-            stage = host.get_submodule(slot.site.block.rpartition(".")[0])
-            is_list = type(stage) is not nn.Sequential
-            if _becomes_block(stage, slot) and (into_lists or not is_list):
-                new_blocks.append(slot)
-                uses_lists |= is_list
+        new_blocks = [slot for slot in slots if _becomes_block(host, slot, containers)]
         _insert_slots(host, [slot for slot in slots if slot not in new_blocks])
         for slot in reversed(new_blocks):  # last first: an insertion changes the numbers of later blocks
             _insert_blocks(host, slot)
-    return host, uses_lists
+    return host, bool(new_blocks)
 
 
 def _computes_the_same(model: MorphableModel, folded: nn.Module) -> bool:
@@ -184,10 +184,14 @@ def _fold_hidden(first: nn.Linear, last: nn.Linear, kernel: HiddenUnits) -> None
     first.out_features = last.in_features = len(first.weight)
 
 
-def _becomes_block(stage: nn.Module, slot: SeedSlot) -> bool:
+def _becomes_block(host: nn.Module, slot: SeedSlot, containers: Collection[type[nn.Module]]) -> bool:
     """Whether one of the slot's kernels can become a block of its own after the slot's block."""
-    is_block = any(isinstance(slot.kernel(graft), ResidualBlock | CopiedBlocks) for graft in slot.grafts)
-    return is_block and isinstance(stage, nn.Sequential | nn.ModuleList) and _numbering(stage) is not None
+    if not any(isinstance(slot.kernel(graft), ResidualBlock | CopiedBlocks) for graft in slot.grafts):
+        return False
+    stage = host.get_submodule(slot.site.block.rpartition(".")[0])
+    # The forward function of a subclass may know how many blocks there are, as the host of an nn.ModuleList may.
+    kind = type(stage) if type(stage) is nn.Sequential else nn.ModuleList
+    return isinstance(stage, nn.Sequential | nn.ModuleList) and kind in containers and _numbering(stage) is not None
 
 
 def _numbering(stage: nn.Module) -> tuple[str, int] | None:

@@ -15,6 +15,7 @@ from esper import costs
 from esper.contracts.recipe import Graft
 from esper.errors import SurgeryError
 from esper.kasmina import MorphableModel, fold, surgery, unwrap, wrap
+from esper.models.residual import BasicBlock
 from esper.models.resnet_small import SmallResNet
 from esper.tolaria import TolariaTrainer
 from esper.tolaria.checkpoints import files as checkpoint
@@ -151,6 +152,40 @@ def test_a_residual_block_outside_a_sequential_stays_a_kernel() -> None:
     grow(model, ("head.block:after", "residual_block"))
     assert_close(fold(model), model)
     assert any(isinstance(module, ResidualBlock) for module in fold(model).modules())
+
+
+class Counted(nn.Module):
+    """A host that knows how many blocks it has."""
+
+    def __init__(self, container: str) -> None:
+        super().__init__()
+        blocks = [BasicBlock(5, 5) for _ in range(3)]
+        self.stem = nn.Conv2d(3, 5, 1)
+        self.blocks = nn.Sequential(*blocks) if container == "Sequential" else nn.ModuleList(blocks)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for i in range(3):
+            x = self.blocks[i](x)
+        return x.mean((2, 3))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("container", ["Sequential", "ModuleList"])
+def test_blocks_are_not_inserted_where_the_host_would_not_run_them(container: str) -> None:
+    torch.manual_seed(0)
+    model = wrap(Counted(container), ["blocks"], 9, input_shape=SHAPE, site_kinds=["after"])
+    grow(model, ("blocks.1:after", "residual_block"))
+    folded = fold(model)
+    assert_close(folded, model)
+    # As when an export is loaded: at first, both ways of folding compute the same.
+    new = wrap(Counted(container), ["blocks"], 9, input_shape=SHAPE, site_kinds=["after"])
+    new.replay(model.recipe)
+    for block in new.modules():
+        if isinstance(block, BasicBlock | ResidualBlock):
+            nn.init.zeros_(block.bn2.weight)
+    loaded = fold(new, names=folded.state_dict())
+    loaded.load_state_dict(folded.state_dict())
+    assert_close(loaded, model)
 
 
 def test_a_network_with_a_live_kernel_is_not_folded() -> None:
