@@ -267,6 +267,7 @@ def _build_model(config: TolariaConfig, host: nn.Module, spec: DataSpec, device:
     if config.morphogenetic.enable_tamiyo and config.morphogenetic.policy == "planned":
         raise ConfigError("morphogenetic.policy=planned: the plan is read at launch; use esper-train or esper.fit")
     host = host.to(memory_format=memory_format(host, channels_last=config.channels_last, device=device))
+    constants = {name for name, p in host.named_parameters(remove_duplicate=False) if not p.requires_grad}
     freeze(host, config.model.freeze)
     grows = config.morphogenetic.enable_tamiyo
     if grows and config.morphogenetic.policy == "replay":
@@ -282,6 +283,7 @@ def _build_model(config: TolariaConfig, host: nn.Module, spec: DataSpec, device:
             site_kinds=config.model.site_kinds,
         )
     model.build_host = functools.partial(build_host, dataclasses.replace(config.model, pretrained=False), spec=spec)
+    model.constants = constants
     if config.model.init_from is not None:
         model.all_sites = _all_sites(config, host, spec)
     if grows and config.morphogenetic.policy not in ("never", "replay"):

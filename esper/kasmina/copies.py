@@ -177,13 +177,13 @@ def copy_blocks(model: MorphableModel, sources: Sequence[str], *, init: str, ini
             again for fresh weights.
     """
     found = [_block(model, source) for source in sources]
-    copies, origins = [_plain_copy(block) for block, _ in found], [origin for _, origin in found]
+    copies, origins = [_plain_copy(model, *one) for one in found], [origin for _, origin in found]
     for index, (module, origin) in enumerate(zip(copies, origins, strict=True)):
         if init == "fresh":
             module.load_state_dict(_initial(model.build_host, origin, seed=init_seed + index))
         elif init == "zeroed":
             if (norm := _last_norm(module)) is None:
-                raise SurgeryError(f"copy_init=zeroed: {origin!r} has no batch norm at its end")
+                raise SurgeryError(f"copy_init=zeroed: {origin!r} has no batch norm with a gain at its end")
             nn.init.zeros_(norm.weight)
             nn.init.zeros_(norm.bias)
     checkpoint_blocks(copied for copied, (block, _) in zip(copies, found, strict=True) if is_checkpointed(block))
@@ -222,17 +222,23 @@ def _copies_behind(model: MorphableModel, block: str) -> list[tuple[nn.Module, s
     return copies
 
 
-def _plain_copy(block: nn.Module) -> nn.Module:
-    """A deep copy that trains, without slots' hooks and a compiled forward function, which would run the original."""
-    memo = {id(hooks): type(hooks)() for module in block.modules() for hooks in _hooks(module)}
+def _plain_copy(model: MorphableModel, block: nn.Module, origin: str) -> nn.Module:
+    """A deep copy that trains, without slots' hooks and a compiled forward function, which would run the original.
+
+    It shares the block's own hooks, such as those of `torch.nn.utils.spectral_norm`.
+    """
+    memo: dict[int, object] = {}
+    for hooks in (hooks for module in block.modules() for hooks in (module._forward_hooks, module._forward_pre_hooks)):
+        own = {number: hook for number, hook in hooks.items() if number not in model.hook_numbers}
+        memo[id(hooks)] = type(hooks)(own)
     copied = copy.deepcopy(block, memo)
     for module in copied.modules():
         module.__dict__.pop("forward", None)
-    return copied.requires_grad_(True)
-
-
-def _hooks(module: nn.Module) -> list[dict[int, Callable[..., object]]]:
-    return [module._forward_hooks, module._forward_pre_hooks]
+    constant = [p for name, p in copied.named_parameters() if f"{origin}.{name}" in model.constants]
+    is_constant = len(constant) == len(list(copied.parameters()))  # a copy of a block that is frozen as a whole trains
+    for p in copied.parameters():
+        p.requires_grad_(p.is_floating_point() and (is_constant or all(p is not other for other in constant)))
+    return copied
 
 
 def _initial(build_host: Callable[[], nn.Module] | None, origin: str, *, seed: int) -> dict[str, torch.Tensor]:
@@ -297,4 +303,5 @@ def share_gains(model: MorphableModel, graft: Graft) -> None:
 
 
 def _last_norm(block: nn.Module) -> nn.BatchNorm2d | None:
-    return next((m for m in reversed(list(block.children())) if isinstance(m, nn.BatchNorm2d)), None)
+    norm = next((m for m in reversed(list(block.children())) if isinstance(m, nn.BatchNorm2d)), None)
+    return norm if norm is not None and norm.affine else None

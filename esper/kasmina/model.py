@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import itertools
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -38,6 +39,7 @@ class MorphableModel(nn.Module):
         build_host: `build_host` of this host, with its arguments: for copies with fresh initial weights.
         input_shape, input_dtype: see `wrap`.
         all_sites: every site by name, in forward order, where a recipe may have kernels at sites without a slot.
+        constants: names of the parameters that the host's own code froze, and not the setting `model.freeze`.
 
     Shape: input and output are the host's.
     """
@@ -61,6 +63,7 @@ class MorphableModel(nn.Module):
         self.input_dtype = input_dtype
         self.build_host: Callable[..., nn.Module] | None = None
         self.all_sites: dict[str, Site] = {}
+        self.constants: Collection[str] = ()
         self._is_frozen = not all(p.requires_grad for p in host.parameters())
         self._skipped: tuple[list[tuple[object, ...]], int] | None = None
         self._hooks: dict[str, tuple[RemovableHandle, RemovableHandle]] = {}
@@ -145,6 +148,7 @@ class MorphableModel(nn.Module):
             )
             site = slot.site
             kernel.adapt(activation=site.activation, has_bias=site.has_bias, is_causal=site.is_causal)
+            kernel.to(self._dtype_at(slot.site))
         reference = next(self.host.parameters())
         kernel.to(reference.device).to(memory_format=self.memory_format)
         kernel.train(self.host.training)
@@ -206,9 +210,19 @@ class MorphableModel(nn.Module):
                 return torch.channels_last
         return torch.contiguous_format
 
+    @property
+    def hook_numbers(self) -> set[int]:
+        """Keys of the slots' hooks among those of the host's modules."""
+        return {hook.id for hooks in self._hooks.values() for hook in hooks}
+
     def has_site(self, site: str) -> bool:
         """Whether a recipe may have a kernel there."""
         return _key(site) in self.slots or site in self.all_sites
+
+    def _dtype_at(self, site: Site) -> torch.dtype:
+        """The number format of the block's parameters, or else the host's."""
+        parameters = itertools.chain(self.host.get_submodule(site.block).parameters(), self.host.parameters())
+        return next(p.dtype for p in parameters if p.is_floating_point())
 
     def _slot_for_kernel(self, site: str) -> SeedSlot:
         """The slot at a site; a new one, without room for others, where nothing may grow."""

@@ -32,7 +32,7 @@ def is_frozen_norm(module: nn.Module) -> bool:
 @contextmanager
 def unfrozen(model: nn.Module) -> Iterator[None]:
     """Context manager: let gradients flow through frozen parameters, to activations at any place; they stay frozen."""
-    frozen = [p for p in model.parameters() if not p.requires_grad]
+    frozen = [p for p in model.parameters() if not p.requires_grad and p.is_floating_point()]
     try:
         for p in frozen:
             p.requires_grad_(True)

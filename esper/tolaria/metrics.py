@@ -27,7 +27,8 @@ def start_reading(run: Run, *, since: Tensor | None = None) -> Reading:
         if slot.state is SeedLifecycleState.TRAINING
         for p in slot.kernel(slot.live_graft).parameters()
     }
-    norms = torch.stack(torch._foreach_norm([p.detach() for p in run.model.parameters() if id(p) not in incubating]))
+    weights = [p.detach() for p in run.model.parameters() if p.is_floating_point() and id(p) not in incubating]
+    norms = torch.stack(torch._foreach_norm(weights))
     return run.step.sums.start_reading(norms.isfinite().all(), since=since)
 
 

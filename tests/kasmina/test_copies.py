@@ -287,3 +287,32 @@ def test_a_copy_runs_its_own_forward_function_where_the_source_is_compiled() -> 
     with torch.no_grad():
         assert torch.equal(copied(y), y)
         assert not torch.equal(block(y), y)
+
+
+def test_a_copy_has_its_sources_own_hooks_but_not_those_of_slots() -> None:
+    """As those of spectral norm, which computes the weight from the parameter that is trained."""
+    torch.manual_seed(0)
+    network = Bottlenecks()
+    for block in network.layer1:
+        nn.utils.spectral_norm(block.conv2)
+    model = wrap(network, ["layer1"], 16, input_shape=(3, 8, 8), site_kinds=["after"]).eval()
+    first = model.slot("layer1.2:after").kernel(keep_copies(model, "layer1.2:after")).blocks[2]
+    second = model.slot("layer1.2:after").kernel(keep_copies(model, "layer1.2:after", number=2)).blocks[2]
+    for copied in (first, second):
+        assert len(copied.conv2._forward_pre_hooks) == 1
+        assert not copied._forward_hooks
+        copied(torch.randn(2, 16, 8, 8)).sum().backward()
+        assert copied.conv2.weight_orig.grad is not None
+
+
+def test_the_default_start_of_copies_suits_norms_without_gain() -> None:
+    torch.manual_seed(0)
+    network = Bottlenecks()
+    for block in network.layer1:
+        block.bn3 = nn.BatchNorm2d(16, affine=False)
+    model = wrap(network, ["layer1"], 16, input_shape=(3, 8, 8), site_kinds=["after"]).eval()
+    graft = keep_copies(model, "layer1.2:after", init="shared")
+    share_gains(model, graft)
+    assert torch.equal(model.slot("layer1.2:after").kernel(graft).blocks[0].bn1.weight, network.layer1[0].bn1.weight)
+    with pytest.raises(SurgeryError, match="has no batch norm with a gain at its end"):
+        model.graft(entry(model, "layer1.2:after", number=2, init="zeroed"))

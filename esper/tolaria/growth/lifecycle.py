@@ -257,7 +257,7 @@ class Lifecycle:
         optim.add_parameters(
             self.optimizer,
             self.optimization,
-            self.model.graft_parameters(graft),
+            [(name, p) for name, p in self.model.graft_parameters(graft) if p.requires_grad],
             born_step=graft.born_step,
             warmup_steps=self.config.newborn_warmup_steps,
             output_scale=kernel.output_scale,
