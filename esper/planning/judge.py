@@ -276,4 +276,5 @@ def _crossing(found: Forecast, observations: Sequence[Observation], macs: float)
     host, final = (found.shortfalls(Choice(size=size.name), grid) for size in (found.sizes[0], found.sizes[-1]))
     ahead = final < host
     first = np.where(ahead.any(axis=1), grid[ahead.argmax(axis=1)], np.inf)
-    return interval(np.minimum(first, grid[-1])) if np.isfinite(np.median(first)) else None
+    is_seen = grid[0] < np.median(first) < np.inf  # else one of the two is ahead all along
+    return interval(np.minimum(first, grid[-1])) if is_seen else None

@@ -186,7 +186,7 @@ class Plan:
         why: why it is recommended, what is lost if that is wrong, and which options are as good.
         without_policy: what a learned policy has overruled; None: nothing.
         bands: what is expected of some choices at other budgets, for the plot.
-        crossing: MACs from which the final size is better than the host; None: beyond the bands, as its end may be.
+        crossing: MACs from which the final size is better than the host; None: outside of the bands, as an end may be.
         warnings: what weakens it, such as an extrapolation.
     """
 

@@ -33,6 +33,11 @@ def _plan(world: World) -> Plan:
     return judge(question(), pilots(world, np.random.default_rng(0)), num_draws=_DRAWS)
 
 
+@pytest.mark.parametrize("crossing", [0.01, 30])
+def test_where_one_size_is_ahead_all_along_no_crossing_is_named(crossing: float) -> None:
+    assert _plan(_world(crossing=crossing)).crossing is None
+
+
 def test_far_below_the_crossing_the_host_is_trained_longer() -> None:
     plan = _plan(_world(crossing=8))
     assert plan.recommended == Choice(size="host")
