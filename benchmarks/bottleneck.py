@@ -29,6 +29,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from benchmarks.bottleneck_report import report
+from benchmarks.places import image_folder, new_folder
 from benchmarks.plants import PLANTS, UNITS, Plant, planted_host
 from benchmarks.trainings import hardware
 from esper.configs import DatasetConfig, OptimizationConfig, TaskConfig
@@ -268,8 +269,10 @@ def main() -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help="images: DATA/train/CLASS/*, DATA/test/CLASS/*")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the results; jobs in it are not repeated")
+    parser.add_argument("--data", type=image_folder, required=True, help="DATA/train/CLASS/*, DATA/test/CLASS/*")
+    parser.add_argument(
+        "--out", type=new_folder, required=True, help="folder for the results; its jobs are not repeated"
+    )
     parser.add_argument("--seeds", type=int, default=3, help="seeds of each plant")
     parser.add_argument("--jobs", type=int, default=2, help="parallel jobs")
     parser.add_argument("--budget-seconds", type=float, default=float("inf"), help="start no job after this time")

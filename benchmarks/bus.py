@@ -43,6 +43,7 @@ import redis
 from benchmarks.bus_tamiyo import many_runs, one_run, rows, service, summary
 from benchmarks.bus_writer import FOUND, SCORED_EVERY, an_epoch, some_signals
 from benchmarks.measuring import environment, median_and_range, table, verdict, write_json
+from benchmarks.places import new_file
 from esper.configs import RedisConfig
 from esper.contracts.events import EpochEnded
 from esper.contracts.messages import EpochReport, HealthReport, Payload, TopicName
@@ -105,7 +106,7 @@ def _options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=(__doc__ or "").splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("--out", type=Path, required=True, help="JSON file for the results")
+    parser.add_argument("--out", type=new_file, required=True, help="JSON file for the results")
     parser.add_argument("--rounds", type=int, default=8, help="rounds, each with new writers")
     parser.add_argument("--events", type=int, default=1000, help="events per writer")
     parser.add_argument("--rate", type=float, default=200.0, help="events per second of a writer")

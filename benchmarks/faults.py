@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks import fault_inputs, fault_kinds
 from benchmarks.fault_runs import Lost, Storm
 from benchmarks.measuring import environment, table, write_json
+from benchmarks.places import new_file
 
 FAULTS: dict[str, Callable[[Storm], None]] = fault_kinds.FAULTS | fault_inputs.FAULTS
 
@@ -66,7 +67,7 @@ def _options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=(__doc__ or "").splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("--out", type=Path, required=True, help="JSON file for the results")
+    parser.add_argument("--out", type=new_file, required=True, help="JSON file for the results")
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--seed", type=int, default=0, help="of the order of the faults and of each one's choices")
     parser.add_argument("--kinds", nargs="+", choices=tuple(FAULTS), default=None, help="only these kinds")

@@ -31,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks import workers
 from benchmarks.growing_cells import EXPERIMENT, Cell, plan
 from benchmarks.growing_studies import STUDIES
+from benchmarks.places import new_file, new_folder
 from benchmarks.workers import FAILED, append, locked, reserved, work_in_parallel
 from esper.errors import EsperError
 from esper.tracking import environment, read
@@ -39,6 +40,7 @@ __all__ = ["Queue", "Row", "estimate", "main", "read_rows"]
 
 Row = dict[str, Any]
 
+_KEYS = ("study", "arm", "seed")
 _ROOT = Path(__file__).resolve().parent.parent
 _MARGIN = 1.1
 """Factor on the estimated time of a cell."""
@@ -95,7 +97,7 @@ def _options() -> argparse.ArgumentParser:
     parser.add_argument(
         "--data", type=Path, required=True, help="DATA/train/CLASS/*, DATA/test/CLASS/*; gpt: train, val, test"
     )
-    parser.add_argument("--out", type=Path, required=True, help="rows are read from this file and added to it")
+    parser.add_argument("--out", type=new_file, required=True, help="rows are read from this file and added to it")
     parser.add_argument("--seeds", type=_numbers, default=_numbers("200-211"), help="200-211 (default), or 200,203")
     parser.add_argument(
         "--budgets", type=_budgets, help="in epochs of the final network; gpt: MB. Default: the study's"
@@ -104,7 +106,7 @@ def _options() -> argparse.ArgumentParser:
     parser.add_argument("--minutes", type=float, default=9.0, help="time limit (default: 9)")
     parser.add_argument("--last-call", action="store_true", help="begin nothing that would not end in time")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
-    parser.add_argument("--outputs", type=Path, default=Path("outputs"), help="folder of the runs (default: outputs)")
+    parser.add_argument("--outputs", type=new_folder, default=Path("outputs"), help="of the runs (default: outputs)")
     return parser
 
 
@@ -140,7 +142,7 @@ def _plan(study: str, options: argparse.Namespace) -> list[Cell]:
 
 def read_rows(path: Path) -> list[Row]:
     """The rows of a file, in order; a last line that was cut off is left out."""
-    rows = workers.read_rows(path)
+    rows = workers.read_rows(path, _KEYS)
     for row in rows:
         if "epochs" in row:  # what older rows call it
             row["budget"] = row.pop("epochs")

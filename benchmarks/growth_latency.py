@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 from benchmarks.measuring import environment, median_and_range, table, verdict, write_json
+from benchmarks.places import new_file
 from benchmarks.stepping import configuration, opened, own_stream, timed_steps, wait
 from esper import urza
 from esper.configs import MorphogeneticConfig
@@ -94,7 +95,7 @@ def _options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=(__doc__ or "").splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("--out", type=Path, required=True, help="JSON file for the results")
+    parser.add_argument("--out", type=new_file, required=True, help="JSON file for the results")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cuda", "cpu"))
     parser.add_argument("--model", default="resnet18")
     parser.add_argument("--batch-size", type=int, default=128)

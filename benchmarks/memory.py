@@ -29,6 +29,7 @@ import torch
 
 from benchmarks.measuring import environment, table, verdict, write_json
 from benchmarks.memory_arms import ARMS, MIB, PLAIN, cycles, peaks, slope
+from benchmarks.places import new_file
 
 GOAL = 1.03
 _NOT_JUDGED = ("reserved_bytes", "graph_bytes", "rss_bytes")
@@ -67,7 +68,7 @@ def _options() -> argparse.ArgumentParser:
         description=(__doc__ or "").splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     on_cuda = torch.cuda.is_available()
-    parser.add_argument("--out", type=Path, help="JSON file for the results")
+    parser.add_argument("--out", type=new_file, help="JSON file for the results")
     parser.add_argument("--arm", choices=(*ARMS, "cycles"), help="measure only this arm, in this process")
     parser.add_argument("--device", default="cuda" if on_cuda else "cpu", choices=("cuda", "cpu"))
     parser.add_argument("--model", default="resnet18")

@@ -37,6 +37,7 @@ import torch
 
 from benchmarks.epoch_end import epoch_ends
 from benchmarks.measuring import Ratio, environment, paired_ratio, table, verdict, write_json
+from benchmarks.places import new_file
 from benchmarks.stepping import configuration, opened, own_stream, timed_steps
 from esper.configs import MorphogeneticConfig
 from esper.contracts.events import EpochEnded
@@ -104,7 +105,7 @@ def _options() -> argparse.ArgumentParser:
         description=(__doc__ or "").splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     available = ["cuda", "cpu"] if torch.cuda.is_available() else ["cpu"]
-    parser.add_argument("--out", type=Path, required=True, help="JSON file for the results")
+    parser.add_argument("--out", type=new_file, required=True, help="JSON file for the results")
     parser.add_argument("--parts", nargs="+", choices=_PARTS, default=list(_PARTS))
     parser.add_argument("--devices", nargs="+", choices=("cuda", "cpu"), default=available, help="not of `tracker`")
     parser.add_argument("--pairs", type=int, default=30, help="pairs of blocks")

@@ -27,6 +27,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.places import new_file, new_folder
 from benchmarks.plan_cells import CELLS, SHARE, WORKERS_PER_GPU, Cell
 from benchmarks.plan_report import report
 from benchmarks.workers import FAILED, append, locked, read_rows, reserved, work_in_parallel
@@ -50,6 +51,8 @@ _QUIET = (
     "checkpoint.save_best=false", "checkpoint.save_interval=1000000",
 )  # fmt: skip
 _ENVIRONMENT = ("gpu", "torch", "python", "esper", "git_commit")
+_KEYS = ("cell", "role", "name", "seed")
+"""What tells rows apart."""
 _PILOT_SEED, _NUM_SEEDS, _PILOT_SHARE = 300, 3, 0.15
 _POLL_S, _LEAST_S = 2.0, 10.0
 """How often a worker looks whether a plan is there; nothing begins when less than so many seconds are left."""
@@ -60,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     started = time.time()
     options = _options().parse_intermixed_args(arguments)
     if options.report:
-        print(report(read_rows(options.out)))
+        print(report(read_rows(options.out, _KEYS)))
         return
     if options.data is None:
         raise SystemExit("--data FOLDER: where are the datasets? It must hold cifar10-jpeg, fashion-mnist and so on")
@@ -95,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             deadline=queue.deadline,
             folder=queue.outputs,
         )
-    rows = read_rows(options.out)
+    rows = read_rows(options.out, _KEYS)
     failed = [row for row in rows if "error" in row and row["at"] >= started]
     print(f"{time.time() - started:6.0f} s  {len(queue.pending())} left, {len(failed)} failed", flush=True)
     print(report(rows))
@@ -108,7 +111,7 @@ def _options() -> argparse.ArgumentParser:
     )
     parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="for every cell, such as smaller networks")
     parser.add_argument("--data", type=Path, help="folder with cifar10-jpeg/, fashion-mnist/ and python-packages/")
-    parser.add_argument("--out", type=Path, required=True, help="rows are read from this file and added to it")
+    parser.add_argument("--out", type=new_file, required=True, help="rows are read from this file and added to it")
     parser.add_argument("--cells", type=lambda text: text.split(","), help=f"of {', '.join(c.name for c in CELLS)}")
     parser.add_argument("--seeds", type=int, default=_NUM_SEEDS, help="runs of each option (default: %(default)s)")
     parser.add_argument("--epochs", type=float, help="budget of every cell instead of its own; for trying it out")
@@ -116,7 +119,7 @@ def _options() -> argparse.ArgumentParser:
     parser.add_argument("--workers-per-gpu", type=int, default=WORKERS_PER_GPU, help="with --device=cpu: workers")
     parser.add_argument("--minutes", type=float, default=math.inf, help="time limit")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
-    parser.add_argument("--outputs", type=Path, default=Path(), help="parent of outputs/ (default: here)")
+    parser.add_argument("--outputs", type=new_folder, default=Path(), help="parent of outputs/ (default: here)")
     parser.add_argument("--report", action="store_true", help="only print the tables of FILE")
     return parser
 
@@ -243,7 +246,7 @@ class Queue:
 
     def _rows(self) -> list[Row]:
         with locked(self.out):
-            return read_rows(self.out)
+            return read_rows(self.out, _KEYS)
 
     def _ready(self) -> tuple[list[Job], bool]:
         """What can begin, and whether something else waits for its plan."""
@@ -316,7 +319,8 @@ class Queue:
 
 
 def _key(row: Mapping[str, Any]) -> Key:
-    return row["cell"], row["role"], row["name"], row["seed"]
+    cell, role, name, seed = (row[key] for key in _KEYS)
+    return cell, role, name, seed
 
 
 def _plan_of(rows: Sequence[Row], cell: Cell) -> PlanRecord:

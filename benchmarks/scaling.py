@@ -33,6 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 from benchmarks import measuring
+from benchmarks.places import new_file
 from benchmarks.scaling_cells import Cell, Plan, read_cells
 from benchmarks.scaling_report import goals, tables
 
@@ -135,7 +136,7 @@ def _options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=(__doc__ or "").splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("--out", type=Path, required=True, help="JSON file for the results")
+    parser.add_argument("--out", type=new_file, required=True, help="JSON file for the results")
     parser.add_argument("--device", default="cuda" if num_gpus else "cpu", choices=("cuda", "cpu"))
     counts = [count for count in _COUNTS if count <= num_gpus] or [1 if num_gpus else 2]
     parser.add_argument("--ranks", type=int, nargs="+", default=counts, help="numbers of ranks, one GPU each")

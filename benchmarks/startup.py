@@ -33,6 +33,7 @@ import torch
 from PIL import Image
 
 from benchmarks.measuring import environment, median_and_range, table, verdict, write_json
+from benchmarks.places import image_folder, new_file
 
 GOAL_S, FIRST_TIME_GOAL_S = 10.0, 15.0
 """On a GPU machine with 16 cores; the latter with a folder of 60,000 JPEGs that is met for the first time."""
@@ -51,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     notes: list[str] = []
     with tempfile.TemporaryDirectory(prefix="startup-") as name:
         folder = Path(name)
-        images = options.data.resolve() if options.data else None
+        images = Path(options.data).resolve() if options.data else None
         if images is None and options.files:
             images = _image_folder(folder / "images", options.files)
         for dataset, overrides, is_cached in _datasets(options, images):
@@ -78,10 +79,10 @@ def _options() -> argparse.ArgumentParser:
         description=(__doc__ or "").splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     on_cuda = torch.cuda.is_available()
-    parser.add_argument("--out", type=Path, required=True, help="JSON file for the results")
+    parser.add_argument("--out", type=new_file, required=True, help="JSON file for the results")
     parser.add_argument("--device", default="cuda" if on_cuda else "cpu", choices=("cuda", "cpu"))
     parser.add_argument("--repetitions", type=int, default=5)
-    parser.add_argument("--data", type=Path, help="an image folder (default: a generated one)")
+    parser.add_argument("--data", type=image_folder, help="an image folder (default: a generated one)")
     parser.add_argument("--files", type=int, default=50_000, help="images of the generated folder; 0: none")
     parser.add_argument("--tracking", choices=("mlflow", "none"), help="default: mlflow if installed")
     parser.add_argument("--budget-seconds", type=float, default=240.0, help="start no measurement after this time")

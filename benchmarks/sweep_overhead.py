@@ -24,6 +24,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.measuring import environment, table, write_json
+from benchmarks.places import new_file
 
 PHASES = ("compose and submit", "queue, start, import", "open", "train", "close", "notice the end")
 LAUNCHERS = ("basic", "local", "slurm")
@@ -48,7 +49,7 @@ def _options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=(__doc__ or "").splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("--out", type=Path, required=True, help="JSON file for the results")
+    parser.add_argument("--out", type=new_file, required=True, help="JSON file for the results")
     parser.add_argument("--launchers", nargs="+", choices=LAUNCHERS, default=["basic", "local"])
     parser.add_argument("--members", type=int, default=100)
     parser.add_argument(

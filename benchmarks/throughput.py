@@ -36,6 +36,7 @@ import torch
 from benchmarks.esper_run import EXPERIMENT, EsperRun, Rates, configuration
 from benchmarks.peer_tasks import Task, TextTask, task_of
 from benchmarks.peers import PEERS, Measure, ceiling, peers_of
+from benchmarks.places import image_folder, new_file
 from benchmarks.throughput_report import BARE, DEFAULT, OFF, Record, Row
 from esper.build import select_device
 from esper.data import DataSplits, load_splits
@@ -89,8 +90,8 @@ def _options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=(__doc__ or "").splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("--out", type=Path, required=True, help="JSON file for the results")
-    parser.add_argument("--data", help="images: DATA/train/CLASS/*, DATA/test/CLASS/* (default: synthetic)")
+    parser.add_argument("--out", type=new_file, required=True, help="JSON file for the results")
+    parser.add_argument("--data", type=image_folder, help="DATA/train/CLASS/*, DATA/test/CLASS/* (default: synthetic)")
     parser.add_argument("--images", type=int, default=50_000, help="number of synthetic images")
     parser.add_argument("--image-size", type=int, default=32, help="size of synthetic images")
     parser.add_argument("--model", default="resnet18", help="also gpt, of Python's standard library, and vit")

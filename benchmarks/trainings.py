@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 
+from benchmarks.places import image_folder, new_folder
+
 __all__ = ["EXPERIMENT", "arguments", "hardware", "mean_and_error", "train_all"]
 
 EXPERIMENT = "benchmark"
@@ -29,8 +31,8 @@ Variants = Mapping[str, Sequence[str]]
 def arguments(description: str) -> argparse.ArgumentParser:
     """The shared command line."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--data", required=True, help="images: DATA/train/CLASS/*, DATA/test/CLASS/*")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the runs and the results")
+    parser.add_argument("--data", type=image_folder, required=True, help="DATA/train/CLASS/*, DATA/test/CLASS/*")
+    parser.add_argument("--out", type=new_folder, required=True, help="folder for the runs and the results")
     parser.add_argument("--seeds", type=int, default=4, help="random seeds of each variant")
     parser.add_argument("--epochs", type=int, default=15)
     parser.add_argument("--jobs", type=int, default=2, help="parallel trainings")

@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from multiprocessing import connection
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -28,12 +28,27 @@ _GRACE_S = 15.0
 """How long a run may take to stop after the time limit."""
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file, in order; a last line that was cut off is left out."""
+def read_rows(path: Path, keys: Collection[str]) -> list[dict[str, Any]]:
+    """The rows of a file, in order; a line that was cut off is left out.
+
+    Args:
+        path: the file.
+        keys: what every row has.
+
+    Raises:
+        SystemExit: the file cannot be read, or holds something else.
+    """
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SystemExit(f"{path}: cannot be read: {getattr(error, 'strerror', error)}") from None
     rows = []
-    for line in path.read_text().splitlines():
+    for line in lines:
         with contextlib.suppress(json.JSONDecodeError):
             rows.append(json.loads(line))
+    is_other = any(not isinstance(row, dict) or not row.keys() >= {*keys} for row in rows)
+    if is_other or (len(lines) > 1 and not rows):
+        raise SystemExit(f"{path}: its lines are not rows with {', '.join(keys)}")
     return rows
 
 
