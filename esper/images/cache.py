@@ -199,7 +199,7 @@ def _read(place: Path) -> tuple[Images, dict[str, str]] | None:
         if entry["sha256"] == _sha256(images, entry["damaged"]):
             return images, entry["damaged"]
         reason = "wrong checksum"
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
         reason = str(error)
