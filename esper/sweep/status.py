@@ -112,8 +112,10 @@ def _report(members: Sequence[Member], states: Mapping[str, MemberState], progre
 def _progress_cells(state: MemberState, progress: Progress) -> tuple[str, str, str]:
     latest = "" if progress.metric is None else metric(progress.metric, progress.headline, decimals=2)
     left_s = progress.eta_s() if state.state == "running" else None
+    # A run may finish before its last planned epoch: at its MACs, or stopped early.
+    planned = progress.epoch if state.state == "finished" else progress.total_epochs
     return (
-        f"{progress.epoch}/{progress.total_epochs}" if progress.total_epochs else "",
+        f"{progress.epoch}/{planned}" if progress.total_epochs else "",
         state.figure or latest,
         duration(left_s) if left_s is not None else "",
     )

@@ -23,15 +23,17 @@ def summary(record: RunRecord, *, changed_s: float) -> dict[str, Any]:
     started, info = history.started or {}, history.headline
     epochs, steps = record.of_kind("epoch"), record.of_kind("step")
     last = epochs[-1] if epochs else None
+    epoch = last["epoch"] if last else 0
+    is_finished = record.status == "finished"  # maybe before its last planned epoch
     return {
         "name": record.run_dir.name,
         "folder": record.run_dir.parent.name,
         "status": record.status if started else "not started",
         "reason": record.reason,
         "step": history.step,
-        "total_steps": started.get("total_steps"),
-        "epoch": last["epoch"] if last else 0,
-        "total_epochs": started.get("total_epochs"),
+        "total_steps": history.step if is_finished else started.get("total_steps"),
+        "epoch": epoch,
+        "total_epochs": epoch if is_finished else started.get("total_epochs"),
         "metric": formatting.metric(last["val_metrics"].get(info.name) if last else None, info),
         "metric_name": info.label,
         "loss": formatting.loss(last["val_loss"] if last else None),

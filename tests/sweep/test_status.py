@@ -11,6 +11,8 @@ from esper.errors import RunError
 from esper.launch.run import run
 from esper.sweep import status
 from esper.sweep.manifest import all_members
+from esper.sweep.member_state import MemberState
+from esper.sweep.progress import Progress
 from esper.tracking.files import read_members, write_members
 from tests.conftest import result_of, tiny_config
 from tests.sweep.test_launch import finish, member, start
@@ -41,6 +43,12 @@ def test_each_run_of_a_sweep_without_jobs_has_its_state(tmp_path: Path, capsys: 
     assert shown["rng_seed=2"] == ["interrupted"]
     assert shown["rng_seed=3"] == ["not", "started"]
     assert "failed rng_seed=1: no luck" in out
+
+
+@pytest.mark.parametrize(("state", "epochs"), [("finished", "8/8"), ("running", "8/13"), ("failed", "8/13")])
+def test_a_run_that_finished_before_its_last_planned_epoch_is_at_its_end(state: str, epochs: str) -> None:
+    progress = Progress(journal=Path("absent"), epoch=8, total_epochs=13)
+    assert status._progress_cells(MemberState(state=state), progress)[0] == epochs
 
 
 def test_a_sweep_whose_process_is_gone_is_not_waited_for(

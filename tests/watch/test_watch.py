@@ -137,6 +137,14 @@ def test_what_was_written_since_is_told_and_nothing_else(server: WatchServer, fo
     assert list(get(server, f"run/{number}?since={one['version']}")) == ["version"]
 
 
+def test_a_run_that_finished_before_its_last_planned_epoch_is_at_its_end(server: WatchServer, folder: Path) -> None:
+    write_more(folder / "b", 12)  # of 18 steps, 3 epochs
+    runs = {run["name"]: run for run in get(server, "runs")["runs"]}
+    assert [runs["a"][name] for name in ("status", "step", "total_steps", "total_epochs")] == ["running", 18, 18, 3]
+    done = [runs["b"][name] for name in ("status", "step", "total_steps", "epoch", "total_epochs")]
+    assert done == ["finished", 12, 12, 2, 2]
+
+
 def test_the_last_step_of_a_run_is_told_also_if_it_was_not_logged(server: WatchServer, folder: Path) -> None:
     journal = Journal(folder / "a" / "journal.jsonl")
     logged = StepLogged(step=20, epoch=3, loss=1.0, metrics={}, learning_rate=0.1, grad_norm=1.0, images_per_s=9.0,
