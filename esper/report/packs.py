@@ -17,7 +17,7 @@ class SharedWork:
     """What a run did in a process that others shared.
 
     Attributes:
-        process: which.
+        process: which: its host, number, and a token of no other process.
         noun: what an example is, in the plural.
         num_examples: trained from the first logged step on.
         began_unix_s, ended_unix_s: time of the first and the last logged step.
@@ -67,8 +67,9 @@ def sentences(works: Iterable[SharedWork | None]) -> list[str]:
 def _sentence(process: str, works: list[SharedWork]) -> str:
     seconds = max(work.ended_unix_s for work in works) - min(work.began_unix_s for work in works)
     rate = sum(work.num_examples for work in works) / max(seconds, 1e-9)
+    where = ", ".join(process.split(", ")[:2])
     return (
-        f"{len(works)} runs shared one process ({process}): together {number(rate)} {works[0].noun}/s from the first "
+        f"{len(works)} runs shared one process ({where}): together {number(rate)} {works[0].noun}/s from the first "
         f"logged step to the last, validation and checkpoints included, and at most "
         f"{memory(max(work.memory_bytes for work in works))} of memory."
     )

@@ -6,6 +6,7 @@ import getpass
 import os
 import platform
 import re
+import secrets
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -17,7 +18,11 @@ from esper.redact import without_credentials
 __all__ = ["SHARED_PROCESS", "cpu_name", "environment", "git_diff"]
 
 SHARED_PROCESS = "shared_process"
-"""Host and number of a process in which other runs train, too: an entry of the environment of such runs alone."""
+"""Host, number and random token of a process in which other runs train, too: an entry of their environment alone.
+
+Containers may share a name and a number, and numbers are used again.
+"""
+_TOKEN = secrets.token_hex(4)
 
 _PACKAGE = Path(__file__).parents[1]
 _PACKAGES = ("torch", "torchvision", "hydra-core", "mlflow")
@@ -41,7 +46,7 @@ def environment(*, written_to: Sequence[Path] = ()) -> dict[str, str | None]:
         **{name: _version(name) for name in _PACKAGES},
         "platform": platform.platform(),
         "hostname": platform.node(),
-        **({SHARED_PROCESS: f"{platform.node()}, {os.getpid()}"} if turns.current() is not None else {}),
+        **({SHARED_PROCESS: f"{platform.node()}, {os.getpid()}, {_TOKEN}"} if turns.current() is not None else {}),
         "cpu": cpu_name(),
         "num_threads": str(torch.get_num_threads()),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import os
 import re
 import shutil
 import signal
+import subprocess
 import sys
 import threading
 import weakref
@@ -23,6 +25,8 @@ from esper.configs import ComparisonConfig, DatasetConfig, TolariaConfig
 from esper.data.sharing import loaded, on_device
 from esper.errors import ConfigError, MemoryLimitError
 from esper.report.comparison import compare, write
+from esper.report.packs import sentences, shared_work
+from esper.report.run_record import read_run
 from esper.report.runs import from_folders
 from esper.sweep.launchers import queue_of
 from esper.sweep.manifest import Job, Member
@@ -76,6 +80,7 @@ def assert_pages_tell_of_the_pack(beside: list[Member], other: Member) -> None:
     (sentence,) = report.packs
     assert re.match(rf"2 runs shared one process \(.*, {os.getpid()}\): together [\d,]+ images/s from ", sentence)
     assert re.search(r"and at most [\d.]+ [MG]B of memory\.$", sentence)
+    assert_another_process_is_told_apart(beside)
     page = other.sweep_dir / "comparison.html"
     write(report, page)
     assert sentence in page.read_text()
@@ -83,6 +88,19 @@ def assert_pages_tell_of_the_pack(beside: list[Member], other: Member) -> None:
     for one, expected in zip((beside[0], other), titles, strict=True):
         headings = re.findall(r"<h3>(.*?)</h3>", (one.run_dir / "report.html").read_text())
         assert {*expected} <= {*headings}
+
+
+def assert_another_process_is_told_apart(beside: list[Member]) -> None:
+    """In a container with the same name, whose process has the same number."""
+    works = [shared_work(read_run(one.run_dir)) for one in beside]
+    assert works[1] is not None
+    program = "from esper import turns; from esper.tracking.environment import environment\n"
+    program += "with turns.Turns().run(): print(environment()['shared_process'])"
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    host, _, token = done.stdout.strip().split(", ")
+    other = dataclasses.replace(works[1], process=f"{host}, {os.getpid()}, {token}")
+    assert len(sentences(works)) == 1
+    assert sentences([works[0], other]) == []
 
 
 class CudaGenerator:
