@@ -149,6 +149,11 @@ class NoDeviceReads(TorchDispatchMode):  # type: ignore[no-untyped-call]
         DeviceReadError: a value is read, a shape depends on values, or a tensor is copied to or from the CPU.
     """
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """False: to hide the mode from torch.compile, torch would import torch._dynamo, sympy and more."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if _depends_on_values(func, args):
             raise DeviceReadError(f"{func.name()} reads the device")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -143,3 +144,8 @@ def test_what_can_be_captured_is_not_refused() -> None:
         x[torch.arange(3)].topk(2).values.to(torch.float64).where(x[:3, :2] > 0, 0).sum()
     with pytest.raises(DeviceReadError, match=r"copies between cpu and meta"), NoDeviceReads():  # type: ignore[no-untyped-call]
         torch.randn(3).to("meta")
+
+
+def test_nothing_of_the_compiler_is_imported_to_find_reads_of_the_device() -> None:
+    dispatch = NoDeviceReads.__torch_dispatch__
+    assert inspect.unwrap(dispatch) is dispatch  # torch wraps it to hide it from torch._dynamo, which that imports
