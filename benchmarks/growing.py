@@ -32,7 +32,7 @@ from benchmarks import workers
 from benchmarks.growing_cells import EXPERIMENT, Cell, plan
 from benchmarks.growing_studies import STUDIES
 from benchmarks.places import new_file, new_folder
-from benchmarks.workers import FAILED, append, locked, reserved, work_in_parallel
+from benchmarks.workers import FAILED, Workers, append, locked, reserved
 from esper.errors import EsperError
 from esper.tracking import environment, read
 
@@ -50,6 +50,8 @@ _RESULT = (
     "val_accuracy", "val_loss", "test_accuracy", "test_loss", "total_macs", "growth_macs", "num_macs_before",
     "num_macs", "num_parameters", "val_bits_per_byte", "test_bits_per_byte",
 )  # fmt: skip
+_COMPILER = ("esper.tolaria.regional_compile", "torch._inductor.compile_fx")
+"""Modules that take seconds to import, of studies with `compile_model=true`."""
 _ENVIRONMENT = ("gpu", "torch", "python", "esper", "git_commit")
 
 
@@ -57,32 +59,29 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Train the cells; the exit code is 1 if one failed, 2 on bad input."""
     started = time.time()
     options = _options().parse_intermixed_args(arguments)
-    try:
-        cells = [cell for study in options.studies for cell in _plan(study, options)]
-    except EsperError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(error.exit_code) from None
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.touch()
     (options.outputs / EXPERIMENT / ".locks").mkdir(parents=True, exist_ok=True)
-    num_pending = len(_pending(cells, read_rows(options.out)))
-    print(f"{time.time() - started:6.0f} s  {len(cells)} cells, {num_pending} to do", flush=True)
-    queue = Queue(
-        cells=cells,
-        out=options.out,
-        locks=options.outputs / EXPERIMENT / ".locks",
-        device=options.device,
-        started=started,
-        deadline=started + 60 * options.minutes,
-        is_last_call=options.last_call,
-    )
-    if num_pending:
-        work_in_parallel(
-            queue.run_next,
+    imports = _COMPILER if any(map(_is_compiled, options.studies)) else ()
+    with Workers(device=options.device, per_gpu=options.workers_per_gpu, imports=imports) as processes:
+        try:
+            cells = [cell for study in options.studies for cell in _plan(study, options)]
+        except EsperError as error:
+            print(f"error: {error}", file=sys.stderr)
+            raise SystemExit(error.exit_code) from None
+        num_pending = len(_pending(cells, read_rows(options.out)))
+        print(f"{time.time() - started:6.0f} s  {len(cells)} cells, {num_pending} to do", flush=True)
+        queue = Queue(
+            cells=cells,
+            out=options.out,
+            locks=options.outputs / EXPERIMENT / ".locks",
             device=options.device,
-            workers_per_gpu=options.workers_per_gpu,
-            deadline=queue.deadline,
+            started=started,
+            deadline=started + 60 * options.minutes,
+            is_last_call=options.last_call,
         )
+        if num_pending:
+            processes.work(queue.run_next, deadline=queue.deadline)
     rows = read_rows(options.out)
     failed = [row for row in rows if "error" in row and row["at"] >= started]
     num_done = len(cells) - len(_pending(cells, rows))
@@ -124,6 +123,10 @@ def _numbers(text: str) -> list[int]:
 
 def _budgets(text: str) -> list[float]:
     return [int(number) if number.isdigit() else float(number) for number in text.split(",")]
+
+
+def _is_compiled(study: str) -> bool:
+    return any("compile_model=true" in comparison.recipe for comparison in STUDIES[study].values())
 
 
 def _plan(study: str, options: argparse.Namespace) -> list[Cell]:

@@ -23,6 +23,7 @@ if [[ -f $data ]]; then
     data=$(dirname "${train:-$unpacked/train}")
 fi
 
+await_mps
 "$python" benchmarks/growing.py "$study" --data "$data" --out "$out/growing.jsonl" --outputs "$work/outputs" \
     --minutes "$(minutes_left)" "$@" 2> >(tee "$out/growing.err" >&2)
 status=$?

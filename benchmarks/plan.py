@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.places import new_file, new_folder
 from benchmarks.plan_cells import CELLS, SHARE, WORKERS_PER_GPU, Cell
 from benchmarks.plan_report import report
-from benchmarks.workers import FAILED, append, locked, read_rows, reserved, work_in_parallel
+from benchmarks.workers import FAILED, Workers, append, locked, read_rows, reserved
 from esper import cli, fit
 from esper.configs.compose import compose
 from esper.errors import EsperError
@@ -82,22 +82,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         started=started,
         deadline=started + 60 * options.minutes,
     )
-    try:
-        with contextlib.chdir(queue.outputs):  # decodes the images once, before the workers do
-            for cell in queue.cells if queue.pending() else ():
-                read_family(queue.overrides(cell, experiment=queue.experiment(cell)), fractions=None)
-    except EsperError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(error.exit_code) from None
-    print(f"{time.time() - started:6.0f} s  {len(queue.pending())} plans and runs to do", flush=True)
-    if queue.pending():
-        work_in_parallel(
-            queue.run_next,
-            device=options.device,
-            workers_per_gpu=options.workers_per_gpu,
-            deadline=queue.deadline,
-            folder=queue.outputs,
-        )
+    num_pending = len(queue.pending())
+    print(f"{time.time() - started:6.0f} s  {num_pending} plans and runs to do", flush=True)
+    if num_pending:
+        with Workers(device=options.device, per_gpu=options.workers_per_gpu, folder=queue.outputs) as workers:
+            try:
+                queue.decode()
+            except EsperError as error:
+                print(f"error: {error}", file=sys.stderr)
+                raise SystemExit(error.exit_code) from None
+            workers.work(queue.run_next, deadline=queue.deadline)
     rows = read_rows(options.out, _KEYS)
     failed = [row for row in rows if "error" in row and row["at"] >= started]
     print(f"{time.time() - started:6.0f} s  {len(queue.pending())} left, {len(failed)} failed", flush=True)
@@ -228,6 +222,21 @@ class Queue:
             jobs += [Job(cell=cell, role="fixed", name=name, seed=seed) for seed in seeds for name in _FIXED]
         done = {_key(row) for row in self._rows() if "error" not in row}
         return [job for job in jobs if job.key not in done]
+
+    def decode(self) -> None:
+        """Read the data of what is pending, unless an earlier call has: they are cached then, before workers need them.
+
+        Raises:
+            EsperError: they cannot be read, or a configuration is wrong.
+        """
+        cells = {job.cell.family.name: job.cell for job in self.pending()}
+        for name, cell in cells.items():
+            marker = self.outputs / ".locks" / f"decoded-{name}"
+            if marker.exists():
+                continue
+            with contextlib.chdir(self.outputs):
+                read_family(self.overrides(cell, experiment=self.experiment(cell)), fractions=None)
+            marker.touch()
 
     def run_next(self) -> bool:
         """Do the first job that can be done now; returns whether there may be another later.

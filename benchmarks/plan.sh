@@ -22,6 +22,7 @@ for archive in "$archives"/*.tar.xz; do
     [[ -f $archive ]] && unpack "$archive" "$work/plan-data"
 done
 
+await_mps
 "$python" benchmarks/plan.py --data "$work/plan-data" --out "$out/plan.jsonl" --outputs "$work" \
     --minutes "$(minutes_left)" "$@" 2> >(tee "$out/plan.err" >&2)
 status=$?

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import importlib
 import json
 import multiprocessing
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from multiprocessing import connection
+from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
 import torch
 
-__all__ = ["FAILED", "append", "locked", "read_rows", "reserved", "work_in_parallel"]
+__all__ = ["FAILED", "Workers", "append", "locked", "read_rows", "reserved"]
 
 FAILED = 3
 """Exit code of a worker whose training failed; another one takes its place."""
@@ -78,48 +80,78 @@ def append(path: Path, row: Mapping[str, Any]) -> None:
         file.write(json.dumps(row) + "\n")
 
 
-def work_in_parallel(
-    run_next: Callable[[], bool], *, device: str, workers_per_gpu: int, deadline: float, folder: Path | None = None
-) -> None:
-    """Keep the workers going, and stop those that are still busy at the deadline.
+class Workers:
+    """Context manager: processes that share trainings; until `work` they import and start CUDA, while this one plans.
 
     Args:
-        run_next: trains what is next, in a worker; returns whether there may be more. It can be pickled.
-        device: cuda, or cpu: as many workers as `workers_per_gpu`.
-        workers_per_gpu: how many.
-        deadline: Unix time.
+        device: cuda, or cpu: as many workers as `per_gpu`.
+        per_gpu: how many.
         folder: working directory of the workers; None: this one.
+        imports: modules that trainings need besides.
     """
-    spawn = multiprocessing.get_context("spawn")
 
-    def start(gpu: str) -> SpawnProcess:
-        os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # of the new process; this one uses none
-        worker = spawn.Process(target=_work, args=(run_next, folder))
-        worker.start()
-        return worker
+    def __init__(self, *, device: str, per_gpu: int, folder: Path | None = None, imports: Sequence[str] = ()) -> None:
+        self._gpus = _gpus(device) * per_gpu
+        self._arguments = device, folder, ("esper.launch.run", *imports)
+        self._workers: dict[SpawnProcess, tuple[str, Connection]] = {}
 
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # workers must not outlive this process
-    workers = {start(gpu): gpu for gpu in _gpus(device) * workers_per_gpu}
-    try:
-        while workers and (left := deadline - time.time()) > 0:
-            connection.wait([worker.sentinel for worker in workers], timeout=min(left, _WAIT_S))
-            for worker in [worker for worker in workers if not worker.is_alive()]:
-                gpu = workers.pop(worker)
+    def __enter__(self) -> Workers:
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # workers must not outlive this process
+        for gpu in self._gpus:
+            self._start(gpu)
+        return self
+
+    def work(self, run_next: Callable[[], bool], *, deadline: float) -> None:
+        """Keep the workers going, and stop those that are still busy at the deadline.
+
+        Args:
+            run_next: trains what is next, in a worker; returns whether there may be more. It can be pickled.
+            deadline: Unix time.
+        """
+        for worker in list(self._workers):
+            self._send(worker, run_next)
+        while self._workers and (left := deadline - time.time()) > 0:
+            connection.wait([worker.sentinel for worker in self._workers], timeout=min(left, _WAIT_S))
+            for worker in [worker for worker in self._workers if not worker.is_alive()]:
+                gpu, _ = self._workers.pop(worker)
                 if worker.exitcode == FAILED:
-                    workers[start(gpu)] = gpu
-    finally:
-        for worker in workers:
+                    self._send(self._start(gpu), run_next)
+
+    def __exit__(self, *_: object) -> None:
+        for worker in self._workers:
             worker.terminate()
         end = time.time() + _GRACE_S
-        for worker in workers:
+        for worker in self._workers:
             worker.join(max(0.0, end - time.time()))
             worker.kill()
 
+    def _start(self, gpu: str) -> SpawnProcess:
+        spawn = multiprocessing.get_context("spawn")
+        receiver, sender = spawn.Pipe(duplex=False)
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # of the new process; this one uses none
+        worker = spawn.Process(target=_work, args=(receiver, *self._arguments))
+        worker.start()
+        receiver.close()
+        self._workers[worker] = gpu, sender
+        return worker
 
-def _work(run_next: Callable[[], bool], folder: Path | None) -> None:
+    def _send(self, worker: SpawnProcess, run_next: Callable[[], bool]) -> None:
+        with contextlib.suppress(BrokenPipeError):  # it has failed, and said so
+            self._workers[worker][1].send(run_next)
+
+
+def _work(tasks: Connection, device: str, folder: Path | None, imports: Sequence[str]) -> None:
     torch.set_num_threads(1)
     if folder is not None:
         os.chdir(folder)
+    for module in imports:
+        importlib.import_module(module)
+    if device == "cuda":
+        torch.zeros(1, device=device)
+    try:
+        run_next = tasks.recv()
+    except (EOFError, KeyboardInterrupt):  # the parent is gone, or goes
+        return
     while run_next():
         torch.compiler.reset()  # type: ignore[no-untyped-call]  # what was compiled belongs to the last network
 
