@@ -22,9 +22,8 @@ from esper.tolaria.checkpoints.files import Snapshot
 from esper.tolaria.data_record import described, recorded_data
 from esper.tolaria.run import Run
 from esper.tolaria.run_folder import recorded_config
-from esper.tolaria.state import TrainingState
 
-__all__ = ["Origin", "home_of", "place", "read_origin", "split_settings"]
+__all__ = ["Origin", "home_of", "place", "read_origin", "require_within_budget", "split_settings"]
 
 _SPLIT_SETTINGS = ("rng_seed", "dataset.val_split", "dataset.num_examples")
 _EPOCH_SETTINGS = ("context", "epoch_windows")
@@ -124,9 +123,9 @@ def place(run: Run, path: Path, saved: Snapshot) -> tuple[Snapshot, list[str]]:
 
     Raises:
         ConfigError: images that are held out here were trained on there; the data is other; the checkpoint is within an
-            epoch that has other steps here; or it is further than this run goes.
+            epoch that has other steps here.
     """
-    where, otherwise = f"checkpoint.resume_from={path}", f"or take its weights alone: model.init_from={path}"
+    where, otherwise = _words(path)
     splits, settings = run.parts.splits, split_settings(run)
     origin = read_origin(home_of(path))
     if origin is None:
@@ -155,7 +154,6 @@ def place(run: Run, path: Path, saved: Snapshot) -> tuple[Snapshot, list[str]]:
         batches = f"{origin.steps_in_epoch(splits, splits.noun)} → {here.steps_in_epoch(splits)}"
         placed = _after_epochs(run, saved, f"{where} ({batches})", otherwise)
         notices.append(f"goes on after epoch {placed.state['training']['epoch']}, at step {placed.step} ({batches})")
-    _require_within_budget(run, placed, where, otherwise)
     return placed, notices
 
 
@@ -185,9 +183,15 @@ def _moved(graft: Graft, added: int) -> Graft:
     return dataclasses.replace(graft, born_step=max(1, graft.born_step + added))
 
 
-def _require_within_budget(run: Run, saved: Snapshot, where: str, otherwise: str) -> None:
-    state, budget, optimization = TrainingState(), run.life.budget, run.config.optimization
-    state.load_state_dict(saved.state["training"])
+def require_within_budget(run: Run, path: Path) -> None:
+    """Check that a run, which holds what another run's checkpoint did, goes further than that.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    # Not before: the budget depends on the network that the run starts with.
+    state, budget, optimization = run.state, run.life.budget, run.config.optimization
+    where, otherwise = _words(path)
     if 2 * (budget.spent(state) - budget.total) <= budget.cost_of(1, run.life.image_macs):
         return
     total = f"optimization.max_epochs={optimization.max_epochs}"
@@ -195,6 +199,11 @@ def _require_within_budget(run: Run, saved: Snapshot, where: str, otherwise: str
         total = f"optimization.max_macs={optimization.max_macs:.3g}"
     done = f"{state.ledger.total_macs:.3g} MACs are spent" if budget.by_compute else f"{state.epoch} epochs are done"
     raise ConfigError(f"{where}: {done}, more than {total}; set more, {otherwise}")
+
+
+def _words(path: Path) -> tuple[str, str]:
+    """The setting that names a checkpoint, and what else it could be used for."""
+    return f"checkpoint.resume_from={path}", f"or take its weights alone: model.init_from={path}"
 
 
 def _settings(dataset: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:

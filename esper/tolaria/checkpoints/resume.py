@@ -13,7 +13,7 @@ from esper.errors import CheckpointError, RunError
 from esper.tolaria.checkpoints import files
 from esper.tolaria.checkpoints.contents import restore
 from esper.tolaria.checkpoints.files import Snapshot
-from esper.tolaria.checkpoints.origin import place
+from esper.tolaria.checkpoints.origin import place, require_within_budget
 from esper.tolaria.run import Run
 from esper.tracking import read
 
@@ -35,9 +35,11 @@ def resume(run: Run, *, back_to: Path | None = None) -> str | None:
         ConfigError: `resume_from` does not suit the settings or the data.
         RunError: the checkpoints are another run's.
     """
-    start, warnings = run.ranks.on_rank0(lambda: _find_start(run, back_to))
+    start, is_other, warnings = run.ranks.on_rank0(lambda: _find_start(run, back_to))
     if start is not None:
         restore(run, start[1])
+        if is_other:
+            require_within_budget(run, start[0])
     for message in warnings:
         run.warn(message)
     for level, message in run.ranks.on_rank0(lambda: [*_set_aside(run), *_others(run)]):
@@ -52,8 +54,11 @@ def rewind_target(config: CheckpointConfig, checkpoint_dir: Path) -> Path | None
     return path if path is not None and path.resolve().parent == checkpoint_dir.resolve() else None
 
 
-def _find_start(run: Run, back_to: Path | None) -> tuple[tuple[Path, Snapshot] | None, list[str]]:
-    """The checkpoint to start from, and a warning for each lost one; rewinds the run's folder and journal."""
+def _find_start(run: Run, back_to: Path | None) -> tuple[tuple[Path, Snapshot] | None, bool, list[str]]:
+    """The checkpoint to start from, whether it is another run's, and a warning for each lost one.
+
+    Rewinds the run's folder and journal.
+    """
     config = run.config.checkpoint
     lost: list[str] = []
     notices: list[str] = []
@@ -86,7 +91,7 @@ def _find_start(run: Run, back_to: Path | None) -> tuple[tuple[Path, Snapshot] |
     run.journal.rewind(own[1].journal_offset if own else 0)
     went_on = f"resumed from {own[0].name}" if own else "no checkpoint of this run loads: started over"
     from_other = f", from {start[0]}" if start and not own else ""
-    return start, [*(f"{message}; {went_on}{from_other}" for message in lost), *notices]
+    return start, own is None, [*(f"{message}; {went_on}{from_other}" for message in lost), *notices]
 
 
 def _gone(run: Run) -> list[str]:

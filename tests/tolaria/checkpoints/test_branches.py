@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from esper.configs import CheckpointConfig
 from esper.errors import CheckpointError
 from esper.tolaria.checkpoints.files import find_checkpoints
 from tests.conftest import STACK, tiny_config
@@ -64,3 +66,20 @@ def test_the_trunk_of_another_host_is_refused(tmp_path: Path) -> None:
     config = grown(LONG, model__depths=[2, 3], checkpoint__resume_from=trunk_of(tmp_path / "host"))
     with pytest.raises(CheckpointError, match="layer2"):
         train(config, tmp_path / "other")
+
+
+def test_a_branch_of_a_run_that_began_with_a_grown_network_keeps_its_length_when_it_resumes(tmp_path: Path) -> None:
+    """Which is a number of epochs of the final network, what it began with included."""
+    train(grown(0, optimization__max_macs=None), tmp_path / "first")
+    second = grown(0, optimization__max_macs=None, model__init_from=str(tmp_path / "first"))
+    train(dataclasses.replace(second, checkpoint=CheckpointConfig(save_trunk=True)), tmp_path / "second")
+    branch = grown(0, optimization__max_macs=None, optimization__max_epochs=4,
+                   checkpoint__resume_from=trunk_of(tmp_path / "second"))  # fmt: skip
+    straight, _ = train(branch, tmp_path / "straight")
+    train(branch, tmp_path / "resumed", stop_at=23)
+    resumed, _ = train(branch, tmp_path / "resumed")
+    assert_same(straight, resumed)
+    counted = counters(tmp_path / "straight")
+    assert counted == counters(tmp_path / "resumed")
+    epoch_macs = 6 * 32 * 3 * counted["num_macs"]
+    assert counted["total_macs"] == pytest.approx(4 * epoch_macs, rel=0.05)
