@@ -37,8 +37,11 @@ def percent(fraction: float | None) -> str:
 
 def metric(value: float | None, info: MetricInfo, *, decimals: int = 1) -> str:
     """A metric: a percentage with some decimals, or a number with four digits and its unit."""
-    if value is None or info.unit != "%":
-        return _UNKNOWN if value is None else f"{value:.4g} {info.unit}".strip()
+    if value is None:
+        return _UNKNOWN
+    if info.unit != "%":
+        digits = f"{value:#.4g}".rstrip(".")  # 4.000 among 4.121 and 3.913
+        return f"{digits} {info.unit}".strip()
     return f"{100 * value:.{decimals}f} %"
 
 

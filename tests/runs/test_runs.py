@@ -65,7 +65,7 @@ def test_the_table_shows_figures_with_units_and_costs(outputs: Path, capsys: pyt
     assert table[0].split() == ["experiment", "name", "status", "figure", "MACs", "time", "age"]
     assert table[1].split()[:9] == ["e", "good", "finished", "test", "accuracy", "90.0", "%", "50", "0:09"]
     text = next(line for line in table if "gpt" in line)
-    assert "test bits a byte 1.5 bits" in text
+    assert "test bits a byte 1.500 bits" in text
     assert "7.00 G" in text
     assert text.split()[-1] == "d"
 

@@ -1,5 +1,6 @@
 import pytest
 
+from esper.contracts.metrics import MetricInfo
 from esper.tracking import formatting
 
 
@@ -9,6 +10,17 @@ from esper.tracking import formatting
 )
 def test_large_counts_are_shortened_to_three_digits(value: float, text: str) -> None:
     assert formatting.number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(3.9129, "3.913"), (4.0, "4.000"), (3.79, "3.790"), (1234.0, "1234"), (2.5e9, "2.500e+09")]
+)
+def test_metrics_without_a_percentage_have_four_digits_so_that_they_stand_below_each_other(
+    value: float, text: str
+) -> None:
+    assert (
+        formatting.metric(value, MetricInfo(name="m", label="m", unit="nats", higher_is_better=False)) == f"{text} nats"
+    )
 
 
 def test_what_is_not_known_is_a_dash() -> None:
