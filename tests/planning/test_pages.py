@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from benchmarks import plan_picture
 from esper.errors import RunError
 from esper.planning import check, page, record, table
 from esper.planning.judge import judge
@@ -53,6 +54,13 @@ def test_the_table_fits_the_terminal_and_has_every_option(made: PlanRecord, colu
     for label in ("host, trained longer", "a size in between", "final size", "grow at 10 %", "grow at 50 %"):
         assert label in text
     assert " ".join(made.command.split()) in " ".join(text.split())
+
+
+def test_the_page_in_the_docs_is_made_from_twenty_trainings(tmp_path: Path) -> None:
+    plan_picture.main([str(tmp_path / "plan.html")])
+    html = (tmp_path / "plan.html").read_text()
+    assert "3 sizes and 20 finished trainings" in html
+    assert "267 T" in html
 
 
 def test_the_page_is_self_contained_and_has_the_reason_the_command_and_every_option(made: PlanRecord) -> None:
