@@ -203,8 +203,15 @@ def _uncounted() -> dict[Any, Callable[..., int]]:
     def rnn_layer(x: Shape, weight: Shape, hidden_weight: Shape, *_: Any, **__: Any) -> int:
         return _FLOPS_PER_MAC * math.prod(x[:-1]) * (math.prod(weight) + math.prod(hidden_weight))
 
-    def cudnn_rnn(x: Shape, weights: Sequence[Shape], *_: Any, **__: Any) -> int:
+    def rnn(x: Shape, weights: Sequence[Shape], *_: Any, **__: Any) -> int:
         return _FLOPS_PER_MAC * math.prod(x[:-1]) * sum(math.prod(shape) for shape in weights if len(shape) > 1)
+
+    def lstm_mps(x: Shape, _: Any, weights: Sequence[Shape], *__: Any, **___: Any) -> int:
+        return rnn(x, weights)
+
+    def lstm_mps_backward(*args: Any, **_: Any) -> int:
+        """Of inputs and weights, all at once."""
+        return 2 * rnn(args[5], args[8])
 
     def trilinear(*args: Any, **_: Any) -> int:
         """Each argument's new dimensions come after the three arguments; the product has all of them."""
@@ -215,4 +222,11 @@ def _uncounted() -> dict[Any, Callable[..., int]]:
         return int(_FLOPS_PER_MAC * math.prod(map(max, *shapes)))
 
     ops = torch.ops.aten
-    return {ops.mkldnn_rnn_layer: rnn_layer, ops._cudnn_rnn: cudnn_rnn, ops._trilinear: trilinear}
+    return {
+        ops.mkldnn_rnn_layer: rnn_layer,
+        ops._cudnn_rnn: rnn,
+        ops.miopen_rnn: rnn,
+        ops._lstm_mps: lstm_mps,
+        ops.lstm_mps_backward: lstm_mps_backward,
+        ops._trilinear: trilinear,
+    }

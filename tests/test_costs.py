@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -100,6 +100,41 @@ def test_recurrent_layers_cost_the_products_of_every_step(
     network = layer(5, 7, num_layers=2, bidirectional=True, batch_first=True).to(device)
     first, second = 7 * num_gates * (5 + 7), 7 * num_gates * (2 * 7 + 7)
     assert costs.count(network, (11, 5)).num_macs == 11 * 2 * (first + second)
+
+
+def recurrent_shapes() -> tuple[Tensor, list[Tensor], Tensor]:
+    """Input (T, N, D), weights and biases of a bidirectional LSTM layer, and its state; without memory."""
+    with torch.device("meta"):
+        weights = [p.detach() for p in nn.LSTM(5, 7, bidirectional=True).parameters()]
+        return torch.empty(11, 3, 5), weights, torch.empty(2, 3, 7)
+
+
+LSTM_MACS = 11 * 3 * 2 * 4 * 7 * (5 + 7)
+
+
+@pytest.mark.parametrize("is_cudnn", [True, False])
+def test_fused_recurrent_layers_of_nvidia_and_amd_gpus_cost_their_products(is_cudnn: bool) -> None:
+    x, weights, state = recurrent_shapes()
+    rest = [False, 0.0, False, True, [], None]  # batch_first, dropout, train, bidirectional, batch_sizes, dropout_state
+    with costs.counting_macs() as macs:
+        if is_cudnn:
+            torch.ops.aten._cudnn_rnn(x, weights, 4, None, state, state, 2, 7, 0, 1, *rest)
+        else:
+            torch.ops.aten.miopen_rnn(x, weights, 4, state, state, 2, 7, 1, *rest)
+    assert macs() == LSTM_MACS
+
+
+def test_an_lstm_on_apple_gpus_costs_its_products_and_twice_as_many_backward() -> None:
+    x, weights, state = recurrent_shapes()
+    rest = [True, 1, 0.0, True, True, False]  # has_biases, num_layers, dropout, train, bidirectional, batch_first
+    with torch.library._scoped_library("aten", "IMPL") as library, costs.counting_macs() as macs:
+        # Their results matter to no test, and torch has none for the device without memory.
+        library.impl("_lstm_mps", lambda *args: (args[0],) * 6, "Meta")
+        library.impl("lstm_mps_backward", lambda *args: (args[5], args[7], args[8]), "Meta")
+        torch.ops.aten._lstm_mps(x, [state, state], weights, *rest)
+        assert macs() == LSTM_MACS
+        torch.ops.aten.lstm_mps_backward(x, None, None, x, x, x, x, [state, state], weights, *rest)
+    assert macs() == 3 * LSTM_MACS
 
 
 class Squared(nn.Module):
