@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import pytest
 
 from esper.configs.comparison import ARMS
 from esper.contracts.events import SurgeryEnded, Validated
@@ -63,9 +64,15 @@ def test_a_plot_tells_its_values_zooms_and_hides_what_is_clicked(tmp_path: Path)
 
 
 @needs_chromium
-def test_nothing_of_a_comparison_leaves_the_page(tmp_path: Path) -> None:
-    write_arms(tmp_path, dict.fromkeys(ARMS, (0.1, 1e6)), num_seeds=2, info=_ERROR)
-    assert run_cli(tmp_path) == 0
+@pytest.mark.parametrize("has_long_names", [False, True])
+def test_nothing_of_a_comparison_leaves_the_page(tmp_path: Path, has_long_names: bool) -> None:
+    if has_long_names:
+        for name in ("a", "b"):
+            write_run(tmp_path / name, model__target_layers=[150 * name])
+        assert run_cli(tmp_path, "--baseline", f'target_layers=["{150 * "a"}"]') == 0
+    else:
+        write_arms(tmp_path, dict.fromkeys(ARMS, (0.1, 1e6)), num_seeds=2, info=_ERROR)
+        assert run_cli(tmp_path) == 0
     page = with_script(
         tmp_path / "comparison.html",
         _POINT
