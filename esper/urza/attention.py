@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from esper.urza.group_norm import GroupNormLayer
 from esper.urza.kernel import Kernel, Shape, blueprint
 from esper.urza.residual import ConvolutionBranch
 
@@ -78,7 +79,7 @@ class SpatialSelfAttention(nn.Module):
     def __init__(self, channels: int, *, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.norm = nn.GroupNorm(1, channels)
+        self.norm = GroupNormLayer(1, channels)
         # No bias for the keys: it cancels in the softmax and would never get a gradient.
         self.query = nn.Conv2d(channels, channels, 1)
         self.key = nn.Conv2d(channels, channels, 1, bias=False)

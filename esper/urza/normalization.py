@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from esper.urza.group_norm import GroupNormLayer
 from esper.urza.kernel import Kernel, Shape, blueprint, num_channels
 
 __all__ = ["GroupNormBranch", "LayerScale", "group_norm", "layer_scale"]
@@ -15,7 +16,7 @@ class GroupNormBranch(Kernel):
 
     def __init__(self, num_groups: int, channels: int) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(num_groups, channels)
+        self.norm = GroupNormLayer(num_groups, channels)
 
     @property
     def output_scale(self) -> nn.Parameter:

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from esper.urza.attention import SpatialSelfAttention
+from esper.urza.group_norm import GroupNormLayer
 from esper.urza.kernel import Shape
 from esper.urza.residual import convolution
 
@@ -124,7 +125,7 @@ class GroupNorm(Operation):
         """See the base."""
         if shape[0] % self.groups or math.prod(shape) == self.groups:
             raise MisfitError(f"group_norm cannot split {shape[0]} channels into {self.groups} groups")
-        return _piece(nn.GroupNorm(self.groups, shape[0]), shape)
+        return _piece(GroupNormLayer(self.groups, shape[0]), shape)
 
 
 @dataclass(frozen=True, slots=True)
