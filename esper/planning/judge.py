@@ -49,10 +49,10 @@ def judge(
     candidates = [_candidate(choice, question, found) for choice in _choices(question, found)]
     shortfalls = np.stack([one.shortfalls for one in candidates])
     regrets = shortfalls - shortfalls.min(axis=0)
-    best = np.bincount(shortfalls.argmin(axis=0), minlength=len(candidates)) / shortfalls.shape[1]
+    wins = _wins([one.choice for one in candidates], regrets)
     options = [
         _option(one, found, p_best=float(p), regret=float(regret), rng=rng)
-        for one, p, regret in zip(candidates, best, regrets.mean(axis=1), strict=True)
+        for one, p, regret in zip(candidates, wins.mean(axis=1), regrets.mean(axis=1), strict=True)
     ]
     worth = worth_of(question.headline, float(np.median(shortfalls)))
     recommended = planned = simplest(options, worth)
@@ -142,6 +142,14 @@ def _option(one: _Candidate, found: Forecast, *, p_best: float, regret: float, r
 # --- the verdict ------------------------------------------------------------------------------------------------------
 
 
+def _wins(choices: Sequence[Choice], regrets: Floats) -> Floats:
+    """Which option is the best (n, k), by draw; kinds that are equally good, such as without any error, share it."""
+    is_best, kinds = regrets == 0, np.array([_kind(choice) for choice in choices])
+    num_alike = np.stack([is_best[kinds == kind].sum(axis=0) for kind in kinds])
+    shares = is_best / np.maximum(num_alike, 1)
+    return np.asarray(shares / shares.sum(axis=0))
+
+
 def _kind(choice: Choice) -> str:
     return choice.size if choice.share is None else "grown"
 
@@ -156,7 +164,7 @@ def _verdict(
         return False, "There is one option only."
     rival = min(others, key=lambda i: shortfalls[i].mean())
     ahead = shortfalls[rival] - shortfalls[index]
-    gap, sure = float(ahead.mean()), float((ahead > 0).mean())
+    gap, sure = float(ahead.mean()), float((ahead > 0).mean() + 0.5 * (ahead == 0).mean())
     mine, other = (choice_words(one, question) for one in (recommended.choice, candidates[rival].choice))
     amount = difference_words(abs(gap), question.headline)
     if gap >= worth and sure >= _SURE:
@@ -196,10 +204,12 @@ def _why(
         return difference_words(value, question.headline)
 
     def if_wrong(option: Option) -> float:
-        return float(regrets[options.index(option)][best != _kind(option.choice)].mean())
+        weights = wins[kinds != _kind(option.choice)].sum(axis=0)
+        return float(np.average(regrets[options.index(option)], weights=weights))
 
-    best = np.array([_kind(option.choice) for option in options])[regrets.argmin(axis=0)]
-    chances = {option.choice: float((best == _kind(option.choice)).mean()) for option in options}
+    wins = _wins([option.choice for option in options], regrets)
+    kinds = np.array([_kind(option.choice) for option in options])
+    chances = {one.choice: float(wins[kinds == _kind(one.choice)].sum(axis=0).mean()) for one in options}
     least, mine = min(option.regret for option in options), chances[recommended.choice]
     because = "it has the least regret: it" if recommended.regret <= least else "none has clearly less regret: it"
     if is_overruled:

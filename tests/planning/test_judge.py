@@ -96,6 +96,26 @@ def test_it_says_which_kind_is_the_best_more_often_than_the_recommended_one(seed
     assert ("is the best more often" in plan.why) == (max(chances.values()) > chances[mine] + 1e-9)
 
 
+@pytest.mark.parametrize("seed", [1, 2])
+def test_options_that_may_all_end_without_an_error_share_the_probability_of_being_the_best(seed: int) -> None:
+    names = ("host", "between", "final")
+    world = World(
+        floor=dict.fromkeys(names, 0.0), amplitude=dict(zip(names, (0.5, 0.6, 0.7), strict=True)),
+        exponent=dict.fromkeys(names, 0.8), tau=0.9, noise=0.02,
+    )  # fmt: skip
+    seen = [
+        dataclasses.replace(one, figure=min(1.0, 1 - one.loss))
+        for one in pilots(world, np.random.default_rng(seed), longest=1 / 8)
+    ]
+    plan = judge(dataclasses.replace(question(), headline=ACCURACY, num_examples=1000), seen, num_draws=_DRAWS)
+    assert plan.recommended == Choice(size="host")
+    better = re.search(r"probability (?:of )?(\d+) %", plan.reason)
+    assert better is not None
+    # To be the best of all is no more likely than to be better than one other.
+    assert 0.3 < plan.chosen.p_best <= int(better[1]) / 100 + 0.005
+    assert sum(option.p_best for option in plan.options) == pytest.approx(1)
+
+
 def test_a_difference_names_the_unit_or_the_metric() -> None:
     loss = question().headline
     assert difference_words(0.0042, ACCURACY) == "0.42 points"
