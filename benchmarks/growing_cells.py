@@ -80,7 +80,7 @@ def plan(
     budgets: Sequence[float] | None = None,
     extra: Sequence[str] = (),
 ) -> list[Cell]:
-    """The cells of a study: seed by seed, so that a run that is cut short leaves whole seeds.
+    """The cells of a study: seed by seed, so that a run that is cut short leaves whole seeds; long ones first in each.
 
     Args:
         study: key of `STUDIES`.
@@ -110,7 +110,8 @@ def plan(
         costs = _costs(grown, splits)
         for given, num_seeds in comparison.budgets:
             arms = list(_arms(name, comparison, given, costs=costs, outputs=outputs))
-            cells += [cell for seed in seeds[:num_seeds] for cell in _with_seed(arms, seed)]
+            for seed in seeds[:num_seeds]:  # a long cell that begins last would have the GPU to itself
+                cells += sorted(_with_seed(arms, seed), key=lambda cell: (cell.arm != TRUNK, -cell.budget))
     return list({cell.place: cell for cell in cells}.values())  # a trunk serves several budgets
 
 

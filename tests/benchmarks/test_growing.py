@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import multiprocessing
@@ -90,6 +91,9 @@ def test_every_cell_of_a_study_can_run_and_its_arms_get_one_budget(
         assert len(budgets) == len({budget for budget, _ in budgets})
         order = [cell.seed for cell in arms if cell.budget == arms[0].budget]
         assert order == sorted(order)  # whole seeds first
+        for _, group in itertools.groupby(arms, key=lambda cell: cell.seed):
+            lengths = [cell.budget for cell in group]
+            assert lengths == sorted(lengths, reverse=True)
 
 
 @pytest.mark.long
