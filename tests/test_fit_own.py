@@ -441,6 +441,9 @@ def test_rows_of_a_csv_are_standardised_by_the_training_split(tmp_path: Path) ->
         ("x,y,größe\n1,2,a\n", r"rows of numbers: it is not in UTF-8; save it in that encoding"),
         ("x,y,kind\n1,2,\n", r"the target misses 1 values; give each row one class"),
         ("kind\na\n", r"rows of numbers: there is no column but the target, 'kind'$"),
+        ("x,y,kind\n1,2,a\n", r"the train split has 1 rows, 1 of them of class 'a'; use more rows"),
+        ("x,y,kind\n1,2,a\n3,4,b\n", r"split has \d rows, \d of them of class '[ab]'; use more rows"),
+        ("x,y,kind\n1,1e300,a\n", r"rows of numbers: column 'y' has inf in row 1; fill it in"),
     ],
 )
 def test_a_csv_that_cannot_be_used_is_one_line(tmp_path: Path, text: str, message: str) -> None:
@@ -455,16 +458,41 @@ def test_a_csv_that_cannot_be_used_is_one_line(tmp_path: Path, text: str, messag
         (np.zeros((40, 2), dtype=int), r"the target is \(40, 2\), and classes are \(N,\)"),
         (np.array(3), r"inputs \(40, 3\) and targets \(\); allowed are"),
         (np.where(np.arange(40) % 2, np.nan, 1.0), r"the target misses 20 values"),
-        (None, r"cannot be read as rows of numbers: "),
+        (b"PK\x03\x04damaged", r"cannot be read as rows of numbers: it is no .npz, or damaged$"),
+        (b"x,y\n1,2\n", r"cannot be read as rows of numbers: it is no .npz, or damaged$"),
     ],
 )
-def test_an_npz_that_cannot_be_used_is_one_line(tmp_path: Path, targets: NDArray[np.generic], message: str) -> None:
-    if targets is None:
-        (tmp_path / "rows.npz").write_bytes(b"PK\x03\x04damaged")
+def test_an_npz_that_cannot_be_used_is_one_line(
+    tmp_path: Path, targets: NDArray[np.generic] | bytes, message: str
+) -> None:
+    if isinstance(targets, bytes):
+        (tmp_path / "rows.npz").write_bytes(targets)
     else:
         np.savez(tmp_path / "rows.npz", inputs=np.zeros((40, 3)), targets=targets)
     with pytest.raises(DataError, match=message):
         load_splits(rows_of(tmp_path, data_dir=str(tmp_path / "rows.npz")), rng_seed=0)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"x": np.zeros((40, 3)), "y": np.zeros(40)}, r"it holds x, y; needed are inputs and targets"),
+        ({"inputs": np.zeros((40, 3))}, r"it holds inputs, but no targets"),
+        ({"inputs": np.zeros((40, 3), dtype=complex), "targets": np.arange(40) % 2}, r"inputs are complex128; turn"),
+    ],
+)
+def test_an_npz_of_other_arrays_is_one_line(
+    tmp_path: Path, arrays: dict[str, NDArray[np.generic]], message: str
+) -> None:
+    np.savez(tmp_path / "rows.npz", **arrays)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match=message):
+        load_splits(rows_of(tmp_path, data_dir=str(tmp_path / "rows.npz")), rng_seed=0)
+
+
+def test_two_numbers_to_predict_are_too_few_rows(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("x,y\n1,2\n3,4\n")
+    with pytest.raises(DataError, match=r"split has \d rows; use more rows"):
+        load_splits(rows_of(tmp_path, target_type="number"), rng_seed=0)
 
 
 def test_a_constant_column_keeps_its_scale(tmp_path: Path) -> None:
@@ -484,6 +512,7 @@ def test_numbers_of_an_npz_are_predicted(tmp_path: Path) -> None:
     ("settings", "message"),
     [
         ({"data_dir": "nowhere.csv"}, r"dataset.data_dir=nowhere.csv: cannot be read as rows of numbers: "),
+        ({"data_dir": "nowhere"}, r"dataset.data_dir=nowhere: cannot be read as rows of numbers: .*No such file"),
         ({"target": "kinds"}, r"dataset.target=kinds: no such column; did you mean kind\?"),
         ({"target": "x"}, r"rows of numbers: column 'kind' has 'a' in row 1, not a number; "),
         ({"target_type": "number"}, r"the target is not a number; use dataset.target_type=class"),

@@ -157,7 +157,7 @@ def draw_stratified(labels: Tensor, share: float, generator: torch.Generator) ->
     """
     drawn = torch.zeros(len(labels), dtype=torch.bool)
     remainder = 0.0
-    for label in range(int(labels.max()) + 1):
+    for label in range(int(labels.max()) + 1 if len(labels) else 0):
         members = (labels == label).nonzero()[:, 0]
         remainder += share * len(members)
         count = round(remainder)

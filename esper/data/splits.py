@@ -108,7 +108,7 @@ def _split_images(config: DatasetConfig, dataset: Dataset, *, rng_seed: int) -> 
     splits = {"train": train, "controller": validation[controller], "judge": validation[judge], "test": dataset.test}
     noun = "images" if len(train.shape) == 3 else "rows"
     for name, split in splits.items():
-        count, label = torch.bincount(split.strata, minlength=len(dataset.class_names)).min(0)
+        count, label = torch.bincount(split.strata, minlength=max(1, len(dataset.class_names))).min(0)
         if len(split) < 2 or count == 0:
             of_class = f", {count} of them of class {dataset.class_names[label]!r}" if dataset.class_names else ""
             raise DataError(

@@ -7,7 +7,7 @@ import dataclasses
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from zipfile import BadZipFile
+from zipfile import BadZipFile, is_zipfile
 
 import numpy as np
 import torch
@@ -40,6 +40,8 @@ def load(config: DatasetConfig, _cache_dir: Path | None) -> Dataset:
     where = f"dataset.data_dir={file}"
     try:
         inputs, targets, columns = _read(file, config.target)
+        if inputs.dtype.kind == "c":
+            raise ValueError(f"inputs are {inputs.dtype}; turn complex values into two real ones each")
         if len(inputs.shape) < 2 or targets.shape[:1] != inputs.shape[:1]:
             raise ValueError(f"inputs {inputs.shape} and targets {targets.shape}; allowed are (N, D) and (N,)")
         numbers = torch.from_numpy(np.ascontiguousarray(inputs, dtype=np.float32))
@@ -71,8 +73,8 @@ def read_examples(
     """
     try:
         if file.suffix == ".npz":
-            with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
-                return arrays["inputs"], arrays.get("targets"), []
+            arrays = _read_npz(file)
+            return arrays["inputs"], arrays.get("targets"), []
         columns = _columns(file)
         if target is None and len(columns) == num_columns + 1:
             target = next(reversed(columns))
@@ -114,8 +116,10 @@ def _as_targets(values: NDArray[np.generic], kind: str, where: str) -> tuple[Ten
 def _read(file: Path, target: str | None) -> tuple[NDArray[np.generic], NDArray[np.generic], tuple[str, ...]]:
     """Inputs, targets and, of a table, the names of the columns, the target's last."""
     if file.suffix == ".npz":
-        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
-            return arrays["inputs"], arrays["targets"], ()
+        arrays = _read_npz(file)
+        if "targets" not in arrays:
+            raise ValueError("it holds inputs, but no targets")
+        return arrays["inputs"], arrays["targets"], ()
     columns = _columns(file)
     target = target if target is not None else next(reversed(columns), "")
     if target not in columns:
@@ -134,11 +138,24 @@ def _read(file: Path, target: str | None) -> tuple[NDArray[np.generic], NDArray[
     return inputs, columns[target], (*names, target)
 
 
+def _read_npz(file: Path) -> dict[str, NDArray[np.generic]]:
+    """`inputs` and, if it has them, `targets`."""
+    with file.open("rb") as opened:
+        if not is_zipfile(opened):  # NumPy would advise to allow pickles
+            raise ValueError("it is no .npz, or damaged")
+        opened.seek(0)
+        with np.load(opened, allow_pickle=False) as arrays:
+            if "inputs" not in arrays:
+                raise ValueError(f"it holds {', '.join(arrays) or 'nothing'}; needed are inputs and targets")
+            return {name: arrays[name] for name in ("inputs", "targets") if name in arrays}
+
+
 def _columns(file: Path) -> dict[str, NDArray[np.generic]]:
     """Columns by name."""
     if file.suffix == ".csv":
         return dict(_read_csv(file))
     if file.suffix != ".parquet":
+        file.stat()  # a file that is missing has no wrong suffix
         raise ValueError("allowed are .csv, .npz and .parquet")
     from pyarrow import parquet
 
@@ -165,7 +182,8 @@ def _read_csv(file: Path) -> dict[str, NDArray[np.generic]]:
 
 def _as_numbers(name: str, column: NDArray[np.generic]) -> NDArray[np.float32]:
     try:
-        return column.astype(np.float32)
+        with np.errstate(over="ignore"):  # infinity is refused
+            return column.astype(np.float32)
     except (ValueError, TypeError):
         row, value = next((row, value) for row, value in enumerate(column.tolist(), start=1) if not _is_number(value))
         found = "nothing" if value in ("", None) else repr(value)
