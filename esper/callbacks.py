@@ -17,6 +17,7 @@ from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from esper import stopping
 from esper.configs import TolariaConfig, TrackingConfig
 from esper.configs.compose import BAD_INPUT
 from esper.configs.explain import explain
@@ -33,22 +34,24 @@ from esper.sweep.manifest import Member
 from esper.sweep.queues.base import Queue
 from esper.tracking.files import MEMBERS_FILES, write_members
 
-__all__ = ["CheckBeforeRun"]
+__all__ = ["CheckBeforeRun", "exit_on_error"]
 
 _RUN_NAME = "${esper.run_name:}"
 """`hydra.sweep.subdir` of conf/config.yaml."""
 
 
 @contextlib.contextmanager
-def _exit_on_error() -> Iterator[None]:
+def exit_on_error() -> Iterator[None]:
     """Exit with an error, of which Hydra would only warn before it goes on."""
     try:
         yield
     except EsperError as error:
         exit_with(error)
     except BAD_INPUT as error:
+        stopping.check()  # a signal may have left OmegaConf half set up
         exit_with(explain(error))
     except Exception as error:
+        stopping.check()
         print_traceback()
         exit_with(EsperError(error_line(error)))
 
@@ -64,7 +67,7 @@ class CheckBeforeRun(Callback):
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         """Check a single run."""
-        with _exit_on_error():
+        with exit_on_error():
             launcher = config.hydra.runtime.choices["hydra/launcher"]
             if launcher != "basic":
                 raise ConfigError(f"hydra/launcher={launcher}: launches sweeps only; add -m")
@@ -77,7 +80,7 @@ class CheckBeforeRun(Callback):
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Check every member of a sweep."""
-        with _exit_on_error():
+        with exit_on_error():
             launcher = config.hydra.runtime.choices["hydra/launcher"]
             if launcher.startswith("submitit_"):  # Hydra's: they compose again inside the job, and cannot resume
                 raise ConfigError(f"hydra/launcher={launcher}: use {launcher.removeprefix('submitit_')}")
@@ -132,7 +135,7 @@ class CheckBeforeRun(Callback):
         if self._tracking:
             from esper.sweep.summary import summarize  # imports MLflow, which is only needed after a sweep
 
-            with _exit_on_error():
+            with exit_on_error():
                 summarize(Path(config.hydra.sweep.dir), self._tracking)
 
 

@@ -20,7 +20,7 @@ from esper.completion import add_completion
 from esper.errors import EsperError
 from esper.inference.parser import add_use
 from esper.launch.exits import exit_with
-from esper.launch.output import keep_writing
+from esper.launch.output import is_written, keep_writing
 from esper.openmp import sleep_while_waiting
 from esper.planning.parser import add_plan
 from esper.reference.command import add_help
@@ -39,7 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sleep_while_waiting()
     options = _parser().parse_args(with_default(sys.argv[1:] if arguments is None else arguments))
     try:
-        raise SystemExit(options.run(options))
+        code = options.run(options)
+        raise SystemExit(code if is_written() else code or 1)
     except EsperError as error:
         exit_with(error)
     except KeyboardInterrupt:

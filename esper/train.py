@@ -67,7 +67,11 @@ def main() -> None:
     sys.argv[1:] = quote_text(_options_first(sys.argv[1:]))
     try:
         with stopping.handled(), collect_failures() as failures, restored_if_refused():
-            hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")(app)()
+            try:
+                hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")(app)()
+            except Exception:
+                stopping.check()  # a signal may have left OmegaConf half set up
+                raise
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     except Exception as error:

@@ -18,6 +18,7 @@ import psutil
 import pytest
 
 from esper import hanging, stopping
+from esper.callbacks import exit_on_error
 from tests.data.photos import write_photos
 from tests.forked import ESPER_TRAIN, ROOT, ForkedPython, run
 from tests.tolaria.processes import LONG, await_checkpoint, start_step
@@ -122,6 +123,21 @@ def test_the_first_signal_ends_work_before_training_and_is_told_to_threads():
     stopping.check()
 
 
+def half_set_up() -> None:
+    """Fails as OmegaConf does when a signal leaves it in the middle."""
+    with exit_on_error():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(10)
+        finally:
+            raise AttributeError("half set up")
+
+
+def test_an_error_in_what_a_signal_interrupts_is_no_bad_input():
+    with stopping.handled(), pytest.raises(stopping.Stopped, match="143"):
+        half_set_up()
+
+
 def test_training_goes_on_when_the_reader_of_its_output_goes(tmp_path: Path, start: Callable[..., ForkedPython]):
     process = start("experiment=debug", "logging.log_level=INFO", "tracking=none", "morphogenetic=off")
     assert process.stdout is not None
@@ -141,6 +157,25 @@ def test_a_small_command_ends_quietly_where_nobody_reads(tmp_path: Path, closed:
         ["bash", "-c", line], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_training_goes_on_when_the_disk_of_its_output_is_full(tmp_path: Path):
+    script = f"import os; os.dup2(os.open('/dev/full', os.O_WRONLY), 1); {ESPER_TRAIN}"
+    settings = ("experiment=debug", "logging.log_level=INFO", "tracking=none", "morphogenetic=off")
+    done = run(script, *settings, cwd=tmp_path)
+    lost = "warning: cannot write standard output: No space left on device; lines are lost\n"
+    assert (done.returncode, done.stderr, status(tmp_path)[0]) == (0, lost, "finished")
+
+
+def test_a_table_that_a_full_disk_cut_is_no_success(tmp_path: Path):
+    script = "import sys; from esper.cli import main; main(['version'])"
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", script], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=full,
+            stderr=subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
+    lost = "warning: cannot write standard output: No space left on device; lines are lost\n"
+    assert (done.returncode, done.stderr) == (1, lost)
 
 
 IN_A_LOOP = """
