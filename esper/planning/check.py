@@ -20,7 +20,6 @@ from esper.planning.words import (
     difference_words,
     figure_words,
     interval_words,
-    percent_words,
 )
 from esper.tracking.formatting import number
 
@@ -91,7 +90,7 @@ def printed(checked: Sequence[Checked], plan: Plan) -> Iterator[RenderableType]:
         )
     yield table
     inside = sum(one.is_inside for one in checked)
-    share = percent_words(inside / len(checked))
+    share = f"{100 * inside / len(checked):.0f} %"
     yield Text(f"\n{inside} of {len(checked)} runs lie inside their 80 % intervals ({share}).")
     if verdict := _verdict(checked, plan):
         yield Text(verdict)
