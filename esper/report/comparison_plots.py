@@ -127,7 +127,10 @@ def figure_over_flops(arms: Sequence[Arm], info: MetricInfo, *, target: float) -
             continue
         # Runs of an arm spend different amounts: average at equal fractions of each run's compute.
         spent, reached = np.mean([_resampled(run.curve) for run in arm.runs.values() if run.curve], axis=0)
-        series.append(Series(name=arm.words, colour=colour, x=spent.tolist(), y=reached.tolist(), width=1.5))
+        names = [arm.title] if arm.budget else []
+        series.append(
+            Series(name=arm.words, colour=colour, x=spent.tolist(), y=reached.tolist(), width=1.5, names=names)
+        )
     unit = "%" if info.unit == "%" else ""
     return Figure(
         x=Axis(label="FLOPs spent", unit="count"),

@@ -65,7 +65,7 @@ class Series:
         marker: Matplotlib's name of a marker, and the marker as text; empty: a curve without markers.
         is_line: whether the points are connected.
         half: half the interval at each point; nan where it has none.
-        names, links: of each point, what it is and the page to open.
+        names, links: of each point, what it is and the page to open; of a curve one name, if `name` is not its own.
     """
 
     name: str

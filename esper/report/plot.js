@@ -225,7 +225,7 @@ const Plot = (() => {
       for (const hit of isCurves ? data.series.map(s => found.find(h => h.one === s)).filter(Boolean) : found) {
         const row = add(this.tip, "div"), half = hit.one.half[hit.i], value = hit.one.y[hit.i];
         add(row, "span", { class: "dot", style: `background: ${hit.one.colour}` });
-        add(row, "span", {}, ` ${isCurves ? hit.one.name : data.y.label} `);
+        add(row, "span", {}, ` ${isCurves ? hit.one.names[0] || hit.one.name : data.y.label} `);
         add(row, "b", {}, shown(value, data.y.unit) + (half ? ` ± ${shown(half, data.y.unit)}` : ""));
         add(this.over, "circle", { cx: x(hit.one.x[hit.i]), cy: y(value), r: 4, fill: hit.one.colour });
       }

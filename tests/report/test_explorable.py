@@ -19,6 +19,7 @@ from esper.report.lexicon import LEXICON, words_in
 from esper.report.run_record import RunRecord, read_run
 from esper.tracking import Journal
 from tests.browser import dom, needs_chromium, with_script
+from tests.report.test_answers import write_budgets
 from tests.report.test_comparison import _ERROR, run_cli, write_arms, write_run
 
 _POINT = """
@@ -61,6 +62,23 @@ def test_a_plot_tells_its_values_zooms_and_hides_what_is_clicked(tmp_path: Path)
     assert re.fullmatch(r".*rng_seed \dFLOPs spent 2 M test accuracy 9\d\.\d\d %click: its report", found["hover"])
     assert found["whole"] == found["back"] != found["zoomed"]
     assert (found["before"], found["after"]) == ("2", "1")
+
+
+@needs_chromium
+def test_a_curve_of_one_of_several_budgets_says_which(tmp_path: Path) -> None:
+    write_budgets(tmp_path, {10: {"grown": 0.8}, 20: {"grown": 0.9}}, num_seeds=1)
+    assert run_cli(tmp_path) == 0
+    script = """
+        const figure = [...document.querySelectorAll('figure.plot')].at(-1), last = figure.querySelector('svg');
+        const box = last.getBoundingClientRect();
+        const at = {clientX: box.left + box.width / 2, clientY: box.top + 50, bubbles: true};
+        last.dispatchEvent(new PointerEvent('pointermove', at));
+        document.body.dataset.tip = figure.querySelector('.tip').textContent;
+        """
+    shown = dom(with_script(tmp_path / "comparison.html", script), tmp_path / "chrome")
+    tip = re.search(r'data-tip="([^"]*)"', shown)
+    assert tip is not None
+    assert re.search(r"grown at 10 epochs .*grown at 20 epochs ", tip[1])
 
 
 @needs_chromium
