@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from esper import stopping
 from esper.configs import TolariaConfig, TrackingConfig
 from esper.configs.compose import BAD_INPUT
-from esper.configs.explain import explain
+from esper.configs.explain import explain, explain_folder
 from esper.configs.load import from_hydra
 from esper.configs.rank_env import rank_env
 from esper.configs.text import quote_text
@@ -52,6 +52,8 @@ def exit_on_error() -> Iterator[None]:
         exit_with(explain(error))
     except Exception as error:
         stopping.check()
+        if isinstance(error, OSError) and error.filename:
+            exit_with(explain_folder(error))
         print_traceback()
         exit_with(EsperError(error_line(error)))
 
@@ -75,6 +77,13 @@ class CheckBeforeRun(Callback):
             if run_config.comparison.arm is None and "arm" in (config.hydra.sweeper.get("params") or {}):
                 raise ConfigError("arm=null: a comparison is a sweep; add -m, or choose one arm, such as arm=grown")
             _check_device(run_config)
+            _require_folder("hydra.run.dir", config.hydra.run.dir)
+            here = Path(config.hydra.runtime.cwd)
+            if run_config.fresh and here.is_relative_to((here / config.hydra.run.dir).resolve()):
+                raise ConfigError(
+                    f"hydra.run.dir={config.hydra.run.dir}: fresh=true would move all that it holds aside, and the "
+                    "command was started in it; name another folder"
+                )
             if run_config.dry_run:
                 _set(config, "hydra.run.dir", _temporary_run_dir())
 
@@ -86,6 +95,7 @@ class CheckBeforeRun(Callback):
                 raise ConfigError(f"hydra/launcher={launcher}: use {launcher.removeprefix('submitit_')}")
             queue = queue_of(launcher, _options(config)) if launcher in QUEUES else None
             subdir = _raw(config.hydra.sweep)["subdir"]
+            _require_folder("hydra.sweep.dir", config.hydra.sweep.dir)
             if queue is not None and subdir != _RUN_NAME:
                 raise ConfigError(
                     f"hydra.sweep.subdir={subdir}: hydra/launcher={launcher} names the run folders itself; leave it "
@@ -187,6 +197,12 @@ def _require_own_folders(folders: Sequence[str], overrides: Sequence[Sequence[st
 def _raw(node: Any) -> Any:
     """A node's content with its interpolations, of which the values may be secrets, as they were written."""
     return OmegaConf.to_container(node, resolve=False)
+
+
+def _require_folder(key: str, folder: str) -> None:
+    """Refuse an empty name, as of a shell's variable that is not set, which would be the folder of the command."""
+    if not folder.strip():
+        raise ConfigError(f"{key}={folder!r}: names no folder; {key}=. is the folder of the command")
 
 
 def _check_device(config: TolariaConfig) -> None:

@@ -27,7 +27,7 @@ from esper import __version__, stopping
 from esper.configs import TolariaConfig
 from esper.configs.check import check
 from esper.configs.compose import BAD_INPUT, compose, conf_folder, own_hydra, register
-from esper.configs.explain import explain
+from esper.configs.explain import explain, explain_folder
 from esper.configs.identity import outputs_folder, run_name
 from esper.configs.load import from_hydra
 from esper.configs.paths import absolute_paths, absolute_variables
@@ -78,12 +78,21 @@ def main() -> None:
         if _shows_traceback:
             print_traceback()
             raise SystemExit(error.exit_code if isinstance(error, EsperError) else 1) from None
-        if isinstance(error, EsperError):
-            exit_with(error)
-        exit_with(explain(error) if isinstance(error, BAD_INPUT) else EsperError(error_line(error)))
+        exit_with(_as_shown(error))
     for line in failures:
         sys.stderr.write(f"error: {line}\n")
     raise SystemExit(min(failures.values(), default=0))
+
+
+def _as_shown(error: Exception) -> EsperError:
+    """An error of Hydra, or of its callbacks, as one line says it."""
+    if isinstance(error, EsperError):
+        return error
+    if isinstance(error, BAD_INPUT):
+        return explain(error)
+    if isinstance(error, OSError) and error.filename:
+        return explain_folder(error)
+    return EsperError(error_line(error))
 
 
 def _options_first(arguments: Sequence[str]) -> list[str]:

@@ -20,7 +20,7 @@ from esper.configs.text import one_value, override
 from esper.configs.tolaria import TolariaConfig
 from esper.errors import ConfigError, one_line
 
-__all__ = ["explain", "nearest"]
+__all__ = ["explain", "explain_folder", "nearest"]
 
 
 _REGISTERED = {
@@ -33,6 +33,14 @@ def nearest(word: str, known: Collection[str], *, num: int = 1) -> str:
     """`; did you mean X?` for the known name (or up to `num`) most similar to a mistyped one; empty if none is."""
     names = difflib.get_close_matches(word, known, n=num)
     return f"; did you mean {' or '.join(names)}?" if names else ""
+
+
+def explain_folder(error: OSError) -> ConfigError:
+    """Turn an error of making the folder of a run or a sweep into a `ConfigError` of one line."""
+    return ConfigError(
+        f"{one_line(error.filename)}: {error.strerror}; hydra.run.dir= names another folder for a run, "
+        "hydra.sweep.dir= for a sweep"
+    )
 
 
 def explain(error: Exception, *, where: str = "") -> ConfigError:
