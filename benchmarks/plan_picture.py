@@ -1,7 +1,7 @@
 """The plan in docs/plan.png: a ResNet on CIFAR-10, from the trainings of results/copies_pilot.json up to 20 epochs.
 
     python benchmarks/plan_picture.py plan.html
-    chromium --headless --hide-scrollbars --window-size=1120,1395 --screenshot=plan.png plan.html
+    chromium --headless --hide-scrollbars --window-size=1120,1418 --screenshot=plan.png plan.html
 
 It is asked for the compute of 40 epochs of the final network. The trainings are finished runs: nothing is charged.
 """
