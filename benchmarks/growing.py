@@ -56,7 +56,7 @@ _ENVIRONMENT = ("gpu", "torch", "python", "esper", "git_commit")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Train the cells; the exit code is 1 if one failed, 2 on bad input."""
+    """Train the cells; the exit code is 1 if one failed or a worker died, 2 on bad input."""
     started = time.time()
     options = _options().parse_intermixed_args(arguments)
     options.out.parent.mkdir(parents=True, exist_ok=True)
@@ -86,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     failed = [row for row in rows if "error" in row and row["at"] >= started]
     num_done = len(cells) - len(_pending(cells, rows))
     print(f"{time.time() - started:6.0f} s  {num_done} of {len(cells)} cells done, {len(failed)} failed", flush=True)
-    raise SystemExit(1 if failed else 0)
+    raise SystemExit(1 if failed or processes.num_dead else 0)
 
 
 def _options() -> argparse.ArgumentParser:

@@ -59,7 +59,7 @@ _POLL_S, _LEAST_S = 2.0, 10.0
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Plan, train and write rows; the exit code is 1 if something failed, 2 on bad input."""
+    """Plan, train and write rows; the exit code is 1 if something failed or a worker died, 2 on bad input."""
     started = time.time()
     options = _options().parse_intermixed_args(arguments)
     if options.report:
@@ -82,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         started=started,
         deadline=started + 60 * options.minutes,
     )
-    num_pending = len(queue.pending())
+    num_pending, num_dead = len(queue.pending()), 0
     print(f"{time.time() - started:6.0f} s  {num_pending} plans and runs to do", flush=True)
     if num_pending:
         with Workers(device=options.device, per_gpu=options.workers_per_gpu, folder=queue.outputs) as workers:
@@ -92,11 +92,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 print(f"error: {error}", file=sys.stderr)
                 raise SystemExit(error.exit_code) from None
             workers.work(queue.run_next, deadline=queue.deadline)
+            num_dead = workers.num_dead
     rows = read_rows(options.out, _KEYS)
     failed = [row for row in rows if "error" in row and row["at"] >= started]
     print(f"{time.time() - started:6.0f} s  {len(queue.pending())} left, {len(failed)} failed", flush=True)
     print(report(rows))
-    raise SystemExit(1 if failed else 0)
+    raise SystemExit(1 if failed or num_dead else 0)
 
 
 def _options() -> argparse.ArgumentParser:

@@ -88,9 +88,13 @@ class Workers:
         per_gpu: how many.
         folder: working directory of the workers; None: this one.
         imports: modules that trainings need besides.
+
+    Attributes:
+        num_dead: workers that ended otherwise than by a training that failed, such as for want of memory.
     """
 
     def __init__(self, *, device: str, per_gpu: int, folder: Path | None = None, imports: Sequence[str] = ()) -> None:
+        self.num_dead = 0
         self._gpus = _gpus(device) * per_gpu
         self._arguments = device, folder, ("esper.launch.run", *imports)
         self._workers: dict[SpawnProcess, tuple[str, Connection]] = {}
@@ -116,6 +120,9 @@ class Workers:
                 gpu, _ = self._workers.pop(worker)
                 if worker.exitcode == FAILED:
                     self._send(self._start(gpu), run_next)
+                elif worker.exitcode:
+                    self.num_dead += 1
+                    print(f"a worker has died, exit code {worker.exitcode}", file=sys.stderr, flush=True)
 
     def __exit__(self, *_: object) -> None:
         for worker in self._workers:

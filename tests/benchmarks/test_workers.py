@@ -44,6 +44,20 @@ def test_workers_wait_for_what_is_planned_and_one_that_fails_is_replaced(
     assert {row["pid"] for row in rows} > first  # and one more
 
 
+def die() -> bool:
+    os._exit(9)
+
+
+def test_a_worker_that_dies_is_counted_and_not_replaced(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with Workers(device="cpu", per_gpu=1) as workers:
+        workers.work(die, deadline=time.time() + 120)
+    assert workers.num_dead == 1
+    assert "a worker has died, exit code 9" in capsys.readouterr().err
+
+
 def test_workers_end_with_a_plan_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     workers = Workers(device="cpu", per_gpu=1)
