@@ -139,11 +139,13 @@ def _fold_parallel(conv: nn.Conv2d, norm: nn.BatchNorm2d, kernel: ParallelBranch
     num_out, num_in = added_weight.shape[:2]  # `width` may have added channels to the convolution
     weight[:num_out, :num_in] += added_weight
     bias[:num_out] += added_bias
+    # New parameters, as other layers may share the old ones.
+    dtype = conv.weight.dtype
     if conv.bias is not None:
-        conv.bias.copy_(conv.bias.double() * factor)
-    conv.weight.copy_(weight)
-    norm.weight.copy_(deviation)
-    norm.bias.copy_(bias)
+        conv.bias = nn.Parameter((conv.bias.double() * factor).to(dtype))
+    conv.weight = nn.Parameter(weight.to(dtype))
+    norm.weight = nn.Parameter(deviation.to(norm.weight.dtype))
+    norm.bias = nn.Parameter(bias.to(norm.bias.dtype))
     mean.zero_()
 
 

@@ -160,7 +160,7 @@ def trace(
                 hooks.enter_context(module.register_forward_hook(_shape_recorder(shapes, name)))
             if record_calls and isinstance(module, nn.Conv2d | nn.BatchNorm2d | nn.ReLU):
                 hooks.enter_context(module.register_forward_hook(_call_recorder(traced, name)))
-            if record_calls and type(module) is nn.Linear:
+            if record_calls and type(module) is nn.Linear and _owns_weight(module):
                 hooks.enter_context(module.register_forward_hook(hidden.recorder(name)))
         _run(host, x, input_shape)
     _reject_ambiguous(traced)
@@ -323,10 +323,17 @@ def _call_recorder(traced: Trace, name: str) -> Callable[[nn.Module, tuple[Any, 
     return record
 
 
+def _owns_weight(layer: nn.Module) -> bool:
+    """Whether a layer's weight is a parameter, and not computed by a hook, as those of `nn.utils.spectral_norm` do."""
+    return "weight" in dict(layer.named_parameters(recurse=False))
+
+
 def _is_foldable(call: Call) -> bool:
     """Whether a branch of up to 3×3 can be folded into a convolution: ungrouped, odd size, padded by half of it."""
     conv = call.module
-    if type(conv) is not nn.Conv2d or conv.groups != 1 or conv.dilation != (1, 1) or conv.padding_mode != "zeros":
+    if type(conv) is not nn.Conv2d or not _owns_weight(conv):
+        return False
+    if conv.groups != 1 or conv.dilation != (1, 1) or conv.padding_mode != "zeros":
         return False
     sizes = conv.kernel_size
     stride = stride_between(call.in_shape, call.out_shape)

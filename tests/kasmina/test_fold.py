@@ -77,6 +77,28 @@ def test_a_parallel_kernel_folds_exactly_into_a_network_of_the_hosts_names_and_c
     assert not folded.training
 
 
+def test_a_parallel_kernel_folds_into_a_convolution_whose_weight_another_shares() -> None:
+    host = wrapped().host
+    host.layer2[1].conv1.weight = host.layer2[1].conv2.weight
+    model = wrap(host, ["layer2"], 99, input_shape=SHAPE, site_kinds=KINDS)
+    grow(model, ("layer2.1.conv1:parallel", "fold_3x3"))
+    assert_close(fold(model), model)
+
+
+@pytest.mark.parametrize("of", ["conv1", "conv2"])
+def test_nothing_is_folded_into_a_layer_whose_weight_is_computed(of: str) -> None:
+    host = wrapped().host
+    nn.utils.spectral_norm(host.layer2[1].get_submodule(of))
+    sites = [slot.site.name for slot in wrap(host, ["layer2"], 99, input_shape=SHAPE, site_kinds=KINDS).all_slots()]
+    assert f"layer2.1.{of}:parallel" not in sites
+    assert "layer2.1:width" not in sites
+    assert "layer2.0.conv2:parallel" in sites
+    rows = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 4))
+    assert wrap(rows, ["0"], input_shape=(4,), site_kinds=["width"]).all_slots()
+    nn.utils.spectral_norm(rows[2 if of == "conv2" else 0])
+    assert not wrap(rows, ["0"], input_shape=(4,), site_kinds=["width"]).all_slots()
+
+
 def test_a_kernel_beside_a_norm_whose_gain_is_zero_folds_too() -> None:
     model = grow(wrapped(), ("layer1.0.conv2:parallel", "fold_3x3"))
     nn.init.zeros_(model.host.get_parameter("layer1.0.bn2.weight"))
