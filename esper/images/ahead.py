@@ -1,8 +1,7 @@
 """A process that decodes an image folder while the command imports torch.
 
-It fills the cache of decoded images, and says where they are; where it cannot write them, they lie in memory that both
-processes share. Whatever else goes wrong there, such as a damaged file, is found and told by the command itself, which
-then decodes without it.
+It fills the cache of decoded images, and says where they are. Whatever goes wrong there, such as a damaged file or
+a full disk, is found and told by the command itself, which then decodes once more.
 """
 
 from __future__ import annotations
@@ -24,8 +23,7 @@ from typing import TYPE_CHECKING
 
 from esper import hanging, stopping
 from esper.configs import DatasetConfig
-from esper.images.nameless import nameless_file
-from esper.images.storage import SPLITS, is_streamed
+from esper.images.storage import is_streamed
 
 if TYPE_CHECKING:
     from esper.images.folder import Decoded
@@ -78,16 +76,7 @@ def take(config: DatasetConfig, cache_dir: Path | None) -> Decoded | None:
 class _Reader:
     def __init__(self, config: DatasetConfig, cache_dir: Path) -> None:
         self.config, self.cache_dir = dataclasses.replace(config), cache_dir
-        self._memory = {split: nameless_file() for split in SPLITS}
-        descriptors = {split: file.fileno() for split, file in self._memory.items()}
-        asked = json.dumps(
-            {
-                "config": dataclasses.asdict(config),
-                "cache_dir": str(cache_dir),
-                "memory": descriptors,
-                "parent": os.getpid(),
-            }
-        )
+        asked = json.dumps({"config": dataclasses.asdict(config), "cache_dir": str(cache_dir), "parent": os.getpid()})
         self._process = subprocess.Popen(
             [
                 sys.executable,
@@ -100,36 +89,26 @@ class _Reader:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            pass_fds=[*descriptors.values()],
             process_group=0,  # Ctrl-C reaches only the command, which then ends this
         )
 
     def result(self) -> Decoded | None:
         """See `take`."""
-        import numpy as np  # lazily: the process starts before this one imports what it needs
-
-        from esper.images.cache import mapped
+        from esper.images.cache import mapped  # lazily: the process starts before this one imports what it needs
         from esper.images.fingerprint import Fingerprint
         from esper.images.folder import Decoded
 
         received = self._read()
-        self._end()
+        self.close()
         if self._process.returncode != 0:
             logger.warning("the process that decodes images ahead has failed; they are decoded now")
         try:
             answer = json.loads(received)
-            places = {split: place and Path(place) for split, place in answer["places"].items()}
-            for message in answer["warnings"]:
-                logger.warning("%s", message)
+            places = {split: Path(place) for split, place in answer["places"].items()}
             return Decoded(
                 folder=Path(answer["folder"]),
                 classes=answer["classes"],
-                images={
-                    split: mapped(place)
-                    if place
-                    else np.memmap(self._memory[split], np.uint8, "c", shape=tuple(answer["shapes"][split]))
-                    for split, place in places.items()
-                },
+                images={split: mapped(place) for split, place in places.items()},
                 counts=answer["counts"],
                 places=places,
                 test=answer["test"],
@@ -141,8 +120,6 @@ class _Reader:
             )
         except (OSError, EOFError, ValueError):
             return None
-        finally:
-            self.close()
 
     def _read(self) -> bytes:
         """What the process prints; b"" if some files take too long."""
@@ -162,12 +139,7 @@ class _Reader:
         return b""
 
     def close(self) -> None:
-        """End the process, and what it has forked, and free the memory; safe to call twice."""
-        self._end()
-        for file in self._memory.values():
-            file.close()
-
-    def _end(self) -> None:
+        """End the process, and what it has forked; safe to call twice."""
         assert self._process.stdout is not None
         self._process.stdout.close()
         if self._process.poll() is None:

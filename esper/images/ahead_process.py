@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import sys
-from logging.handlers import BufferingHandler
 from pathlib import Path
 
 from esper import stopping
@@ -21,39 +20,29 @@ from esper.images.storage import is_streamed
 
 __all__ = ["main"]
 
-_MAX_WARNINGS = 100
-
 
 def main() -> None:
     """Decode, and print progress and the result; without one the command decodes."""
     asked = json.loads(sys.argv[1])
     stopping.exit_with_parent(asked["parent"])
     config, cache_dir = DatasetConfig(**asked["config"]), Path(asked["cache_dir"])
-    warnings = BufferingHandler(_MAX_WARNINGS)
-    logging.basicConfig(handlers=[warnings])
+    logging.disable()
     with contextlib.suppress(EsperError):
         listing = list_folder(Path(config.data_dir).expanduser())
         if is_streamed(config, num_images=sum(map(len, listing.files["train"]))):
             return
-        decoded = decode_folder(
-            config,
-            listing,
-            cache_dir,
-            num_processes=num_cores(),
-            progress=_print_progress,
-            memory=asked["memory"],
-        )
+        decoded = decode_folder(config, listing, cache_dir, num_processes=num_cores(), progress=_print_progress)
+        if None in decoded.places.values():  # the cache cannot be written, which the command finds and tells of
+            return
         answer = {
             "folder": str(decoded.folder),
             "classes": decoded.classes,
             "counts": decoded.counts,
-            "places": {split: place and str(place) for split, place in decoded.places.items()},
-            "shapes": {split: images.shape for split, images in decoded.images.items()},
+            "places": {split: str(place) for split, place in decoded.places.items()},
             "test": decoded.test,
             "parts": decoded.fingerprint.parts,
             "fingerprint_test": decoded.fingerprint.test,
             "notices": decoded.notices,
-            "warnings": [record.getMessage() for record in warnings.buffer],
         }
         sys.stdout.write(json.dumps(answer))
 

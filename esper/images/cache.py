@@ -46,7 +46,6 @@ def load_images(
     timeout_s: float,
     num_processes: int = 0,
     progress: Callable[[bool], None] = lambda _: None,
-    memory: int = -1,
 ) -> tuple[Images, dict[str, str], bool]:
     """Decode image files, or read them from the cache.
 
@@ -58,7 +57,6 @@ def load_images(
         timeout_s: how long a file may take before the process is ended.
         num_processes: forked processes that decode instead of threads; only where no other threads run.
         progress: called with True before decoding and after every few files, with False after the last.
-        memory: descriptor of an empty file into which they are decoded, for another process; -1: none.
 
     Returns:
         The images; path and damage of the JPEGs that are damaged inside; and whether the images are in the cache.
@@ -68,11 +66,8 @@ def load_images(
     """
     if place is not None and (found := _read(place)) is not None:
         return *found, True
-    progress(True)
-    decoding = _Decoding(paths, image_size, timeout_s, memory)
-    damaged = _decode(decoding, num_threads, num_processes, progress)
-    progress(False)
-    return decoding.images, damaged, place is not None and _write(place, decoding.images, damaged)
+    images, damaged = _decode(paths, image_size, num_threads, num_processes, timeout_s, progress)
+    return images, damaged, place is not None and _write(place, images, damaged)
 
 
 def cache_place(
@@ -105,17 +100,14 @@ def cache_place(
 
 
 class _Decoding:
-    """Files that are decoded into one array, which forked processes share; see `load_images`."""
+    """Files that are decoded into one array, which forked processes share."""
 
-    def __init__(self, paths: Sequence[str], image_size: int | None, timeout_s: float, memory: int) -> None:
+    def __init__(self, paths: Sequence[str], image_size: int | None, timeout_s: float) -> None:
         self.paths, self.image_size, self.timeout_s = paths, image_size, timeout_s
         first = self._decode(paths[0], {})
         self.shape = first.shape
-        num_bytes = len(paths) * math.prod(self.shape)
-        if memory != -1:
-            os.truncate(memory, num_bytes)
-        shared = mmap.mmap(memory, num_bytes)
-        self.images = np.frombuffer(shared, dtype=np.uint8).reshape(len(paths), *self.shape)
+        memory = mmap.mmap(-1, len(paths) * math.prod(self.shape))
+        self.images = np.frombuffer(memory, dtype=np.uint8).reshape(len(paths), *self.shape)
 
     def fill(self, start: int) -> dict[str, str]:
         """Decode a chunk; returns its damaged files."""
@@ -141,10 +133,16 @@ _forked: _Decoding | None = None  # in a process that decodes
 
 
 def _decode(
-    decoding: _Decoding, num_threads: int, num_processes: int, progress: Callable[[bool], None]
-) -> dict[str, str]:
-    """Decode all files; returns the damaged ones."""
-    starts = range(0, len(decoding.paths), _CHUNK)
+    paths: Sequence[str],
+    image_size: int | None,
+    num_threads: int,
+    num_processes: int,
+    timeout_s: float,
+    progress: Callable[[bool], None],
+) -> tuple[Images, dict[str, str]]:
+    progress(True)
+    decoding = _Decoding(paths, image_size, timeout_s)
+    starts = range(0, len(paths), _CHUNK)
     executor: Executor
     if num_processes:
         executor = ProcessPoolExecutor(
@@ -155,7 +153,7 @@ def _decode(
         )
         fill = _fill_forked
     else:
-        is_large = Path(decoding.paths[0]).stat().st_size > _SMALL_FILE_BYTES
+        is_large = Path(paths[0]).stat().st_size > _SMALL_FILE_BYTES
         executor = ThreadPoolExecutor(max_workers=max(1, num_threads) if is_large else 1)
         fill = decoding.fill
     damaged: dict[str, str] = {}
@@ -163,7 +161,8 @@ def _decode(
         for found in executor.map(fill, starts):
             damaged |= found
             progress(True)
-    return damaged
+    progress(False)
+    return decoding.images, damaged
 
 
 def _begin_forked(decoding: _Decoding, parent: int) -> None:

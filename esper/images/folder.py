@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,7 +48,6 @@ def decode_folder(
     *,
     num_processes: int = 0,
     progress: Callable[[bool], None] = lambda _: None,
-    memory: Mapping[str, int] = types.MappingProxyType({}),
 ) -> Decoded:
     """Decode the images of all splits, or read them from the cache.
 
@@ -58,7 +56,6 @@ def decode_folder(
         listing: the files.
         cache_dir: where decoded images are cached; None: nowhere.
         num_processes, progress: see `load_images`.
-        memory: likewise, by split.
 
     Raises:
         DataError: an image cannot be used.
@@ -77,7 +74,6 @@ def decode_folder(
             timeout_s=config.timeout_s,
             num_processes=num_processes,
             progress=progress,
-            memory=memory.get(split, -1),
         )
         places[split] = place if is_cached else None
         damaged |= others

@@ -12,7 +12,6 @@ from pathlib import Path
 from esper.errors import DataError
 from esper.images.fingerprint import Fingerprint, fingerprint_files
 from esper.images.pixels import suffixes
-from esper.images.storage import SPLITS
 
 __all__ = ["Listing", "described_suffixes", "find_images", "is_special", "list_classes", "list_folder", "walk"]
 
@@ -154,7 +153,7 @@ def _layout(data_dir: Path) -> tuple[list[str], list[str]]:
     classes = list_classes(data_dir / "train")
     if not classes:
         raise DataError(f"dataset.data_dir={data_dir}: needs a folder train/ with a subfolder for each class")
-    splits = [name for name in SPLITS if (data_dir / name).is_dir()]
+    splits = [name for name in ("train", "val", "test") if (data_dir / name).is_dir()]
     if len(splits) == 1:
         raise DataError(f"dataset.data_dir={data_dir}: needs a folder test/ or val/ beside train/")
     for split in splits[1:]:

@@ -5,10 +5,8 @@ from __future__ import annotations
 from esper.configs import DatasetConfig
 from esper.configs.dataset import DATASETS
 
-__all__ = ["SPLITS", "is_streamed"]
+__all__ = ["is_streamed"]
 
-SPLITS = ("train", "val", "test")
-"""Folders of an image folder that may exist."""
 MAX_MEMORY_BYTES = 8 * 2**30
 """With storage=auto, training images that need more than this in memory are streamed."""
 

@@ -1,6 +1,7 @@
 """Processes that decode images for another one, without torch: each takes 50 MiB instead of 530, and starts sooner.
 
-Decoded images come back in memory that both processes map.
+Decoded images come back in memory that both processes map. It has no name, so that nothing is left of it when they are
+killed, and is no part of /dev/shm, which is small in containers.
 """
 
 from __future__ import annotations
@@ -9,16 +10,16 @@ import math
 import mmap
 import os
 import signal
+import tempfile
 from collections.abc import Callable, Mapping
 from multiprocessing.reduction import DupFd, ForkingPickler
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from esper import stopping
 from esper.images.decode import Chunk
-from esper.images.nameless import nameless_file
 
 __all__ = ["initialize_worker"]
 
@@ -32,10 +33,16 @@ def initialize_worker(parent: int) -> None:
 
 def _sent(chunk: Chunk) -> tuple[Callable[..., Chunk], tuple[Any, ...]]:
     """What is pickled of a chunk for another process: the file descriptor of its images."""
-    with nameless_file() as memory:
+    with _nameless_file() as memory:
         memory.write(chunk.images.reshape(-1).data)
         memory.flush()
         return _received, (DupFd(memory.fileno()), chunk.images.shape, chunk.sizes, chunk.damaged)
+
+
+def _nameless_file() -> IO[bytes]:
+    if hasattr(os, "memfd_create"):  # Linux
+        return os.fdopen(os.memfd_create("esper-images"), "w+b")
+    return tempfile.TemporaryFile()
 
 
 def _received(memory: Any, shape: tuple[int, ...], sizes: NDArray[np.int64], damaged: Mapping[str, str]) -> Chunk:

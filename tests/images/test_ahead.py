@@ -50,12 +50,11 @@ def test_the_process_decodes_what_the_command_would(
     assert len(found.notices) == 1
 
 
-def test_what_cannot_be_cached_is_decoded_ahead_and_told_of(
-    config: DatasetConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_what_cannot_be_cached_is_decoded_by_the_command_which_tells_of_it(
+    config: DatasetConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     expected = load(config, tmp_path / "other")
     (tmp_path / "cache").write_text("a file where the folder would be")
-    monkeypatch.setattr(cache, "decode_whole", lambda *_: pytest.fail("decoded in this process"))
     with decoding_ahead(config, tmp_path / "cache"):
         found = load(config, tmp_path / "cache")
     for name in ("train", "controller", "judge", "test"):
