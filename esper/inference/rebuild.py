@@ -35,7 +35,8 @@ def rebuilt(
         CheckpointError: the recipe does not fit it.
         KeyError, RuntimeError: nor do the sites.
     """
-    with torch.random.fork_rng(devices=[]):
+    # Without gradients, so that weights which hooks compute, as of `nn.utils.weight_norm`, can be copied.
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
         host = build_host(dataclasses.replace(config, pretrained=False), spec)
         host = host.to(memory_format=memory_format(host, channels_last=channels_last, device=torch.device("cpu")))
         found = find_sites(

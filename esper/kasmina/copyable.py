@@ -98,7 +98,7 @@ def _require_zeroable(model: MorphableModel) -> None:
         x = torch.linspace(0.0, 1.0, math.prod(site.out_shape)).reshape(1, *site.out_shape)
         with contextlib.suppress(SurgeryError), torch.no_grad():  # raised if it has no last norm, as transformers
             kernel = copy_blocks(model, [site.block], init="zeroed", init_seed=0)
-            x = x.to(next(kernel.parameters()).device)
+            x = x.to(next(p for p in kernel.parameters() if p.is_floating_point()))
             if torch.equal(kernel.eval().combine(x, x), x):
                 continue
         raise ConfigError(

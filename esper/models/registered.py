@@ -27,13 +27,21 @@ def build(config: ModelConfig, spec: DataSpec) -> nn.Module:
     A module instead of a factory is copied, with the weights that it has.
 
     Raises:
-        ConfigError: there is no such network, the options do not suit it, or its lazy layers cannot take the data.
+        ConfigError: there is no such network, it cannot be copied, the options do not suit it, or its lazy layers
+            cannot take the data.
     """
     made = plugins.find("model", config.name)
     if made is None:
         raise ConfigError(f"model.name={config.name}: no plugin has registered it; name its module in plugins=[MODULE]")
+    network: Any
     if isinstance(made, nn.Module):
-        network: Any = copy.deepcopy(made)
+        try:
+            network = copy.deepcopy(made)
+        except Exception as error:  # it is the user's, and may raise anything
+            raise ConfigError(
+                f"model.name={config.name}: a module is copied, but this one cannot be ({one_line(error)}); give its "
+                "class, or a function that makes it"
+            ) from None
     else:
         network = plugins.call("model", made, setting=f"model.name={config.name}", options=config.options, spec=spec)
     if not isinstance(network, nn.Module):

@@ -15,7 +15,7 @@ import esper
 from esper import plugins
 from esper.cli import main
 from esper.configs import DatasetConfig, ModelConfig
-from esper.errors import RunError
+from esper.errors import ConfigError, RunError
 from esper.inference.export import export
 from tests.conftest import tiny_config
 from tests.inference.conftest import Seen, train
@@ -129,3 +129,32 @@ def test_a_network_given_to_fit_is_given_to_load_too(tmp_path: Path, elsewhere: 
     assert "random inputs" in json.loads((out / "model.json").read_text())["checked"]["inputs"]
     for folder in (seen.run_dir, out):
         assert torch.allclose(outputs(seen, esper.load(folder, model=Rows)), seen.outputs, atol=1e-6)
+
+
+class Weighted(Rows):
+    """One with a weight that a hook computes, which is no parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        nn.utils.weight_norm(self.head)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+def test_a_network_with_a_weight_that_a_hook_computes_is_exported(
+    tmp_path: Path, elsewhere: pytest.MonkeyPatch
+) -> None:
+    values = torch.randn(80, 4, generator=torch.Generator().manual_seed(0))
+    plugins.offer("model", "Weighted", Weighted)
+    plugins.offer("dataset", "own_data", lambda: (values, (values[:, 0] > 0).long()))
+    config = tiny_config(
+        model=ModelConfig(source="plugin", name="Weighted"),
+        dataset=DatasetConfig(name="plugin", source="own_data", batch_size=8, val_split=0.3),
+        morphogenetic__enable_tamiyo=False,
+    )
+    seen = train(config, tmp_path / "own" / "run")
+    out = export(seen.run_dir, tmp_path / "out")
+    for folder in (seen.run_dir, out):
+        assert torch.allclose(outputs(seen, esper.load(folder)), seen.outputs, atol=1e-6)
+    plugins.offer("model", "Weighted", Weighted())
+    with pytest.raises(ConfigError, match=r"but this one cannot be \(Only Tensors created .*\); give its class, or a"):
+        train(config, tmp_path / "own" / "other")

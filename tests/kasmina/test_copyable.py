@@ -48,3 +48,10 @@ def test_a_head_beside_the_blocks_of_a_network_is_no_stage() -> None:
 def test_a_stage_without_a_block_to_copy_is_refused(layers: list[nn.Module], stage: str) -> None:
     with pytest.raises(ConfigError, match=f"policy=stack: no block of {stage} has an output shaped like its input"):
         require(*layers)
+
+
+def test_zeroed_copies_suit_blocks_in_double_precision() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), BasicBlock(4, 4), BasicBlock(4, 4)).double()
+    model = wrap(network, ["1", "2"], 9, input_shape=(3, 8, 8), site_kinds=["after"])
+    host = ModelConfig(source="plugin", name="own", target_layers=["1", "2"])
+    require_copyable(model, host=host, growth=MorphogeneticConfig(policy="stack", copy_init="zeroed"))
