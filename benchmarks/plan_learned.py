@@ -19,10 +19,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.growing import read_rows
+from benchmarks import growing
 from benchmarks.measuring import table
 from benchmarks.plan_curves import host_macs_of
 from benchmarks.plan_report import observed
+from benchmarks.workers import read_rows
 from esper.contracts.metrics import ACCURACY, MetricInfo
 from esper.files import decode
 from esper.planning.judge import judge
@@ -86,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, help="write the policy here")
     parser.add_argument("--draws", type=int, default=200)
     options = parser.parse_args(arguments)
-    cells = [cell for path in options.rows for cell in _planned(read_rows(path))]
+    cells = [cell for path in options.rows for cell in _planned(read_rows(path, ("cell", "role", "name")))]
     if not options.rows:
         rows = list(_rows())
         cells = [cell for study in STUDIES for cell in _cells(study, rows, num_draws=options.draws)]
@@ -147,7 +148,7 @@ def _cells(study: Study, rows: Sequence[tuple[str, float, Observation]], *, num_
 def _rows() -> Iterator[tuple[str, float, Observation]]:
     """Study, budget and training of all rows that are used."""
     named = {"claims": "16-32-64", "small": "8-16-32", "resnet18": "resnet18", "gpt": "gpt"}
-    for row in read_rows(_RESULTS / "growing.jsonl"):
+    for row in growing.read_rows(_RESULTS / "growing.jsonl"):
         if row["study"] in named and row["arm"] in ("host", "between", "final", "grown") and "error" not in row:
             figure = row["val_loss" if row["study"] == "gpt" else "val_accuracy"]
             share = host_macs_of(row) / row["total_macs"]
