@@ -66,7 +66,8 @@ def write_atomically(path: Path, text: str, *, is_private: bool = False) -> None
             _remove_leftovers(path)
             temporary.unlink(missing_ok=True)  # a link or another user's file would be written to
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if is_private else 0o666)
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            # Names of files and folders may hold bytes that are no UTF-8, which Python keeps as lone surrogates.
+            with os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(text)
                 file.flush()
                 os.fsync(file.fileno())

@@ -153,6 +153,9 @@ def _layout(data_dir: Path) -> tuple[list[str], list[str]]:
     classes = list_classes(data_dir / "train")
     if not classes:
         raise DataError(f"dataset.data_dir={data_dir}: needs a folder train/ with a subfolder for each class")
+    for name in classes:
+        if name != os.fsencode(name).decode(errors="replace"):  # JSON cannot hold it
+            raise DataError(f"dataset.data_dir={data_dir}: the name of the class {name!r} is not in UTF-8; rename it")
     splits = [name for name in ("train", "val", "test") if (data_dir / name).is_dir()]
     if len(splits) == 1:
         raise DataError(f"dataset.data_dir={data_dir}: needs a folder test/ or val/ beside train/")

@@ -42,7 +42,8 @@ def continuation(
     tokenizer, context = model.tokenizer, model.interface.inputs[0]
     if tokenizer is None:
         raise RunError(f"a network of task={model.task} cannot write text")
-    (encoded,) = tokenizer.encode([prompt.encode()])
+    # Bytes of the command line that are no UTF-8 stay what they are: each may be a token.
+    (encoded,) = tokenizer.encode([prompt.encode(errors="surrogateescape")])
     ids = encoded.tolist() or ([] if tokenizer.end_of_text is None else [tokenizer.end_of_text])
     if not ids:
         raise ConfigError("--prompt: is empty, and this tokenizer marks no beginnings of documents; give some text")

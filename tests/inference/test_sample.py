@@ -44,6 +44,10 @@ def test_a_text_ends_with_its_document() -> None:
     assert written(counting_model(step=-1), "\x05") == "\x04\x03\x02\x01"
 
 
+def test_bytes_of_a_prompt_that_are_no_utf8_are_tokens() -> None:
+    assert written(counting_model(step=65), "\udcc1", num_tokens=2) == "\x02C"  # 0xc1 + 65 = 256 + 2
+
+
 def test_an_empty_prompt_begins_a_document() -> None:
     assert written(counting_model(step=65), "", num_tokens=1) == "A"
 

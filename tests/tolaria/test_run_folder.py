@@ -16,6 +16,7 @@ import yaml
 
 from esper import fit
 from esper.errors import RunError, WriteError
+from esper.files import write_atomically
 from esper.report.run_record import read_run
 from esper.tolaria.run_folder import RunFolder, recorded_config
 from esper.tracking.journal import read
@@ -215,3 +216,8 @@ def test_moving_a_folder_and_linking_its_old_name_changes_nothing(tmp_path: Path
     folder.set_status("interrupted")
     assert recorded_status(tmp_path / "moved")["status"] == "interrupted"  # type: ignore[index]
     folder.release()
+
+
+def test_a_page_may_name_a_folder_whose_name_is_no_utf8(tmp_path: Path) -> None:
+    write_atomically(tmp_path / "report.html", f"run {tmp_path / os.fsdecode(b'od' + bytes([255]))}")
+    assert (tmp_path / "report.html").read_text(encoding="utf-8") == f"run {tmp_path}/od\\udcff"

@@ -251,6 +251,7 @@ def test_a_cache_of_version_0_1_0_is_not_shown(folder: Path) -> None:
         ("dangling link", r"odd.png: not a readable image"),
         ("class", r"train/ and test/ have different classes \(bird is in only one of them\)"),
         ("empty class", r"bird: contains no images"),
+        ("latin-1 class", r"the name of the class 'M\\udcfcnchen' is not in UTF-8; rename it"),
         ("no test", r"needs a folder test/ or val/ beside train/"),
         ("no train", r"needs a folder train/ with a subfolder for each class"),
         ("no class", r"needs a folder train/ with a subfolder for each class"),
@@ -275,6 +276,9 @@ def test_an_error_says_why_a_folder_cannot_be_used(folder: Path, damage: str, me
     elif damage == "empty class":
         for split in ("train", "test"):
             (folder / split / "bird").mkdir()
+    elif damage == "latin-1 class":
+        for split in ("train", "test"):
+            (folder / split / "cat").rename(folder / split / "M\udcfcnchen")
     elif damage == "no test":
         (folder / "test").rename(folder / "tests")
     elif damage == "no train":
