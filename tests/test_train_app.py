@@ -141,6 +141,34 @@ def test_bad_input_is_one_line_exit_code_2_and_nothing_on_disk(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("file", "text", "line"),
+    [
+        ("experiment/mine.yaml", "optimization: {max_epochs: 3}", "a preset begins with the line # @package _global_"),
+        ("experiment/mine.yaml", "# @package _global_\noptimization: {max_epochs: 3 x}", "must be a whole number"),
+        ("model/mine.yaml", "name: resnet_small\nwidht: 3", "model.widht: no such setting; did you mean model.width?"),
+    ],
+)
+def test_a_mistake_in_a_file_of_ones_own_is_named_with_the_file(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    file: str,
+    text: str,
+    line: str,
+):
+    (tmp_path / file).parent.mkdir()
+    (tmp_path / file).write_text(text)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["esper-train", "--config-dir", ".", f"{file.partition('/')[0]}=mine"])
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "")
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    stderr = capfd.readouterr().err
+    assert stderr.startswith(f"error: {file}: ")
+    assert stderr.endswith(f"{line}\n")
+
+
 def test_the_command_has_the_version_of_esper(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     monkeypatch.setattr(sys, "argv", ["esper-train", "model=resnet18", "--version"])
     with pytest.raises(SystemExit) as ended:

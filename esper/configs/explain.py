@@ -50,7 +50,10 @@ def explain(error: Exception, *, where: str = "") -> ConfigError:
         error: the error; if Hydra wrapped one of OmegaConf's, that is explained.
         where: the file that caused it, put in front of the message.
     """
+    file = re.match(r"In '([^']+)': \w+ raised", str(error))
     cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
+    if file and cause is None:
+        cause = error.__context__
     if isinstance(error, MissingConfigException):
         line = _missing_option(error)
     elif isinstance(error, OverrideParseException):
@@ -58,6 +61,8 @@ def explain(error: Exception, *, where: str = "") -> ConfigError:
         is_plain = bool(equals) and not value.startswith(("[", "{"))
         remedy = override(key, value) if is_plain else "KEY=VALUE, with quotes inside where VALUE has = or ,"
         line = f"cannot read {error.override!r}; write {remedy}"
+    elif file and file[1].startswith("experiment/") and getattr(cause, "full_key", "") == "experiment":
+        line = "a preset begins with the line # @package _global_"
     elif isinstance(cause, OmegaConfBaseException):
         line = _of_omegaconf(cause)
     elif sweep := re.search(r"'(.+)'\n[\s\S]*--multirun", str(error)):
@@ -65,7 +70,7 @@ def explain(error: Exception, *, where: str = "") -> ConfigError:
         line = f"{sweep[1]}: several values; add -m to run each{', or write ' + one if one else ''}"
     else:
         line = one_line(error)
-    if file := re.match(r"In '([^']+)': \w+ raised", str(error)):
+    if file:
         where = f"{file[1]}.yaml"
     return ConfigError(f"{where}: {line}" if where else line)
 
