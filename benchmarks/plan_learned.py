@@ -51,7 +51,6 @@ class Study:
         seeds: of the plans; None: one plan from all seeds.
         headline: the figure.
         num_examples: of the split for validation.
-        passes: over the data in an epoch.
     """
 
     name: str
@@ -60,7 +59,6 @@ class Study:
     seeds: tuple[int, ...] | None
     headline: MetricInfo = ACCURACY
     num_examples: int | None = 2250
-    passes: float = 1.0
 
 
 STUDIES = (
@@ -75,7 +73,7 @@ STUDIES = (
     Study(name="resnet18", costs=(555422720, 857412608, 1159402496), plans=(((15, 20), 45),), seeds=None),
     Study(
         name="gpt", costs=(956301312, 1426063360, 1895825408), plans=(((50, 90), 150),), seeds=(200, 201),
-        headline=_LOSS, num_examples=None, passes=1 / 85,
+        headline=_LOSS, num_examples=None,
     ),
 )  # fmt: skip
 
@@ -136,10 +134,7 @@ def _cells(study: Study, rows: Sequence[tuple[str, float, Observation]], *, num_
         for seed in (None,) if study.seeds is None else study.seeds:
             pilots = [one for budget, one in mine if budget in seen and seed in (None, one.seed // 1000)]
             found = [one for budget, one in mine if budget == asked and one.seed // 1000 != seed]
-            question = Question(
-                sizes=sizes, headline=study.headline, macs=asked, num_examples=study.num_examples,
-                passes_per_epoch=study.passes,
-            )  # fmt: skip
+            question = Question(sizes=sizes, headline=study.headline, macs=asked, num_examples=study.num_examples)
             cell = cell_of(judge(question, pilots, num_draws=num_draws), found, family=study.name)
             assert cell is not None, f"{study.name}, {asked}, {seed}"
             yield cell

@@ -203,7 +203,6 @@ def _question(
         trunks={size: tuple(one.macs for one in found if one.size == size) for size in {one.size for one in found}},
         decay=known.config.optimization.decay_fraction,
         num_examples=known.num_val,
-        passes_per_epoch=known.passes_per_epoch,
     )
 
 

@@ -61,7 +61,6 @@ class Family:
         steps_per_epoch: optimizer steps in an epoch.
         headline: the task's first metric.
         num_val: examples that validation reads.
-        passes_per_epoch: how often an epoch reads the training data.
     """
 
     config: TolariaConfig
@@ -73,7 +72,6 @@ class Family:
     steps_per_epoch: int
     headline: MetricInfo
     num_val: int
-    passes_per_epoch: float
 
     @property
     def share(self) -> float:
@@ -134,7 +132,6 @@ def read_family(overrides: Sequence[str], *, fractions: Sequence[float] | None) 
             steps_per_epoch=built.loader.num_batches,
             headline=built.task.metrics[0].info,
             num_val=len(built.splits.controller),
-            passes_per_epoch=built.loader.num_batches * built.loader.batch_size / len(built.splits.train),
         )
     finally:
         built.close()

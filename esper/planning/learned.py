@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,7 +12,7 @@ from esper.planning.observations import Choice, Observation, Option, Plan, Quest
 from esper.planning.words import choice_words, difference_words
 from esper.simic.growth import GROWN, Cell, GrowthPolicy
 
-__all__ = ["USUAL_SHARE", "advise", "cell_of", "features", "simplest", "worth_of"]
+__all__ = ["USUAL_SHARE", "advise", "cell_of", "simplest", "worth_of"]
 
 USUAL_SHARE = 0.3
 """Of growth, that of `morphogenetic=stack`."""
@@ -33,22 +34,19 @@ def simplest(options: Sequence[Option], worth: float) -> Option:
     return next(option for option in options if option.regret <= least + _TIE * worth)
 
 
-def features(question: Question, options: Sequence[Option]) -> tuple[float, ...] | None:
+def _features(question: Question, options: Sequence[Option]) -> tuple[float, ...] | None:
     """Inputs of a policy, see `simic.growth`; None if host, final size and growing are not all among the options."""
     found = {name: _option(options, name) for name in (question.host.name, question.final.name, GROWN)}
     host, final, grown = found.values()
-    if host is None or final is None or grown is None or grown.worth is None:
+    if host is None or final is None or grown is None:
         return None
     worth = _worth(question, options)
     static = min(option.regret for option in options if option.choice.share is None)
-    ratio = question.host.macs_per_epoch / question.final.macs_per_epoch
-    leads = (static - grown.regret) / worth, (host.regret - final.regret) / worth
-    factors = grown.worth.median / ratio, final.epochs * question.passes_per_epoch, grown.extrapolation
-    return *map(float, np.arcsinh(leads)), *map(float, np.log(np.maximum(factors, 1e-3)))
+    return math.asinh((static - grown.regret) / worth), math.asinh((host.regret - final.regret) / worth)
 
 
 def advise(policy: GrowthPolicy, question: Question, options: Sequence[Option], planned: Option) -> tuple[Option, str]:
-    """What an active policy recommends, and a sentence that says so; no sentence if the plan lacks what it reads.
+    """What an active policy recommends, and a sentence that says so, or that the plan lacks what it reads.
 
     Args:
         policy: the policy.
@@ -56,9 +54,9 @@ def advise(policy: GrowthPolicy, question: Question, options: Sequence[Option], 
         options: of the plan.
         planned: what it recommends without the policy; kept if the policy agrees on whether to grow.
     """
-    inputs, chosen = features(question, options), _option(options, GROWN)
+    inputs, chosen = _features(question, options), _option(options, GROWN)
     if inputs is None or chosen is None:
-        return planned, ""
+        return planned, "The learned policy is not used: it takes host, final size and growing at about 30 %."
     lead = policy.lead(inputs)
     if lead <= 0:
         chosen = _static(question, options)
@@ -80,7 +78,7 @@ def cell_of(plan: Plan, found: Sequence[Observation], *, family: str) -> Cell | 
     what pilots cost, is taken from the plan's curves.
     """
     question, options = plan.question, plan.options
-    inputs = features(question, options)
+    inputs = _features(question, options)
     if inputs is None:
         return None
     unit = question.headline.sign / _worth(question, options)

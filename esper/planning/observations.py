@@ -92,7 +92,6 @@ class Question:
         trunks: MACs of the trunks of each size, by name, one of which an option may continue.
         decay: share of a training in which the learning rate decays; a trunk ends before it.
         num_examples: of the validation split, from which the chance in a percentage follows; None: unknown.
-        passes_per_epoch: how often an epoch reads the training data.
     """
 
     sizes: tuple[Size, ...]
@@ -105,7 +104,6 @@ class Question:
     trunks: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     decay: float = 0.0
     num_examples: int | None = None
-    passes_per_epoch: float = 1.0
 
     @property
     def host(self) -> Size:

@@ -46,7 +46,7 @@ def learn(folders: Sequence[Path], out: Path) -> int:
         assert made.decision is not None, "its family was read"
         cell = cell_of(made.plan, found, family=made.decision.family)
         if cell is None:
-            sys.stderr.write(f"{folder}: left out, as some size, or growing at about 30 %, has no finished run\n")
+            sys.stderr.write(f"{folder}: left out: some size, or growing at about 30 %, has no run since that plan\n")
         else:
             cells.append(cell)
     if not cells:

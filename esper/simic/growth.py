@@ -25,15 +25,19 @@ from esper.simic.fit import fit
 __all__ = ["FEATURES", "GROWN", "Cell", "GrowthPolicy", "learn", "read", "write"]
 
 GROWN = "grown"
-FEATURES = ("lead_of_growing", "lead_of_final", "transfer_by_cost", "passes", "extrapolation")
-"""Known before the run: asinh of what the pilots' curves expect, growing against the best size from scratch and the
-final size against the host; logarithms of rho / r, of passes over the data, and of how many times the pilots' length
-the run has."""
+FEATURES = ("lead_of_growing", "lead_of_final")
+"""What the pilots' curves expect: asinh of the lead of growing on the best size from scratch, and of the final size on
+the host. More features predict families that were left out worse (docs/planning.md)."""
 _MIN_CELLS, _MIN_FAMILIES = 12, 4
 _RIDGE = float(len(FEATURES))
 """Penalty under which all features together are thought to explain half of the variance."""
 _OWN = "the policy"
-_VERSION = 1
+_FIXED = {
+    "host": "always the host",
+    "between": "always the size in between",
+    "final": "always the final size",
+    GROWN: "always growing at 30 %",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,11 +77,9 @@ class GrowthPolicy:
         weights, mean, deviation: of each.
         bias: the mean lead of growing.
         num_cells: plans that it was learned from; those of one family and budget count once.
-        num_families: of these plans.
         regrets: its own and those of what it has to beat, means over families that were left out.
         is_active: whether plans use it.
         verdict: why, in a line.
-        version: of the file.
     """
 
     features: tuple[str, ...] = FEATURES
@@ -86,11 +88,9 @@ class GrowthPolicy:
     deviation: tuple[float, ...]
     bias: float
     num_cells: int = 0
-    num_families: int = 0
     regrets: dict[str, float] = field(default_factory=dict)
     is_active: bool = False
     verdict: str = ""
-    version: int = _VERSION
 
     def lead(self, features: Sequence[float]) -> float:
         """By how much growing is expected to end ahead of the best size from scratch."""
@@ -117,7 +117,7 @@ def read(path: Path) -> GrowthPolicy:
     except FileNotFoundError:
         raise RunError(f"{path}: no such file; esper simic writes it from folders of plans") from None
     vectors = (policy.weights, policy.mean, policy.deviation)
-    if policy.version != _VERSION or policy.features != FEATURES or {len(one) for one in vectors} != {len(FEATURES)}:
+    if policy.features != FEATURES or {len(one) for one in vectors} != {len(FEATURES)}:
         raise RunError(f"{path}: made for another version of Esper; make it again with esper simic")
     return policy
 
@@ -125,22 +125,22 @@ def read(path: Path) -> GrowthPolicy:
 def learn(cells: Sequence[Cell]) -> GrowthPolicy:
     """Fit a policy to cells (at least one), and judge it with every family left out in turn.
 
-    It is active if it was learned from at least 12 cells of 4 families and loses less than every rival, by more than
-    the standard error over families.
+    It is active if it was learned from at least 12 cells of 4 families and loses less than every rival (the plan
+    without it, and each fixed choice that all cells have), by more than the standard error over families.
     """
     families = sorted({cell.family for cell in cells})
     num_cells = len({(cell.family, round(math.log(cell.macs), 1)) for cell in cells})
+    fixed = [name for name in _FIXED if all(name in cell.figures for cell in cells)]
     regrets: dict[str, list[float]] = {}
     for family in families if len(families) > 1 else ():
         policy = _fitted([cell for cell in cells if cell.family != family])
-        lost = [_regrets(cell, policy) for cell in cells if cell.family == family]
+        lost = [_regrets(cell, policy, fixed) for cell in cells if cell.family == family]
         for name in lost[0]:
             regrets.setdefault(name, []).append(mean(one[name] for one in lost))
     is_active, verdict = _verdict(regrets, num_cells=num_cells, num_families=len(families))
     return dataclasses.replace(
         _fitted(cells),
         num_cells=num_cells,
-        num_families=len(families),
         regrets={name: mean(values) for name, values in regrets.items()},
         is_active=is_active,
         verdict=verdict,
@@ -156,15 +156,13 @@ def _fitted(cells: Sequence[Cell]) -> GrowthPolicy:
     return GrowthPolicy(weights=weights, mean=middle, deviation=deviation, bias=float(found["bias"]))
 
 
-def _regrets(cell: Cell, policy: GrowthPolicy) -> dict[str, float]:
-    """What the policy lost, and its rivals."""
+def _regrets(cell: Cell, policy: GrowthPolicy, fixed: Sequence[str]) -> dict[str, float]:
+    """What the policy lost, and its rivals; to the fixed choices, pilots are not charged."""
     own = GROWN if policy.lead(cell.features) > 0 else cell.static
     return {
         _OWN: cell.regret(own, with_pilots=True),
         "the plan without it": cell.regret(cell.planned, with_pilots=True),
-        "always the host": cell.regret("host"),
-        "always the final size": cell.regret("final"),
-        "always growing at 30 %": cell.regret(GROWN),
+        **{_FIXED[name]: cell.regret(name) for name in fixed},
     }
 
 
@@ -180,8 +178,10 @@ def _verdict(regrets: Mapping[str, Sequence[float]], *, num_cells: int, num_fami
                 f"{rival} {means[rival]:.2f} (difference {mean(ahead):+.2f} ± {error:.2f})"
             )
     if num_cells < _MIN_CELLS or num_families < _MIN_FAMILIES:
-        needed = f"needed are {_MIN_CELLS} of {_MIN_FAMILIES}"
-        return False, f"off: plans with outcomes: {num_cells}, families: {num_families}; {needed}"
+        return False, (
+            f"off: it takes the outcomes of {_MIN_CELLS} plans from {_MIN_FAMILIES} families; there are {num_cells} "
+            f"from {num_families}"
+        )
     return True, (
         f"on: in families that were left out it loses {means[_OWN]:.2f} times what is worth a choice, all else more "
         f"({num_cells} plans of {num_families} families)"

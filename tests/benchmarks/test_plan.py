@@ -154,5 +154,8 @@ def test_a_policy_is_learned_from_the_rows_of_cells(tmp_path: Path, capsys: pyte
     for row in results({"host": [0.5], "between": [0.4], "final": [0.3], "grown": [0.31], "plan": [0.6]}, made):
         append(tmp_path / "rows.jsonl", row)
     plan_learned.main([str(tmp_path / "rows.jsonl"), "--out", str(tmp_path / "policy.json")])
-    assert "The policy is off: plans with outcomes: 1, families: 1; needed are 12 of 4." in capsys.readouterr().out
+    assert (
+        "The policy is off: it takes the outcomes of 12 plans from 4 families; there are 1 from 1."
+        in capsys.readouterr().out
+    )
     assert not growth.read(tmp_path / "policy.json").is_active

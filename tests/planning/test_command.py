@@ -187,7 +187,10 @@ def test_a_policy_is_learned_from_a_plan_and_its_outcomes_and_one_that_is_off_is
     assert "no plan has outcomes to learn from" in capfd.readouterr().err
     fit(*given, "morphogenetic=stack")
     assert esper(*simic) == 0
-    assert "policy.json is off: plans with outcomes: 1, families: 1; needed are 12 of 4" in capfd.readouterr().out
+    assert (
+        "policy.json is off: it takes the outcomes of 12 plans from 4 families; there are 1 from 1"
+        in capfd.readouterr().out
+    )
     assert esper("plan", *TOY, *PLAN, "--experiment", "learned", "--policy", str(folder)) == 0
     shown = capfd.readouterr().out
     assert "policy.json: off: " in shown

@@ -72,6 +72,15 @@ def test_a_policy_for_growing_grows_at_30_percent() -> None:
     assert plan.recommended == Choice(size="final", share=0.3)
 
 
+def test_a_plan_that_lacks_what_a_policy_reads_says_that_it_is_not_used() -> None:
+    asked = dataclasses.replace(_ASKED, shares=(0.1, 0.15))
+    without, plan = (judge(asked, _PILOTS, policy=given, num_draws=40) for given in (None, policy(-4.0)))
+    assert plan.recommended == without.recommended
+    assert plan.why == (
+        f"{without.why} The learned policy is not used: it takes host, final size and growing at about 30 %."
+    )
+
+
 @pytest.mark.parametrize("macs", [BUDGET - 10, BUDGET])
 def test_outcomes_are_those_of_the_whole_budget_and_pilots_cost_what_they_took_of_it(macs: float) -> None:
     found = cell_of(planned(), runs(macs), family="a")

@@ -53,9 +53,9 @@ def test_a_policy_that_beats_all_fixed_choices_and_the_plan_on_families_left_out
 @pytest.mark.parametrize(
     ("given", "reason"),
     [
-        (cells(families=3), "plans with outcomes: 9, families: 3; needed are 12 of 4"),
-        (cells()[:3], "plans with outcomes: 3, families: 1; needed are 12 of 4"),
-        ([dataclasses.replace(one, macs=1.0) for one in cells()], "plans with outcomes: 4, families: 4"),
+        (cells(families=3), "outcomes of 12 plans from 4 families; there are 9 from 3"),
+        (cells()[:3], "outcomes of 12 plans from 4 families; there are 3 from 1"),
+        ([dataclasses.replace(one, macs=1.0) for one in cells()], "there are 4 from 4"),
         (cells(cost=2.0), "loses 2.00 times .* and always .* 1.50 .difference -0.50"),
         (
             [cell(n % 4, n, 1 + n % 2, macs=2.0**n) for n in range(12)],
@@ -72,6 +72,18 @@ def test_a_policy_that_does_not_beat_them_all_or_was_learned_from_little_is_off(
     assert not policy.is_active
     assert policy.verdict.startswith("off: ")
     assert re.search(reason, policy.verdict)
+
+
+@pytest.mark.parametrize("num_with", [12, 11])
+def test_a_size_in_between_is_a_rival_if_all_plans_have_it(num_with: int) -> None:
+    better = {"between": 4.5}  # than all else
+    given = [
+        dataclasses.replace(one, figures=one.figures | better) if index < num_with else one
+        for index, one in enumerate(cells())
+    ]
+    policy = learn(given)
+    assert policy.is_active == (num_with < 12)
+    assert policy.regrets.get("always the size in between") == (0 if num_with == 12 else None)
 
 
 def test_a_family_is_judged_by_what_was_learned_from_the_others() -> None:
@@ -93,7 +105,7 @@ def test_a_policy_is_read_as_it_was_written_and_one_of_another_version_is_refuse
     policy, path = learn(cells()), tmp_path / "policy.json"
     write(policy, path)
     assert read(path) == policy
-    for change in ({"version": 2}, {"features": ("passes",)}, {"weights": (1.0,)}):
+    for change in ({"features": FEATURES[:1]}, {"weights": (1.0,)}):
         write(dataclasses.replace(policy, **change), path)  # type: ignore[arg-type]
         with pytest.raises(RunError, match="another version"):
             read(path)
