@@ -31,6 +31,7 @@ __all__ = [
     "decode",
     "first_problem",
     "json_object",
+    "make_folder",
     "open_regular",
     "read_bytes",
     "read_json",
@@ -78,6 +79,14 @@ def write_atomically(path: Path, text: str, *, is_private: bool = False) -> None
             raise
     except OSError as error:
         raise WriteError(f"cannot write {path}: {error.strerror or error}") from None
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder, and those that it lies in, unless it is there; raises `WriteError`."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WriteError(f"cannot make the folder {path}: {error.strerror or error}") from None
 
 
 def as_umask_says(path: Path) -> None:

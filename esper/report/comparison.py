@@ -23,6 +23,7 @@ from rich.text import Text
 from esper.contracts.metrics import MetricInfo
 from esper.costs import flops
 from esper.errors import RunError
+from esper.files import make_folder
 from esper.report import comparison_plots as plots
 from esper.report import packs
 from esper.report.answers import STATIC_AT_EQUAL_COMPUTE, Answer, Crossing, answers, crossing, headline
@@ -145,7 +146,7 @@ def write(report: Report, target: Path) -> None:
             "pairs": MIN_PAIRS,
         },
     )
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent)
     write_atomically(target, page)
     write_atomically(target.with_suffix(".json"), json.dumps(_plain(_content(report)), indent=1, allow_nan=False))
 

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from esper.contracts.health import HealthSignal
 from esper.contracts.lifecycle import SeedLifecycleState
-from esper.errors import RunError
+from esper.errors import RunError, WriteError
+from esper.files import make_folder
 from esper.tamiyo.policies.learned import FEATURES, SCHEMA, features
 from esper.tolaria.library import declare_recorded
 from esper.tracking import read, run_folders
@@ -32,6 +34,7 @@ def main(paths: Sequence[Path], out: Path) -> int:
 
     Raises:
         RunError: a folder holds no run, a journal cannot be used, or there are too few judged modules.
+        WriteError: the file cannot be written.
     """
     journals = [folder / "journal.jsonl" for path in paths for folder in run_folders(path)]
     if not journals:
@@ -43,8 +46,12 @@ def main(paths: Sequence[Path], out: Path) -> int:
             "runs that grow, e.g. esper-train -m experiment=quickstart 'rng_seed=range(0,10)' "
             "morphogenetic=random"
         )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    save_file(fit(rows), out, metadata={"esper": json.dumps({"schema": SCHEMA, "features": FEATURES, "n": len(rows)})})
+    make_folder(out.parent)
+    metadata = {"esper": json.dumps({"schema": SCHEMA, "features": FEATURES, "n": len(rows)})}
+    try:
+        save_file(fit(rows), out, metadata=metadata)
+    except (OSError, SafetensorError) as error:
+        raise WriteError(f"cannot write {out}: {error}") from None
     sys.stdout.write(f"fitted to {len(rows)} judged modules of {len(journals)} runs: {out}\n")
     return 0
 

@@ -234,6 +234,16 @@ def test_a_test_loss_that_is_not_finite_leaves_the_rest_of_the_comparison(tmp_pa
     assert [arms[arm]["test_accuracy"][0] for arm in ("grown", "static_flops")] == [0.9, 0.9]
 
 
+def test_a_page_in_a_folder_that_cannot_be_made_is_an_error_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for arm in ("grown", "static_flops"):
+        write_run(tmp_path / "runs" / arm, comparison__arm=arm)
+    (tmp_path / "file").touch()
+    assert run_cli(tmp_path / "runs", "--out", tmp_path / "file" / "page.html") == 1
+    assert capsys.readouterr().err == f"error: cannot make the folder {tmp_path / 'file'}: File exists\n"
+
+
 def test_two_runs_of_one_arm_and_seed_are_refused(tmp_path: Path) -> None:
     for name in ("a", "b"):
         write_run(tmp_path / name, comparison__arm="grown")

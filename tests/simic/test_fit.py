@@ -13,7 +13,7 @@ from esper.configs import MorphogeneticConfig
 from esper.contracts import HealthSignal
 from esper.contracts.events import Judged, Scored, SurgeryEnded
 from esper.contracts.lifecycle import SeedLifecycleState
-from esper.errors import RunError
+from esper.errors import RunError, WriteError
 from esper.simic.fit import MIN_OUTCOMES, fit, main, training_examples
 from esper.tamiyo.policies.learned import FEATURES, features, load_policy
 from esper.tracking import Journal
@@ -137,6 +137,15 @@ def test_too_few_outcomes_are_an_error_that_counts_them(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=f"2 judged modules in 1 runs; at least {MIN_OUTCOMES} are needed"):
         main([tmp_path], tmp_path / "p.safetensors")
     assert not (tmp_path / "p.safetensors").exists()
+
+
+@pytest.mark.parametrize("name", ["file/policy.safetensors", "folder"])
+def test_a_policy_that_cannot_be_written_is_an_error_in_one_line(tmp_path: Path, name: str) -> None:
+    run = write_run(tmp_path / "run", MIN_OUTCOMES)
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(WriteError, match=rf"cannot .*{name.partition('/')[0]}"):
+        main([run], tmp_path / name)
 
 
 def test_a_folder_without_a_run_is_an_error(tmp_path: Path) -> None:
