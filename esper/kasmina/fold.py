@@ -85,8 +85,15 @@ def _fold(model: MorphableModel, containers: Collection[type[nn.Module]]) -> tup
 def _computes_the_same(model: MorphableModel, folded: nn.Module) -> bool:
     x = example(model.host, model.input_shape, model.input_dtype)
     with evaluating(model), evaluating(folded), torch.no_grad():
-        expected, output = model(x), folded(x)
-    return expected.shape == output.shape and torch.allclose(expected, output, rtol=1e-3, atol=1e-4)
+        expected = model(x)
+        try:
+            output = folded(x)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception:  # the host is the user's, and may check how many blocks it has
+            return False
+    largest = float(expected.nan_to_num(0.0, 0.0, 0.0).abs().max())
+    return expected.shape == output.shape and torch.allclose(expected, output, rtol=1e-3, atol=1e-4 * largest)
 
 
 def _copy(model: MorphableModel) -> tuple[nn.Module, list[SeedSlot]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -179,17 +180,19 @@ def test_a_residual_block_outside_a_sequential_stays_a_kernel() -> None:
 class Counted(nn.Module):
     """A host that knows how many blocks it has."""
 
-    def __init__(self, container: str) -> None:
+    def __init__(self, container: str, *, is_strict: bool = False, scale: float = 1.0) -> None:
         super().__init__()
+        self.is_strict, self.scale = is_strict, scale
         blocks = [BasicBlock(5, 5) for _ in range(3)]
         self.stem = nn.Conv2d(3, 5, 1)
         self.blocks = nn.Sequential(*blocks) if container == "Sequential" else nn.ModuleList(blocks)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
+        assert not self.is_strict or len(self.blocks) == 3
         for i in range(3):
             x = self.blocks[i](x)
-        return x.mean((2, 3))  # type: ignore[no-any-return]
+        return self.scale * x.mean((2, 3))  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize("container", ["Sequential", "ModuleList"])
@@ -208,6 +211,14 @@ def test_blocks_are_not_inserted_where_the_host_would_not_run_them(container: st
     loaded = fold(new, names=folded.state_dict())
     loaded.load_state_dict(folded.state_dict())
     assert_close(loaded, model)
+
+
+@pytest.mark.parametrize("host", [{"is_strict": True}, {"scale": 1e-4}])
+def test_a_host_that_counts_its_blocks_may_raise_or_have_tiny_outputs(host: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    model = wrap(Counted("Sequential", **host), ["blocks"], 9, input_shape=SHAPE, site_kinds=["after"])
+    grow(model, ("blocks.1:after", "residual_block"))
+    assert [type(block) is BasicBlock for block in fold(model).blocks] == [True, False, True]
 
 
 def test_a_network_with_a_live_kernel_is_not_folded() -> None:
