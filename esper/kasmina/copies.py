@@ -12,6 +12,7 @@ from torch import nn
 
 from esper.costs import Cost, count
 from esper.errors import SurgeryError
+from esper.kasmina.modes import can_train
 from esper.kasmina.sites import Site
 from esper.models import checkpoint_blocks, is_checkpointed
 from esper.urza import Shape
@@ -237,7 +238,7 @@ def _plain_copy(model: MorphableModel, block: nn.Module, origin: str) -> nn.Modu
     constant = [p for name, p in copied.named_parameters() if f"{origin}.{name}" in model.constants]
     is_constant = len(constant) == len(list(copied.parameters()))  # a copy of a block that is frozen as a whole trains
     for p in copied.parameters():
-        p.requires_grad_(p.is_floating_point() and (is_constant or all(p is not other for other in constant)))
+        p.requires_grad_(can_train(p) and (is_constant or all(p is not other for other in constant)))
     return copied
 
 

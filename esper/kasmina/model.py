@@ -148,7 +148,10 @@ class MorphableModel(nn.Module):
             )
             site = slot.site
             kernel.adapt(activation=site.activation, has_bias=site.has_bias, is_causal=site.is_causal)
-            kernel.to(self._dtype_at(slot.site))
+            dtype = self._dtype_at(slot.site)
+            for t in itertools.chain(kernel.parameters(), kernel.buffers()):
+                if t.is_floating_point():  # `kernel.to` would make complex weights real, too
+                    t.data = t.data.to(dtype)
         reference = next(self.host.parameters())
         kernel.to(reference.device).to(memory_format=self.memory_format)
         kernel.train(self.host.training)

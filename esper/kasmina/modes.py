@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-__all__ = ["evaluating", "is_frozen_norm", "preserved_buffers", "reestimate_norms", "unfrozen"]
+__all__ = ["can_train", "evaluating", "is_frozen_norm", "preserved_buffers", "reestimate_norms", "unfrozen"]
 
 
 @contextmanager
@@ -23,6 +23,11 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         model.train(was_training)
 
 
+def can_train(p: Tensor) -> bool:
+    """Whether its number format allows a gradient: real or complex, but not whole numbers."""
+    return p.is_floating_point() or p.is_complex()
+
+
 def is_frozen_norm(module: nn.Module) -> bool:
     """Whether it is a batch norm whose parameters are frozen: its statistics are then those of evaluation, and stay."""
     parameters = list(module.parameters()) if isinstance(module, _BatchNorm) else []
@@ -32,7 +37,7 @@ def is_frozen_norm(module: nn.Module) -> bool:
 @contextmanager
 def unfrozen(model: nn.Module) -> Iterator[None]:
     """Context manager: let gradients flow through frozen parameters, to activations at any place; they stay frozen."""
-    frozen = [p for p in model.parameters() if not p.requires_grad and p.is_floating_point()]
+    frozen = [p for p in model.parameters() if not p.requires_grad and can_train(p)]
     try:
         for p in frozen:
             p.requires_grad_(True)

@@ -11,6 +11,7 @@ from esper.contracts.events import StepLogged
 from esper.contracts.lifecycle import SeedLifecycleState
 from esper.devices import memory_bytes
 from esper.errors import DivergenceError
+from esper.kasmina.modes import can_train
 from esper.tolaria.checkpoints.files import find_checkpoints
 from esper.tolaria.run import Run
 from esper.tolaria.sums import Mark, Reading, Window
@@ -27,7 +28,7 @@ def start_reading(run: Run, *, since: Tensor | None = None) -> Reading:
         if slot.state is SeedLifecycleState.TRAINING
         for p in slot.kernel(slot.live_graft).parameters()
     }
-    weights = [p.detach() for p in run.model.parameters() if p.is_floating_point() and id(p) not in incubating]
+    weights = [p.detach() for p in run.model.parameters() if can_train(p) and id(p) not in incubating]
     norms = torch.stack(torch._foreach_norm(weights))
     return run.step.sums.start_reading(norms.isfinite().all(), since=since)
 

@@ -1,4 +1,4 @@
-"""Growth of networks of one's own whose blocks hold what ours do not: number formats, whole numbers, constants."""
+"""Growth of networks of one's own whose blocks hold what ours do not: number formats, complex and whole numbers."""
 
 from __future__ import annotations
 
@@ -11,8 +11,13 @@ from torch import Tensor, nn
 
 from esper import plugins
 from esper.configs import ModelConfig
+from esper.contracts.recipe import Graft
 from esper.data import DataSpec
+from esper.errors import DivergenceError
+from esper.kasmina import wrap
 from esper.tolaria import TolariaTrainer
+from esper.tolaria.metrics import require_finite
+from esper.urza import Blueprint, Kernel
 from tests.conftest import STACK, tiny_config, use
 
 WIDTH = 4
@@ -28,7 +33,8 @@ class Block(nn.Module):
         self.order = nn.Parameter(torch.arange(WIDTH).flip(0), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + (self.norm(self.conv(x))[:, self.order] * self.mask).relu()
+        y = torch.fft.ifft2(torch.fft.fft2(self.conv(x).float()) * self.filter).real.to(x.dtype)
+        return x + (self.norm(y)[:, self.order] * self.mask).relu()
 
 
 class Net(nn.Module):
@@ -36,6 +42,8 @@ class Net(nn.Module):
         super().__init__()
         self.stem = nn.Conv2d(spec.inputs[0], WIDTH, 3, padding=1)
         self.blocks = nn.Sequential(Block(), Block()).to(getattr(torch, dtype))
+        for block in self.blocks:  # not before: `to` would make it real
+            block.filter = nn.Parameter(torch.ones(WIDTH, 1, 1, dtype=torch.complex64))
         self.head = nn.Linear(WIDTH, spec.num_outputs)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -78,3 +86,55 @@ def test_copies_train_what_a_setting_froze_but_not_what_the_block_holds_constant
         assert torch.equal(copied.order, source.order)
         assert not torch.equal(copied.conv.weight, source.conv.weight)
         assert not torch.equal(copied.norm.weight, source.norm.weight)
+        assert copied.filter.requires_grad
+
+
+class Filter(Kernel):
+    """Multiplies frequencies."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(WIDTH, 1, 1, dtype=torch.complex64))
+        self.gain = nn.Parameter(torch.ones(WIDTH, 1, 1))
+
+    @property
+    def output_scale(self) -> nn.Parameter:
+        return self.gain
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_complex_weights_of_a_blueprint_of_ones_own_stay_complex(dtype: str) -> None:
+    plugins.offer(
+        "blueprint",
+        "filter",
+        Blueprint(
+            blueprint_id="filter",
+            category="residual",
+            complexity=1,
+            kinds=frozenset({"after"}),
+            build=lambda *_: Filter(),
+            summary="",
+            source="",
+        ),
+    )
+    host = Net(DataSpec(inputs=(3, 8, 8), num_outputs=2), dtype)
+    model = wrap(host, ["blocks"], input_shape=(3, 8, 8), site_kinds=["after"])
+    graft = Graft(graft_id=1, site="blocks.1:after", blueprint_id="filter", init_seed=0, init_gain=1.0, born_step=1)
+    model.graft(graft)
+    kernel = model.slot(graft.site).kernel(graft)
+    assert kernel.weight.dtype is torch.complex64
+    assert kernel.gain.dtype is getattr(torch, dtype)
+
+
+def test_a_complex_weight_that_is_not_finite_stops_the_run(run_dir: Path) -> None:
+    plugins.offer("model", "Net", Net)
+    model = ModelConfig(source="plugin", name="Net", options={"dtype": "float32"}, target_layers=["blocks"])
+
+    async def body(trainer: TolariaTrainer) -> None:
+        require_finite(trainer.run)
+        with torch.no_grad():
+            trainer.run.model.host.blocks[0].filter.fill_(torch.nan)
+        with pytest.raises(DivergenceError):
+            require_finite(trainer.run)
+
+    use(tiny_config(model=model), run_dir, body)
