@@ -478,7 +478,10 @@ def test_an_npz_that_cannot_be_used_is_one_line(
     [
         ({"x": np.zeros((40, 3)), "y": np.zeros(40)}, r"it holds x, y; needed are inputs and targets"),
         ({"inputs": np.zeros((40, 3))}, r"it holds inputs, but no targets"),
+        ({f"row{i}": np.zeros(3) for i in range(40)}, r"it holds row0, [^…]*, …; needed are inputs and targets"),
         ({"inputs": np.zeros((40, 3), dtype=complex), "targets": np.arange(40) % 2}, r"inputs are complex128; turn"),
+        ({"inputs": np.zeros((40, 3)), "targets": np.arange(40) * 1j}, r"targets are complex128; turn"),
+        ({"inputs": np.full((40, 3), 1e300), "targets": np.arange(40) % 2}, r"inputs hold NaN or infinity"),
     ],
 )
 def test_an_npz_of_other_arrays_is_one_line(
@@ -506,6 +509,12 @@ def test_numbers_of_an_npz_are_predicted(tmp_path: Path) -> None:
     np.savez(tmp_path / "rows.npz", inputs=np.random.rand(40, 3), targets=np.random.rand(40, 2))
     splits = load_splits(rows_of(tmp_path, data_dir=str(tmp_path / "rows.npz"), target_type="number"), rng_seed=0)
     assert (splits.spec.inputs, splits.spec.num_outputs, splits.spec.output_names) == ((3,), 2, ())
+
+
+def test_targets_that_are_too_large_for_single_precision_are_one_line(tmp_path: Path) -> None:
+    np.savez(tmp_path / "rows.npz", inputs=np.zeros((40, 3)), targets=np.full(40, 1e300))
+    with pytest.raises(DataError, match="targets hold NaN or infinity"):
+        load_splits(rows_of(tmp_path, data_dir=str(tmp_path / "rows.npz"), target_type="number"), rng_seed=0)
 
 
 @pytest.mark.parametrize(

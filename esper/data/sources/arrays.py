@@ -40,11 +40,9 @@ def load(config: DatasetConfig, _cache_dir: Path | None) -> Dataset:
     where = f"dataset.data_dir={file}"
     try:
         inputs, targets, columns = _read(file, config.target)
-        if inputs.dtype.kind == "c":
-            raise ValueError(f"inputs are {inputs.dtype}; turn complex values into two real ones each")
         if len(inputs.shape) < 2 or targets.shape[:1] != inputs.shape[:1]:
             raise ValueError(f"inputs {inputs.shape} and targets {targets.shape}; allowed are (N, D) and (N,)")
-        numbers = torch.from_numpy(np.ascontiguousarray(inputs, dtype=np.float32))
+        numbers = torch.from_numpy(_as_float32(inputs))
     except (OSError, ValueError, TypeError, KeyError, ImportError, csv.Error, BadZipFile) as error:
         raise DataError(f"{where}: cannot be read as rows of numbers: {one_line(error)}") from None
     numbers_or_classes, names = _as_targets(targets, config.target_type, where)
@@ -81,8 +79,7 @@ def read_examples(
         targets = columns.pop(target, None) if target is not None else None
         others = [name for name in columns if name not in names] if names else []
         if missing := [name for name in names if name not in columns]:
-            shown = ", ".join(missing[:_MAX_NAMED]) + (", …" if len(missing) > _MAX_NAMED else "")
-            raise ValueError(f"lacks columns that the network reads: {shown}{nearest(missing[0], others)}")
+            raise ValueError(f"lacks columns that the network reads: {_shown(missing)}{nearest(missing[0], others)}")
         if not names and len(columns) != num_columns:
             besides = f" besides the target, {target}" if targets is not None else ""
             raise ValueError(f"{len(columns)} columns{besides}, but the network reads {num_columns}")
@@ -95,7 +92,7 @@ def _as_targets(values: NDArray[np.generic], kind: str, where: str) -> tuple[Ten
     """Numbers, or classes and their names."""
     try:
         if kind == "number":
-            return torch.from_numpy(values.astype(np.float32)), []
+            return torch.from_numpy(_as_float32(values)), []
     except (ValueError, TypeError):
         raise DataError(f"{where}: the target is not a number; use dataset.target_type=class") from None
     is_missing = np.array([value is None or value != value or value == "" for value in values.ravel().tolist()])
@@ -146,8 +143,12 @@ def _read_npz(file: Path) -> dict[str, NDArray[np.generic]]:
         opened.seek(0)
         with np.load(opened, allow_pickle=False) as arrays:
             if "inputs" not in arrays:
-                raise ValueError(f"it holds {', '.join(arrays) or 'nothing'}; needed are inputs and targets")
-            return {name: arrays[name] for name in ("inputs", "targets") if name in arrays}
+                raise ValueError(f"it holds {_shown([*arrays]) or 'nothing'}; needed are inputs and targets")
+            found = {name: arrays[name] for name in ("inputs", "targets") if name in arrays}
+    for name, array in found.items():
+        if array.dtype.kind == "c":
+            raise ValueError(f"{name} are {array.dtype}; turn complex values into two real ones each")
+    return found
 
 
 def _columns(file: Path) -> dict[str, NDArray[np.generic]]:
@@ -180,10 +181,18 @@ def _read_csv(file: Path) -> dict[str, NDArray[np.generic]]:
     return dict(zip(names, np.array(rows).T, strict=True))
 
 
+def _shown(names: Sequence[str]) -> str:
+    return ", ".join(names[:_MAX_NAMED]) + (", …" if len(names) > _MAX_NAMED else "")
+
+
+def _as_float32(values: NDArray[np.generic]) -> NDArray[np.float32]:
+    with np.errstate(over="ignore"):  # infinity is refused
+        return np.ascontiguousarray(values, dtype=np.float32)
+
+
 def _as_numbers(name: str, column: NDArray[np.generic]) -> NDArray[np.float32]:
     try:
-        with np.errstate(over="ignore"):  # infinity is refused
-            return column.astype(np.float32)
+        return _as_float32(column)
     except (ValueError, TypeError):
         row, value = next((row, value) for row, value in enumerate(column.tolist(), start=1) if not _is_number(value))
         found = "nothing" if value in ("", None) else repr(value)
