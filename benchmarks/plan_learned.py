@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import growing
 from benchmarks.measuring import table
+from benchmarks.places import new_file
 from benchmarks.plan_curves import host_macs_of
 from benchmarks.plan_report import observed
 from benchmarks.workers import read_rows
@@ -82,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Print Markdown tables: of plans and their outcomes, and of the regret of each policy."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows", type=Path, nargs="*")
-    parser.add_argument("--out", type=Path, help="write the policy here")
+    parser.add_argument("--out", type=new_file, help="write the policy here")
     parser.add_argument("--draws", type=int, default=200)
     options = parser.parse_args(arguments)
     cells = [cell for path in options.rows for cell in _planned(read_rows(path, ("cell", "role", "name")))]

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from esper.errors import RunError
-from esper.files import make_folder
 from esper.planning import record
 from esper.planning.family import read_family
 from esper.planning.learned import cell_of
@@ -55,7 +54,6 @@ def learn(folders: Sequence[Path], out: Path) -> int:
             "no plan has outcomes to learn from: train every size, and growing at 30 %, with the budget of the plan"
         )
     policy = growth.learn(cells)
-    make_folder(out.parent)
     growth.write(policy, out)
     sys.stdout.write(f"{out} is {policy.verdict}\n")
     return 0

@@ -19,7 +19,7 @@ from statistics import mean, stdev
 from pydantic import TypeAdapter
 
 from esper.errors import RunError
-from esper.files import read_json, write_atomically
+from esper.files import make_folder, read_json, write_atomically
 from esper.simic.fit import fit
 
 __all__ = ["FEATURES", "GROWN", "Cell", "GrowthPolicy", "learn", "read", "write"]
@@ -102,7 +102,8 @@ _SCHEMA = TypeAdapter(GrowthPolicy)
 
 
 def write(policy: GrowthPolicy, path: Path) -> None:
-    """Write it as JSON; raises `WriteError`."""
+    """Write it as JSON, in a folder that need not exist; raises `WriteError`."""
+    make_folder(path.parent)
     write_atomically(path, _SCHEMA.dump_json(policy, indent=1).decode() + "\n")
 
 

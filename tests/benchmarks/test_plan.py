@@ -153,9 +153,9 @@ def test_a_policy_is_learned_from_the_rows_of_cells(tmp_path: Path, capsys: pyte
     made = PlanRecord(plan=judge(question(pilot_macs=8.0), seen, num_draws=10), observations=tuple(seen))
     for row in results({"host": [0.5], "between": [0.4], "final": [0.3], "grown": [0.31], "plan": [0.6]}, made):
         append(tmp_path / "rows.jsonl", row)
-    plan_learned.main([str(tmp_path / "rows.jsonl"), "--out", str(tmp_path / "policy.json")])
+    plan_learned.main([str(tmp_path / "rows.jsonl"), "--out", str(tmp_path / "new" / "policy.json")])
     assert (
         "The policy is off: it takes the outcomes of 12 plans from 4 families; there are 1 from 1."
         in capsys.readouterr().out
     )
-    assert not growth.read(tmp_path / "policy.json").is_active
+    assert not growth.read(tmp_path / "new" / "policy.json").is_active
