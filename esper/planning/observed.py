@@ -133,6 +133,8 @@ def _finished(run_dir: Path, known: Family) -> FinishedRun | None:
     size = next((one.size.name for one in known.networks if one.num_macs == result["num_macs"]), None)
     if size is None or "total_macs" not in result or not _is_comparable(settings, result, known):
         return None
+    if result.get("val_loss") is None or result.get(f"val_{known.headline.name}") is None:  # not finite
+        return None
     started = next((event for event in events if event["kind"] == "run_started"), {})
     born = [event for event in events if event["kind"] == "surgery" and event["committed"]]
     grown_at = born[0]["step"] * settings["dataset"]["batch_size"] if born else 0

@@ -131,7 +131,10 @@ def run_pilots(
         if not pending:
             return runs, list(names.values())
         if unmet := next((pilot for pilot in pending if pilot in tried), None):
-            raise RunError(f"the pilot {describe(unmet, known)} finished, but not with that network, data and compute")
+            raise RunError(
+                f"the pilot {describe(unmet, known)} finished, but not with that network, data and compute, or with a "
+                "validation loss that is not finite"
+            )
         ready = [pilot for pilot in pending if trunk_before(pilot, pilots, ladder=ladder) not in pending]
         ready = ready if queue is not None else ready[:1]
         trainings = [_training(pilot, runs, known, given) for pilot in ready]

@@ -135,6 +135,13 @@ def test_finished_runs_of_the_same_recipe_are_observations_others_are_not(plan: 
         (copied / "config.yaml").write_text(settings)
         assert (copied in [run.run_dir for run in finished_runs(known)]) == is_read
         shutil.rmtree(copied)
+    for name in ("val_loss", "val_accuracy"):  # what was not finite
+        shutil.copytree(FOLDER / other["run"], copied)
+        content = status(copied)
+        content["result"][name] = None
+        (copied / "status.json").write_text(json.dumps(content))
+        assert copied not in [run.run_dir for run in finished_runs(known)]
+        shutil.rmtree(copied)
 
 
 @pytest.mark.long
