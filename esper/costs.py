@@ -210,7 +210,7 @@ def _uncounted() -> dict[Any, Callable[..., int]]:
         return rnn(x, weights)
 
     def lstm_mps_backward(*args: Any, **_: Any) -> int:
-        """Of inputs and weights, all at once."""
+        """Of inputs and weights, all at once; that of the others is counted step by step, see `_unfused_rnns`."""
         return 2 * rnn(args[5], args[8])
 
     def trilinear(*args: Any, **_: Any) -> int:
