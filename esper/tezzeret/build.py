@@ -79,7 +79,7 @@ def _step_gradients(trial: Kernel, x: Tensor, direction: Tensor) -> list[bool]:
     with torch.no_grad():
         for p, g in zip(parameters, gradients, strict=True):
             if g is not None:
-                p.sub_(g.sign(), alpha=0.01)
+                p.sub_(g.sgn(), alpha=0.01)  # also of complex weights
     return [g is not None and bool(g.isfinite().all()) and bool(g.any()) for g in gradients]
 
 

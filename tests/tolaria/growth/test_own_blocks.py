@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from esper import plugins
+from esper import plugins, tezzeret
 from esper.configs import ModelConfig
 from esper.contracts.recipe import Graft
 from esper.data import DataSpec
@@ -94,16 +94,20 @@ class Filter(Kernel):
 
     def __init__(self) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.zeros(WIDTH, 1, 1, dtype=torch.complex64))
+        self.weight = nn.Parameter(torch.ones(WIDTH, 1, 1, dtype=torch.complex64))
         self.gain = nn.Parameter(torch.ones(WIDTH, 1, 1))
 
     @property
     def output_scale(self) -> nn.Parameter:
         return self.gain
 
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.fft.ifft2(torch.fft.fft2(x.float()) * self.weight).real
+        return self.gain * y.to(x.dtype)
+
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_complex_weights_of_a_blueprint_of_ones_own_stay_complex(dtype: str) -> None:
+def test_complex_weights_of_a_blueprint_of_ones_own_stay_complex_and_are_checked(dtype: str) -> None:
     plugins.offer(
         "blueprint",
         "filter",
@@ -124,6 +128,8 @@ def test_complex_weights_of_a_blueprint_of_ones_own_stay_complex(dtype: str) -> 
     kernel = model.slot(graft.site).kernel(graft)
     assert kernel.weight.dtype is torch.complex64
     assert kernel.gain.dtype is getattr(torch, dtype)
+    x = torch.randn(2, WIDTH, 8, 8, dtype=kernel.gain.dtype)
+    assert not tezzeret.check_kernel(kernel, x, (WIDTH, 8, 8)).failed
 
 
 def test_a_complex_weight_that_is_not_finite_stops_the_run(run_dir: Path) -> None:
