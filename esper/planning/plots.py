@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
-
 from esper.planning.observations import Choice, Observation, Plan
 from esper.planning.words import choice_label
+from esper.report.plotting import Axes, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from esper.report.svg import INK, svg
 from esper.tracking.formatting import number
 

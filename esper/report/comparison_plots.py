@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from esper.contracts.metrics import MetricInfo
@@ -14,6 +13,7 @@ from esper.costs import flops
 from esper.report.arms import Arm
 from esper.report.claims import Claim
 from esper.report.figure import Axis, Figure, Mark, Series
+from esper.report.plotting import Axes
 from esper.report.runs import ComparedRun, CurvePoint
 from esper.report.scale import Scale
 from esper.report.statistics import mean_interval

@@ -11,8 +11,9 @@ from types import MappingProxyType
 from typing import Any
 
 from markupsafe import Markup
-from matplotlib.axes import Axes
-from matplotlib.ticker import (
+
+from esper.report.plotting import (
+    Axes,
     FixedLocator,
     FuncFormatter,
     LogLocator,
@@ -21,7 +22,6 @@ from matplotlib.ticker import (
     NullLocator,
     PercentFormatter,
 )
-
 from esper.report.svg import INK, svg
 from esper.tracking.formatting import memory, number
 from esper.tracking.journal import strict

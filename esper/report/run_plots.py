@@ -6,12 +6,11 @@ import dataclasses
 import math
 from typing import Any
 
-from matplotlib.axes import Axes
-
 from esper.contracts.metrics import MetricInfo
 from esper.report.architecture import tail
 from esper.report.figure import Axis, Figure, Mark, Series, thinned
 from esper.report.packs import is_shared
+from esper.report.plotting import Axes
 from esper.report.run_record import RunRecord
 from esper.report.svg import INK, svg
 from esper.tracking.history import GrownModule

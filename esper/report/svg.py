@@ -8,10 +8,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-import matplotlib
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
+from esper.report.plotting import Axes, Figure, FigureCanvasSVG, rc_context
 
 __all__ = ["INK", "svg"]
 
@@ -38,7 +35,7 @@ _LOCK = threading.Lock()
 
 def svg(draw: Callable[[Axes], None], *, height: float) -> str:
     """An SVG element with what `draw` plots, 5.2 inches wide; `height` in inches."""
-    with _LOCK, matplotlib.rc_context(_STYLE):  # rcParams are global; Figure, unlike pyplot, has no other global state
+    with _LOCK, rc_context(_STYLE):  # rcParams are global; Figure, unlike pyplot, has no other global state
         figure = Figure(figsize=(5.2, height), layout="constrained")
         figure.patch.set_alpha(0)
         axes = figure.add_subplot()
