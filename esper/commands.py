@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
-__all__ = ["Parser", "add_command", "add_device", "add_group", "add_json", "positive"]
+__all__ = ["Parser", "add_command", "add_device", "add_group", "add_json", "named_path", "positive"]
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that takes options after, and between, the arguments that they go with."""
+    """A parser that takes options after, and between, the arguments that they go with; no path may be empty."""
 
     _is_inside = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """As argparse."""
+        super().__init__(*args, **kwargs)
+        self.register("type", Path, lambda text: Path(named_path(text)))
 
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None, **kwargs: Any
@@ -52,6 +58,13 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps (default: auto)"
     )
+
+
+def named_path(text: str) -> str:
+    """The type of a path that stays text; `Path` would take an empty one, as of an unset variable, for `.`."""
+    if not text:
+        raise argparse.ArgumentTypeError("'': names no file or folder; . is the current folder")
+    return text
 
 
 def positive(text: str) -> int:

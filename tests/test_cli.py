@@ -82,3 +82,24 @@ finally:
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert "simic" in done.stdout
     assert "HEAVY []" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["predict", "RUN", ""],
+        ["predict", "RUN", "x.png", "--out", ""],
+        ["evaluate", "RUN", ""],
+        ["export", ""],
+        ["export", "RUN", "--check="],
+        ["report", "RUN", ""],
+        ["runs", ""],
+        ["watch", ""],
+        ["sweep", "status", ""],
+    ],
+)
+def test_an_empty_path_is_not_the_current_folder(arguments: list[str], capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert "'': names no file or folder" in capsys.readouterr().err

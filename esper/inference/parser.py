@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from esper.commands import add_command, add_device, add_json, positive
+from esper.commands import add_command, add_device, add_json, named_path, positive
 
 __all__ = ["add_use"]
 
@@ -27,11 +27,11 @@ def _add_predict(commands: Any) -> None:
     predict = add_command(commands, "predict", _predict, "classify pictures, or predict rows of numbers")
     predict.add_argument("folder", type=Path, metavar="RUN", help=_RUN)
     predict.add_argument(
-        "paths", nargs="+", metavar="PATH",
+        "paths", nargs="+", type=named_path, metavar="PATH",
         help="picture, folder of pictures, .csv, .npz or .parquet; -: names of pictures on standard input",
     )  # fmt: skip
     predict.add_argument(
-        "--out", default="predictions.csv", metavar="FILE",
+        "--out", default="predictions.csv", type=named_path, metavar="FILE",
         help="table to write, with a page of pictures beside it; -: standard output (default: predictions.csv)",
     )  # fmt: skip
     predict.add_argument("--top-k", type=positive, default=5, metavar="K", help="likeliest classes (default: 5)")
@@ -45,7 +45,7 @@ def _add_evaluate(commands: Any) -> None:
     evaluate = add_command(commands, "evaluate", _evaluate, "measure a network on its test split, or on other data")
     evaluate.add_argument("folder", type=Path, metavar="RUN", help=_RUN)
     evaluate.add_argument(
-        "data", nargs="?", metavar="DATA",
+        "data", nargs="?", type=named_path, metavar="DATA",
         help="folder with a subfolder of pictures for each class, .csv, .npz or .parquet, or text (default: the test "
         "split of the run)",
     )  # fmt: skip
@@ -68,7 +68,7 @@ def _add_export(commands: Any) -> None:
         help="another format besides safetensors, which is always written; repeatable",
     )  # fmt: skip
     export.add_argument(
-        "--check", metavar="PATH",
+        "--check", type=named_path, metavar="PATH",
         help="pictures or table on which outputs are compared (default: validation data of the run)",
     )  # fmt: skip
     export.add_argument("--license", metavar="TEXT", help="license of the weights, for model.json")
