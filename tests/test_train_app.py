@@ -72,6 +72,9 @@ def test_showing_help_or_configuration_imports_neither_torch_nor_mlflow(
     [
         (["optimization.max_epoch=3"], "did you mean optimization.max_epochs?"),
         (["+typo=1"], "typo: no such setting"),
+        (["~optimization.max_epochs"], "~optimization.max_epochs: no setting can be removed; leave"),
+        (["~optimization.max_epochs=7"], "~optimization.max_epochs: no setting can be removed; leave"),
+        (["~experiment=debug"], "~experiment: no setting can be removed; leave"),
         (["optimization.max_epochs=many"], "optimization.max_epochs=many: must be a whole number"),
         (["optimization.max_epochs=0"], "allowed is at least 1"),
         (["hydra.run.dir=out/${hydra.job.num}"], "hydra.run.dir: ${hydra.job.num} has no value here; in hydra.sweep"),

@@ -65,6 +65,8 @@ def explain(error: Exception, *, where: str = "") -> ConfigError:
         line = "a preset begins with the line # @package _global_"
     elif isinstance(cause, OmegaConfBaseException):
         line = _of_omegaconf(cause)
+    elif deletion := re.match(r"Could not delete (?:from config\. .*?)?'(.+?)'", str(error)):
+        line = _not_deleted(deletion[1])
     elif sweep := re.search(r"'(.+)'\n[\s\S]*--multirun", str(error)):
         one = one_value(sweep[1])
         line = f"{sweep[1]}: several values; add -m to run each{', or write ' + one if one else ''}"
@@ -88,11 +90,18 @@ def _of_omegaconf(error: OmegaConfBaseException) -> str:
             "in hydra.sweep.subdir of a sweep (-m) it has one" if missing.startswith("hydra.job.") else "give it one"
         )
         return f"{key}: ${{{missing}}} has no value here; {remedy}"
+    if message.endswith("does not support deletion"):
+        return _not_deleted(key)
     hint = {name: hint for name, hint, _ in settings(TolariaConfig)}.get(key.partition("[")[0])
     if isinstance(error, ValidationError) and hint is not None:
         value = re.match(r"Value '(.*)' of type", message)
         return f"{key}{'=' + value[1] if value else ''}: must be {kind(hint)}"
     return f"{key}: {message}"
+
+
+def _not_deleted(key: str) -> str:
+    key = key.partition("=")[0]
+    return f"~{key}: no setting can be removed; leave ~{key} out, and {key} has its default, or give {key}=VALUE"
 
 
 def _unknown_setting(key: str) -> str:
