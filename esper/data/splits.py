@@ -96,6 +96,19 @@ def load_splits(config: DatasetConfig, *, rng_seed: int, cache_dir: Path | None 
     return _split_images(config, loaded(source.load, config, cache_dir), rng_seed=rng_seed)
 
 
+def _remedy(split: str, noun: str, config: DatasetConfig, *, has_validation: bool) -> str:
+    """What to do if a split is too small."""
+    if split == "test":
+        return "use a larger test set, or where none is given, another dataset.test_split"
+    if has_validation and split != "train":
+        return (
+            "use a larger validation set, of which the controller and the judge get half each, or none: "
+            "dataset.val_split then holds out a share of the training set"
+        )
+    or_share = "" if has_validation else f", or another dataset.val_split (now {config.val_split:g})"
+    return f"use more {noun} (dataset.num_examples){or_share}"
+
+
 def _split_images(config: DatasetConfig, dataset: Dataset, *, rng_seed: int) -> DataSplits:
     generator = torch.Generator().manual_seed(torch_seed(rng_seed))
     labels = dataset.train.strata
@@ -112,9 +125,8 @@ def _split_images(config: DatasetConfig, dataset: Dataset, *, rng_seed: int) -> 
         if len(split) < 2 or count == 0:
             of_class = f", {count} of them of class {dataset.class_names[label]!r}" if dataset.class_names else ""
             raise DataError(
-                f"dataset {config.name}: the {name} split has {len(split)} {noun}{of_class}; use more {noun} "
-                f"(dataset.num_examples), or another dataset.val_split "
-                f"(now {config.val_split:g})"
+                f"dataset {config.name}: the {name} split has {len(split)} {noun}{of_class}; "
+                + _remedy(name, noun, config, has_validation=dataset.val is not None)
             )
     if config.batch_size > len(train):
         raise DataError(

@@ -62,6 +62,25 @@ def test_controller_and_judge_share_val_if_there_is_a_test_folder(folder: Path) 
     assert (splits.judge.images[:, 1] == 2).all()
 
 
+def test_a_validation_folder_that_is_too_small_is_not_mended_by_val_split(folder: Path) -> None:
+    for name in ("cat", "dog"):
+        paint(folder / "val" / name / "0.png", (1, 2, 3))
+    with pytest.raises(DataError, match=r"controller split has 1 images, .*'cat'; use a larger val") as error:
+        load(folder)
+    assert "(now" not in str(error.value)
+
+
+def test_a_test_folder_that_is_too_small_is_not_mended_by_val_split(folder: Path) -> None:
+    for file in (folder / "test" / "cat").iterdir():
+        file.unlink()
+    paint(folder / "test" / "cat" / "0.png", (1, 2, 3))
+    for file in (folder / "test" / "dog").iterdir():
+        file.unlink()
+    with pytest.raises(DataError) as error:
+        load(folder)
+    assert "val_split" not in str(error.value)
+
+
 def test_a_second_load_reads_the_cache(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = load(folder)
     monkeypatch.setattr(Image, "open", lambda *_: pytest.fail("decoded again"))
