@@ -51,11 +51,19 @@ def check(config: TolariaConfig) -> None:
             f"checkpoint.save_trunk=true: needs a learning rate that is constant before it decays, but "
             f"optimization.scheduler={config.optimization.scheduler}; use wsd, or save_trunk=false"
         )
-    if config.checkpoint.resume_from is not None and not Path(config.checkpoint.resume_from).is_dir():
-        raise ConfigError(
-            f"checkpoint.resume_from={config.checkpoint.resume_from}: no such folder; give a checkpoint, such as "
-            "outputs/EXPERIMENT/RUN/checkpoints/step-N"
-        )
+    if config.checkpoint.resume_from is not None:
+        _check_start(config.checkpoint.resume_from)
+
+
+def _check_start(resume_from: str) -> None:
+    """Check that a folder is a checkpoint, which `""` as of an unset variable is not."""
+    folder = Path(resume_from).expanduser()
+    if resume_from and (folder / "manifest.json").exists():
+        return
+    problem = "holds no checkpoint, as it has no manifest.json" if folder.is_dir() and resume_from else "no such folder"
+    newest = max((folder / "checkpoints").glob("step-*/"), default=None) if resume_from else None
+    example = str(newest) if newest else "outputs/EXPERIMENT/RUN/checkpoints/step-N"
+    raise ConfigError(f"checkpoint.resume_from={resume_from!r}: {problem}; give a checkpoint, such as {example}")
 
 
 def check_group(group: Any, prefix: str = "") -> None:

@@ -180,6 +180,8 @@ def test_warm_up_ends_before_training_does():
 
 def test_the_checkpoint_to_resume_from_exists(tmp_path: Path):
     assert "no such folder" in refusal(checkpoint__resume_from=str(tmp_path / "step-1"))
+    assert "no manifest.json" in refusal(checkpoint__resume_from=str(tmp_path))
+    (tmp_path / "manifest.json").touch()
     check(changed(checkpoint__resume_from=str(tmp_path)))
 
 

@@ -175,12 +175,11 @@ def restore(run: Run, saved: Snapshot) -> None:
     ]
     if different:
         raise CheckpointError(
-            f"the checkpoint holds another network: {len(different)} tensors differ, e.g. {different[0]!r}; use the "
-            "model settings it was trained with (config.yaml of its run)"
+            f"the checkpoint holds another network: {len(different)} tensors differ, e.g. {different[0]!r}"
         )
     run.model.load_state_dict(model)
     if growth["slots"].keys() != {slot.site.name for slot in run.model.all_slots()}:
-        raise CheckpointError("the checkpoint holds the seeds of another network; use its run's model settings")
+        raise CheckpointError("the checkpoint holds the seeds of another network")
     run.life.load_state_dict(growth)
     tensors = dict(saved.optimizer)
     _restore_random_states(run.parts.device, tensors)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,13 @@ from esper.configs.identity import digest
 from esper.contracts.lifecycle import LIVE
 from esper.contracts.recipe import Graft
 from esper.data import DataSplits, Fingerprint, TokenSet
-from esper.errors import ConfigError, RunError
+from esper.errors import CheckpointError, ConfigError, RunError
 from esper.tolaria.checkpoints.files import Snapshot
 from esper.tolaria.data_record import described, recorded_data
 from esper.tolaria.run import Run
 from esper.tolaria.run_folder import recorded_config
 
-__all__ = ["Origin", "home_of", "place", "read_origin", "require_within_budget", "split_settings"]
+__all__ = ["Origin", "fitting", "home_of", "place", "read_origin", "require_within_budget", "split_settings"]
 
 _SPLIT_SETTINGS = ("rng_seed", "dataset.val_split", "dataset.num_examples")
 _EPOCH_SETTINGS = ("context", "epoch_windows")
@@ -199,6 +200,21 @@ def require_within_budget(run: Run, path: Path) -> None:
         total = f"optimization.max_macs={optimization.max_macs:.3g}"
     done = f"{state.ledger.total_macs:.3g} MACs are spent" if budget.by_compute else f"{state.epoch} epochs are done"
     raise ConfigError(f"{where}: {done}, more than {total}; set more, {otherwise}")
+
+
+@contextlib.contextmanager
+def fitting(path: Path) -> Iterator[None]:
+    """Context manager for restoring a checkpoint of another run, whose network or optimizer may be another.
+
+    Raises:
+        ConfigError: instead of a `CheckpointError`.
+    """
+    try:
+        yield
+    except CheckpointError as error:
+        where, otherwise = _words(path)
+        settings = home_of(path) / "config.yaml"
+        raise ConfigError(f"{where}: {error}; give its run's settings ({settings}), {otherwise}") from None
 
 
 def _words(path: Path) -> tuple[str, str]:

@@ -13,7 +13,7 @@ from esper.errors import CheckpointError, RunError
 from esper.tolaria.checkpoints import files
 from esper.tolaria.checkpoints.contents import restore
 from esper.tolaria.checkpoints.files import Snapshot
-from esper.tolaria.checkpoints.origin import place, require_within_budget
+from esper.tolaria.checkpoints.origin import fitting, place, require_within_budget
 from esper.tolaria.run import Run
 from esper.tracking import read
 
@@ -37,9 +37,12 @@ def resume(run: Run, *, back_to: Path | None = None) -> str | None:
     """
     start, is_other, warnings = run.ranks.on_rank0(lambda: _find_start(run, back_to))
     if start is not None:
-        restore(run, start[1])
         if is_other:
+            with fitting(start[0]):
+                restore(run, start[1])
             require_within_budget(run, start[0])
+        else:
+            restore(run, start[1])
     for message in warnings:
         run.warn(message)
     for level, message in run.ranks.on_rank0(lambda: [*_set_aside(run), *_others(run)]):

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from esper.configs import CheckpointConfig
-from esper.errors import CheckpointError
+from esper.errors import ConfigError
 from esper.tolaria.checkpoints.files import find_checkpoints
 from tests.conftest import STACK, tiny_config
 from tests.tolaria.checkpoints.test_resume import assert_same, train
@@ -64,7 +64,7 @@ def test_a_network_that_grows_from_the_trunk_of_its_host_is_the_one_that_grew_by
 def test_the_trunk_of_another_host_is_refused(tmp_path: Path) -> None:
     train(host(SHORT), tmp_path / "host")
     config = grown(LONG, model__depths=[2, 3], checkpoint__resume_from=trunk_of(tmp_path / "host"))
-    with pytest.raises(CheckpointError, match="layer2"):
+    with pytest.raises(ConfigError, match="layer2"):
         train(config, tmp_path / "other")
 
 

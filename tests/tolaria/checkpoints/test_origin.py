@@ -14,6 +14,7 @@ import torch
 
 from esper import fit
 from esper.configs import DatasetConfig, TolariaConfig
+from esper.configs.check import check
 from esper.data import load_splits
 from esper.errors import ConfigError
 from esper.tolaria.checkpoints.files import load
@@ -153,6 +154,7 @@ def test_ages_of_averages_and_modules_move_with_the_step(tmp_path: Path) -> None
             {"dataset__num_examples": 400},
             "was trained on other data: stripes: 320 → 400 examples; restore that,",
         ),
+        (12, {"optimization__optimizer": "adamw"}, "optimizer state differs: .*; give its run's settings"),
         (12, {"dataset__image_size": 12}, "was trained on other data: stripes: other contents; restore that, or take"),
     ],
 )
@@ -162,6 +164,13 @@ def test_what_does_not_suit_is_refused(
     with pytest.raises(ConfigError, match=message) as caught:
         train(going_on(at(source, step), **changes), tmp_path / "run")
     assert str(caught.value).endswith(f"or take its weights alone: model.init_from={at(source, step)}")
+
+
+def test_a_folder_that_is_no_checkpoint_is_refused(source: Path) -> None:
+    with pytest.raises(ConfigError, match=rf"no manifest.json; give a checkpoint, such as {at(source, 18)}$"):
+        check(going_on(str(source)))
+    with pytest.raises(ConfigError, match="resume_from='': no such folder"):
+        check(going_on(""))
 
 
 def test_within_an_epoch_other_rates_are_fine(source: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from esper.configs import TolariaConfig
-from esper.errors import CheckpointError, RunError
+from esper.errors import ConfigError, RunError
 from esper.tolaria import TolariaTrainer
 from esper.tolaria.checkpoints import files as checkpoint
 from esper.tolaria.checkpoints.contents import snapshot
@@ -153,7 +153,7 @@ def test_a_checkpoint_of_another_network_is_refused(run_dir: Path, tmp_path: Pat
     train(tiny_config(), run_dir, stop_at=9)
     source = checkpoint.find_checkpoints(run_dir / "checkpoints")[0]
     other = tiny_config(checkpoint__resume_from=str(source), model__widths=[4, 6])
-    with pytest.raises(CheckpointError, match="holds another network"):
+    with pytest.raises(ConfigError, match=rf"resume_from={source}: .* holds another network: .*{run_dir}/config.yaml"):
         train(other, tmp_path / "other" / "run")
 
 
