@@ -62,6 +62,8 @@ def read(path: Path) -> PlanRecord:
         record = read_json(path, SCHEMA)
     except FileNotFoundError:
         raise RunError(f"{path} is missing: there is no plan in that folder; make one with esper plan") from None
+    except RunError as error:
+        raise RunError(f"{error}; the command that made the plan writes it again, from the same pilots") from None
     if record.version != _VERSION:
-        raise RunError(f"{path} has version {record.version}; this Esper reads version {_VERSION}")
+        raise RunError(f"{path} has version {record.version}; this Esper reads version {_VERSION}; plan again")
     return record
