@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import sys
 
@@ -31,6 +32,13 @@ from matplotlib.ticker import (
     NullLocator,
     PercentFormatter,
 )
+
+try:
+    FigureCanvasSVG(Figure())
+except AttributeError:
+    # Matplotlib asks once for the version of IPython, which another thread, such as MLflow's, is importing.
+    importlib.import_module("IPython")  # waits for that
+    FigureCanvasSVG(Figure())
 
 __all__ = [
     "Axes",
