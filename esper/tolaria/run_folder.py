@@ -147,9 +147,11 @@ class RunFolder:
     def write_config(self, config: TolariaConfig, data: Fingerprint, *, checkpoint_dir: Path | None = None) -> None:
         """Write `config.yaml` and `data.json`, also beside checkpoints that are kept outside of the run folder."""
         folders = [self.path]
-        if checkpoint_dir is not None and not checkpoint_dir.is_relative_to(self.path):
-            checkpoint_dir.mkdir(parents=True, exist_ok=True)
-            folders.append(checkpoint_dir)
+        if checkpoint_dir is not None:
+            checkpoint_dir.parent.mkdir(parents=True, exist_ok=True)
+            if not checkpoint_dir.is_relative_to(self.path):
+                checkpoint_dir.mkdir(exist_ok=True)
+                folders.append(checkpoint_dir)
         for folder in folders:
             write_data(folder, data)
             write_atomically(folder / "config.yaml", to_yaml(config))

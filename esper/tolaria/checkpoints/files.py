@@ -99,8 +99,9 @@ class Snapshot:
 def save(folder: Path, snapshot: Snapshot, *, prefix: str, guard: Callable[[], object] = lambda: None) -> Path:
     """Write the checkpoint `<prefix>-<step>` (prefix: step, best, trunk or before) into `folder`; returns its path.
 
-    One that is there already and holds the same is left as it is. `guard` is called when all is written, before the
-    checkpoint gets its name, and raises an error if it must not.
+    One that is there already and holds the same is left as it is. `guard` raises an error if nothing must be written in
+    `folder`. It is called before anything is, and again before the checkpoint gets its name. What `folder` lies in has
+    to be there: a run folder that was removed is not made again.
 
     Raises:
         CheckpointError: it cannot be written; earlier checkpoints are untouched.
@@ -111,8 +112,9 @@ def save(folder: Path, snapshot: Snapshot, *, prefix: str, guard: Callable[[], o
         return target
     if name := _nan_in(snapshot):
         raise CheckpointError(f"{target} is not saved: {name} contains NaN; earlier checkpoints are intact")
+    guard()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(exist_ok=True)
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
         for name, tensors in (("model", snapshot.model), ("optimizer", snapshot.optimizer)):
@@ -135,6 +137,7 @@ def save(folder: Path, snapshot: Snapshot, *, prefix: str, guard: Callable[[], o
         guard()
         _move_into_place(temporary, target)
     except (OSError, SafetensorError) as error:  # safetensors reports a full disk as its own error
+        guard()
         raise CheckpointError(f"cannot save {target}: {one_line(error)}; earlier checkpoints are intact") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from esper.contracts.recipe import Graft
-from esper.errors import CheckpointError
+from esper.errors import CheckpointError, WriteError
 from esper.tolaria.checkpoints import files as checkpoint
 from esper.tolaria.checkpoints.files import Snapshot
 
@@ -163,6 +163,21 @@ def test_a_save_that_does_not_fit_leaves_earlier_checkpoints_intact(tmp_path: Pa
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert list(tmp_path.iterdir()) == [good]
     checkpoint.load(good)
+
+
+def test_a_run_folder_that_was_removed_is_not_made_again(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="No such file"):
+        checkpoint.save(tmp_path / "run" / "checkpoints", snapshot(), prefix="step")
+    assert not any(tmp_path.iterdir())
+
+
+def test_nothing_is_written_where_the_guard_says_so(tmp_path: Path) -> None:
+    def guard() -> None:
+        raise WriteError("not ours")
+
+    with pytest.raises(WriteError, match="not ours"):
+        checkpoint.save(tmp_path / "checkpoints", snapshot(), prefix="step", guard=guard)
+    assert not any(tmp_path.iterdir())
 
 
 def save_without_end(folder: Path, ready: Event) -> None:
