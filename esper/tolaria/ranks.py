@@ -270,25 +270,28 @@ class Ranks:
         if self.size == 1:
             yield
             return
-        stopping = threading.Event()
-        watch = threading.Thread(target=self._watch, args=(stopping, config.timeout_s), name="esper-ranks", daemon=True)
+        stopping, failed = threading.Event(), threading.Event()
+        arguments = (stopping, failed, config.timeout_s)
+        watch = threading.Thread(target=self._watch, args=arguments, name="esper-ranks", daemon=True)
         watch.start()
         try:
             yield
         except RankError:
             raise  # still watched: the shutdown may hang too
         except BaseException:
+            failed.set()
             stopping.set()
+            watch.join(2 * _WATCHDOG_INTERVAL_S)  # a process that ends while a thread is in torch's C++ is aborted
             raise
         stopping.set()
         watch.join()
 
-    def _watch(self, stopping: threading.Event, timeout_s: float) -> None:
+    def _watch(self, stopping: threading.Event, failed: threading.Event, timeout_s: float) -> None:
         """Exchange, every two seconds, whether all ranks stop, and for how long none has made progress."""
         lowest = torch.zeros(2)
         started = time.monotonic()
         try:
-            while not lowest[0]:
+            while not lowest[0] and not failed.is_set():
                 stopping.wait(_WATCHDOG_INTERVAL_S)
                 started = time.monotonic()
                 lowest.copy_(torch.tensor([float(stopping.is_set()), hanging.silence_s()]))
