@@ -281,7 +281,7 @@ class Ranks:
         except BaseException:
             failed.set()
             stopping.set()
-            watch.join(2 * _WATCHDOG_INTERVAL_S)  # a process that ends while a thread is in torch's C++ is aborted
+            watch.join(2 * _WATCHDOG_INTERVAL_S)  # Python should not end while a thread is in torch's C++
             raise
         stopping.set()
         watch.join()

@@ -26,6 +26,7 @@ from tests.tolaria.processes import (
     STACKS,
     await_checkpoint,
     await_event,
+    both_ranks,
     ends,
     events,
     start_step,
@@ -139,6 +140,13 @@ def test_a_rank_that_dies_ends_the_others_with_one_error_and_the_run_resumes_wit
     assert fit(*LONG, run_dir=run_dir).exit_code == 0
     assert "step-" in events(run_dir, "run_started")[-1]["resumed_from"]
     assert [line["epoch"] for line in events(run_dir, "epoch")] == list(range(1, 21))
+
+
+@pytest.mark.long
+def test_the_watchdog_of_a_rank_that_fails_has_ended_before_the_process_does() -> None:
+    going_on, failed = both_ranks("tests.tolaria.failing_rank")
+    assert "esper-ranks" in going_on
+    assert "esper-ranks" not in failed
 
 
 @pytest.mark.long
