@@ -57,6 +57,8 @@ def main(options: argparse.Namespace) -> int:
     if rank_env().size > 1:
         raise ConfigError("esper plan: is one process; for pilots on several GPUs, add hydra/launcher=slurm or local")
     policy = None if options.policy is None else growth.read(options.policy)
+    if policy is not None and not policy.is_active:
+        _tell(f"{options.policy}: {policy.verdict}")
     given = list(options.overrides)
     if options.experiment is not None:
         given = [*without(given, "experiment_name"), f"experiment_name={options.experiment}"]
@@ -72,8 +74,6 @@ def main(options: argparse.Namespace) -> int:
             _tell("\n".join(f"  {describe(pilot, known)}" for pilot in pilots))
             return 0
         runs, names = run_pilots(pilots, known, given=given, queue=queue, tell=_tell)
-        if policy is not None and not policy.is_active:
-            _tell(f"{options.policy}: {policy.verdict}")
     made = _record(known, runs, names, given=given, macs=macs, hours=options.hours, policy=policy)
     record.write(made, known.folder / "plan.json")
     page.write(made, known.folder / "plan.html")
