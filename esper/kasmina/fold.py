@@ -199,7 +199,7 @@ def _becomes_block(host: nn.Module, slot: SeedSlot, containers: Collection[type[
         return False
     stage = host.get_submodule(slot.site.block.rpartition(".")[0])
     # The forward function of a subclass may know how many blocks there are, as the host of an nn.ModuleList may.
-    kind = type(stage) if type(stage) is nn.Sequential else nn.ModuleList
+    kind = nn.Sequential if type(stage) is nn.Sequential else nn.ModuleList
     return isinstance(stage, nn.Sequential | nn.ModuleList) and kind in containers and _numbering(stage) is not None
 
 
