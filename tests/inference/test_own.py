@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import esper
 from esper import plugins
 from esper.cli import main
-from esper.configs import DatasetConfig, ModelConfig
+from esper.configs import DatasetConfig, ModelConfig, TolariaConfig
 from esper.errors import ConfigError, RunError
 from esper.inference.export import export
 from tests.conftest import tiny_config
@@ -109,15 +109,20 @@ def test_a_plugins_network_is_loaded_and_exported_once_its_module_is_imported(
         assert torch.allclose(outputs(seen, esper.load(folder)), seen.outputs, atol=1e-5)
 
 
-def test_a_network_given_to_fit_is_given_to_load_too(tmp_path: Path, elsewhere: pytest.MonkeyPatch) -> None:
+def offered(network: type[nn.Module]) -> TolariaConfig:
+    """Settings that train a network of one's own on rows of one's own."""
     values = torch.randn(80, 4, generator=torch.Generator().manual_seed(0))
-    plugins.offer("model", "Rows", Rows)
+    plugins.offer("model", network.__name__, network)
     plugins.offer("dataset", "own_data", lambda: (values, (values[:, 0] > 0).long()))
-    config = tiny_config(
-        model=ModelConfig(source="plugin", name="Rows"),
+    return tiny_config(
+        model=ModelConfig(source="plugin", name=network.__name__),
         dataset=DatasetConfig(name="plugin", source="own_data", batch_size=8, val_split=0.3),
         morphogenetic__enable_tamiyo=False,
     )
+
+
+def test_a_network_given_to_fit_is_given_to_load_too(tmp_path: Path, elsewhere: pytest.MonkeyPatch) -> None:
+    config = offered(Rows)
     seen = train(config, tmp_path / "own" / "run")
     assert torch.allclose(outputs(seen, esper.load(seen.run_dir)), seen.outputs, atol=1e-6)
     plugins._registered.clear()
@@ -143,14 +148,7 @@ class Weighted(Rows):
 def test_a_network_with_a_weight_that_a_hook_computes_is_exported(
     tmp_path: Path, elsewhere: pytest.MonkeyPatch
 ) -> None:
-    values = torch.randn(80, 4, generator=torch.Generator().manual_seed(0))
-    plugins.offer("model", "Weighted", Weighted)
-    plugins.offer("dataset", "own_data", lambda: (values, (values[:, 0] > 0).long()))
-    config = tiny_config(
-        model=ModelConfig(source="plugin", name="Weighted"),
-        dataset=DatasetConfig(name="plugin", source="own_data", batch_size=8, val_split=0.3),
-        morphogenetic__enable_tamiyo=False,
-    )
+    config = offered(Weighted)
     seen = train(config, tmp_path / "own" / "run")
     out = export(seen.run_dir, tmp_path / "out")
     for folder in (seen.run_dir, out):
