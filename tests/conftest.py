@@ -26,6 +26,7 @@ from esper.configs import (
 )
 from esper.oona.redis import RedisBus
 from esper.tolaria import TolariaTrainer
+from tests.forked import ForkedPython
 from tests.oona.server import PASSWORD, RedisServer
 
 hypothesis.settings.register_profile("esper", deadline=None)  # an example may take long on a busy machine
@@ -36,6 +37,12 @@ hypothesis.settings.load_profile("esper")
 def _environment(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["XDG_STATE_HOME"] = str(tmp_path_factory.mktemp("state"))  # not the user's: runs note addresses there
     os.environ["OMP_NUM_THREADS"] = "1"  # in processes that tests start; on busy cores, threads wait for each other
+
+
+@pytest.fixture(autouse=True)
+def _no_process_is_left() -> Iterator[None]:
+    yield
+    ForkedPython.end_all()
 
 
 @pytest.fixture(autouse=True)

@@ -21,7 +21,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 ROOT = Path(__file__).resolve().parents[1]
 ESPER_TRAIN = "import sys; sys.argv[0] = 'esper-train'; from esper.train import main; main()"
@@ -37,8 +37,10 @@ _SET_CHILD_SUBREAPER = 36  # of prctl(2)
 class ForkedPython(subprocess.Popen[str]):
     """`python -c SCRIPT ARGUMENTS...` with pipes for what it prints.
 
-    `environment`: variables on top of this process's.
+    `environment`: variables on top of this process's. A fixture ends those that a test leaves behind when it fails.
     """
+
+    started: ClassVar[list[ForkedPython]] = []
 
     def __init__(
         self, script: str, *arguments: str, cwd: Path, stdin: int = subprocess.DEVNULL, **environment: str
@@ -52,6 +54,18 @@ class ForkedPython(subprocess.Popen[str]):
             stderr=subprocess.PIPE,
             text=True,
         )
+        self.started.append(self)
+
+    def suspend(self) -> None:
+        """SIGSTOP; returns when each of its threads has come to a halt, which may be in the midst of a write before."""
+        self.send_signal(signal.SIGSTOP)
+        assert os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+
+    @classmethod
+    def end_all(cls) -> None:
+        while cls.started:
+            with cls.started.pop() as process:
+                process.kill()
 
     def _execute_child(self, args: list[str], *others: Any) -> None:
         pipes = others[9:15]

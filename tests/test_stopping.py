@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import re
@@ -11,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -25,19 +26,9 @@ from tests.tolaria.processes import LONG, await_checkpoint, start_step
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[..., ForkedPython]]:
+def start(tmp_path: Path) -> Callable[..., ForkedPython]:
     """Starts `esper-train` in a folder of its own."""
-    processes = []
-
-    def started(*arguments: str) -> ForkedPython:
-        process = ForkedPython(ESPER_TRAIN, *arguments, cwd=tmp_path)
-        processes.append(process)
-        return process
-
-    yield started
-    for process in processes:
-        process.kill()
-        process.communicate()
+    return functools.partial(ForkedPython, ESPER_TRAIN, cwd=tmp_path)
 
 
 def wait_until(is_so: Callable[[], object]) -> None:
@@ -286,15 +277,10 @@ def test_a_rank_that_hangs_ends_the_others_after_the_timeout(tmp_path: Path):
     processes = start_step(
         *[(*LONG, "optimization.max_epochs=100000", f"hydra.run.dir={run_dir}", "ranks.timeout_s=6")] * 2
     )
-    try:
-        await_checkpoint(run_dir)
-        processes[1].send_signal(signal.SIGSTOP)
-        _, err = processes[0].communicate()
-        assert processes[0].returncode == 1
-        assert err.count("\n") == 1, err
-        assert "ranks.timeout_s=6: another rank of this run has not answered for 6 s; start the same command" in err
-        assert status(tmp_path)[0] == "failed"
-    finally:
-        for process in processes:
-            process.kill()
-            process.communicate()
+    await_checkpoint(run_dir)
+    processes[1].suspend()
+    _, err = processes[0].communicate()
+    assert processes[0].returncode == 1
+    assert err.count("\n") == 1, err
+    assert "ranks.timeout_s=6: another rank of this run has not answered for 6 s; start the same command" in err
+    assert status(tmp_path)[0] == "failed"

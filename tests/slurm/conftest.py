@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -70,16 +69,13 @@ class Sweep:
     def __init__(self, cwd: Path) -> None:
         self.cwd = cwd
         self.folder = cwd / "outputs" / "debug"
-        self.launchers: list[ForkedPython] = []
 
     def start(self, *arguments: str, script: str = ESPER_TRAIN) -> ForkedPython:
         """Start a command in the background."""
         if script == ESPER_TRAIN:
             experiment = () if any(one.startswith("experiment=") for one in arguments) else ("experiment=debug",)
             arguments = ("-m", *experiment, *TINY, *QUEUE, *arguments)
-        launcher = ForkedPython(script, *arguments, cwd=self.cwd, COLUMNS="300")
-        self.launchers.append(launcher)
-        return launcher
+        return ForkedPython(script, *arguments, cwd=self.cwd, COLUMNS="300")
 
     def run(self, *arguments: str, script: str = ESPER_TRAIN) -> tuple[int, str, str]:
         """Exit code, output and errors of a command."""
@@ -110,12 +106,8 @@ class Sweep:
 @pytest.fixture
 def sweep(slurm: None, tmp_path: Path) -> Iterator[Sweep]:
     # The nodes are this machine and share its folders.
-    launched = Sweep(tmp_path)
-    yield launched
-    for launcher in launched.launchers:
-        if launcher.poll() is None:
-            launcher.send_signal(signal.SIGKILL)
-        launcher.communicate()
+    yield Sweep(tmp_path)
+    ForkedPython.end_all()  # else a launcher submits again what is cancelled
     command("scancel", f"--user={os.getuid()}")
     wait_until(lambda: not command("squeue", "--noheader"))
 

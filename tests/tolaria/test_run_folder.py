@@ -195,7 +195,7 @@ def test_a_run_whose_folder_goes_ends_with_one_line_and_writes_no_more(
 ) -> None:
     process = start(*LONG, "hydra.run.dir=out", cwd=tmp_path)
     wait_for(lambda: has_epoch(tmp_path / "out"))
-    process.send_signal(signal.SIGSTOP)  # not while the folder is half removed
+    process.suspend()  # not while the folder is half removed
     change(tmp_path / "out")
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*") if path.is_file()}
     process.send_signal(signal.SIGCONT)
