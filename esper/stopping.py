@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 
 __all__ = [
-    "Stopped", "check", "exit_with_parent", "handled", "is_handled", "name_of", "on_stop", "received", "requested",
+    "Stopped", "check", "deferred", "exit_with_parent", "handled", "is_handled", "name_of", "on_stop", "received",
+    "requested",
 ]  # fmt: skip
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
@@ -103,6 +104,18 @@ def on_stop(ask: Callable[[int], None]) -> Iterator[None]:
         yield
     finally:
         _listeners.remove(ask)
+
+
+@contextlib.contextmanager
+def deferred() -> Iterator[None]:
+    """Context manager: a signal that comes meanwhile raises at its end."""
+    try:
+        with on_stop(lambda _number: None):
+            yield
+    finally:
+        if _requested == signal.SIGINT:
+            raise KeyboardInterrupt
+        check()
 
 
 def name_of(number: int) -> str:

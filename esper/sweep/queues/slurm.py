@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from esper import stopping
 from esper.configs import TolariaConfig
 from esper.configs.schema import setting
 from esper.errors import ConfigError, RunError, one_line
@@ -111,7 +112,8 @@ class SlurmQueue(Queue):
         """
         dependencies = [job.id for job in after]
         for members in levels:
-            dependencies += self._submit_array(members, after=dependencies)
+            with stopping.deferred():  # what sbatch has accepted is recorded, or nothing could cancel it
+                dependencies += self._submit_array(members, after=dependencies)
 
     def cancel(self, jobs: Sequence[Job]) -> None:
         """Cancel jobs; a run that has begun saves a checkpoint first."""

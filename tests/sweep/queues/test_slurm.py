@@ -110,6 +110,15 @@ def test_members_that_share_a_gpu_share_a_job(refusing: Path, tmp_path: Path, mo
         queue_of("slurm", {"members": 2, "gpus_per_node": None}).require()
 
 
+def test_ctrl_c_during_a_submission_waits_until_its_jobs_are_recorded(refusing: Path, tmp_path: Path) -> None:
+    (refusing / "sbatch").write_text("#!/bin/sh\nkill -INT $PPID\necho Submitted batch job 7\n")
+    (refusing / "squeue").write_text("#!/bin/sh\necho '7_0|PENDING'\necho '7_1|PENDING'\n")
+    (tmp_path / "lab").mkdir()
+    code, out, _ = finish(start(*TINY[:-1], "hydra/launcher=slurm", "rng_seed=0,1", cwd=tmp_path / "lab"))
+    assert code == 130
+    assert "jobs 7_[0-1] remain in the queue" in out
+
+
 @pytest.mark.usefixtures("refusing")
 def test_a_refused_sweep_leaves_nothing_behind(tmp_path: Path) -> None:
     (tmp_path / "lab").mkdir()
