@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
 import shlex
 import shutil
 import signal
-import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,11 @@ import torch
 
 from esper import fit
 from esper.cli import main
+from esper.contracts.events import Event, RunStarted
 from esper.errors import ConfigError
 from esper.planning.family import read_family, require_plannable
 from esper.planning.observed import finished_runs
+from esper.tracking import Journal
 from tests.conftest import STACK, tiny_config
 
 TOY = (
@@ -68,12 +69,16 @@ def started(run_dir: Path) -> dict[str, Any]:
     return next(line for line in lines if line["kind"] == "run_started")
 
 
-def interrupt_in_run(number: int) -> None:
-    """Press Ctrl-C once that many runs have begun."""
-    deadline = time.monotonic() + 120
-    while len(runs()) < number and time.monotonic() < deadline:
-        time.sleep(0.02)
-    os.kill(os.getpid(), signal.SIGINT)
+def interrupt_in_run(number: int, patch: pytest.MonkeyPatch) -> None:
+    """Press Ctrl-C when so many runs have begun from now on; another thread might see it too late."""
+    write, numbers = Journal.write, itertools.count(1)
+
+    def write_and_interrupt(journal: Journal, event: Event) -> None:
+        write(journal, event)
+        if event.kind == RunStarted.kind and next(numbers) == number:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    patch.setattr(Journal, "write", write_and_interrupt)
 
 
 @pytest.fixture(scope="module")
@@ -84,10 +89,8 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         fit(*TOY, "morphogenetic=off", "optimization.max_epochs=2", "rng_seed=5")
-        thread = threading.Thread(target=interrupt_in_run, args=(4,))
-        thread.start()
+        interrupt_in_run(3, patch)
         assert esper("plan", *TOY, *PLAN) == 130
-        thread.join()
         assert not (FOLDER / "plan.json").exists()
         finished = {run: (run / "journal.jsonl").stat().st_mtime_ns for run in runs() if is_finished(run)}
         assert 1 < len(finished) < 4
