@@ -28,7 +28,7 @@ run() {
     local name=$1 limit=$2 started=$SECONDS status=0
     shift 2
     (( limit > end - SECONDS )) && limit=$((end - SECONDS))
-    if (( limit < 5 )); then
+    if (( limit < 1 )); then
         status=124
     else
         timeout --kill-after=15 "$limit" "$@" >"$logs/$name.out" 2>"$logs/$name.err" || status=$?
