@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -23,6 +26,16 @@ def config(tmp_path: Path) -> DatasetConfig:
     photos = write_photos(tmp_path / "photos")
     damage(photos / f"train/{CLASSES[0]}/{CLASSES[0]}_004.JPEG")
     return DatasetConfig(name="imagefolder", data_dir=str(photos), image_size=16, batch_size=4, val_split=0.2)
+
+
+def of_group(number: int) -> list[psutil.Process]:
+    """The processes of a group that have not ended."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(ProcessLookupError, psutil.NoSuchProcess):
+            if os.getpgid(process.pid) == number and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
 
 
 def load(config: DatasetConfig, place: Path) -> DataSplits:
@@ -100,7 +113,9 @@ def test_a_run_that_ends_early_ends_the_process_and_leaves_nothing_half_written(
         process = ahead._reader._process.pid
         os.killpg(process, 0)
     with pytest.raises(ProcessLookupError):
-        os.killpg(process, 0)
+        os.kill(process, 0)
+    while of_group(process):  # what it had forked dies a moment later
+        time.sleep(0.01)
     assert not list((tmp_path / "cache").glob(".*"))
 
 
