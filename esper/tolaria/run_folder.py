@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import socket
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from esper.files import as_json, decoder, write_atomically
 from esper.tolaria.data_record import write_data
 from esper.tracking.history import History
 from esper.tracking.journal import mend, read, strict
-from esper.tracking.liveness import recorded_status
+from esper.tracking.liveness import is_locked, recorded_status
 
 __all__ = ["RunFolder", "recorded_config", "require_same_run"]
 
@@ -32,6 +33,8 @@ _MAX_DIFFERENCES = 4
 _MAX_VALUE = 60
 _LOCK_TIMEOUT_S = 0.5
 """Longer than the moment for which a command that shows the run's status tries the lock."""
+_SUSPENDED_S = 30.0
+"""How long to wait for such a command that was suspended in that moment."""
 _held_here: set[Path] = set()
 """Folders that this process has locked."""
 
@@ -58,7 +61,7 @@ class RunFolder:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock.acquire(timeout=_LOCK_TIMEOUT_S)
+            self._wait_for_lock()
             self._held = _identity(self._file)
             _held_here.add(self.path)
         except Timeout:
@@ -68,6 +71,16 @@ class RunFolder:
             raise RunError(f"{self.path} is in use by another {who}, {remedy}") from None
         except OSError as error:
             raise RunError(f"cannot write in {self.path}: {error.strerror or error}") from None
+
+    def _wait_for_lock(self) -> None:
+        until = time.monotonic() + _SUSPENDED_S
+        while True:
+            try:
+                self._lock.acquire(timeout=_LOCK_TIMEOUT_S)
+                return
+            except Timeout:
+                if is_locked(self.path) or time.monotonic() > until:  # by a run: what shows the status shares it
+                    raise
 
     def release(self) -> None:
         """Unlock the folder, if this object holds it."""

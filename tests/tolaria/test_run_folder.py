@@ -22,7 +22,8 @@ from esper.tolaria.run_folder import RunFolder, recorded_config
 from esper.tracking.journal import read
 from esper.tracking.liveness import read_status, recorded_status
 from tests.sweep.test_launch import finish, start
-from tests.tracking.test_liveness import LONG, has_epoch, wait_for
+from tests.tracking.conftest import wait_for
+from tests.tracking.test_liveness import LONG, has_epoch
 
 DEBUG = ("experiment=debug", "debug_mode=false", "morphogenetic=off", "tracking=none", "device=cpu")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
@@ -9,8 +10,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,20 +20,14 @@ from esper.report.run_record import read_run
 from esper.sweep.manifest import members_of
 from esper.sweep.member_state import member_states
 from esper.tolaria.run_folder import RunFolder
-from esper.tracking import liveness
+from esper.tracking import liveness, read
 from esper.tracking.liveness import killed_reason, read_status
 from tests.forked import ESPER
 from tests.sweep.test_launch import FAST, TINY, finish, start
+from tests.tracking.conftest import wait_for
 
 LONG = ("experiment=debug", "debug_mode=false", "morphogenetic=off", "tracking=none", "optimization.max_epochs=2000")
 SEEN = r"last seen \d{4}-\d\d-\d\d \d\d:\d\d:\d\d"
-
-
-def wait_for(condition: Callable[[], object]) -> None:
-    until = time.monotonic() + 120
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.05)
 
 
 def has_epoch(run_dir: Path) -> bool:
@@ -52,7 +47,7 @@ def test_the_report_of_a_run_that_died_without_a_word_says_killed_and_when(tmp_p
     assert re.search(rf"The run was killed: {SEEN}\.", (tmp_path / "out" / "report.html").read_text())
     record = read_run(tmp_path / "out")
     assert record.status == "killed"
-    last = json.loads((tmp_path / "out" / "journal.jsonl").read_text().splitlines()[-1])["time_unix_s"]
+    *_, last = (event["time_unix_s"] for event in read(tmp_path / "out" / "journal.jsonl"))  # a line may be cut short
     assert time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(last)) in record.reason
     again = start(*LONG, "hydra.run.dir=out", cwd=tmp_path)  # resumes, and is running again
     wait_for(lambda: read_status(tmp_path / "out")[0] == "running")
@@ -141,3 +136,16 @@ def test_showing_a_status_does_not_keep_a_run_from_starting(left: Path) -> None:
     finally:
         process.kill()
         process.communicate()
+
+
+def test_a_command_that_is_suspended_while_it_looks_at_the_lock_does_not_keep_a_run_from_starting(left: Path) -> None:
+    folder = RunFolder(left)
+    with (left / ".lock").open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        goes_on = threading.Timer(0.8, fcntl.flock, (file, fcntl.LOCK_UN))
+        goes_on.start()
+        try:
+            folder.acquire()
+        finally:
+            goes_on.join()
+    folder.release()
