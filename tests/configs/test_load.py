@@ -90,9 +90,9 @@ def test_bytes_that_are_not_utf8_are_refused(path: Path):
 def test_an_alias_bomb_is_refused_at_once(path: Path):
     levels = ["a: &a [x,x,x,x,x,x,x,x,x]"]
     levels += [f"{new}: &{new} [{','.join([f'*{old}'] * 9)}]" for old, new in zip("abcdefgh", "bcdefghi", strict=True)]
-    start = time.monotonic()
+    start = time.process_time()
     assert "aliases" in refusal(path, "\n".join(levels))
-    assert time.monotonic() - start < 2
+    assert time.process_time() - start < 2
 
 
 @pytest.mark.parametrize("text", ["[" * 5000, "a: " + "{b: " * 100 + "1" + "}" * 100])
