@@ -39,6 +39,7 @@ _TIMEOUT = datetime.timedelta(minutes=30)  # rank 0 may score, judge and save wh
 _WATCHDOG_INTERVAL_S = 2.0
 _WATCHDOG_GRACE_S = 20.0
 _REPORT_S = 1.0
+_ANSWER_S = 10.0
 _AGAIN = "start the same command again, with any number of ranks: the run resumes from its last checkpoint"
 
 
@@ -242,7 +243,7 @@ class Ranks:
         # In a thread: rank 0 holds the store, and may hang.
         report = threading.Thread(target=self._claim_failure, args=(mine, first), daemon=True)
         report.start()
-        report.join(_REPORT_S)
+        report.join(_REPORT_S if self.rank <= 1 else _ANSWER_S)  # without an answer the others say nothing
         return first[0] == mine if first else self.rank <= 1
 
     def _claim_failure(self, mine: str, first: list[str]) -> None:
@@ -292,7 +293,8 @@ class Ranks:
         started = time.monotonic()
         try:
             while not lowest[0] and not failed.is_set():
-                stopping.wait(_WATCHDOG_INTERVAL_S)
+                if stopping.wait(_WATCHDOG_INTERVAL_S) and failed.is_set():
+                    return  # the others find that this process has ended
                 started = time.monotonic()
                 lowest.copy_(torch.tensor([float(stopping.is_set()), hanging.silence_s()]))
                 work = dist.all_reduce(lowest, op=dist.ReduceOp.MIN, group=self._watch_group, async_op=True)

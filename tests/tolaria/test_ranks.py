@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import signal
+import subprocess
+import threading
 from pathlib import Path
 
 import pytest
+from torch.distributed import TCPStore
 
 from esper import fit
 from esper.configs.rank_env import RankEnv
@@ -17,6 +20,7 @@ from esper.tolaria.ranks import Ranks
 from esper.tolaria.run import open_run
 from esper.tolaria.state import TrainingState
 from tests.conftest import tiny_config, use
+from tests.forked import ForkedPython
 from tests.oona.server import RedisServer
 from tests.tamiyo.serving import process
 from tests.tolaria.processes import (
@@ -100,7 +104,8 @@ def test_two_ranks_with_synchronised_batch_norm_train_incubate_fork_and_judge_as
 def test_two_ranks_consult_a_shared_tamiyo_and_continue_without_her(
     runs: tuple[Path, Path], tmp_path: Path, redis_server: RedisServer, is_there: bool
 ) -> None:
-    shared = (f"redis.url=redis://127.0.0.1:{redis_server.start().port}", "bus=redis", "morphogenetic.tamiyo=shared")
+    server = (f"redis.url=redis://127.0.0.1:{redis_server.start().port}", "redis.timeout_s=60")
+    shared = (*server, "bus=redis", "morphogenetic.tamiyo=shared")
     deadline = f"morphogenetic.tamiyo_deadline_s={60 if is_there else 0.3}"
     run_dir = tmp_path / "run"
     with process(redis_server.config()) if is_there else contextlib.nullcontext():
@@ -149,10 +154,31 @@ def test_the_watchdog_of_a_rank_that_fails_has_ended_before_the_process_does() -
     assert "esper-ranks" not in failed
 
 
+HOLDS_A_STORE = """
+import sys, torch.distributed as dist
+store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+print(store.port, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_the_first_rank_that_fails_reports_it_though_rank_0_does_not_answer_for_a_while(tmp_path: Path) -> None:
+    rank0 = ForkedPython(HOLDS_A_STORE, cwd=tmp_path, stdin=subprocess.PIPE)
+    assert rank0.stdout is not None
+    store = TCPStore("localhost", int(rank0.stdout.readline()), is_master=False)
+    rank0.suspend()
+    goes_on = threading.Timer(1.5, rank0.send_signal, [signal.SIGCONT])
+    goes_on.start()
+    try:
+        assert Ranks(RankEnv(rank=2, size=3), store=store).report_failure("rank 1 has died")
+    finally:
+        goes_on.join()
+
+
 @pytest.mark.long
 def test_a_signal_to_one_rank_stops_all_at_the_same_step(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    processes = start_step(*[(*LONG, f"hydra.run.dir={run_dir}")] * 2)
+    processes = start_step(*[(*LONG, "optimization.max_epochs=100000", f"hydra.run.dir={run_dir}")] * 2)
     await_checkpoint(run_dir)
     processes[1].send_signal(signal.SIGTERM)
     assert ends(processes) == ([143, 143], "")
