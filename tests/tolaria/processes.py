@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import socket
@@ -68,14 +69,19 @@ def both_ranks(module: str, *arguments: str, num_threads: int = 1, within_s: flo
         ended = [process.communicate(timeout=within_s) for process in processes]
     finally:
         for process in processes:
-            process.kill()
+            with process:
+                process.kill()
     assert [process.returncode for process in processes] == [0, 0], [stderr for _, stderr in ended]
     return [json.loads(stdout.splitlines()[-1]) for stdout, _ in ended]
 
 
 def _free_port() -> int:
-    with socket.create_server(("localhost", 0)) as server:
-        port: int = server.getsockname()[1]
+    """A port for rank 0 to listen on; nobody else is given it, since it stays bound until this process ends."""
+    bound = socket.socket()
+    atexit.register(bound.close)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # rank 0 sets it, too, and so may bind it as well
+    bound.bind(("localhost", 0))
+    port: int = bound.getsockname()[1]
     return port
 
 

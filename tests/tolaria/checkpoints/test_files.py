@@ -198,10 +198,12 @@ def test_killing_a_process_while_it_saves_never_costs_the_last_checkpoint(tmp_pa
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # threads are not copied, and are not needed
             process.start()
-        assert ready.wait(60)
-        time.sleep(delay_s)
-        process.kill()
-        process.join()
+        try:
+            assert ready.wait(60)
+            time.sleep(delay_s)
+        finally:
+            process.kill()
+            process.join()
         newest = checkpoint.find_checkpoints(tmp_path)[0]
         loaded = checkpoint.load(newest)
         assert torch.equal(loaded.model["w"], torch.full((400_000,), float(loaded.step + 1)))
