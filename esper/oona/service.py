@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -68,12 +69,12 @@ class Health:
     detail: str = ""
 
 
-def service_health(config: RedisConfig, *, timeout_s: float = 1.0) -> list[Health]:
+def service_health(config: RedisConfig, *, timeout_s: float = math.inf) -> list[Health]:
     """The health of the bus, then of every service with a heartbeat; a failure to connect is returned, not raised.
 
     Args:
         config: address of the server.
-        timeout_s: limit of each call to the server.
+        timeout_s: limit of each call to the server, if below that of the settings.
     """
     url = ""
     try:

@@ -52,7 +52,7 @@ def _consult(tamiyo: Health, config: RedisConfig) -> Health:
     """Time an empty consultation; any Tamiyo on the bus may answer it."""
     if tamiyo.status != "healthy":
         return tamiyo
-    policy = MorphogeneticConfig(policy="never", tamiyo_deadline_s=_DEADLINE_S)
+    policy = MorphogeneticConfig(policy="never", tamiyo_deadline_s=max(_DEADLINE_S, config.timeout_s))
     client = SharedTamiyo(RedisBus(config), run_id=f"check/{socket.gethostname()}", config=policy, rng_seed=0)
     started = time.perf_counter()
     try:

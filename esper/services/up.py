@@ -63,16 +63,20 @@ def up(overrides: Sequence[str], *, only: Sequence[str], name: str | None, polic
         name = stack.enter_context(pid_file(name))
         if config.redis.url == "embedded":
             stack.enter_context(embedded_server())
-        timeout_s = min(1.0, config.redis.timeout_s)
-        bus = stack.enter_context(contextlib.closing(RedisBus(dataclasses.replace(config.redis, timeout_s=timeout_s))))
+        bus = stack.enter_context(contextlib.closing(RedisBus(config.redis)))
         version = bus.ping()
         running = {
             service: _start(service, config, name=name, policy=policy, stop=stop) for service in only or SERVICES
         }
         for one in running.values():
             stack.callback(one.bus.close)
+        since_unix_s = time.time()
+        # Before they are said to run: `esper services check` looks for these.
+        _send_heartbeats(running, bus, name=name, since_unix_s=since_unix_s)
         logger.info("%s as %s on Redis %s at %s", " and ".join(running), name, version, address(config.redis))
-        is_healthy = _send_heartbeats(running, bus, name=name, stop=stop)
+        timeout_s = min(1.0, config.redis.timeout_s)
+        bus = stack.enter_context(contextlib.closing(RedisBus(dataclasses.replace(config.redis, timeout_s=timeout_s))))
+        is_healthy = _watch(running, bus, name=name, since_unix_s=since_unix_s, stop=stop)
         deadline = time.monotonic() + STOP_S
         say_stopping(name)
         stop.set()
@@ -102,15 +106,20 @@ def _start(which: str, config: TolariaConfig, *, name: str, policy: Path | None,
     return _Running(service=service, thread=thread, bus=bus)
 
 
-def _send_heartbeats(running: dict[str, _Running], bus: RedisBus, *, name: str, stop: threading.Event) -> bool:
+def _send_heartbeats(running: dict[str, _Running], bus: RedisBus, *, name: str, since_unix_s: float) -> None:
+    for which, one in running.items():
+        heartbeat(bus, service=which, name=name, since_unix_s=since_unix_s, num_done=one.service.num_done)
+
+
+def _watch(
+    running: dict[str, _Running], bus: RedisBus, *, name: str, since_unix_s: float, stop: threading.Event
+) -> bool:
     """Send heartbeats until `stop` is set or a service dies; returns whether all were alive until the stop."""
-    since_unix_s = time.time()
     while not stop.is_set():
         if not all(one.thread.is_alive() for one in running.values()):
             logger.error("a service ended unexpectedly; see above")
             return False
-        for which, one in running.items():
-            with contextlib.suppress(BusError):  # the services log it
-                heartbeat(bus, service=which, name=name, since_unix_s=since_unix_s, num_done=one.service.num_done)
+        with contextlib.suppress(BusError):  # the services log it
+            _send_heartbeats(running, bus, name=name, since_unix_s=since_unix_s)
         stop.wait(HEARTBEAT_S)
     return True
