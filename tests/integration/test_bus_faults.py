@@ -55,7 +55,13 @@ class Ran:
         return [event["message"] for event in self.of_kind("notice") if event["level"] == "WARNING"]
 
 
-def train(config: TolariaConfig, run_dir: Path, *, after_epoch: Callable[[int], object] = lambda epoch: None) -> Ran:
+def train(
+    config: TolariaConfig,
+    run_dir: Path,
+    *,
+    before: Callable[[TolariaTrainer], object] = lambda trainer: None,
+    after_epoch: Callable[[int], object] = lambda epoch: None,
+) -> Ran:
     """Train to the end; `after_epoch` is called on the way, from the thread that trains."""
     trained: dict[str, Any] = {}
 
@@ -65,6 +71,7 @@ def train(config: TolariaConfig, run_dir: Path, *, after_epoch: Callable[[int], 
 
     async def body(trainer: TolariaTrainer) -> None:
         trainer.run.journal.subscribe(listen)
+        before(trainer)
         started = time.monotonic()
         await trainer.train()
         trained["train_s"] = time.monotonic() - started
@@ -86,7 +93,8 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> Ran:
     return ran
 
 
-def over(server: RedisServer, *, timeout_s: float = 2.0, **changes: Any) -> TolariaConfig:
+def over(server: RedisServer, *, timeout_s: float = 20.0, **changes: Any) -> TolariaConfig:
+    """The timeout allows for a busy machine."""
     return tiny_config(
         bus="redis", redis__url=f"redis://127.0.0.1:{server.port}", redis__timeout_s=timeout_s, **changes
     )
@@ -284,7 +292,8 @@ def test_without_an_answer_a_run_goes_on_and_every_missed_decision_is_journalled
         redis_server.stop()
     if fault == "wrong password":
         monkeypatch.setenv("ESPER_REDIS_PASSWORD", f"{CANARY}-wrong")
-    ran = train(shared(redis_server, deadline_s=0.3, timeout_s=0.3), run_dir)
+    timeout_s = 0.3 if fault == "hangs" else 20.0
+    ran = train(shared(redis_server, deadline_s=0.3, timeout_s=timeout_s), run_dir)
     assert_all_missed(ran, {"nobody serves": "no answer within", "full": "maxmemory"}.get(fault, "redis://127.0.0.1"))
     assert CANARY not in (run_dir / "journal.jsonl").read_text()
 
@@ -293,6 +302,7 @@ def test_a_tamiyo_that_is_killed_is_missed_until_she_is_back(redis_server: Redis
     redis_server.start()
     with contextlib.ExitStack() as stack:
         first = stack.enter_context(process(redis_server.config()))
+        clients: list[Any] = []
 
         def act(epoch: int) -> None:
             if epoch == 2:
@@ -300,9 +310,12 @@ def test_a_tamiyo_that_is_killed_is_missed_until_she_is_back(redis_server: Redis
                 first.join()
             if epoch == 3:
                 stack.enter_context(process(redis_server.config()))
+            clients[0]._config.tamiyo_deadline_s = 1.0 if epoch == 2 else 60.0  # only then nobody answers
 
-        config = shared(redis_server, deadline_s=3.0, optimization__max_epochs=6, morphogenetic__schedule_at=[0.4])
-        ran = train(config, run_dir, after_epoch=act)
+        config = shared(redis_server, optimization__max_epochs=6, morphogenetic__schedule_at=[0.4])
+        ran = train(
+            config, run_dir, before=lambda trainer: clients.append(trainer.run.growth.tamiyo), after_epoch=act
+        )
     outcomes = [(event["epoch"], event["outcome"].partition(":")[0]) for event in ran.of_kind("decision")]
     assert outcomes[:2] == [(1, "no change was requested"), (2, "missed")]
     assert outcomes[2][0] == 3

