@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -114,5 +115,7 @@ def test_a_check_that_raises_is_a_failed_row_and_the_others_run(monkeypatch: pyt
 
 def test_a_check_that_hangs_is_a_failed_row(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(command, "_DEADLINE_S", 0.2)
-    found = command._run_parallel({"a": lambda: time.sleep(3), "b": machine.memory})  # type: ignore[dict-item, func-returns-value]
+    release = threading.Event()
+    found = command._run_parallel({"a": release.wait, "b": machine.memory})  # type: ignore[dict-item]
+    release.set()
     assert found["a"].status == FAILED

@@ -18,29 +18,39 @@ from tests.doctor.conftest import CANARY, planned_run, program
 from tests.oona.server import RedisServer
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
+OVER = ("bus=redis", "redis.timeout_s=60")
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever replies may take longer, on a busy machine."""
+    monkeypatch.setattr(servers, "_TIMEOUT_S", 60.0)
 
 
 def test_redis_is_not_used_with_bus_memory():
     assert servers.redis(planned_run("redis.url=redis://10.255.255.1:6379")).status == NOT_USED
 
 
+@pytest.mark.usefixtures("patient")
 def test_a_redis_that_responds_is_ok(redis_server: RedisServer):
     server = redis_server.start("--appendonly", "yes")
-    found = servers.redis(planned_run("bus=redis", f"redis.url={server.url}"))
+    found = servers.redis(planned_run(*OVER, f"redis.url={server.url}"))
     assert found.status == OK
     assert re.search(r": (Redis|Valkey) \d", found.found)
 
 
+@pytest.mark.usefixtures("patient")
 @pytest.mark.parametrize("password", ["", "wrong"])
 def test_a_redis_that_refuses_the_password_is_a_failure(
     redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch, password: str
 ):
     monkeypatch.setenv("ESPER_REDIS_PASSWORD", password)
-    found = servers.redis(planned_run("bus=redis", f"redis.url={redis_server.start().url}"))
+    found = servers.redis(planned_run(*OVER, f"redis.url={redis_server.start().url}"))
     assert found.status == FAILED
     assert "ESPER_REDIS_PASSWORD" in found.remedy
 
 
+@pytest.mark.usefixtures("patient")
 @pytest.mark.parametrize(
     ("options", "word"),
     [
@@ -49,7 +59,7 @@ def test_a_redis_that_refuses_the_password_is_a_failure(
     ],
 )
 def test_a_redis_that_may_lose_messages_is_a_warning(redis_server: RedisServer, options: tuple[str, ...], word: str):
-    found = servers.redis(planned_run("bus=redis", f"redis.url={redis_server.start(*options).url}"))
+    found = servers.redis(planned_run(*OVER, f"redis.url={redis_server.start(*options).url}"))
     assert found.status == WARNING
     assert word in found.found
 
@@ -114,7 +124,7 @@ def test_a_library_whose_server_hangs_is_a_failure(black_hole: int, tmp_path: Pa
     began = time.monotonic()
     config = DatabaseConfig(url=f"postgresql://lab@127.0.0.1:{black_hole}/esper")
     assert servers.check_library(config, outputs_dir=tmp_path, is_needed=True).status == FAILED
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < 60  # the server never replies
 
 
 def test_wandb_needs_a_key_or_works_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -130,6 +140,7 @@ def test_wandb_needs_a_key_or_works_offline(tmp_path: Path, monkeypatch: pytest.
     assert servers.wandb(planned_run()).status == NOT_USED
 
 
+@pytest.mark.usefixtures("patient")
 def test_slurm_is_ok_without_accounting(programs: Path):
     program(programs, "sbatch", "exit 0")
     program(programs, "sinfo", "echo gpu; echo debug")
@@ -142,11 +153,11 @@ def test_slurm_is_ok_without_accounting(programs: Path):
 
 def test_a_hung_slurm_controller_is_a_failure_only_for_the_slurm_launcher(programs: Path):
     program(programs, "sbatch", "exit 0")
-    program(programs, "sinfo", "exec sleep 20")
+    program(programs, "sinfo", "exec sleep 200")
     began = time.monotonic()
     assert servers.slurm(planned_run()).status == WARNING
     assert servers.slurm(planned_run("hydra/launcher=slurm")).status == FAILED
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < 150
 
 
 def test_missing_slurm_is_a_failure_only_for_the_slurm_launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -313,9 +313,7 @@ def test_a_tamiyo_that_is_killed_is_missed_until_she_is_back(redis_server: Redis
             clients[0]._config.tamiyo_deadline_s = 1.0 if epoch == 2 else 60.0  # only then nobody answers
 
         config = shared(redis_server, optimization__max_epochs=6, morphogenetic__schedule_at=[0.4])
-        ran = train(
-            config, run_dir, before=lambda trainer: clients.append(trainer.run.growth.tamiyo), after_epoch=act
-        )
+        ran = train(config, run_dir, before=lambda trainer: clients.append(trainer.run.growth.tamiyo), after_epoch=act)
     outcomes = [(event["epoch"], event["outcome"].partition(":")[0]) for event in ran.of_kind("decision")]
     assert outcomes[:2] == [(1, "no change was requested"), (2, "missed")]
     assert outcomes[2][0] == 3

@@ -19,11 +19,17 @@ import pytest
 from esper.errors import ConfigError
 from esper.services import daemon
 
-# Has much memory to release, which takes time after a kill -9; at SIGTERM it takes a second to stop.
+# Has much memory to release, which takes time after a kill -9; at SIGTERM it stops a second after it may.
 _SERVICE = """
-import mmap, signal, sys, time
+import mmap, pathlib, signal, sys, time
 from esper.services.daemon import pid_file, say_stopping
-signal.signal(signal.SIGTERM, lambda *_: (say_stopping("first"), time.sleep(1), sys.exit()))
+def stop(*_):
+    say_stopping("first")
+    while not pathlib.Path("may_stop").exists():
+        time.sleep(0.01)
+    time.sleep(1)
+    sys.exit()
+signal.signal(signal.SIGTERM, stop)
 with pid_file("first"):
     memory = mmap.mmap(-1, 2**30, flags=mmap.MAP_PRIVATE)
     memory.madvise(mmap.MADV_NOHUGEPAGE)
@@ -53,17 +59,18 @@ def service() -> Iterator[subprocess.Popen[bytes]]:
 
 
 def test_a_killed_service_that_was_not_reaped_yet_does_not_run(folder: Path) -> None:
-    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    process = psutil.Process(child.pid)
-    content = {"pid": child.pid, "created": process.create_time(), "host": socket.gethostname()}
-    folder.mkdir(parents=True)
-    (folder / "first.json").write_text(json.dumps(content))
-    assert daemon._process("first") == process
-    child.kill()
-    while process.status() != psutil.STATUS_ZOMBIE:
-        time.sleep(0.01)
-    assert daemon._process("first") is None
-    child.wait()
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]) as child:
+        try:
+            process = psutil.Process(child.pid)
+            content = {"pid": child.pid, "created": process.create_time(), "host": socket.gethostname()}
+            folder.mkdir(parents=True)
+            (folder / "first.json").write_text(json.dumps(content))
+            assert daemon._process("first") == process
+        finally:
+            child.kill()
+        while process.status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.01)
+        assert daemon._process("first") is None
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a process that was killed is recognised on Linux")
@@ -73,6 +80,7 @@ def test_services_start_while_those_of_their_name_end(folder: Path, number: sign
         os.kill(before.pid, number)
         while number == signal.SIGTERM and "true" not in (folder / "first.json").read_text():
             time.sleep(0.01)
+        Path("may_stop").touch()
         with pytest.raises(ConfigError, match="invalid choice"):  # not that they already run
             daemon.start([], only=["none"], name="first", policy=None)
         with daemon.pid_file("first"):

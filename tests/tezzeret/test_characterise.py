@@ -123,12 +123,16 @@ def test_a_quarantined_blueprint_gets_no_second_job_without_again(bad: Forge, st
     assert store.kernels() == again
 
 
-def test_what_the_library_knows_is_not_measured_twice(bad: Forge, store: Store):
+def test_what_the_library_knows_is_not_measured_twice(bad: Forge, store: Store, monkeypatch: pytest.MonkeyPatch):
+    measured = []
+    monkeypatch.setattr(bad, "characterise", lambda one: measured.append(one) or Forge.characterise(bad, one))
     (first,) = characterise([job("conv1x1")], forge=bad, store=store)
     (second,) = characterise([job("conv1x1")], forge=bad, store=store)
     assert second == first
+    assert len(measured) == 1
     (third,) = characterise([job("conv1x1")], forge=bad, store=store, again=True)
-    assert third.forward_s != first.forward_s
+    assert store.kernels() == [third]
+    assert len(measured) == 2
 
 
 @pytest.mark.long
@@ -155,7 +159,7 @@ def test_a_stop_ends_a_job_that_hangs(store: Store):
         started = time.monotonic()
         with pytest.raises(Stopped):
             list(characterise([job("hang")], forge=forge, store=store))
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 60  # the job may take 300 s
         assert not hanging.is_running()
     assert store.kernels() == []
 
@@ -211,7 +215,14 @@ forge.characterise(Job(blueprint_id="hang", in_shape={SHAPE}, out_shape={SHAPE})
     finally:
         forge.kill()
         forge.communicate()
-    assert _eventually(lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE)
+    assert _eventually(lambda: _has_ended(worker))
+
+
+def _has_ended(process: psutil.Process) -> bool:
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:  # between the two
+        return True
 
 
 def _eventually(look: Callable[[], Any]) -> Any:

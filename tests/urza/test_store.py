@@ -10,6 +10,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
 import pytest
 from sqlalchemy import make_url
 from sqlalchemy import text as sql
@@ -175,6 +176,8 @@ def test_a_server_that_hangs_is_an_error_after_the_timeout(postgres: str):
     pid = int((folder / "data" / "postmaster.pid").read_text().split()[0])
     os.kill(pid, signal.SIGSTOP)
     try:
+        while psutil.Process(pid).status() != psutil.STATUS_STOPPED:
+            time.sleep(0.01)
         started = time.monotonic()
         with pytest.raises(StoreError, match="timeout"):
             opened(DatabaseConfig(url=postgres, timeout_s=2))
