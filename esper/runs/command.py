@@ -55,7 +55,7 @@ def listing(
         console.print(_table(rows))
         return 0
     with Live(_table(rows), console=console, auto_refresh=False) as live:
-        while time.time() - found.seen_s < _QUIET_S:
+        while found.quiet_s < _QUIET_S:
             time.sleep(interval_s)
             rows = found.rows()
             live.update(_table(rows), refresh=True)

@@ -89,14 +89,14 @@ class Listing:
         filters: see `parse_filters`.
         sort: experiment, name, status, figure, macs, time or age.
         is_reversed: whether to turn the order around.
-        seen_s: Unix time of the last event of any run, wanted or not, as of the last reading; of a running one, now.
+        quiet_s: seconds from the last event of any run, wanted or not, to the last reading; 0 if one was running.
     """
 
     folder: Path
     filters: Sequence[tuple[str, str]] = ()
     sort: str = "age"
     is_reversed: bool = False
-    seen_s: float = field(default=0.0, init=False)
+    quiet_s: float = field(default=0.0, init=False)
     _progress: dict[Path, Progress] = field(default_factory=dict)
 
     def rows(self) -> list[Row]:
@@ -109,7 +109,7 @@ class Listing:
         if not folders:
             raise RunError(f"{self.folder} holds no run: there is no journal.jsonl at or below it; name another folder")
         found = [self._read(folder.absolute()) for folder in folders]
-        self.seen_s = max(time.time() if row.status == "running" else row.seen_s for row in found)
+        self.quiet_s = min(0.0 if row.status == "running" else time.time() - row.seen_s for row in found)
         rows = [row for row in found if self._is_wanted(row)]
         return sorted(sorted(rows, key=lambda row: row.run_dir), key=self._order, reverse=self.is_reversed)
 
