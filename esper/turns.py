@@ -117,6 +117,17 @@ class Turns:
             else:
                 self._is_taken = False
 
+    def pass_on(self) -> None:
+        """As `release` and `acquire`, but with nobody in between: it is behind those that wait now."""
+        with self._lock:
+            if not self._waiting:
+                return
+            mine = threading.Lock()
+            mine.acquire()
+            self._waiting.append(mine)
+            self._waiting.popleft().release()
+        mine.acquire()
+
 
 class Turn:
     """A run's place among the others.
@@ -142,13 +153,20 @@ class Turn:
         if not self._has_turn:
             yield
             return
+        with self._away():
+            self.group.release()
+            try:
+                yield
+            finally:
+                self.group.acquire()
+
+    @contextlib.contextmanager
+    def _away(self) -> Iterator[None]:
         self._has_turn = False
         self._state.save()
-        self.group.release()
         try:
             yield
         finally:
-            self.group.acquire()
             self._state.restore()
             self._has_turn = True
 
@@ -169,9 +187,12 @@ class Turn:
                 return
             self._marks.append(_mark())
         late = self._marks.popleft() if len(self._marks) > _AHEAD else None
-        with self.paused():
-            if late is not None:
+        if late is not None:
+            with self.paused():
                 late.synchronize()
+        elif self._has_turn:
+            with self._away():
+                self.group.pass_on()
 
 
 _turn: ContextVar[Turn | None] = ContextVar("turn", default=None)

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -324,6 +325,8 @@ def test_a_signal_makes_all_save_and_the_same_job_resumes_them(tmp_path: Path, m
         turns.pass_on()
         if position["step"] == 6 and not sent:
             sent.append(os.kill(os.getpid(), signal.SIGTERM))
+            while stopping.requested() is None:  # the main thread handles it
+                time.sleep(0.001)
 
     monkeypatch.setattr(TrainStep, "forward_backward_update", interrupted)
     with pytest.raises(SystemExit) as ended:
