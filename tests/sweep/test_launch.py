@@ -11,11 +11,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from esper.configs import TolariaConfig
@@ -31,6 +30,7 @@ from esper.sweep.queues import local
 from esper.sweep.queues.local import LocalOptions, LocalQueue
 from esper.sweep.queues.slurm import private_check
 from tests.forked import ESPER, ESPER_TRAIN, ForkedPython
+from tests.sweep.conftest import await_signal, suspended
 
 TINY = ["-m", "experiment=debug", "debug_mode=false", "morphogenetic=off", "hydra/launcher=local"]
 FAST = "hydra.launcher.poll_s=0.2"
@@ -74,15 +74,14 @@ def test_members_run_two_at_a_time_and_failures_are_printed_at_the_end(tmp_path:
 
 
 @pytest.mark.long
-def test_ctrl_c_cancels_jobs_after_they_save_and_resume_continues_them(tmp_path: Path):
-    overrides = [*TINY, FAST, "rng_seed=0,1", "optimization.max_epochs=60", "hydra.launcher.on_interrupt=cancel"]
-    launcher = start(*overrides, cwd=tmp_path)
+def test_ctrl_c_cancels_jobs_after_they_save_and_resume_continues_them(tmp_path: Path, stops: str):
+    (tmp_path / "stop").write_text("until a signal")
+    launcher = start(*TINY, FAST, stops, "rng_seed=0,1", "hydra.launcher.on_interrupt=cancel", cwd=tmp_path)
     sweep_dir = tmp_path / "outputs" / "debug"
-    until = time.monotonic() + 120
-    while not any('"epoch"' in path.read_text() for path in sweep_dir.glob("*/journal.jsonl")):
-        assert time.monotonic() < until
-        time.sleep(0.1)
+    run = suspended(tmp_path)
     launcher.send_signal(signal.SIGINT)
+    await_signal(run, signal.SIGTERM)
+    run.resume()
     code, out, _ = finish(launcher)
     assert code == 130
     assert "cancelled jobs " in out
@@ -97,28 +96,22 @@ def test_ctrl_c_cancels_jobs_after_they_save_and_resume_continues_them(tmp_path:
 
 
 @pytest.mark.long
-def test_a_run_outlives_a_killed_runner_and_resume_waits_for_it(tmp_path: Path):
-    launcher = start(*TINY, FAST, "optimization.max_epochs=100,2", cwd=tmp_path)
+def test_a_run_outlives_a_killed_runner_and_resume_waits_for_it(tmp_path: Path, stops: str):
+    launcher = start(*TINY, FAST, stops, "optimization.max_epochs=3,2", cwd=tmp_path)
     sweep_dir = tmp_path / "outputs" / "debug"
-    until = time.monotonic() + 120
-    while not any('"epoch"' in path.read_text() for path in sweep_dir.glob("*/journal.jsonl")):
-        assert time.monotonic() < until
-        time.sleep(0.1)
+    run = suspended(tmp_path)
     second, first = members_of(sweep_dir)
-    run, submitted = psutil.Process(int(first.job().short_id)), second.job()
-    run.suspend()  # it must not end before it is found running
-    try:
-        runner = run.parent()
-        launcher.kill()
-        runner.kill()
-        runner.wait(60)
-        launcher.communicate()
-        assert [state.state for state in member_states([first, second]).values()] == ["running", "lost"]
-        resume = start("sweep", "resume", str(sweep_dir), cwd=tmp_path, script=ESPER)
-        while second.job() in (None, submitted) and resume.poll() is None:
-            time.sleep(0.1)
-    finally:
-        run.resume()
+    assert first.job().short_id == str(run.pid)
+    submitted, runner = second.job(), run.parent()
+    launcher.kill()
+    runner.kill()
+    runner.wait(60)
+    launcher.communicate()
+    assert [state.state for state in member_states([first, second]).values()] == ["running", "lost"]
+    resume = start("sweep", "resume", str(sweep_dir), cwd=tmp_path, script=ESPER)
+    while second.job() in (None, submitted) and resume.poll() is None:
+        time.sleep(0.1)
+    run.resume()
     code, out, err = finish(resume)
     assert (code, err) == (0, "")
     assert "2 runs: 1 submitted, 1 already submitted" in out
@@ -133,6 +126,30 @@ def started(run_dir: Path) -> list[dict[str, Any]]:
     return [event for event in events if event["kind"] == "run_started"]
 
 
+@pytest.fixture
+def _sigterm() -> Iterator[None]:
+    """Puts back the handler of SIGTERM, which a `_Runner` replaces."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.usefixtures("_sigterm")
+def test_a_job_that_starts_as_its_runner_is_stopped_is_stopped_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    one, popen = member(tmp_path), subprocess.Popen
+
+    def interrupted(*command: Any, **settings: Any) -> Any:
+        process = popen(*command, **settings)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return process
+
+    monkeypatch.setattr(local.subprocess, "Popen", interrupted)
+    runner = local._Runner(num_jobs=1, gpus=[], busy=[], queue="local", program=["esper.sweep.job"])
+    runner.run([[[one]]], after=[])
+    assert one.outcome()["status"] == "interrupted"
+
+
+@pytest.mark.usefixtures("_sigterm")
 def test_a_run_that_outlives_its_runner_keeps_its_gpu_and_can_be_cancelled(tmp_path: Path):
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "1"}
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], env=environment) as process:
@@ -153,26 +170,30 @@ def test_a_run_that_outlives_its_runner_keeps_its_gpu_and_can_be_cancelled(tmp_p
 
 
 @pytest.mark.long
-def test_ctrl_c_at_a_terminal_asks_and_can_leave_the_jobs_running(tmp_path: Path):
+def test_ctrl_c_at_a_terminal_asks_and_can_leave_the_jobs_running(tmp_path: Path, stops: str):
     master, terminal = pty.openpty()
-    overrides = [*TINY, FAST, "rng_seed=0", "optimization.max_epochs=60"]
+    overrides = [*TINY, FAST, stops, "rng_seed=0"]
     launcher = start(*overrides, cwd=tmp_path, stdin=terminal)
     os.close(terminal)
     assert launcher.stdout is not None
     lines = iter(launcher.stdout.readline, "")
     assert any("running" in line for line in lines)
+    run = suspended(tmp_path)
     launcher.send_signal(signal.SIGINT)
     os.write(master, b"n\n")
     code, out, _ = finish(launcher)
     os.close(master)
     assert code == 130
     (submitted,) = members_of(tmp_path / "outputs" / "debug")
-    pid = submitted.job().id.partition("@")[0]
+    pid = run.pid
     assert f"1 runs are waiting or running as jobs {pid}. Cancel them? [y/N] jobs {pid} remain in the queue;" in out
     assert not member_states([submitted])[submitted.name].is_over
-    code, out, err = finish(start(*overrides, cwd=tmp_path))
+    again = start(*overrides, cwd=tmp_path)
+    assert again.stdout is not None
+    assert "1 runs: 0 submitted, 1 already submitted" in again.stdout.readline()
+    run.resume()
+    code, _, err = finish(again)
     assert (code, err) == (0, "")
-    assert "1 runs: 0 submitted, 1 already submitted" in out
     assert submitted.result() is not None
 
 
@@ -199,7 +220,8 @@ def test_a_dry_run_lists_the_members_to_submit_and_leaves_nothing_behind(tmp_pat
     assert (code, err) == (0, "")
     rows = [line.split() for line in out.splitlines()]
     assert [row[:5] for row in rows[1:3]] == [[f"rng_seed={seed}", "to", "submit", "2", "1,454"] for seed in (0, 1)]
-    assert all(row[5].isdigit() and row[6:] == ["s"] for row in rows[1:3])  # as the machine is busy
+    times = [" ".join(row[5:]) for row in rows[1:3]]
+    assert all(re.fullmatch(r"\d+ (s|min|h \d\d min)", one) for one in times)  # as the machine is busy
     assert "2 runs: 2 to submit; this machine, 1 at a time\n" in out
     assert not list(tmp_path.iterdir())
 

@@ -213,6 +213,8 @@ class _Runner:
             _end(members, "failed", reason=f"its job cannot start: {error.strerror or error}")
             return
         self._running.append((members, process, worker))
+        if self._is_stopping:  # since before it was among those that `_stop` ends
+            process.terminate()
         with contextlib.suppress(WriteError):  # then the job on record is the runner's
             for member in members:
                 member.set_job(Job(queue=self._queue, id=_job_id(process.pid)))
