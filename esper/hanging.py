@@ -159,7 +159,8 @@ def end_process(line: str, *, status: str = "failed", exit_code: int = 1) -> NoR
     """End this process at once, although threads hang: last words, their stacks in the log, one line on stderr."""
     speaker = threading.Thread(target=_speak, args=(line, status), daemon=True)  # a disk or a pipe may hang too
     speaker.start()
-    speaker.join(_LAST_WORDS_S)
+    for _ in range(5):
+        speaker.join(_LAST_WORDS_S / 5)  # not all of it at once: the process may be suspended meanwhile
     # A stopped decoder would not see that its parent is gone. Last: training that misses it would have its say, too.
     for child in multiprocessing.active_children():
         child.kill()

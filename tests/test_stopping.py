@@ -246,6 +246,31 @@ def has_ended(process: psutil.Process) -> bool:
         return True
 
 
+LAST_WORDS = """
+import os, signal, time
+from esper import hanging
+hanging._LAST_WORDS_S = 1.5
+
+def last_words(status, why):
+    time.sleep(0.05)  # the other thread waits now
+    os.kill(os.getpid(), signal.SIGSTOP)
+    time.sleep(0.05)
+    print(status, why, flush=True)
+    return True
+
+with hanging.watched(last_words):
+    hanging.end_process("it hangs")
+"""
+
+
+def test_a_process_that_hangs_has_time_for_last_words_though_it_is_suspended_meanwhile(tmp_path: Path):
+    process = ForkedPython(LAST_WORDS, cwd=tmp_path)
+    assert os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
+    time.sleep(1.6)
+    process.send_signal(signal.SIGCONT)
+    assert process.communicate() == ("failed it hangs\n", "error: it hangs\n")
+
+
 def only_waits(pid: int) -> bool:
     """Whether no thread of a process runs, waits for a CPU or waits for a disk, for half a second."""
     for _ in range(10):
