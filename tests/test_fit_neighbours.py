@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from hydra.version import getbase
 from esper import fit
 from esper.configs.compose import compose
 from esper.launch.run import Outcome
+from esper.tolaria.loop import TrainingLoop
 
 SHORT = ["experiment=debug", "debug_mode=false", "morphogenetic=off", "optimization.max_epochs=1"]
 
@@ -46,18 +49,29 @@ def test_threads_compose_at_once():
 
 
 @pytest.mark.long
-def test_runs_in_threads_are_those_that_they_are_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
+def test_runs_in_threads_are_those_that_they_are_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
 
     def run(name: str, seed: int) -> bytes:
         return weights(fit(*SHORT, f"experiment_name={name}", f"rng_seed={seed}"))
 
     alone = [run("alone", seed) for seed in (1, 2)]
+    initialize, has_told = TrainingLoop.initialize, threading.Event()
+
+    class Told(io.StringIO):
+        def write(self, text: str) -> int:
+            if "another run trains in this process" in text:
+                has_told.set()
+            return super().write(text)
+
+    def beside_another(loop: TrainingLoop) -> None:
+        assert has_told.wait(60)
+        initialize(loop)
+
+    monkeypatch.setattr(TrainingLoop, "initialize", beside_another)
+    monkeypatch.setattr(sys, "stderr", Told())
     with ThreadPoolExecutor(max_workers=2) as threads:
         assert list(threads.map(run, ["together"] * 2, (1, 2))) == alone
-    assert "another run trains in this process" in capsys.readouterr().err
 
 
 @pytest.mark.long

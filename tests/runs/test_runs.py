@@ -7,8 +7,6 @@ import json
 import math
 import os
 import pty
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -21,7 +19,7 @@ from esper.runs import command
 from esper.tolaria.run_folder import RunFolder
 from esper.tracking.files import read_members, write_members
 from tests.conftest import result_of, tiny_config
-from tests.forked import ESPER
+from tests.forked import ESPER, ForkedPython
 
 BITS = {"name": "bits_per_byte", "label": "bits a byte", "unit": "bits", "higher_is_better": False}
 
@@ -211,16 +209,10 @@ def test_where_nobody_can_be_asked_nothing_is_removed(outputs: Path, capsys: pyt
 def test_removing_asks(outputs: Path, answer: str) -> None:
     good = outputs / "e" / "good"
     master, terminal = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-c", ESPER, "runs", "rm", str(good)],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])},
-        stdin=terminal,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    process = ForkedPython(ESPER, "runs", "rm", str(good), cwd=outputs, stdin=terminal)
     os.close(terminal)
     os.write(master, f"{answer}\n".encode())
-    out, _ = process.communicate(timeout=100)
+    out, _ = process.communicate()
     os.close(master)
     assert process.returncode == {"y": 0, "n": 1}[answer]
     assert good.is_dir() is (answer == "n")

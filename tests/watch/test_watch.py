@@ -5,11 +5,8 @@ from __future__ import annotations
 import http.client
 import json
 import re
-import select
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +19,7 @@ from esper.contracts.events import EpochEnded, StateChanged, StepLogged, Validat
 from esper.tracking import Journal
 from esper.watch.server import WatchServer
 from tests.browser import dom, needs_chromium
+from tests.forked import ESPER, ForkedPython
 from tests.report.test_comparison import write_run
 
 _HOSTILE = "<img src=x onerror=document.title='stolen'>"
@@ -208,17 +206,13 @@ def test_two_hundred_runs_are_listed(server: WatchServer, folder: Path, tmp_path
 
 
 def test_ctrl_c_ends_it_without_a_word(folder: Path) -> None:
-    command = [sys.executable, "-c", "from esper.cli import main; main()", "watch", str(folder)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        ready, _, _ = select.select([process.stdout], [], [], 120)
-        assert ready
-        assert re.fullmatch(r"http://127\.0\.0\.1:\d+/[\w-]{20,}/\n", process.stdout.readline())
-        process.stdout.readline()
-        process.send_signal(signal.SIGINT)
-        assert process.wait(60) == 0
-        assert process.stderr.read() == ""
+    process = ForkedPython(ESPER, "watch", str(folder), cwd=folder)
+    assert process.stdout is not None
+    assert re.fullmatch(r"http://127\.0\.0\.1:\d+/[\w-]{20,}/\n", process.stdout.readline())
+    process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate()
+    assert (process.returncode, err) == (0, "")
 
 
 @pytest.mark.parametrize(
