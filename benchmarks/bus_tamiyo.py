@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import multiprocessing
 import os
 import statistics
@@ -28,7 +29,7 @@ __all__ = ["many_runs", "one_run", "percentile", "rows", "service", "summary"]
 
 _ROOT = Path(__file__).resolve().parent.parent
 _COMMAND = "import sys; sys.argv[0] = 'esper'; from esper.cli import main; main()"
-_START_S = 90.0
+_PATIENCE_S = 90.0
 _WARMUP = 20
 _NUM_PROCESSES = 2
 
@@ -56,7 +57,7 @@ def service(url: str, folder: Path) -> Iterator[psutil.Process]:
         stdout=subprocess.DEVNULL,
     )
     try:
-        with contextlib.closing(_client(url, "benchmark/first", deadline_s=_START_S)) as client:
+        with contextlib.closing(_client(url, "benchmark/first", patience_s=_PATIENCE_S)) as client:
             client.decide(some_signals(1))
         yield psutil.Process(process.pid)
     finally:
@@ -68,7 +69,7 @@ def one_run(url: str, *, num_questions: int) -> dict[str, dict[str, float]]:
     """Seconds of a request, one at a time, to the service and in process."""
     local = LocalTamiyo(MorphogeneticConfig(), rng_seed=0)
     seconds: dict[str, list[float]] = {"shared": [], "in_process": []}
-    with contextlib.closing(_client(url, "benchmark/one")) as shared:
+    with contextlib.closing(_client(url, "benchmark/one", patience_s=_PATIENCE_S)) as shared:
         for epoch in range(1, num_questions + _WARMUP + 1):
             signals = some_signals(epoch)
             answers = []
@@ -98,9 +99,9 @@ def many_runs(url: str, *, pids: Mapping[str, int], num_runs: int, seconds: floa
     for child in children:
         child.start()
     watched = {name: psutil.Process(pid) for name, pid in pids.items()}
-    line.wait(_START_S)
+    line.wait(_PATIENCE_S)
     before = {name: sum(process.cpu_times()[:2]) for name, process in watched.items()}
-    found = [results.get(timeout=seconds + _START_S) for _ in children]
+    found = [results.get(timeout=seconds + _PATIENCE_S) for _ in children]
     cpu_s = {name: sum(process.cpu_times()[:2]) - before[name] for name, process in watched.items()}
     for child in children:
         child.join()
@@ -139,9 +140,13 @@ def rows(one: Mapping[str, Any], many: Mapping[str, Any]) -> list[dict[str, obje
     ]
 
 
-def _client(url: str, run_id: str, *, deadline_s: float | None = None) -> SharedTamiyo:
-    config = MorphogeneticConfig() if deadline_s is None else MorphogeneticConfig(tamiyo_deadline_s=deadline_s)
-    return SharedTamiyo(RedisBus(RedisConfig(url=url)), run_id=run_id, config=config, rng_seed=0)
+def _client(url: str, run_id: str, *, patience_s: float | None = None) -> SharedTamiyo:
+    """`patience_s`: how long to wait for Redis and for a reply instead of the defaults."""
+    redis, config = RedisConfig(url=url), MorphogeneticConfig()
+    if patience_s is not None:
+        redis = dataclasses.replace(redis, timeout_s=patience_s)
+        config = dataclasses.replace(config, tamiyo_deadline_s=patience_s)
+    return SharedTamiyo(RedisBus(redis), run_id=run_id, config=config, rng_seed=0)
 
 
 def _run_part(url: str, part: int, num_runs: int, seconds: float, line: Any, results: Any) -> None:
@@ -160,7 +165,7 @@ def _run_part(url: str, part: int, num_runs: int, seconds: float, line: Any, res
                 except BusError as error:
                     missed.append(str(error))
 
-    line.wait(_START_S)
+    line.wait(_PATIENCE_S)
     started, cpu_s = time.perf_counter(), time.process_time()
     threads = [threading.Thread(target=run, args=(number, started + seconds)) for number in range(num_runs)]
     for thread in threads:
