@@ -13,6 +13,7 @@ from typing import Any
 import hypothesis
 import pytest
 import torch
+from hypothesis.internal.conjecture import providers
 
 from esper.configs import (
     CheckpointConfig,
@@ -31,6 +32,8 @@ from tests.oona.server import PASSWORD, RedisServer
 
 hypothesis.settings.register_profile("esper", deadline=None)  # an example may take long on a busy machine
 hypothesis.settings.load_profile("esper")
+# It would also draw constants of the modules that are imported: other examples, after other tests, than CI drew before.
+providers.is_local_module_file = lambda path: False
 
 
 @pytest.fixture(scope="session", autouse=True)
