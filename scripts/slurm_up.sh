@@ -9,7 +9,7 @@
 #   REQUEUE_DELAY=5  seconds that a requeued job waits (SLURM's default is 120)
 #
 # Jobs of partition `main` are preempted (and requeued) by those of partition `urgent`. Call it again to restart daemons
-# that are down, or to change settings. Stop it with slurm_down.sh.
+# that are down, or to change settings. Stop it with slurm_down.sh. With --install it only installs what is missing.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 NODES=${NODES:-2} CPUS_PER_NODE=${CPUS_PER_NODE:-1} ACCOUNTING=${ACCOUNTING:-0} GRACE=${GRACE:-20}
@@ -130,7 +130,7 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 SchedulerType=sched/backfill
 SchedulerParameters=sched_interval=2,bf_interval=2
-KillWait=5
+KillWait=30
 OverTimeLimit=0
 MinJobAge=300
 JobRequeue=1
@@ -157,6 +157,7 @@ refuse_another_cluster
 mkdir -p /etc/slurm "$STATE"/{log,run,slurmctld}
 chmod 755 "$STATE" "$STATE/run"
 install_packages
+[ "${1:-}" != --install ] || exit 0
 
 conf=$(slurm_conf)
 if [ -s /etc/slurm/slurm.conf ] && [ "$(cat /etc/slurm/slurm.conf)" != "$conf" ]; then

@@ -95,7 +95,8 @@ class Sweep:
 
     def job_id(self, part: str) -> str:
         """SLURM's id of the job of the run whose name has this part."""
-        (job,) = (self.folder / ".sweep").glob(f"*{part}*/job.json")
+        wait_until(lambda: bool(list(self.folder.glob(f".sweep/*{part}*/job.json"))))  # it may begin before
+        (job,) = self.folder.glob(f".sweep/*{part}*/job.json")
         return str(json.loads(job.read_text())["id"])
 
     def statuses(self) -> list[str]:

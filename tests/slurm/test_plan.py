@@ -16,10 +16,12 @@ pytestmark = pytest.mark.long
 def test_pilots_are_jobs_and_the_same_command_goes_on_after_one_was_cancelled(sweep: Sweep):
     sweep.folder = sweep.cwd / "outputs" / "toy"
     arguments = ("plan", *TOY, *QUEUE, *PLAN)
-    cut = sweep.start(*arguments, script=ESPER)
+    held = "+hydra.launcher.additional_parameters.hold=true"  # so short a job may end before it is cancelled
+    cut = sweep.start(*arguments, held, script=ESPER)
     wait_until(lambda: len(list(sweep.folder.glob(".sweep/*/job.json"))) == 2, within_s=200)  # host and final size
-    job = next(sweep.folder.glob(".sweep/*/job.json"))
-    command("scancel", str(json.loads(job.read_text())["id"]))
+    cancelled, other = (json.loads(path.read_text())["id"] for path in sweep.folder.glob(".sweep/*/job.json"))
+    command("scancel", cancelled)
+    command("scontrol", "release", other)
     code, _, err = ended(cut)
     assert (code, "1 of 2 pilots did not finish; the same command goes on with them" in err) == (2, True)
     assert not (sweep.folder / "plan.json").exists()
