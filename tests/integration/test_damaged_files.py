@@ -102,15 +102,17 @@ def uri_of(sweep_dir: Path) -> str:
 
 
 @pytest.mark.long
-@settings(max_examples=25, suppress_health_check=list(HealthCheck))
+@pytest.mark.parametrize("is_checkpoint", [False, True])
+@settings(max_examples=13, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
-def test_every_command_works_or_ends_with_one_line(finished: Path, data: st.DataObject) -> None:
+def test_every_command_works_or_ends_with_one_line(finished: Path, is_checkpoint: bool, data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "out")
         shutil.copytree(finished, out)
         names = ["status.json", "config.yaml", "journal.jsonl", "recipe.json", "data.json"]
         newest = max((out / "checkpoints").glob("step-*"))
-        file = data.draw(st.sampled_from([*(out / name for name in names if (out / name).exists()), *newest.iterdir()]))
+        of_run = [out / name for name in names if (out / name).exists()]
+        file = data.draw(st.sampled_from(sorted(newest.iterdir()) if is_checkpoint else of_run))
         damage(data, file)
         run("report", str(out))
         run("export", str(out), "--out", str(Path(folder, "exported")))
