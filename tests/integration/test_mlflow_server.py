@@ -25,10 +25,7 @@ pytestmark = [pytest.mark.long, needs_chromium]
 CHARTS = re.compile(r"http://127\.0\.0\.1:\d+/#/experiments/\d+/runs/[0-9a-f]{32}/model-metrics\?\S+")
 
 
-def serve(folder: Path, *options: str) -> tuple[subprocess.Popen[bytes], str]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+def start(folder: Path, port: int, *options: str) -> subprocess.Popen[bytes]:
     store = [
         "--backend-store-uri",
         f"sqlite:///{folder / 'server.db'}",
@@ -36,26 +33,35 @@ def serve(folder: Path, *options: str) -> tuple[subprocess.Popen[bytes], str]:
         str(folder / "files"),
     ]
     command = [sys.executable, "-m", "mlflow", "server", *store, "--port", str(port), "--workers", "1", *options]
-    server = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    address, latest = f"http://127.0.0.1:{port}", time.monotonic() + 120
-    while time.monotonic() < latest and server.poll() is None:
+    return subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def await_reply(server: subprocess.Popen[bytes], address: str) -> None:
+    latest = time.monotonic() + 120
+    while True:
         try:
             urllib.request.urlopen(f"{address}/health", timeout=5).close()
         except OSError:
+            assert time.monotonic() < latest
+            assert server.poll() is None
             time.sleep(0.2)
         else:
-            return server, address
-    server.kill()
-    raise AssertionError("the server did not start")
+            return
 
 
 @pytest.fixture
 def server(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[str]:
     """The address of a server; its options are the parameter."""
-    process, address = serve(tmp_path, *getattr(request, "param", []))
-    yield address
-    process.terminate()
-    process.wait()
+    with socket.socket() as bound:  # nobody else is given its port; the server sets the option, too, and so may bind it
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(("127.0.0.1", 0))
+        port = bound.getsockname()[1]
+        with start(tmp_path, port, *getattr(request, "param", [])) as process:
+            try:
+                await_reply(process, address := f"http://127.0.0.1:{port}")
+                yield address
+            finally:
+                process.terminate()
 
 
 def train(folder: Path) -> Outcome:
