@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -18,8 +16,8 @@ from esper.errors import ConfigError, RunError
 from esper.report.run_record import read_run
 from esper.tolaria.run_folder import recorded_config
 from esper.train import _register_launchers
+from tests.forked import ESPER_TRAIN, run
 
-TRAIN = "import sys; sys.argv[0] = 'esper-train'; from esper.train import main; main()"
 ALIASES = "\n".join(
     ["a: &a [x,x,x,x,x,x,x,x,x]"]
     + [f"{new}: &{new} [{','.join([f'*{old}'] * 9)}]" for old, new in zip("abcdefgh", "bcdefghi", strict=True)]
@@ -36,10 +34,7 @@ def ran(tmp_path: Path, preset: str, *arguments: str) -> tuple[int, str]:
     """Exit code and stderr of a dry run with a preset."""
     (tmp_path / "mine" / "experiment").mkdir(parents=True)
     (tmp_path / "mine" / "experiment" / "mine.yaml").write_text(f"# @package _global_\n{preset}\n")
-    done = subprocess.run(
-        [sys.executable, "-c", TRAIN, "--config-dir=mine", "experiment=mine", *arguments],
-        cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
+    done = run(ESPER_TRAIN, "--config-dir=mine", "experiment=mine", *arguments, cwd=tmp_path)
     return done.returncode, done.stderr
 
 

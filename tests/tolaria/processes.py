@@ -120,11 +120,3 @@ def await_checkpoint(run_dir: Path) -> None:
     while not list(run_dir.glob("checkpoints/step-*/manifest.json")):
         assert time.monotonic() < deadline
         time.sleep(0.05)
-
-
-def await_event(run_dir: Path, text: str) -> None:
-    """Wait until a run's journal contains a text."""
-    journal, deadline = run_dir / "journal.jsonl", time.monotonic() + 120
-    while not (journal.is_file() and text in journal.read_text()):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)

@@ -29,7 +29,6 @@ from tests.tolaria.processes import (
     NORMED,
     STACKS,
     await_checkpoint,
-    await_event,
     both_ranks,
     ends,
     events,
@@ -187,15 +186,26 @@ def test_a_signal_to_one_rank_stops_all_at_the_same_step(tmp_path: Path) -> None
     assert run_dir.joinpath("checkpoints", f"step-{ended['step']:08d}").is_dir()
 
 
+STOPS_WHEN_COPIES_BLEND = """
+import os, signal
+from esper.tracking import Journal
+
+def write(self, event, write=Journal.write):
+    write(self, event)
+    if getattr(event, "new", "") == "blending":
+        os.kill(os.getpid(), signal.SIGTERM)
+
+Journal.write = write
+"""
+
+
 @pytest.mark.long
 def test_copies_that_blend_in_when_two_ranks_stop_resume_as_if_they_had_not(tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     blending = ("morphogenetic.copy_init=trained", "morphogenetic.blending_steps=10")
     settings = (*STACKS, "optimization.max_epochs=5", *blending)
     train_together(*settings, f"hydra.run.dir={whole}")
-    processes = start_step(*[(*settings, f"hydra.run.dir={parts}")] * 2)
-    await_event(parts, '"new": "blending"')
-    processes[0].send_signal(signal.SIGTERM)
+    processes = start_step(*[(*settings, f"hydra.run.dir={parts}")] * 2, first=STOPS_WHEN_COPIES_BLEND)
     assert ends(processes) == ([143, 143], "")
     train_together(*settings, f"hydra.run.dir={parts}")
     straight, resumed = ([line["val_loss"] for line in events(run_dir, "validation")] for run_dir in (whole, parts))
