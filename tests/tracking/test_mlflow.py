@@ -13,14 +13,18 @@ from typing import Any
 import pytest
 
 from esper.configs import TrackingConfig
+from esper.configs.paths import sqlite_url
 from esper.tolaria import TolariaTrainer
 from esper.tolaria.data_record import recorded_data
+from esper.tracking.mlflow_store import connect
 from tests.conftest import tiny_config
 
 
 @pytest.fixture(scope="module")
 def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("outputs")  # one database for the module: its tables take seconds
+    outputs = tmp_path_factory.mktemp("outputs")
+    connect(sqlite_url(outputs / "mlflow.db"))  # its tables take longer on a busy machine than a run waits for trackers
+    return outputs
 
 
 def train(run_dir: Path, *, stop_after: int | None = None, **tracking: Any) -> TolariaTrainer:
