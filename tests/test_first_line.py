@@ -30,8 +30,9 @@ def on_terminal(*arguments: str, cwd: Path, **env: str) -> str:
                 shown += piece
         except OSError:  # the other end is closed
             pass
-        process.wait()
-    os.close(mine)
+        finally:
+            process.kill()
+            os.close(mine)
     return shown.decode()
 
 

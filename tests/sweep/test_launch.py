@@ -169,6 +169,11 @@ def test_a_run_that_outlives_its_runner_keeps_its_gpu_and_can_be_cancelled(tmp_p
     assert runner._free_workers == [0, 1]
 
 
+def test_a_job_that_ends_as_it_is_cancelled_is_no_error(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(local, "_is_alive", lambda _: True)  # it was, a moment ago
+    LocalQueue(LocalOptions()).cancel([Job(queue="local", id=f"{2**22 + 1}@1.00")])  # no process has such a number
+
+
 @pytest.mark.long
 def test_ctrl_c_at_a_terminal_asks_and_can_leave_the_jobs_running(tmp_path: Path, stops: str):
     master, terminal = pty.openpty()

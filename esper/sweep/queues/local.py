@@ -98,7 +98,11 @@ class LocalQueue(Queue):
 
     def cancel(self, jobs: Sequence[Job]) -> None:
         """Stop the processes: each run saves a checkpoint, and no other run begins."""
-        processes = [_process(job_id) for job_id in {job.id for job in jobs} if _is_alive(job_id)]
+        processes = []
+        for job_id in {job.id for job in jobs}:
+            with contextlib.suppress(psutil.NoSuchProcess):  # it ends just now
+                if _is_alive(job_id):
+                    processes.append(_process(job_id))
         for process in processes:
             with contextlib.suppress(psutil.NoSuchProcess):
                 if process.parent() not in processes:  # which stops its children itself
