@@ -178,20 +178,24 @@ def fit(
     Raises:
         EsperError: bad input, or the training failed.
     """
-    prepare: Callable[[], None] | None = None
-    if model is not None or data is not None or task is not None:
-        from esper.launch.own import own_objects
+    if model is None and data is None and task is None:
+        return _fit(overrides, config, run_dir)
+    from esper.launch.alone import alone
+    from esper.launch.own import own_overrides
 
-        own = own_objects(model, data, task)
-        overrides, prepare = (*own.overrides, *overrides), own.offer
+    with alone():  # to the end, what is registered is theirs
+        outcome = _fit((*own_overrides(model, data, task), *overrides), config, run_dir)
+        return dataclasses.replace(outcome, model=model)
+
+
+def _fit(overrides: tuple[str, ...], config: TolariaConfig | None, run_dir: Path | str | None) -> Outcome:
     if config is None:
         with own_hydra():
             overrides = tuple(quote_text(overrides))
             cfg = compose(overrides)
             config = from_hydra(cfg)
             folder = Path(run_dir or cfg.hydra.run.dir).expanduser()
-        outcome = _run_anywhere(config, folder, _sibling(folder, overrides, compose), prepare)
-        return dataclasses.replace(outcome, model=model)
+        return _run_anywhere(config, folder, _sibling(folder, overrides, compose))
     if overrides:
         raise ConfigError(f"fit: got overrides ({' '.join(overrides)}) and a config; give one of them")
     config = absolute_paths(config)
@@ -243,7 +247,6 @@ def _run_anywhere(
     config: TolariaConfig,
     run_dir: Path,
     sibling: Callable[[str], Path] | None,
-    prepare: Callable[[], None] | None = None,
 ) -> Outcome:
     with stopping.handled(), _images_ahead(config, run_dir):
         with _loading():
@@ -252,8 +255,6 @@ def _run_anywhere(
 
         start = functools.partial(run, config, run_dir, sibling=sibling)
         with alone():
-            if prepare is not None:
-                prepare()
             try:
                 asyncio.get_running_loop()
             except RuntimeError:

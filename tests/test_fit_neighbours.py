@@ -31,6 +31,26 @@ def weights(outcome: Outcome) -> bytes:
     return (checkpoint / "model.safetensors").read_bytes()
 
 
+def hold_the_first(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Of two runs at once, the first goes on when the other one has said that it waits; the event: it is held."""
+    initialize, has_told, is_held = TrainingLoop.initialize, threading.Event(), threading.Event()
+
+    class Told(io.StringIO):
+        def write(self, text: str) -> int:
+            if "another run trains in this process" in text:
+                has_told.set()
+            return super().write(text)
+
+    def held(loop: TrainingLoop) -> None:
+        is_held.set()
+        assert has_told.wait(60)
+        initialize(loop)
+
+    monkeypatch.setattr(TrainingLoop, "initialize", held)
+    monkeypatch.setattr(sys, "stderr", Told())
+    return is_held
+
+
 def test_composing_leaves_the_hydra_of_an_application_as_it_was(tmp_path: Path):
     (tmp_path / "app.yaml").write_text("lr: 0.1\n")
     with initialize_config_dir(str(tmp_path), version_base="1.2", job_name="app"):
@@ -56,20 +76,7 @@ def test_runs_in_threads_are_those_that_they_are_alone(tmp_path: Path, monkeypat
         return weights(fit(*SHORT, f"experiment_name={name}", f"rng_seed={seed}"))
 
     alone = [run("alone", seed) for seed in (1, 2)]
-    initialize, has_told = TrainingLoop.initialize, threading.Event()
-
-    class Told(io.StringIO):
-        def write(self, text: str) -> int:
-            if "another run trains in this process" in text:
-                has_told.set()
-            return super().write(text)
-
-    def beside_another(loop: TrainingLoop) -> None:
-        assert has_told.wait(60)
-        initialize(loop)
-
-    monkeypatch.setattr(TrainingLoop, "initialize", beside_another)
-    monkeypatch.setattr(sys, "stderr", Told())
+    hold_the_first(monkeypatch)
     with ThreadPoolExecutor(max_workers=2) as threads:
         assert list(threads.map(run, ["together"] * 2, (1, 2))) == alone
 

@@ -24,16 +24,13 @@ from esper.configs import DatasetConfig, ModelConfig
 from esper.data import DataSpec, load_splits
 from esper.data.own import own_dataset
 from esper.errors import ConfigError, DataError
-from esper.launch.own import own_objects
+from esper.launch.own import own_overrides
 from esper.models import build_host
+from tests.test_fit_neighbours import hold_the_first
 from tests.text import write_texts
 
 QUICK = ("morphogenetic=stack", "tracking=none", "device=cpu", "dataset.batch_size=16", "dataset.val_split=0.4",
          "optimization.max_epochs=3")  # fmt: skip
-
-
-def own_overrides(model: object, data: object, task: str | None) -> list[str]:
-    return own_objects(model, data, task).overrides
 
 
 class Block(nn.Module):
@@ -159,7 +156,7 @@ class Net(nn.Module):
     assert digest(widths="[3, 5]") != first
     assert digest(one="11") != first
     digest()  # the files as at first
-    script = "import net; from esper.launch.own import own_objects as own; print(own(net.Net, None, None).overrides[2])"
+    script = "import net; from esper.launch.own import own_overrides as own; print(own(net.Net, None, None)[2])"
     env = {**os.environ, "PYTHONHASHSEED": "1", "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
     done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == first
@@ -216,13 +213,13 @@ def test_lazy_layers_get_their_shapes() -> None:
 
 def test_each_of_two_calls_at_once_trains_on_its_own_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    is_held = hold_the_first(monkeypatch)
     images, labels = squares()
+    call = functools.partial(fit, *QUICK, "morphogenetic=off", model=Net)
     with ThreadPoolExecutor() as pool:
-        calls = [
-            pool.submit(fit, *QUICK, "morphogenetic=off", model=Net, data=data)
-            for data in ((images, labels), (images[:80], labels[:80]))
-        ]
-        outcomes = [call.result() for call in calls]
+        first = pool.submit(call, data=(images, labels))
+        assert is_held.wait(60)  # it has not read its data
+        outcomes = [pool.submit(call, data=(images[:80], labels[:80])).result(), first.result()]
     assert len({(outcome.run_dir / "data.json").read_text() for outcome in outcomes}) == 2
 
 

@@ -11,7 +11,7 @@ import torch
 
 __all__ = ["alone"]
 
-_lock = threading.Lock()
+_lock = threading.RLock()
 
 
 @contextlib.contextmanager

@@ -10,7 +10,6 @@ import sys
 import threading
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from types import CellType, CodeType, FunctionType, MethodType, ModuleType, SimpleNamespace
 from typing import Any
 
@@ -20,7 +19,7 @@ from esper import plugins
 from esper.data.own import collected, own_dataset
 from esper.errors import ConfigError
 
-__all__ = ["OwnObjects", "own_objects"]
+__all__ = ["own_overrides"]
 
 _LIBRARIES = ("torch", "torchvision", "timm", "esper", "numpy")
 _DATA = "own_data"
@@ -29,47 +28,29 @@ _parsing = threading.Lock()
 """Python 3.11 fails where two threads parse source at once (python/cpython#106905)."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OwnObjects:
-    """Objects given to `fit`, and the overrides that select them.
-
-    Attributes:
-        overrides: arguments of `esper-train`.
-        registered: by kind and name, what they need to be found.
-    """
-
-    overrides: list[str]
-    registered: dict[tuple[str, str], Any]
-
-    def offer(self) -> None:
-        """Register the objects, in place of those of another call: another thread may have registered its own."""
-        for (kind, name), value in self.registered.items():
-            plugins.offer(kind, name, value)
-
-
-def own_objects(model: Any, data: Any, task: str | None) -> OwnObjects:
+def own_overrides(model: Any, data: Any, task: str | None) -> list[str]:
     """Digest a network and data given as objects, and register them; see `fit`.
+
+    Returns the arguments of `esper-train` that select them, until another call registers its own.
 
     Raises:
         ConfigError, DataError: they cannot be used.
     """
-    overrides, registered = list[str](), dict[tuple[str, str], Any]()
+    overrides = list[str]()
     if model is not None:
         if not callable(model):
             raise ConfigError(f"fit: model={type(model).__name__}: give a torch.nn.Module, or what makes one")
         made = type(model) if isinstance(model, nn.Module) else model
         name = getattr(made, "__name__", "")
         name = name if re.fullmatch(r"[A-Za-z]\w{0,63}", name, re.ASCII) else "own_model"
-        registered["model", name] = model
+        plugins.offer("model", name, model)
         overrides += ["model=plugin", f"model.name={name}", f"model.digest=m{_digest(model)}"]
     if data is not None:
         splits = collected(data, where="fit: data")
         dataset = own_dataset(splits, test_split=_TEST_SPLIT, where="fit: data")
-        registered["dataset", _DATA] = lambda: splits
+        plugins.offer("dataset", _DATA, lambda: splits)
         overrides += ["dataset=plugin", f"dataset.source={_DATA}", f"dataset.digest=d{dataset.fingerprint.digest}"]
-    objects = OwnObjects(overrides=[*overrides, *([f"task={task}"] if task is not None else [])], registered=registered)
-    objects.offer()
-    return objects
+    return [*overrides, *([f"task={task}"] if task is not None else [])]
 
 
 def _digest(model: Any) -> str:
