@@ -130,7 +130,7 @@ def serve(descriptor: int) -> str:
     for name in _IMPORTED:
         importlib.import_module(name)
     gc.freeze()
-    interrupted = signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the whole group: tests end this process
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the whole group: tests end this process
     connection = socket.socket(fileno=descriptor)
     while True:
         message, streams, _, _ = socket.recv_fds(connection, _MAX_BYTES, 3)
@@ -147,7 +147,7 @@ def serve(descriptor: int) -> str:
             os._exit(0)
         else:
             break
-    signal.signal(signal.SIGINT, interrupted)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the tests run in the background of a shell
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
     connection.close()
