@@ -189,11 +189,11 @@ def test_a_server_that_hangs_delays_no_step_and_the_end_not_much(
             if not outlasts_run:
                 goes_on.start()
 
-    # A step that waited for an answer would wait for 60 s.
+    # A step, or the end, that waited for an answer would wait for 60 s; the end waits for 15 s at most.
     ran = train(over(redis_server, timeout_s=60.0), run_dir, after_epoch=hang)
     assert_same_weights(ran, expected)
-    assert ran.train_s < 20
-    assert ran.close_s < 25
+    assert ran.train_s < 45
+    assert ran.close_s < 45
     if outlasts_run:
         redis_server.go_on()
     for thread in set(threading.enumerate()) - others:  # what the run had under way arrives

@@ -160,10 +160,10 @@ def test_services_stop_soon_in_the_middle_of_a_job(own: Path):
     pid = json.loads(next(Path("outputs/services").glob("*.json")).read_text())["pid"]
     started = time.monotonic()
     os.kill(pid, signal.SIGTERM)
-    while Path(f"/proc/{pid}").exists() and time.monotonic() - started < 20:
+    while Path(f"/proc/{pid}").exists() and time.monotonic() - started < 60:
         time.sleep(0.05)
-    assert time.monotonic() - started < 10
-    assert "stopped: tamiyo 0 done" in next(Path("outputs/services").glob("*.log")).read_text()
+    assert time.monotonic() - started < 30  # eight seconds, and the end of Python on a busy machine
+    assert "stopped: tamiyo 0 done, tezzeret 0 done" in next(Path("outputs/services").glob("*.log")).read_text()
 
 
 @pytest.mark.long
