@@ -17,6 +17,7 @@ from esper.errors import ConfigError, RunError
 from esper.launch.registration import register
 from esper.sweep.summary import summarize
 from esper.tracking import Journal
+from esper.tracking.mlflow_store import connect
 from tests.conftest import tiny_config
 from tests.tracking.conftest import ended, started
 
@@ -32,6 +33,7 @@ def test_a_finished_run_becomes_one_version_however_often_it_is_asked_for(
 ) -> None:
     uri, run_dir = f"sqlite:///{tmp_path}/lab.db", tmp_path / "outputs" / "tiny" / "run"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    connect(uri)  # the tables take longer on a busy machine than a run waits for trackers
     config = tiny_config(tracking=TrackingConfig(register="stripes"))
     outcome = fit(config=config, run_dir=run_dir)
     assert not list((tmp_path / "outputs").glob("*.db"))
