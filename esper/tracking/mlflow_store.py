@@ -64,17 +64,27 @@ def connect(uri: str) -> Any:
     from sqlalchemy import make_url
 
     file = make_url(uri).database if uri.startswith("sqlite") else None
-    if file is None:
+    if not file or file.startswith((":memory:", "file:")):
         return MlflowClient(tracking_uri=uri)
     Path(file).parent.mkdir(parents=True, exist_ok=True)
     # Processes that create the tables concurrently fail (measured: 7 of 8).
     with FileLock(f"{file}.lock", timeout=60):
         if not Path(file).exists():
-            from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-
-            # MlflowClient writes the path of the working directory into an SQL statement, unescaped.
-            SqlAlchemyStore(uri, Path("mlruns").absolute().as_uri())  # type: ignore[no-untyped-call]
+            _make_database(Path(file))
         return MlflowClient(tracking_uri=uri)
+
+
+def _make_database(file: Path) -> None:
+    """Make a database under another name first: MLflow cannot use one of which a process that ended made a part."""
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    new = file.with_name(f"{file.name}.new")
+    for leftover in (new, new.with_name(f"{new.name}-journal")):
+        leftover.unlink(missing_ok=True)
+    # MlflowClient writes the path of the working directory into an SQL statement, unescaped.
+    store = SqlAlchemyStore(sqlite_url(new), Path("mlruns").absolute().as_uri())  # type: ignore[no-untyped-call]
+    store.engine.dispose()
+    new.rename(file)
 
 
 def get_experiment_id(client: Any, name: str, *, uri: str, outputs_dir: Path) -> str:

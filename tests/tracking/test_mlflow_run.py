@@ -22,7 +22,7 @@ from esper.errors import RunError
 from esper.tracking import Journal, MlflowRun, read
 from esper.tracking.mlflow_store import connect
 from tests.forked import ESPER, ForkedPython
-from tests.tracking.conftest import ended, grew, started, trained
+from tests.tracking.conftest import ended, grew, started, trained, wait_for
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
 
@@ -290,6 +290,24 @@ def test_processes_that_make_the_database_at_once_all_get_through(tmp_path: Path
     assert [process.returncode for process in processes] == [0] * 4, printed
     names = Counter(run.info.run_name for run in client(tmp_path).search_runs(["1"]))
     assert names == Counter(map(str, range(4)))
+
+
+@pytest.mark.long
+def test_a_database_that_a_killed_process_made_a_part_of_is_made_anew(tmp_path: Path) -> None:
+    file, part = tmp_path / "mlflow.db", tmp_path / "mlflow.db.new"
+
+    def is_half_made() -> bool:
+        with contextlib.suppress(FileNotFoundError):
+            return part.stat().st_size > 200_000
+        return file.exists()
+
+    making = "import sys; from esper.tracking.mlflow_store import connect; connect(sys.argv[1])"
+    process = ForkedPython(making, sqlite_url(file), cwd=tmp_path)
+    wait_for(is_half_made)
+    process.kill()
+    process.communicate()
+    assert connect(sqlite_url(file)).get_experiment("0").name == "Default"
+    assert {path.name for path in tmp_path.iterdir()} == {"mlflow.db", "mlflow.db.lock"}
 
 
 def test_the_working_directory_may_have_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
