@@ -138,9 +138,13 @@ def _write(name: str, *, is_stopping: bool) -> None:
 
 def _is_ending(name: str, process: psutil.Process) -> bool:
     """Whether services are stopping, or were killed: until its memory is released, a killed process is still there."""
-    with contextlib.suppress(OSError, ValueError, AttributeError):
+    try:
         if json.loads((_FOLDER / f"{name}.json").read_text()).get("stopping"):
             return True
+    except FileNotFoundError:  # removed since `_process` has read it
+        return True
+    except (OSError, ValueError, AttributeError):
+        pass
     with contextlib.suppress(OSError):  # it has ended, or this is not Linux
         status = Path(f"/proc/{process.pid}/status").read_text()
         pending = re.search(r"^ShdPnd:\s*([0-9a-f]+)$", status, flags=re.MULTILINE)

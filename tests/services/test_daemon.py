@@ -87,6 +87,14 @@ def test_services_start_while_those_of_their_name_end(folder: Path, number: sign
             assert json.loads((folder / "first.json").read_text())["pid"] == os.getpid()
 
 
+def test_services_that_have_removed_their_pid_file_are_ending(folder: Path) -> None:
+    with daemon.pid_file("first"):
+        process = psutil.Process()
+        assert not daemon._is_ending("first", process)
+        (folder / "first.json").unlink()  # the last that they do before they let go of the lock
+        assert daemon._is_ending("first", process)
+
+
 def test_services_that_run_are_refused_at_once_and_keep_their_log(folder: Path) -> None:
     with service() as running:
         (folder / "first.log").write_text("kept")
