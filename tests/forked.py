@@ -56,11 +56,6 @@ class ForkedPython(subprocess.Popen[str]):
         )
         self.started.append(self)
 
-    def suspend(self) -> None:
-        """SIGSTOP; returns when each of its threads has come to a halt, which may be in the midst of a write before."""
-        self.send_signal(signal.SIGSTOP)
-        assert os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
-
     @classmethod
     def end_all(cls) -> None:
         while cls.started:
@@ -87,6 +82,12 @@ def run(script: str, *arguments: str, cwd: Path, **environment: str) -> subproce
             process.kill()
             raise
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def suspend(process: subprocess.Popen[Any]) -> None:
+    """SIGSTOP; returns when each of its threads has come to a halt, which may be in the midst of a write before."""
+    process.send_signal(signal.SIGSTOP)
+    assert os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
 
 @contextlib.contextmanager

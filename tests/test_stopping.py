@@ -21,7 +21,7 @@ import pytest
 from esper import hanging, stopping
 from esper.callbacks import exit_on_error
 from tests.data.photos import write_photos
-from tests.forked import ESPER_TRAIN, ROOT, ForkedPython, run
+from tests.forked import ESPER_TRAIN, ROOT, ForkedPython, run, suspend
 from tests.tolaria.processes import LONG, await_checkpoint, start_step
 
 
@@ -303,7 +303,7 @@ def test_a_rank_that_hangs_ends_the_others_after_the_timeout(tmp_path: Path):
         *[(*LONG, "optimization.max_epochs=100000", f"hydra.run.dir={run_dir}", "ranks.timeout_s=6")] * 2
     )
     await_checkpoint(run_dir)
-    processes[1].suspend()
+    suspend(processes[1])
     _, err = processes[0].communicate()
     assert processes[0].returncode == 1
     assert err.count("\n") == 1, err

@@ -18,6 +18,7 @@ import redis
 
 from esper.configs import RedisConfig
 from esper.oona.redis import RedisBus
+from tests.forked import suspend
 
 __all__ = ["PASSWORD", "RedisServer"]
 
@@ -70,8 +71,7 @@ class RedisServer:
     def stop(self) -> None:
         """SIGSTOP: it accepts connections and never replies; returns when it has come to a halt."""
         assert self._process is not None
-        self._process.send_signal(signal.SIGSTOP)
-        assert os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+        suspend(self._process)
 
     def go_on(self) -> None:
         """SIGCONT."""

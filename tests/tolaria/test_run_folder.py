@@ -21,6 +21,7 @@ from esper.report.run_record import read_run
 from esper.tolaria.run_folder import RunFolder, recorded_config
 from esper.tracking.journal import read
 from esper.tracking.liveness import read_status, recorded_status
+from tests.forked import suspend
 from tests.sweep.test_launch import finish, start
 from tests.tracking.conftest import wait_for
 from tests.tracking.test_liveness import LONG, has_epoch
@@ -196,7 +197,7 @@ def test_a_run_whose_folder_goes_ends_with_one_line_and_writes_no_more(
 ) -> None:
     process = start(*LONG, "hydra.run.dir=out", cwd=tmp_path)
     wait_for(lambda: has_epoch(tmp_path / "out"))
-    process.suspend()  # not while the folder is half removed
+    suspend(process)  # not while the folder is half removed
     change(tmp_path / "out")
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*") if path.is_file()}
     process.send_signal(signal.SIGCONT)
