@@ -30,8 +30,8 @@ def test_what_is_published_arrives_and_every_question_is_answered(
     assert all(arrived + dropped >= 117 for arrived, dropped in states["hung"]["arrived_and_dropped"])
     assert {len(one) for row in found["messages"] for one in row["per_s"].values()} == {5}
     assert {name: waits["n"] for name, waits in found["one_run"].items()} == {"shared": 3, "in_process": 3}
-    many = found["many_runs"]
-    assert many["waits"]["n"] + len(many["missed"]) >= 3  # a busy machine may miss the default deadline
+    assert found["many_runs"]["waits"]["n"] >= 3
+    assert found["many_runs"]["missed"] == []
     assert found["environment"]["redis"]
     told = capsys.readouterr().out
     assert "| hung | 234 |" in told
