@@ -20,7 +20,7 @@ from esper.tolaria.ranks import Ranks
 from esper.tolaria.run import open_run
 from esper.tolaria.state import TrainingState
 from tests.conftest import tiny_config, use
-from tests.forked import ForkedPython
+from tests.forked import ForkedPython, suspend
 from tests.oona.server import RedisServer
 from tests.tamiyo.serving import process
 from tests.tolaria.processes import (
@@ -165,7 +165,7 @@ def test_the_first_rank_that_fails_reports_it_though_rank_0_does_not_answer_for_
     rank0 = ForkedPython(HOLDS_A_STORE, cwd=tmp_path, stdin=subprocess.PIPE)
     assert rank0.stdout is not None
     store = TCPStore("localhost", int(rank0.stdout.readline()), is_master=False)
-    rank0.suspend()
+    suspend(rank0)
     goes_on = threading.Timer(1.5, rank0.send_signal, [signal.SIGCONT])
     goes_on.start()
     try:
