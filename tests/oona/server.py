@@ -26,6 +26,11 @@ PASSWORD = "canary-7f3a"
 """Must never be printed."""
 
 
+def num_connections(admin: redis.Redis) -> int:
+    """How many connections a server has accepted so far."""
+    return admin.info("stats")["total_connections_received"]  # type: ignore[index,no-any-return]
+
+
 class RedisServer:
     """Owner of a server process on a loopback port; acknowledged writes survive a kill."""
 

@@ -20,7 +20,7 @@ from esper.errors import BusError, BusFullError
 from esper.oona.codec import MAX_BYTES, encode, message
 from esper.oona.redis import Entry, RedisBus
 from tests.oona.payloads import numbered, said
-from tests.oona.server import PASSWORD, RedisServer
+from tests.oona.server import PASSWORD, RedisServer, num_connections
 
 TOPIC = TopicName.EPOCHS
 KEY = f"esper:{TOPIC}"
@@ -217,10 +217,6 @@ def test_a_server_restart_between_two_calls_is_not_an_error(server: RedisServer,
     server.start()
     bus.publish(numbered(2))
     assert said(take(bus)) == [1, 2]
-
-
-def num_connections(admin: redis.Redis) -> int:
-    return admin.info("stats")["total_connections_received"]  # type: ignore[index,no-any-return]
 
 
 def test_a_hung_server_costs_one_timeout_per_call(server: RedisServer, admin: redis.Redis) -> None:

@@ -27,7 +27,7 @@ from esper.tamiyo import LocalTamiyo
 from esper.tamiyo.remote import SharedTamiyo
 from esper.tamiyo.service import GROUP, TamiyoService
 from tests.oona.payloads import built
-from tests.oona.server import RedisServer
+from tests.oona.server import RedisServer, num_connections
 from tests.tamiyo.serving import process, served
 from tests.tamiyo.test_policies import signal, write_policy
 from tests.urza.definitions import text
@@ -341,9 +341,10 @@ def test_a_service_restarted_after_a_kill_decides_as_before(redis_server: RedisS
 @pytest.mark.parametrize("when", ["before", "while waiting"])
 def test_a_server_that_hangs_costs_the_deadline_and_a_timeout_at_most(redis_server: RedisServer, when: str) -> None:
     redis_server.start()
-    with contextlib.closing(redis_server.bus(timeout_s=0.5)) as bus:
+    with contextlib.closing(redis_server.bus(timeout_s=0.5)) as bus, contextlib.closing(redis_server.admin()) as admin:
         with contextlib.suppress(BusError):  # connects; a busy machine may take longer
             bus.ping()
+        before = num_connections(admin)
         hangs = threading.Timer(0.0 if when == "before" else 0.3, redis_server.stop)
         hangs.start()
         if when == "before":
@@ -354,6 +355,7 @@ def test_a_server_that_hangs_costs_the_deadline_and_a_timeout_at_most(redis_serv
         assert time.monotonic() - started < 1.0 + 0.5 + 20.0  # the machine may be busy
         hangs.join()
         redis_server.go_on()
+        assert num_connections(admin) - before <= 1  # a retry would connect anew, and cost another timeout
 
 
 def test_a_service_continues_after_its_server_was_unavailable(redis_server: RedisServer) -> None:
