@@ -65,7 +65,8 @@ def lightning(task: Task) -> Measure:
             return loss
 
         def configure_optimizers(self) -> torch.optim.Optimizer:
-            return task.optimizer(self.network.parameters())
+            # Lightning refuses to clip the gradients of a fused optimizer.
+            return task.optimizer(self.network.parameters(), is_fused=task.clip_norm is None)
 
     class Timer(pl.Callback):  # type: ignore[misc]
         def __init__(self, seconds: float) -> None:

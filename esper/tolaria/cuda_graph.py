@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -58,10 +59,25 @@ class CapturedFunction:
             return
         if self._graph is None:
             self._graph = torch.cuda.CUDAGraph()
-            # thread_local: other threads may use CUDA during the capture, e.g. to pin memory.
-            with torch.cuda.graph(self._graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
-                function()
+            with _own_workspaces():
+                # thread_local: other threads may use CUDA during the capture, e.g. to pin memory.
+                mode = "thread_local"
+                with torch.cuda.graph(self._graph, pool=self._pool, stream=self._stream, capture_error_mode=mode):
+                    function()
         self._graph.replay()
+
+
+@contextlib.contextmanager
+def _own_workspaces() -> Iterator[None]:
+    """Context manager of a capture: the workspaces of cuBLAS lie in the graph's memory, which lives as long as it.
+
+    Those of eager calls may be freed by others in the process, as Lightning does when a training ends.
+    """
+    torch._C._cuda_clearCublasWorkspaces()
+    try:
+        yield
+    finally:
+        torch._C._cuda_clearCublasWorkspaces()  # else eager calls would keep them
 
 
 def capture_obstacle(config: TolariaConfig) -> str | None:

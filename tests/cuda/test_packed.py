@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 from collections.abc import Iterator
@@ -93,9 +94,10 @@ def test_a_run_that_needs_more_memory_than_there_is_leaves_the_others_and_runs_a
     large = {**STATIC, "model__widths": [256, 256], "dataset__image_size": 32, "dataset__batch_size": 512}
     runs = [{**STATIC, "rng_seed": 0}, {**large, "rng_seed": 1}]
     members = [member(tmp_path / "beside", f"run-{i}", **changes) for i, changes in enumerate(runs)]
+    gc.collect()
     torch.cuda.empty_cache()
-    share = 1e9 / torch.cuda.get_device_properties(0).total_memory
-    torch.cuda.set_per_process_memory_fraction(share)
+    limit = torch.cuda.memory_reserved() + 1e9  # compiled networks of earlier tests stay
+    torch.cuda.set_per_process_memory_fraction(limit / torch.cuda.get_device_properties(0).total_memory)
     try:
         PackJob([one.folder for one in members], at_once=2)()
     finally:

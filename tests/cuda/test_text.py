@@ -64,3 +64,19 @@ def test_steps_on_text_never_wait_for_the_device(tmp_path: Path, storage: str) -
             torch.cuda.set_sync_debug_mode("default")
 
     use(text_config(write_texts(tmp_path / "texts"), device="cuda", dataset__storage=storage), tmp_path / "run", body)
+
+
+def test_a_captured_step_does_not_depend_on_workspaces_that_others_free(tmp_path: Path) -> None:
+    config = text_config(write_texts(tmp_path / "texts"), device="cuda")
+
+    def trained(run_dir: Path, *, frees: bool) -> list[float]:
+        async def body(trainer: TolariaTrainer) -> list[float]:
+            losses = do_steps(trainer, 6)
+            if frees:  # as Lightning does at the end of a training
+                torch._C._cuda_clearCublasWorkspaces()
+                torch.cuda.empty_cache()
+            return losses + do_steps(trainer, 6)
+
+        return use(config, run_dir, body)
+
+    assert trained(tmp_path / "freed", frees=True) == trained(tmp_path / "kept", frees=False)
