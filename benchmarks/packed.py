@@ -7,8 +7,9 @@ the time of all runs as a multiple of that of one. Memory is what nvidia-smi sho
 
 Variants tell what limits the launcher: threads that replay their graphs at any time (`free`), turns of a single step
 instead of 8, runs whose epochs end together (`in step`), CUDA's own number of queues to the device instead of 32 (`8
-queues`), and steps that do nothing (`empty steps`), which leaves what they cost Python. The run alone and the packed
-ones of each model come first. Runs that the budget ends early still have a rate.
+queues`), and steps that do nothing (`empty steps`), which leaves what they cost Python. `replays` is what the GPU can
+do (`replays.py`). The run alone and the packed ones of each model come first. Runs that the budget ends early still
+have a rate.
 
     python benchmarks/packed.py --out packed.json [--runs 12] [--models resnet_small resnet18] [--budget-seconds 200]
 """
@@ -17,20 +18,19 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import hashlib
 import itertools
 import json
 import os
 import resource
-import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
+from benchmarks import replays
+from benchmarks.gpu_sharing import PeakMemory, mps
 from benchmarks.measuring import environment, table, verdict, write_json
 from esper.configs import (
     DatasetConfig,
@@ -57,7 +59,7 @@ GOALS = {"resnet_small": 4.0, "resnet18": 9.0}
 """Largest ratio for 12 runs, on one H100."""
 EPOCHS = {"resnet_small": 6, "resnet18": 3}
 """A few seconds of one run there."""
-WAYS = ("packed", "in step", "free", "processes", "8 queues", "empty steps", "turns of 1")
+WAYS = ("packed", "replays", "in step", "free", "processes", "8 queues", "empty steps", "turns of 1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,11 +70,11 @@ class Cell:
         model, way: which.
         num_runs: how many.
         images_per_s: of all runs together while all were under way.
-        training_s: from the first run's start to the last one's end.
+        training_s: from the first run's start to the last one's end; of `replays` what is timed.
         command_s: of the whole command, imports and all.
         cpu_s: time of CPU cores for it; on CUDA with that of one nvidia-smi a second, for the memory.
         memory_gb: GPU memory in use at most, less what was in use before.
-        digest: of the weights of the first run; None: the budget ended the runs.
+        digest: of the weights of the first run; None: the budget ended the runs, or they were only replayed.
     """
 
     model: str
@@ -96,17 +98,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     first = [(model, way) for model in options.models for way in ("alone", *options.ways[:1])]
     rest = [(model, way) for way in options.ways[1:] for model in options.models]
     cells, failed = list[Cell](), False
-    with tempfile.TemporaryDirectory(prefix="packed-") as folder, _mps(Path(folder)) as mps:
+    with tempfile.TemporaryDirectory(prefix="packed-") as folder, mps(Path(folder)) as mps_variables:
         for model, way in first + rest:
             left_s = deadline - time.monotonic()
             is_late = left_s < max((cell.command_s for cell in cells if cell.model == model), default=10.0)
-            if is_late or (way == "processes" and mps is None and not options.without_mps):
-                print(f"{model}, {way}: left out ({'no time left' if is_late else 'no MPS here'})", flush=True)
+            lacks = "time left" if is_late else None
+            if way == "processes" and mps_variables is None and not options.without_mps:
+                lacks = "MPS here"
+            elif way == "replays" and options.device == "cpu":
+                lacks = "CUDA graphs on a CPU"
+            if lacks:
+                print(f"{model}, {way}: left out (no {lacks})", flush=True)
                 continue
             own = Path(folder) / f"{model}-{way.replace(' ', '-')}"
             try:
-                cells.append(_measure(model, way, options, own, mps, left_s))
-                _report(cells, options, mps is not None)
+                cells.append(_measure(model, way, options, own, mps_variables, left_s))
+                _report(cells, options, mps_variables is not None)
             except Exception as error:
                 failed = True
                 told = error if isinstance(error, RunError) else f"\n{traceback.format_exc()}"
@@ -161,7 +168,7 @@ def _config(model: str, options: argparse.Namespace, *, rng_seed: int) -> Tolari
 
 
 def _measure(
-    model: str, way: str, options: argparse.Namespace, folder: Path, mps: dict[str, str] | None, left_s: float
+    model: str, way: str, options: argparse.Namespace, folder: Path, mps_variables: dict[str, str] | None, left_s: float
 ) -> Cell:
     """Train in one way.
 
@@ -187,16 +194,23 @@ def _measure(
     if way in ("alone", "processes"):
         commands = [[sys.executable, "-m", "esper.sweep.job", one] for one in folders]
         if way == "processes":
-            environment |= {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // num_runs)), **(mps or {})}
+            environment |= {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // num_runs)), **(mps_variables or {})}
     elif way in ("packed", "8 queues"):
         environment |= {"CUDA_DEVICE_MAX_CONNECTIONS": "8"} if way == "8 queues" else {}
         commands = [[sys.executable, "-m", "esper.sweep.pack", str(num_runs), *folders]]
     else:
         commands = [[sys.executable, str(Path(__file__).resolve()), "--child", way, "--", *folders]]
     started, cpu_s = time.monotonic(), _children_cpu_s()
-    with _Memory() as memory:
+    with PeakMemory() as memory:
         is_complete = _run(commands, members, environment, timeout_s=left_s)
     command_s, cpu_s = time.monotonic() - started, _children_cpu_s() - cpu_s
+    cell = functools.partial(
+        Cell, model=model, way=way, num_runs=num_runs, command_s=command_s, cpu_s=cpu_s, memory_gb=memory.peak_gb
+    )
+    if way == "replays":
+        seconds = replays.printed_seconds(members[0].folder / "job.log")
+        num_images = options.batch_size * replays.NUM_STEPS * num_runs
+        return cell(images_per_s=num_images / seconds, training_s=seconds, digest=None)
     unfinished = [one for one in members if one.outcome().get("status") != "finished"]
     was_ended = not is_complete and not any(one.outcome().get("status") == "failed" for one in unfinished)
     if unfinished and not (was_ended and all((one.run_dir / "journal.jsonl").exists() for one in members)):
@@ -204,15 +218,9 @@ def _measure(
         raise RunError(f"not finished: {', '.join(one.name for one in unfinished)}")
     journals = [_journal(one) for one in members]
     times = [event["time_unix_s"] for events in journals for event in events]
-    return Cell(
-        model=model,
-        way=way,
-        num_runs=num_runs,
+    return cell(
         images_per_s=options.batch_size * _steps_per_second(journals),
         training_s=max(times) - min(times),
-        command_s=command_s,
-        cpu_s=cpu_s,
-        memory_gb=memory.peak_gb,
         digest=None if unfinished else _digest(members[0]),
     )
 
@@ -287,56 +295,11 @@ def _digest(one: Member) -> str:
     return hashlib.sha256((checkpoints[-1] / "model.safetensors").read_bytes()).hexdigest()[:16]
 
 
-class _Memory:
-    """Context manager: the peak of the GPU memory in use, in GB above what was in use before; 0 without a GPU."""
-
-    def __enter__(self) -> _Memory:
-        self.peak_gb, self._before, self._end = 0.0, self._used_gb(), threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._end.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        while not self._end.wait(1.0):
-            self.peak_gb = max(self.peak_gb, self._used_gb() - self._before)
-
-    @staticmethod
-    def _used_gb() -> float:
-        if shutil.which("nvidia-smi") is None:
-            return 0.0
-        command = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits", "-i", "0"]
-        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=30)
-        return float(done.stdout.split()[0]) * 2**20 / 1e9 if done.returncode == 0 and done.stdout.split() else 0.0
-
-
-@contextlib.contextmanager
-def _mps(folder: Path) -> Iterator[dict[str, str] | None]:
-    """Context manager: an MPS server of this benchmark's own; variables for its clients, or None without one."""
-    control = shutil.which("nvidia-cuda-mps-control")
-    if control is None or not torch.cuda.is_available():
-        yield None
-        return
-    variables = {"CUDA_MPS_PIPE_DIRECTORY": str(folder / "mps"), "CUDA_MPS_LOG_DIRECTORY": str(folder / "mps-log")}
-    for path in variables.values():
-        Path(path).mkdir()
-    env = {**os.environ, **variables}
-    started = subprocess.run([control, "-d"], env=env, check=False, capture_output=True, text=True, timeout=30)
-    if started.returncode:
-        print(f"MPS does not start: {started.stdout}{started.stderr}", flush=True)
-        yield None
-        return
-    try:
-        yield variables
-    finally:
-        subprocess.run([control], env=env, input="quit\n", check=False, capture_output=True, text=True, timeout=60)
-
-
 def _child(way: str, folders: Sequence[str]) -> None:
     """Run members as `esper.sweep.pack` does, but for the variant."""
+    if way == "replays":
+        replays.print_seconds([Member.read(Path(folder)) for folder in folders])
+        return
     from esper import turns
     from esper.sweep.pack import PackJob
     from esper.tolaria.cuda_graph import CapturedFunction

@@ -19,11 +19,14 @@ T = TypeVar("T")
 
 
 def loaded(load: Callable[[DatasetConfig, Path | None], T], config: DatasetConfig, cache_dir: Path | None) -> T:
-    """What `load` reads; runs that train together read the same only once, and keep it as long as one of them runs."""
+    """What `load` reads; runs that train together read the same only once, and keep it as long as one of them runs.
+
+    Their folders, and with them `cache_dir`, may differ.
+    """
     turn = turns.current()
     if turn is None:
         return load(config, cache_dir)
-    key = load.__module__, repr(config), cache_dir
+    key = load.__module__, repr(config)
     for run in turn.group.runs:
         if key in run.loaded:
             turn.loaded[key] = run.loaded[key]

@@ -163,17 +163,18 @@ def test_what_was_read_is_kept_as_long_as_a_run_that_shares_it_trains() -> None:
         num_read += 1
         return threading.Event()
 
-    def run() -> None:
+    def run(cache_dir: Path) -> None:
         with group.run():
-            read = loaded(load, DatasetConfig(), None)
-            assert loaded(load, DatasetConfig(), None) is read
+            read = loaded(load, DatasetConfig(), cache_dir)
+            assert loaded(load, DatasetConfig(), cache_dir) is read
             kept.append(weakref.ref(read))
             del read
             while len(kept) == 1:  # the other one shares it
                 turns.pass_on()
 
     kept = list[Any]()
-    threads = [threading.Thread(target=run) for _ in range(2)]
+    # Runs whose folders do not lie side by side have a cache each.
+    threads = [threading.Thread(target=run, args=(Path(name),)) for name in ("cache", "another")]
     for thread in threads:
         thread.start()
     for thread in threads:
