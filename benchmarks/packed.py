@@ -190,13 +190,13 @@ def _measure(
         "PYTHONPATH": os.pathsep.join(path),
         "PYTHONUNBUFFERED": "1",
         "PYTHONFAULTHANDLER": "1",
+        "CUDA_DEVICE_MAX_CONNECTIONS": "8" if way == "8 queues" else "32",  # as `esper.sweep.pack` does
     }
     if way in ("alone", "processes"):
         commands = [[sys.executable, "-m", "esper.sweep.job", one] for one in folders]
         if way == "processes":
             environment |= {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // num_runs)), **(mps_variables or {})}
     elif way in ("packed", "8 queues"):
-        environment |= {"CUDA_DEVICE_MAX_CONNECTIONS": "8"} if way == "8 queues" else {}
         commands = [[sys.executable, "-m", "esper.sweep.pack", str(num_runs), *folders]]
     else:
         commands = [[sys.executable, str(Path(__file__).resolve()), "--child", way, "--", *folders]]

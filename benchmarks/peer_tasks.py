@@ -73,11 +73,10 @@ class Task:
         """The network, by `torch.compile` with default settings if `is_compiled`."""
         return torch.compile(network) if self.is_compiled else network  # type: ignore[return-value]
 
-    def optimizer(self, parameters: Iterable[nn.Parameter], *, is_fused: bool = True) -> torch.optim.Optimizer:
-        """AdamW, or SGD with Nesterov's momentum; fused on CUDA."""
+    def optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """Fused AdamW, or SGD with Nesterov's momentum."""
         config = self.config.optimization
-        fused = self.on_cuda and is_fused
-        common = {"lr": config.learning_rate, "weight_decay": config.weight_decay, "fused": fused}
+        common = {"lr": config.learning_rate, "weight_decay": config.weight_decay, "fused": self.on_cuda}
         if config.optimizer == "adamw":
             return torch.optim.AdamW(parameters, betas=(0.9, 0.95), **common)  # type: ignore[arg-type]
         return torch.optim.SGD(parameters, momentum=0.9, nesterov=True, **common)  # type: ignore[arg-type]

@@ -65,8 +65,11 @@ def lightning(task: Task) -> Measure:
             return loss
 
         def configure_optimizers(self) -> torch.optim.Optimizer:
-            # Lightning refuses to clip the gradients of a fused optimizer.
-            return task.optimizer(self.network.parameters(), is_fused=task.clip_norm is None)
+            return task.optimizer(self.network.parameters())
+
+        def configure_gradient_clipping(self, *_: Any, **__: Any) -> None:
+            if task.clip_norm is not None:  # Lightning itself refuses to clip the gradients of a fused optimizer
+                nn.utils.clip_grad_norm_(self.network.parameters(), task.clip_norm)
 
     class Timer(pl.Callback):  # type: ignore[misc]
         def __init__(self, seconds: float) -> None:
@@ -93,7 +96,6 @@ def lightning(task: Task) -> Measure:
                 enable_checkpointing=False,
                 enable_model_summary=False,
                 log_every_n_steps=LOG_INTERVAL,
-                gradient_clip_val=task.clip_norm,
                 max_epochs=-1,
                 callbacks=[timer],
             )

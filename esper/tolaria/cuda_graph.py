@@ -59,11 +59,16 @@ class CapturedFunction:
             return
         if self._graph is None:
             self._graph = torch.cuda.CUDAGraph()
-            with _own_workspaces():
-                # thread_local: other threads may use CUDA during the capture, e.g. to pin memory.
-                mode = "thread_local"
-                with torch.cuda.graph(self._graph, pool=self._pool, stream=self._stream, capture_error_mode=mode):
-                    function()
+            with (
+                _own_workspaces(),
+                torch.cuda.graph(
+                    self._graph,
+                    pool=self._pool,
+                    stream=self._stream,
+                    capture_error_mode="thread_local",  # other threads may use CUDA meanwhile, e.g. to pin memory
+                ),
+            ):
+                function()
         self._graph.replay()
 
 
@@ -72,6 +77,8 @@ def _own_workspaces() -> Iterator[None]:
     """Context manager of a capture: the workspaces of cuBLAS lie in the graph's memory, which lives as long as it.
 
     Those of eager calls may be freed by others in the process, as Lightning does when a training ends.
+
+    Source: `clear_cublas_manager` in torch/_inductor/cudagraph_trees.py
     """
     torch._C._cuda_clearCublasWorkspaces()
     try:
