@@ -128,6 +128,13 @@ class DatasetConfig:
         above=0,
         below=1,
     )
+    split_seed: int | None = setting(
+        None,
+        "seed of the split into training and held-out data; null: rng_seed. With model.init_from the rng_seed of the "
+        "earlier network, so that nothing is held out that it was trained on",
+        low=0,
+        high=2**63 - 1,
+    )
     shuffle: bool = setting(True, "shuffle the training data in every epoch")
 
     context: int = setting(256, "text: tokens in a window, all that the network reads at once", low=1)
@@ -145,7 +152,7 @@ class DatasetConfig:
         choices=("document", "folder", "given"),
     )
     test_split: float = setting(
-        0.1, "text: share of all documents in the test split, which is the same for every rng_seed", above=0, below=1
+        0.1, "text: share of all documents in the test split, which is the same for every seed", above=0, below=1
     )
     epoch_windows: int | None = setting(
         None, "text: windows in an epoch, of which a pass over the training split may take many; null: the whole", low=1

@@ -61,6 +61,7 @@ _LATER: dict[str, Any] = {
     "dataset.random_erasing": 0.0,
     "dataset.rand_augment_num_ops": 0,
     "dataset.rand_augment_magnitude": 9,
+    "dataset.split_seed": None,
     "model.freeze": [],
     "model.init_from": None,
     "model.init_digest": None,

@@ -38,7 +38,7 @@ class DataSplits:
         spec: inputs and outputs that the data ask for.
         held_out: what is in controller and judge: numbers of images or documents among those that the training and,
             unless the dataset has its own, the validation data is drawn from, ascending, on the CPU; else empty.
-        train_indices: from `num_examples`, `val_split` and `rng_seed`, which of these the training split would hold
+        train_indices: from `num_examples`, `val_split` and `split_seed`, which of these the training split would hold
             with other settings: int64, ascending.
         fingerprint: what the dataset holds.
         mean, std: of each channel of the training images (of files: of 1024 of them), in units of [0, 1]; else empty.
@@ -83,17 +83,18 @@ def load_splits(config: DatasetConfig, *, rng_seed: int, cache_dir: Path | None 
 
     Args:
         config: which dataset, and how it is split.
-        rng_seed: random seed of the split.
+        rng_seed: random seed of the split, unless `config` has another.
         cache_dir: where decoded image folders are cached; None: nowhere.
 
     Raises:
         DataError: it is missing or unreadable, a split would lack a class, or a batch is larger than the train split.
     """
     source = importlib.import_module(DATASETS[config.name].module)
+    split_seed = rng_seed if config.split_seed is None else config.split_seed
     if DATASETS[config.name].is_text:
-        splits: DataSplits = source.load(config, rng_seed=rng_seed, cache_dir=cache_dir)
+        splits: DataSplits = source.load(config, split_seed=split_seed, cache_dir=cache_dir)
         return splits
-    return _split_images(config, loaded(source.load, config, cache_dir), rng_seed=rng_seed)
+    return _split_images(config, loaded(source.load, config, cache_dir), split_seed=split_seed)
 
 
 def _remedy(split: str, noun: str, config: DatasetConfig, *, has_validation: bool) -> str:
@@ -109,8 +110,8 @@ def _remedy(split: str, noun: str, config: DatasetConfig, *, has_validation: boo
     return f"use more {noun} (dataset.num_examples){or_share}"
 
 
-def _split_images(config: DatasetConfig, dataset: Dataset, *, rng_seed: int) -> DataSplits:
-    generator = torch.Generator().manual_seed(torch_seed(rng_seed))
+def _split_images(config: DatasetConfig, dataset: Dataset, *, split_seed: int) -> DataSplits:
+    generator = torch.Generator().manual_seed(torch_seed(split_seed))
     labels = dataset.train.strata
     drawn, held_out = _use(labels, config.num_examples, generator), torch.empty(0, dtype=torch.int64)
     if dataset.val is None:
@@ -169,10 +170,10 @@ def fingerprint(config: DatasetConfig) -> Fingerprint:
 
 
 def _train_indices(
-    labels: Tensor, *, has_validation: bool, num_examples: int | None, val_split: float, rng_seed: int
+    labels: Tensor, *, has_validation: bool, num_examples: int | None, val_split: float, split_seed: int
 ) -> Tensor:
     """See `DataSplits.train_indices`."""
-    generator = torch.Generator().manual_seed(torch_seed(rng_seed))
+    generator = torch.Generator().manual_seed(torch_seed(split_seed))
     train = _use(labels, num_examples, generator)
     return train if has_validation else _hold_out(train, labels, val_split, generator)[0]
 

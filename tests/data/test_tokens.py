@@ -249,9 +249,10 @@ def test_a_damaged_cache_is_made_anew(tmp_path: Path, suffix: str) -> None:
 def test_other_settings_say_which_documents_they_would_train_on(tmp_path: Path) -> None:
     folder = folder_of_texts(tmp_path)
     splits, others = load(folder, rng_seed=0), load(folder, rng_seed=5, val_split=0.4)
-    same = splits.train_indices(num_examples=None, val_split=0.4, rng_seed=5)
-    assert torch.equal(same, others.train_indices(num_examples=None, val_split=0.4, rng_seed=5))
+    same = splits.train_indices(num_examples=None, val_split=0.4, split_seed=5)
+    assert torch.equal(same, others.train_indices(num_examples=None, val_split=0.4, split_seed=5))
     assert not torch.isin(others.held_out, same).any()
+    assert torch.equal(load(folder, rng_seed=0, split_seed=5, val_split=0.4).held_out, others.held_out)
     few = load(folder, num_examples=200)
     used = sum(getattr(few, name).num_tokens for name in SPLITS[:3])
     assert 180 * 16 <= used <= 200 * 16

@@ -75,7 +75,7 @@ def test_the_command_continues_a_run_a_checkpoint_or_an_export_and_stacks_again(
         assert f"/{given} (" in str(events(run_dir, "notice")[0]["message"])
     done = run(ESPER_TRAIN, *DIGITS, "morphogenetic=stack", f"model.init_from={source}", "rng_seed=1", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "images that are held out here (rng_seed 0 → " in " ".join(done.stdout.split())
+    assert "images that are held out here (dataset.split_seed 0 → " in " ".join(done.stdout.split())
     (stacked,) = tmp_path.glob("outputs/morphogenetic_training/*stack*")
     assert result_of(stacked)["num_kept"] == 4
 

@@ -30,13 +30,13 @@ _SKIPPED = (
 )
 
 
-def load(config: DatasetConfig, *, rng_seed: int, cache_dir: Path | None) -> DataSplits:
+def load(config: DatasetConfig, *, split_seed: int, cache_dir: Path | None) -> DataSplits:
     """Split the sources by package; see `load_text`.
 
     Raises:
         DataError: this Python comes without its sources, or a split would be too small.
     """
-    return load_text(_settings(config), _files(), rng_seed=rng_seed, cache_dir=cache_dir)
+    return load_text(_settings(config), _files(), split_seed=split_seed, cache_dir=cache_dir)
 
 
 def fingerprint(config: DatasetConfig) -> Fingerprint:

@@ -36,9 +36,9 @@ _GIVEN = ("train", "val", "test")
 """With split_by=given, the folders in data_dir that are the splits."""
 
 
-def load(config: DatasetConfig, *, rng_seed: int, cache_dir: Path | None) -> DataSplits:
+def load(config: DatasetConfig, *, split_seed: int, cache_dir: Path | None) -> DataSplits:
     """The text in `dataset.data_dir`; see `load_text`."""
-    return load_text(config, find_texts(config), rng_seed=rng_seed, cache_dir=cache_dir)
+    return load_text(config, find_texts(config), split_seed=split_seed, cache_dir=cache_dir)
 
 
 def fingerprint(config: DatasetConfig) -> Fingerprint:
@@ -59,17 +59,17 @@ def fingerprint_text(config: DatasetConfig, files: Sequence[str]) -> Fingerprint
     return Fingerprint({**found.parts, "tokenizer": (1, "", content)}, test="")
 
 
-def load_text(config: DatasetConfig, files: Sequence[str], *, rng_seed: int, cache_dir: Path | None) -> DataSplits:
+def load_text(config: DatasetConfig, files: Sequence[str], *, split_seed: int, cache_dir: Path | None) -> DataSplits:
     """Tokenize files and split them.
 
-    The test split is drawn first, the same for every `rng_seed`. With `split_by=given`, folders are the splits, and
+    The test split is drawn first, the same for every `split_seed`. With `split_by=given`, folders are the splits, and
     only the halves of the validation split are drawn.
 
     Args:
         config: tokenizer, context, and how to split.
         files: their paths, sorted; the first part of a path below the files' common folder says which belong together
             (`split_by=folder`), or to which split (given).
-        rng_seed: random seed of the split.
+        split_seed: random seed of the split.
         cache_dir: where token ids are cached; None: nowhere.
 
     Raises:
@@ -86,7 +86,7 @@ def load_text(config: DatasetConfig, files: Sequence[str], *, rng_seed: int, cac
     )
     documents = _Documents(corpus, files, config)
     train, controller, judge = documents.draw(
-        num_examples=config.num_examples, val_split=config.val_split, rng_seed=rng_seed
+        num_examples=config.num_examples, val_split=config.val_split, split_seed=split_seed
     )
     num_bytes = corpus.tokens.numel() * corpus.tokens.element_size()
     is_streamed = config.storage == "stream" or (config.storage == "auto" and num_bytes > MAX_DEVICE_BYTES)
@@ -142,9 +142,9 @@ class _Documents:
             self._rest, test = self._hold_out(torch.arange(self.num_groups), config.test_split, generator)
         self.test = self._members(test)
 
-    def draw(self, *, num_examples: int | None, val_split: float, rng_seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    def draw(self, *, num_examples: int | None, val_split: float, split_seed: int) -> tuple[Tensor, Tensor, Tensor]:
         """The documents of the training, controller and judge splits, each int64, ascending."""
-        generator, used = torch.Generator().manual_seed(torch_seed(rng_seed)), self._rest
+        generator, used = torch.Generator().manual_seed(torch_seed(split_seed)), self._rest
         if num_examples is not None:
             share = num_examples * self._context / max(1, int(self._sizes[used].sum()))
             used = self._hold_out(used, share, generator)[1] if share < 1 else used

@@ -26,7 +26,7 @@ from esper.tolaria.run_folder import recorded_config
 
 __all__ = ["Origin", "fitting", "home_of", "place", "read_origin", "require_within_budget", "split_settings"]
 
-_SPLIT_SETTINGS = ("rng_seed", "dataset.val_split", "dataset.num_examples")
+_SPLIT_SETTINGS = ("dataset.split_seed", "dataset.val_split", "dataset.num_examples")
 _EPOCH_SETTINGS = ("context", "epoch_windows")
 _TEXT_SETTINGS = ("document_separator", "split_by", "test_split")
 
@@ -87,8 +87,13 @@ class Origin:
 
 def split_settings(run: Run) -> dict[str, Any]:
     """The settings of a run that decide which images it trains on, by name."""
-    dataset = run.config.dataset
-    return dict(zip(_SPLIT_SETTINGS, (run.config.rng_seed, dataset.val_split, dataset.num_examples), strict=True))
+    return _split_settings(dataclasses.asdict(run.config.dataset), rng_seed=run.config.rng_seed)
+
+
+def _split_settings(dataset: Mapping[str, Any], *, rng_seed: int) -> dict[str, Any]:
+    split_seed = dataset.get("split_seed")  # older versions had none
+    seed = rng_seed if split_seed is None else split_seed
+    return dict(zip(_SPLIT_SETTINGS, (seed, dataset["val_split"], dataset["num_examples"]), strict=True))
 
 
 def home_of(checkpoint: Path) -> Path:
@@ -106,12 +111,11 @@ def read_origin(folder: Path) -> Origin | None:
         if settings is None:
             return None
         dataset = settings["dataset"]
-        split = (settings["rng_seed"], dataset["val_split"], dataset["num_examples"])
         return Origin(
             dataset=dataset["name"],
             batch_size=dataset["batch_size"],
             epoch=_settings(dataset, _EPOCH_SETTINGS),
-            split=dict(zip(_SPLIT_SETTINGS, split, strict=True)),
+            split=_split_settings(dataset, rng_seed=settings["rng_seed"]),
             text=_settings(dataset, _TEXT_SETTINGS),
             data=recorded_data(folder),
         )

@@ -61,9 +61,13 @@ def count_leaked(before: TolariaConfig, after: TolariaConfig) -> tuple[int, int]
 @pytest.mark.parametrize(
     ("changes", "settings", "remedy"),
     [
-        ({"rng_seed": 1}, r"rng_seed 0 → 1", "rng_seed=0"),
+        ({"rng_seed": 1}, r"dataset.split_seed 0 → 1", "dataset.split_seed=0"),
         ({"dataset__val_split": 0.5}, r"dataset.val_split 0.4 → 0.5", "dataset.val_split=0.4"),
-        ({"rng_seed": 7, "dataset__val_split": 0.2}, "rng_seed 0 → 7, dataset.val_split 0.4 → 0.2", "rng_seed=0 dat"),
+        (
+            {"rng_seed": 7, "dataset__val_split": 0.2},
+            "dataset.split_seed 0 → 7, dataset.val_split 0.4 → 0.2",
+            "dataset.split_seed=0 dat",
+        ),
     ],
 )
 def test_images_that_were_trained_on_are_not_held_out(
@@ -231,9 +235,10 @@ def test_the_command_refuses_with_2_and_leaves_nothing_behind(
     [
         ({}, None),
         ({"dataset__val_split": 0.2}, None),
+        ({"rng_seed": 1, "dataset__split_seed": 0}, None),
         (
             {"rng_seed": 1},
-            r"was trained on \d+ of the 128 images that are held out here .rng_seed 0 → 1; the same split: r",
+            r"was trained on \d+ of the 128 images that are held out here .dataset.split_seed 0 → 1; the same split: d",
         ),
         (
             {"dataset__num_examples": 400},
@@ -259,7 +264,7 @@ def test_text_counts_documents_and_other_splits_of_it_are_other_data(tmp_path: P
         (tmp_path / f"{i:02}.txt").write_text(f"{i:02} " * 100)
     text = DatasetConfig(name="text", data_dir=str(tmp_path), context=16, batch_size=4, val_split=0.3)
     splits = load_splits(text, rng_seed=0)
-    settings = {"rng_seed": 0, "dataset.val_split": 0.3, "dataset.num_examples": None}
+    settings = {"dataset.split_seed": 0, "dataset.val_split": 0.3, "dataset.num_examples": None}
     origin = Origin(
         dataset="text",
         batch_size=4,
@@ -270,7 +275,7 @@ def test_text_counts_documents_and_other_splits_of_it_are_other_data(tmp_path: P
     )
     assert origin.changed_data(splits, text) == ""
     assert origin.num_leaked(splits) == 0
-    assert dataclasses.replace(origin, split=settings | {"rng_seed": 1}).num_leaked(splits) > 0
+    assert dataclasses.replace(origin, split=settings | {"dataset.split_seed": 1}).num_leaked(splits) > 0
     other = dataclasses.replace(text, test_split=0.2)
     assert origin.changed_data(splits, other) == "dataset.test_split 0.1 → 0.2"
     assert origin.steps_in_epoch(splits, splits.noun) == (
