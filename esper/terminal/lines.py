@@ -106,6 +106,11 @@ def _started(event: dict[str, Any]) -> Iterator[Line]:
     growth = config["morphogenetic"]
     may_grow = growth["enable_tamiyo"] and event["num_sites"]
     plan = f"{event['total_epochs']} epochs, {event['total_steps']:,} steps on {event['device']}"
+    optimization = config["optimization"]
+    asked = optimization["max_epochs"]
+    by_compute = may_grow and growth["policy"] == "stack" and growth.get("schedule_by") == "compute"
+    if by_compute and optimization.get("max_macs") is None and event["total_epochs"] != asked:
+        plan += f": as much compute as {asked} epoch{'' if asked == 1 else 's'} of the network it ends with"
     sites = f"{event['num_sites']} sites, policy {growth['policy']}" if may_grow else "off"
     yield Line(logging.INFO, "run", f"{event['experiment_name']}/{event['run_name']}", "bold")
     yield Line(logging.INFO, "host", host, "bold")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -101,10 +101,23 @@ def _notify(run: Run, notices: Sequence[tuple[str, str]], *, resumed_from: str |
         inform(f"the step is not captured as a CUDA graph: {obstacle}")
     if run.ranks.size > 1:
         inform(f"{run.ranks.size} ranks share each batch of {run.config.dataset.batch_size} examples")
-    if late := run.growth.times_too_late:
-        run.warn(f"schedule_at={late}: the next consultation is after growth_until, so nothing will grow")
-    if soon := run.growth.times_too_soon:
-        run.warn(f"schedule_at={soon}: the copies of the share before it are held until then, so nothing will grow")
+    for message in _skipped(run):
+        run.warn(message)
+
+
+def _skipped(run: Run) -> Iterator[str]:
+    """Which shares of `schedule_at` will be skipped, and why."""
+    budget = run.life.budget
+    reasons = (
+        (budget.too_late, "the next consultation is after growth_until"),
+        (budget.too_soon, "the copies of the share before are still held then"),
+    )
+    for shares, reason in reasons:
+        if shares:
+            is_all = len(shares) == len(run.config.morphogenetic.schedule_at)
+            one = "this share is skipped" if len(shares) == 1 else "these shares are skipped"
+            counted = "; max_epochs still counts what it would cost" if budget.counts_skipped else ""
+            yield f"schedule_at={list(shares)}: {reason}, so {'nothing will grow' if is_all else one}{counted}"
 
 
 def _advice_for_cpu(run: Run) -> str | None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from esper.configs import MorphogeneticConfig, OptimizationConfig
 from esper.costs import training_macs
@@ -28,6 +29,10 @@ class Budget:
         warmup: their part of the budget.
         growth: growth that is known beforehand: (fraction of the budget at which it happens, MACs of training on one
             image from then on), in order.
+        too_late: those of `morphogenetic.schedule_at` that are skipped, as the first consultation from then on is after
+            `growth_until`.
+        too_soon: those that policy=stack skips, as the copies of the doubling before are still held.
+        counts_skipped: whether `total` counts shares that are skipped; see `plan_budget`.
     """
 
     total: int
@@ -37,6 +42,9 @@ class Budget:
     warmup_steps: int
     warmup: int
     growth: tuple[tuple[float, int], ...] = ()
+    too_late: tuple[float, ...] = ()
+    too_soon: tuple[float, ...] = ()
+    counts_skipped: bool = False
 
     def spent(self, state: TrainingState) -> int:
         """What the training has used, in the budget's unit."""
@@ -89,7 +97,9 @@ def plan_budget(
 ) -> Budget:
     """The budget of a run: `optimization.max_macs`, or `max_epochs` epochs.
 
-    With `morphogenetic.schedule_by=compute` these are epochs of the network that the run ends with.
+    With `morphogenetic.schedule_by=compute` these are epochs of the network that the run ends with. Shares of
+    `schedule_at` that will be skipped do not count: of all numbers of doublings, the largest that takes place within
+    the budget for as many; if there is none, as the length of the run decides what is skipped, all shares count.
 
     Args:
         optimization, growth: settings.
@@ -105,18 +115,24 @@ def plan_budget(
     by_compute = optimization.max_macs is not None or (is_planned and growth.schedule_by == "compute")
     steps = steps_per_epoch * optimization.max_epochs
     warmup_steps = round(optimization.warmup_epochs * steps_per_epoch)
-    times = sorted(growth.schedule_at) if is_planned else []
-    added = costs_of_doubling(model, growth.copy_order, times=len(times)) if by_compute else []
+    num_shares = len(growth.schedule_at) if is_planned and by_compute else 0
+    added = costs_of_doubling(model, growth.copy_order, times=num_shares)
     macs = [image_macs, *(image_macs + training_macs(1, cost.num_macs) for cost in added)]
-    budget = Budget(
-        total=round(optimization.max_macs or steps * batch_size * macs[-1]) if by_compute else steps,
-        by_compute=by_compute,
-        steps_per_epoch=steps_per_epoch,
-        batch_size=batch_size,
-        warmup_steps=warmup_steps,
-        warmup=warmup_steps * batch_size * macs[0] if by_compute else warmup_steps,
-        growth=tuple(zip(times, macs[1:], strict=True)) if by_compute else (),
-    )
+
+    def for_doublings(number: int) -> Budget:
+        budget = Budget(
+            total=round(optimization.max_macs or steps * batch_size * macs[number]) if by_compute else steps,
+            by_compute=by_compute,
+            steps_per_epoch=steps_per_epoch,
+            batch_size=batch_size,
+            warmup_steps=warmup_steps,
+            warmup=warmup_steps * batch_size * macs[0] if by_compute else warmup_steps,
+        )
+        return _with_growth(budget, growth, macs)
+
+    plans = {number: for_doublings(number) for number in range(num_shares, -1, -1)}
+    fitting = (plan for number, plan in plans.items() if optimization.max_macs or len(plan.growth) == number)
+    budget = next(fitting, replace(plans[num_shares], counts_skipped=True))
     needed = budget.warmup + budget.cost_of(1, macs[0])
     if by_compute and budget.total < needed:
         raise ConfigError(
@@ -124,3 +140,35 @@ def plan_budget(
             f"(optimization.warmup_epochs={optimization.warmup_epochs:g}) and one more step need {needed:.3g}"
         )
     return budget
+
+
+def _with_growth(budget: Budget, growth: MorphogeneticConfig, macs: Sequence[int]) -> Budget:
+    """Add which shares of `schedule_at` take place in a run of this length, and which are skipped.
+
+    Follows `Growth` and the policy, epoch by epoch; what scores and verdicts cost, and copies that a verdict removes,
+    are not foreseen.
+
+    Args:
+        budget: its length.
+        growth: settings.
+        macs: MACs of training on one image: in the first step, then after each doubling that is known beforehand.
+    """
+    waiting = sorted(growth.schedule_at) if growth.enable_tamiyo and growth.follows_schedule else []
+    held_epochs = growth.holding_epochs + max(0, growth.blending_steps - 1) // budget.steps_per_epoch
+    grown: list[float] = []
+    too_soon: list[float] = []
+    spent, last = 0, None
+    for epoch in itertools.count(1):
+        spent += budget.cost_of(budget.steps_per_epoch, macs[min(len(grown), len(macs) - 1)])
+        progress = spent / budget.total
+        if not waiting or progress >= growth.growth_until:
+            break
+        due = [at for at in waiting if at <= progress + 1e-9] if epoch % growth.adaptation_frequency == 0 else []
+        if due and growth.policy == "stack":
+            is_free = last is None or epoch - last >= held_epochs
+            grown += due[:1] if is_free else []
+            too_soon += due[1:] if is_free else due
+            last = epoch if is_free else last
+        waiting = waiting[len(due) :]
+    known = tuple(zip(grown, macs[1:], strict=False))  # none with a budget in steps
+    return replace(budget, growth=known, too_late=tuple(waiting), too_soon=tuple(too_soon))

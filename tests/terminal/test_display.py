@@ -3,6 +3,7 @@ import io
 import math
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -202,6 +203,25 @@ def test_without_a_terminal_there_is_a_line_for_each_epoch_and_growth_event_and_
         *("run", "host", "training", "growth"),
         *("epoch", "germinated", "judged", "kept", "germinated", "judged", "culled"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("settings", "max_epochs", "why"),
+    [
+        ({"schedule_by": "compute"}, 8, ": as much compute as 8 epochs of the network it ends with"),
+        ({"schedule_by": "compute"}, 1, ": as much compute as 1 epoch of the network it ends with"),
+        ({"schedule_by": "compute"}, 10, ""),  # nothing will grow
+        ({"schedule_by": "steps"}, 10, ""),
+        ({"schedule_by": "compute", "enable_tamiyo": False}, 8, ""),
+    ],
+)
+def test_more_epochs_than_were_asked_for_are_explained(settings: dict[str, Any], max_epochs: int, why: str) -> None:
+    growth = CONFIG["morphogenetic"] | {"policy": "stack"} | settings
+    optimization = CONFIG["optimization"] | {"max_epochs": max_epochs}
+    config = CONFIG | {"morphogenetic": growth, "optimization": optimization}
+    lines = shown(dataclasses.replace(started(), config=config), width=140).splitlines()
+    (line,) = [line.rstrip() for line in lines if line.startswith("training")]
+    assert line == f"training    10 epochs, 100 steps on cpu{why}"
 
 
 def test_a_decision_that_was_missed_is_a_warning_and_one_for_nothing_is_not_shown():

@@ -87,6 +87,66 @@ def test_epochs_of_stack_are_epochs_of_the_final_network(run_dir: Path, tmp_path
     assert abs(ended(tmp_path / "replayed")["total_macs"] / result["total_macs"] - 1) < 0.02
 
 
+@pytest.mark.parametrize(
+    ("changes", "skipped", "num_doublings"),
+    [
+        ({"optimization__max_epochs": 2, "morphogenetic__schedule_at": [0.3, 0.31]}, {"too_soon": (0.31,)}, 1),
+        ({"morphogenetic__schedule_at": [0.3, 0.35], "morphogenetic__holding_epochs": 3}, {"too_soon": (0.35,)}, 1),
+        ({"morphogenetic__schedule_at": [0.15, 0.2, 0.4], "morphogenetic__holding_epochs": 3}, {"too_soon": (0.2,)}, 2),
+        ({"morphogenetic__schedule_at": [0.3, 0.4], "morphogenetic__adaptation_frequency": 5}, {"too_soon": (0.4,)}, 1),
+        ({"morphogenetic__schedule_at": [0.2, 0.24], "morphogenetic__blending_steps": 12}, {"too_soon": (0.24,)}, 1),
+        ({"optimization__max_epochs": 2, "morphogenetic__schedule_at": [0.2, 0.55]}, {"too_late": (0.55,)}, 1),
+        ({"optimization__max_epochs": 1, "morphogenetic__schedule_at": [0.55]}, {"too_late": (0.55,)}, 0),
+        ({"morphogenetic__schedule_at": [0.3, 0.31]}, {}, 2),
+        ({"morphogenetic__schedule_at": [0.2, 0.5]}, {}, 2),
+    ],
+)
+def test_shares_that_are_skipped_do_not_count_in_the_budget(
+    run_dir: Path, changes: dict[str, Any], skipped: dict[str, tuple[float, ...]], num_doublings: int
+) -> None:
+    config = stacking(**{"optimization__max_epochs": 6, "morphogenetic__schedule_by": "compute"} | changes)
+
+    async def budget(trainer: TolariaTrainer) -> Budget:
+        await trainer.train()
+        return trainer.run.life.budget
+
+    planned = use(config, run_dir, budget)
+    assert {name: times for name in ("too_late", "too_soon") if (times := getattr(planned, name))} == skipped
+    germinated = [event for event in events(run_dir, "state") if event["new"] == "germinated"]
+    assert len({event["step"] for event in germinated}) == num_doublings
+    result = ended(run_dir)
+    assert planned.total == training_macs(config.optimization.max_epochs * 6 * 32, result["num_macs"])
+    assert abs(result["total_macs"] - planned.total) <= training_macs(32, result["num_macs"]) / 2
+
+
+def test_a_skipped_share_counts_if_without_it_the_length_would_be_one_in_which_nothing_is_skipped(
+    run_dir: Path,
+) -> None:
+    """With a budget for two doublings, all three would take place."""
+    config = stacking(morphogenetic__schedule_by="compute", morphogenetic__schedule_at=[0.15, 0.17, 0.53])
+    train(config, run_dir)
+    (warning,) = (event["message"] for event in events(run_dir, "notice") if "schedule_at" in event["message"])
+    assert warning.endswith("so this share is skipped; max_epochs still counts what it would cost")
+    result = ended(run_dir)
+    two_added = result["num_macs"] - result["num_macs_before"]  # depth 2 to 8; a third doubling: to 16
+    three_times = training_macs(3 * 6 * 32, result["num_macs_before"] + two_added // 3 * 7)
+    assert result["total_macs"] == pytest.approx(three_times, rel=0.02)
+
+
+@pytest.mark.parametrize("changes", [{"optimization__max_macs": 4e8}, {"morphogenetic__schedule_by": "steps"}])
+def test_a_fixed_length_stays_whatever_is_skipped(run_dir: Path, changes: dict[str, Any]) -> None:
+    settings = {"morphogenetic__schedule_by": "compute", "morphogenetic__schedule_at": [0.3, 0.31]}
+    config = stacking(**settings | changes | {"morphogenetic__holding_epochs": 2})
+
+    async def budget(trainer: TolariaTrainer) -> Budget:
+        return trainer.run.life.budget
+
+    planned = use(config, run_dir, budget)
+    assert planned.total == changes.get("optimization__max_macs", 3 * 6)
+    assert planned.too_soon == (0.31,)
+    assert [at for at, _ in planned.growth] == ([0.3] if planned.by_compute else [])
+
+
 def test_the_warm_up_of_a_replayed_network_costs_what_that_network_costs(run_dir: Path, tmp_path: Path) -> None:
     train(stacking(), run_dir)
     replayed = stacking(

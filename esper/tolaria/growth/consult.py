@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +13,6 @@ from esper.contracts.decisions import Action, AdaptationDecision
 from esper.contracts.events import MISSED, Decided, Notice
 from esper.contracts.lifecycle import SeedLifecycleState
 from esper.contracts.recipe import Graft, part_of
-from esper.costs import training_macs
 from esper.errors import BusError, EsperError, MemoryLimitError, RankError, SurgeryError
 from esper.kasmina import MorphableModel
 from esper.tamiyo import TamiyoClient
@@ -74,28 +72,6 @@ class Growth:
         progress = self.life.budget.progress(self.life.state)
         plateau = config.plateau_epochs is not None and self.life.state.epochs_since_best >= config.plateau_epochs
         return progress < config.growth_until and (plateau or progress >= config.growth_from)
-
-    @property
-    def times_too_late(self) -> list[float]:
-        """Those of `schedule_at` whose first consultation would be after `growth_until`."""
-        scheduled = self.config.schedule_at if self.config.follows_schedule else []
-        return [at for at in scheduled if self._consultation(at)[1] >= self.config.growth_until]
-
-    @property
-    def times_too_soon(self) -> list[float]:
-        """Those of `schedule_at` at which no stage can double, as the copies of the share before are still held."""
-        scheduled = sorted(self.config.schedule_at) if self.config.policy == "stack" else []
-        pairs = itertools.pairwise((self._consultation(at)[0], at) for at in scheduled)
-        return [at for (last, _), (epoch, at) in pairs if epoch - last < self.config.holding_epochs]
-
-    def _consultation(self, at: float) -> tuple[int, float]:
-        """The epoch after which Tamiyo is first consulted at or after a share of training, and progress then."""
-        budget, frequency = self.life.budget, self.config.adaptation_frequency
-        image_macs = training_macs(1, self.life.host_cost.num_macs, skipped=self.life.host_skipped_macs)
-        epochs = budget.epochs(spent=0, image_macs=image_macs)
-        consultations = ((epoch, spent / budget.total) for epoch, spent in enumerate(epochs, start=1))
-        due = ((epoch, share) for epoch, share in consultations if epoch % frequency == 0 and share >= at - 1e-9)
-        return next(due, (frequency, 1.0))  # the only consultation would be after the end
 
     # --- called by the training loop ------------------------------------------------------------------------------
 

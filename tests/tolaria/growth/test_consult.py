@@ -219,7 +219,17 @@ def test_a_policy_that_uses_no_scores_need_not_compute_them(run_dir: Path) -> No
 def test_a_scheduled_time_after_the_last_consultation_is_warned_about(run_dir: Path) -> None:
     use(tiny_config(morphogenetic__schedule_at=[0.3, 0.4]), run_dir, lambda trainer: trainer.train())
     (notice,) = journal(run_dir, "notice")
-    assert notice["message"].startswith("schedule_at=[0.4]: the next consultation is after growth_until")
+    late = "the next consultation is after growth_until"
+    assert notice["message"] == f"schedule_at=[0.4]: {late}, so this share is skipped"
+
+
+@pytest.mark.parametrize("times", [[0.4], [0.5, 0.4]])
+def test_nothing_will_grow_is_said_only_if_all_scheduled_times_are_too_late(run_dir: Path, times: list[float]) -> None:
+    use(tiny_config(morphogenetic__schedule_at=times), run_dir, lambda trainer: trainer.train())
+    (notice,) = journal(run_dir, "notice")
+    late = "the next consultation is after growth_until"
+    assert notice["message"] == f"schedule_at={sorted(times)}: {late}, so nothing will grow"
+    assert journal(run_dir, "run_ended")[0]["result"]["num_grown"] == 0
 
 
 @pytest.mark.parametrize("site", ["layer1.0:width", "layer1.0.conv1:parallel"])

@@ -95,7 +95,7 @@ def test_doublings_that_follow_too_soon_are_announced_as_lost(run_dir: Path) -> 
     config = stacking(**TWICE | {"morphogenetic__holding_epochs": 3})
     use(config, run_dir, lambda trainer: trainer.train())
     assert (
-        "schedule_at=[0.5]: the copies of the share before it are held until then"
+        "schedule_at=[0.5]: the copies of the share before are still held then, so this share is skipped"
         in (run_dir / "journal.jsonl").read_text()
     )
     assert depths(run_dir) == {"layer1": 4, "layer2": 4}
