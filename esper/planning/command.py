@@ -21,6 +21,7 @@ from esper.files import write_atomically
 from esper.launch.dry_run import dry_run
 from esper.launch.planned import Decision
 from esper.planning import check, outcomes, page, record, table
+from esper.planning.budget import Budget
 from esper.planning.family import Family, read_family
 from esper.planning.judge import judge
 from esper.planning.observations import Choice, Question
@@ -40,6 +41,8 @@ _SHARES = (0.1, 0.2, 0.3, 0.4, 0.5)
 """Shares of the compute at which growing is considered, besides that of the configuration."""
 _SPEED = "plan_speed.json"
 """MACs per second by family, measured for --hours before the first pilot: the same command chooses the same pilots."""
+_MEASURED_ANEW = 1.25
+"""Factor on hours that are advised after a dry run, which keeps no speed: the next command may measure a higher one."""
 
 
 def main(options: argparse.Namespace) -> int:
@@ -67,14 +70,14 @@ def main(options: argparse.Namespace) -> int:
         queue, is_dry = _queue(cfg), from_hydra(cfg).dry_run
         given = without(given, "hydra", "dry_run")
         known = read_family(given, fractions=options.sizes)
-        ladder, macs = ladder_of(known), _macs(options, known, given, is_dry=is_dry)
-        pilots = choose_pilots(ladder, budget=macs, pilot_share=options.pilot_share, seed=known.config.rng_seed)
-        _tell(f"{len(pilots)} pilots, {cost_of(pilots, ladder):.3g} of {macs:.3g} MACs, in {known.folder}")
+        ladder, budget = ladder_of(known), _budget(options, known, given, is_dry=is_dry)
+        pilots = choose_pilots(ladder, budget=budget, pilot_share=options.pilot_share, seed=known.config.rng_seed)
+        _tell(f"{len(pilots)} pilots, {cost_of(pilots, ladder):.3g} of {budget.macs:.3g} MACs, in {known.folder}")
         if is_dry:
             _tell("\n".join(f"  {describe(pilot, known)}" for pilot in pilots))
             return 0
         runs, names = run_pilots(pilots, known, given=given, queue=queue, tell=_tell)
-    made = _record(known, runs, names, given=given, macs=macs, hours=options.hours, policy=policy)
+    made = _record(known, runs, names, given=given, macs=budget.macs, hours=options.hours, policy=policy)
     record.write(made, known.folder / "plan.json")
     page.write(made, known.folder / "plan.html")
     if options.json:
@@ -113,16 +116,26 @@ def _queue(cfg: DictConfig) -> Queue | None:
     return queue
 
 
-def _macs(options: argparse.Namespace, known: Family, given: Sequence[str], *, is_dry: bool) -> float:
-    """The budget in MACs; of hours, about as many as they are for the host."""
+def _budget(options: argparse.Namespace, known: Family, given: Sequence[str], *, is_dry: bool) -> Budget:
+    """What may be spent; an hour is about as many MACs as for the host."""
     optimization = known.config.optimization
     if options.compute is not None:
-        return float(options.compute)
+        return Budget(amount=options.compute)
     if options.hours is not None:
-        return 3600 * float(options.hours) * _macs_per_second(known, given, is_kept=not is_dry)
+        speed = _macs_per_second(known, given, is_kept=not is_dry)
+        slack = _MEASURED_ANEW if is_dry else 1.0
+        return Budget(
+            amount=options.hours, macs_per_unit=3600 * speed, option="--hours", unit="hours of the host", slack=slack
+        )
     if options.epochs is None and optimization.max_macs is not None:
-        return optimization.max_macs
-    return (options.epochs or optimization.max_epochs) * known.final.size.macs_per_epoch
+        return Budget(amount=optimization.max_macs, setting="optimization.max_macs")
+    return Budget(
+        amount=options.epochs or optimization.max_epochs,
+        macs_per_unit=known.final.size.macs_per_epoch,
+        option="--epochs",
+        unit="epochs",
+        setting="optimization.max_epochs" if options.epochs is None else None,
+    )
 
 
 def _macs_per_second(known: Family, given: Sequence[str], *, is_kept: bool) -> float:

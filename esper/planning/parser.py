@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from esper.commands import add_command, add_json
+from esper.planning.budget import MOST_PILOTS
 
 __all__ = ["add_plan"]
-
-_MOST_PILOTS = 0.5
 
 
 def add_plan(commands: Any) -> None:
@@ -73,8 +72,8 @@ def _positive(text: str) -> float:
 
 def _share(text: str) -> float:
     value = _number(text)
-    if not 0 < value <= _MOST_PILOTS:
-        raise argparse.ArgumentTypeError(f"{text}: allowed is above 0, and at most {_MOST_PILOTS:g}")
+    if not 0 < value <= MOST_PILOTS:
+        raise argparse.ArgumentTypeError(f"{text}: allowed is above 0, and at most {MOST_PILOTS:g}")
     return value
 
 

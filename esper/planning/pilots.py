@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from esper.errors import ConfigError
+from esper.planning.budget import Budget
 
 __all__ = ["Ladder", "Pilot", "choose_pilots", "cost_of", "trunk_before"]
 
@@ -22,8 +23,6 @@ _STEP = 2**0.5
 """Between two budgets that the longest pilot may have: plans of other budgets then have pilots in common."""
 _FIRST_STEP = -20
 """The shortest of these budgets: a thousandth of an epoch."""
-_MOST = 0.5
-"""Share of a budget for pilots, at most."""
 _MOST_SEEDS = 4
 _WARM = 1.25
 """A trunk is at least so many times as long as the warm-up of the learning rate."""
@@ -144,7 +143,7 @@ def cost_of(pilots: Sequence[Pilot], ladder: Ladder) -> float:
     return sum(pilot.macs for pilot in pilots) - shared
 
 
-def choose_pilots(ladder: Ladder, *, budget: float, pilot_share: float, seed: int) -> list[Pilot]:
+def choose_pilots(ladder: Ladder, *, budget: Budget, pilot_share: float, seed: int) -> list[Pilot]:
     """The longest pilots that a share of the budget pays, in the order in which they run.
 
     Three points of each size and a network that grows; a share that does not pay for that gets no size in between. What
@@ -154,38 +153,28 @@ def choose_pilots(ladder: Ladder, *, budget: float, pilot_share: float, seed: in
 
     Args:
         ladder: what pilots cost.
-        budget: MACs that may be spent in all.
+        budget: what may be spent in all.
         pilot_share: of them for pilots.
         seed: the first seed.
 
     Raises:
         ConfigError: not even the shortest pilots fit.
     """
-    allowed = pilot_share * budget
+    allowed = pilot_share * budget.macs
     for shape in (Shape(seeds=(seed,)), Shape(seeds=(seed,), with_between=False)):
         affordable = itertools.takewhile(lambda design: design[1] <= allowed, _designs(ladder, shape))
         longest = max((longest for longest, _ in affordable), default=None)
         if longest is not None:
             break
     else:
-        raise ConfigError(_too_little(_designs(ladder, shape), budget=budget, pilot_share=pilot_share))
+        _, needed = next(_designs(ladder, shape))
+        raise ConfigError(budget.too_little(needed, pilot_share=pilot_share))
     seeds = [tuple(range(seed, seed + num)) for num in range(2, _MOST_SEEDS + 1)]
     more = [Shape(seeds=(seed,), shorter_seeds=(seed + 1,)), *(Shape(seeds=some) for some in seeds)]
     for larger in more if shape.with_between else ():
         if cost_of(ladder.pilots(longest, larger), ladder) <= allowed:
             shape = larger
     return ladder.pilots(longest, shape)
-
-
-def _too_little(designs: Iterator[tuple[float, float]], *, budget: float, pilot_share: float) -> str:
-    _, needed = next(designs)
-    remedy = f"give --pilot-share={math.ceil(100 * needed / budget) / 100:g}"
-    if needed > _MOST * budget:
-        remedy = f"pilots would take most of such a budget: give at least {needed / _MOST:.3g}"
-    return (
-        f"--pilot-share={pilot_share:g}: {pilot_share * budget:.3g} of {budget:.3g} MACs pay for no pilots, which need "
-        f"{needed:.3g}; {remedy}"
-    )
 
 
 def _designs(ladder: Ladder, shape: Shape) -> Iterator[tuple[float, float]]:

@@ -237,7 +237,7 @@ def test_settings_that_cannot_be_planned_are_refused(changes: dict[str, Any], me
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--epochs", "3"), "--pilot-share=0.15: .* pay for no pilots, which need .*; pilots would take most"),
+        (("--epochs", "3"), "--epochs=3 at --pilot-share=0.15 leaves 0.45 epochs .*; give --epochs=[0-9.]+$"),
         (("--sizes", "0.5,0.501"), "--sizes=0.501: no other network lies there"),
         (("--sizes", "large"), "--sizes: large: allowed are fractions of what grows"),
         (("--compute", "0"), "--compute: 0: allowed is a number above 0"),
@@ -254,6 +254,23 @@ def test_a_wrong_argument_is_refused_in_one_line_and_leaves_nothing(
     (line,) = [line for line in capfd.readouterr().err.splitlines() if "error:" in line]
     assert re.search(message, line)
     assert not FOLDER.exists()
+
+
+@pytest.mark.parametrize(
+    "budget", [("--epochs", "20"), ("--compute", "1e9"), ("--hours", "1e-9"), ("optimization.max_epochs=20",)]
+)
+def test_each_advice_to_a_budget_that_is_too_small_is_in_its_unit_and_works(
+    budget: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert esper("plan", *TOY, *budget, "dry_run=true") == 2
+    advice = capfd.readouterr().err.strip().partition("; give ")[2].split(" or ")
+    assert advice[0].startswith(budget[0] if budget[0].startswith("--") else "--epochs=")
+    assert len(advice) == (1 if budget[0] == "--hours" else 2)
+    assert esper("plan", *TOY, advice[0], "dry_run=true") == 0
+    for share in advice[1:]:
+        assert share.startswith("--pilot-share=")
+        assert esper("plan", *TOY, *budget, share, "dry_run=true") == 0
 
 
 def test_a_dry_run_lists_the_pilots_and_trains_none(
