@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 from esper.configs.comparison import ARMS
@@ -249,10 +252,30 @@ def _sort_runs(
         seeds = arms.setdefault(key, {})
         if run.seed in seeds:
             raise RunError(
-                f"{run.name} and {seeds[run.seed].name} are both {key.label}, seed {run.seed}; name one of them"
+                f"{seeds[run.seed].name} and {run.name} are both {key.label}, seed {run.seed}; "
+                f"{_how_to_choose(runs, keys)}"
             )
         seeds[run.seed] = run
     return arms, left_out
+
+
+def _how_to_choose(runs: Sequence[ComparedRun], keys: Sequence[_Key]) -> str:
+    """The command that compares the same runs, but only the first of each arm and seed."""
+    chosen, seen = [], set[tuple[_Key, int]]()
+    for run, key in zip(runs, keys, strict=True):
+        if run.status in _NOT_COMPARED:  # would be compared if it were named
+            continue
+        if not _why_left_out(run, key.label):
+            if (key, run.seed) in seen:
+                continue
+            seen.add((key, run.seed))
+        chosen.append(run)
+    folders = [str(run.folder) for run in chosen if run.folder is not None]
+    if len(folders) < len(chosen):
+        return "delete the second in MLflow, or give the folders of the other runs instead of --mlflow"
+    here = f"{Path.cwd()}{os.sep}"
+    command = shlex.join(["esper", "report", *(folder.removeprefix(here) for folder in folders)])
+    return f"to compare without the second: {command}"
 
 
 def _arm(run: ComparedRun) -> str | None:

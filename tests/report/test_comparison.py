@@ -6,6 +6,7 @@ import dataclasses
 import html
 import json
 import re
+import shlex
 from collections.abc import Mapping
 from html.parser import HTMLParser
 from pathlib import Path
@@ -244,11 +245,25 @@ def test_a_page_in_a_folder_that_cannot_be_made_is_an_error_in_one_line(
     assert capsys.readouterr().err == f"error: cannot make the folder {tmp_path / 'file'}: File exists\n"
 
 
-def test_two_runs_of_one_arm_and_seed_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("changes", [{"comparison__arm": "grown"}, {"rng_seed": 3}])
+@pytest.mark.parametrize("others", [(), ("c",), ("c", "d", "d.old1")])
+def test_two_runs_of_one_arm_and_seed_are_refused_with_the_command_that_compares_one_of_them(
+    others: tuple[str, ...], changes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "outputs" / "two of one"
     for name in ("a", "b"):
-        write_run(tmp_path / name, comparison__arm="grown")
-    with pytest.raises(RunError, match="b and a are both grown, seed"):
-        compared(tmp_path)
+        write_run(folder / name, **changes)
+    for seed, name in enumerate(others, start=4):
+        write_run(folder / name, **changes | {"rng_seed": seed, "status": "failed" if name == "d" else "finished"})
+    assert run_cli(Path("outputs")) == 2
+    message = capsys.readouterr().err
+    assert re.search(r"a and b are both .*, seed \d; to compare without the second: esper report ", message)
+    command = shlex.split(message.partition("second: ")[2])
+    assert [Path(path).name for path in command[2:]] == ["a", *(name for name in others if name != "d.old1")]
+    assert all(path.startswith("outputs/") for path in command[2:])
+    assert run_cli(*map(Path, command[2:])) == 0
 
 
 def test_what_a_fresh_run_set_aside_is_listed_and_not_taken_for_a_second_run_of_its_seed(tmp_path: Path) -> None:
