@@ -30,6 +30,7 @@ from esper.report.answers import STATIC_AT_EQUAL_COMPUTE, Answer, Crossing, answ
 from esper.report.arms import Arm, Comparison, group
 from esper.report.claims import EQUAL, LESS, MIN_PAIRS, Claim, make_claims, p_text
 from esper.report.figure import embed
+from esper.report.labels import Label, breakable
 from esper.report.run_page import template_environment
 from esper.report.runs import ComparedRun
 from esper.report.scale import Scale
@@ -114,6 +115,7 @@ def write(report: Report, target: Path) -> None:
     """Write the page, and its content as `.json` beside it."""
     renderer = template_environment()
     renderer.filters |= {
+        "breakable": breakable,
         "short_clock": _short_clock,
         "points": report.scale.signed,
         "p": p_text,
@@ -157,13 +159,13 @@ def printed(report: Report) -> Iterator[RenderableType]:
     yield from map(Text, _explanations(report))
     yield Text()
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
-    table.add_column("arm", overflow="fold")
+    table.add_column("arm")
     several = len(report.comparison.budgets) > 1
     columns = [c for c in _columns(report) if c.in_terminal and not (several and c.is_dropped_for_budget)]
     for column in columns:
         table.add_column(column.heading, justify="right", no_wrap=True)
     for arm in report.arms.values():
-        table.add_row(Text(arm["words"]), *(column.text(arm[column.metric]) for column in columns))
+        table.add_row(Label(arm["words"]), *(column.text(arm[column.metric]) for column in columns))
     yield table
     yield Text()
     style = {"yes": "green", "no": "yellow"}

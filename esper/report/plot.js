@@ -272,7 +272,9 @@ const Plot = (() => {
   function toggle(button, { name, colour, marker }) {  // a button that hides and shows the series of this name
     button.replaceChildren();
     add(button, "span", { class: "sign", style: `color: ${colour}` }, marker || "━");
-    add(button, "span", {}, name);
+    const label = add(button, "span", {});
+    // Lines end at signs, see labels.py.
+    for (const piece of name.match(/.+?(?:[=_,[/]\s*|\s+|[-.](?!\d)|$)/g) || []) label.append(piece, document.createElement("wbr"));
     const paint = () => button.setAttribute("aria-pressed", !hidden.has(name));
     button.title = "hide or show";
     button.onclick = () => {
