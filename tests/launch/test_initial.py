@@ -83,7 +83,12 @@ def test_the_command_continues_a_run_a_checkpoint_or_an_export_and_stacks_again(
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["model.widths=[4,6]"], "holds another network: layer2.0.conv1.weight is [8, 4, 3, 3], here [6, 4, 3, 3]"),
+        (["model.widths=[4,6]"], "network: model.widths is [4,8], here [4,6]; give model.widths=[4,8]\n"),
+        (["model.depths=[3,2]"], "network: model.depths is [2,2], here [3,2]; give model.depths=[2,2]\n"),
+        (
+            ["model.depths=[1,1]", "model.widths=[4,6]"],
+            "model.depths is [2,2], here [1,1]; give model.widths=[4,8] model.depths=[2,2]\n",
+        ),
         (["model.init_from=nowhere"], "/nowhere: not a run's folder, a checkpoint, or what"),
         (["model.init_from="], "which network?"),
     ],
@@ -96,6 +101,15 @@ def test_bad_input_is_one_line_with_exit_code_2_and_leaves_no_run_folder(
     assert line in done.stderr
     assert done.stderr.count("\n") == 1
     assert [path.name for path in Path("outputs").iterdir()] == ["small"]
+
+
+def test_an_export_of_unknown_settings_is_refused_with_the_tensors_that_differ(source: str) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["export", source, "--out", "exported"])
+    with pytest.raises(
+        ConfigError, match=r"holds another network: layer\d.* is missing, here \[.*; use the model settings"
+    ):
+        fit(*OFF, "model.depths=[6,6]", "model.init_from=exported")
 
 
 def test_another_number_of_classes_gets_a_new_classifier(source: str) -> None:

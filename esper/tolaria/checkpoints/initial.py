@@ -7,7 +7,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,10 @@ __all__ = ["EarlierNetwork", "read_network", "start_from_network"]
 _DESCRIPTION = decoder(json_object("Description", {"not_folded": list[GRAFT]}))
 _NUM_SHOWN = 3
 """Tensors that a message names."""
+_HOST_SETTINGS = (
+    "source", "name", "stem", "widths", "depths", "patch_size", "width", "depth", "heads", "mlp_ratio", "positions"
+)  # fmt: skip
+"""Of the group `model`: they decide the tensors of the host."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +51,7 @@ class EarlierNetwork:
         recipe: what grew in it.
         digest: of weights and recipe.
         origin: what the run was trained on; None if unknown.
+        model: settings of the group `model` of the run; empty if unknown.
     """
 
     path: Path
@@ -54,6 +59,7 @@ class EarlierNetwork:
     recipe: Sequence[Graft]
     digest: str
     origin: Origin | None = None
+    model: Mapping[str, Any] = field(default_factory=dict)
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -109,6 +115,7 @@ def _of_checkpoint(path: Path, saved: Snapshot, run_dir: Path) -> EarlierNetwork
         recipe=saved.recipe,
         digest=digest,
         origin=read_origin(run_dir),
+        model=settings.get("model", {}),
     )
 
 
@@ -160,13 +167,13 @@ def start_from_network(run: Run) -> list[tuple[str, str]]:
     if config.init_digest not in (None, network.digest):
         raise ConfigError(f"model.init_from={path}: holds another network than when the run was launched; start again")
     where = f"model.init_from={path}"
-    head = _require_same(run, network.weights, where, prefix="host.")
+    head = _require_same(run, network, where, prefix="host.")
     _require_growable(run, network, where)
     try:
         run.life.adopt(network.recipe)
     except SurgeryError as error:
         raise ConfigError(f"{where}: {error}") from None
-    _require_same(run, network.weights, where, prefix="slots.")
+    _require_same(run, network, where, prefix="slots.")
     weights = {name: tensor for name, tensor in network.weights.items() if name not in head}
     run.model.load_state_dict(run.model.state_dict() | weights)
     origin = f"{network.path.name}, digest {network.digest}, grown modules: {len(network.recipe)}"
@@ -211,15 +218,21 @@ def _require_growable(run: Run, network: EarlierNetwork, where: str) -> None:
         )
 
 
-def _require_same(run: Run, given: Mapping[str, Tensor], where: str, *, prefix: str) -> list[str]:
+def _require_same(run: Run, given: EarlierNetwork, where: str, *, prefix: str) -> list[str]:
     """Compare names and shapes of tensors; returns those that differ only by the number of classes."""
     own = {n: list(t.shape) for n, t in run.model.state_dict().items() if n.startswith(prefix) and _is_weight(n)}
-    theirs = {name: list(tensor.shape) for name, tensor in given.items() if name.startswith(prefix)}
+    theirs = {name: list(tensor.shape) for name, tensor in given.weights.items() if name.startswith(prefix)}
     differing = [name for name in own | theirs if own.get(name) != theirs.get(name)]  # in forward order
     if not differing:
         return []
     if all(name in own and name in theirs for name in differing) and _differ_by_classes(run, own, theirs, differing):
         return differing
+    own_settings = {name: getattr(run.config.model, name) for name in _HOST_SETTINGS}
+    changed = [name for name in _HOST_SETTINGS if given.model.get(name, own_settings[name]) != own_settings[name]]
+    if changed:
+        settings = ", ".join(f"model.{n} is {_text(given.model[n])}, here {_text(own_settings[n])}" for n in changed)
+        remedy = " ".join(f"model.{name}={_text(given.model[name])}" for name in changed)
+        raise ConfigError(f"{where}: holds another network: {settings}; give {remedy}")
     shown = [
         f"{name.removeprefix(prefix)} is {theirs.get(name, 'missing')}, here {own.get(name, 'missing')}"
         for name in differing
@@ -229,6 +242,11 @@ def _require_same(run: Run, given: Mapping[str, Tensor], where: str, *, prefix: 
         f"{where}: holds another network: {'; '.join(shown[:_NUM_SHOWN])}{more}; use the model settings of the earlier "
         "run (config.yaml in its folder)"
     )
+
+
+def _text(value: Any) -> str:
+    """A setting as on a command line."""
+    return str(value).replace(" ", "")
 
 
 def _differ_by_classes(

@@ -204,14 +204,14 @@ def test_modules_at_sites_that_are_not_open_stay_and_other_modules_grow(run_dir:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model__widths": [4, 6]}, r"layer2\.0\.conv1\.weight is \[8, 4, 3, 3\], here \[6, 4, 3, 3\].*model settings"),
-        ({"model__depths": [2, 3]}, r"layer2\.2\.conv1\.weight is missing, here \[8, 8, 3, 3\]"),
-        ({"model__depths": [2, 1], "morphogenetic__policy": "never"}, r"layer2\.1\..* here missing"),
+        ({"model__widths": [4, 6]}, r"model\.widths is \[4,8\], here \[4,6\]; give model\.widths=\[4,8\]$"),
+        ({"model__depths": [2, 3]}, r"model\.depths is \[2,2\], here \[2,3\]; give model\.depths=\[2,2\]$"),
+        ({"model__depths": [2, 1], "morphogenetic__policy": "never"}, r"model\.depths is \[2,2\], here \[2,1\]; give"),
         ({"model__target_layers": ["layer1"]}, r"has a module at layer2\.1:after, a site that this network lacks"),
         ({"dataset__name": "digits", "dataset__image_size": None}, r"conv1\.weight is \[4, 3, 3, 3\], here \[4, 1, 3"),
     ],
 )
-def test_another_network_is_refused_by_name_and_shape(
+def test_another_network_is_refused_with_the_settings_that_differ(
     stacked: tuple[Path, Tensor], run_dir: Path, changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message) as error:
