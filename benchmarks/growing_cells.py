@@ -25,8 +25,8 @@ from esper.configs.load import from_hydra
 from esper.costs import count, training_macs
 from esper.data import DataSplits, load_splits
 from esper.kasmina import wrap
+from esper.kasmina.copies import costs_of_doubling
 from esper.models import build_host
-from esper.tolaria.budget import plan_budget
 
 __all__ = ["EXPERIMENT", "Cell", "plan"]
 
@@ -141,27 +141,21 @@ class _Costs:
 
 def _costs(grown: TolariaConfig, splits: DataSplits) -> _Costs:
     """The costs, as the run itself counts them."""
-    model, spec = grown.model, splits.spec
+    model, spec, growth = grown.model, splits.spec, grown.morphogenetic
     host = build_host(model, spec)
-    cost = count(host, spec.inputs, dtype=spec.dtype)
-    final = plan_budget(
-        dataclasses.replace(grown.optimization, max_epochs=1, max_macs=None, warmup_epochs=0.0),
-        grown.morphogenetic,
-        model=wrap(
-            host,
-            model.target_layers,
-            model.seeds_per_layer,
-            input_shape=spec.inputs,
-            input_dtype=spec.dtype,
-            site_kinds=model.site_kinds,
-        ),
-        image_macs=training_macs(1, cost.num_macs),
-        steps_per_epoch=1,
-        batch_size=1,
+    first = training_macs(1, count(host, spec.inputs, dtype=spec.dtype).num_macs)
+    network = wrap(
+        host,
+        model.target_layers,
+        model.seeds_per_layer,
+        input_shape=spec.inputs,
+        input_dtype=spec.dtype,
+        site_kinds=model.site_kinds,
     )
+    added = costs_of_doubling(network, growth.copy_order, times=len(growth.schedule_at))[-1]
     return _Costs(
-        host=training_macs(1, cost.num_macs),
-        final=final.total,
+        host=first,
+        final=first + training_macs(1, added.num_macs),
         batch_size=grown.dataset.batch_size,
         steps_per_epoch=len(splits.train) // grown.dataset.batch_size,
         context=grown.dataset.context,
