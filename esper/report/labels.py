@@ -13,7 +13,7 @@ from rich.text import Text
 __all__ = ["Label", "breakable", "wrapped"]
 
 _PIECE = re.compile(r".+?(?:[=_,[/]\s*|\s+|[-.](?!\d)|$)")
-"""What stays on one line, numbers with it: also in `plot.js`."""
+"""What stays on one line, numbers with it."""
 
 
 def breakable(label: str) -> Markup:

@@ -269,12 +269,11 @@ const Plot = (() => {
     }
   }
 
-  function toggle(button, { name, colour, marker }) {  // a button that hides and shows the series of this name
+  // A button that hides and shows the series of this name.
+  function toggle(button, { name, colour, marker }, label = [name]) {
     button.replaceChildren();
     add(button, "span", { class: "sign", style: `color: ${colour}` }, marker || "━");
-    const label = add(button, "span", {});
-    // Lines end at signs, see labels.py.
-    for (const piece of name.match(/.+?(?:[=_,[/]\s*|\s+|[-.](?!\d)|$)/g) || []) label.append(piece, document.createElement("wbr"));
+    button.append(...label);
     const paint = () => button.setAttribute("aria-pressed", !hidden.has(name));
     button.title = "hide or show";
     button.onclick = () => {
@@ -291,7 +290,7 @@ const Plot = (() => {
     for (const key of document.querySelectorAll(".key [data-series]")) {
       const { series: name, colour, marker } = key.dataset, button = document.createElement("button");
       button.type = "button";
-      toggle(button, { name, colour, marker });
+      toggle(button, { name, colour, marker }, [...key.childNodes].slice(1));  // behind its sign
       key.replaceWith(button);
     }
   });
