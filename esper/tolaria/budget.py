@@ -130,9 +130,12 @@ def plan_budget(
         )
         return _with_growth(budget, growth, macs)
 
-    plans = {number: for_doublings(number) for number in range(num_shares, -1, -1)}
-    fitting = (plan for number, plan in plans.items() if optimization.max_macs or len(plan.growth) == number)
-    budget = next(fitting, replace(plans[num_shares], counts_skipped=True))
+    for number in range(num_shares, -1, -1):
+        budget = for_doublings(number)
+        if optimization.max_macs or len(budget.growth) == number:
+            break
+    else:
+        budget = replace(for_doublings(num_shares), counts_skipped=True)
     needed = budget.warmup + budget.cost_of(1, macs[0])
     if by_compute and budget.total < needed:
         raise ConfigError(
