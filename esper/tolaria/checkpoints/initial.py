@@ -25,7 +25,7 @@ from esper.files import decoder, json_object, read_json
 from esper.tolaria.checkpoints import files
 from esper.tolaria.checkpoints.contents import averaged, state_of
 from esper.tolaria.checkpoints.files import Snapshot
-from esper.tolaria.checkpoints.origin import Origin, home_of, read_origin, split_settings
+from esper.tolaria.checkpoints.origin import Origin, as_given, home_of, read_origin, split_settings
 from esper.tolaria.run import Run
 from esper.tolaria.run_folder import recorded_config
 from esper.tracking.files import GRAFT
@@ -230,8 +230,10 @@ def _require_same(run: Run, given: EarlierNetwork, where: str, *, prefix: str) -
     own_settings = {name: getattr(run.config.model, name) for name in _HOST_SETTINGS}
     changed = [name for name in _HOST_SETTINGS if given.model.get(name, own_settings[name]) != own_settings[name]]
     if changed:
-        settings = ", ".join(f"model.{n} is {_text(given.model[n])}, here {_text(own_settings[n])}" for n in changed)
-        remedy = " ".join(f"model.{name}={_text(given.model[name])}" for name in changed)
+        settings = ", ".join(
+            f"model.{n} is {as_given(given.model[n])}, here {as_given(own_settings[n])}" for n in changed
+        )
+        remedy = " ".join(f"model.{name}={as_given(given.model[name])}" for name in changed)
         raise ConfigError(f"{where}: holds another network: {settings}; give {remedy}")
     shown = [
         f"{name.removeprefix(prefix)} is {theirs.get(name, 'missing')}, here {own.get(name, 'missing')}"
@@ -242,11 +244,6 @@ def _require_same(run: Run, given: EarlierNetwork, where: str, *, prefix: str) -
         f"{where}: holds another network: {'; '.join(shown[:_NUM_SHOWN])}{more}; use the model settings of the earlier "
         "run (config.yaml in its folder)"
     )
-
-
-def _text(value: Any) -> str:
-    """A setting as on a command line."""
-    return str(value).replace(" ", "")
 
 
 def _differ_by_classes(

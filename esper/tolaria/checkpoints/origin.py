@@ -24,7 +24,16 @@ from esper.tolaria.data_record import described, recorded_data
 from esper.tolaria.run import Run
 from esper.tolaria.run_folder import recorded_config
 
-__all__ = ["Origin", "fitting", "home_of", "place", "read_origin", "require_within_budget", "split_settings"]
+__all__ = [
+    "Origin",
+    "as_given",
+    "fitting",
+    "home_of",
+    "place",
+    "read_origin",
+    "require_within_budget",
+    "split_settings",
+]
 
 _SPLIT_SETTINGS = ("dataset.split_seed", "dataset.val_split", "dataset.num_examples")
 _EPOCH_SETTINGS = ("context", "epoch_windows")
@@ -55,7 +64,7 @@ class Origin:
         """How the data that a training depends on differs; "" if it does not, as far as is recorded."""
         if isinstance(splits.train, TokenSet):
             now = _settings(dataclasses.asdict(dataset), _TEXT_SETTINGS)
-            if changed := [f"{k} {_text(v)} → {_text(now[k])}" for k, v in self.text.items() if v != now[k]]:
+            if changed := [f"{k} {as_given(v)} → {as_given(now[k])}" for k, v in self.text.items() if v != now[k]]:
                 return ", ".join(changed)
         if self.data is not None:
             return "" if self.data.trains_like(splits.fingerprint) else described(self.data.changes(splits.fingerprint))
@@ -70,7 +79,7 @@ class Origin:
         steps = f"{len(self.train_indices(splits))} {noun} in batches of {self.batch_size}".replace("  ", " ")
         if not isinstance(splits.train, TokenSet):
             return steps
-        return ", ".join([steps, *(f"{name}={_text(value)}" for name, value in self.epoch.items())])
+        return ", ".join([steps, *(f"{name}={as_given(value)}" for name, value in self.epoch.items())])
 
     def num_leaked(self, splits: DataSplits) -> int:
         """How many of the images that are held out here were trained on, if the data is the same."""
@@ -78,11 +87,13 @@ class Origin:
 
     def changed_split(self, settings: Mapping[str, Any]) -> str:
         """The settings that draw another split, here and there."""
-        return ", ".join(f"{k} {_text(v)} → {_text(settings[k])}" for k, v in self.split.items() if v != settings[k])
+        return ", ".join(
+            f"{k} {as_given(v)} → {as_given(settings[k])}" for k, v in self.split.items() if v != settings[k]
+        )
 
     def same_split(self, settings: Mapping[str, Any]) -> str:
         """The overrides that draw the same split."""
-        return " ".join(f"{name}={_text(value)}" for name, value in self.split.items() if value != settings[name])
+        return " ".join(f"{name}={as_given(value)}" for name, value in self.split.items() if value != settings[name])
 
 
 def split_settings(run: Run) -> dict[str, Any]:
@@ -232,5 +243,8 @@ def _settings(dataset: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any
     return {f"dataset.{name}": dataset.get(name, known[name]) for name in names}
 
 
-def _text(value: Any) -> str:
-    return "null" if value is None else f"{value}"
+def as_given(value: Any) -> str:
+    """The value of a setting as on a command line."""
+    if value is None:
+        return "null"
+    return str(value).replace(" ", "") if isinstance(value, list) else str(value)
