@@ -108,7 +108,32 @@ def _sizes(host: int, between: int, final: int, grown: Overrides) -> dict[str, O
 
 
 _GPT_GROWN = ("model.depth=4", *_STACK_TOKENS)
-_VIT_GROWN = ("model.depth=4", *_STACK_TOKENS)
+
+
+def _vit(*, width: int, blocks: int, budgets: Sequence[tuple[Sequence[float], int]]) -> Comparison:
+    """A ViT of so many blocks, with heads of 16, that grows to twice as many.
+
+    Few, narrow blocks are limited by their capacity soon, so that the curves of host and final network cross within
+    reach; batches are of 256, since a short training lacks steps. The recipe is DeiT's (arXiv:2012.12877), with one
+    operation of RandAugment: images that are never the same twice keep a pass over them worth its compute, which is
+    what growing saves.
+    """
+    grown = (f"model.depth={blocks}", *_STACK_TOKENS)
+    return Comparison(
+        model=("model=vit", f"model.width={width}", f"model.heads={width // 16}"),
+        grown=grown,
+        arms=_sizes(blocks, blocks * 3 // 2, 2 * blocks, grown),
+        budgets=budgets,
+        recipe=(
+            "dataset=imagefolder", "dataset.image_size=32", "dataset.batch_size=256", "dataset.mixup_alpha=0.8",
+            "dataset.cutmix_alpha=1.0", "dataset.random_erasing=0.25", "dataset.rand_augment_num_ops=1",
+            "task.label_smoothing=0.1", "optimization=adamw", "optimization.learning_rate=2e-3",
+            "optimization.warmup_epochs=2", "optimization.decay_fraction=0.3", "compile_model=true",
+            "logging.log_interval=1000",
+        ),
+        reference="final",
+    )  # fmt: skip
+
 
 STUDIES: dict[str, dict[str, Comparison]] = {
     "claims": {
@@ -225,24 +250,7 @@ STUDIES: dict[str, dict[str, Comparison]] = {
             reference="final",
         )
     },
-    "vit": {
-        "vit": Comparison(
-            model=("model=vit", "model.width=64", "model.heads=4"),
-            grown=_VIT_GROWN,
-            arms=_sizes(4, 6, 8, _VIT_GROWN),
-            budgets=[((40,), 12), ((20, 100), 4)],
-            # Few, narrow blocks are limited by their capacity soon, so that the curves of host and final network cross
-            # within reach; batches are of 256, since a short training lacks steps. The recipe is DeiT's
-            # (arXiv:2012.12877), with one operation of RandAugment: images that are never the same twice keep a pass
-            # over them worth its compute, which is what growing saves.
-            recipe=(
-                "dataset=imagefolder", "dataset.image_size=32", "dataset.batch_size=256", "dataset.mixup_alpha=0.8",
-                "dataset.cutmix_alpha=1.0", "dataset.random_erasing=0.25", "dataset.rand_augment_num_ops=1",
-                "task.label_smoothing=0.1", "optimization=adamw", "optimization.learning_rate=2e-3",
-                "optimization.warmup_epochs=2", "optimization.decay_fraction=0.3", "compile_model=true",
-                "logging.log_interval=1000",
-            ),
-            reference="final",
-        )
-    },
+    "vit": {"vit": _vit(width=64, blocks=2, budgets=[((25,), 12)])},
+    "vit_deep": {"vit, 4 blocks": _vit(width=64, blocks=4, budgets=[((10, 20, 40, 80), 1)])},
+    "vit_narrow": {"vit, 4 blocks of width 32": _vit(width=32, blocks=4, budgets=[((20, 40, 80), 1)])},
 }  # fmt: skip

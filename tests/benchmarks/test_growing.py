@@ -79,6 +79,8 @@ def queue_of(cells: list[Cell], folder: Path, *, seconds: float = 1000.0, is_las
         ("capacity", 84),
         ("resnet18", 40),
         ("small", 96),
+        ("vit", 48),
+        ("vit_narrow", 12),
     ],
 )
 def test_every_cell_of_a_study_can_run_and_its_arms_get_one_budget(
