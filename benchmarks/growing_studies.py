@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 __all__ = [
@@ -83,6 +83,11 @@ def _stages(policy: str, num: int) -> Overrides:
     return *_GROWN, f"morphogenetic.policy={policy}", f"morphogenetic.schedule_at=[{','.join(['0.3'] * num)}]"
 
 
+def _with_settings(grown: Overrides, *settings: str) -> dict[str, Overrides]:
+    """A network that grows, and the same with each setting of `morphogenetic` changed."""
+    return {"grown": grown, **{setting: (*grown, f"morphogenetic.{setting}") for setting in settings}}
+
+
 def _replay(*overrides: str) -> Overrides:
     return "morphogenetic=replay", f"morphogenetic.recipe_path={RESNET18_STACKED}", *overrides
 
@@ -135,6 +140,17 @@ def _vit(*, width: int, blocks: int, budgets: Sequence[tuple[Sequence[float], in
     )  # fmt: skip
 
 
+def _vit_ablation() -> Comparison:
+    """How the ViT of 2 blocks may grow, at the budget of its claim."""
+    vit = _vit(width=64, blocks=2, budgets=[((25,), 3)])
+    arms = _with_settings(
+        vit.grown,
+        "copy_init=zeroed", "copy_init=fresh", "copy_order=interleave", "schedule_at=[0.15]", "schedule_at=[0.5]",
+        "copy_optimizer_state=true", "newborn_warmup_steps=0", "newborn_warmup_steps=300",
+    )  # fmt: skip
+    return replace(vit, arms=arms, reference="grown")
+
+
 STUDIES: dict[str, dict[str, Comparison]] = {
     "claims": {
         "claims": Comparison(
@@ -150,17 +166,12 @@ STUDIES: dict[str, dict[str, Comparison]] = {
         "ablation": Comparison(
             model=_SMALL,
             grown=_GROWN,
-            arms={
-                "grown": _GROWN,
-                **{
-                    setting: (*_GROWN, f"morphogenetic.{setting}")
-                    for setting in (
-                        "copy_init=trained", "copy_init=zeroed", "copy_init=fresh",
-                        "copy_order=interleave", "schedule_at=[0.15]", "schedule_at=[0.25]", "schedule_at=[0.35]",
-                        "schedule_at=[0.5]", "copy_optimizer_state=true", "newborn_warmup_steps=0",
-                    )
-                },
-            },
+            arms=_with_settings(
+                _GROWN,
+                "copy_init=trained", "copy_init=zeroed", "copy_init=fresh", "copy_order=interleave",
+                "schedule_at=[0.15]", "schedule_at=[0.25]", "schedule_at=[0.35]", "schedule_at=[0.5]",
+                "copy_optimizer_state=true", "newborn_warmup_steps=0",
+            ),
             budgets=[((40,), 5)],
             reference="grown",
         ),
@@ -251,6 +262,7 @@ STUDIES: dict[str, dict[str, Comparison]] = {
         )
     },
     "vit": {"vit": _vit(width=64, blocks=2, budgets=[((25,), 12)])},
+    "vit_ablation": {"vit, ablation": _vit_ablation()},
     "vit_deep": {"vit, 4 blocks": _vit(width=64, blocks=4, budgets=[((10, 20, 40, 80), 1)])},
     "vit_narrow": {"vit, 4 blocks of width 32": _vit(width=32, blocks=4, budgets=[((20, 40, 80), 1)])},
 }  # fmt: skip
