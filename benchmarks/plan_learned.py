@@ -76,6 +76,14 @@ STUDIES = (
         name="gpt", costs=(956301312, 1426063360, 1895825408), plans=(((50, 90), 150),), seeds=(200, 201),
         headline=_LOSS, num_examples=None,
     ),
+    Study(
+        name="vit, 2 blocks", costs=(7668608, 11404288, 15139968), plans=(((20, 25), 40), ((20, 25, 40), 80)),
+        seeds=None,
+    ),
+    Study(
+        name="vit, 4 blocks", costs=(15139968, 22611328, 30082688),
+        plans=(((10, 20), 40), ((10, 20), 80), ((20, 40), 80)), seeds=None,
+    ),
 )  # fmt: skip
 
 
@@ -143,7 +151,10 @@ def _cells(study: Study, rows: Sequence[tuple[str, float, Observation]], *, num_
 
 def _rows() -> Iterator[tuple[str, float, Observation]]:
     """Study, budget and training of all rows that are used."""
-    named = {"claims": "16-32-64", "small": "8-16-32", "resnet18": "resnet18", "gpt": "gpt"}
+    named = {
+        "claims": "16-32-64", "small": "8-16-32", "resnet18": "resnet18", "gpt": "gpt", "vit": "vit, 2 blocks",
+        "vit, 4 blocks": "vit, 4 blocks",
+    }  # fmt: skip
     for row in growing.read_rows(_RESULTS / "growing.jsonl"):
         if row["study"] in named and row["arm"] in ("host", "between", "final", "grown") and "error" not in row:
             figure = row["val_loss" if row["study"] == "gpt" else "val_accuracy"]
