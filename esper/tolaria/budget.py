@@ -33,6 +33,7 @@ class Budget:
             `growth_until`.
         too_soon: those that policy=stack skips, as the copies of the doubling before are still held.
         counts_skipped: whether `total` counts shares that are skipped; see `plan_budget`.
+        epochs_between: epochs between consultations of Tamiyo, at which alone the network grows.
     """
 
     total: int
@@ -45,6 +46,7 @@ class Budget:
     too_late: tuple[float, ...] = ()
     too_soon: tuple[float, ...] = ()
     counts_skipped: bool = False
+    epochs_between: int = 1
 
     def spent(self, state: TrainingState) -> int:
         """What the training has used, in the budget's unit."""
@@ -62,24 +64,27 @@ class Budget:
         """Whether the training ends here: another step would end further from the budget than this one does."""
         return 2 * (self.total - self.spent(state)) < self.cost_of(1, image_macs)
 
-    def epochs(self, *, spent: int, image_macs: int) -> Iterator[int]:
+    def epochs(self, *, spent: int, image_macs: int, epoch: int = 0) -> Iterator[int]:
         """What is spent after each further epoch until the budget is, as far as growth is known beforehand.
 
         Args:
             spent: what is spent now, at the beginning of an epoch.
             image_macs: MACs of training on one image, now.
+            epoch: epochs that are done.
         """
         while spent < self.total:
             spent += self.cost_of(self.steps_per_epoch, image_macs)
+            epoch += 1
             yield spent
-            image_macs = max([image_macs, *(grown for at, grown in self.growth if spent >= at * self.total)])
+            if epoch % self.epochs_between == 0:
+                image_macs = max([image_macs, *(grown for at, grown in self.growth if spent >= at * self.total)])
 
     def total_steps(self, state: TrainingState, image_macs: int) -> int:
         """Steps of the whole training, as far as growth is known beforehand."""
         if not self.by_compute:
             return self.total
         spent, steps = self.spent(state) - self.cost_of(state.step, image_macs), state.global_step - state.step
-        for after in self.epochs(spent=spent, image_macs=image_macs):
+        for after in self.epochs(spent=spent, image_macs=image_macs, epoch=state.epoch):
             if after > self.total:
                 return steps + round((self.total - spent) / (after - spent) * self.steps_per_epoch)
             spent, steps = after, steps + self.steps_per_epoch
@@ -127,6 +132,7 @@ def plan_budget(
             batch_size=batch_size,
             warmup_steps=warmup_steps,
             warmup=warmup_steps * batch_size * macs[0] if by_compute else warmup_steps,
+            epochs_between=growth.adaptation_frequency,
         )
         return _with_growth(budget, growth, macs)
 

@@ -61,6 +61,27 @@ def test_total_steps_follow_from_known_growth_at_ends_of_epochs() -> None:
     assert in_macs().total_steps(after(0), 15) == 100
 
 
+@pytest.mark.parametrize(("epochs_between", "num_steps"), [(1, 65), (2, 70), (3, 65), (5, 75), (9, 95), (12, 100)])
+def test_total_steps_know_that_growth_waits_for_a_consultation(epochs_between: int, num_steps: int) -> None:
+    budget = in_macs(growth=((0.25, 30),), epochs_between=epochs_between)
+    assert budget.total_steps(after(0), 15) == num_steps
+    assert budget.total_steps(after(1200, steps=20), 15) == num_steps
+    assert budget.total_steps(after(1260, steps=21), 15) == num_steps
+
+
+def test_the_announced_steps_are_those_that_are_trained_however_rare_consultations_are(run_dir: Path) -> None:
+    config = stacking(
+        optimization__max_epochs=6,
+        morphogenetic__schedule_by="compute",
+        morphogenetic__schedule_at=[0.2],
+        morphogenetic__adaptation_frequency=4,
+    )
+    train(config, run_dir)
+    born, started = events(run_dir, "state")[0], events(run_dir, "run_started")[0]
+    assert born["step"] == 4 * started["steps_per_epoch"]
+    assert events(run_dir, "epoch")[-1]["step"] == started["total_steps"]
+
+
 def test_the_learning_rate_decays_by_compute() -> None:
     config = OptimizationConfig(learning_rate=1.0, decay_fraction=0.5)
     found = [learning_rate(config, 50, budget=in_macs(), spent=spent) for spent in (0, 3000, 4500, 6000)]
