@@ -79,6 +79,7 @@ def predictions(plan: Plan) -> str:
         axes.set_yticks([])
         axes.spines["left"].set_visible(False)
         axes.margins(x=0.06)
+        axes.set_xlim(*_possible(axes.get_xlim(), plan))
         axes.xaxis.set_major_locator(MaxNLocator(6))
         axes.set_xlabel(_axis_label(plan))
         axes.grid(True, axis="x")
@@ -97,8 +98,13 @@ def _zoom(axes: Axes, plan: Plan, observations: Sequence[Observation], factor: f
     shown = [factor * value for band in plan.bands for value in band.median]
     shown += [factor * one.figure for one in observations]
     margin = 0.08 * (max(shown) - min(shown)) or 1.0
-    low = min(shown) - margin
-    axes.set_ylim(max(low, 0.0) if plan.question.headline.unit == "%" else low, max(shown) + margin)
+    axes.set_ylim(*_possible((min(shown) - margin, max(shown) + margin), plan))
+
+
+def _possible(limits: tuple[float, float], plan: Plan) -> tuple[float, float]:
+    """Limits of an axis of figures without what no percentage can be."""
+    low, high = limits
+    return (max(low, 0.0), min(high, 100.0)) if plan.question.headline.unit == "%" else limits
 
 
 def _axis_label(plan: Plan) -> str:

@@ -167,6 +167,8 @@ def differences(claims: Sequence[Claim]) -> str:
         axes.set_yticks([])
         axes.spines["left"].set_visible(False)
         axes.margins(x=0.08)
+        if scale.info.unit == "%":  # of fractions; intervals of very few runs may leave the plot
+            axes.set_xlim(max(axes.get_xlim()[0], -100.0), min(axes.get_xlim()[1], 100.0))
         what = "difference" if scale.info.higher_is_better else "improvement"
         axes.set_xlabel(f"{what} in test {scale.info.label}{f' ({unit})' if unit else ''}")
         axes.grid(True, axis="x")

@@ -12,12 +12,14 @@ import pytest
 from rich.console import Console
 
 from benchmarks import plan_picture
+from esper.contracts.metrics import ACCURACY
 from esper.errors import RunError
-from esper.planning import check, page, record, table
+from esper.planning import check, page, plots, record, table
 from esper.planning.judge import judge
 from esper.planning.observations import Choice
 from esper.planning.record import PlanRecord
 from tests.planning.worlds import BUDGET, pilots, question, random_world
+from tests.report import drawn
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +75,16 @@ def test_the_page_is_self_contained_and_has_the_reason_the_command_and_every_opt
     assert html.count("grow at") >= 5
     assert not re.search(r"(src|href)=.https?:", html)
     assert html.count("<svg") == 2
+
+
+@pytest.mark.parametrize("scale", [0.002, 0.3])
+def test_axes_of_a_percentage_end_at_100_percent(made: PlanRecord, scale: float) -> None:
+    seen = [dataclasses.replace(one, figure=min(1.0, 1 - scale * (one.loss - 1.0))) for one in made.observations]
+    plan = judge(dataclasses.replace(question(pilot_macs=5.0), headline=ACCURACY), seen, num_draws=40)
+    across, _ = drawn.limits(plots, lambda: plots.predictions(plan))
+    _, up = drawn.limits(plots, lambda: plots.curves(plan, seen))
+    for low, high in (across, up):
+        assert 0 <= low < high <= 100
 
 
 def test_runs_are_compared_with_what_was_predicted_of_them(made: PlanRecord) -> None:
