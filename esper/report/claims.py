@@ -86,7 +86,7 @@ class Claim:
         margin: the loss that still counts as not worse.
         scale: how they are written.
         test: paired t test against 0, and against `-margin`.
-        bootstrap: bootstrap interval of the mean difference; nan for n < 2.
+        bootstrap: bootstrap interval of the mean difference; nan for n < `statistics.MIN_RUNS`.
         wilcoxon_p: Wilcoxon's test, a check on the t test.
         p: Holm-adjusted p value that the verdict uses.
         spent: cost of ours relative to the other.
@@ -226,7 +226,7 @@ def decide(
     summary = f"{difference} at {spent.text}"
     if num_pairs < MIN_PAIRS:
         return "not shown", f"{num_pairs} of at least {MIN_PAIRS} pairs: {summary}"
-    interval = f"95 % interval {scale.signed(test.low)} to {scale.signed(test.high)}"
+    interval = f"95 % interval {scale.signed_range(test.low, test.high)}"
     if spent.is_by_margin:
         allowed = f"{-100 * MARGIN:+.1f}" if scale.info.unit == "%" else scale.signed(-margin)
         bound = f"95 % bound {scale.signed(test.lower_bound)}{scale.unit}, allowed {allowed}"

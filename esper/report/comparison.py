@@ -34,7 +34,7 @@ from esper.report.labels import Label, breakable
 from esper.report.run_page import template_environment
 from esper.report.runs import ComparedRun
 from esper.report.scale import Scale
-from esper.report.statistics import mean_interval
+from esper.report.statistics import MIN_RUNS, mean_interval
 from esper.tracking import formatting, write_atomically
 
 __all__ = ["Report", "compare", "printed", "write"]
@@ -118,6 +118,7 @@ def write(report: Report, target: Path) -> None:
         "breakable": breakable,
         "short_clock": _short_clock,
         "points": report.scale.signed,
+        "points_to": report.scale.signed_range,
         "p": p_text,
         "more": _more,
         "ratio": _ratio,
@@ -134,6 +135,7 @@ def write(report: Report, target: Path) -> None:
         plots=_plots(report, link),
         link=link,
         explanations=list(_explanations(report)),
+        withheld=_withheld(report),
         curve_names=_CURVES,
         curves=_curves(report),
         forests=_forests(report),
@@ -168,6 +170,8 @@ def printed(report: Report) -> Iterator[RenderableType]:
         table.add_row(Label(arm["words"]), *(column.text(arm[column.metric]) for column in columns))
     yield table
     yield Text()
+    if withheld := _withheld(report):
+        yield Text(withheld)
     style = {"yes": "green", "no": "yellow"}
     for claim in report.claims:
         yield Text(claim.sentence, style=style.get(claim.verdict, ""))
@@ -192,6 +196,12 @@ def _explanations(report: Report) -> Iterator[str]:
     if report.crossing:
         yield report.crossing.sentence
     yield from (answer.transfer_sentence for answer in report.answers if answer.transfer_sentence)
+
+
+def _withheld(report: Report) -> str:
+    """Why figures of an arm have no interval, in one sentence; empty if all have one."""
+    few = any(arm["n"] < MIN_RUNS for arm in report.arms.values())
+    return f"Fewer than {MIN_RUNS} runs of an arm give no interval and no p value." if few else ""
 
 
 def _best(arms: Mapping[str, Mapping[str, Any]], info: MetricInfo) -> str:

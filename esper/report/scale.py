@@ -53,6 +53,10 @@ class Scale:
             return "–"
         return f"{100 * gain:+.2f}" if self.info.unit == "%" else f"{gain:+.3g}"
 
+    def signed_range(self, low: float, high: float) -> str:
+        """The ends of an interval of differences: `-0.12 to +0.40`."""
+        return "–" if math.isnan(low) else f"{self.signed(low)} to {self.signed(high)}"
+
     def phrase(self, gain: float) -> str:
         """A difference in words."""
         if self.info.unit == "%" and self.info.higher_is_better:

@@ -8,10 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-__all__ = ["PairedT", "bootstrap_interval", "holm", "mean_interval", "paired_t", "wilcoxon_p"]
+__all__ = ["MIN_RUNS", "PairedT", "bootstrap_interval", "holm", "mean_interval", "paired_t", "wilcoxon_p"]
 
 Floats = NDArray[np.float64]
 
+MIN_RUNS = 3
+"""Runs, or pairs of them, below which there is no interval and no p value: those of two values say next to nothing (the
+t interval of an accuracy often exceeds 100 %), or, if the values happen to be equal, leave no doubt where there is."""
 _CONFIDENCE = 0.95
 _NUM_RESAMPLES = 9999
 _SAME = 1e-12
@@ -19,7 +22,7 @@ _SAME = 1e-12
 
 
 class PairedT(NamedTuple):
-    """A paired t test; every field has the shape of the leading axes, and is nan with fewer than two pairs.
+    """A paired t test; every field has the shape of the leading axes, and all but the mean are nan below `MIN_RUNS`.
 
     `p`: two-sided, against a mean of 0. `low`, `high`: 95 % interval of the mean. `p_not_worse`: one-sided, against a
     mean of `-margin` or less. `lower_bound`: one-sided 95 % bound of the mean.
@@ -34,8 +37,8 @@ class PairedT(NamedTuple):
 
 
 def mean_interval(values: Floats) -> tuple[float, float]:
-    """Mean of (n,) values and half the width of its 95 % t interval, which is nan for n < 2."""
-    if len(values) < 2:
+    """Mean of (n,) values and half the width of its 95 % t interval, which is nan for n < `MIN_RUNS`."""
+    if len(values) < MIN_RUNS:
         return float(np.mean(values)) if len(values) else float("nan"), float("nan")
     half = stats.t.ppf((1 + _CONFIDENCE) / 2, len(values) - 1) * stats.sem(values)
     return float(np.mean(values)), float(half)
@@ -45,7 +48,7 @@ def paired_t(differences: Floats, *, margin: float = 0.0) -> PairedT:
     """Paired t test of differences (..., n); if they are all equal, p is 0 or 1, and nan if one of them is nan."""
     n = differences.shape[-1]
     mean = differences.mean(axis=-1) if n else np.full(differences.shape[:-1], np.nan)
-    if n < 2:
+    if n < MIN_RUNS:
         unknown = np.full_like(mean, np.nan)
         return PairedT(mean, unknown, unknown, unknown, unknown, unknown)
     spread = np.ptp(differences, axis=-1)
@@ -69,11 +72,11 @@ def paired_t(differences: Floats, *, margin: float = 0.0) -> PairedT:
 
 
 def bootstrap_interval(differences: Floats) -> tuple[float, float]:
-    """95 % BCa bootstrap interval of the mean of (n,) differences, with a fixed random seed; nan for n < 2.
+    """95 % BCa bootstrap interval of the mean of (n,) differences, with a fixed random seed; nan for n < `MIN_RUNS`.
 
     Source: Efron (1987), Better bootstrap confidence intervals.
     """
-    if len(differences) < 2:
+    if len(differences) < MIN_RUNS:
         return float("nan"), float("nan")
     if np.ptp(differences) <= _SAME:
         return float(differences[0]), float(differences[0])
@@ -88,8 +91,8 @@ def bootstrap_interval(differences: Floats) -> tuple[float, float]:
 
 
 def wilcoxon_p(differences: Floats) -> float:
-    """Two-sided p of Wilcoxon's signed-rank test on (n,) differences, which assumes no normality; nan for n < 2."""
-    if len(differences) < 2:
+    """Two-sided p of Wilcoxon's signed-rank test on (n,) differences, of any distribution; nan for n < `MIN_RUNS`."""
+    if len(differences) < MIN_RUNS:
         return float("nan")
     if np.all(np.abs(differences) <= _SAME):
         return 1.0

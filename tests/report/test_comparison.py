@@ -20,7 +20,7 @@ from esper.configs import ComparisonConfig, OptimizationConfig
 from esper.contracts.events import RunEnded, RunStarted, Validated
 from esper.contracts.metrics import ACCURACY, MetricInfo
 from esper.errors import RunError
-from esper.report import run_page
+from esper.report import comparison_plots, run_page
 from esper.report.comparison import Report, compare
 from esper.report.comparison_plots import differences, marks
 from esper.report.runs import from_folders, from_mlflow
@@ -28,6 +28,7 @@ from esper.report.scale import Scale
 from esper.tolaria import TolariaTrainer
 from esper.tracking import Journal, sync
 from tests.conftest import result_of, tiny_config, use
+from tests.report import drawn
 
 _MACS = 1_000_000
 _ERROR = MetricInfo(name="mse", label="mean squared error", higher_is_better=False)
@@ -385,6 +386,36 @@ def test_the_command_writes_a_page_that_stands_alone_and_strict_json(
     assert content["answers"][0]["choice"] in printed
     assert "unpaired, grown against host, trained longer: seeds 12" in printed
     assert "left out: failed: failed: the loss is <nan>" in printed
+
+
+@pytest.mark.parametrize("num_seeds", [2, 3])
+def test_two_runs_of_an_arm_get_neither_an_interval_nor_a_p_value_and_it_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], num_seeds: int
+) -> None:
+    write_arms(tmp_path, {"grown": (0.9, _MACS), "static_flops": (0.8, _MACS)}, num_seeds=num_seeds)
+    assert run_cli(tmp_path) == 0
+    printed, page = capsys.readouterr().out, (tmp_path / "comparison.html").read_text()
+    content = json.loads((tmp_path / "comparison.json").read_text())
+    (claim,) = content["claims"]
+    unknown = [content["arms"]["grown"]["test_accuracy"][1], claim["p"], claim["wilcoxon_p"], *claim["bootstrap"]]
+    unknown += [claim["test"][name] for name in ("low", "high", "p", "lower_bound", "p_not_worse")]
+    withheld = "Fewer than 3 runs of an arm give no interval and no p value."
+    is_known = num_seeds == 3
+    assert [value is not None for value in unknown] == [is_known] * 10
+    assert ("± " in printed) == is_known
+    assert (withheld in printed, withheld in page) == (not is_known, not is_known)
+    assert ('data-label="bootstrap" class="n range">–<' in page) == (not is_known)
+    assert claim["test"]["mean"] == pytest.approx(0.1, abs=0.01)
+
+
+def test_an_interval_of_differences_shows_no_more_than_a_percentage_can_differ(tmp_path: Path) -> None:
+    for seed, accuracy in enumerate((0.1, 0.9, 0.95)):
+        write_run(tmp_path / f"grown-{seed}", accuracy=accuracy, rng_seed=seed, comparison__arm="grown")
+        write_run(tmp_path / f"static-{seed}", accuracy=0.3, rng_seed=seed, comparison__arm="static")
+    (claim,) = claims = compared(tmp_path).claims
+    assert float(claim.test.high) > 1.0
+    (low, high), _ = drawn.limits(comparison_plots, lambda: differences(claims))
+    assert -100 <= low < high == 100
 
 
 def test_several_paths_are_compared_and_their_page_goes_to_the_file_that_is_named(tmp_path: Path) -> None:

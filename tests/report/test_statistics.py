@@ -28,12 +28,21 @@ def test_being_not_worse_is_the_one_sided_test_against_the_margin() -> None:
     assert ours.lower_bound == pytest.approx(theirs.confidence_interval(0.95).low)
 
 
-def test_one_pair_gives_a_mean_and_no_interval() -> None:
-    test = paired_t(np.array([0.25]))
+@pytest.mark.parametrize("values", [[0.25], [0.25, 0.25], [0.0, 0.5]])
+def test_one_pair_or_two_give_a_mean_and_neither_an_interval_nor_a_p_value(values: list[float]) -> None:
+    differences = np.array(values)
+    test = paired_t(differences, margin=MARGIN)
     assert test.mean == 0.25
-    assert np.isnan([test.low, test.high, test.p, test.lower_bound, test.p_not_worse]).all()
-    assert np.isnan(mean_interval(np.array([0.25]))[1])
-    assert np.isnan(bootstrap_interval(np.array([0.25]))).all()
+    assert np.isnan([test.low, test.high, test.p, test.lower_bound, test.p_not_worse, wilcoxon_p(differences)]).all()
+    mean, half = mean_interval(differences)
+    assert mean == 0.25
+    assert np.isnan([half, *bootstrap_interval(differences)]).all()
+
+
+def test_three_pairs_give_an_interval() -> None:
+    differences = np.array([0.1, 0.2, 0.3])
+    assert mean_interval(differences) == pytest.approx((0.2, 4.303 * 0.1 / np.sqrt(3)), abs=1e-4)
+    assert not np.isnan([*paired_t(differences), *bootstrap_interval(differences), wilcoxon_p(differences)]).any()
 
 
 @pytest.mark.parametrize(("difference", "p"), [(0.0, 1.0), (0.1, 0.0)])

@@ -16,7 +16,7 @@ from tests.report.test_comparison import compared, write_run
 def test_members_of_a_sweep_are_grouped_by_what_was_swept_and_not_by_what_follows_from_it(tmp_path: Path) -> None:
     members: dict[str, list[str]] = {}
     for growth, rate in itertools.product(("off", "default"), (0.1, 0.2)):
-        for seed in range(2):
+        for seed in range(3):
             name = f"{growth}-{rate}-{seed}"
             given = ["tracking=none", f"morphogenetic={growth}", f"optimization.learning_rate={rate}"]
             members[name] = [*given, f"rng_seed={seed}", "dataset=synthetic"]
@@ -31,7 +31,7 @@ def test_members_of_a_sweep_are_grouped_by_what_was_swept_and_not_by_what_follow
         "morphogenetic=off, learning_rate=0.1",
         "morphogenetic=off, learning_rate=0.2",
     ]
-    assert report.arms["morphogenetic=off, learning_rate=0.1"]["test_accuracy"] == pytest.approx((0.805, 0.0635), 1e-3)
+    assert report.arms["morphogenetic=off, learning_rate=0.1"]["test_accuracy"] == pytest.approx((0.81, 0.0248), 1e-2)
     assert not any("arms also differ" in warning for warning in report.comparison.warnings)
 
 
