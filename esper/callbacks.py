@@ -8,7 +8,7 @@ import shlex
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn
 
 from hydra.core.global_hydra import GlobalHydra
@@ -21,6 +21,7 @@ from esper import stopping
 from esper.configs import TolariaConfig, TrackingConfig
 from esper.configs.compose import BAD_INPUT
 from esper.configs.explain import explain, explain_folder
+from esper.configs.identity import digest_of
 from esper.configs.load import from_hydra
 from esper.configs.rank_env import rank_env
 from esper.configs.text import quote_text
@@ -133,10 +134,10 @@ class CheckBeforeRun(Callback):
                 )
             elif configs:
                 if queue is not None:
-                    _require_own_folders(names, overrides)
+                    _require_distinct(names, overrides)
                 elif subdir == _RUN_NAME:
                     folders = [f"{member.experiment_name}/{name}" for member, name in zip(configs, names, strict=True)]
-                    _require_own_folders(folders, overrides)
+                    _require_distinct(folders, overrides)
                 self._tracking = dict(zip(names, (member.tracking for member in configs), strict=True))
                 write_members(Path(config.hydra.sweep.dir), dict(zip(names, map(list, overrides), strict=True)))
 
@@ -182,16 +183,20 @@ def _expand(config: DictConfig) -> Sequence[Sequence[str]]:
         raise explain(error) from None
 
 
-def _require_own_folders(folders: Sequence[str], overrides: Sequence[Sequence[str]]) -> None:
-    """Refuse members that would be one run, since they differ only in settings that do not change what is trained."""
-    first: dict[str, Sequence[str]] = {}
+def _require_distinct(folders: Sequence[str], overrides: Sequence[Sequence[str]]) -> None:
+    """Refuse members that train the same: they differ only in settings of other things, or in names of equal ones."""
+    first: dict[tuple[str, str], tuple[str, Sequence[str]]] = {}
     for folder, given in zip(folders, overrides, strict=True):
-        other = first.setdefault(folder, given)
-        if differing := sorted(set(other) ^ set(given)):
+        path = PurePosixPath(folder)
+        same, other = first.setdefault((str(path.parent), digest_of(path.name)), (folder, given))
+        if not (differing := sorted(set(other) ^ set(given))):
+            continue
+        if same == folder:
             raise ConfigError(
                 f"{shlex.join(differing)}: would be one run, {folder}, since this does not change what is trained; "
                 "leave it out of the sweep, or train them one by one, each with its own hydra.run.dir=FOLDER"
             )
+        raise ConfigError(f"{shlex.join(differing)}: would train the same twice, as the settings are equal; give one")
 
 
 def _raw(node: Any) -> Any:

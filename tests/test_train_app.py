@@ -116,6 +116,18 @@ def test_showing_help_or_configuration_imports_neither_torch_nor_mlflow(
         (["-m", "dry_run=true,false"], "give one value"),
         (["-m", "experiment=debug", "description=a,b"], "description=a description=b: would be one run, debug/"),
         (["-m", "experiment=debug", "device=cpu,auto", "hydra/launcher=local"], "would be one run, experiment_debug-"),
+        (
+            ["-m", "experiment=debug", "morphogenetic=default,stack"],
+            "morphogenetic=default morphogenetic=stack: would train the same twice, as the settings are equal; give",
+        ),
+        (
+            ["-m", "experiment=debug", "hydra/launcher=local", "rng_seed=0,1", "optimization.learning_rate=1,1.0"],
+            "optimization.learning_rate=1 optimization.learning_rate=1.0: would train the same twice",
+        ),
+        (
+            ["-m", "experiment=fair_comparison", "arm=grown", "rng_seed=0", "morphogenetic=stack,default"],
+            "morphogenetic=default morphogenetic=stack: would train the same twice",
+        ),
         (["-m", "experiment=debug", "description='${x}',b"], "Interpolation key 'x' not found"),
         (["arm=finl"], "did you mean final?"),
         (["experiment=fair_comparison"], "add -m, or choose one arm, such as arm=grown"),

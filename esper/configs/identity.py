@@ -20,6 +20,7 @@ __all__ = [
     "checkpoints_folder",
     "differences",
     "digest",
+    "digest_of",
     "family",
     "is_operational",
     "outputs_folder",
@@ -166,6 +167,11 @@ def digest(config: TolariaConfig) -> str:
     """8 hex digits of the SHA-256 of the settings that define the run."""
     canonical = json.dumps(_settings(dataclasses.asdict(config)), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:8]
+
+
+def digest_of(name: str) -> str:
+    """The digest in a name that `run_name` gave."""
+    return name.rpartition("-")[2]
 
 
 def family(settings: Mapping[str, Any]) -> str:
