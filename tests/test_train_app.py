@@ -112,7 +112,19 @@ def test_showing_help_or_configuration_imports_neither_torch_nor_mlflow(
         (["experiment=debug", "model.target_layers=[layr1]"], "did you mean layer1?"),
         (["experiment=debug", "dataset.batch_size=5000"], "the training split of synthetic has"),
         (["-m", "optimization.max_epochs=3,0"], "allowed is at least 1"),
-        (["-m", "model=resnet18,resnet19"], "did you mean resnet18?"),
+        (["-m", "model=resnet18,resnet19"], "error: model=resnet19: allowed are"),
+        (
+            ["-m", "experiment=debug", "optimization.weight_decay=0,-1", "rng_seed=0,1", "hydra/launcher=local"],
+            "error: optimization.weight_decay=-1 rng_seed=0: optimization.weight_decay=-1.0: allowed is at least 0",
+        ),
+        (
+            ["-m", "experiment=debug", "optimization.max_epochs=9,2", "optimization.warmup_epochs=2,3"],
+            "error: optimization.max_epochs=2 optimization.warmup_epochs=2: optimization.warmup_epochs=2: allowed is be",
+        ),
+        (
+            ["-m", "experiment=debug", "optimization.weight_decay=-1", "rng_seed=0,1"],
+            "error: optimization.weight_decay",
+        ),
         (["-m", "dry_run=true,false"], "give one value"),
         (["-m", "experiment=debug", "description=a,b"], "description=a description=b: would be one run, debug/"),
         (["-m", "experiment=debug", "device=cpu,auto", "hydra/launcher=local"], "would be one run, experiment_debug-"),
@@ -212,6 +224,28 @@ def test_a_dry_run_leaves_nothing_behind(tmp_path: Path):
     assert done.returncode == 0, done.stderr
     assert not list((tmp_path / "cwd").iterdir())
     assert not [left for left in (tmp_path / "tmp").iterdir() if left.name.startswith("esper")]
+
+
+COUNTED = """
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+compose, composed = ConfigLoaderImpl.load_sweep_config, []
+def counted(self, master, overrides):
+    composed.append(tuple(overrides))
+    return compose(self, master, overrides)
+ConfigLoaderImpl.load_sweep_config = counted
+import atexit
+atexit.register(lambda: print("COMPOSED", len(composed), len(set(composed))))
+"""
+
+
+@pytest.mark.parametrize(("launcher", "num_times"), [("basic", 2), ("local", 1)])
+def test_members_of_a_sweep_are_composed_once_to_check_and_launch_all_and_once_each_to_run_here(
+    tmp_path: Path, launcher: str, num_times: int
+):
+    arguments = ["-m", "experiment=debug", "rng_seed=0,1", "dry_run=true", f"hydra/launcher={launcher}"]
+    done = run(COUNTED + ESPER_TRAIN, *arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith(f"COMPOSED {2 * num_times} 2\n")
 
 
 @pytest.mark.long

@@ -90,7 +90,9 @@ def conf_folder() -> Path:
     return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
 
 
-def _implied(key: str, _default: Any, *, _root_: DictConfig) -> Any:
+def _implied(key: str, default: Any, *, _root_: DictConfig) -> Any:
+    if "hydra" in _root_ and OmegaConf.is_missing(_root_.hydra.runtime, "version"):
+        return default  # Hydra is still composing, and only asks whether a group stands there
     return attrgetter(key)(from_hydra(_root_))
 
 

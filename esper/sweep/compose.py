@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,17 +16,57 @@ from esper.configs.comparison import ARMS
 from esper.configs.explain import explain
 from esper.configs.identity import run_name
 from esper.configs.load import from_hydra
+from esper.errors import ConfigError
 from esper.sweep.manifest import Member
 
-__all__ = ["compose_member", "compose_run", "run_folder"]
+__all__ = ["compose_member", "compose_runs", "run_folder"]
+
+Run = tuple[str, TolariaConfig]
+
+_composed: dict[tuple[int, tuple[str, ...]], tuple[DictConfig, Run]] = {}
+"""By the identity of the sweep, which is kept beside the run, and the overrides: composing a run takes a while."""
 
 
-def compose_run(sweep: DictConfig, overrides: Sequence[str]) -> tuple[str, TolariaConfig]:
-    """The name and the configuration of a member's run, composed as Hydra's launchers do.
+def compose_runs(sweep: DictConfig, members: Sequence[Sequence[str]]) -> list[Run]:
+    """The names and the configurations of all members' runs, composed as Hydra's launchers do.
+
+    Args:
+        sweep: Hydra's configuration of the sweep.
+        members: the overrides of each.
 
     Raises:
-        ConfigError: it cannot be used.
+        ConfigError: one cannot be used, which the message names.
     """
+    runs = []
+    for number, overrides in enumerate(members):
+        try:
+            runs.append(_compose_run(sweep, overrides))
+        except ConfigError as error:
+            own = shlex.join([override for override in overrides if any(override not in other for other in members)])
+            concerns_all = number == 0 and _problem(sweep, members[-1]) == str(error)
+            if concerns_all or not own or str(error).startswith(f"{own}:"):
+                raise
+            raise ConfigError(f"{own}: {error}") from None
+    return runs
+
+
+def _problem(sweep: DictConfig, overrides: Sequence[str]) -> str | None:
+    """Why a run cannot be used."""
+    try:
+        _compose_run(sweep, overrides)
+    except ConfigError as error:
+        return str(error)
+    return None
+
+
+def _compose_run(sweep: DictConfig, overrides: Sequence[str]) -> Run:
+    key = id(sweep), tuple(overrides)
+    if key not in _composed:
+        _composed[key] = sweep, _compose(sweep, overrides)
+    return _composed[key][1]
+
+
+def _compose(sweep: DictConfig, overrides: Sequence[str]) -> Run:
     try:
         cfg = GlobalHydra.instance().config_loader().load_sweep_config(sweep, list(overrides))
         config = from_hydra(cfg)
@@ -55,11 +96,13 @@ def compose_member(sweep: DictConfig, overrides: Sequence[str]) -> tuple[Member,
     Raises:
         ConfigError: the configuration cannot be used.
     """
-    name, config = compose_run(sweep, overrides)
+    name, config = _compose_run(sweep, overrides)
     siblings = {}
     for arm in ARMS[config.comparison.arm].after if config.comparison.arm else ():
-        sibling = [*(override for override in overrides if not override.startswith("arm=")), f"arm={arm}"]
-        siblings[arm], _ = compose_run(sweep, sibling)
+        others = [override for override in overrides if not override.startswith("arm=")]
+        place = next((place for place, override in enumerate(overrides) if override.startswith("arm=")), len(others))
+        sibling = [*others[:place], f"arm={arm}", *others[place:]]  # as in the sweep, of which it is often a member
+        siblings[arm], _ = _compose_run(sweep, sibling)
     member = Member(
         sweep_dir=Path(sweep.hydra.sweep.dir).absolute(),
         name=name,
