@@ -28,7 +28,7 @@ from esper.configs.text import quote_text
 from esper.errors import ConfigError, EsperError
 from esper.folders import also_restore
 from esper.launch.exits import error_line, exit_with, print_traceback
-from esper.sweep.compose import compose_member, compose_runs, run_folder
+from esper.sweep.compose import compose_member, compose_runs, named, run_folder
 from esper.sweep.dry_run import dry_run_sweep
 from esper.sweep.launchers import QUEUES, queue_of
 from esper.sweep.manifest import Member
@@ -121,6 +121,7 @@ class CheckBeforeRun(Callback):
             if launcher == "basic" or (queue is not None and queue.runs_here):
                 for member in configs:
                     _check_device(member)
+            _check_networks(configs, overrides, has_jobs=queue is not None)
             if queue is not None and True in is_dry:
                 _dry_run_and_exit([compose_member(config, member) for member in overrides], queue)
             if True in is_dry:
@@ -218,6 +219,24 @@ def _check_device(config: TolariaConfig) -> None:
         from esper.devices import select_device
 
         select_device(config.device)
+
+
+def _check_networks(configs: Sequence[TolariaConfig], overrides: Sequence[Sequence[str]], *, has_jobs: bool) -> None:
+    """Check what the networks tell without data, before the first member trains; see `check_network`."""
+    first: dict[str, int] = {}
+    for number, member in enumerate(configs):
+        data, recipe = member.dataset, member.optimization
+        asked = (member.model, member.morphogenetic.enable_tamiyo, recipe.optimizer, recipe.optimizer_options)
+        first.setdefault(repr((*asked, data.name, data.image_size, data.context)), number)
+    if len(first) == 1 and not has_jobs:
+        return  # the first run tells at once
+    for number in first.values():
+        from esper.launch.early import check_network  # imports torch
+
+        try:
+            check_network(configs[number])
+        except ConfigError as error:
+            raise (named(error, overrides[number], overrides) if len(first) > 1 else error) from None
 
 
 def _require_no_index(config: TolariaConfig, launcher: str) -> None:

@@ -119,11 +119,19 @@ def test_showing_help_or_configuration_imports_neither_torch_nor_mlflow(
         ),
         (
             ["-m", "experiment=debug", "optimization.max_epochs=9,2", "optimization.warmup_epochs=2,3"],
-            "error: optimization.max_epochs=2 optimization.warmup_epochs=2: optimization.warmup_epochs=2: allowed is be",
+            "error: optimization.max_epochs=2 optimization.warmup_epochs=2: optimization.warmup_epochs=2: allowed is",
         ),
         (
             ["-m", "experiment=debug", "optimization.weight_decay=-1", "rng_seed=0,1"],
             "error: optimization.weight_decay",
+        ),
+        (
+            ["-m", "experiment=debug", "model.target_layers=[layer1],[layr1]", "rng_seed=0,1"],
+            "error: 'model.target_layers=[layr1]' rng_seed=0: model.target_layers: 'layr1' matches no layer",
+        ),
+        (
+            ["-m", "experiment=debug", "rng_seed=0,1", "hydra/launcher=local", "model.freeze=[layr1.*]"],
+            "error: model.freeze=layr1.*: matches no parameter",
         ),
         (["-m", "dry_run=true,false"], "give one value"),
         (["-m", "experiment=debug", "description=a,b"], "description=a description=b: would be one run, debug/"),

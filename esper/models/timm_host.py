@@ -13,7 +13,7 @@ from esper.configs.explain import nearest
 from esper.data import DataSpec
 from esper.errors import ConfigError, one_line
 
-__all__ = ["build", "describe"]
+__all__ = ["build", "describe", "require_known"]
 
 
 def build(config: ModelConfig, spec: DataSpec) -> nn.Module:
@@ -29,9 +29,7 @@ def build(config: ModelConfig, spec: DataSpec) -> nn.Module:
     timm = _timm()
     name = config.name
     in_channels, image_size, _ = spec.inputs
-    if not timm.is_model(name):
-        hint = nearest(name, timm.list_models(), num=3) or "; timm.list_models() lists its networks"
-        raise ConfigError(f"model.name={name}: timm {timm.__version__} has no such network{hint}")
+    require_known(name)
     options: dict[str, Any] = {"in_chans": in_channels, "num_classes": spec.num_outputs}
     try:
         default = timm.get_pretrained_cfg(name)
@@ -53,6 +51,18 @@ def build(config: ModelConfig, spec: DataSpec) -> nn.Module:
     assert isinstance(network, nn.Module)
     _check_output(network, name, spec)
     return network
+
+
+def require_known(name: str) -> None:
+    """Look a network up.
+
+    Raises:
+        ConfigError: timm is not installed, or does not know the name.
+    """
+    timm = _timm()
+    if not timm.is_model(name):
+        hint = nearest(name, timm.list_models(), num=3) or "; timm.list_models() lists its networks"
+        raise ConfigError(f"model.name={name}: timm {timm.__version__} has no such network{hint}")
 
 
 def describe(_config: ModelConfig, spec: DataSpec, _network: nn.Module) -> dict[str, Any]:

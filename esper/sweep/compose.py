@@ -19,7 +19,7 @@ from esper.configs.load import from_hydra
 from esper.errors import ConfigError
 from esper.sweep.manifest import Member
 
-__all__ = ["compose_member", "compose_runs", "run_folder"]
+__all__ = ["compose_member", "compose_runs", "named", "run_folder"]
 
 Run = tuple[str, TolariaConfig]
 
@@ -42,12 +42,16 @@ def compose_runs(sweep: DictConfig, members: Sequence[Sequence[str]]) -> list[Ru
         try:
             runs.append(_compose_run(sweep, overrides))
         except ConfigError as error:
-            own = shlex.join([override for override in overrides if any(override not in other for other in members)])
-            concerns_all = number == 0 and _problem(sweep, members[-1]) == str(error)
-            if concerns_all or not own or str(error).startswith(f"{own}:"):
-                raise
-            raise ConfigError(f"{own}: {error}") from None
+            if number == 0 and _problem(sweep, members[-1]) == str(error):
+                raise  # of all members, it seems
+            raise named(error, overrides, members) from None
     return runs
+
+
+def named(error: ConfigError, overrides: Sequence[str], members: Sequence[Sequence[str]]) -> ConfigError:
+    """The error of one of the members, named by those of its overrides that not all members have."""
+    own = shlex.join([override for override in overrides if any(override not in other for other in members)])
+    return error if not own or str(error).startswith(f"{own}:") else ConfigError(f"{own}: {error}")
 
 
 def _problem(sweep: DictConfig, overrides: Sequence[str]) -> str | None:
