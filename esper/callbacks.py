@@ -121,7 +121,8 @@ class CheckBeforeRun(Callback):
             if launcher == "basic" or (queue is not None and queue.runs_here):
                 for member in configs:
                     _check_device(member)
-            _check_networks(configs, overrides, has_jobs=queue is not None)
+            run_dirs = [Path(config.hydra.sweep.dir) / name for name in names]
+            _check_networks(configs, run_dirs, overrides, has_jobs=queue is not None)
             if queue is not None and True in is_dry:
                 _dry_run_and_exit([compose_member(config, member) for member in overrides], queue)
             if True in is_dry:
@@ -221,7 +222,9 @@ def _check_device(config: TolariaConfig) -> None:
         select_device(config.device)
 
 
-def _check_networks(configs: Sequence[TolariaConfig], overrides: Sequence[Sequence[str]], *, has_jobs: bool) -> None:
+def _check_networks(
+    configs: Sequence[TolariaConfig], run_dirs: Sequence[Path], overrides: Sequence[Sequence[str]], *, has_jobs: bool
+) -> None:
     """Check what the networks tell without data, before the first member trains; see `check_network`."""
     first: dict[str, int] = {}
     for number, member in enumerate(configs):
@@ -234,7 +237,7 @@ def _check_networks(configs: Sequence[TolariaConfig], overrides: Sequence[Sequen
         from esper.launch.early import check_network  # imports torch
 
         try:
-            check_network(configs[number])
+            check_network(configs[number], run_dir=run_dirs[number])
         except ConfigError as error:
             raise (named(error, overrides[number], overrides) if len(first) > 1 else error) from None
 

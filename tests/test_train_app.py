@@ -130,6 +130,10 @@ def test_showing_help_or_configuration_imports_neither_torch_nor_mlflow(
             "error: 'model.target_layers=[layr1]' rng_seed=0: model.target_layers: 'layr1' matches no layer",
         ),
         (
+            ["-m", "experiment=debug", "rng_seed=0,1", "model.init_from=null,nowhere"],
+            "error: rng_seed=0 model.init_from=nowhere: model.init_from=",
+        ),
+        (
             ["-m", "experiment=debug", "rng_seed=0,1", "hydra/launcher=local", "model.freeze=[layr1.*]"],
             "error: model.freeze=layr1.*: matches no parameter",
         ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import torch
 
@@ -10,6 +11,7 @@ from esper.configs import DatasetConfig, TolariaConfig
 from esper.configs.dataset import DATASETS
 from esper.data import DataSpec
 from esper.kasmina import find_blocks
+from esper.launch.initial import resolve_initial
 from esper.models import build_host, freeze, timm_host
 from esper.tolaria.optim import build_optimizer
 
@@ -19,15 +21,17 @@ _NUM_OUTPUTS = 256
 """No layer is named after them."""
 
 
-def check_network(config: TolariaConfig) -> None:
+def check_network(config: TolariaConfig, *, run_dir: Path) -> None:
     """Look for the layers in `model.target_layers`, the parameters in `model.freeze` and the optimizer's options.
 
-    The network has no weights: its parameters are on the meta device. Of timm's networks only the names are looked up;
-    those of plugins, and of data whose shape is not known beforehand, are left to the run.
+    Also for the network in `model.init_from`, without which only a run that has begun can go on. The network has no
+    weights: its parameters are on the meta device. Of timm's networks only the names are looked up; those of plugins,
+    and of data whose shape is not known beforehand, are left to the run.
 
     Raises:
         ConfigError: there is no such layer, parameter, option or network.
     """
+    resolve_initial(config, run_dir=run_dir)
     model, spec = config.model, _spec(config.dataset)
     if model.source == "timm":
         timm_host.require_known(model.name)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -21,16 +23,23 @@ def configured(*overrides: str) -> TolariaConfig:
 
 @pytest.mark.parametrize("growth", ["off", "default", "heuristic"])
 @pytest.mark.parametrize("name", HOSTS)
-def test_the_defaults_of_every_network_pass_and_no_random_number_is_drawn(name: str, growth: str) -> None:
+def test_the_defaults_of_every_network_pass_and_no_random_number_is_drawn(
+    tmp_path: Path, name: str, growth: str
+) -> None:
     data = ["dataset=python_source"] if name == "gpt" else ["dataset=cifar10"]
     before = torch.get_rng_state()
-    check_network(configured(f"model={name}", *data, f"morphogenetic={growth}"))
+    check_network(configured(f"model={name}", *data, f"morphogenetic={growth}"), run_dir=tmp_path)
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_networks_that_may_not_be_known_beforehand_pass() -> None:
-    check_network(configured("model=timm", "model.name=resnet10t", NEW, "model.target_layers=[nothing]"))
-    check_network(configured("dataset=arrays", "dataset.data_dir=none.npz", NEW, "model.target_layers=[nothing]"))
+def test_networks_that_may_not_be_known_beforehand_pass(tmp_path: Path) -> None:
+    check_network(
+        configured("model=timm", "model.name=resnet10t", NEW, "model.target_layers=[nothing]"), run_dir=tmp_path
+    )
+    check_network(
+        configured("dataset=arrays", "dataset.data_dir=none.npz", NEW, "model.target_layers=[nothing]"),
+        run_dir=tmp_path,
+    )
 
 
 @pytest.mark.parametrize(
@@ -42,9 +51,12 @@ def test_networks_that_may_not_be_known_beforehand_pass() -> None:
         (["model=resnet18", "model.freeze=[layer9.*]"], r"model.freeze=layer9\.\*: matches no parameter"),
         (["optimization.optimizer=adamw", "optimization.optimizer_options.betas=[0.9,2]"], "Invalid beta parameter"),
         (["model=resnet18", "optimization.optimizer=muon"], "matrices inside of a network, of which this one has none"),
+        (["model=resnet18", "model.init_from=nowhere"], "model.init_from=.*nowhere: not a run's folder"),
         (["model=timm", "model.name=resnet10x"], "has no such network; did you mean resnet10t"),
     ],
 )
-def test_a_name_that_the_network_or_optimizer_lacks_is_refused(overrides: list[str], message: str) -> None:
+def test_a_name_that_the_network_or_optimizer_lacks_is_refused(
+    tmp_path: Path, overrides: list[str], message: str
+) -> None:
     with pytest.raises(ConfigError, match=message):
-        check_network(configured(*overrides))
+        check_network(configured(*overrides), run_dir=tmp_path)
