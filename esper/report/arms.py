@@ -141,7 +141,7 @@ def group(runs: Sequence[ComparedRun], *, baseline: str | None = None) -> Compar
         for key, found in sorted(arms_by_key.items(), key=lambda item: item[0].order)
     ]
     order = [arm.label for arm in arms]
-    warnings = [*_machine_differences(arms)]
+    warnings = [*_equal_settings(arms), *_machine_differences(arms)]
     if is_fair or swept is None:  # members of a sweep are meant to differ
         warnings = [*_recipe_differences(arms, is_fair=is_fair, compared=compared), *warnings]
     without = [budget for budget in dict.fromkeys(arm.budget for arm in arms) if not _has_grown(arms, budget)]
@@ -358,6 +358,17 @@ def _recipe_differences(arms: Sequence[Arm], *, is_fair: bool, compared: Sequenc
         if len(labels_by_value) > 1:
             values = "; ".join(f"{value} ({', '.join(labels)})" for value, labels in sorted(labels_by_value.items()))
             yield f"The arms also differ in a setting that is not compared: {name} is {values}."
+
+
+def _equal_settings(arms: Sequence[Arm]) -> Iterator[str]:
+    """Arms of sweeps that train the same, as under the names of two presets with equal settings."""
+    labels: dict[frozenset[tuple[str, str]], list[str]] = {}
+    for arm in arms:
+        settings = next(iter(arm.runs.values())).settings.items()
+        labels.setdefault(frozenset(item for item in settings if _is_compared(item[0])), []).append(arm.label)
+    for same in labels.values():
+        if len(same) > 1:
+            yield f"{' and '.join(same)} have equal settings: with one seed they are the same training."
 
 
 def _machine_differences(arms: Collection[Arm]) -> Iterator[str]:

@@ -35,6 +35,22 @@ def test_members_of_a_sweep_are_grouped_by_what_was_swept_and_not_by_what_follow
     assert not any("arms also differ" in warning for warning in report.comparison.warnings)
 
 
+@pytest.mark.parametrize("is_same", [True, False])
+def test_arms_that_train_the_same_under_two_names_are_told(tmp_path: Path, is_same: bool) -> None:
+    members = {}
+    for name, rate in (("default", 0.1), ("off", 0.1), ("stack", 0.1 if is_same else 0.2)):
+        for seed in range(2):
+            members[f"{name}-{seed}"] = [f"morphogenetic={name}", f"rng_seed={seed}"]
+            changes = {"morphogenetic__enable_tamiyo": name != "off", "optimization__learning_rate": rate}
+            write_run(tmp_path / f"{name}-{seed}", rng_seed=seed, **changes)
+    write_members(tmp_path, members)
+    told = [warning for warning in compared(tmp_path).comparison.warnings if "equal settings" in warning]
+    same = (
+        "morphogenetic=default and morphogenetic=stack have equal settings: with one seed they are the same training."
+    )
+    assert told == ([same] if is_same else [])
+
+
 @pytest.mark.parametrize("override", ["bus=redis", "redis=embedded", "device=cuda", "hydra/launcher=slurm"])
 def test_overrides_that_do_not_change_what_is_trained_do_not_split_an_arm(tmp_path: Path, override: str) -> None:
     for seed in range(2):
