@@ -29,7 +29,7 @@ from benchmarks.growing import read_rows
 from benchmarks.growing_studies import STATIC, STUDIES, TRUNK, Comparison
 from benchmarks.measuring import table
 from esper.report.curves import Curve, crossings, transfer
-from esper.report.statistics import holm, paired_t
+from esper.report.statistics import MIN_RUNS, holm, paired_t
 
 __all__ = ["Difference", "differences", "main", "report"]
 
@@ -89,8 +89,8 @@ class Difference:
         study, arm, other, budget: what is compared.
         is_best_static: whether `other` is the best static arm.
         n: number of pairs.
-        mean, low, high: with its 95 % interval, None for one pair.
-        p: two-sided, None for one pair.
+        mean, low, high: with its 95 % interval, None below three pairs.
+        p: two-sided, None below three pairs.
         adjusted_p: Holm-adjusted over the claims; None if this is no claim.
     """
 
@@ -228,7 +228,7 @@ def differences(study: str, runs: Runs, comparison: Comparison) -> list[Differen
                 values = (_values(at_budget[one], f"test_{figure.name}", seeds) for one in (arm, other))
                 ours, theirs = map(np.array, values)
                 test, n = paired_t(figure.factor * (ours - theirs)), len(seeds)
-                low, high, p = (float(value) if n > 1 else None for value in (test.low, test.high, test.p))
+                low, high, p = (float(value) if n >= MIN_RUNS else None for value in (test.low, test.high, test.p))
                 found.append(
                     Difference(
                         study=study, arm=arm, other=other, budget=budget, is_best_static=other == best, n=n,
@@ -249,7 +249,7 @@ _INTERVAL = ("mean", "low", "high")
 
 
 def _formatted_difference(one: Mapping[str, Any], comparison: Comparison) -> dict[str, object]:
-    is_known, figure = one["n"] > 1, _FIGURES[comparison.figure]
+    is_known, figure = one["p"] is not None, _FIGURES[comparison.figure]
     mean, low, high = (value if value is None else f"{value:+.{figure.digits}f}" for value in map(one.get, _INTERVAL))
     return {
         comparison.unit: one["budget"],
