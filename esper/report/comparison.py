@@ -23,7 +23,7 @@ from rich.text import Text
 from esper.contracts.metrics import MetricInfo
 from esper.costs import flops
 from esper.errors import RunError
-from esper.files import make_folder
+from esper.files import make_folder, write_atomically
 from esper.report import comparison_plots as plots
 from esper.report import packs
 from esper.report.answers import STATIC_AT_EQUAL_COMPUTE, Answer, Crossing, answers, crossing, headline
@@ -35,7 +35,7 @@ from esper.report.run_page import template_environment
 from esper.report.runs import ComparedRun
 from esper.report.scale import Scale
 from esper.report.statistics import MIN_RUNS, mean_interval
-from esper.tracking import formatting, write_atomically
+from esper.tracking import formatting
 
 __all__ = ["Report", "compare", "printed", "write"]
 

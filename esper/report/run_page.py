@@ -11,12 +11,13 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
+from esper.files import write_atomically
 from esper.report import architecture, run_plots
 from esper.report.figure import embed
 from esper.report.jumps import jumps
 from esper.report.lexicon import words_in
 from esper.report.run_record import RunRecord, read_run
-from esper.tracking import formatting, write_atomically
+from esper.tracking import formatting
 from esper.tracking.samples import read_samples
 
 __all__ = ["render", "template_environment", "write"]

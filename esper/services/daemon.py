@@ -18,7 +18,7 @@ import psutil
 from filelock import FileLock, Timeout
 
 from esper.errors import ConfigError, EsperError
-from esper.tracking import write_atomically
+from esper.files import write_atomically
 
 __all__ = ["STOP_S", "down", "pid_file", "say_stopping", "start"]
 

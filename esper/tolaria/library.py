@@ -20,8 +20,7 @@ from esper import plugins, urza
 from esper.configs import DatabaseConfig, TolariaConfig
 from esper.configs.explain import nearest
 from esper.errors import ConfigError, EsperError, RunError, StoreError
-from esper.files import read_json
-from esper.tracking import write_atomically
+from esper.files import read_json, write_atomically
 from esper.urza import Blueprint
 from esper.urza.records import read_outcomes
 

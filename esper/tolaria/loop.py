@@ -20,6 +20,7 @@ from esper.configs.check import check
 from esper.contracts.events import EpochEnded, Event, Notice, RunEnded, Validated
 from esper.data.interface import write_interface
 from esper.errors import DataError, RankError, WriteError
+from esper.files import write_atomically
 from esper.tolaria.announce import announce
 from esper.tolaria.checkpoints.initial import start_from_network
 from esper.tolaria.checkpoints.resume import resume
@@ -40,7 +41,7 @@ from esper.tolaria.samples import samples
 from esper.tolaria.schedule import decay_start
 from esper.tolaria.state import TrainingState
 from esper.tolaria.sums import Window
-from esper.tracking import git_diff, write_atomically
+from esper.tracking import git_diff
 from esper.tracking.files import write_recipe
 from esper.tracking.samples import write_samples
 

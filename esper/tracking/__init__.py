@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from esper.files import write_atomically
 from esper.tracking.environment import environment, git_diff
 from esper.tracking.journal import Journal, read, run_folders
 from esper.tracking.mlflow import MlflowRun
@@ -24,5 +23,4 @@ __all__ = [
     "trackers",
     "tracking_uri",
     "unused_variables",
-    "write_atomically",
 ]

@@ -17,7 +17,8 @@ from rich.table import Table
 from esper.configs import DatabaseConfig
 from esper.console import Console
 from esper.errors import ConfigError, RunError
-from esper.tracking import run_folders, write_atomically
+from esper.files import write_atomically
+from esper.tracking import run_folders
 from esper.urza import catalogue
 from esper.urza.definition import MAX_BYTES
 from esper.urza.records import KernelRecord, Outcome, read_outcomes
