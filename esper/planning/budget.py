@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-__all__ = ["MOST_PILOTS", "Budget"]
+__all__ = ["MOST_PILOTS", "PlanBudget"]
 
 MOST_PILOTS = 0.5
 """Share of a budget for pilots, at most."""
@@ -14,7 +14,7 @@ _ROUNDING = 1 + 1e-9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Budget:
+class PlanBudget:
     """How much compute may be spent.
 
     Attributes:

@@ -21,7 +21,7 @@ from esper.files import write_atomically
 from esper.launch.dry_run import dry_run
 from esper.launch.planned import Decision
 from esper.planning import check, outcomes, page, record, table
-from esper.planning.budget import Budget
+from esper.planning.budget import PlanBudget
 from esper.planning.family import Family, read_family
 from esper.planning.judge import judge
 from esper.planning.observations import Choice, Question
@@ -116,20 +116,20 @@ def _queue(cfg: DictConfig) -> Queue | None:
     return queue
 
 
-def _budget(options: argparse.Namespace, known: Family, given: Sequence[str], *, is_dry: bool) -> Budget:
+def _budget(options: argparse.Namespace, known: Family, given: Sequence[str], *, is_dry: bool) -> PlanBudget:
     """What may be spent; an hour is about as many MACs as for the host."""
     optimization = known.config.optimization
     if options.compute is not None:
-        return Budget(amount=options.compute)
+        return PlanBudget(amount=options.compute)
     if options.hours is not None:
         speed = _macs_per_second(known, given, is_kept=not is_dry)
         slack = _MEASURED_ANEW if is_dry else 1.0
-        return Budget(
+        return PlanBudget(
             amount=options.hours, macs_per_unit=3600 * speed, option="--hours", unit="hours of the host", slack=slack
         )
     if options.epochs is None and optimization.max_macs is not None:
-        return Budget(amount=optimization.max_macs, setting="optimization.max_macs")
-    return Budget(
+        return PlanBudget(amount=optimization.max_macs, setting="optimization.max_macs")
+    return PlanBudget(
         amount=options.epochs or optimization.max_epochs,
         macs_per_unit=known.final.size.macs_per_epoch,
         option="--epochs",

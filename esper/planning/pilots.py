@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from esper.errors import ConfigError
-from esper.planning.budget import Budget
+from esper.planning.budget import PlanBudget
 
 __all__ = ["Ladder", "Pilot", "choose_pilots", "cost_of", "trunk_before"]
 
@@ -143,7 +143,7 @@ def cost_of(pilots: Sequence[Pilot], ladder: Ladder) -> float:
     return sum(pilot.macs for pilot in pilots) - shared
 
 
-def choose_pilots(ladder: Ladder, *, budget: Budget, pilot_share: float, seed: int) -> list[Pilot]:
+def choose_pilots(ladder: Ladder, *, budget: PlanBudget, pilot_share: float, seed: int) -> list[Pilot]:
     """The longest pilots that a share of the budget pays, in the order in which they run.
 
     Three points of each size and a network that grows; a share that does not pay for that gets no size in between. What

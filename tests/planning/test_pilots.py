@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from esper.errors import ConfigError
-from esper.planning.budget import Budget
+from esper.planning.budget import PlanBudget
 from esper.planning.pilots import Ladder, Pilot, choose_pilots, cost_of, trunk_before
 
 LADDER = Ladder(
@@ -36,7 +36,7 @@ def test_growth_begins_from_the_longest_trunk_of_the_host_that_ends_before_it() 
 @pytest.mark.parametrize("pilot_share", [0.1, 0.15, 0.4])
 @pytest.mark.parametrize("budget", [1e5, 3e5, 1e7])
 def test_pilots_stay_within_their_share_and_use_most_of_it(budget: float, pilot_share: float) -> None:
-    pilots = choose_pilots(LADDER, budget=Budget(amount=budget), pilot_share=pilot_share, seed=7)
+    pilots = choose_pilots(LADDER, budget=PlanBudget(amount=budget), pilot_share=pilot_share, seed=7)
     assert 0.6 * pilot_share * budget < cost_of(pilots, LADDER) <= pilot_share * budget
     assert {pilot.size for pilot in pilots} == {"host", "between", "final"}
     assert {pilot.seed for pilot in pilots if pilot.share is not None} >= {7}
@@ -48,7 +48,7 @@ def test_pilots_stay_within_their_share_and_use_most_of_it(budget: float, pilot_
 def test_smaller_budgets_get_one_seed_and_then_no_size_in_between() -> None:
     found = {}
     for budget in (8.7e3, 7e3, 4.8e3):
-        pilots = choose_pilots(LADDER, budget=Budget(amount=budget), pilot_share=0.2, seed=0)
+        pilots = choose_pilots(LADDER, budget=PlanBudget(amount=budget), pilot_share=0.2, seed=0)
         assert cost_of(pilots, LADDER) <= 0.2 * budget
         found[budget] = len({pilot.seed for pilot in pilots}), len({pilot.size for pilot in pilots})
     assert found == {8.7e3: (2, 3), 7e3: (1, 3), 4.8e3: (1, 2)}
@@ -56,7 +56,7 @@ def test_smaller_budgets_get_one_seed_and_then_no_size_in_between() -> None:
 
 def test_a_longer_pilot_is_preferred_to_another_seed() -> None:
     short, long = (
-        choose_pilots(LADDER, budget=Budget(amount=budget), pilot_share=0.2, seed=0) for budget in (8.7e3, 1e4)
+        choose_pilots(LADDER, budget=PlanBudget(amount=budget), pilot_share=0.2, seed=0) for budget in (8.7e3, 1e4)
     )
     assert len({pilot.seed for pilot in short}) == 2
     assert len({pilot.seed for pilot in long}) == 1
@@ -64,19 +64,21 @@ def test_a_longer_pilot_is_preferred_to_another_seed() -> None:
 
 
 def test_plans_of_other_budgets_have_pilots_in_common() -> None:
-    short, long = (set(choose_pilots(LADDER, budget=Budget(amount=b), pilot_share=0.15, seed=0)) for b in (1e6, 2e6))
+    short, long = (
+        set(choose_pilots(LADDER, budget=PlanBudget(amount=b), pilot_share=0.15, seed=0)) for b in (1e6, 2e6)
+    )
     assert len(short & long) >= len(short) / 2
 
 
 @pytest.mark.parametrize(
     ("budget", "has_share"),
-    [(Budget(amount=3e3), True), (Budget(amount=5e2), False), (Budget(amount=1.1e3, slack=1.25), False),
-     (Budget(amount=30, macs_per_unit=100.0, option="--epochs", unit="epochs"), True),
-     (Budget(amount=0.9, macs_per_unit=3456.789, option="--hours", unit="hours of the host"), True)],
+    [(PlanBudget(amount=3e3), True), (PlanBudget(amount=5e2), False), (PlanBudget(amount=1.1e3, slack=1.25), False),
+     (PlanBudget(amount=30, macs_per_unit=100.0, option="--epochs", unit="epochs"), True),
+     (PlanBudget(amount=0.9, macs_per_unit=3456.789, option="--hours", unit="hours of the host"), True)],
 )  # fmt: skip
 @pytest.mark.parametrize("pilot_share", [0.01, 0.05, 0.15])
 def test_a_budget_that_pays_for_no_pilots_is_refused_with_two_ways_to_pay_for_them(
-    budget: Budget, has_share: bool, pilot_share: float
+    budget: PlanBudget, has_share: bool, pilot_share: float
 ) -> None:
     with pytest.raises(ConfigError) as refused:
         choose_pilots(LADDER, budget=budget, pilot_share=pilot_share, seed=0)
