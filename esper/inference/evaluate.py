@@ -33,7 +33,7 @@ from esper.tolaria.run_folder import recorded_config
 from esper.tracking import formatting
 from esper.tracking.liveness import recorded_status
 
-__all__ = ["evaluate_network", "main"]
+__all__ = ["main"]
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 _MAX_SHOWN = 20
@@ -62,7 +62,7 @@ def main(run: Path, data: str | None, *, best: bool, device: str, modules: Seque
         sys.stderr.write(
             f"evaluates on {what}: if this result decides between networks, test the chosen one on other data\n"
         )
-    loss, figures, detail = evaluate_network(network, batches)
+    loss, figures, detail = evaluate_in_detail(network.network, batches, _task(network))
     if as_json:
         content = {"data": what, "loss": loss, **figures, **{k.removeprefix("test_"): v for k, v in detail.items()}}
         sys.stdout.write(f"{json.dumps(content, indent=1)}\n")
@@ -70,16 +70,6 @@ def main(run: Path, data: str | None, *, best: bool, device: str, modules: Seque
     before = _recorded(run) if data is None and not best else {}
     _print(network, what, {"loss": loss, **figures}, detail, before)
     return 0
-
-
-def evaluate_network(network: Network, batches: Batches) -> tuple[float, dict[str, float], dict[str, Any]]:
-    """Mean loss, metrics by name and detail of its task, as the trainer measures them.
-
-    Args:
-        network: a loaded network.
-        batches: prepared inputs and targets, on its device.
-    """
-    return evaluate_in_detail(network.network, batches, _task(network))
 
 
 def _task(network: Network) -> Task:
