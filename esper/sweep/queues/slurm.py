@@ -17,7 +17,7 @@ from esper import stopping
 from esper.configs import TolariaConfig
 from esper.configs.schema import setting
 from esper.errors import ConfigError, RunError, one_line
-from esper.sweep.job import MemberJob
+from esper.sweep.job import NOT_BEGUN, MemberJob
 from esper.sweep.manifest import Job, Member, labels, members_of, require_private
 from esper.sweep.pack import LOG, PackJob
 from esper.sweep.queues.base import JobState, Queue, QueueOptions
@@ -211,7 +211,7 @@ def _squeue() -> dict[str, str] | None:
 
 def _job_state(slurm_state: str | None, *, has_begun: bool) -> JobState:
     if slurm_state == "CANCELLED" and not has_begun:
-        return JobState(state="interrupted", reason="cancelled before it began")
+        return JobState(state="interrupted", reason=NOT_BEGUN)
     if slurm_state is None or slurm_state in _FINAL_STATES:
         return JobState(state="ended", reason=slurm_state or "gone from the queue")
     if slurm_state in ("RUNNING", "COMPLETING"):
