@@ -133,7 +133,7 @@ def open_regular(path: Path) -> BufferedReader:
     return os.fdopen(descriptor, "rb")
 
 
-def read_bytes(path: Path, *, max_bytes: int = _MAX_BYTES) -> bytes:
+def read_bytes(path: Path) -> bytes:
     """The content of a regular file.
 
     Raises:
@@ -142,11 +142,11 @@ def read_bytes(path: Path, *, max_bytes: int = _MAX_BYTES) -> bytes:
     """
     with open_regular(path) as file:
         try:
-            content = file.read(max_bytes + 1)
+            content = file.read(_MAX_BYTES + 1)
         except OSError as error:
             raise RunError(f"{path} cannot be read: {error.strerror or error}") from None
-    if len(content) > max_bytes:
-        raise RunError(f"{path} is larger than {max_bytes // 2**20} MiB, too large for what it holds")
+    if len(content) > _MAX_BYTES:
+        raise RunError(f"{path} is larger than {_MAX_BYTES // 2**20} MiB, too large for what it holds")
     return content
 
 

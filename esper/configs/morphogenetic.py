@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from esper.configs.schema import setting
 
-__all__ = ["BLUEPRINT_CATEGORIES", "INCUBATIONS", "POLICIES", "MorphogeneticConfig", "PolicyInfo"]
+__all__ = ["BLUEPRINT_CATEGORIES", "POLICIES", "MorphogeneticConfig", "PolicyInfo"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +43,6 @@ POLICIES = {
         module=f"{_PACKAGE}.never", summary="stack, replay or no growth, as a plan decided, see plan_path"
     ),
 }
-INCUBATIONS = ("none", "fit", "shadow")
 BLUEPRINT_CATEGORIES = ("residual", "attention", "normalization", "copy")
 
 
@@ -189,7 +188,7 @@ class MorphogeneticConfig:
         "none",
         "training of a module before it joins the host: none, fit (regress on the negative gradient at its site), or "
         "shadow (on the loss of the blended network, with the host frozen)",
-        choices=INCUBATIONS,
+        choices=("none", "fit", "shadow"),
     )
     incubation_steps: int = setting(200, "steps of incubation", low=1)
     alpha_search: bool = setting(

@@ -169,11 +169,11 @@ class RunFolder:
             write_data(folder, data)
             write_atomically(folder / "config.yaml", to_yaml(config))
 
-    def set_aside(self) -> Path | None:
-        """Move the contents to a sibling folder to make room for a fresh run; returns it. Needs the lock."""
+    def set_aside(self) -> None:
+        """Move the contents to a sibling folder to make room for a fresh run. Needs the lock."""
         contents = [entry for entry in self.path.iterdir() if entry.name != ".lock"]
         if not contents:
-            return None
+            return
         number = 1
         while (old := self.path.with_name(f"{self.path.name}.old{number}")).exists():
             number += 1
@@ -183,7 +183,6 @@ class RunFolder:
                 entry.rename(old / entry.name)
         except OSError as error:
             raise WriteError(f"cannot move {self.path} aside: {error.strerror or error}") from None
-        return old
 
 
 def _identity(file: Path) -> tuple[int, int]:
