@@ -46,7 +46,6 @@ class SharedTamiyo:
         self._config = config
         self._rng_seed = rng_seed
         self._definitions = definitions
-        self.num_ignored = 0
 
     def decide(self, signals: Sequence[HealthSignal]) -> AdaptationDecision:
         """Send a request and wait for the reply until the deadline.
@@ -81,7 +80,6 @@ class SharedTamiyo:
                     if reply.decision is None:
                         raise BusError(f"the shared Tamiyo refused: {reply.error}")
                     return reply.decision
-                self.num_ignored += 1
         raise BusError(f"the shared Tamiyo gave no answer within {self._config.tamiyo_deadline_s:g} s")
 
     def close(self) -> None:
