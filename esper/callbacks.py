@@ -94,7 +94,7 @@ class CheckBeforeRun(Callback):
             launcher = config.hydra.runtime.choices["hydra/launcher"]
             if launcher.startswith("submitit_"):  # Hydra's: they compose again inside the job, and cannot resume
                 raise ConfigError(f"hydra/launcher={launcher}: use {launcher.removeprefix('submitit_')}")
-            queue = queue_of(launcher, _options(config)) if launcher in QUEUES else None
+            queue = queue_of(launcher, config.hydra.launcher) if launcher in QUEUES else None
             subdir = _raw(config.hydra.sweep)["subdir"]
             _require_folder("hydra.sweep.dir", config.hydra.sweep.dir)
             if queue is not None and subdir != _RUN_NAME:
@@ -150,11 +150,6 @@ class CheckBeforeRun(Callback):
 
             with exit_on_error():
                 summarize(Path(config.hydra.sweep.dir), self._tracking)
-
-
-def _options(config: DictConfig) -> dict[str, Any]:
-    """The launcher's options."""
-    return {key: value for key, value in config.hydra.launcher.items() if key != "_target_"}
 
 
 def _dry_run_and_exit(members: Sequence[tuple[Member, TolariaConfig]], queue: Queue) -> NoReturn:

@@ -111,7 +111,7 @@ def _queue(cfg: DictConfig) -> Queue | None:
         return None
     if launcher not in QUEUES:
         raise ConfigError(f"hydra/launcher={launcher}: esper plan runs pilots with {' or '.join(QUEUES)}, or without")
-    queue = queue_of(launcher, {key: value for key, value in settings.launcher.items() if key != "_target_"})
+    queue = queue_of(launcher, settings.launcher)
     queue.require()
     return queue
 

@@ -41,7 +41,7 @@ def queue_type(name: str) -> type[Queue]:
 
 
 def queue_of(name: str, options: Mapping[str, Any]) -> Queue:
-    """The queue of a launcher, with its options checked.
+    """The queue of a launcher, with its options checked; `_target_`, which Hydra reads, is none.
 
     Raises:
         ConfigError: an option that does not exist, or a value that is not allowed.
@@ -50,6 +50,7 @@ def queue_of(name: str, options: Mapping[str, Any]) -> Queue:
     given = OmegaConf.to_container(OmegaConf.create(dict(options)), resolve=True)
     assert isinstance(given, dict)
     known = [field.name for field in dataclasses.fields(schema)]
+    given.pop("_target_", None)
     if unknown := [str(key) for key in given if key not in known]:
         raise ConfigError(f"hydra.launcher.{unknown[0]}: no such setting{nearest(unknown[0], known)}")
     checked = schema(**{str(key): value for key, value in given.items()})

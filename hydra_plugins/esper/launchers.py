@@ -42,7 +42,7 @@ class _QueueLauncher(Launcher):
         job_overrides: Sequence[Sequence[str]],
         initial_job_idx: int,  # noqa: ARG002
     ) -> Sequence[JobReturn]:
-        """Launch the members with these overrides and wait for them; returns their validation accuracies."""
+        """Launch the members with these overrides and wait for them; returns their leading metrics in validation."""
         from esper.launch.exits import record_failure
         from esper.sweep.compose import compose_member
         from esper.sweep.dry_run import dry_run_sweep
