@@ -36,6 +36,7 @@ from esper.report.runs import ComparedRun
 from esper.report.scale import Scale
 from esper.report.statistics import MIN_RUNS, mean_interval
 from esper.tracking import formatting
+from esper.tracking.journal import strict
 
 __all__ = ["Report", "compare", "printed", "write"]
 
@@ -152,7 +153,7 @@ def write(report: Report, target: Path) -> None:
     )
     make_folder(target.parent)
     write_atomically(target, page)
-    write_atomically(target.with_suffix(".json"), json.dumps(_plain(_content(report)), indent=1, allow_nan=False))
+    write_atomically(target.with_suffix(".json"), json.dumps(strict(_content(report)), indent=1, allow_nan=False))
 
 
 def printed(report: Report) -> Iterator[RenderableType]:
@@ -333,15 +334,6 @@ def _content(report: Report) -> dict[str, Any]:
         "left_out": [{"name": left.run.name, "arm": left.label, "why": left.reason} for left in comparison.left_out],
         "warnings": comparison.warnings,
     }
-
-
-def _plain(value: Any) -> Any:
-    """Replace numbers that are not finite by null (strict JSON)."""
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _mean(values: Sequence[float]) -> float:
