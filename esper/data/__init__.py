@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from esper.data.augment import augment
 from esper.data.evaluation import evaluation_batches
 from esper.data.images import FileSet, ImageSet
 from esper.data.loader import Loader, Preprocess, TrainLoader
@@ -10,7 +9,7 @@ from esper.data.mix import Mixer
 from esper.data.pool import DecodePool
 from esper.data.spec import DataSpec
 from esper.data.splits import DataSplits, Split, fingerprint, load_splits
-from esper.data.stream import StreamLoader, stream_batches
+from esper.data.stream import StreamLoader
 from esper.data.token_loader import TokenLoader
 from esper.data.tokens import TokenSet
 from esper.images.fingerprint import Fingerprint
@@ -30,9 +29,7 @@ __all__ = [
     "TokenLoader",
     "TokenSet",
     "TrainLoader",
-    "augment",
     "evaluation_batches",
     "fingerprint",
     "load_splits",
-    "stream_batches",
 ]

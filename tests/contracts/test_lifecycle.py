@@ -4,9 +4,8 @@ import itertools
 
 import pytest
 
-from esper.contracts import AdaptationDecision, SeedLifecycleState
-from esper.contracts.decisions import Action
-from esper.contracts.lifecycle import LIVE, TRANSITIONS, gate, transition
+from esper.contracts.decisions import Action, AdaptationDecision
+from esper.contracts.lifecycle import LIVE, TRANSITIONS, SeedLifecycleState, gate, transition
 from esper.errors import SurgeryError
 
 S = SeedLifecycleState

@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from esper.configs import DatasetConfig
-from esper.data import DataSplits, DecodePool, FileSet, Preprocess, StreamLoader, load_splits, stream_batches
+from esper.data import DataSplits, DecodePool, FileSet, Preprocess, StreamLoader, load_splits
+from esper.data.stream import stream_batches
 from esper.errors import DataError, DecoderError
 from esper.images.storage import is_streamed
 from tests.data.photos import CLASSES, write_photos

@@ -22,8 +22,10 @@ from esper.configs import (
     TolariaConfig,
 )
 from esper.configs.load import load_config
-from esper.contracts import AdaptationDecision, HealthSignal, SeedLifecycleState
+from esper.contracts.decisions import AdaptationDecision
 from esper.contracts.events import EpochEnded, Event
+from esper.contracts.health import HealthSignal
+from esper.contracts.lifecycle import SeedLifecycleState
 from esper.tolaria import TolariaService, TolariaTrainer
 from tests.conftest import tiny_config, use
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from esper.configs import MorphogeneticConfig
-from esper.contracts import HealthSignal
 from esper.contracts.events import Judged, Scored, SurgeryEnded
+from esper.contracts.health import HealthSignal
 from esper.contracts.lifecycle import SeedLifecycleState
 from esper.errors import RunError, WriteError
 from esper.simic.fit import MIN_OUTCOMES, fit, main, training_examples

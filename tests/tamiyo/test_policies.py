@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from esper import costs, tezzeret, urza
 from esper.configs import MorphogeneticConfig
 from esper.configs.morphogenetic import POLICIES
-from esper.contracts import HealthSignal
 from esper.contracts.decisions import AdaptationDecision
+from esper.contracts.health import HealthSignal
 from esper.contracts.lifecycle import SeedLifecycleState as S
 from esper.errors import ConfigError
 from esper.tamiyo import LocalTamiyo
