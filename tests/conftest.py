@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import json
 import os
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -140,6 +141,12 @@ def bus(redis_server: RedisServer) -> Iterator[RedisBus]:
     redis_server.start("--appendfsync", "no")
     with contextlib.closing(redis_server.bus()) as bus:
         yield bus
+
+
+def journal_of(run_dir: Path, kind: str | None = None) -> list[dict[str, Any]]:
+    """The events in a run's journal, all or those of a kind."""
+    events = map(json.loads, (run_dir / "journal.jsonl").read_text().splitlines())
+    return [event for event in events if kind in (None, event["kind"])]
 
 
 def use(config: TolariaConfig, run_dir: Path, body: Callable[[TolariaTrainer], Awaitable[Any]]) -> Any:

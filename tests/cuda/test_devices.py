@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import torch
 
 from esper.inference import load
 from esper.tolaria import TolariaTrainer
-from tests.conftest import use
+from tests.conftest import journal_of, use
 from tests.cuda.test_step import COPIES, do_steps, growing, on_cuda, pytestmark  # noqa: F401
 from tests.tolaria.checkpoints.test_resume import assert_same, train
 
@@ -21,8 +20,7 @@ FLOAT32 = {"mixed_precision": False, "morphogenetic__policy": "schedule", "morph
 
 
 def notices(run_dir: Path) -> list[str]:
-    events = map(json.loads, (run_dir / "journal.jsonl").read_text().splitlines())
-    return [event["message"] for event in events if event["kind"] == "notice"]
+    return [event["message"] for event in journal_of(run_dir, "notice")]
 
 
 def test_a_gpu_by_its_number_trains_as_the_default_one(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from esper.tolaria.checkpoints import host_copy
 from esper.tolaria.checkpoints.files import find_checkpoints, load
 from esper.tolaria.checkpoints.host_copy import HostCopy
 from esper.tolaria.checkpoints.saving import start_saving
-from tests.conftest import use
+from tests.conftest import journal_of, use
 from tests.cuda.test_step import CULL, GROW, do_steps, on_cuda, pytestmark  # noqa: F401
 from tests.data.photos import write_photos
 from tests.tolaria.checkpoints.test_resume import assert_same
@@ -139,7 +138,7 @@ def test_a_network_that_reads_the_device_in_validation_is_validated_eagerly_and_
         assert trainer.run.step._graph._graph is not None
 
     use(on_cuda(), run_dir, body)
-    events = [json.loads(line) for line in (run_dir / "journal.jsonl").read_text().splitlines()]
+    events = journal_of(run_dir)
     reason = f"not captured as a CUDA graph: {told}"
     assert [event["kind"] for event in events if event.get("message", "").endswith(reason)] == ["notice"]
     assert events[-1]["status"] == "finished"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +13,7 @@ import torch
 
 from esper.sweep.manifest import Member
 from esper.sweep.pack import PackJob
-from tests.conftest import STACK
+from tests.conftest import STACK, journal_of
 from tests.sweep.packing import DROPPED, alone, member, weights
 from tests.tolaria.checkpoints.test_resume import assert_same
 
@@ -52,9 +51,7 @@ def outcomes(members: list[Member]) -> list[str]:
 
 def first_difference(one: Member, other: Member) -> int | None:
     """Step of the first line of metrics that differs."""
-    lines = [
-        [json.loads(line) for line in (run.run_dir / "journal.jsonl").read_text().splitlines()] for run in (one, other)
-    ]
+    lines = [journal_of(run.run_dir) for run in (one, other)]
     metrics = [[(event["step"], event["loss"]) for event in events if event["kind"] == "step"] for events in lines]
     return next((mine[0] for mine, theirs in zip(*metrics, strict=False) if mine != theirs), None)
 
@@ -71,7 +68,7 @@ def test_three_runs_are_bit_identical_to_each_alone_while_one_grows_and_another_
     PackJob([one.folder for one in beside], at_once=4)()
     assert outcomes(beside) == ["finished"] * 4 + ["failed"]
     assert "not finite" in beside[4].outcome()["reason"]
-    grown = [json.loads(line) for line in (beside[2].run_dir / "journal.jsonl").read_text().splitlines()]
+    grown = journal_of(beside[2].run_dir)
     assert any(event["kind"] == "surgery" and event["committed"] for event in grown)
     different = []
     for one in beside[:4]:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.tolaria.processes import GROWS, LONG, NORMED, STACKS, await_checkpoint, ends, events, start_step, torchrun
+from tests.conftest import journal_of
+from tests.tolaria.processes import GROWS, LONG, NORMED, STACKS, await_checkpoint, ends, start_step, torchrun
 
 pytestmark = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 
@@ -22,10 +23,10 @@ def test_two_gpus_train_and_grow_as_one_on_the_same_batches(tmp_path: Path, monk
     torchrun(1, *GROWS, *CUDA, f"hydra.run.dir={alone}")
     torchrun(2, *GROWS, *CUDA, f"hydra.run.dir={together}")
     for kind, metric in [("step", "loss"), ("validation", "val_loss")]:
-        one, two = ([line[metric] for line in events(run_dir, kind)] for run_dir in (alone, together))
+        one, two = ([line[metric] for line in journal_of(run_dir, kind)] for run_dir in (alone, together))
         assert two == pytest.approx(one, abs=1e-4)  # a device sums in another order
-    assert [line["outcome"] for line in events(together, "decision")] == [
-        line["outcome"] for line in events(alone, "decision")
+    assert [line["outcome"] for line in journal_of(together, "decision")] == [
+        line["outcome"] for line in journal_of(alone, "decision")
     ]
 
 
@@ -34,7 +35,7 @@ def test_two_gpus_copy_blocks_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyP
     alone, together = tmp_path / "alone", tmp_path / "together"
     torchrun(1, *STACKS, *CUDA, f"hydra.run.dir={alone}")
     torchrun(2, *STACKS, *CUDA, f"hydra.run.dir={together}")
-    one, two = ([line["val_loss"] for line in events(run_dir, "validation")] for run_dir in (alone, together))
+    one, two = ([line["val_loss"] for line in journal_of(run_dir, "validation")] for run_dir in (alone, together))
     assert two == pytest.approx(one, abs=1e-4)
     assert (together / "recipe.json").read_text() == (alone / "recipe.json").read_text()
 
@@ -47,7 +48,7 @@ def test_two_gpus_with_synchronised_batch_norm_train_fork_and_judge_as_one(
     torchrun(1, *NORMED, *CUDA, f"hydra.run.dir={alone}")
     torchrun(2, *NORMED, *CUDA, "ranks.sync_batch_norm=true", f"hydra.run.dir={together}")
     for kind, metric in [("step", "loss"), ("validation", "val_loss"), ("judgement", "gain")]:
-        one, two = ([line[metric] for line in events(run_dir, kind)] for run_dir in (alone, together))
+        one, two = ([line[metric] for line in journal_of(run_dir, kind)] for run_dir in (alone, together))
         assert two == pytest.approx(one, abs=1e-3), kind
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-import json
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +20,7 @@ from esper.contracts.progress import Progress
 from esper.tolaria import TolariaTrainer
 from esper.tolaria.optim import set_learning_rates
 from esper.tolaria.progress import ProgressReporter
-from tests.conftest import tiny_config, use
+from tests.conftest import journal_of, tiny_config, use
 from tests.data.photos import write_photos
 from tests.tolaria.checkpoints.test_resume import assert_same, train
 
@@ -256,7 +255,7 @@ def test_a_step_that_runs_out_of_memory_is_split_and_captured(fitting_calls: int
         assert graph._graph is not None
 
     use(on_cuda(), run_dir, body)
-    told = [json.loads(line) for line in (run_dir / "journal.jsonl").read_text().splitlines()]
+    told = journal_of(run_dir)
     (step,) = [entry["step"] for entry in told if entry["kind"] == "notice" and "two halves" in entry["message"]]
     assert step == fitting_calls
     assert told[-1]["status"] == "finished"
@@ -289,8 +288,7 @@ def test_a_recorded_network_is_rebuilt_and_trained(tmp_path: Path) -> None:
 
 def test_log_lines_tell_the_steps_they_are_about(run_dir: Path) -> None:
     use(on_cuda(logging__log_interval=2), run_dir, lambda trainer: trainer.train())
-    told = [json.loads(line) for line in (run_dir / "journal.jsonl").read_text().splitlines()]
-    lines = [entry for entry in told if entry["kind"] == "step"]
+    lines = journal_of(run_dir, "step")
     assert [entry["step"] for entry in lines] == list(range(2, 19, 2))
     assert all(entry["loss"] > 0 and entry["images_per_s"] > 0 for entry in lines)
 

@@ -22,7 +22,7 @@ from esper.errors import ConfigError
 from esper.planning.family import read_family, require_plannable
 from esper.planning.observed import finished_runs
 from esper.tracking import Journal
-from tests.conftest import STACK, tiny_config
+from tests.conftest import STACK, journal_of, tiny_config
 
 TOY = (
     "model=resnet_small",
@@ -65,8 +65,7 @@ def status(run_dir: Path) -> dict[str, Any]:
 
 def started(run_dir: Path) -> dict[str, Any]:
     """The first time that a run started."""
-    lines = map(json.loads, (run_dir / "journal.jsonl").read_text().splitlines())
-    return next(line for line in lines if line["kind"] == "run_started")
+    return journal_of(run_dir, "run_started")[0]
 
 
 def interrupt_in_run(number: int, patch: pytest.MonkeyPatch) -> None:

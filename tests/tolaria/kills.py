@@ -23,7 +23,7 @@ import torch
 
 from esper.contracts.events import Event
 from esper.tolaria import TolariaTrainer
-from tests.conftest import tiny_config, use
+from tests.conftest import journal_of, tiny_config, use
 from tests.tolaria.checkpoints.test_resume import everything
 
 PLACES = ("esper/kasmina/", "esper/tolaria/", "esper/tracking/journal")
@@ -74,7 +74,7 @@ def in_a_fork(work: Callable[[], None]) -> int:
 
 def story(run_dir: Path) -> list[tuple[str, int]]:
     """What the journal tells, but for starts, checkpoints and notices."""
-    lines = map(json.loads, (run_dir / "journal.jsonl").read_text().splitlines())
+    lines = journal_of(run_dir)
     return [(e["kind"], e["step"]) for e in lines if e["kind"] not in ("run_started", "checkpoint", "notice")]
 
 

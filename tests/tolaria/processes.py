@@ -110,11 +110,6 @@ def ends(processes: list[ForkedPython]) -> tuple[list[int], str]:
     return [process.returncode for process in processes], "".join(errors)
 
 
-def events(run_dir: Path, kind: str) -> list[dict[str, Any]]:
-    lines = map(json.loads, (run_dir / "journal.jsonl").read_text().splitlines())
-    return [line for line in lines if line["kind"] == kind]
-
-
 def await_checkpoint(run_dir: Path) -> None:
     deadline = time.monotonic() + 120
     while not list(run_dir.glob("checkpoints/step-*/manifest.json")):

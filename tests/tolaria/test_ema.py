@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
@@ -12,7 +11,7 @@ from esper.contracts.decisions import Action, AdaptationDecision
 from esper.tolaria import TolariaTrainer
 from esper.tolaria.ema import WeightEMA
 from esper.tolaria.optim import set_learning_rates
-from tests.conftest import tiny_config, use
+from tests.conftest import journal_of, tiny_config, use
 from tests.tolaria.checkpoints.test_resume import assert_same, train
 
 DECAY = 0.8
@@ -98,8 +97,7 @@ def test_an_average_is_empty_until_a_step_was_taken_in() -> None:
 
 def test_an_average_changes_what_is_validated_and_nothing_that_is_trained(tmp_path: Path) -> None:
     def validated(path: Path) -> list[float]:
-        lines = [json.loads(line) for line in (path / "journal.jsonl").read_text().splitlines()]
-        return [line["val_loss"] for line in lines if line["kind"] == "validation"]
+        return [line["val_loss"] for line in journal_of(path, "validation")]
 
     plain, _ = train(tiny_config(morphogenetic__policy="never"), tmp_path / "plain")
     config = tiny_config(morphogenetic__policy="never", optimization__ema_decay=0.9)

@@ -22,10 +22,10 @@ from esper.tolaria.checkpoints.files import find_checkpoints
 from esper.urza import catalogue
 from esper.urza.kernel import Kernel, Shape, blueprint
 from esper.urza.normalization import LayerScale
-from tests.conftest import tiny_config, use
+from tests.conftest import journal_of, tiny_config, use
 from tests.tolaria.checkpoints.test_resume import assert_same, train
 from tests.tolaria.growth.test_stack import stacking
-from tests.tolaria.processes import TINY, ends, events, start_step
+from tests.tolaria.processes import TINY, ends, start_step
 
 BATCH, SAMPLE = 32, 16
 
@@ -92,13 +92,13 @@ def test_growth_that_does_not_fit_is_undone_and_not_tried_there_again(
     tensors, growth = train(growing(), run_dir)
     assert_same(tensors, without)
     assert refused(growth) == SITES  # one each time
-    surgery = events(run_dir, "surgery")
+    surgery = journal_of(run_dir, "surgery")
     assert [(event["site"], event["committed"]) for event in surgery] == [(site, False) for site, _ in SITES]
     assert all("out of memory: " in event["error"] and "not tried again" in event["error"] for event in surgery)
-    assert [event["applied"] for event in events(run_dir, "decision") if event["decision"]["should_adapt"]] == [
+    assert [event["applied"] for event in journal_of(run_dir, "decision") if event["decision"]["should_adapt"]] == [
         False
     ] * 2
-    assert events(run_dir, "growth_undone") == []
+    assert journal_of(run_dir, "growth_undone") == []
 
 
 def exhaust_in_state_of_newborns(monkeypatch: pytest.MonkeyPatch, *, after: int = 0) -> None:
@@ -133,7 +133,7 @@ def test_growth_whose_first_step_does_not_fit_is_undone(
     tensors, growth = train(growing(**settings), run_dir)
     assert_same(tensors, without)
     assert refused(growth) == SITES
-    undone = events(run_dir, "growth_undone")
+    undone = journal_of(run_dir, "growth_undone")
     assert [(event["step"], event["fault_step"]) for event in undone] == [(6, 6), (12, 12)]
     assert all("out of memory: " in event["reason"] for event in undone)
 
@@ -158,7 +158,7 @@ def test_a_doubling_of_which_half_does_not_fit_is_undone_as_a_whole(
     exhaust_in_state_of_newborns(monkeypatch, after=2)  # weights and norms of the first stage's copies
     tensors, growth = train(stacking(), run_dir)
     assert_same(tensors, without)
-    (undone,) = events(run_dir, "growth_undone")
+    (undone,) = journal_of(run_dir, "growth_undone")
     assert sorted(site for site, _ in undone["modules"]) == ["layer1.1:after", "layer2.1:after"]
     assert len(refused(growth)) == 2
 
@@ -196,10 +196,10 @@ def test_a_step_that_does_not_fit_is_done_in_halves_from_then_on_also_after_a_re
 ) -> None:
     config = tiny_config()
     whole = limited(config, tmp_path / "whole", largest=SAMPLE, from_step=from_step)
-    (notice,) = events(tmp_path / "whole", "notice")
+    (notice,) = journal_of(tmp_path / "whole", "notice")
     assert (notice["step"], notice["level"]) == (from_step, "WARNING")
     assert "each batch of 32 is trained in two halves whose gradients are added up; batch norm" in notice["message"]
-    assert events(tmp_path / "whole", "growth_undone") == []  # the module that grew after step 6 is not to blame
+    assert journal_of(tmp_path / "whole", "growth_undone") == []  # the module that grew after step 6 is not to blame
 
     async def stop(trainer: TolariaTrainer) -> None:
         limit(trainer, largest=SAMPLE, from_step=from_step)
@@ -276,11 +276,11 @@ def test_all_ranks_split_the_batch_that_one_of_them_cannot_hold(largest: int, co
     ranks = start_step(*[(*settings, f"hydra.run.dir={tmp_path / 'ranks'}")] * 2, first=first)
     returned, stderr = ends(ranks)  # of 33 images, rank 1 has 17
     assert returned == codes, stderr
-    (notice,) = [e for e in events(tmp_path / "ranks", "notice") if "two halves" in e["message"]]
+    (notice,) = [e for e in journal_of(tmp_path / "ranks", "notice") if "two halves" in e["message"]]
     assert notice["step"] == 0
     if codes == [0, 0]:
         fit(*settings, run_dir=tmp_path / "alone")
-        mine, theirs = ([e["loss"] for e in events(tmp_path / name, "step")] for name in ("alone", "ranks"))
+        mine, theirs = ([e["loss"] for e in journal_of(tmp_path / name, "step")] for name in ("alone", "ranks"))
         assert theirs == pytest.approx(mine, abs=1e-5)
     else:
         assert stderr.count("\n") == 1

@@ -18,10 +18,10 @@ from esper.contracts.events import Event, SurgeryEnded
 from esper.errors import DivergenceError, RunError
 from esper.report.run_record import read_run
 from esper.tolaria import TolariaService, TolariaTrainer
-from tests.conftest import tiny_config
+from tests.conftest import journal_of, tiny_config
 from tests.tolaria.checkpoints.test_resume import assert_same, train
 from tests.tolaria.growth.test_stack import stacking
-from tests.tolaria.processes import GROWS, events, train_together
+from tests.tolaria.processes import GROWS, train_together
 
 EXPLODES = {"morphogenetic__insertion_gain_rate": 1e30}
 """The learning rate of a newborn's output scale: the loss is not finite in the third step after growth."""
@@ -43,7 +43,7 @@ def test_a_growth_that_brings_nan_is_undone_and_the_rest_is_as_without_it(
     tensors, growth = train(tiny_config(**EXPLODES, **settings), run_dir)
     assert_same(tensors, without)
     assert read_run(run_dir).num_processes == 1
-    (undone,) = events(run_dir, "growth_undone")
+    (undone,) = journal_of(run_dir, "growth_undone")
     ((site, blueprint_id),) = undone["modules"]
     assert (undone["step"], undone["epoch"]) == (6, 1)
     assert undone["fault_step"] > 6
@@ -51,8 +51,8 @@ def test_a_growth_that_brings_nan_is_undone_and_the_rest_is_as_without_it(
     assert refused(growth) == [(site, blueprint_id)]
     assert growth["refusals"]["num_returns"] == 1
     assert growth["num_germinated"] == 0
-    assert [event["step"] for event in events(run_dir, "step")] == list(range(2, 19, 2))
-    assert [event["epoch"] for event in events(run_dir, "epoch")] == [1, 2, 3]
+    assert [event["step"] for event in journal_of(run_dir, "step")] == list(range(2, 19, 2))
+    assert [event["epoch"] for event in journal_of(run_dir, "epoch")] == [1, 2, 3]
     assert not list((run_dir / "checkpoints").glob("before-*"))  # removed once nothing is on trial
 
 
@@ -71,7 +71,7 @@ def test_the_fourth_time_the_run_fails_as_without_growth_to_blame(run_dir: Path)
     for _ in range(2):  # the same command fails in the same way
         with pytest.raises(DivergenceError, match=r"last growth: .* at layer"):
             train(exploding_often(), run_dir)
-        undone = [tuple(map(tuple, event["modules"])) for event in events(run_dir, "growth_undone")]
+        undone = [tuple(map(tuple, event["modules"])) for event in journal_of(run_dir, "growth_undone")]
         assert len(undone) == len(set(undone)) == 3
 
 
@@ -79,14 +79,14 @@ def test_without_a_growth_on_trial_the_run_fails_at_once(run_dir: Path) -> None:
     hot = tiny_config(optimization__learning_rate=1e30, morphogenetic__growth_from=0.5)
     with pytest.raises(DivergenceError, match="there is no checkpoint yet"):
         train(hot, run_dir)
-    assert events(run_dir, "growth_undone") == []
+    assert journal_of(run_dir, "growth_undone") == []
 
 
 @pytest.mark.parametrize("stop_at", [6, 7])
 def test_it_holds_for_a_run_that_was_resumed_after_it_grew(stop_at: int, run_dir: Path, tmp_path: Path) -> None:
     whole, growth = train(tiny_config(**EXPLODES), tmp_path / "whole")
     train(tiny_config(**EXPLODES), run_dir, stop_at=stop_at)
-    assert bool(events(run_dir, "growth_undone")) == (stop_at == 7)
+    assert bool(journal_of(run_dir, "growth_undone")) == (stop_at == 7)
     resumed, same = train(tiny_config(**EXPLODES), run_dir)
     assert_same(resumed, whole)
     assert refused(same) == refused(growth) != []
@@ -124,7 +124,7 @@ def test_the_whole_doubling_is_one_growth(run_dir: Path, tmp_path: Path) -> None
             await trainer.shutdown()
 
     weights = asyncio.run(go())
-    (undone,) = events(run_dir, "growth_undone")
+    (undone,) = journal_of(run_dir, "growth_undone")
     assert [site for site, _ in undone["modules"]] == ["layer1.1:after", "layer2.1:after"]
     without, _ = train(stacking(morphogenetic__policy="never"), tmp_path / "without")
     assert_same(weights, {name: without[name] for name in weights})
@@ -157,7 +157,7 @@ def test_a_run_that_cannot_be_opened_again_has_failed(run_dir: Path, status: str
 def test_two_ranks_undo_a_growth_as_one(tmp_path: Path) -> None:
     settings = (*GROWS, "optimization.max_epochs=2", f"hydra.run.dir={tmp_path}")
     train_together(*settings, "morphogenetic.insertion_gain_rate=1e30")  # ranks that differ end the run
-    (undone,) = events(tmp_path, "growth_undone")
+    (undone,) = journal_of(tmp_path, "growth_undone")
     assert len(undone["modules"]) == 1
-    assert [line["epoch"] for line in events(tmp_path, "epoch")] == [1, 2]
-    assert events(tmp_path, "run_ended")[0]["result"]["num_grown"] == 0
+    assert [line["epoch"] for line in journal_of(tmp_path, "epoch")] == [1, 2]
+    assert journal_of(tmp_path, "run_ended")[0]["result"]["num_grown"] == 0

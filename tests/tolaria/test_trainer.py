@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -14,18 +13,13 @@ from esper.tolaria.checkpoints.files import find_checkpoints
 from esper.tolaria.evaluate import evaluate
 from esper.tolaria.metrics import require_finite
 from esper.tolaria.sums import Window
-from tests.conftest import tiny_config, use
-
-
-def journal(run_dir: Path, kind: str) -> list[dict[str, Any]]:
-    lines = (json.loads(line) for line in (run_dir / "journal.jsonl").read_text().splitlines())
-    return [line for line in lines if line["kind"] == kind]
+from tests.conftest import journal_of, tiny_config, use
 
 
 def test_twenty_steps_give_the_golden_losses(run_dir: Path) -> None:
     config = tiny_config(morphogenetic__enable_tamiyo=False, logging__log_interval=1, optimization__max_epochs=4)
     use(config, run_dir, lambda trainer: trainer.train())
-    losses = [line["loss"] for line in journal(run_dir, "step")[:20]]
+    losses = [line["loss"] for line in journal_of(run_dir, "step")[:20]]
     golden = json.loads((Path(__file__).parent / "golden_losses.json").read_text())
     assert losses == pytest.approx(golden, rel=1e-4)
 
@@ -41,7 +35,7 @@ def test_validating_changes_no_training_state(run_dir: Path, tmp_path: Path) -> 
     a = use(plain, run_dir, weights)
     b = use(often, tmp_path / "often", weights)
     assert all(torch.equal(a[name], b[name]) for name in a)
-    assert len(journal(tmp_path / "often", "validation")) == 18
+    assert len(journal_of(tmp_path / "often", "validation")) == 18
 
 
 def test_the_run_folder_tells_the_whole_story(run_dir: Path) -> None:
@@ -58,7 +52,7 @@ def test_the_run_folder_tells_the_whole_story(run_dir: Path) -> None:
 
 def test_a_germination_is_journalled_as_intent_then_commit(run_dir: Path) -> None:
     use(tiny_config(), run_dir, lambda trainer: trainer.train())
-    lines = [json.loads(line) for line in (run_dir / "journal.jsonl").read_text().splitlines()]
+    lines = journal_of(run_dir)
     kinds = [(line["kind"], line.get("new")) for line in lines]
     first = kinds.index(("surgery_intended", None))
     assert kinds[first + 1 : first + 6] == [
@@ -79,11 +73,11 @@ def test_a_decision_that_cannot_be_carried_out_is_refused_and_journalled(run_dir
         return [await trainer.handle_adaptation_signal(wish) for wish in wishes]
 
     assert use(tiny_config(), run_dir, body) == [False] * 4
-    outcomes = [line["outcome"] for line in journal(run_dir, "decision")]
+    outcomes = [line["outcome"] for line in journal_of(run_dir, "decision")]
     assert "no layer 'layer7'; this network may grow in: layer1, layer2" in outcomes[0]
     assert "test_blueprint_123" in outcomes[1]
     assert "no live kernel" in outcomes[2]
-    assert journal(run_dir, "surgery_intended") == []
+    assert journal_of(run_dir, "surgery_intended") == []
 
 
 def test_a_culled_branch_leaves_weights_and_optimizer_state_bit_identical(run_dir: Path) -> None:
@@ -110,14 +104,14 @@ def test_a_culled_branch_leaves_weights_and_optimizer_state_bit_identical(run_di
 def test_growth_is_charged_for_scoring_and_judging(run_dir: Path) -> None:
     use(tiny_config(), run_dir, lambda trainer: trainer.train())
     result = json.loads((run_dir / "status.json").read_text())["result"]
-    charged = sum(line["cost_macs"] for line in journal(run_dir, "signals") + journal(run_dir, "judgement"))
+    charged = sum(line["cost_macs"] for line in journal_of(run_dir, "signals") + journal_of(run_dir, "judgement"))
     assert result["growth_macs"] >= charged > 0
 
 
 def test_an_ordinary_run_has_no_slots_and_no_decisions(run_dir: Path) -> None:
     use(tiny_config(morphogenetic__enable_tamiyo=False), run_dir, lambda trainer: trainer.train())
-    assert journal(run_dir, "run_started")[0]["num_sites"] == 0
-    assert journal(run_dir, "signals") == journal(run_dir, "decision") == []
+    assert journal_of(run_dir, "run_started")[0]["num_sites"] == 0
+    assert journal_of(run_dir, "signals") == journal_of(run_dir, "decision") == []
 
 
 def test_patience_ends_a_run_that_no_longer_improves(run_dir: Path) -> None:

@@ -23,7 +23,7 @@ from esper.inference.export import export
 from esper.tolaria import TolariaTrainer
 from esper.tolaria.checkpoints.files import find_checkpoints
 from esper.tolaria.checkpoints.initial import read_network
-from tests.conftest import tiny_config, use
+from tests.conftest import journal_of, tiny_config, use
 from tests.tolaria.checkpoints.test_resume import assert_same, train
 from tests.tolaria.growth.test_stack import stacking
 
@@ -69,7 +69,7 @@ def test_a_run_starts_with_the_weights_and_modules_of_the_earlier_one_and_nothin
 
     use(starting(earlier), run_dir, compare)
     last = json.loads((earlier / "status.json").read_text())["result"]
-    first = next(map(json.loads, (run_dir / "journal.jsonl").read_text().splitlines()))
+    first = journal_of(run_dir)[0]
     assert first["num_parameters"] == last["num_parameters"]
 
 
@@ -102,7 +102,7 @@ def test_without_growth_the_grown_modules_are_there_and_nobody_is_consulted(
 ) -> None:
     config = starting(stacked[0], morphogenetic__enable_tamiyo=False, morphogenetic__policy="heuristic")
     use(config, run_dir, train_and_compute)
-    events = [json.loads(line) for line in (run_dir / "journal.jsonl").read_text().splitlines()]
+    events = journal_of(run_dir)
     assert not [event for event in events if event["kind"] in ("signals", "decision")]
     assert events[-1]["result"]["num_kept"] == 2
     assert events[-1]["result"]["num_parameters_before"] == events[-1]["result"]["num_parameters"]
@@ -295,8 +295,7 @@ def test_the_trunk_is_the_last_step_before_the_learning_rate_decays(run_dir: Pat
         logging__log_interval=1,
     )
     train(config, run_dir)
-    events = [json.loads(line) for line in (run_dir / "journal.jsonl").read_text().splitlines()]
-    rates = [event["learning_rate"] for event in events if event["kind"] == "step"]
+    rates = [event["learning_rate"] for event in journal_of(run_dir, "step")]
     (trunk,) = find_checkpoints(run_dir / "checkpoints", prefix="trunk")
     assert trunk.name == f"trunk-{step:08d}"
     assert rates[:step] == [0.05] * step

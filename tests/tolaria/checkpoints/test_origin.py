@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 import shutil
 from pathlib import Path
@@ -19,7 +18,7 @@ from esper.data import load_splits
 from esper.errors import ConfigError
 from esper.tolaria.checkpoints.files import load
 from esper.tolaria.checkpoints.origin import Origin, read_origin
-from tests.conftest import tiny_config
+from tests.conftest import journal_of, tiny_config
 from tests.launch.test_same_data import write_images
 from tests.tolaria.checkpoints.test_resume import train
 
@@ -43,11 +42,6 @@ def at(run_dir: Path, step: int) -> str:
 
 def going_on(checkpoint: str, **changes: Any) -> TolariaConfig:
     return tiny_config(**{**PLAIN, "checkpoint__resume_from": checkpoint, "optimization__max_epochs": 5, **changes})
-
-
-def events(run_dir: Path, kind: str) -> list[dict[str, Any]]:
-    lines = map(json.loads, (run_dir / "journal.jsonl").read_text().splitlines())
-    return [line for line in lines if line["kind"] == kind]
 
 
 def count_leaked(before: TolariaConfig, after: TolariaConfig) -> tuple[int, int]:
@@ -86,7 +80,7 @@ def test_a_run_without_a_step_left_to_train_says_so(
     source: Path, tmp_path: Path, num_epochs: int, is_told: bool
 ) -> None:
     train(going_on(at(source, 18), optimization__max_epochs=num_epochs), tmp_path / "run")
-    told = [event["message"] for event in events(tmp_path / "run", "notice")]
+    told = [event["message"] for event in journal_of(tmp_path / "run", "notice")]
     assert any("no step is left to train, as optimization.max_epochs=3 is done" in line for line in told) is is_told
 
 
@@ -103,8 +97,8 @@ def test_fewer_held_out_images_are_some_of_those_before_and_the_epochs_count_on(
     config = going_on(at(source, 12), dataset__val_split=0.2)
     assert count_leaked(tiny_config(), config)[0] == 0
     train(config, tmp_path / "run")
-    assert [event["epoch"] for event in events(tmp_path / "run", "epoch")] == [3, 4, 5]
-    assert events(tmp_path / "run", "epoch")[-1]["step"] == 5 * 8
+    assert [event["epoch"] for event in journal_of(tmp_path / "run", "epoch")] == [3, 4, 5]
+    assert journal_of(tmp_path / "run", "epoch")[-1]["step"] == 5 * 8
 
 
 @pytest.mark.parametrize(("batch_size", "steps_per_epoch"), [(16, 12), (64, 3)])
@@ -114,13 +108,13 @@ def test_with_another_batch_size_it_goes_on_after_as_many_epochs(
     changes = {"dataset__batch_size": batch_size, "logging__log_interval": 1}
     train(going_on(at(source, 12), **changes), tmp_path / "run")
     train(tiny_config(**PLAIN, **changes, optimization__max_epochs=5), tmp_path / "whole")
-    here, whole = ({e["step"]: e["learning_rate"] for e in events(tmp_path / n, "step")} for n in ("run", "whole"))
+    here, whole = ({e["step"]: e["learning_rate"] for e in journal_of(tmp_path / n, "step")} for n in ("run", "whole"))
     assert min(here) == 2 * steps_per_epoch + 1
     assert here == {step: rate for step, rate in whole.items() if step in here}
-    assert [event["step"] for event in events(tmp_path / "run", "epoch")] == [
+    assert [event["step"] for event in journal_of(tmp_path / "run", "epoch")] == [
         epoch * steps_per_epoch for epoch in (3, 4, 5)
     ]
-    (told,) = [event["message"] for event in events(tmp_path / "run", "notice")]
+    (told,) = [event["message"] for event in journal_of(tmp_path / "run", "notice")]
     assert told.startswith(f"goes on after epoch 2, at step {2 * steps_per_epoch} (192 images in batches of 32 → 192")
 
 
@@ -179,13 +173,13 @@ def test_a_folder_that_is_no_checkpoint_is_refused(source: Path) -> None:
 
 def test_within_an_epoch_other_rates_are_fine(source: Path, tmp_path: Path) -> None:
     train(going_on(at(source, 9), optimization__learning_rate=0.01), tmp_path / "run")
-    assert events(tmp_path / "run", "run_ended")[0]["step"] == 30
-    assert events(tmp_path / "run", "notice") == []
+    assert journal_of(tmp_path / "run", "run_ended")[0]["step"] == 30
+    assert journal_of(tmp_path / "run", "notice") == []
 
 
 def test_all_epochs_done_is_the_end(source: Path, tmp_path: Path) -> None:
     train(going_on(at(source, 18), optimization__max_epochs=3), tmp_path / "run")
-    assert events(tmp_path / "run", "run_ended")[0]["step"] == 18
+    assert journal_of(tmp_path / "run", "run_ended")[0]["step"] == 18
 
 
 def test_a_checkpoint_apart_from_its_run_needs_the_same_settings(source: Path, tmp_path: Path) -> None:
@@ -194,14 +188,14 @@ def test_a_checkpoint_apart_from_its_run_needs_the_same_settings(source: Path, t
     with pytest.raises(ConfigError, match=r"its settings differ, and which is not known, as .* has no config\.yaml"):
         train(going_on(str(apart)), tmp_path / "run")
     train(tiny_config(**PLAIN, checkpoint__resume_from=str(apart)), tmp_path / "other")
-    assert events(tmp_path / "other", "run_started")[0]["step"] == 12
+    assert journal_of(tmp_path / "other", "run_started")[0]["step"] == 12
 
 
 def test_a_checkpoint_of_a_run_that_recorded_no_data_says_so(source: Path, tmp_path: Path) -> None:
     old = shutil.copytree(source, tmp_path / "old")
     (old / "data.json").unlink()
     train(going_on(at(old, 12)), tmp_path / "run")
-    (told,) = [event["message"] for event in events(tmp_path / "run", "notice")]
+    (told,) = [event["message"] for event in journal_of(tmp_path / "run", "notice")]
     assert "was trained on the same data is not known" in told
     with pytest.raises(ConfigError, match="images that are held out here"):
         train(going_on(at(old, 12), rng_seed=1), tmp_path / "other")
@@ -253,7 +247,7 @@ def test_a_start_from_a_network_warns_of_images_that_it_was_trained_on(
         **PLAIN, **changes, model__init_from=str(source), optimization__max_epochs=1, optimization__warmup_epochs=0.1
     )
     train(config, tmp_path / "run")
-    notices = [event for event in events(tmp_path / "run", "notice") if event["level"] == "WARNING"]
+    notices = [event for event in journal_of(tmp_path / "run", "notice") if event["level"] == "WARNING"]
     warnings = [event["message"] for event in notices if event["message"].startswith("model.init_from=")]
     assert len(warnings) == (told is not None)
     assert all(re.search(told or "", warning) for warning in warnings)

@@ -17,7 +17,7 @@ from esper.errors import ConfigError, RunError
 from esper.tolaria import TolariaTrainer
 from esper.tolaria.checkpoints import files as checkpoint
 from esper.tolaria.checkpoints.contents import snapshot
-from tests.conftest import tiny_config
+from tests.conftest import journal_of, tiny_config
 
 STEPS_PER_EPOCH = 6
 
@@ -106,8 +106,7 @@ def test_a_process_that_dies_without_a_word_resumes_from_the_last_epoch(
     assert_same(finished, straight[0])
     abandoned = (run_dir / "journal.abandoned.jsonl").read_text().splitlines()
     assert any(json.loads(line)["kind"] == "run_ended" for line in abandoned)
-    steps = [json.loads(line) for line in (run_dir / "journal.jsonl").read_text().splitlines()]
-    logged = [line["step"] for line in steps if line["kind"] == "step"]
+    logged = [line["step"] for line in journal_of(run_dir, "step")]
     assert logged == [2, 4, 6, 8, 10, 12, 14, 16, 18]
 
 
@@ -122,11 +121,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_said_so(
     (newest / "model.safetensors").write_bytes(content)
     finished, _ = train(config, run_dir)
     assert_same(finished, straight[0])
-    notices = [
-        line
-        for line in map(json.loads, (run_dir / "journal.jsonl").read_text().splitlines())
-        if line["kind"] == "notice"
-    ]
+    notices = journal_of(run_dir, "notice")
     assert "is damaged: its SHA-256 differs from manifest.json; resumed from step-00000006" in notices[0]["message"]
 
 
@@ -163,7 +158,7 @@ def test_resume_from_takes_up_another_run(run_dir: Path, tmp_path: Path) -> None
     longer = tiny_config(checkpoint__resume_from=str(source), optimization__max_epochs=4)
     _, growth = train(longer, tmp_path / "other" / "run")
     assert growth["num_germinated"] >= 1  # one was grown before the checkpoint
-    lines = [json.loads(line) for line in (tmp_path / "other" / "run" / "journal.jsonl").read_text().splitlines()]
+    lines = journal_of(tmp_path / "other" / "run")
     assert lines[0]["resumed_from"] == str(source)
     assert lines[0]["step"] == 9
 
@@ -232,8 +227,7 @@ def test_an_older_checkpoint_of_the_same_run_is_gone_back_to_when_asked_for(
     asked = tiny_config(morphogenetic__blending_steps=4, checkpoint__resume_from=str(older))
     finished, _ = train(asked, run_dir)
     assert_same(finished, straight[0])
-    lines = [json.loads(line) for line in (run_dir / "journal.jsonl").read_text().splitlines()]
-    assert [line["resumed_from"] for line in lines if line["kind"] == "run_started"] == [None, str(older)]
+    assert [line["resumed_from"] for line in journal_of(run_dir, "run_started")] == [None, str(older)]
     assert (run_dir / "checkpoints" / "abandoned" / "step-00000013").is_dir()
 
 
@@ -242,7 +236,7 @@ def test_runs_that_share_a_checkpoint_dir_do_not_take_each_others(tmp_path: Path
     train(tiny_config(checkpoint__checkpoint_dir=shared), tmp_path / "tiny" / "first")
     second = tmp_path / "tiny" / "second"
     train(tiny_config(checkpoint__checkpoint_dir=shared, rng_seed=1), second)
-    lines = [json.loads(line) for line in (second / "journal.jsonl").read_text().splitlines()]
+    lines = journal_of(second)
     assert lines[0]["resumed_from"] is None
     assert sum(line["kind"] == "epoch" for line in lines) == 3
 
@@ -250,14 +244,12 @@ def test_runs_that_share_a_checkpoint_dir_do_not_take_each_others(tmp_path: Path
 def test_fresh_does_not_resume(run_dir: Path) -> None:
     train(tiny_config(), run_dir, stop_at=13)
     _, growth = train(tiny_config(fresh=True), run_dir)
-    lines = [json.loads(line) for line in (run_dir / "journal.jsonl").read_text().splitlines()]
-    assert [line["resumed_from"] for line in lines if line["kind"] == "run_started"] == [None]
+    assert [line["resumed_from"] for line in journal_of(run_dir, "run_started")] == [None]
     assert growth["num_germinated"] == 1
 
 
 def notices(run_dir: Path) -> list[str]:
-    lines = [json.loads(line) for line in (run_dir / "journal.jsonl").read_text().splitlines()]
-    return [line["message"] for line in lines if line["kind"] == "notice"]
+    return [line["message"] for line in journal_of(run_dir, "notice")]
 
 
 def test_stopping_while_an_epoch_ends_or_before_the_first_step_saves_nothing_twice(
@@ -301,8 +293,7 @@ def test_a_save_that_was_killed_before_its_last_rename_is_resumed_from(
     finished, _ = train(config, run_dir)
     assert_same(finished, straight[0])
     assert notices(run_dir) == []
-    started = [json.loads(line) for line in (run_dir / "journal.jsonl").read_text().splitlines()]
-    assert [line["resumed_from"] for line in started if line["kind"] == "run_started"] == [None, str(path)]
+    assert [line["resumed_from"] for line in journal_of(run_dir, "run_started")] == [None, str(path)]
 
 
 @pytest.mark.parametrize("how", ["removed", "other_dir"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import threading
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from esper.errors import CheckpointError
 from esper.tolaria import TolariaTrainer
 from esper.tolaria.checkpoints import files as checkpoint
 from esper.tolaria.checkpoints.writer import CheckpointWriter
-from tests.conftest import tiny_config, use
+from tests.conftest import journal_of, tiny_config, use
 
 
 def snapshot(weight: torch.Tensor, *, step: int) -> checkpoint.Snapshot:
@@ -75,7 +74,7 @@ def test_a_checkpoint_that_cannot_be_written_does_not_hide_those_that_were(tmp_p
 def test_every_checkpoint_is_journalled_once_it_is_complete(run_dir: Path) -> None:
     config = tiny_config(optimization__max_epochs=2, morphogenetic__policy="never", checkpoint__max_checkpoints=9)
     use(config, run_dir, lambda trainer: trainer.train())
-    entries = [json.loads(line) for line in (run_dir / "journal.jsonl").read_text().splitlines()]
+    entries = journal_of(run_dir)
     paths = [entry["path"] for entry in entries if entry["kind"] == "checkpoint" and not entry["is_best"]]
     assert paths == ["checkpoints/step-00000006", "checkpoints/step-00000012"]
     assert entries[-1]["kind"] == "run_ended"

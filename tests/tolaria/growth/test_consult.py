@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +18,7 @@ from esper.tolaria.evaluate import lowest
 from esper.tolaria.growth.forks import choose_by_forks
 from esper.tolaria.optim import set_learning_rates
 from esper.tracking.files import read_recipe, write_recipe
-from tests.conftest import tiny_config, use
-
-
-def journal(run_dir: Path, kind: str) -> list[dict[str, Any]]:
-    lines = (json.loads(line) for line in (run_dir / "journal.jsonl").read_text().splitlines())
-    return [line for line in lines if line["kind"] == kind]
+from tests.conftest import journal_of, tiny_config, use
 
 
 async def tensors(trainer: TolariaTrainer) -> dict[str, Tensor]:
@@ -50,7 +44,7 @@ def test_a_fork_leaves_every_tensor_bit_identical_and_picks_the_lower_loss(run_d
         return chosen
 
     chosen = use(tiny_config(morphogenetic__fork_steps=8, morphogenetic__policy="heuristic"), run_dir, body)
-    forks = journal(run_dir, "fork")
+    forks = journal_of(run_dir, "fork")
     assert [fork["site"] for fork in forks] == ["layer1.0:after", "layer2.0:beside"]
     assert chosen.site == min(forks, key=lambda fork: fork["loss"])["site"]
     assert [fork["blueprint_id"] for fork in forks] == ["conv1x1", "bottleneck"]
@@ -86,11 +80,11 @@ def test_growth_stays_within_the_budget(run_dir: Path) -> None:
         morphogenetic__max_added_parameters=0.25,
     )
     use(config, run_dir, lambda trainer: trainer.train())
-    sizes = [surgery["num_parameters_after"] for surgery in journal(run_dir, "surgery")]
-    (started,) = journal(run_dir, "run_started")
+    sizes = [surgery["num_parameters_after"] for surgery in journal_of(run_dir, "surgery")]
+    (started,) = journal_of(run_dir, "run_started")
     assert sizes
     assert max(sizes) <= 1.25 * started["num_parameters"]
-    (event,) = journal(run_dir, "signals")
+    (event,) = journal_of(run_dir, "signals")
     assert {signal["parameters_left"] for signal in event["signals"]} == {started["num_parameters"] // 4}
 
 
@@ -99,10 +93,10 @@ def test_tamiyo_is_not_consulted_before_growth_from_unless_the_loss_is_on_a_plat
 ) -> None:
     late = {"optimization__max_epochs": 6, "morphogenetic__growth_from": 0.45, "morphogenetic__policy": "never"}
     use(tiny_config(**late), run_dir, lambda trainer: trainer.train())
-    assert [event["epoch"] for event in journal(run_dir, "signals")] == [3]
+    assert [event["epoch"] for event in journal_of(run_dir, "signals")] == [3]
     stuck = late | {"optimization__min_delta": 100.0, "morphogenetic__plateau_epochs": 1}
     use(tiny_config(**stuck), tmp_path / "stuck", lambda trainer: trainer.train())
-    assert [event["epoch"] for event in journal(tmp_path / "stuck", "signals")] == [2, 3]
+    assert [event["epoch"] for event in journal_of(tmp_path / "stuck", "signals")] == [2, 3]
 
 
 def test_a_recorded_network_is_trained_from_scratch_like_a_host(run_dir: Path, tmp_path: Path) -> None:
@@ -127,7 +121,7 @@ def test_a_recorded_network_is_trained_from_scratch_like_a_host(run_dir: Path, t
         await trainer.train()
 
     use(replayed, run_dir, replay)
-    (ended,) = journal(run_dir, "run_ended")
+    (ended,) = journal_of(run_dir, "run_ended")
     result = ended["result"]
     assert result["num_kept"] == 1
     assert result["num_grown"] == 0
@@ -137,7 +131,7 @@ def test_a_recorded_network_is_trained_from_scratch_like_a_host(run_dir: Path, t
 
 def test_the_macs_of_the_parts_sum_to_the_total(run_dir: Path) -> None:
     use(tiny_config(morphogenetic__improvement_threshold=5.0), run_dir, lambda trainer: trainer.train())
-    (ended,) = journal(run_dir, "run_ended")
+    (ended,) = journal_of(run_dir, "run_ended")
     result = ended["result"]
     parts = ("forward", "backward", "scoring", "forking", "incubation", "judging")
     assert result["total_macs"] == sum(result[f"{part}_macs"] for part in parts)
@@ -166,10 +160,10 @@ def test_a_newborn_may_have_its_own_learning_rate_and_weight_decay(run_dir: Path
 def test_without_the_judge_every_kernel_at_alpha_1_is_kept(run_dir: Path) -> None:
     config = tiny_config(morphogenetic__judged=False, morphogenetic__improvement_threshold=5.0)
     use(config, run_dir, lambda trainer: trainer.train())
-    (ended,) = journal(run_dir, "run_ended")
+    (ended,) = journal_of(run_dir, "run_ended")
     assert ended["result"]["num_kept"] == ended["result"]["num_grown"] == 1
     assert ended["result"]["judging_macs"] == 0
-    assert journal(run_dir, "judgement") == []
+    assert journal_of(run_dir, "judgement") == []
 
 
 def test_scoring_changes_no_bit_of_a_training(run_dir: Path, tmp_path: Path) -> None:
@@ -179,7 +173,7 @@ def test_scoring_changes_no_bit_of_a_training(run_dir: Path, tmp_path: Path) -> 
 
     measured = use(tiny_config(morphogenetic__policy="never"), run_dir, host)
     plain = use(tiny_config(morphogenetic__enable_tamiyo=False), tmp_path / "plain", host)
-    scored = journal(run_dir, "signals")
+    scored = journal_of(run_dir, "signals")
     assert scored
     assert all(signal["score"] is not None for event in scored for signal in event["signals"])
     assert [name for name in plain if not torch.equal(plain[name], measured[name])] == []
@@ -194,7 +188,7 @@ def test_a_part_of_the_controller_split_costs_less_and_ranks_the_sites_alike(run
 
     use(tiny_config(**settings), run_dir, score)
     use(tiny_config(**settings, morphogenetic__score_examples=160), tmp_path / "part", score)
-    (whole,), (part,) = (journal(folder, "signals") for folder in (run_dir, tmp_path / "part"))
+    (whole,), (part,) = (journal_of(folder, "signals") for folder in (run_dir, tmp_path / "part"))
     assert part["cost_macs"] * 4 == whole["cost_macs"]  # 160 of 640
     for kind in ("after", "beside"):
         ranked = [
@@ -209,16 +203,16 @@ def test_a_part_of_the_controller_split_costs_less_and_ranks_the_sites_alike(run
 
 def test_a_policy_that_uses_no_scores_need_not_compute_them(run_dir: Path) -> None:
     use(tiny_config(morphogenetic__always_score=False), run_dir, lambda trainer: trainer.train())
-    (event,) = journal(run_dir, "signals")
+    (event,) = journal_of(run_dir, "signals")
     assert {signal["score"] for signal in event["signals"]} == {None}
-    (ended,) = journal(run_dir, "run_ended")
+    (ended,) = journal_of(run_dir, "run_ended")
     assert ended["result"]["scoring_macs"] == 0
     assert ended["result"]["num_grown"] == 1
 
 
 def test_a_scheduled_time_after_the_last_consultation_is_warned_about(run_dir: Path) -> None:
     use(tiny_config(morphogenetic__schedule_at=[0.3, 0.4]), run_dir, lambda trainer: trainer.train())
-    (notice,) = journal(run_dir, "notice")
+    (notice,) = journal_of(run_dir, "notice")
     late = "the next consultation is after growth_until"
     assert notice["message"] == f"schedule_at=[0.4]: {late}, so this share is skipped"
 
@@ -226,10 +220,10 @@ def test_a_scheduled_time_after_the_last_consultation_is_warned_about(run_dir: P
 @pytest.mark.parametrize("times", [[0.4], [0.5, 0.4]])
 def test_nothing_will_grow_is_said_only_if_all_scheduled_times_are_too_late(run_dir: Path, times: list[float]) -> None:
     use(tiny_config(morphogenetic__schedule_at=times), run_dir, lambda trainer: trainer.train())
-    (notice,) = journal(run_dir, "notice")
+    (notice,) = journal_of(run_dir, "notice")
     late = "the next consultation is after growth_until"
     assert notice["message"] == f"schedule_at={sorted(times)}: {late}, so nothing will grow"
-    assert journal(run_dir, "run_ended")[0]["result"]["num_grown"] == 0
+    assert journal_of(run_dir, "run_ended")[0]["result"]["num_grown"] == 0
 
 
 @pytest.mark.parametrize("site", ["layer1.0:width", "layer1.0.conv1:parallel"])
@@ -241,7 +235,7 @@ def test_a_recipe_is_replayed_at_any_kind_of_site_whatever_site_kinds_says(
     write_recipe(recipe, [graft], host="resnet_small")
     config = tiny_config(morphogenetic__policy="replay", morphogenetic__recipe_path=str(recipe))
     use(config, run_dir, lambda trainer: trainer.train())
-    (ended,) = journal(run_dir, "run_ended")
+    (ended,) = journal_of(run_dir, "run_ended")
     assert ended["result"]["num_kept"] == 1
 
 
@@ -271,7 +265,7 @@ def test_a_recipe_of_another_host_is_a_config_error(run_dir: Path, tmp_path: Pat
 def test_sites_are_compared_by_score_per_mac_or_parameter_added(run_dir: Path, per: str) -> None:
     config = tiny_config(morphogenetic__policy="never", morphogenetic__score_per=per, model__site_kinds=["beside"])
     use(config, run_dir, lambda trainer: trainer.train())
-    (event, *_) = journal(run_dir, "signals")
+    (event, *_) = journal_of(run_dir, "signals")
     signals = event["signals"]
     assert all(signal["added_macs"] > 0 and signal["added_parameters"] > 0 for signal in signals)
     costs = [1 if per == "site" else signal[f"added_{per}"] for signal in signals]

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,7 @@ from esper.tolaria import TolariaTrainer
 from esper.tolaria.evaluate import evaluate
 from esper.tolaria.growth.incubation import SCALES, incubate, try_scales
 from esper.tolaria.optim import set_learning_rates
-from tests.conftest import tiny_config, use
+from tests.conftest import journal_of, tiny_config, use
 
 IMAGES, LABELS = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(16) % 4
 TASK = build_task(TaskConfig(), DataSpec(inputs=(3, 8, 8), num_outputs=4), torch.device("cpu"))
@@ -120,7 +119,7 @@ def test_a_run_with_incubation_enters_at_the_best_scale_and_journals_it(run_dir:
     incubated = use(config, run_dir, host_weights)
     alone = use(tiny_config(morphogenetic__enable_tamiyo=False), tmp_path / "alone", host_weights)
     assert all(torch.equal(alone[name], value) for name, value in incubated.items())
-    lines = [json.loads(line) for line in (run_dir / "journal.jsonl").read_text().splitlines()]
+    lines = journal_of(run_dir)
     (event,) = [line for line in lines if line["kind"] == "incubation"]
     assert (event["method"], event["num_steps"], event["step"]) == ("fit", 3, 9)
     assert event["losses"][f"{event['alpha']:g}"] == min(event["losses"].values())

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.conftest import use
+from tests.conftest import journal_of, use
 from tests.tolaria.growth.test_stack import stacking
 
 STAGES = ["layer1.1:after", "layer2.1:after", "layer3.1:after"]
@@ -27,22 +26,17 @@ def grown(run_dir: Path, policy: str, **changes: Any) -> list[tuple[int, str]]:
         "morphogenetic__schedule_at": [0.2, 0.5],
     }
     use(stacking(**(settings | changes)), run_dir, lambda trainer: trainer.train())
-    decided = [line for line in journal(run_dir, "decision") if line["applied"]]
+    decided = [line for line in journal_of(run_dir, "decision") if line["applied"]]
     return [(line["epoch"], line["decision"]["site"]) for line in decided]
-
-
-def journal(run_dir: Path, kind: str) -> list[dict[str, Any]]:
-    lines = map(json.loads, (run_dir / "journal.jsonl").read_text().splitlines())
-    return [line for line in lines if line["kind"] == kind]
 
 
 @pytest.mark.parametrize("cost", ["site", "macs", "parameters"])
 def test_the_heuristic_deepens_the_stage_whose_end_has_the_highest_score(run_dir: Path, cost: str) -> None:
     chosen = grown(run_dir, "heuristic", morphogenetic__score_per=cost)
     assert [epoch for epoch, _ in chosen] == [2, 5]
-    assert [line["epoch"] for line in journal(run_dir, "signals") if line["cost_macs"]] == [2, 5]
+    assert [line["epoch"] for line in journal_of(run_dir, "signals") if line["cost_macs"]] == [2, 5]
     for epoch, site in chosen:
-        (event,) = (line for line in journal(run_dir, "signals") if line["epoch"] == epoch)
+        (event,) = (line for line in journal_of(run_dir, "signals") if line["epoch"] == epoch)
         signals = {signal["site"]: signal for signal in event["signals"]}
         assert [name for name, signal in signals.items() if signal["health"] is not None] == STAGES
         compared = {
@@ -53,7 +47,7 @@ def test_the_heuristic_deepens_the_stage_whose_end_has_the_highest_score(run_dir
 
 def test_two_shares_at_once_deepen_the_two_best_stages(run_dir: Path) -> None:
     chosen = grown(run_dir, "heuristic", morphogenetic__schedule_at=[0.2, 0.2])
-    (event,) = (line for line in journal(run_dir, "signals") if line["epoch"] == 2)
+    (event,) = (line for line in journal_of(run_dir, "signals") if line["epoch"] == 2)
     ranked = sorted(STAGES, key=lambda site: -next(s["score"] for s in event["signals"] if s["site"] == site))
     assert chosen == [(2, ranked[0]), (2, ranked[1])]
 
@@ -66,11 +60,11 @@ def test_forks_decide_between_the_two_best_stages(run_dir: Path) -> None:
     ((epoch, site),) = grown(
         run_dir, "heuristic", morphogenetic__fork_steps=3, morphogenetic__schedule_at=[0.2], morphogenetic__judged=True
     )
-    forks = journal(run_dir, "fork")
+    forks = journal_of(run_dir, "fork")
     assert epoch == 2
     assert [fork["blueprint_id"] for fork in forks] == ["copy", "copy"]
     assert site == min(forks, key=lambda fork: fork["loss"])["site"]
-    assert [verdict["site"] for verdict in journal(run_dir, "judgement")] == [site]
+    assert [verdict["site"] for verdict in journal_of(run_dir, "judgement")] == [site]
 
 
 def test_a_stage_beyond_the_budget_is_not_deepened(run_dir: Path) -> None:
