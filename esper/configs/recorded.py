@@ -32,7 +32,7 @@ _VARIABLE = re.compile(r"\$\{oc\.env:\s*([\w.-]+)")
 _written: dict[tuple[str, str], str] = {}
 
 
-def remember(raw: Any, config: TolariaConfig, folder: str | None = None) -> None:
+def remember(raw: Any, config: TolariaConfig, folder: str | None) -> None:
     """Note how settings were written that contain `${oc.env:NAME}`.
 
     The notes are of the process, by setting and value, so that they also hold for copies of the configuration.
@@ -40,7 +40,7 @@ def remember(raw: Any, config: TolariaConfig, folder: str | None = None) -> None
     Args:
         raw: the settings before interpolations were resolved, as nested dicts.
         config: the same settings, resolved and with absolute paths.
-        folder: where relative paths start, by default the working directory.
+        folder: where relative paths start; None: in the working directory.
     """
     for key in (*ADDRESSES, *_TEXTS):
         group, _, name = key.rpartition(".")

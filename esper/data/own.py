@@ -56,7 +56,7 @@ def own_dataset(data: Any, *, test_split: float, where: str = "data", class_name
     return Dataset(train=splits[0], val=val, test=splits[-1], class_names=names, fingerprint=found)
 
 
-def collected(data: Any, *, where: str = "data") -> list[tuple[Tensor, Tensor]]:
+def collected(data: Any, *, where: str) -> list[tuple[Tensor, Tensor]]:
     """Inputs and targets of each split, read once; see `own_dataset`."""
     return [_split(split, where) for split in _splits(data, where)]
 

@@ -44,8 +44,8 @@ def load_images(
     image_size: int | None,
     num_threads: int,
     timeout_s: float,
-    num_processes: int = 0,
-    progress: Callable[[bool], None] = lambda _: None,
+    num_processes: int,
+    progress: Callable[[bool], None],
 ) -> tuple[Images, dict[str, str], bool]:
     """Decode image files, or read them from the cache.
 
@@ -55,7 +55,7 @@ def load_images(
         image_size: see `decode_whole`; None: all images must have one size.
         num_threads: threads that decode large files.
         timeout_s: how long a file may take before the process is ended.
-        num_processes: forked processes that decode instead of threads; only where no other threads run.
+        num_processes: forked processes that decode instead of threads, only where no other threads run; 0: none.
         progress: called with True before decoding and after every few files, with False after the last.
 
     Returns:

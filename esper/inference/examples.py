@@ -32,7 +32,7 @@ def split_examples(given: Any, interface: Interface) -> tuple[list[Any], bool]:
     return (list(given), True) if is_batch else ([given], False)
 
 
-def read_example(example: Any, interface: Interface, tokenizer: Tokenizer | None = None) -> Tensor:
+def read_example(example: Any, interface: Interface, tokenizer: Tokenizer | None) -> Tensor:
     """One example, as the training data had it: uint8 or float32 of the shape `inputs`, or token ids int64 (T,).
 
     An array of that shape is taken as it is; other uint8 arrays (H, W) or (H, W, C) are images, which are resized and

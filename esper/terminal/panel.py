@@ -144,7 +144,7 @@ class Panel:
         """The metric that leads, latest value of a split: train or val."""
         return self._figure(self._latest.get(f"{split}_metrics") or {}, width=width)
 
-    def _figure(self, metrics: dict[str, float], *, width: int = 0) -> str:
+    def _figure(self, metrics: dict[str, float], *, width: int) -> str:
         info = self.history.headline
         return f"{info.label} {metric(metrics.get(info.name), info):>{width}}"
 

@@ -157,7 +157,7 @@ class RunFolder:
             raise WriteError(f"cannot rename {self.path / name}: {error.strerror or error}") from None
         return f"{name}: damaged, moved to {aside.name}"
 
-    def write_config(self, config: TolariaConfig, data: Fingerprint, *, checkpoint_dir: Path | None = None) -> None:
+    def write_config(self, config: TolariaConfig, data: Fingerprint, *, checkpoint_dir: Path | None) -> None:
         """Write `config.yaml` and `data.json`, also beside checkpoints that are kept outside of the run folder."""
         folders = [self.path]
         if checkpoint_dir is not None:

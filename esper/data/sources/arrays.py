@@ -56,7 +56,7 @@ def fingerprint(config: DatasetConfig) -> Fingerprint:
 
 
 def read_examples(
-    file: Path, *, num_columns: int, target: str | None, names: Sequence[str] = ()
+    file: Path, *, num_columns: int, target: str | None, names: Sequence[str]
 ) -> tuple[NDArray[np.generic], NDArray[np.generic] | None, list[str]]:
     """Inputs of a file, targets if it has them, and names of columns that are neither.
 
