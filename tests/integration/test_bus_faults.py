@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import threading
 import time
 from collections import Counter
@@ -25,7 +24,7 @@ from esper.oona.codec import decode, message
 from esper.oona.redis import RedisBus
 from esper.tolaria import TolariaTrainer
 from esper.tracking import read
-from tests.conftest import tiny_config, use
+from tests.conftest import journal_of, tiny_config, use
 from tests.oona.server import PASSWORD, RedisServer
 from tests.tamiyo.serving import process, served
 
@@ -80,8 +79,7 @@ def train(
 
     use(config, run_dir, body)
     close_s = time.monotonic() - trained.pop("ended")
-    lines = (run_dir / "journal.jsonl").read_text().splitlines()
-    return Ran(events=[json.loads(line) for line in lines], close_s=close_s, run_dir=run_dir, **trained)
+    return Ran(events=journal_of(run_dir), close_s=close_s, run_dir=run_dir, **trained)
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ from esper.contracts.events import EpochEnded, Event
 from esper.contracts.health import HealthSignal
 from esper.contracts.lifecycle import SeedLifecycleState
 from esper.tolaria import TolariaService, TolariaTrainer
-from tests.conftest import tiny_config, use
+from tests.conftest import journal_of, tiny_config, use
 
 
 class TestFullSystemIntegration:
@@ -77,13 +77,13 @@ class TestFullSystemIntegration:
             return [slot.state for slot in trainer.run.model.all_slots() if slot.kept_grafts]
 
         assert use(config, run_dir, body)
-        lines = [json.loads(line) for line in (run_dir / "journal.jsonl").read_text().splitlines()]
-        states = [(line["site"], line["new"]) for line in lines if line["kind"] == "state"]
+        states = [(line["site"], line["new"]) for line in journal_of(run_dir, "state")]
         kept = next(site for site, new in states if new == SeedLifecycleState.FOSSILIZED)
         mine = [new for site, new in states if site == kept]
         cycle = ["germinated", "training", "blending", "holding", "fossilized"]
         assert cycle == mine[mine.index("fossilized") - 4 : mine.index("fossilized") + 1]
-        verdict = next(line for line in lines if line["kind"] == "judgement" and line["site"] == kept and line["kept"])
+        judged = journal_of(run_dir, "judgement")
+        verdict = next(line for line in judged if line["site"] == kept and line["kept"])
         assert verdict["lower_bound"] > verdict["threshold"]
 
     def test_service_lifecycle_management(self, run_dir: Path) -> None:

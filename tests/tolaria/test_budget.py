@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from esper.tolaria import TolariaTrainer
 from esper.tolaria.budget import Budget
 from esper.tolaria.schedule import learning_rate
 from esper.tolaria.state import TrainingState
-from tests.conftest import tiny_config, use
+from tests.conftest import journal_of, tiny_config, use
 from tests.tolaria.checkpoints.test_resume import assert_same, train
 from tests.tolaria.growth.test_stack import stacking
 
@@ -90,12 +89,12 @@ def test_the_learning_rate_decays_by_compute() -> None:
 
 def test_epochs_of_stack_are_epochs_of_the_final_network(run_dir: Path, tmp_path: Path) -> None:
     train(stacking(optimization__max_epochs=4, morphogenetic__schedule_by="compute"), run_dir)
-    result, started = ended(run_dir), events(run_dir, "run_started")[0]
+    result, started = ended(run_dir), journal_of(run_dir, "run_started")[0]
     budget = training_macs(4 * 6 * 32, result["num_macs"])
     step = training_macs(32, result["num_macs"])
     assert abs(result["total_macs"] - budget) <= step / 2
-    assert events(run_dir, "epoch")[-1]["step"] == started["total_steps"] > 24
-    born, host = events(run_dir, "state")[0]["step"], result["num_macs_before"]
+    assert journal_of(run_dir, "epoch")[-1]["step"] == started["total_steps"] > 24
+    born, host = journal_of(run_dir, "state")[0]["step"], result["num_macs_before"]
     assert training_macs((born - 6) * 32, host) < 0.3 * budget <= training_macs(born * 32, host)
     replayed = tiny_config(
         model__depths=[2, 2],
@@ -133,7 +132,7 @@ def test_shares_that_are_skipped_do_not_count_in_the_budget(
 
     planned = use(config, run_dir, budget)
     assert {name: times for name in ("too_late", "too_soon") if (times := getattr(planned, name))} == skipped
-    germinated = [event for event in events(run_dir, "state") if event["new"] == "germinated"]
+    germinated = [event for event in journal_of(run_dir, "state") if event["new"] == "germinated"]
     assert len({event["step"] for event in germinated}) == num_doublings
     result = ended(run_dir)
     assert planned.total == training_macs(config.optimization.max_epochs * 6 * 32, result["num_macs"])
@@ -146,7 +145,7 @@ def test_a_skipped_share_counts_if_without_it_the_length_would_be_one_in_which_n
     """With a budget for two doublings, all three would take place."""
     config = stacking(morphogenetic__schedule_by="compute", morphogenetic__schedule_at=[0.15, 0.17, 0.53])
     train(config, run_dir)
-    (warning,) = (event["message"] for event in events(run_dir, "notice") if "schedule_at" in event["message"])
+    (warning,) = (event["message"] for event in journal_of(run_dir, "notice") if "schedule_at" in event["message"])
     assert warning.endswith("so this share is skipped; max_epochs still counts what it would cost")
     result = ended(run_dir)
     two_added = result["num_macs"] - result["num_macs_before"]  # depth 2 to 8; a third doubling: to 16
@@ -200,7 +199,7 @@ def test_a_share_that_falls_due_after_growth_is_not_skipped(run_dir: Path) -> No
 def test_a_run_by_compute_resumes_within_its_last_epoch(run_dir: Path, tmp_path: Path) -> None:
     config = stacking(optimization__max_epochs=4, morphogenetic__schedule_by="compute")
     whole, growth = train(config, tmp_path / "whole")
-    total = events(tmp_path / "whole", "epoch")[-1]["step"]
+    total = journal_of(tmp_path / "whole", "epoch")[-1]["step"]
     assert total % 6, "the last epoch should be incomplete"
     train(config, run_dir, stop_at=total - 1)
     resumed, growth_resumed = train(config, run_dir)
@@ -232,12 +231,7 @@ def test_a_budget_that_cannot_be_kept_is_refused(run_dir: Path, changes: dict[st
         use(stacking(**({"morphogenetic__schedule_by": "compute"} | changes)), run_dir, TolariaTrainer.train)
 
 
-def events(run_dir: Path, kind: str) -> list[dict[str, Any]]:
-    lines = (run_dir / "journal.jsonl").read_text().splitlines()
-    return [event for event in map(json.loads, lines) if event["kind"] == kind]
-
-
 def ended(run_dir: Path) -> dict[str, Any]:
-    result = events(run_dir, "run_ended")[-1]["result"]
+    result = journal_of(run_dir, "run_ended")[-1]["result"]
     assert isinstance(result, dict)
     return result

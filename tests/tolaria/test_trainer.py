@@ -43,7 +43,7 @@ def test_the_run_folder_tells_the_whole_story(run_dir: Path) -> None:
     status = json.loads((run_dir / "status.json").read_text())
     assert status["status"] == "finished"
     assert 0.0 <= status["result"]["test_accuracy"] <= 1.0
-    kinds = [json.loads(line)["kind"] for line in (run_dir / "journal.jsonl").read_text().splitlines()]
+    kinds = [event["kind"] for event in journal_of(run_dir)]
     assert kinds[0] == "run_started"
     assert kinds[-1] == "run_ended"
     assert kinds.index("decision") < kinds.index("judgement")

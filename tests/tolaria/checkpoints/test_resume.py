@@ -276,7 +276,7 @@ def test_stopping_while_an_epoch_ends_or_before_the_first_step_saves_nothing_twi
     stop_on("epoch")
     assert names(run_dir) == ["step-00000006"]
     saved = (run_dir / "checkpoints" / "step-00000006").stat()
-    assert json.loads((run_dir / "journal.jsonl").read_text().splitlines()[-2])["kind"] == "checkpoint"
+    assert journal_of(run_dir)[-2]["kind"] == "checkpoint"
     for _ in range(2):
         stop_on("run_started")
         assert (run_dir / "checkpoints" / "step-00000006").stat() == saved
