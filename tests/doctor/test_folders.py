@@ -43,7 +43,7 @@ def test_an_ignored_conf_folder_is_a_warning(tmp_path: Path):
     assert "--config-dir" in folders.settings(planned_run()).remedy
 
 
-def test_killed_runs_are_listed_and_running_ones_are_not(tmp_path: Path):
+def test_killed_runs_are_listed_and_running_ones_are_not():
     from esper.tolaria.run_folder import RunFolder
 
     here = planned_run()

@@ -38,7 +38,7 @@ def example() -> str:
     "name", ["torchscript", *(pytest.param(name, marks=pytest.mark.long) for name in ("torch.export", "onnx"))]
 )
 def test_a_grown_network_is_written_and_computes_the_same_for_any_batch(
-    trained: Seen, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+    trained: Seen, tmp_path: Path, name: str
 ) -> None:
     if name == "onnx" and find_spec("onnxscript") is None:
         pytest.skip("needs the extra onnx")

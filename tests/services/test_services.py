@@ -90,7 +90,7 @@ def checked(*arguments: str) -> tuple[int, dict[str, dict[str, Any]]]:
     return done.returncode, {one["service"]: one for one in json.loads(done.stdout)}
 
 
-def test_services_start_answer_a_run_and_stop(own: Path, tmp_path: Path):
+def test_services_start_answer_a_run_and_stop(own: Path):
     up()
     code, found = checked()
     assert code == 0
@@ -136,7 +136,7 @@ def test_services_are_found_as_soon_as_they_say_that_they_run(
 
 
 @pytest.mark.long
-def test_a_submission_to_a_killed_forge_is_done_by_the_next(own: Path, tmp_path: Path):
+def test_a_submission_to_a_killed_forge_is_done_by_the_next(own: Path):
     up("--only=tezzeret", "--name=first")
     submitted = esper("urza", "submit", "conv1x1", "--redis=embedded")
     assert submitted.returncode == 0, submitted.stderr

@@ -19,8 +19,6 @@ from esper.tolaria.checkpoints import files as checkpoint
 from esper.tolaria.checkpoints.contents import snapshot
 from tests.conftest import journal_of, tiny_config
 
-STEPS_PER_EPOCH = 6
-
 
 def everything(trainer: TolariaTrainer) -> dict[str, Tensor]:
     saved = snapshot(trainer.run)
@@ -95,7 +93,7 @@ def test_any_optimizer_resumes_amid_growth_with_its_ema(tmp_path: Path) -> None:
 
 
 def test_a_process_that_dies_without_a_word_resumes_from_the_last_epoch(
-    straight: tuple[dict[str, Tensor], dict[str, Any]], run_dir: Path, tmp_path: Path
+    straight: tuple[dict[str, Tensor], dict[str, Any]], run_dir: Path
 ) -> None:
     config = tiny_config(morphogenetic__blending_steps=4)
     train(config, run_dir, stop_at=9)
