@@ -107,7 +107,7 @@ _LATER: dict[str, Any] = {
 """Settings added since 0.1.0 with the value that leaves a run as it was: the digests of older runs stay."""
 _DIGESTS = ("model.init_digest", "morphogenetic.policy_digest")
 """Of files that a run starts from; set at launch."""
-_PATHS = (
+_NOT_IN_NAMES = (
     "plugins",
     "model.digest",
     "dataset.digest",
@@ -276,7 +276,7 @@ def run_name(config: TolariaConfig, overrides: Sequence[str]) -> str:
     named = sorted(
         f"{override.key_or_group.rpartition('.')[2]}={override.get_value_element_as_str()}"
         for override in parsed
-        if not is_operational(override.key_or_group) and override.key_or_group not in _PATHS
+        if not is_operational(override.key_or_group) and override.key_or_group not in _NOT_IN_NAMES
     )
     words = [re.sub(r"[^A-Za-z0-9.-]+", "_", text).strip("_") for text in named]
     readable = re.sub(r"\.{2,}", ".", "-".join(words))[:_MAX_READABLE].strip("._-") or "run"
