@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from esper.configs import TolariaConfig
+from esper.configs import TolariaConfig, TrackingConfig
 from esper.contracts.events import (
     EpochEnded,
     Judged,
@@ -21,7 +22,7 @@ from esper.contracts.events import (
     SurgeryEnded,
     Validated,
 )
-from esper.tracking import Journal
+from esper.tracking import Journal, TrackerThread, trackers
 from tests.conftest import result_of
 
 
@@ -31,6 +32,31 @@ def journal(tmp_path: Path) -> Iterator[Journal]:
     journal = Journal(tmp_path / "tiny" / "run" / "journal.jsonl")
     yield journal
     journal.close()
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("outputs")  # one database for the module: its tables take seconds
+
+
+def client(outputs: Path) -> Any:
+    """Of the MLflow that runs under `outputs` report to."""
+    from mlflow import MlflowClient
+
+    return MlflowClient(f"sqlite:///{outputs / 'mlflow.db'}")
+
+
+def mlflow_run(outputs: Path, run_dir: Path) -> Any:
+    """The one run of MLflow that a run folder was reported to."""
+    (run_id,) = json.loads((run_dir / "mlflow.json").read_text())["run_ids"].values()
+    return client(outputs).get_run(run_id)
+
+
+def start_thread(journal: Journal, warnings: list[str], **tracking: Any) -> TrackerThread:
+    """Begin to report a journal while it is written, to the one tracker that is on."""
+    run_dir = journal.path.parent
+    (tracker,) = trackers(TrackingConfig(**tracking), run_dir=run_dir, outputs_dir=run_dir.parents[1])
+    return TrackerThread(tracker, interval_s=0.05, run_dir=run_dir, warn=warnings.append)
 
 
 def wait_for(condition: Callable[[], object]) -> None:

@@ -18,7 +18,7 @@ from esper import fit
 from esper.cli import main
 from esper.configs import CheckpointConfig, RedisConfig, TrackingConfig
 from esper.tracking import Journal
-from tests.tracking.conftest import ended, started, trained
+from tests.tracking.conftest import client, ended, started, trained
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
 
@@ -172,10 +172,7 @@ def test_no_checkpoint_or_artifact_leaves_or_enters_the_folder(
         assert f"not uploaded: {left_out}, which lies or leads outside of the run folder\n" in printed
     assert not list((tmp_path / "outputs").rglob("mlartifacts/**/model.safetensors"))
 
-    from mlflow import MlflowClient
-
-    client = MlflowClient(f"sqlite:///{tmp_path / 'outputs' / 'mlflow.db'}")
-    client.create_experiment("mine", artifact_location=(tmp_path / "outside").as_uri())
+    client(tmp_path / "outputs").create_experiment("mine", artifact_location=(tmp_path / "outside").as_uri())
     hostile = write_run(tmp_path / "outputs", "c", tracking=TrackingConfig(experiment="mine"))
     printed = sync(capsys, str(hostile))
     assert "keeps this run's files at file://" in printed

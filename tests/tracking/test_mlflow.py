@@ -18,6 +18,7 @@ from esper.tolaria import TolariaTrainer
 from esper.tolaria.data_record import recorded_data
 from esper.tracking.mlflow_store import connect
 from tests.conftest import tiny_config
+from tests.tracking.conftest import client, mlflow_run
 
 
 @pytest.fixture(scope="module")
@@ -50,17 +51,6 @@ def train(run_dir: Path, *, stop_after: int | None = None, **tracking: Any) -> T
     return trainer
 
 
-def client(outputs: Path) -> Any:
-    from mlflow import MlflowClient
-
-    return MlflowClient(f"sqlite:///{outputs / 'mlflow.db'}")
-
-
-def run_of(outputs: Path, run_dir: Path) -> Any:
-    (run_id,) = json.loads((run_dir / "mlflow.json").read_text())["run_ids"].values()
-    return client(outputs).get_run(run_id)
-
-
 def points(outputs: Path, run: Any) -> Counter[tuple[str, int]]:
     history = client(outputs).get_metric_history
     return Counter((key, metric.step) for key in run.data.metrics for metric in history(run.info.run_id, key))
@@ -70,7 +60,7 @@ def test_a_run_shows_parameters_curves_growth_and_artifacts(outputs: Path, monke
     run_dir = outputs / "tiny" / "whole"
     monkeypatch.setattr(sys, "argv", [__file__])
     train(run_dir)
-    run = run_of(outputs, run_dir)
+    run = mlflow_run(outputs, run_dir)
     assert run.info.status == "FINISHED"
     assert run.data.params["model.widths"] == "[4, 8]"
     assert run.data.tags["mlflow.note.content"] == "a note"
@@ -98,14 +88,14 @@ def test_a_run_shows_parameters_curves_growth_and_artifacts(outputs: Path, monke
 def test_a_resumed_run_goes_on_in_the_same_mlflow_run_without_a_point_twice(outputs: Path) -> None:
     run_dir = outputs / "tiny" / "resumed"
     train(run_dir, stop_after=2)
-    first = run_of(outputs, run_dir)
+    first = mlflow_run(outputs, run_dir)
     assert first.info.status == "KILLED"
     newest = max((run_dir / "checkpoints").glob("step-*"))
     for file in newest.iterdir():  # the second epoch is done once more
         file.unlink()
     newest.rmdir()
     train(run_dir)
-    run = run_of(outputs, run_dir)
+    run = mlflow_run(outputs, run_dir)
     assert run.info.run_id == first.info.run_id
     assert run.info.status == "FINISHED"
     logged = points(outputs, run)

@@ -22,14 +22,9 @@ from esper.errors import RunError
 from esper.tracking import Journal, MlflowRun, read
 from esper.tracking.mlflow_store import connect
 from tests.forked import ESPER, ForkedPython
-from tests.tracking.conftest import ended, grew, started, trained, wait_for
+from tests.tracking.conftest import client, ended, grew, mlflow_run, started, trained, wait_for
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
-
-
-@pytest.fixture(scope="module")
-def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("outputs")  # one database for the module: its tables take seconds
 
 
 @pytest.fixture
@@ -52,15 +47,8 @@ def report(outputs: Path, journal: Journal, *, finish: bool = False, config: Tra
         return run.num_logged
 
 
-def client(outputs: Path) -> Any:
-    from mlflow import MlflowClient
-
-    return MlflowClient(f"sqlite:///{outputs / 'mlflow.db'}")
-
-
 def run_of(outputs: Path, journal: Journal) -> Any:
-    (run_id,) = json.loads((journal.path.parent / "mlflow.json").read_text())["run_ids"].values()
-    return client(outputs).get_run(run_id)
+    return mlflow_run(outputs, journal.path.parent)
 
 
 def curve(outputs: Path, journal: Journal, key: str) -> list[tuple[int, float]]:

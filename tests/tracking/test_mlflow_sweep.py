@@ -11,14 +11,9 @@ import pytest
 from esper.configs import TrackingConfig
 from esper.tracking import Journal, MlflowRun, read
 from esper.tracking.mlflow_sweep import report_sweep
-from tests.tracking.conftest import ended, started
+from tests.tracking.conftest import client, ended, started
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
-
-
-@pytest.fixture(scope="module")
-def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("outputs")  # one database for the module: its tables take seconds
 
 
 def write_run(run_dir: Path, status: str | None = "finished") -> Path:
@@ -37,18 +32,14 @@ def write_run(run_dir: Path, status: str | None = "finished") -> Path:
 
 def runs(outputs: Path) -> tuple[list[Any], list[Any]]:
     """The parents and the others that MLflow has."""
-    from mlflow import MlflowClient
-
-    client = MlflowClient(f"sqlite:///{outputs / 'mlflow.db'}")
-    found = client.search_runs([one.experiment_id for one in client.search_experiments()])
+    mlflow = client(outputs)
+    found = mlflow.search_runs([one.experiment_id for one in mlflow.search_experiments()])
     parents = [run for run in found if "rng_seed" not in run.data.params]
     return parents, [run for run in found if run not in parents]
 
 
 def edit(outputs: Path, run: Any, key: str, value: str) -> None:
-    from mlflow import MlflowClient
-
-    MlflowClient(f"sqlite:///{outputs / 'mlflow.db'}").set_tag(run.info.run_id, key, value)
+    client(outputs).set_tag(run.info.run_id, key, value)
 
 
 def test_the_runs_of_a_sweep_have_one_parent_that_ends_as_they_do(outputs: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -19,7 +18,7 @@ from esper.report import run_page, runs
 from esper.report.run_record import read_run
 from esper.tolaria.run_folder import RunFolder
 from esper.tracking import Journal, sync
-from tests.tracking.conftest import ended, started, trained
+from tests.tracking.conftest import client, ended, mlflow_run, started, trained
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
 
@@ -37,11 +36,6 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-@pytest.fixture(scope="module")
-def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("outputs")  # one database for the module: its tables take seconds
-
-
 def write_run(run_dir: Path, *, is_ended: bool = True) -> Path:
     journal = Journal(run_dir / "journal.jsonl")
     started(journal)
@@ -53,13 +47,8 @@ def write_run(run_dir: Path, *, is_ended: bool = True) -> Path:
 
 
 def run_of(outputs: Path, run_dir: Path) -> tuple[Any, Counter[tuple[str, int]]]:
-    from mlflow import MlflowClient
-
-    client = MlflowClient(f"sqlite:///{outputs / 'mlflow.db'}")
-    (run_id,) = json.loads((run_dir / "mlflow.json").read_text())["run_ids"].values()
-    run = client.get_run(run_id)
-    points = Counter((key, one.step) for key in run.data.metrics for one in client.get_metric_history(run_id, key))
-    return run, points
+    run, history = mlflow_run(outputs, run_dir), client(outputs).get_metric_history
+    return run, Counter((key, one.step) for key in run.data.metrics for one in history(run.info.run_id, key))
 
 
 def test_a_folder_without_a_run_is_an_error(tmp_path: Path) -> None:

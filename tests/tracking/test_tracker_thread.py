@@ -6,23 +6,16 @@ import json
 import socket
 import time
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import pytest
 from sqlalchemy.exc import OperationalError
 
-from esper.configs import TrackingConfig
-from esper.tracking import Journal, Tracker, TrackerThread, sync, trackers
+from esper.tracking import Journal, Tracker, TrackerThread, sync
 from esper.tracking.tracker_thread import short_message
-from tests.tracking.conftest import ended, started, trained, wait_for
+from tests.tracking.conftest import client, ended, start_thread, started, trained, wait_for
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
-
-
-def start_thread(journal: Journal, warnings: list[str], **tracking: Any) -> TrackerThread:
-    run_dir = journal.path.parent
-    (tracker,) = trackers(TrackingConfig(**tracking), run_dir=run_dir, outputs_dir=run_dir.parents[1])
-    return TrackerThread(tracker, interval_s=0.05, run_dir=run_dir, warn=warnings.append)
 
 
 def names_a_run(path: Path) -> bool:
@@ -31,11 +24,8 @@ def names_a_run(path: Path) -> bool:
 
 def reported_steps(outputs: Path) -> tuple[str, list[int]]:
     """Status of the one run there, and the steps of its training loss."""
-    from mlflow import MlflowClient
-
-    client = MlflowClient(f"sqlite:///{outputs / 'mlflow.db'}")
-    (run,) = client.search_runs(["1"])
-    return run.info.status, [one.step for one in client.get_metric_history(run.info.run_id, "train/loss")]
+    (run,) = client(outputs).search_runs(["1"])
+    return run.info.status, [one.step for one in client(outputs).get_metric_history(run.info.run_id, "train/loss")]
 
 
 def test_a_run_is_reported_while_it_trains_and_sync_has_nothing_to_add(journal: Journal, tmp_path: Path) -> None:

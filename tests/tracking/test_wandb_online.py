@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from esper.configs import TrackingConfig
-from esper.tracking import Journal, TrackerThread, WandbRun, read, sync, trackers
-from tests.tracking.conftest import ended, started, trained, wait_for
+from esper.tracking import Journal, WandbRun, read, sync
+from tests.tracking.conftest import ended, start_thread, started, trained, wait_for
 from tests.tracking.wandb_server import Server, served
 
 # Reports a journal whose run goes on, and is killed when the server has some of it.
@@ -52,12 +52,6 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         yield server
 
 
-def start_thread(journal: Journal, warnings: list[str]) -> TrackerThread:
-    run_dir = journal.path.parent
-    (tracker,) = trackers(TrackingConfig(name="wandb"), run_dir=run_dir, outputs_dir=run_dir.parents[1])
-    return TrackerThread(tracker, interval_s=0.05, run_dir=run_dir, warn=warnings.append)
-
-
 def steps(server: Server) -> list[int]:
     (rows,) = server.history.values()
     return [row["_step"] for row in rows]
@@ -66,7 +60,7 @@ def steps(server: Server) -> list[int]:
 def test_a_run_is_reported_while_it_trains_and_sync_has_nothing_to_add(journal: Journal, server: Server) -> None:
     warnings: list[str] = []
     started(journal, tracking=TrackingConfig(name="wandb"))
-    thread = start_thread(journal, warnings)
+    thread = start_thread(journal, warnings, name="wandb")
     trained(journal, range(1, 5))
     wait_for(lambda: server.history)  # before the run has ended
     trained(journal, range(5, 9))
@@ -117,7 +111,7 @@ def test_after_an_outage_everything_arrives_once(journal: Journal, monkeypatch: 
     started(journal)
     with monkeypatch.context() as brief:
         brief.setattr("esper.tracking.wandb._INIT_S", 1)
-        thread = start_thread(journal, warnings)
+        thread = start_thread(journal, warnings, name="wandb")
         trained(journal, range(1, 5))
         wait_for(lambda: warnings)
     trained(journal, range(5, 9))
@@ -137,7 +131,7 @@ def test_closing_does_not_wait_for_a_server_that_never_answers(
     started(journal)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
-        thread = start_thread(journal, warnings)
+        thread = start_thread(journal, warnings, name="wandb")
         ended(journal)
         thread.close(timeout_s=0.5)
         assert thread._thread.is_alive()  # waits for the answer
@@ -150,7 +144,7 @@ def test_without_a_key_nobody_is_asked_for_one(journal: Journal, monkeypatch: py
     monkeypatch.delenv("WANDB_API_KEY")
     warnings: list[str] = []
     started(journal)
-    thread = start_thread(journal, warnings)
+    thread = start_thread(journal, warnings, name="wandb")
     ended(journal)
     thread.close(30)
     (warning,) = warnings
