@@ -24,7 +24,7 @@ from esper.services import SERVICES
 from esper.services.daemon import STOP_S, pid_file, say_stopping
 from esper.tamiyo.service import TamiyoService
 from esper.tezzeret.characterise import Forge
-from esper.tezzeret.process import Stopped
+from esper.tezzeret.process import WorkerStopped
 from esper.tezzeret.service import TezzeretService
 from esper.urza.command import OUTPUTS
 
@@ -97,7 +97,7 @@ def _start(which: str, config: TolariaConfig, *, name: str, policy: Path | None,
     else:
         bus = RedisBus(config.redis, claim_after_s=_FORGE_CLAIM_S)
         forge = Forge(device=config.device, storage=config.storage, stop=stop)
-        with contextlib.suppress(Stopped):
+        with contextlib.suppress(WorkerStopped):
             forge.start()  # now, to report a missing device early
         service = TezzeretService(bus, name=name, forge=forge, database=config.database, outputs_dir=OUTPUTS)
     # Daemon threads: a hung service must not keep the process alive after STOP_S.

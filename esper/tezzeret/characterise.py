@@ -12,7 +12,7 @@ from typing import Any
 from esper.configs import StorageConfig
 from esper.errors import ConfigError, EsperError
 from esper.tezzeret.measure import Job, set_compile_cache
-from esper.tezzeret.process import ProcessFault, Stopped, WorkerProcess
+from esper.tezzeret.process import ProcessFault, WorkerProcess, WorkerStopped
 from esper.urza import Blueprint, Shape
 from esper.urza.records import KernelRecord
 from esper.urza.store import Store
@@ -78,7 +78,7 @@ class Forge:
         Raises:
             ConfigError: the device does not exist.
             EsperError: the worker does not start.
-            Stopped: `stop` was set.
+            WorkerStopped: `stop` was set.
         """
         if self._worker is not None:
             return
@@ -89,7 +89,7 @@ class Forge:
         except ProcessFault as fault:
             self.close()
             raise EsperError(f"the forge's worker does not start: {fault}") from None
-        except Stopped:
+        except WorkerStopped:
             self.close()
             raise
         if "refused" in hello:
@@ -104,7 +104,7 @@ class Forge:
 
         Raises:
             EsperError: the worker does not start.
-            Stopped: `stop` was set; the job was cancelled.
+            WorkerStopped: `stop` was set; the job was cancelled.
         """
         self.start()
         device, torch_version = self.hardware
@@ -136,7 +136,7 @@ class Forge:
             self.close()
             within = f" within {limits.timeout_s:g} s" if fault.status == "hung" else ""
             return {"status": fault.status, "reason": f"{fault}{within} while {phase}"}
-        except Stopped:
+        except WorkerStopped:
             self.close()
             raise
         return reply
@@ -190,7 +190,7 @@ def characterise(
 
     Raises:
         EsperError: the worker does not start, or the library cannot be used.
-        Stopped: the forge's `stop` was set.
+        WorkerStopped: the forge's `stop` was set.
     """
     forge.start()
     for blueprint_id in {job.blueprint_id for job in pending} if again else ():

@@ -17,7 +17,7 @@ from typing import Any
 
 import psutil
 
-__all__ = ["ProcessFault", "Stopped", "WorkerProcess"]
+__all__ = ["ProcessFault", "WorkerProcess", "WorkerStopped"]
 
 _POLL_S = 0.02
 
@@ -30,7 +30,7 @@ class ProcessFault(Exception):  # noqa: N818
         self.status = status
 
 
-class Stopped(Exception):  # noqa: N818
+class WorkerStopped(Exception):  # noqa: N818
     """Waiting for the process was cancelled by a stop."""
 
 
@@ -84,7 +84,7 @@ class WorkerProcess:
 
         Raises:
             ProcessFault: it died, passed the deadline, or exceeded the memory limit.
-            Stopped: `stop` was set.
+            WorkerStopped: `stop` was set.
         """
         assert self._process.stdout is not None
         pipe = self._process.stdout.fileno()
@@ -92,7 +92,7 @@ class WorkerProcess:
             selector.register(pipe, selectors.EVENT_READ)
             while b"\n" not in self._unread:
                 if self._stop.is_set():
-                    raise Stopped
+                    raise WorkerStopped
                 if selector.select(_POLL_S):
                     received = os.read(pipe, 65536)
                     if not received:

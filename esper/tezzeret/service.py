@@ -18,7 +18,7 @@ from esper.oona.codec import message
 from esper.oona.redis import Entry, RedisBus
 from esper.oona.service import serve
 from esper.tezzeret.characterise import SITES, Forge, characterise, jobs
-from esper.tezzeret.process import Stopped
+from esper.tezzeret.process import WorkerStopped
 from esper.urza import Blueprint, Shape
 from esper.urza.records import KernelRecord
 from esper.urza.store import Store, find_blueprint
@@ -89,7 +89,7 @@ class TezzeretService:
             return
         try:
             problem = self._characterise(self._entry)
-        except Stopped:
+        except WorkerStopped:
             return
         if problem:
             logger.warning("invalid submission: %s", problem)

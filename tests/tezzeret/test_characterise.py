@@ -20,7 +20,7 @@ from esper.configs import DatabaseConfig, StorageConfig
 from esper.errors import ConfigError, EsperError
 from esper.tezzeret.characterise import Forge, Limits, characterise, jobs
 from esper.tezzeret.measure import Job
-from esper.tezzeret.process import Stopped
+from esper.tezzeret.process import WorkerStopped
 from esper.urza.records import KernelRecord
 from esper.urza.store import Store
 from tests.urza.definitions import text
@@ -157,7 +157,7 @@ def test_a_stop_ends_a_job_that_hangs(store: Store):
         hanging = newest_worker()
         threading.Timer(0.3, stop.set).start()
         started = time.monotonic()
-        with pytest.raises(Stopped):
+        with pytest.raises(WorkerStopped):
             list(characterise([job("hang")], forge=forge, store=store))
         assert time.monotonic() - started < 60  # the job may take 300 s
         assert not hanging.is_running()
