@@ -12,33 +12,12 @@ import torch
 from esper.configs import MorphogeneticConfig
 from esper.contracts.events import Judged, Scored, SurgeryEnded
 from esper.contracts.health import HealthSignal
-from esper.contracts.lifecycle import SeedLifecycleState
 from esper.errors import RunError, WriteError
 from esper.simic.fit import MIN_OUTCOMES, fit, main, training_examples
 from esper.tamiyo.policies.learned import FEATURES, features, load_policy
 from esper.tracking import Journal
 from esper.urza import get
-
-
-def signal(site: str, score: float | None) -> HealthSignal:
-    return HealthSignal(
-        site=site,
-        layer="layer1",
-        kind="after",
-        epoch=4,
-        progress=0.4,
-        in_shape=(8, 4, 4),
-        out_shape=(8, 4, 4),
-        state=SeedLifecycleState.DORMANT,
-        state_epoch=0,
-        num_kernels=0,
-        has_room=True,
-        last_adaptation_epoch=None,
-        score=score,
-        health=1.0,
-        activation_variance=1.0,
-        gradient_norm=1.0,
-    )
+from tests.tamiyo.test_policies import signal
 
 
 def grow(
@@ -74,14 +53,19 @@ def write_run(folder: Path, num_grown: int) -> Path:
     """A run in which the relative gain was a hundredth of the log score."""
     journal = Journal(folder / "journal.jsonl")
     for k in range(1, num_grown + 1):
-        grow(journal, k, signals=[signal("a:after", math.exp(k)), signal("b:after", 1.0)], gain=2.0 * 0.01 * k)
+        grow(
+            journal,
+            k,
+            signals=[signal("a:after", score=math.exp(k)), signal("b:after", score=1.0)],
+            gain=2.0 * 0.01 * k,
+        )
     journal.close()
     return folder
 
 
 def test_an_outcome_is_what_tamiyo_saw_and_the_relative_gain_judged_later(tmp_path: Path) -> None:
     write_run(tmp_path, 1)
-    signals = [signal("a:after", math.exp(1)), signal("b:after", 1.0)]
+    signals = [signal("a:after", score=math.exp(1)), signal("b:after", score=1.0)]
     [(seen, gain)] = training_examples(tmp_path / "journal.jsonl")
     assert seen == pytest.approx(features(signals[0], signals, get("conv1x1")))
     assert gain == pytest.approx(0.01)
@@ -89,10 +73,10 @@ def test_an_outcome_is_what_tamiyo_saw_and_the_relative_gain_judged_later(tmp_pa
 
 def test_what_was_not_measured_not_committed_judged_without_a_number_or_a_copy_teaches_nothing(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "journal.jsonl")
-    grow(journal, 1, signals=[signal("a:after", None)], gain=0.1)
-    grow(journal, 2, signals=[signal("a:after", 1.0)], gain=0.1, committed=False)
-    grow(journal, 3, signals=[signal("a:after", 1.0)], gain=math.nan)
-    grow(journal, 4, signals=[signal("a:after", 1.0)], gain=0.1, blueprint="copy")
+    grow(journal, 1, signals=[signal("a:after", score=None)], gain=0.1)
+    grow(journal, 2, signals=[signal("a:after", score=1.0)], gain=0.1, committed=False)
+    grow(journal, 3, signals=[signal("a:after", score=1.0)], gain=math.nan)
+    grow(journal, 4, signals=[signal("a:after", score=1.0)], gain=0.1, blueprint="copy")
     journal.close()
     assert training_examples(tmp_path / "journal.jsonl") == []
 
@@ -127,7 +111,7 @@ def test_tamiyo_reads_what_simic_wrote_and_prefers_what_gained(
     assert main(runs, out) == 0
     assert f"{2 * MIN_OUTCOMES} judged modules of 2 runs" in capsys.readouterr().out
     policy = load_policy(out, MorphogeneticConfig(blueprint="conv1x1"))
-    decision = policy.decide([signal("a:after", math.exp(6)), signal("b:after", 1.0)])
+    decision = policy.decide([signal("a:after", score=math.exp(6)), signal("b:after", score=1.0)])
     assert (decision.site, decision.blueprint_id) == ("a:after", "conv1x1")
     assert decision.confidence == pytest.approx(0.06, abs=0.01)
 
@@ -157,7 +141,7 @@ def test_signals_of_another_version_are_an_error_that_names_the_journal(tmp_path
     path = tmp_path / "journal.jsonl"
     event = {"kind": "signals", "time_unix_s": 1.0, "step": 1, "epoch": 1, "cost_macs": 1, "cost_s": 0.1}
     path.write_text(
-        json.dumps({**event, "signals": [{**dataclasses.asdict(signal("a:after", 1.0)), "later": 1}]}) + "\n"
+        json.dumps({**event, "signals": [{**dataclasses.asdict(signal("a:after", score=1.0)), "later": 1}]}) + "\n"
     )
     with pytest.raises(RunError, match=r"journal\.jsonl: signals of another version"):
         training_examples(path)

@@ -22,13 +22,10 @@ from tests.conftest import journal_of, tiny_config
 from tests.tolaria.checkpoints.test_resume import assert_same, train
 from tests.tolaria.growth.test_stack import stacking
 from tests.tolaria.processes import GROWS, train_together
+from tests.tolaria.test_memory import refused
 
 EXPLODES = {"morphogenetic__insertion_gain_rate": 1e30}
 """The learning rate of a newborn's output scale: the loss is not finite in the third step after growth."""
-
-
-def refused(growth: dict[str, Any]) -> list[tuple[str, str]]:
-    return [(site, blueprint_id) for site, blueprint_id, _ in growth["refusals"]["reasons"]]
 
 
 @pytest.mark.parametrize(
