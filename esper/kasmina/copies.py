@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -286,21 +285,49 @@ def share_gains(model: MorphableModel, graft: Graft) -> None:
     """Divide what a block does among it and its copies: with k copies, each gets 1/(k + 1) of the last norm's gain.
 
     So a chain of residual blocks at first does about what the block did: one step becomes k + 1 smaller ones. Blocks
-    without batch norm, and their copies, keep their strength. Source: Chang et al. 2018, arXiv:1710.10348.
+    without batch norm, and their copies, keep their strength. What the last norms of several blocks share is divided
+    once, as soon as all of them have copies born at this step, and by the largest k + 1; copies of a block that has
+    fewer get more each. Source: Chang et al. 2018, arXiv:1710.10348.
 
     Args:
         model: the network.
         graft: the copies, which have just been attached.
     """
-    kernel = model.slot(graft.site).kernel(graft)
-    assert isinstance(kernel, CopiedBlocks)
-    num_copies = Counter(graft.sources)
-    shares = [*zip(graft.sources, kernel.blocks, strict=True), *((s, source_block(model, s)) for s in num_copies)]
+    copies: dict[nn.Module, list[nn.Module]] = {}
+    for born in (entry for entry in model.recipe if entry.sources and entry.born_step == graft.born_step):
+        kernel = model.slot(born.site).kernel(born)
+        assert isinstance(kernel, CopiedBlocks)
+        for source, copied in zip(born.sources, kernel.blocks, strict=True):
+            copies.setdefault(source_block(model, source), []).append(copied)
+    new = {source_block(model, source) for source in graft.sources}
     with torch.no_grad():
-        for source, block in shares:
-            if (norm := _last_norm(block)) is not None:
-                norm.weight.div_(1 + num_copies[source])
-                norm.bias.div_(1 + num_copies[source])
+        for p, owners in _owners_of_gains(model, copies).items():
+            if new.isdisjoint(owners) or not owners.keys() <= copies.keys():
+                continue
+            most = max(len(copies[block]) for block in owners)
+            p.div_(1 + most)
+            for block, name in owners.items():
+                for copied in copies[block]:
+                    share = _last_gain(copied)[name].div_(1 + most)
+                    if len(copies[block]) < most:
+                        share.mul_(most / len(copies[block]))
+
+
+def _owners_of_gains(model: MorphableModel, others: Iterable[nn.Module]) -> dict[nn.Parameter, dict[nn.Module, str]]:
+    """By parameter of last norms: its name in that of each block, of the host's blocks and others."""
+    sites = [*model.all_sites.values(), *(slot.site for slot in model.all_slots())]
+    blocks = [model.host.get_submodule(site.block) for site in sites if site.kind == "after"]
+    owners: dict[nn.Parameter, dict[nn.Module, str]] = {}
+    for block in [*blocks, *others]:
+        for name, p in _last_gain(block).items():
+            owners.setdefault(p, {})[block] = name
+    return owners
+
+
+def _last_gain(block: nn.Module) -> dict[str, nn.Parameter]:
+    """Weight and bias of a block's last norm; none if it has no such norm."""
+    norm = _last_norm(block)
+    return {} if norm is None else {"weight": norm.weight, "bias": norm.bias}
 
 
 def _last_norm(block: nn.Module) -> nn.BatchNorm2d | None:

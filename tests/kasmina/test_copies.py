@@ -189,6 +189,70 @@ def test_a_block_and_its_copies_share_the_gain_of_its_last_norm() -> None:
         assert torch.equal(block.bn1.weight, inner_gain)
 
 
+def tie_norms(*blocks: nn.Module) -> tuple[Tensor, Tensor]:
+    """Let blocks share weight and bias of their last norm; returns their values."""
+    for block in blocks:
+        block.bn2.weight, block.bn2.bias = blocks[0].bn2.weight, blocks[0].bn2.bias
+    return blocks[0].bn2.weight.detach().clone(), blocks[0].bn2.bias.detach().clone()
+
+
+@pytest.mark.parametrize("is_module", [False, True])
+def test_a_norm_that_blocks_share_is_divided_once(is_module: bool) -> None:
+    model = trained_model()
+    first, second = model.host.get_submodule("layer1")
+    gain, bias = tie_norms(first, second)
+    if is_module:
+        second.bn2 = first.bn2
+    graft = keep_copies(model, "layer1.1:after", init="shared")
+    share_gains(model, graft)
+    for block in (first, second, *model.slot("layer1.1:after").kernel(graft).blocks):
+        torch.testing.assert_close(block.bn2.weight, gain / 2)
+        torch.testing.assert_close(block.bn2.bias, bias / 2)
+
+
+def test_a_norm_shared_by_blocks_of_one_doubling_is_divided_once_all_have_copies() -> None:
+    """As `interleave` copies each block by itself; until then, a block without copies would do less."""
+    model = trained_model()
+    first, second = model.host.get_submodule("layer1")
+    gain, bias = tie_norms(first, second)
+    grafts = []
+    for number, site in enumerate(("layer1.0:after", "layer1.1:after"), start=1):
+        assert torch.equal(second.bn2.weight, gain)
+        grafts.append(keep_copies(model, site, number=number, init="shared", order="interleave"))
+        share_gains(model, grafts[-1])
+    for block in (first, second, *(model.slot(graft.site).kernel(graft).blocks[0] for graft in grafts)):
+        torch.testing.assert_close(block.bn2.weight, gain / 2)
+        torch.testing.assert_close(block.bn2.bias, bias / 2)
+
+
+def test_a_norm_shared_with_a_block_that_is_not_copied_keeps_its_gain() -> None:
+    """The first block of layer2 changes its input's shape."""
+    model = trained_model()
+    first, second = model.host.get_submodule("layer2")
+    gain, _ = tie_norms(first, second)
+    graft = keep_copies(model, "layer2.1:after", init="shared")
+    share_gains(model, graft)
+    for block in (first, *model.slot("layer2.1:after").kernel(graft).blocks):
+        assert torch.equal(block.bn2.weight, gain)
+
+
+def test_blocks_with_unequal_numbers_of_copies_that_share_a_norm_keep_the_sum_of_their_gains() -> None:
+    torch.manual_seed(0)
+    config = ModelConfig(name="resnet_small", widths=[4, 8], depths=[2, 3], target_layers=["layer1", "layer2"])
+    network = build_host(config, DataSpec(inputs=(3, 8, 8), num_outputs=5))
+    model = wrap(network, config.target_layers, 16, input_shape=(3, 8, 8), site_kinds=["after"]).eval()
+    _, first, second = model.host.get_submodule("layer2")
+    nn.init.uniform_(first.bn2.weight, 0.5, 1.5)
+    gain, _ = tie_norms(first, second)
+    graft = keep_copies(model, "layer2.2:after", init="shared")
+    assert graft.sources == ("layer2.2", "layer2.1", "layer2.2")
+    share_gains(model, graft)
+    last, middle, again = (block.bn2.weight for block in model.slot("layer2.2:after").kernel(graft).blocks)
+    torch.testing.assert_close(first.bn2.weight, gain / 3)
+    torch.testing.assert_close(first.bn2.weight + middle, gain)
+    torch.testing.assert_close(second.bn2.weight + last + again, gain)
+
+
 def test_sharing_the_gain_changes_the_output_less_than_copies_at_full_strength() -> None:
     changes = {}
     for init in ("trained", "shared"):
