@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from esper.configs.load import read_yaml
-from esper.errors import RunError
+from esper.errors import ConfigError, RunError
 from esper.tracking import read
 from esper.tracking.history import History
 from esper.tracking.liveness import read_status
@@ -62,7 +62,7 @@ def read_run(run_dir: Path) -> RunRecord:
     """Read a run folder, without an incomplete last line of the journal.
 
     Raises:
-        RunError: the journal is missing or damaged.
+        RunError: the journal is missing or damaged, or the configuration is damaged.
     """
     record = RunRecord(run_dir=run_dir, history=History())
     path = run_dir / "journal.jsonl"
@@ -81,5 +81,9 @@ def read_run(run_dir: Path) -> RunRecord:
         status, record.reason = read_status(run_dir)
         record.status = status or "running"
     if (run_dir / "config.yaml").exists():
-        record.config_yaml = read_yaml(run_dir / "config.yaml")
+        try:
+            record.config_yaml = read_yaml(run_dir / "config.yaml")
+        except ConfigError:
+            remedy = "the run's own command rebuilds it" if record.history.started else "restore it"
+            raise RunError(f"{run_dir / 'config.yaml'} is not the configuration of a run; {remedy}") from None
     return record

@@ -45,8 +45,8 @@ class ComparedRun:
         folder: its folder; None of a run from MLflow.
         settings: configuration as text, by dotted name.
         status: not started, running, finished, failed, interrupted, killed, replaced (by a run with
-            `fresh=true`), or not in the sweep (in whose folder it is).
-        reason: why it failed or was interrupted; when a killed run was last seen.
+            `fresh=true`), not in the sweep (in whose folder it is), or damaged.
+        reason: why it failed or was interrupted; when a killed run was last seen; what is damaged.
         machine: device and processor.
         headline: the metric that leads.
         result: result of a finished run, see `contracts.events.RunEnded`.
@@ -104,7 +104,7 @@ def from_folders(paths: Sequence[Path]) -> list[ComparedRun]:
     In the folder of a sweep, other runs than its members have the status "not in the sweep" unless they are in `paths`.
 
     Raises:
-        RunError: a path holds no run, or a journal cannot be read.
+        RunError: a path holds no run, or no run can be read.
     """
     folders: set[Path] = set()
     for path in paths:
@@ -113,11 +113,18 @@ def from_folders(paths: Sequence[Path]) -> list[ComparedRun]:
             raise RunError(f"{path} holds no run folder: there is no journal.jsonl at or below it; name another path")
         folders |= below
     named = {path.resolve() for path in paths}
-    runs = []
+    runs, damaged = [], list[RunError]()
     for folder in sorted(folders):
         members = read_members(folder.parent)
-        is_other = bool(members) and folder.name not in members and folder not in named
-        runs.append(_from_folder(folder, overrides=members.get(folder.name), is_other=is_other))
+        overrides = members.get(folder.name)
+        is_other = bool(members) and overrides is None and folder not in named
+        try:
+            runs.append(_from_folder(folder, overrides=overrides, is_other=is_other))
+        except RunError as error:
+            damaged.append(error)
+            runs.append(_damaged(folder, str(error), overrides=overrides))
+    if len(damaged) == len(runs):
+        raise damaged[0]
     return runs
 
 
@@ -156,6 +163,8 @@ def _from_folder(folder: Path, *, overrides: Sequence[str] | None, is_other: boo
     record = read_run(folder)
     started = record.history.started
     config = started["config"] if started else yaml.safe_load(record.config_yaml) or {}
+    if not isinstance(config, dict):
+        raise RunError(f"{folder / 'config.yaml'} is not the configuration of a run; restore it")
     events = sorted((event for kind in record.events.values() for event in kind), key=lambda e: e["time_unix_s"])
     result = _result(record.result)
     status = record.status if started else "not started"
@@ -179,6 +188,20 @@ def _from_folder(folder: Path, *, overrides: Sequence[str] | None, is_other: boo
         growth_steps=_growth_steps(events),
         overrides=None if overrides is None else dict(map(_setting, overrides)),
         shared=shared_work(record),
+    )
+
+
+def _damaged(folder: Path, reason: str, *, overrides: Sequence[str] | None) -> ComparedRun:
+    return ComparedRun(
+        name=folder.name,
+        folder=folder,
+        settings={},
+        status="damaged",
+        reason=reason,
+        machine="",
+        result=None,
+        curve=[],
+        overrides=None if overrides is None else dict(map(_setting, overrides)),
     )
 
 

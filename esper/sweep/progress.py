@@ -10,7 +10,7 @@ from typing import Any
 
 from esper.contracts.metrics import ACCURACY, MetricInfo, headline_of
 from esper.errors import RunError
-from esper.files import decode
+from esper.files import decode, open_regular
 from esper.tracking.event_schema import EVENT
 from esper.tracking.history import image_macs
 
@@ -51,7 +51,7 @@ class Progress:
     def update(self) -> None:
         """Read the new lines of the journal."""
         try:
-            with self.journal.open("rb") as file:
+            with open_regular(self.journal) as file:
                 if file.seek(0, 2) < self._offset:  # rewound to a checkpoint, or started anew
                     self.epoch, self.metric, self._offset, self._times = 0, None, 0, []
                     self.macs, self.seconds, self._step, self._image_macs = 0, 0.0, 0, 0
@@ -63,7 +63,7 @@ class Progress:
                     if line.startswith(_EVENTS):
                         with contextlib.suppress(RunError):  # a damaged line; the next epoch's tells
                             self._read_event(decode(line, EVENT(), where=""))
-        except OSError:
+        except (OSError, RunError):
             return
 
     def eta_s(self) -> float | None:

@@ -221,14 +221,17 @@ def recorded_config(folder: Path) -> dict[str, Any] | None:
     try:
         content = _config_schema().validate_python(yaml.safe_load(read_yaml(file)), strict=True)
     except (ValueError, RecursionError, yaml.YAMLError):
-        raise RunError(f"{file} is not the configuration of a run; restore it, or use another folder") from None
+        raise RunError(f"{file} is not the configuration of a run; {_remedy(folder)}") from None
     try:
         with_defaults(content)  # a file that was cut lacks settings, and one of a newer version has others
     except ValueError as error:
-        raise RunError(
-            f"{file} is not the configuration of a run ({error}); restore it, or use another folder"
-        ) from None
+        raise RunError(f"{file} is not the configuration of a run ({error}); {_remedy(folder)}") from None
     return content
+
+
+def _remedy(folder: Path) -> str:
+    """What to do about a configuration that is damaged."""
+    return "the run's own command rebuilds it" if _journalled_config(folder) else "restore it, or use another folder"
 
 
 def require_same_run(config: TolariaConfig, run_dir: Path) -> None:

@@ -69,6 +69,8 @@ def recorded_status(run_dir: Path) -> dict[str, Any] | None:
         return read_json(run_dir / "status.json", _decoder())
     except FileNotFoundError:
         return None
+    except RunError as error:
+        raise RunError(f"{error}; the run's own command rebuilds it") from None
 
 
 def read_status(run_dir: Path) -> tuple[str, str]:
@@ -132,12 +134,12 @@ def _is_locked(run_dir: Path) -> bool | None:
     A shared lock needs no permission to write, and several commands can hold it at once.
     """
     try:
-        with (run_dir / ".lock").open("rb") as file:
+        with open_regular(run_dir / ".lock") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # closing the file releases it
             return False
     except BlockingIOError:
         return True
-    except OSError:
+    except (OSError, RunError):
         return None
 
 

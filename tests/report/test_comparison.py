@@ -418,6 +418,37 @@ def test_an_interval_of_differences_shows_no_more_than_a_percentage_can_differ(t
     assert -100 <= low < high == 100
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("journal.jsonl", "{\n", "journal.jsonl, line 1 is damaged"),
+        ("config.yaml", "model: [", "config.yaml is not the configuration of a run"),
+        ("config.yaml", None, "config.yaml is not the configuration of a run"),  # a folder
+    ],
+)
+def test_a_damaged_run_is_left_out_with_its_remedy_and_the_others_are_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, content: str | None, told: str
+) -> None:
+    for seed in range(3):
+        write_run(tmp_path / f"run-{seed}", rng_seed=seed)
+    file = tmp_path / "run-2" / name
+    if content is None:
+        file.mkdir()
+    else:
+        file.write_text(content)
+    assert run_cli(tmp_path) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "all runs 2 " in out
+    assert "left out: run-2: damaged: " in out
+    (left,) = json.loads((tmp_path / "comparison.json").read_text())["left_out"]
+    assert re.fullmatch(rf"damaged: \S+/run-2/{told}.*; the run's own command (rebuilds|sets) .*", left["why"])
+    assert run_cli(file.parent) == 2
+    err = capsys.readouterr().err
+    assert re.fullmatch(rf"error: \S+/run-2/{told}.*; the run's own command (rebuilds|sets) .*\n", err)
+    assert run_cli(file.parent, "--out", tmp_path / "page.html") == 2
+    assert capsys.readouterr().err == err
+
+
 def test_several_paths_are_compared_and_their_page_goes_to_the_file_that_is_named(tmp_path: Path) -> None:
     for name, grows in (("a", True), ("b", False)):
         write_run(tmp_path / name, morphogenetic__enable_tamiyo=grows)

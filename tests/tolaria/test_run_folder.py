@@ -117,6 +117,8 @@ def test_the_configuration_comes_back_from_the_journal(out: Path, damage: Callab
     file.write_text(damage(file.read_text()))
     with pytest.raises(RunError, match=r"out holds a run of other settings: rng_seed: 0 → 4"):
         fit(*DEBUG, "rng_seed=4", run_dir=out)
+    with pytest.raises(RunError, match=r"config\.yaml is not the configuration.*; the run's own command rebuilds it"):
+        recorded_config(out)
     assert fit(*DEBUG, run_dir=out).result is not None
     assert recorded_config(out) == before
     assert (out / "config.damaged.yaml").exists()

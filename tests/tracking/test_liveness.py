@@ -19,6 +19,7 @@ import pytest
 from esper.report.run_record import read_run
 from esper.sweep.manifest import members_of
 from esper.sweep.member_state import member_states
+from esper.sweep.progress import Progress
 from esper.tolaria.run_folder import RunFolder
 from esper.tracking import liveness, read
 from esper.tracking.liveness import killed_reason, read_status
@@ -120,6 +121,18 @@ def test_without_a_lock_file_the_process_tells(left: Path) -> None:
     assert read_status(left)[0] == "killed"
     on_another_host(left)
     assert read_status(left)[0] == "running"
+
+
+def test_a_pipe_instead_of_a_file_is_not_waited_for(left: Path) -> None:
+    (left / ".lock").unlink()
+    for name in (".lock", "journal.jsonl"):
+        os.mkfifo(left / name)
+    works = [lambda: read_status(left), Progress(journal=left / "journal.jsonl").update]
+    threads = [threading.Thread(target=work, daemon=True) for work in works]
+    for thread in threads:
+        thread.start()
+        thread.join(timeout=5)
+    assert [thread.is_alive() for thread in threads] == [False, False]
 
 
 def test_showing_a_status_does_not_keep_a_run_from_starting(left: Path) -> None:

@@ -116,11 +116,16 @@ def home_of(checkpoint: Path) -> Path:
 
 
 def read_origin(folder: Path) -> Origin | None:
-    """What a run folder, or one with checkpoints of a run, says of it; None if it says nothing."""
+    """What a run folder, or one with checkpoints of a run, says of it; None if it says nothing.
+
+    Raises:
+        RunError: its `config.yaml` or `data.json` is damaged.
+    """
+    settings = recorded_config(folder)
+    if settings is None:
+        return None
+    data = recorded_data(folder)
     try:
-        settings = recorded_config(folder)
-        if settings is None:
-            return None
         dataset = settings["dataset"]
         return Origin(
             dataset=dataset["name"],
@@ -128,9 +133,9 @@ def read_origin(folder: Path) -> Origin | None:
             epoch=_settings(dataset, _EPOCH_SETTINGS),
             split=_split_settings(dataset, rng_seed=settings["rng_seed"]),
             text=_settings(dataset, _TEXT_SETTINGS),
-            data=recorded_data(folder),
+            data=data,
         )
-    except (RunError, KeyError, TypeError):
+    except (KeyError, TypeError):
         return None
 
 
@@ -143,7 +148,12 @@ def place(run: Run, path: Path, saved: Snapshot) -> tuple[Snapshot, list[str]]:
     """
     where, otherwise = _words(path)
     splits, settings = run.parts.splits, split_settings(run)
-    origin = read_origin(home_of(path))
+    try:
+        origin = read_origin(home_of(path))
+    except RunError as error:
+        if saved.digest == digest(run.config):
+            return saved, []
+        raise ConfigError(f"{where}: {error}") from None
     if origin is None:
         if saved.digest == digest(run.config):
             return saved, []

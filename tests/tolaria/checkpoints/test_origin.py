@@ -201,6 +201,23 @@ def test_a_checkpoint_of_a_run_that_recorded_no_data_says_so(source: Path, tmp_p
         train(going_on(at(old, 12), rng_seed=1), tmp_path / "other")
 
 
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("config.yaml", "config.yaml is not the configuration of a run; the run's own command rebuilds it"),
+        ("data.json", "data.json is damaged: .*; remove it, and the data is not compared"),
+    ],
+)
+@pytest.mark.parametrize("setting", ["checkpoint__resume_from", "model__init_from"])
+def test_what_a_damaged_file_would_tell_of_the_earlier_training_is_not_taken_for_unknown(
+    source: Path, tmp_path: Path, name: str, told: str, setting: str
+) -> None:
+    old = shutil.copytree(source, tmp_path / "old")
+    (old / name).write_text("[")
+    with pytest.raises(ConfigError, match=rf"{setting.replace('__', '.')}=\S+: \S+/{told}"):
+        train(tiny_config(**PLAIN, optimization__max_epochs=5, **{setting: at(old, 12)}), tmp_path / "run")
+
+
 def test_a_validation_set_of_its_own_is_never_trained_on(tmp_path: Path) -> None:
     data = write_images(tmp_path / "data")
     shutil.copytree(data / "test", data / "val")
