@@ -15,6 +15,7 @@ from esper.data.images import FileSet
 from esper.data.spec import DataSpec
 from esper.data.splits import DataSplits
 from esper.data.tokens import TokenSet
+from esper.errors import RunError
 from esper.files import as_json, decoder, read_json, write_atomically
 from esper.images.decode import Resize
 
@@ -158,3 +159,5 @@ def read_interface(run_dir: Path) -> Interface | None:
         return Interface.of_entry(read_json(run_dir / _FILE, _DECODER))
     except FileNotFoundError:
         return None
+    except RunError as error:
+        raise RunError(f"{error}; remove it, and what it says is taken from the run's data") from None

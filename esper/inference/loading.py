@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import TypeAdapter
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
@@ -224,12 +225,12 @@ def _plugin_options(modules: Sequence[str]) -> str:
 
 def _of_export(folder: Path, model: Any) -> Network:
     file = folder / DESCRIPTION
-    schema = read_json(file, _VERSION)["schema"]
+    schema = _description(file, _VERSION)["schema"]
     if schema != SCHEMA:
         older = "an older version of Esper, without how inputs are prepared: export the run again"
         newer = f"a newer version of Esper (schema {schema}; this one reads {SCHEMA}): install that"
         raise RunError(f"{folder} was exported by {older if schema < SCHEMA else newer}")
-    description = read_json(file, _DESCRIPTION)
+    description = _description(file, _DESCRIPTION)
     config, interface = ModelConfig(**description["model"]), Interface.of_entry(description["interface"])
     _find_own(config, model, folder, description.get("plugins", []))
     recipe = [Graft(**entry) for entry in description["recipe"]]
@@ -253,6 +254,13 @@ def _of_export(folder: Path, model: Any) -> Network:
         channels_last=description["channels_last"],
         tokenizer=str(tokenizer) if tokenizer.is_file() else None,
     )
+
+
+def _description(file: Path, schema: TypeAdapter[dict[str, Any]]) -> dict[str, Any]:
+    try:
+        return read_json(file, schema)
+    except RunError as error:
+        raise RunError(f"{error}; export the run again") from None
 
 
 def _network(

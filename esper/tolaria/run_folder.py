@@ -70,7 +70,7 @@ class RunFolder:
                 who = "trainer of this process, which was not shut down; call its shutdown()"
             raise RunError(f"{self.path} is in use by another {who}, {remedy}") from None
         except OSError as error:
-            raise RunError(f"cannot write in {self.path}: {error.strerror or error}") from None
+            raise RunError(f"cannot write {error.filename or self.path}: {error.strerror or error}") from None
 
     def _wait_for_lock(self) -> None:
         until = time.monotonic() + _SUSPENDED_S
@@ -231,7 +231,11 @@ def recorded_config(folder: Path) -> dict[str, Any] | None:
 
 def _remedy(folder: Path) -> str:
     """What to do about a configuration that is damaged."""
-    return "the run's own command rebuilds it" if _journalled_config(folder) else "restore it, or use another folder"
+    try:
+        is_known = bool(with_defaults(_journalled_config(folder) or {}))
+    except ValueError:
+        is_known = False
+    return "the run's own command rebuilds it" if is_known else "restore it, or use another folder"
 
 
 def require_same_run(config: TolariaConfig, run_dir: Path) -> None:

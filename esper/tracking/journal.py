@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from enum import Enum
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -151,11 +152,18 @@ def read(path: Path, *, skip_damaged: bool = False) -> Iterator[dict[str, Any]]:
         FileNotFoundError: it is missing.
         RunError: it cannot be read, or a line is not an event.
     """
-    with open_regular(path) as file:
+    with _opened(path) as file:
         for number, line in enumerate(file, start=1):
             if not line.endswith(b"\n") or line.isspace() or (skip_damaged and not _is_event(line)):
                 continue
             yield _parse(line, where=f"{path}, line {number}")
+
+
+def _opened(path: Path) -> BufferedReader:
+    try:
+        return open_regular(path)
+    except RunError as error:
+        raise RunError(f"{error}; restore it, or move its folder elsewhere") from None
 
 
 def read_from(path: Path, offset: int) -> tuple[list[dict[str, Any]], int]:
@@ -164,7 +172,7 @@ def read_from(path: Path, offset: int) -> tuple[list[dict[str, Any]], int]:
     Raises:
         RunError: a line is not an event.
     """
-    with open_regular(path) as file:
+    with _opened(path) as file:
         file.seek(offset)
         lines = file.read()
     lines = lines[: lines.rfind(b"\n") + 1]
@@ -181,7 +189,7 @@ def mend(path: Path) -> int:
         WriteError: a file cannot be written.
     """
     damaged, offset = [], 0
-    with contextlib.suppress(FileNotFoundError), open_regular(path) as file:
+    with contextlib.suppress(FileNotFoundError), _opened(path) as file:
         for line in file:
             if line.endswith(b"\n") and not line.isspace() and not _is_event(line):
                 damaged.append((offset, line))

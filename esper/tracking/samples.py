@@ -11,6 +11,7 @@ from typing import Annotated
 
 from pydantic import Field, TypeAdapter
 
+from esper.errors import RunError
 from esper.files import as_json, read_json, write_atomically
 
 __all__ = ["Sample", "read_samples", "write_samples"]
@@ -50,3 +51,5 @@ def read_samples(run_dir: Path) -> list[dict[str, str | float]]:
         return read_json(run_dir / "samples.json", _SAMPLES)
     except FileNotFoundError:
         return []
+    except RunError as error:
+        raise RunError(f"{error}; remove it, and the report does without its pictures") from None

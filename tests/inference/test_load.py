@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -177,6 +178,9 @@ def test_a_run_without_the_record_takes_it_from_its_data(trained: Seen, tmp_path
     run_dir, seen = trained.run_dir, trained
     older = tmp_path / "tiny" / "older"
     shutil.copytree(run_dir, older)
+    (older / "interface.json").write_text("{")
+    with pytest.raises(RunError, match=r"interface.json is damaged: .*; remove it, and what it says is taken from the"):
+        esper.load(older)
     (older / "interface.json").unlink()
     assert torch.allclose(predicted(esper.load(older), seen.test.images), seen.outputs, atol=1e-5)
 
@@ -184,8 +188,8 @@ def test_a_run_without_the_record_takes_it_from_its_data(trained: Seen, tmp_path
 def test_a_setting_that_this_version_does_not_know_is_named(trained: Seen, tmp_path: Path) -> None:
     newer = tmp_path / "tiny" / "newer"
     shutil.copytree(trained.run_dir, newer)
-    config = newer / "config.yaml"
-    config.write_text(config.read_text().replace("mlp_ratio:", "mlp_satio:"))
+    for file in (newer / "config.yaml", newer / "journal.jsonl"):
+        file.write_text(re.sub('mlp_ratio(?="?:)', "mlp_satio", file.read_text()))
     with pytest.raises(
         RunError, match=r"config.yaml .*\(model.mlp_satio is no setting of this version of Esper\); rest"
     ):
@@ -205,5 +209,5 @@ def test_a_flipped_bit_and_a_damaged_description_are_refused(trained: Seen, tmp_
     with pytest.raises(RunError, match=r"model.json is damaged: model.of_a_newer_version"):
         esper.load(out)
     (out / "model.json").write_text(description[:-30])
-    with pytest.raises(RunError, match=r"model.json is damaged"):
+    with pytest.raises(RunError, match=r"model.json is damaged.*; export the run again"):
         esper.load(out)

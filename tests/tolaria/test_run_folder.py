@@ -145,6 +145,20 @@ def test_a_status_is_read_strictly(out: Path, change: dict[str, Any]) -> None:
         recorded_status(out)
 
 
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("journal.jsonl", "journal.jsonl is not a regular file; restore it, or move its folder elsewhere"),
+        (".lock", "cannot write .*/out/.lock: Is a directory"),
+    ],
+)
+def test_a_folder_instead_of_a_file_that_a_run_needs_is_named(out: Path, name: str, told: str) -> None:
+    (out / name).unlink()
+    (out / name).mkdir()
+    with pytest.raises(RunError, match=told):
+        fit(*DEBUG, run_dir=out)
+
+
 def test_leftovers_of_dead_processes_go_and_those_of_others_stay(out: Path) -> None:
     host = socket.gethostname()
     dead = (out / f".report.html.{host}.999999999", out / f".status.json.{host}.999999998")

@@ -213,6 +213,19 @@ def load_newest(paths: Sequence[Path]) -> tuple[Path, Snapshot]:
         raise CheckpointError(f"{error}; {remedy}") from None
 
 
+def load_given(path: Path) -> Snapshot:
+    """Read the checkpoint that the user named.
+
+    Raises:
+        CheckpointError: it does not load; which other one of its run does.
+    """
+    try:
+        return load(path)
+    except CheckpointError as error:
+        other = next((one for one in find_checkpoints(path.parent) if one != path and _loads(one)), None)
+        raise CheckpointError(f"{error}; {f'give {other}' if other else 'no other one there loads'}") from None
+
+
 def find_checkpoints(folder: Path, *, prefix: str = "step", complete: bool = True) -> list[Path]:
     """The checkpoints in a folder, newest first; without `complete`, those that lost their manifest too."""
     if not folder.is_dir():

@@ -75,7 +75,7 @@ def read_network(path: Path) -> EarlierNetwork:
     """
     try:
         if (path / "manifest.json").is_file():
-            return _of_checkpoint(path, files.load(path), home_of(path))
+            return _of_checkpoint(path, files.load_given(path), home_of(path))
         if path.is_dir() and (settings := recorded_config(path)):
             newest = files.find_checkpoints(_checkpoints(path, settings), complete=False)
             if not newest:

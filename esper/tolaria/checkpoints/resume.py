@@ -68,7 +68,7 @@ def _find_start(run: Run, back_to: Path | None) -> tuple[tuple[Path, Snapshot] |
     own: tuple[Path, Snapshot] | None = None
     files.recover(run.checkpoint_dir)
     if path := back_to or rewind_target(config, run.checkpoint_dir):
-        own = path, files.load(path)
+        own = path, files.load_given(path)
     elif config.auto_resume and not run.config.fresh:
         own = _newest_loadable(files.find_checkpoints(run.checkpoint_dir, complete=False), lost)
         if own is None and not lost:
@@ -86,7 +86,7 @@ def _find_start(run: Run, back_to: Path | None) -> tuple[tuple[Path, Snapshot] |
                 "say where to start; leave one of them out"
             )
         path = Path(config.resume_from).expanduser()
-        placed, notices = place(run, path, files.load(path))
+        placed, notices = place(run, path, files.load_given(path))
         start = path, placed
     after_step = own[1].step if own else -1
     undone = back_to.with_name(back_to.name.replace("before", "step")) if back_to else None

@@ -15,7 +15,7 @@ from esper import fit
 from esper.configs import DatasetConfig, TolariaConfig
 from esper.configs.check import check
 from esper.data import load_splits
-from esper.errors import ConfigError
+from esper.errors import ConfigError, EsperError
 from esper.tolaria.checkpoints.files import load
 from esper.tolaria.checkpoints.origin import Origin, read_origin
 from tests.conftest import journal_of, tiny_config
@@ -215,6 +215,17 @@ def test_what_a_damaged_file_would_tell_of_the_earlier_training_is_not_taken_for
     old = shutil.copytree(source, tmp_path / "old")
     (old / name).write_text("[")
     with pytest.raises(ConfigError, match=rf"{setting.replace('__', '.')}=\S+: \S+/{told}"):
+        train(tiny_config(**PLAIN, optimization__max_epochs=5, **{setting: at(old, 12)}), tmp_path / "run")
+
+
+@pytest.mark.parametrize("setting", ["checkpoint__resume_from", "model__init_from"])
+def test_a_checkpoint_that_does_not_load_is_refused_with_one_that_does(
+    source: Path, tmp_path: Path, setting: str
+) -> None:
+    old = shutil.copytree(source, tmp_path / "old")
+    for step in (12, 18):
+        (old / "checkpoints" / f"step-{step:08d}" / "state.json").write_text("{}")
+    with pytest.raises(EsperError, match=rf"step-00000012/state\.json is damaged: .*; give {at(old, 9)}"):
         train(tiny_config(**PLAIN, optimization__max_epochs=5, **{setting: at(old, 12)}), tmp_path / "run")
 
 
