@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import shlex
+import sqlite3
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, NotRequired
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from pydantic import Field
 
 from esper.configs import TrackingConfig
 from esper.configs.paths import absolute_url, sqlite_url
-from esper.errors import RunError
+from esper.errors import RunError, one_line
 from esper.files import decoder, json_object, read_json, write_atomically
 from esper.redact import without_credentials
 
@@ -57,7 +59,11 @@ def tracking_uri(config: TrackingConfig, *, outputs_dir: Path) -> str:
 
 
 def connect(uri: str) -> Any:
-    """A client of a tracking server, or of a database file, which is created if missing."""
+    """A client of a tracking server, or of a database file, which is created if missing.
+
+    Raises:
+        RunError: the file is no database, or cannot be read or written.
+    """
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient
@@ -66,12 +72,37 @@ def connect(uri: str) -> Any:
     file = make_url(uri).database if uri.startswith("sqlite") else None
     if not file or file.startswith((":memory:", "file:")):
         return MlflowClient(tracking_uri=uri)
-    Path(file).parent.mkdir(parents=True, exist_ok=True)
-    # Processes that create the tables concurrently fail (measured: 7 of 8).
-    with FileLock(f"{file}.lock", timeout=60):
-        if not Path(file).exists():
-            _make_database(Path(file))
-        return MlflowClient(tracking_uri=uri)
+    try:
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+        # Processes that create the tables concurrently fail (measured: 7 of 8).
+        with FileLock(f"{file}.lock", timeout=60):
+            if not Path(file).exists():
+                _make_database(Path(file))
+            _require_usable(file)
+            return MlflowClient(tracking_uri=uri)
+    except Timeout:
+        raise
+    except OSError as error:
+        raise _unusable(file, one_line(error)) from None
+
+
+def _require_usable(file: str) -> None:
+    """Check what MLflow would try again for minutes."""
+    try:
+        with contextlib.closing(sqlite3.connect(file, timeout=0, isolation_level=None)) as connection:
+            connection.execute("SELECT count(*) FROM sqlite_master")
+            connection.execute("BEGIN IMMEDIATE")
+            connection.execute("ROLLBACK")
+    except sqlite3.Error as error:
+        if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:  # another process writes
+            raise _unusable(file, str(error)) from None
+
+
+def _unusable(file: str, problem: str) -> RunError:
+    return RunError(
+        f"MLflow's database {file} cannot be used: {problem}; move it elsewhere, and a new one is made, or give "
+        "another (tracking.uri=, --uri)"
+    )
 
 
 def _make_database(file: Path) -> None:

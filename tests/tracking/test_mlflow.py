@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import getpass
 import json
+import sqlite3
 import sys
 from collections import Counter
 from pathlib import Path
@@ -14,6 +16,7 @@ import pytest
 
 from esper.configs import TrackingConfig
 from esper.configs.paths import sqlite_url
+from esper.errors import RunError
 from esper.tolaria import TolariaTrainer
 from esper.tolaria.data_record import recorded_data
 from esper.tracking.mlflow_store import connect
@@ -49,6 +52,34 @@ def train(run_dir: Path, *, stop_after: int | None = None, **tracking: Any) -> T
 
     asyncio.run(go())
     return trainer
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (None, "unable to open database file"),  # a folder
+        ("a text, long enough for what is first read of a database" * 3, "file is not a database"),
+    ],
+)
+def test_a_file_that_is_no_database_is_refused_with_a_remedy(tmp_path: Path, content: str | None, told: str) -> None:
+    file = tmp_path / "mlflow.db"
+    if content is None:
+        file.mkdir()
+    else:
+        file.write_text(content)
+    with pytest.raises(RunError, match=rf"database {file} cannot be used: {told}; move it elsewhere"):
+        connect(sqlite_url(file))
+    below = tmp_path / "text" / "mlflow.db"
+    below.parent.touch()
+    with pytest.raises(RunError, match=rf"database {below} cannot be used: .*File exists"):
+        connect(sqlite_url(below))
+
+
+def test_a_database_that_another_process_writes_to_is_used(outputs: Path) -> None:
+    file = outputs / "mlflow.db"
+    with contextlib.closing(sqlite3.connect(file, isolation_level=None)) as writer:
+        writer.execute("BEGIN IMMEDIATE")
+        assert connect(sqlite_url(file)).get_experiment("0").name == "Default"
 
 
 def points(outputs: Path, run: Any) -> Counter[tuple[str, int]]:
