@@ -17,7 +17,7 @@ from esper.commands import add_group as _add_group
 from esper.commands import add_json as _add_json
 from esper.commands import positive as _positive
 from esper.completion import add_completion
-from esper.errors import EsperError
+from esper.errors import EsperError, RunError
 from esper.inference.parser import add_use
 from esper.launch.exits import exit_with
 from esper.launch.output import is_written, keep_writing
@@ -227,6 +227,14 @@ def _sweep_resume(options: argparse.Namespace) -> int:
 
 
 def _simic(options: argparse.Namespace) -> int:
+    from esper.files import require_writable
+
+    if options.out.suffix not in (".safetensors", ".json"):
+        raise RunError(
+            f"--out {options.out}: must be a .safetensors file, a policy from runs, or a .json file, one from folders "
+            "of plans"
+        )
+    require_writable(options.out)
     if options.out.suffix == ".json":
         from esper.planning import outcomes
 

@@ -35,6 +35,7 @@ __all__ = [
     "open_regular",
     "read_bytes",
     "read_json",
+    "require_writable",
     "sha256",
     "write_atomically",
 ]
@@ -87,6 +88,24 @@ def make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise WriteError(f"cannot make the folder {path}: {error.strerror or error}") from None
+
+
+def require_writable(out: Path, *, is_folder: bool = False) -> None:
+    """Refuse what `--out` names if it cannot be written, before the work whose result it is to hold.
+
+    Args:
+        out: a file, or a folder that may be there, in folders that need not be there.
+        is_folder: whether it is a folder.
+
+    Raises:
+        RunError: a folder stands in place of the file, or what it lies in is no folder or cannot be written to.
+    """
+    if out.is_dir() and not is_folder:
+        raise RunError(f"--out {out}: is a folder; name a file")
+    folder = next(folder for folder in out.absolute().parents if folder.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        problem = "cannot be written to" if folder.is_dir() else "is no folder"
+        raise RunError(f"--out {out}: {folder} {problem}; choose another place")
 
 
 def as_umask_says(path: Path) -> None:

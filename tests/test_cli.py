@@ -70,6 +70,28 @@ def test_a_folder_without_a_run_is_one_line_and_exit_code_2(
     assert told.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("out", "told"),
+    [
+        ("policy.txt", "must be a .safetensors file, a policy from runs, or a .json file"),
+        ("taken.json", "is a folder; name a file"),
+        ("file/new/policy.safetensors", "/file is no folder; choose another place"),
+    ],
+)
+def test_a_policy_file_that_cannot_be_written_is_refused_before_a_run_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], out: str, told: str
+):
+    monkeypatch.chdir(tmp_path)
+    Path("taken.json").mkdir()
+    Path("file").touch()
+    with pytest.raises(SystemExit) as ended:
+        main(["simic", "nowhere", "--out", out])
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: --out {out}: ")
+    assert told in error
+
+
 def test_help_imports_neither_torch_nor_mlflow():
     script = """
 import sys

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from esper import __version__
 from esper.data import DecodePool, evaluation_batches
 from esper.errors import ConfigError, DataError, RunError
-from esper.files import as_umask_says, sha256, write_atomically
+from esper.files import as_umask_says, require_writable, sha256, write_atomically
 from esper.inference.formats import greatest_difference, write_format
 from esper.inference.loading import (
     DESCRIPTION,
@@ -81,6 +81,7 @@ def export(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RunError(f"{out} already exists and is not an empty folder; choose another with --out, or remove it")
     found = trained(run_dir, best=best, model=model)
+    require_writable(out, is_folder=True)
     network = found.folded()
     inputs, source = _inputs(found, run_dir, check, is_required=bool(formats))
     temporary = out.absolute().with_name(f".{out.absolute().name}.{os.getpid()}")

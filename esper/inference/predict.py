@@ -14,6 +14,7 @@ from torch import Tensor
 
 from esper import plugins
 from esper.errors import DataError, RunError, WriteError
+from esper.files import require_writable
 from esper.inference.loading import load
 from esper.inference.network import Network, Prediction
 from esper.inference.page import Gallery
@@ -55,13 +56,19 @@ def main(
     """
     if out != "-" and Path(out).suffix != ".csv":
         raise RunError(f"--out {out}: must be a .csv file, or - for standard output; a page is written beside it")
+    if out != "-":
+        require_writable(Path(out))
+        require_writable(Path(out).with_suffix(".html"))
+        if any(Path(path).resolve() == Path(out).resolve() for path in given):
+            raise RunError(f"--out {out}: is what to predict; name another file")
     network = load_for_command(run, best=best, device=device, modules=modules)
     if network.tokenizer is not None:
         raise RunError(f"{run}: a language model; esper sample lets it write, esper evaluate measures it on a text")
-    with _opened(out) as file:
-        if any(map(is_table, given)):
+    if any(map(is_table, given)):
+        with _opened(out) as file:
             return _predict_tables(network, given, file, top_k=top_k, batch_size=batch_size)
-        pictures, problems = find_pictures(given, network.interface.names)
+    pictures, problems = find_pictures(given, network.interface.names)
+    with _opened(out) as file:
         for problem in problems:
             _complain(problem)
         gallery = Gallery(network, run=run)

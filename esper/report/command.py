@@ -10,6 +10,7 @@ from pathlib import Path
 
 from esper.console import Console
 from esper.errors import RunError
+from esper.files import require_writable
 from esper.report import comparison, run_page, runs
 
 __all__ = ["main"]
@@ -45,6 +46,9 @@ def main(
         raise RunError(f"--uri {uri}: only used with --mlflow EXPERIMENT; add that or remove --uri")
     if out is not None and out.suffix != ".html":
         raise RunError(f"--out {out}: must be an .html file; its content is also written as .json beside it")
+    if out is not None:
+        for file in (out, out.with_suffix(".json")):
+            require_writable(file)
     is_compared = any(option is not None for option in (out, baseline, target))
     if len(paths) == 1 and (paths[0] / "journal.jsonl").is_file() and not is_compared:
         page = run_page.write(paths[0])

@@ -104,6 +104,10 @@ def test_the_test_split_is_evaluated_to_the_runs_result_and_named(
         (["evaluate", "RUN", "nowhere"], "nowhere: no folder with a subfolder for each class"),
         (["evaluate", "RUN", "."], "not a class of the network, which are stripes0, stripes1"),
         (["predict", "RUN", "x.png", "--out", "table.txt"], "must be a .csv file, or - for standard output"),
+        (["predict", "RUN", "x.png", "--out", "taken.csv"], "--out taken.csv: is a folder; name a file"),
+        (["predict", "RUN", "x.png", "--out", "page.csv"], "--out page.html: is a folder; name a file"),
+        (["predict", "RUN", "x.png", "--out", "file/x.csv"], "/file is no folder; choose another place"),
+        (["predict", "RUN", "rows.csv", "--out", "./rows.csv"], "--out ./rows.csv: is what to predict"),
         (["predict", "nowhere", "x.png"], "is neither the folder of a run (it has no config.yaml) nor what esper"),
         (["predict", "RUN", "rows.csv"], "rows.csv: no table could be read"),
         (["evaluate", "RUN", "--device", "cuda:77"], "device=cuda:77: this machine has no "),
@@ -115,7 +119,9 @@ def test_bad_input_is_one_line(
     arguments: list[str], message: str,
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "else").mkdir()
+    for name in ("else", "taken.csv", "page.html"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "file").touch()
     places = {"RUN": str(trained.run_dir), "EXPORT": str(tmp_path / "exported")}
     if "EXPORT" in arguments:
         export(trained.run_dir, tmp_path / "exported")

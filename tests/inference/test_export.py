@@ -157,6 +157,12 @@ def test_a_folder_that_holds_something_is_left_alone(run_dir: Path, tmp_path: Pa
         export(run_dir, tmp_path)
 
 
+def test_a_place_that_cannot_be_written_is_refused_before_the_work(trained: Seen, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match=r"--out \S+/file/new/out: \S+/file is no folder; choose another place"):
+        export(trained.run_dir, tmp_path / "file" / "new" / "out")
+
+
 def test_a_folder_that_is_no_run_or_has_no_checkpoint_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="is not a run folder"):
         export(tmp_path, tmp_path / "out")

@@ -236,16 +236,6 @@ def test_a_test_loss_that_is_not_finite_leaves_the_rest_of_the_comparison(tmp_pa
     assert [arms[arm]["test_accuracy"][0] for arm in ("grown", "static_flops")] == [0.9, 0.9]
 
 
-def test_a_page_in_a_folder_that_cannot_be_made_is_an_error_in_one_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for arm in ("grown", "static_flops"):
-        write_run(tmp_path / "runs" / arm, comparison__arm=arm)
-    (tmp_path / "file").touch()
-    assert run_cli(tmp_path / "runs", "--out", tmp_path / "file" / "page.html") == 1
-    assert capsys.readouterr().err == f"error: cannot make the folder {tmp_path / 'file'}: File exists\n"
-
-
 @pytest.mark.parametrize("changes", [{"comparison__arm": "grown"}, {"rng_seed": 3}])
 @pytest.mark.parametrize("others", [(), ("c",), ("c", "d", "d.old1")])
 def test_two_runs_of_one_arm_and_seed_are_refused_with_the_command_that_compares_one_of_them(
@@ -462,6 +452,8 @@ def test_several_paths_are_compared_and_their_page_goes_to_the_file_that_is_name
         (["empty"], "holds no run folder"),
         ([], "give either folders of runs or --mlflow"),
         (["empty", "--out", "page.json"], "must be an .html file"),
+        (["empty", "--out", "taken/page.html"], "page.json: is a folder; name a file"),
+        (["empty", "--out", "taken/file/page.html"], "taken/file is no folder; choose another place"),
         (["--mlflow", "x", "--uri", "sqlite:///absent.db"], "no such database"),
         (["empty", "--uri", "sqlite:///absent.db"], "only used with --mlflow"),
     ],
@@ -475,6 +467,8 @@ def test_what_cannot_be_reported_is_one_line_and_exit_code_2(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("empty").mkdir()
+    Path("taken", "page.json").mkdir(parents=True)
+    Path("taken", "file").touch()
     assert run_cli(*arguments) == 2
     error = capsys.readouterr().err
     assert message in error
