@@ -10,14 +10,16 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
 from omegaconf import DictConfig
+from pydantic import Field, TypeAdapter
 
 from esper.configs.compose import compose
 from esper.configs.load import from_hydra
 from esper.configs.rank_env import rank_env
 from esper.errors import ConfigError, RunError
-from esper.files import write_atomically
+from esper.files import read_json, write_atomically
 from esper.launch.dry_run import dry_run
 from esper.launch.planned import Decision
 from esper.planning import check, outcomes, page, record, table
@@ -41,6 +43,7 @@ _SHARES = (0.1, 0.2, 0.3, 0.4, 0.5)
 """Shares of the compute at which growing is considered, besides that of the configuration."""
 _SPEED = "plan_speed.json"
 """MACs per second by family, measured for --hours before the first pilot: the same command chooses the same pilots."""
+_SPEEDS = TypeAdapter(dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]])
 _MEASURED_ANEW = 1.25
 """Factor on hours that are advised after a dry run, which keeps no speed: the next command may measure a higher one."""
 
@@ -141,7 +144,12 @@ def _budget(options: argparse.Namespace, known: Family, given: Sequence[str], *,
 def _macs_per_second(known: Family, given: Sequence[str], *, is_kept: bool) -> float:
     """The speed of the host: measured in a few steps, or as the folder says that it was."""
     file = known.folder / _SPEED
-    measured: dict[str, float] = json.loads(file.read_text()) if file.exists() else {}
+    try:
+        measured = read_json(file, _SPEEDS)
+    except FileNotFoundError:
+        measured = {}
+    except RunError as error:
+        raise RunError(f"{error}; remove it, and the speed is measured again") from None
     if known.digest not in measured:
         macs = known.config.optimization.max_epochs * known.host.size.macs_per_epoch
         overrides = overrides_of(

@@ -216,7 +216,7 @@ def recorded_config(folder: Path) -> dict[str, Any] | None:
         RunError: the file cannot be read, or is none.
     """
     file = folder / "config.yaml"
-    if not file.exists():
+    if not os.path.lexists(file):
         return None
     try:
         content = _config_schema().validate_python(yaml.safe_load(read_yaml(file)), strict=True)

@@ -281,3 +281,20 @@ def test_a_dry_run_lists_the_pilots_and_trains_none(
     assert esper("plan", *TOY, "--hours", "10", "dry_run=true") == 0  # a few steps show how much that is
     assert capfd.readouterr().out.count("seed 0") > 6
     assert not FOLDER.exists()
+
+
+def test_a_speed_that_was_noted_is_used_and_a_damaged_note_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    FOLDER.mkdir(parents=True)
+    note, hours = FOLDER / "plan_speed.json", ("--hours", "1", "dry_run=true")
+    key = read_family(TOY, fractions=(0.5,)).digest
+    note.write_text(json.dumps({key: 1e6}))
+    assert esper("plan", *TOY, *hours) == 0
+    assert "of 3.6e+09 MACs" in capfd.readouterr().out
+    for content in ("", "[1]", json.dumps({key: "fast"}), json.dumps({key: 0})):
+        note.write_text(content)
+        assert esper("plan", *TOY, *hours) == 2
+        told = capfd.readouterr().err
+        assert re.search(r"plan_speed\.json is damaged: .*; remove it, and the speed is measured again\n$", told)

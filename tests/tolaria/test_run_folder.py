@@ -124,6 +124,19 @@ def test_the_configuration_comes_back_from_the_journal(out: Path, damage: Callab
     assert (out / "config.damaged.yaml").exists()
 
 
+def test_a_configuration_that_is_a_link_to_nowhere_is_damaged_and_not_missing(out: Path) -> None:
+    file = out / "config.yaml"
+    before = recorded_config(out)
+    file.unlink()
+    file.symlink_to("nowhere")
+    with pytest.raises(
+        RunError, match=r"config\.yaml is not the configuration of a run; the run's own command rebuilds"
+    ):
+        recorded_config(out)
+    assert fit(*DEBUG, run_dir=out).result is not None
+    assert recorded_config(out) == before
+
+
 def test_finished_without_a_result_is_not_finished(out: Path) -> None:
     interrupt(out)
     status = json.loads((out / "status.json").read_text())
