@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import nn
 
@@ -16,10 +18,12 @@ def memory_format(network: nn.Module, *, channels_last: bool, device: torch.devi
     On CPUs, oneDNN writes the channels-last gradient of a strided 1×1 convolution with few input channels (under 8 with
     AVX2, 16 with AVX-512) out of bounds: the process crashes, hangs or continues with corrupt weights
     (uxlfoundation/oneDNN#6035). A network with such a convolution stays contiguous. So does any network on MPS, where
-    the format brings nothing and is little tested.
+    the format brings nothing and is little tested, and one whose weights include 3D kernels, which have another format.
     """
-    is_unsafe = device.type == "mps" or (
-        device.type == "cpu" and any(_is_unsafe(module) for module in network.modules())
+    is_unsafe = (
+        device.type == "mps"
+        or (device.type == "cpu" and any(_is_unsafe(module) for module in network.modules()))
+        or any(tensor.dim() == 5 for tensor in itertools.chain(network.parameters(), network.buffers()))
     )
     return torch.channels_last if channels_last and not is_unsafe else torch.contiguous_format
 

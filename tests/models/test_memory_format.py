@@ -28,6 +28,13 @@ def test_a_strided_1x1_convolution_of_few_channels_stays_contiguous_on_a_cpu(
     assert memory_format(nn.Sequential(network), channels_last=True, device=device) is expected
 
 
+@pytest.mark.parametrize("device", [CPU, CUDA])
+def test_a_network_with_3d_kernels_stays_contiguous(device: torch.device):
+    network = nn.Sequential(nn.Conv3d(2, 2, 3), nn.Flatten(2), nn.Unflatten(2, (8, 8)), nn.Conv2d(2, 2, 3))
+    found = memory_format(network, channels_last=True, device=device)
+    assert network.to(memory_format=found)[0].weight.is_contiguous()
+
+
 def test_contiguous_stays_contiguous():
     assert memory_format(nn.Conv2d(64, 64, 1), channels_last=False, device=CPU) is torch.contiguous_format
 
