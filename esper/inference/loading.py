@@ -28,6 +28,7 @@ from esper.files import as_json, decoder, json_object, read_json, sha256
 from esper.inference.network import Network
 from esper.inference.rebuild import rebuilt
 from esper.kasmina import MorphableModel, fold
+from esper.models import load_weights
 from esper.tolaria.checkpoints.contents import averaged, state_of
 from esper.tolaria.checkpoints.files import Snapshot, find_checkpoints, load_newest
 from esper.tolaria.run_folder import recorded_config
@@ -157,7 +158,7 @@ def trained(run_dir: Path, *, best: bool = False, model: Any = None) -> Trained:
         grown = rebuilt(
             config, interface.spec, sites=states, recipe=saved.recipe, channels_last=settings["channels_last"]
         )
-        grown.load_state_dict(dict(saved.model) | averaged(saved, settings["optimization"]["ema_decay"]))
+        load_weights(grown, dict(saved.model) | averaged(saved, settings["optimization"]["ema_decay"]))
         for slot in grown.all_slots():
             slot.state = SeedLifecycleState(states[slot.site.name]["state"])
     except (KeyError, RuntimeError) as error:
@@ -243,7 +244,7 @@ def _of_export(folder: Path, model: Any) -> Network:
         grown = rebuilt(config, interface.spec, sites=sites, recipe=recipe, channels_last=description["channels_last"])
         tensors = load_file(weights)
         network = fold(grown, names=tensors)
-        network.load_state_dict(tensors)
+        load_weights(network, tensors)
     except (KeyError, OSError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{folder} is damaged: {one_line(error)}; export the run again") from None
     tokenizer = folder / TOKENIZER

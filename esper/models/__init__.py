@@ -6,6 +6,7 @@ from esper.models.freeze import freeze
 from esper.models.host import build_host, host_family
 from esper.models.memory_format import disable_inductor_layout_optimization, memory_format
 from esper.models.recompute import checkpoint_blocks, is_checkpointed
+from esper.models.weights import load_weights
 
 __all__ = [
     "build_host",
@@ -14,5 +15,6 @@ __all__ = [
     "freeze",
     "host_family",
     "is_checkpointed",
+    "load_weights",
     "memory_format",
 ]

@@ -18,6 +18,7 @@ from esper.devices import in_double
 from esper.errors import CheckpointError, EsperError, one_line
 from esper.files import Count, Number, decoder, first_problem, json_object
 from esper.kasmina import MorphableModel
+from esper.models import load_weights
 from esper.tolaria.checkpoints.files import Snapshot
 from esper.tolaria.ema import bias_corrected
 from esper.tolaria.optim import is_alike, load_state_tensors, state_tensors
@@ -177,7 +178,7 @@ def restore(run: Run, saved: Snapshot) -> None:
         raise CheckpointError(
             f"the checkpoint holds another network: {len(different)} tensors differ, e.g. {different[0]!r}"
         )
-    run.model.load_state_dict(model)
+    load_weights(run.model, model)
     if growth["slots"].keys() != {slot.site.name for slot in run.model.all_slots()}:
         raise CheckpointError("the checkpoint holds the seeds of another network")
     run.life.load_state_dict(growth)

@@ -22,6 +22,7 @@ from esper.contracts.lifecycle import LIVE
 from esper.contracts.recipe import Graft
 from esper.errors import CheckpointError, ConfigError, RunError, SurgeryError, one_line
 from esper.files import decoder, json_object, read_json
+from esper.models import load_weights
 from esper.tolaria.checkpoints import files
 from esper.tolaria.checkpoints.contents import averaged, state_of
 from esper.tolaria.checkpoints.files import Snapshot
@@ -175,7 +176,7 @@ def start_from_network(run: Run) -> list[tuple[str, str]]:
         raise ConfigError(f"{where}: {error}") from None
     _require_same(run, network, where, prefix="slots.")
     weights = {name: tensor for name, tensor in network.weights.items() if name not in head}
-    run.model.load_state_dict(run.model.state_dict() | weights)
+    load_weights(run.model, run.model.state_dict() | weights)
     origin = f"{network.path.name}, digest {network.digest}, grown modules: {len(network.recipe)}"
     notices = [("INFO", f"starts from {path} ({origin})")]
     if head:
