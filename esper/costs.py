@@ -107,7 +107,7 @@ class Ledger:
 def count(module: nn.Module, in_shape: tuple[int, ...], *, dtype: torch.dtype | None = None) -> Cost:
     """Count a module's parameters, and the MACs of its convolutions and matrix products; causal attention in full.
 
-    The module runs one example of zeros in eval mode and is left as it was. A module on the meta device is counted
+    The module runs one example of ones in eval mode and is left as it was. A module on the meta device is counted
     without memory or computation.
 
     Args:
@@ -116,7 +116,7 @@ def count(module: nn.Module, in_shape: tuple[int, ...], *, dtype: torch.dtype | 
         dtype: of its input; None: that of the parameters.
     """
     with _evaluating(module), counting_macs() as macs:
-        module(_zeros(module, in_shape, dtype))
+        module(_ones(module, in_shape, dtype))
     return Cost(num_parameters=sum(p.numel() for p in module.parameters()), num_macs=macs())
 
 
@@ -137,19 +137,19 @@ def skipped_macs(module: nn.Module, in_shape: tuple[int, ...], *, dtype: torch.d
     if len(trained) == sum(1 for _ in module.parameters()):
         return 0
     with _evaluating(module), _unfused_rnns(), counting_macs(with_gradients=True) as macs:
-        output = module(_zeros(module, in_shape, dtype))
+        output = module(_ones(module, in_shape, dtype))
         forward = macs()
         if output.requires_grad:
             torch.autograd.grad(output.sum(), trained, allow_unused=True)
     return max(_FORWARDS_PER_STEP * forward - macs(), 0)
 
 
-def _zeros(module: nn.Module, in_shape: tuple[int, ...], dtype: torch.dtype | None) -> Tensor:
-    """One example."""
+def _ones(module: nn.Module, in_shape: tuple[int, ...], dtype: torch.dtype | None) -> Tensor:
+    """One example. Not zeros: as ids of tokens they are often padding, which may cost nothing."""
     import torch
 
     reference = next(itertools.chain(module.parameters(), module.buffers()), torch.zeros(()))
-    return torch.zeros(1, *in_shape, device=reference.device, dtype=dtype or reference.dtype)
+    return torch.ones(1, *in_shape, device=reference.device, dtype=dtype or reference.dtype)
 
 
 @contextmanager

@@ -75,6 +75,22 @@ def test_attention_costs_include_the_products_between_positions() -> None:
     assert cost.num_parameters == 4 * 8 * 8 + 8 + 2 * 8 + 2 * 8
 
 
+def test_what_sequences_cost_is_counted_without_padding() -> None:
+    class Packed(nn.Module):
+        """Reads ids up to the first 0."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding, self.lstm = nn.Embedding(5, 4), nn.LSTM(4, 8, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            ids = x.long()
+            packed = nn.utils.rnn.pack_padded_sequence(self.embedding(ids), (ids != 0).sum(1), batch_first=True)
+            return self.lstm(packed)[1][0][-1]  # type: ignore[no-any-return]
+
+    assert costs.count(Packed(), (6,)).num_macs == 6 * 4 * 8 * (4 + 8)
+
+
 def test_counting_changes_no_statistic() -> None:
     kernel = tezzeret.build_kernel("bottleneck", init_seed=0, output_scale=0.5, **SHAPES)  # type: ignore[arg-type]
     kernel.layers[1].eval()  # type: ignore[index,union-attr]

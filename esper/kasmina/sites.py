@@ -94,7 +94,7 @@ def find_sites(
     could be folded into a 1×1 one.
 
     Args:
-        host: the network.
+        host: the network. Its `nn.TransformerEncoder`s use no nested tensors from now on: hooks cannot read them.
         target_layers: names or patterns.
         seeds_per_layer: maximum number of sites per target, over all kinds.
         input_shape: shape of an example of the network's input.
@@ -102,11 +102,15 @@ def find_sites(
         kinds: kinds of site to list.
 
     Raises:
-        ConfigError: a target matches no layer; the network fails on such an input; or a block (with `auto`: every
-            block) does not map one tensor (N, …) to another, or does not run exactly once.
+        ConfigError: a target matches no layer; the network fails on such an input, or is compiled; or a block (with
+            `auto`: every block) does not map one tensor (N, …) to another, or does not run exactly once.
     """
     if not target_layers:
         return []
+    _require_hooks(host)
+    for module in host.modules():
+        if isinstance(module, nn.TransformerEncoder):
+            module.use_nested_tensor = False
     blocks = find_blocks(host, target_layers)
     record_calls = not {"parallel", "width"}.isdisjoint(kinds)
     traced = trace(host, blocks, input_shape=input_shape, input_dtype=input_dtype, record_calls=record_calls)
@@ -126,6 +130,24 @@ def find_sites(
                 counts[site.layer] = counts.get(site.layer, 0) + 1
                 sites[site.name] = site
     return list(sites.values())
+
+
+def _require_hooks(host: nn.Module) -> None:
+    """Refuse a network whose modules are compiled: hooks inside are not called, or not allowed."""
+    for name, module in host.named_modules():
+        forward = vars(module).get("forward")
+        if isinstance(module, torch.jit.ScriptModule):
+            kind, remedy = "TorchScript", "the module that it was made from"
+        elif (
+            hasattr(module, "_orig_mod") or module._compiled_call_impl or hasattr(forward, "_torchdynamo_orig_callable")
+        ):
+            kind, remedy = "compiled", "it as it is, and set compile_model=true"
+        else:
+            continue
+        raise ConfigError(
+            f"model: {name or 'the network'} is {kind}, so that nothing can grow in it; give {remedy}, or use "
+            "morphogenetic=off"
+        )
 
 
 def _sites_of(traced: Trace, name: str, *, layer: str) -> Iterator[Site]:

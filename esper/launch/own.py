@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import CellType, CodeType, FunctionType, MethodType, ModuleType, SimpleNamespace
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from esper import plugins
 from esper.data.own import collected, own_dataset
@@ -103,6 +104,9 @@ def _module(module: nn.Module, seen: set[int]) -> Iterator[str]:
     """Layout, weights and classes."""
     yield repr(module)
     for name, tensor in module.state_dict().items():
+        if not isinstance(tensor, Tensor) or is_lazy(tensor) or tensor.is_meta:  # without values
+            yield f"{name} {type(tensor).__name__}"
+            continue
         yield f"{name} {tensor.dtype} {tuple(tensor.shape)}"
         yield hashlib.sha256(tensor.detach().cpu().contiguous().float().numpy().tobytes()).hexdigest()
     yield from _members({type(part): None for part in module.modules()}, seen)

@@ -49,6 +49,7 @@ def build(config: ModelConfig, spec: DataSpec) -> nn.Module:
     if network in _made:
         raise ConfigError(f"model.name={config.name}: gave the same network twice; it must make a new one each time")
     _made.add(network)
+    _require_tensors(network, config.name)
     _initialise_lazy(network, config.name, spec)
     if not any(p.requires_grad for p in network.parameters()):
         raise ConfigError(f"model.name={config.name}: has no parameters to train")
@@ -61,7 +62,7 @@ def describe(_config: ModelConfig, spec: DataSpec, _network: nn.Module) -> dict[
 
 
 def try_out(network: nn.Module, name: str, spec: DataSpec) -> Tensor:
-    """What a network gives for two examples of zeros.
+    """What a network gives for two examples of ones.
 
     Args:
         network: in eval mode.
@@ -86,6 +87,18 @@ def try_out(network: nn.Module, name: str, spec: DataSpec) -> Tensor:
     return output
 
 
+def _require_tensors(network: nn.Module, name: str) -> None:
+    """Refuse a network without weights, or with a state that checkpoints cannot hold."""
+    for key, value in network.state_dict().items():
+        if not isinstance(value, Tensor):
+            raise ConfigError(
+                f"model.name={name}: its state {key!r} is a {type(value).__name__} (get_extra_state); checkpoints hold "
+                "tensors alone: register it as a buffer"
+            )
+        if value.is_meta:
+            raise ConfigError(f"model.name={name}: is on the meta device, without weights; make it on the CPU")
+
+
 def _initialise_lazy(network: nn.Module, name: str, spec: DataSpec) -> None:
     """Give lazy layers, such as `nn.LazyLinear`, the shapes that the data ask for."""
     if any(isinstance(p, UninitializedParameter) for p in network.parameters()):
@@ -98,7 +111,8 @@ def _initialise_lazy(network: nn.Module, name: str, spec: DataSpec) -> None:
 def _run(network: nn.Module, name: str, spec: DataSpec) -> Any:
     reference = next(network.parameters())
     try:
-        return network(torch.zeros(2, *spec.inputs, dtype=spec.dtype, device=reference.device))
+        # Not zeros: as ids of tokens they are often padding, and a sequence of nothing else has length 0.
+        return network(torch.ones(2, *spec.inputs, dtype=spec.dtype, device=reference.device))
     except Exception as error:  # it is the user's, and may raise anything
         problem = f"{type(error).__name__}: {one_line(error)}"
     dtype = str(spec.dtype).removeprefix("torch.")

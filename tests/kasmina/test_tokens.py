@@ -269,6 +269,32 @@ class Repeated(nn.Module):
         return {"logits": x} if self.way == "mapping" else x
 
 
+class Padded(nn.Module):
+    """A transformer of ids, of which 0 is padding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(5, 8, padding_idx=0)
+        self.encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True), 2)
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        ids = x.long().clamp(0, 4)
+        return self.head(self.encoder(self.embedding(ids), src_key_padding_mask=ids == 0)[:, 0])  # type: ignore[no-any-return]
+
+
+def compiled_in_place() -> nn.Module:
+    network = mlp()
+    network.compile(backend="eager")
+    return network
+
+
+def compiled_block() -> nn.Module:
+    network = mlp()
+    network[0] = torch.compile(network[0], backend="eager")
+    return network
+
+
 def torchvision_model(name: str) -> Callable[[], nn.Module]:
     options = {"init_weights": False} if name == "googlenet" else {}  # else it takes seconds
     return lambda: torchvision.models.get_model(name, weights=None, **options)
@@ -304,6 +330,11 @@ ZOO: list[tuple[str, Callable[[], nn.Module], tuple[int, ...], list[str], str | 
     ("keywords alone", lambda: Repeated("keywords"), (5, 8), ["auto"], "all its arguments have keywords"),
     ("a mapping", lambda: Repeated("mapping"), (5, 8), ["auto"], None),
     ("nothing to train", lambda: nn.Sequential(nn.ReLU()), (5,), ["auto"], "layout of this network is not known"),
+    ("compiled", lambda: torch.compile(mlp(), backend="eager"), (6,), ["auto"], "the network is compiled, so that"),
+    ("compiled in place", compiled_in_place, (6,), ["auto"], "the network is compiled, so that"),
+    ("a compiled block", compiled_block, (6,), ["auto"], "model: 0 is compiled, so that"),
+    ("TorchScript", lambda: torch.jit.script(mlp()), (6,), ["auto"], "the network is TorchScript, so that"),
+    ("ids padded at the end", Padded, (6,), ["auto"], None),
 ]
 
 
