@@ -194,6 +194,15 @@ def _require_targets(config: TolariaConfig, splits: DataSplits) -> None:
     """Refuse numbers where the task learns classes, and the other way round."""
     if isinstance(splits.train, TokenSet):
         return
+    if config.task.name == "multilabel":
+        for split in (splits.train, splits.controller, splits.judge, splits.test):
+            labels = torch.empty(0) if isinstance(split, TokenSet) else split.labels
+            wrong = labels[(labels != 0) & (labels != 1)]
+            if labels.is_floating_point() and wrong.numel():
+                raise ConfigError(
+                    f"task=multilabel: the targets of dataset {config.dataset.name} hold {wrong[0]:g}; give 1 where a "
+                    "label applies and 0 elsewhere, or use task=regression"
+                )
     are_numbers = splits.train.labels.is_floating_point()
     if config.task.name == "classification" and are_numbers:
         kind, other = "numbers", "task=regression or multilabel, or give classes: whole numbers from 0 on"

@@ -9,15 +9,21 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow
 import pytest
 import torch
 from numpy.typing import NDArray
+from PIL import Image
+from pyarrow import parquet
 from torch import Tensor, nn
-from torch.utils.data import TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import Dataset as TorchDataset
 
 from esper import fit, load
 from esper.configs import DatasetConfig, ModelConfig
@@ -233,6 +239,39 @@ def test_splits_are_those_given_or_drawn_by_no_seed() -> None:
     assert torch.equal(three.val.images, images[1::3])
 
 
+class Examples(TorchDataset[Any]):
+    """Two examples of the same parts."""
+
+    def __init__(self, *parts: object) -> None:
+        self.parts = parts
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> Any:
+        return self.parts
+
+
+class Keyed(Examples):
+    def __getitem__(self, index: int) -> Any:
+        return {"pixels": torch.zeros(2), "label": index}
+
+
+class Missing(Examples):
+    def __getitem__(self, index: int) -> Any:
+        return Path(f"{index}.png").open(), index
+
+
+class Stream(IterableDataset[Any]):
+    """It says how long it is, but has no places."""
+
+    def __len__(self) -> int:
+        return 2
+
+    def __iter__(self) -> Iterator[tuple[float, int]]:
+        return iter([(0.0, 1), (1.0, 0)])
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
@@ -242,7 +281,24 @@ def test_splits_are_those_given_or_drawn_by_no_seed() -> None:
         ((torch.zeros(0, 2), torch.zeros(0)), r"data: inputs \(0, 2\): a split is empty"),
         ((np.array(["a", "b"]), np.zeros(2)), r"data: a split is not two tensors of equal length"),
         ((torch.zeros(4, 2), torch.tensor([0, 1, -1, 0])), r"data: whole numbers as targets are classes"),
-        (17, r"data: int does not give pairs of equal shape"),
+        ((torch.zeros(4, 2), torch.tensor([0, 3, 1, 0])), r"data: no example is of class 2; number the 3 classes 0, 1"),
+        ((torch.zeros(4, 2), torch.tensor([1, 2, 1, 2])), r"data: no example is of class 0; number the 2 classes 0, 1"),
+        ((torch.zeros(4, 2, dtype=torch.cfloat), torch.zeros(4)), r"data: inputs are complex; .*view_as_real"),
+        ((torch.eye(4).to_sparse(), torch.zeros(4)), r"data: inputs are sparse; .*to_dense"),
+        (
+            (torch.zeros(4, 6, 5, 3, dtype=torch.uint8), torch.zeros(4)),
+            r"\(4, 6, 5, 3\) seem to have their channels last",
+        ),
+        (17, r"data: int is no map-style Dataset"),
+        (Stream(), r"data: Stream is no map-style Dataset, with a length"),
+        (DataLoader(Examples(0.0, 1)), r"data: DataLoader .* give its dataset: loader.dataset"),
+        ({"train": 1}, r"data: dict is no map-style Dataset of pairs; give its values"),
+        (Examples(Image.new("RGB", (2, 2)), 1), r"data: Examples\[0\]: its input is of type Image; .*PILToTensor"),
+        (Examples(0.0, "cat"), r"data: Examples\[0\]: its target is of type str; .* numbers the classes"),
+        (Examples((0.0, torch.zeros(2)), 1), r"data: Examples\[0\]: its input is of type tuple, of length 2"),
+        (Examples(0.0, 1, 2), r"data: Examples\[0\] is of type tuple, of length 3; give a Dataset of pairs"),
+        (Keyed(), r"data: Keyed\[0\] is of type dict \(pixels, label\); give a Dataset of pairs"),
+        (Missing(), r"data: Missing\[0\] fails: FileNotFoundError: .*0.png.*:\d+\)"),
         ("nowhere", r"data=nowhere: "),
     ],
 )
@@ -397,6 +453,16 @@ def test_a_dataset_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         ),
         (("task=classification",), (squares()[0], torch.rand(120)), r"task=classification: .* are numbers; use"),
         (("task=regression",), squares(), r"task=regression: the targets of dataset plugin are classes; use"),
+        (
+            ("task=multilabel",),
+            (squares()[0], torch.full((120, 2), 2.0)),
+            r"task=multilabel: the targets of dataset plugin hold 2; give 1 where a label applies and 0 elsewhere",
+        ),
+        (
+            ("task=multilabel",),
+            (squares()[0], torch.full((120, 2), 0.5)),
+            r"task=multilabel: .* plugin hold 0.5; give 1",
+        ),
     ],
 )
 def test_data_task_and_network_that_do_not_fit_are_one_line(
@@ -441,12 +507,36 @@ def test_rows_of_a_csv_are_standardised_by_the_training_split(tmp_path: Path) ->
         ("x,y,kind\n1,2,a\n", r"the train split has 1 rows, 1 of them of class 'a'; use more rows"),
         ("x,y,kind\n1,2,a\n3,4,b\n", r"split has \d rows, \d of them of class '[ab]'; use more rows"),
         ("x,y,kind\n1,1e300,a\n", r"rows of numbers: column 'y' has inf in row 1; fill it in"),
+        (",x,kind\n0,1,a\n1,2,b\n", r"column 1 is named '', as pandas names its index; leave it out"),
+        ("0.5,2,1\n0.7,3,0\n", r"the first line holds numbers \(0.5, 2, 1\), not names; put a line of column names"),
     ],
 )
 def test_a_csv_that_cannot_be_used_is_one_line(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "rows.csv").write_text(text, encoding="latin-1")
     with pytest.raises(DataError, match=message):
         load_splits(rows_of(tmp_path), rng_seed=0)
+
+
+def test_columns_may_be_named_by_their_places(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("\n".join(["0,1,2", *(f"{i},{-i},{i % 2}" for i in range(60))]))
+    assert load_splits(rows_of(tmp_path), rng_seed=0).input_names == ("0", "1")
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        (
+            {"when": np.array(["2026-01-01", "2026-01-02"], dtype="datetime64[s]")},
+            r"column 'when' holds dates or times",
+        ),
+        ({"many": [[1.0, 2.0], [3.0, 4.0]]}, r"column 'many' has 2 values in row 1, not a number; fill it in"),
+        ({"__index_level_0__": [4, 7]}, r"column 1 is named '__index_level_0__', as pandas names its index"),
+    ],
+)
+def test_a_parquet_that_cannot_be_used_is_one_line(tmp_path: Path, column: dict[str, Any], message: str) -> None:
+    parquet.write_table(pyarrow.table({**column, "x": [1.0, 2.0], "kind": ["a", "b"]}), tmp_path / "rows.parquet")
+    with pytest.raises(DataError, match=message):
+        load_splits(rows_of(tmp_path, data_dir=str(tmp_path / "rows.parquet")), rng_seed=0)
 
 
 @pytest.mark.parametrize(

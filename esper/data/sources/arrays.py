@@ -25,6 +25,8 @@ __all__ = ["SUFFIXES", "fingerprint", "load", "read_examples"]
 
 SUFFIXES = (".csv", ".npz", ".parquet")
 _MAX_NAMED = 10
+_INDEX_NAMES = ("", "__index_level_0__")
+"""What pandas calls the index in a .csv and a .parquet. It says where a row stood, and often gives the class away."""
 
 
 def load(config: DatasetConfig, _cache_dir: Path | None) -> Dataset:
@@ -122,6 +124,11 @@ def _read(file: Path, target: str | None) -> tuple[NDArray[np.generic], NDArray[
     if target not in columns:
         raise ValueError(f"dataset.target={target}: no such column{nearest(target, list(columns))}")
     names = [name for name in columns if name != target]
+    if index := [name for name in names if name in _INDEX_NAMES]:
+        raise ValueError(
+            f"column {1 + list(columns).index(index[0])} is named {index[0]!r}, as pandas names its index; leave it "
+            "out (index=False), or name it"
+        )
     if not names:
         hint = "; separate columns by commas" if any(mark in target for mark in ";\t|") else ""
         raise ValueError(f"there is no column but the target, {target!r}{hint}")
@@ -176,6 +183,10 @@ def _read_csv(file: Path) -> dict[str, NDArray[np.generic]]:
         if row and len(row) != len(names):
             raise ValueError(f"line {reader.line_num} has {len(row)} values for {len(names)} column names")
         rows += [row] if row else []
+    if rows and all(map(_is_number, names)) and not all(name.strip().isdigit() for name in names):
+        raise ValueError(
+            f"the first line holds numbers ({_shown(names)}), not names; put a line of column names above it"
+        )
     if not rows or len(set(names)) < len(names):
         raise ValueError("column names repeat" if rows else "there are no rows below a line of column names")
     return dict(zip(names, np.array(rows).T, strict=True))
@@ -191,14 +202,20 @@ def _as_float32(values: NDArray[np.generic]) -> NDArray[np.float32]:
 
 
 def _as_numbers(name: str, column: NDArray[np.generic]) -> NDArray[np.float32]:
+    if column.dtype.kind in "mM":
+        raise ValueError(f"column {name!r} holds dates or times; turn them into numbers, or leave it out")
     try:
         return _as_float32(column)
     except (ValueError, TypeError):
         row, value = next((row, value) for row, value in enumerate(column.tolist(), start=1) if not _is_number(value))
-        found = "nothing" if value in ("", None) else repr(value)
+        found = "nothing" if value is None or (isinstance(value, str) and not value) else _one_value(value)
         raise ValueError(
             f"column {name!r} has {found} in row {row}, not a number; fill it in, turn it into numbers, or leave it out"
         ) from None
+
+
+def _one_value(value: object) -> str:
+    return f"{len(value)} values" if isinstance(value, np.ndarray | list) else repr(value)
 
 
 def _is_number(value: object) -> bool:
