@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatchcase
 
 from torch import nn
@@ -20,15 +20,20 @@ _LAYOUTS = (
     "layer[0-9].[0-9]*",  # ResNet and its kin, of torchvision and timm
     "s[0-9].b[0-9]*",  # RegNet
     "stages.[0-9]*.blocks.[0-9]*",  # ConvNeXt, ResNetV2, MetaFormer, FastViT, HGNet, MaxViT
+    "stages.[0-9]*.layers.[0-9]*",  # ResNet, RegNet and ConvNeXt of transformers
     "stages.[0-9]*.[0-9]*",  # NFNet, GENet, RepVGG, MobileViT
     "blocks.[0-9]*.[0-9]*",  # EfficientNet, MobileNet, MixNet, GhostNet
     "layers.[0-9]*.blocks.[0-9]*",  # FocalNet, Swin
     "body.layer[0-9].[0-9]*",  # TResNet
     "stage[0-9].[0-9]*",  # Visformer
     "blocks.[0-9]*",  # ConvMixer, Xception, ViT
+    "features.[0-9]*.[0-9]*",  # EfficientNet and ConvNeXt of torchvision
     "features.[0-9]*",  # ReXNet, SelecSLS, Inception-v4
 )
-"""Name patterns of blocks; a network's layout is the first pattern that matches a block with layers inside."""
+"""Name patterns of blocks; a layout is the first pattern that matches a block with layers inside.
+
+It is that of the network, or of a network inside it, as in `self.backbone = timm.create_model(…)`.
+"""
 
 
 def find_blocks(host: nn.Module, target_layers: Sequence[str]) -> dict[str, str]:
@@ -65,14 +70,15 @@ def is_container(module: nn.Module) -> bool:
 def _blocks_of_layout(modules: dict[str, nn.Module], top: list[str]) -> dict[str, str]:
     """Map each block of a network to its stage.
 
-    Blocks are those of a known layout (see `_LAYOUTS`), else the repeated modules of its containers, else those that
-    are its attributes, else all linear and convolutional layers but the last.
+    Blocks are those of a known layout (see `_LAYOUTS`) or the repeated modules of containers, of whatever is nearest to
+    the network; else modules of one class that are attributes of one module; else all linear and convolutional layers
+    but the last.
     """
-    for layout in _LAYOUTS:
-        blocks = [name for name, module in modules.items() if _matches(name, layout) and _has_layers(module)]
-        if blocks:
-            return {name: name.rpartition(".")[0] for name in blocks}
-    if blocks := _repeated_blocks(modules) or _repeated_attributes(modules[""]) or _plain_layers(modules):
+    host = modules[""]
+    blocks = (
+        _known_blocks(host) or list(_nested_blocks(host)) or list(_nested_attributes(host)) or _plain_layers(modules)
+    )
+    if blocks:
         return {name: name.rpartition(".")[0] or name for name in blocks}
     raise ConfigError(
         f"model.target_layers=[{AUTO}]: the layout of this network is not known; name the layers that may grow (it has "
@@ -80,28 +86,60 @@ def _blocks_of_layout(modules: dict[str, nn.Module], top: list[str]) -> dict[str
     )
 
 
-def _repeated_blocks(modules: dict[str, nn.Module]) -> list[str]:
-    """The modules with layers inside of each outermost container that holds two or more of one class."""
-    found: list[str] = []
-    for name, module in modules.items():
-        if not is_container(module) or name.startswith(tuple(f"{b}." for b in found)):
-            continue
-        prefix = f"{name}." if name else ""
-        blocks = {prefix + child: block for child, block in module.named_children() if _has_layers(block)}
-        if max(Counter(map(type, blocks.values())).values(), default=0) > 1:
-            found += blocks
-    return found
+def _known_blocks(module: nn.Module) -> list[str]:
+    """The blocks of a known layout."""
+    modules = dict(module.named_modules())
+    for layout in _LAYOUTS:
+        if blocks := [name for name, block in modules.items() if _matches(name, layout) and _has_layers(block)]:
+            return blocks
+    return []
 
 
-def _repeated_attributes(host: nn.Module) -> list[str]:
-    """The network's own attributes with layers inside that share their class with another."""
-    blocks = {name: child for name, child in host.named_children() if _has_layers(child)}
-    counts = Counter(map(type, blocks.values()))
-    return [name for name, block in blocks.items() if counts[type(block)] > 1]
+def _nested_blocks(module: nn.Module) -> Iterator[str]:
+    """The blocks of a container of repeated modules, or of a known layout; else those of each module inside."""
+    yield from (_repeated_blocks(module) if is_container(module) else _known_blocks(module)) or _inside(
+        module, _nested_blocks
+    )
+
+
+def _nested_attributes(module: nn.Module) -> Iterator[str]:
+    """The attributes with layers inside that share their class with another one of the same module."""
+    children = _with_layers(module)
+    counts = Counter(map(type, children.values()))
+    found = [name for name, child in children.items() if counts[type(child)] > 1]
+    yield from found or _inside(module, _nested_attributes)
+
+
+def _inside(module: nn.Module, search: Callable[[nn.Module], Iterator[str]]) -> Iterator[str]:
+    """What a search finds in the children of a module, by name in the module."""
+    for name, child in module.named_children():
+        yield from (f"{name}.{block}" for block in search(child))
+
+
+def _repeated_blocks(container: nn.Module) -> list[str]:
+    """The modules with layers inside of a container that holds two or more of one class, or of its stages.
+
+    A stage is a container in it that is not run itself, or any of them if one holds repeated modules, too.
+    """
+    children = _with_layers(container)
+    if max(Counter(map(type, children.values())).values(), default=0) < 2:
+        return []
+    stages = {name: child for name, child in children.items() if is_container(child)}
+    if any(not isinstance(stage, nn.Sequential) or _repeated_blocks(stage) for stage in stages.values()):
+        return [
+            f"{name}.{block}"
+            for name, stage in stages.items()
+            for block in _repeated_blocks(stage) or _with_layers(stage)
+        ]
+    return list(children)
+
+
+def _with_layers(module: nn.Module) -> dict[str, nn.Module]:
+    return {name: child for name, child in module.named_children() if _has_layers(child)}
 
 
 def _plain_layers(modules: dict[str, nn.Module]) -> list[str]:
-    return [name for name, module in modules.items() if name and isinstance(module, nn.Linear | nn.Conv2d)][:-1]
+    return [name for name, module in modules.items() if name and type(module) in (nn.Linear, nn.Conv2d)][:-1]
 
 
 def _has_layers(module: nn.Module) -> bool:

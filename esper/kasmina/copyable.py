@@ -58,6 +58,14 @@ def _require_whole_stages(model: MorphableModel, host: ModelConfig) -> None:
 
 def _require_stages(model: MorphableModel, host: ModelConfig, policy: str) -> None:
     """Refuse a network without the stages that the policy copies."""
+    if host.target_layers == [AUTO] and not any(
+        _has_children(model, site) for sites in stages(model) for site in sites
+    ):
+        raise ConfigError(
+            f"morphogenetic.policy={policy}: found single layers, no blocks of several ({_some_blocks(model)}), and a "
+            "layer and its copy would be one linear map; make modules of what repeats, with activations; name blocks "
+            "in model.target_layers; or use morphogenetic=heuristic (grows new modules) or morphogenetic=off"
+        )
     found: dict[bool, list[str]] = {True: [], False: []}
     for sites in stages(model):
         can_be_copied = any(site.keeps_shape for site in sites)
@@ -68,7 +76,7 @@ def _require_stages(model: MorphableModel, host: ModelConfig, policy: str) -> No
         stage = alone[0] or "the network"
         raise ConfigError(
             f"morphogenetic.policy={policy}: no block of {stage} has an output shaped like its input, so none can "
-            f"be copied; start from two blocks a stage ({_two_blocks_a_stage(host, copyable)}), or use "
+            f"be copied; start from two blocks a stage ({_two_blocks_a_stage(host, copyable, alone)}), or use "
             f"{_OTHER_PRESETS.get(host.name, '')}morphogenetic=heuristic (grows new modules) or morphogenetic=off"
         )
     if policy == "heuristic" and len(copyable) == 1:
@@ -79,13 +87,28 @@ def _require_stages(model: MorphableModel, host: ModelConfig, policy: str) -> No
 
 
 def _is_apart(model: MorphableModel, sites: Sequence[Site]) -> bool:
-    """Whether blocks are a stem or head in a container of others that can be copied: no other has their class."""
+    """Whether blocks of a container of others that can be copied are no stage of their own.
+
+    They are a stem or head if they are at its ends or no other has their class, and lead from one stage to the next if
+    one that can be copied has it.
+    """
     blocks = dict(model.host.get_submodule(_container(sites)).named_children())
-    kinds = [type(block) for block in blocks.values()]
+    kinds, ends = [type(block) for block in blocks.values()], [*blocks][:1] + [*blocks][-1:]
     others = [site for stage in stages(model) if _container(stage) == _container(sites) for site in stage]
-    return any(site.keeps_shape for site in others) and all(
-        kinds.count(type(model.host.get_submodule(site.block))) == 1 for site in sites if not site.keeps_shape
+    copyable = {type(model.host.get_submodule(site.block)) for site in others if site.keeps_shape}
+    names = [site.block.rpartition(".")[2] for site in sites if not site.keeps_shape]
+    return bool(copyable) and all(
+        name in ends or type(blocks[name]) in copyable or kinds.count(type(blocks[name])) == 1 for name in names
     )
+
+
+def _has_children(model: MorphableModel, site: Site) -> bool:
+    return next(model.host.get_submodule(site.block).children(), None) is not None
+
+
+def _some_blocks(model: MorphableModel) -> str:
+    names = [site.block for sites in stages(model) for site in sites]
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
 
 
 def _container(stage: Sequence[Site]) -> str:
@@ -107,11 +130,11 @@ def _require_zeroable(model: MorphableModel) -> None:
         )
 
 
-def _two_blocks_a_stage(host: ModelConfig, copyable: Sequence[str]) -> str:
+def _two_blocks_a_stage(host: ModelConfig, copyable: Sequence[str], alone: Sequence[str]) -> str:
     if host.name == "resnet10":
         return "model=resnet18"
     if host.name == "resnet_small":
         return f"model.depths=[{','.join(str(max(2, depth)) for depth in host.depths)}]"
-    named = ",".join(f"{stage}.*" for stage in copyable if stage)
+    named = ",".join(f"{stage}.*" for stage in dict.fromkeys(copyable) if stage and stage not in alone)
     where = "in your network" if host.source == "plugin" else "another model.name"
     return where + (f", or model.target_layers=[{named}]" if named else "")

@@ -12,6 +12,7 @@ from torchvision.ops import SqueezeExcitation
 
 from esper.errors import ConfigError
 from esper.kasmina import find_sites
+from esper.kasmina.blocks import find_blocks
 
 
 def sites_of(
@@ -234,6 +235,39 @@ def test_auto_finds_blocks_that_are_attributes_or_in_a_dictionary(in_dict: bool)
     found = sites_of(network, ["auto"], seeds_per_layer=9, kinds=("after",))
     assert found == [f"{name}:after" for name in names]
     assert sites_of(network, ["trunk"] if in_dict else names, seeds_per_layer=9, kinds=("after",)) == found
+
+
+class Within(nn.Module):
+    """A network inside another one."""
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.backbone, self.head = backbone, nn.LazyLinear(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.backbone(x).flatten(1))  # type: ignore[no-any-return]
+
+
+def test_auto_finds_the_blocks_of_a_network_inside_another_one() -> None:
+    for backbone in (Staged(BasicBlock(4, 4)), Attributes(in_dict=False), resnet18()):
+        alone = sites_of(backbone, ["auto"], seeds_per_layer=9)
+        assert sites_of(Within(backbone), ["auto"], seeds_per_layer=9) == [f"backbone.{name}" for name in alone]
+
+
+def stage(*blocks: nn.Module) -> nn.Sequential:
+    return nn.Sequential(*blocks)
+
+
+@pytest.mark.parametrize(
+    ("network", "blocks"),
+    [
+        (stage(stage(BasicBlock(3, 3)), stage(BasicBlock(3, 3), BasicBlock(3, 3))), ["0.0", "1.0", "1.1"]),
+        (stage(stage(BasicBlock(3, 3), Turned(3)), stage(BasicBlock(3, 3), Turned(3))), ["0", "1"]),
+    ],
+    ids=["stages", "blocks of several modules"],
+)
+def test_blocks_in_containers_are_those_that_repeat(network: nn.Module, blocks: list[str]) -> None:
+    assert list(find_blocks(network, ["auto"])) == blocks
 
 
 def test_the_gate_of_squeeze_and_excitation_is_not_among_the_convolutions_of_a_site() -> None:
