@@ -152,7 +152,7 @@ def trace(
             recorder = _BlockRecorder(traced, name, outputs, macs=macs, num_examples=len(x), is_square=is_square)
             module = host.get_submodule(name)
             hooks.enter_context(module.register_forward_pre_hook(recorder.before))
-            hooks.enter_context(module.register_forward_hook(recorder.after))
+            hooks.enter_context(module.register_forward_hook(recorder.after, with_kwargs=True))
         hidden = HiddenLayers(num_examples=len(x))
         for name, module in host.named_modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
@@ -223,7 +223,7 @@ class _BlockRecorder:
         """Hook before the block runs."""
         self._macs_before = self._macs()
 
-    def after(self, block: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    def after(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """Hook after it has run."""
         traced, name = self._traced, self._name
         if name in traced.blocks or name in traced.rejected:
@@ -231,6 +231,7 @@ class _BlockRecorder:
             traced.rejected[name] = "runs more than once in a forward pass"
             return
         reason = _misfit(args, output, num_examples=self._num_examples, is_square=self._is_square)
+        reason = reason or _shared_cache([*args, *kwargs.values()])
         if reason is not None:
             traced.rejected[name] = reason
             return
@@ -264,6 +265,14 @@ def _misfit(args: tuple[Any, ...], output: Any, *, num_examples: int, is_square:
     # Square images give square feature maps, unless the last dimension holds the channels.
     if is_square and any(t.dim() == 4 and t.shape[2] != t.shape[3] for t in tensors):
         return _NO_TENSOR + _CHANNELS_LAST
+    return None
+
+
+def _shared_cache(arguments: Iterable[Any]) -> str | None:
+    """Why a block of transformers cannot grow: its copies would read the keys and values that it has stored."""
+    for value in arguments:
+        if hasattr(value, "get_seq_length") and hasattr(value, "update"):
+            return f"is given a {type(value).__name__} of keys and values; make the network with use_cache=False"
     return None
 
 

@@ -269,6 +269,43 @@ class Repeated(nn.Module):
         return {"logits": x} if self.way == "mapping" else x
 
 
+class Cache:
+    """Keys that blocks have seen, by their number, as in transformers."""
+
+    def __init__(self) -> None:
+        self.keys = [torch.zeros(1, 0, 8)] * 2
+
+    def get_seq_length(self) -> int:
+        return self.keys[0].shape[1]
+
+    def update(self, keys: Tensor, layer: int) -> Tensor:
+        self.keys[layer] = torch.cat([self.keys[layer].expand(len(keys), -1, -1), keys], dim=1)
+        return self.keys[layer]
+
+
+class CachingBlock(nn.Module):
+    def __init__(self, layer: int) -> None:
+        super().__init__()
+        self.layer, self.linear = layer, nn.Linear(8, 8)
+
+    def forward(self, x: Tensor, *, past: Cache) -> Tensor:
+        return x + self.linear(past.update(x, self.layer)).mean(1, keepdim=True)
+
+
+class Caching(nn.Module):
+    """A copy of a block, with the same number, would read the keys of its source."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(CachingBlock(layer) for layer in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        past = Cache()
+        for block in self.blocks:
+            x = block(x, past=past)
+        return x
+
+
 class Padded(nn.Module):
     """A transformer of ids, of which 0 is padding."""
 
@@ -330,6 +367,7 @@ ZOO: list[tuple[str, Callable[[], nn.Module], tuple[int, ...], list[str], str | 
     ("keywords alone", lambda: Repeated("keywords"), (5, 8), ["auto"], "all its arguments have keywords"),
     ("a mapping", lambda: Repeated("mapping"), (5, 8), ["auto"], None),
     ("nothing to train", lambda: nn.Sequential(nn.ReLU()), (5,), ["auto"], "layout of this network is not known"),
+    ("a cache", Caching, (5, 8), ["auto"], "'blocks.0' is given a Cache of keys and values; .* use_cache=False"),
     ("compiled", lambda: torch.compile(mlp(), backend="eager"), (6,), ["auto"], "the network is compiled, so that"),
     ("compiled in place", compiled_in_place, (6,), ["auto"], "the network is compiled, so that"),
     ("a compiled block", compiled_block, (6,), ["auto"], "model: 0 is compiled, so that"),
