@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 from esper.errors import ConfigError, EsperError, one_line
 
-__all__ = ["Plugin", "call", "decorator", "find", "load", "loaded", "names", "offer", "register"]
+__all__ = ["Plugin", "build", "call", "decorator", "find", "load", "loaded", "names", "offer", "register"]
 
 T = TypeVar("T")
 _GROUP = "esper.plugins"
@@ -199,8 +199,17 @@ def call(kind: str, made: Callable[..., Any], *, setting: str, options: Mapping[
     except TypeError as error:
         known = ", ".join(key for key in signature.parameters if key not in offered) or "none"
         raise ConfigError(f"{kind}.options={dict(options)}: {name} {error}; its options: {known}") from None
+    return build(made, setting=setting, **arguments)
+
+
+def build(made: Any, *args: Any, setting: str, **kwargs: Any) -> Any:
+    """What a function or class of the user's returns.
+
+    Raises:
+        ConfigError: it fails.
+    """
     try:
-        return made(**arguments)
+        return made(*args, **kwargs)
     except EsperError:
         raise
     except Exception as error:  # it is the user's, and may raise anything

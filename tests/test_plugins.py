@@ -252,3 +252,43 @@ def test_a_network_that_does_not_suit_is_one_line(tmp_path: Path, overrides: lis
     write(tmp_path / "mine.py", NET)
     with pytest.raises(ConfigError, match=message):
         train(tmp_path, *overrides)
+
+
+OTHERS = """
+import esper
+
+
+@esper.task("failing")
+@esper.policy("failing")
+def failing(*_):
+    raise KeyError("lost")
+
+
+@esper.task("number")
+@esper.policy("number")
+def number(*_):
+    return 17
+
+
+@esper.blueprint("function")
+def function(in_shape, out_shape):
+    return None
+"""
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["task.name=failing"], r"task.name=failing: cannot be built: KeyError: 'lost' .*mine.py:\d+\)"),
+        (["task.name=number"], r"task.name=number: gave a int; it must make an esper.tasks.Task"),
+        (["morphogenetic.policy=failing"], r"policy=failing: cannot be built: KeyError: 'lost' .*mine.py:\d+\)"),
+        (["morphogenetic.policy=number"], r"policy=number: gave a int; it must make an esper.tamiyo.policies.Policy"),
+        (["morphogenetic.blueprint=function"], r"blueprint 'function': is a function; register an esper.urza.Bluepri"),
+    ],
+)
+def test_what_is_no_task_policy_or_blueprint_is_one_line(tmp_path: Path, overrides: list[str], message: str) -> None:
+    write(tmp_path / "mine.py", OTHERS)
+    settings = ["plugins=[mine]", "model=resnet_small", "dataset=digits", "morphogenetic=schedule", "tracking=none"]
+    with pytest.raises(ConfigError, match=message):
+        esper.fit(*settings, *overrides, run_dir=tmp_path / "run")
+    assert not (tmp_path / "run" / "journal.jsonl").exists()

@@ -10,6 +10,7 @@ from esper import plugins
 from esper.configs import TaskConfig
 from esper.configs.task import TASKS
 from esper.data import DataSpec
+from esper.errors import ConfigError
 from esper.tasks.task import Detail, Metric, Task, as_figures, by_example, mean_values, num_values, sum_values
 
 __all__ = [
@@ -32,8 +33,10 @@ def build_task(config: TaskConfig, spec: DataSpec, device: torch.device) -> Task
         ConfigError: it does not fit the data.
     """
     if config.name in TASKS:
-        build = importlib.import_module(TASKS[config.name]).build
-    else:
-        build = plugins.find("task", config.name)
-    task: Task = build(config, spec, device)
-    return task
+        task: Task = importlib.import_module(TASKS[config.name]).build(config, spec, device)
+        return task
+    setting = f"task.name={config.name}"
+    own = plugins.build(plugins.find("task", config.name), config, spec, device, setting=setting)
+    if not isinstance(own, Task):
+        raise ConfigError(f"{setting}: gave a {type(own).__name__}; it must make an esper.tasks.Task")
+    return own

@@ -66,8 +66,11 @@ def get(blueprint_id: str) -> Blueprint:
     known = {**CATALOGUE, **_declared}
     if blueprint_id in known:
         return known[blueprint_id]
-    if isinstance(own := plugins.find("blueprint", blueprint_id), Blueprint):  # last: it reads installed packages
+    own = plugins.find("blueprint", blueprint_id)  # last: it reads installed packages
+    if isinstance(own, Blueprint):
         return dataclasses.replace(own, blueprint_id=blueprint_id)
+    if own is not None:
+        raise ConfigError(f"blueprint {blueprint_id!r}: is a {type(own).__name__}; register an esper.urza.Blueprint")
     raise ConfigError(f"no blueprint {blueprint_id!r}{nearest(blueprint_id, list(known))} (known: {', '.join(known)})")
 
 

@@ -11,6 +11,7 @@ from esper.configs import MorphogeneticConfig
 from esper.configs.morphogenetic import POLICIES
 from esper.contracts.decisions import AdaptationDecision
 from esper.contracts.health import HealthSignal
+from esper.errors import ConfigError
 
 __all__ = ["Policy", "build_policy"]
 
@@ -27,9 +28,13 @@ def build_policy(config: MorphogeneticConfig, *, rng_seed: int) -> Policy:
     """Make the policy that the configuration names.
 
     Raises:
-        ConfigError: a file that it needs cannot be used.
+        ConfigError: a file that it needs cannot be used, or it is a plugin's and fails.
     """
-    build = plugins.find("policy", config.policy) if config.policy not in POLICIES else None
-    build = build or importlib.import_module(POLICIES[config.policy].module).build
-    policy: Policy = build(config, rng_seed)
-    return policy
+    if config.policy in POLICIES:
+        policy: Policy = importlib.import_module(POLICIES[config.policy].module).build(config, rng_seed)
+        return policy
+    setting = f"morphogenetic.policy={config.policy}"
+    own: Policy = plugins.build(plugins.find("policy", config.policy), config, rng_seed, setting=setting)
+    if not callable(getattr(own, "decide", None)):
+        raise ConfigError(f"{setting}: gave a {type(own).__name__}; it must make an esper.tamiyo.policies.Policy")
+    return own
