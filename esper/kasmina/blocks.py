@@ -143,7 +143,9 @@ def _plain_layers(modules: dict[str, nn.Module]) -> list[str]:
 
 
 def _has_layers(module: nn.Module) -> bool:
-    return any(True for _ in module.children()) and any(True for _ in module.parameters())
+    """Whether a module has layers with parameters inside, as recurrent ones do without being made of others."""
+    has_children = any(True for _ in module.children()) and any(True for _ in module.parameters())
+    return has_children or isinstance(module, nn.RNNBase)
 
 
 def _matches(name: str, pattern: str) -> bool:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+from torch import nn
 
 from esper.configs import ModelConfig, MorphogeneticConfig
 from esper.errors import ConfigError, SurgeryError
@@ -58,9 +59,7 @@ def _require_whole_stages(model: MorphableModel, host: ModelConfig) -> None:
 
 def _require_stages(model: MorphableModel, host: ModelConfig, policy: str) -> None:
     """Refuse a network without the stages that the policy copies."""
-    if host.target_layers == [AUTO] and not any(
-        _has_children(model, site) for sites in stages(model) for site in sites
-    ):
+    if host.target_layers == [AUTO] and all(_is_layer(model, site) for sites in stages(model) for site in sites):
         raise ConfigError(
             f"morphogenetic.policy={policy}: found single layers, no blocks of several ({_some_blocks(model)}), and a "
             "layer and its copy would be one linear map; make modules of what repeats, with activations; name blocks "
@@ -102,8 +101,8 @@ def _is_apart(model: MorphableModel, sites: Sequence[Site]) -> bool:
     )
 
 
-def _has_children(model: MorphableModel, site: Site) -> bool:
-    return next(model.host.get_submodule(site.block).children(), None) is not None
+def _is_layer(model: MorphableModel, site: Site) -> bool:
+    return isinstance(model.host.get_submodule(site.block), nn.Linear | nn.Conv2d)
 
 
 def _some_blocks(model: MorphableModel) -> str:

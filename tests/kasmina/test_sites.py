@@ -262,9 +262,10 @@ def stage(*blocks: nn.Module) -> nn.Sequential:
     ("network", "blocks"),
     [
         (stage(stage(BasicBlock(3, 3)), stage(BasicBlock(3, 3), BasicBlock(3, 3))), ["0.0", "1.0", "1.1"]),
+        (nn.ModuleList(nn.LSTM(3, 3) for _ in range(2)), ["0", "1"]),
         (stage(stage(BasicBlock(3, 3), Turned(3)), stage(BasicBlock(3, 3), Turned(3))), ["0", "1"]),
     ],
-    ids=["stages", "blocks of several modules"],
+    ids=["stages", "recurrent layers", "blocks of several modules"],
 )
 def test_blocks_in_containers_are_those_that_repeat(network: nn.Module, blocks: list[str]) -> None:
     assert list(find_blocks(network, ["auto"])) == blocks
