@@ -76,9 +76,9 @@ def test_the_announced_steps_are_those_that_are_trained_however_rare_consultatio
         morphogenetic__adaptation_frequency=4,
     )
     train(config, run_dir)
-    born, started = events(run_dir, "state")[0], events(run_dir, "run_started")[0]
+    born, started = journal_of(run_dir, "state")[0], journal_of(run_dir, "run_started")[0]
     assert born["step"] == 4 * started["steps_per_epoch"]
-    assert events(run_dir, "epoch")[-1]["step"] == started["total_steps"]
+    assert journal_of(run_dir, "epoch")[-1]["step"] == started["total_steps"]
 
 
 def test_the_learning_rate_decays_by_compute() -> None:
