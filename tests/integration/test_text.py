@@ -15,9 +15,8 @@ import esper
 from esper.cli import main
 from esper.inference.sample import continuation
 from esper.tolaria import TolariaTrainer
-from tests.conftest import use
+from tests.conftest import journal_of, use
 from tests.text import text_config, write_texts
-from tests.tolaria.checkpoints.test_origin import events
 from tests.tolaria.checkpoints.test_resume import assert_same, train
 
 TOKENS = torch.arange(64, 96)[None, :16]
@@ -35,7 +34,7 @@ def test_a_grown_language_model_is_exported_and_continues_text(
 
     config = text_config(write_texts(tmp_path / "texts"), model__positions=positions)
     logits = use(config, run_dir, body)
-    (ended,) = events(run_dir, "run_ended")
+    (ended,) = journal_of(run_dir, "run_ended")
     assert ended["result"]["num_parameters"] > ended["result"]["num_parameters_before"]
     assert ended["result"]["test_loss"] < 4.5 < math.log(256)
     out = tmp_path / "exported"
@@ -73,5 +72,5 @@ def test_streamed_and_resident_text_train_alike(tmp_path: Path) -> None:
         train(text_config(texts, dataset__storage=storage), tmp_path / storage)[0] for storage in ("memory", "stream")
     ]
     assert_same(*runs)
-    ended = [events(tmp_path / storage, "run_ended")[0]["result"] for storage in ("memory", "stream")]
+    ended = [journal_of(tmp_path / storage, "run_ended")[0]["result"] for storage in ("memory", "stream")]
     assert ended[0]["test_loss"] == ended[1]["test_loss"]

@@ -19,7 +19,7 @@ from esper.tolaria import TolariaTrainer
 from esper.tolaria.ranks import Ranks
 from esper.tolaria.run import open_run
 from esper.tolaria.state import TrainingState
-from tests.conftest import tiny_config, use
+from tests.conftest import journal_of, tiny_config, use
 from tests.forked import ForkedPython, suspend
 from tests.oona.server import RedisServer
 from tests.tamiyo.serving import process
@@ -31,7 +31,6 @@ from tests.tolaria.processes import (
     await_checkpoint,
     both_ranks,
     ends,
-    events,
     start_step,
     torchrun,
     train_together,
@@ -49,7 +48,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @pytest.mark.parametrize(("kind", "metric"), [("step", "loss"), ("step", "metrics"), ("validation", "val_loss")])
 def test_two_ranks_train_as_one_on_the_same_batches(runs: tuple[Path, Path], kind: str, metric: str) -> None:
-    alone, together = ([line[metric] for line in events(run_dir, kind)] for run_dir in runs)
+    alone, together = ([line[metric] for line in journal_of(run_dir, kind)] for run_dir in runs)
     if metric == "metrics":
         alone, together = ([metrics["accuracy"] for metrics in measured] for measured in (alone, together))
     assert len(alone) in (4, 20)
@@ -57,10 +56,10 @@ def test_two_ranks_train_as_one_on_the_same_batches(runs: tuple[Path, Path], kin
 
 
 def test_two_ranks_grow_as_one(runs: tuple[Path, Path]) -> None:
-    alone, together = ([(e["decision"], e["applied"], e["outcome"]) for e in events(d, "decision")] for d in runs)
+    alone, together = ([(e["decision"], e["applied"], e["outcome"]) for e in journal_of(d, "decision")] for d in runs)
     assert together == alone
     assert any(applied for _, applied, _ in together)
-    (mine,), (theirs,) = (events(run_dir, "judgement") for run_dir in runs)
+    (mine,), (theirs,) = (journal_of(run_dir, "judgement") for run_dir in runs)
     assert theirs["num_examples"] == mine["num_examples"]
     assert theirs["lower_bound"] == pytest.approx(mine["lower_bound"], abs=1e-5)
 
@@ -70,9 +69,9 @@ def test_two_ranks_start_from_an_earlier_network_as_one(runs: tuple[Path, Path],
     given = (*GROWS, "optimization.max_epochs=2", f"model.init_from={runs[0]}", "rng_seed=1")
     fit(*given, run_dir=alone)
     train_together(*given, f"hydra.run.dir={together}")
-    mine, theirs = ([line["loss"] for line in events(run_dir, "step")] for run_dir in (alone, together))
+    mine, theirs = ([line["loss"] for line in journal_of(run_dir, "step")] for run_dir in (alone, together))
     assert theirs == pytest.approx(mine, abs=1e-5)
-    assert mine[0] < events(runs[0], "step")[0]["loss"]
+    assert mine[0] < journal_of(runs[0], "step")[0]["loss"]
 
 
 def test_two_ranks_copy_blocks_as_one(tmp_path: Path) -> None:
@@ -80,7 +79,7 @@ def test_two_ranks_copy_blocks_as_one(tmp_path: Path) -> None:
     fit(*STACKS, run_dir=alone)
     train_together(*STACKS, f"hydra.run.dir={together}")
     for kind, metric in (("step", "loss"), ("validation", "val_loss")):
-        one, two = ([line[metric] for line in events(run_dir, kind)] for run_dir in (alone, together))
+        one, two = ([line[metric] for line in journal_of(run_dir, kind)] for run_dir in (alone, together))
         assert two == pytest.approx(one, abs=1e-5)
     recipe = (together / "recipe.json").read_text()
     assert recipe == (alone / "recipe.json").read_text()
@@ -93,7 +92,7 @@ def test_two_ranks_with_synchronised_batch_norm_train_incubate_fork_and_judge_as
     fit(*NORMED, run_dir=alone)
     train_together(*NORMED, "ranks.sync_batch_norm=true", f"hydra.run.dir={together}")
     for kind, metric in (("step", "loss"), ("validation", "val_loss"), ("fork", "loss"), ("judgement", "gain")):
-        one, two = ([line[metric] for line in events(run_dir, kind)] for run_dir in (alone, together))
+        one, two = ([line[metric] for line in journal_of(run_dir, kind)] for run_dir in (alone, together))
         assert len(one) > 0, kind
         assert two == pytest.approx(one, abs=2e-4), kind
 
@@ -110,20 +109,20 @@ def test_two_ranks_consult_a_shared_tamiyo_and_continue_without_her(
     with process(redis_server.config()) if is_there else contextlib.nullcontext():
         train_together(*GROWS, *shared, deadline, f"hydra.run.dir={run_dir}")
     alone, together = (
-        [(e["decision"], e["applied"], e["outcome"]) for e in events(folder, "decision")]
+        [(e["decision"], e["applied"], e["outcome"]) for e in journal_of(folder, "decision")]
         for folder in (runs[0], run_dir)
     )
     if is_there:
         assert together == alone
     else:
-        assert len(together) == len(events(run_dir, "signals")) > 0
+        assert len(together) == len(journal_of(run_dir, "signals")) > 0
         assert all(outcome.startswith("missed: ") for _, _, outcome in together)
 
 
 def test_only_rank_0_writes(runs: tuple[Path, Path]) -> None:
     alone, together = ({path.name for path in run_dir.rglob("*")} for run_dir in runs)
     assert together == alone
-    assert len(events(runs[1], "run_started")) == 1
+    assert len(journal_of(runs[1], "run_started")) == 1
 
 
 @pytest.mark.long
@@ -142,8 +141,8 @@ def test_a_rank_that_dies_ends_the_others_with_one_error_and_the_run_resumes_wit
     assert json.loads((run_dir / "status.json").read_text())["status"] == "failed"
 
     assert fit(*LONG, run_dir=run_dir).exit_code == 0
-    assert "step-" in events(run_dir, "run_started")[-1]["resumed_from"]
-    assert [line["epoch"] for line in events(run_dir, "epoch")] == list(range(1, 21))
+    assert "step-" in journal_of(run_dir, "run_started")[-1]["resumed_from"]
+    assert [line["epoch"] for line in journal_of(run_dir, "epoch")] == list(range(1, 21))
 
 
 @pytest.mark.long
@@ -181,7 +180,7 @@ def test_a_signal_to_one_rank_stops_all_at_the_same_step(tmp_path: Path) -> None
     await_checkpoint(run_dir)
     processes[1].send_signal(signal.SIGTERM)
     assert ends(processes) == ([143, 143], "")
-    (ended,) = events(run_dir, "run_ended")
+    (ended,) = journal_of(run_dir, "run_ended")
     assert (ended["status"], ended["reason"]) == ("interrupted", "SIGTERM")
     assert run_dir.joinpath("checkpoints", f"step-{ended['step']:08d}").is_dir()
 
@@ -208,7 +207,7 @@ def test_copies_that_blend_in_when_two_ranks_stop_resume_as_if_they_had_not(tmp_
     processes = start_step(*[(*settings, f"hydra.run.dir={parts}")] * 2, first=STOPS_WHEN_COPIES_BLEND)
     assert ends(processes) == ([143, 143], "")
     train_together(*settings, f"hydra.run.dir={parts}")
-    straight, resumed = ([line["val_loss"] for line in events(run_dir, "validation")] for run_dir in (whole, parts))
+    straight, resumed = ([line["val_loss"] for line in journal_of(run_dir, "validation")] for run_dir in (whole, parts))
     assert resumed == straight
 
 
