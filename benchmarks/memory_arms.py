@@ -121,7 +121,8 @@ def census(run: Run) -> dict[str, int]:
     # By type: `isinstance` makes proxies such as MLflow's or Hydra's import. Fake tensors of compilers have no memory.
     alive = [(type(obj), obj) for obj in gc.get_objects() if type(obj) is not FakeTensor]
     on_cuda = run.parts.device.type == "cuda"
-    storages = {one.untyped_storage().data_ptr(): one for kind, one in alive if issubclass(kind, Tensor)}
+    tensors = [one for kind, one in alive if issubclass(kind, Tensor) and one.layout is torch.strided]
+    storages = {one.untyped_storage().data_ptr(): one for one in tensors}
     modules = [one for kind, one in alive if issubclass(kind, nn.Module)]
     return {
         "allocated_bytes": torch.cuda.memory_allocated() if on_cuda else 0,
