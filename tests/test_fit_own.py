@@ -257,6 +257,15 @@ class Keyed(Examples):
         return {"pixels": torch.zeros(2), "label": index}
 
 
+class Named(Examples):
+    keys = ("first", "second")
+
+
+def test_a_dataset_may_have_keys_of_its_own() -> None:
+    data = Named(torch.ones(3), 0)
+    assert len(own_dataset((data, data), test_split=0.25).train) == 2
+
+
 class Missing(Examples):
     def __getitem__(self, index: int) -> Any:
         return Path(f"{index}.png").open(), index

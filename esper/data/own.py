@@ -21,8 +21,7 @@ __all__ = ["collected", "own_dataset"]
 _MAX_CLASSES = 100_000
 _CHANNELS = (1, 3, 4)
 """Of images in uint8: a last dimension of so many, behind a first one of more, holds the channels."""
-_OTHERS = {"batch_sampler": "its dataset: loader.dataset", "to_numpy": "arrays: its .to_numpy()",
-           "keys": "its values, as splits"}  # fmt: skip
+_OTHERS = {"batch_sampler": "its dataset: loader.dataset", "to_numpy": "arrays: its .to_numpy()"}
 """What else users have, by an attribute of it."""
 _REMEDY = "give (inputs, targets), two tensors of equal length, a map-style Dataset, or two or three of these as splits"
 
@@ -141,9 +140,11 @@ def _examples(dataset: Any, where: str) -> tuple[Tensor, Tensor]:
         raise DataError(
             f"{where}: {kind} is no map-style Dataset, with a length and an example at each place; {_REMEDY}"
         )
-    for kind_of_other, remedy in _OTHERS.items():
-        if hasattr(dataset, kind_of_other):
-            raise DataError(f"{where}: {kind} is no map-style Dataset of pairs; give {remedy}")
+    remedy = next((remedy for attribute, remedy in _OTHERS.items() if hasattr(dataset, attribute)), None)
+    if remedy is None and isinstance(dataset, Mapping):
+        remedy = "its values, as splits"
+    if remedy is not None:
+        raise DataError(f"{where}: {kind} is no map-style Dataset of pairs; give {remedy}")
     pairs = []
     for i in range(len(dataset)):
         try:
