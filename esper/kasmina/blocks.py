@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatchcase
 
 from torch import nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from esper.configs.explain import nearest
 from esper.errors import ConfigError
@@ -139,7 +140,12 @@ def _with_layers(module: nn.Module) -> dict[str, nn.Module]:
 
 
 def _plain_layers(modules: dict[str, nn.Module]) -> list[str]:
-    return [name for name, module in modules.items() if name and type(module) in (nn.Linear, nn.Conv2d)][:-1]
+    return [name for name, module in modules.items() if name and _is_layer(module)][:-1]
+
+
+def _is_layer(module: nn.Module) -> bool:
+    """Whether a module is a linear or convolutional layer; that of attention is read, not run."""
+    return isinstance(module, nn.Linear | nn.Conv2d) and not isinstance(module, NonDynamicallyQuantizableLinear)
 
 
 def _has_layers(module: nn.Module) -> bool:
