@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -102,16 +102,20 @@ def find_sites(
         kinds: kinds of site to list.
 
     Raises:
-        ConfigError: a target matches no layer; the network fails on such an input, or is compiled; or a block (with
-            `auto`: every block) does not map one tensor (N, …) to another, or does not run exactly once.
+        ConfigError: a target matches no layer; the network fails on such an input; a block is compiled; or a block
+            (with `auto`: every block) does not map one tensor (N, …) to another, or does not run exactly once.
     """
     if not target_layers:
         return []
-    _require_hooks(host)
     for module in host.modules():
         if isinstance(module, nn.TransformerEncoder):
             module.use_nested_tensor = False
-    blocks = find_blocks(host, target_layers)
+    try:
+        blocks = find_blocks(host, target_layers)
+    except ConfigError:
+        _require_hooks(host, [""])  # blocks that are compiled may not be found
+        raise
+    _require_hooks(host, blocks)
     record_calls = not {"parallel", "width"}.isdisjoint(kinds)
     traced = trace(host, blocks, input_shape=input_shape, input_dtype=input_dtype, record_calls=record_calls)
     if not traced.blocks and not traced.rejected:
@@ -132,8 +136,11 @@ def find_sites(
     return list(sites.values())
 
 
-def _require_hooks(host: nn.Module) -> None:
-    """Refuse a network whose modules are compiled: hooks inside are not called, or not allowed."""
+def _require_hooks(host: nn.Module, blocks: Collection[str]) -> None:
+    """Refuse blocks that are compiled, hold what is, or lie in it: hooks inside are not called, or not allowed.
+
+    What is TorchScript within a block has no layers that offer sites, and needs no hooks.
+    """
     for name, module in host.named_modules():
         forward = vars(module).get("forward")
         if isinstance(module, torch.jit.ScriptModule):
@@ -144,10 +151,16 @@ def _require_hooks(host: nn.Module) -> None:
             kind, remedy = "compiled", "it as it is, and set compile_model=true"
         else:
             continue
+        if not any(_lies_in(block, name) or (kind == "compiled" and _lies_in(name, block)) for block in blocks):
+            continue
         raise ConfigError(
             f"model: {name or 'the network'} is {kind}, so that nothing can grow in it; give {remedy}, or use "
             "morphogenetic=off"
         )
+
+
+def _lies_in(name: str, other: str) -> bool:
+    return not other or f"{name}.".startswith(f"{other}.")
 
 
 def _sites_of(traced: Trace, name: str, *, layer: str) -> Iterator[Site]:

@@ -209,6 +209,30 @@ def test_auto_without_a_known_layout_lists_the_layers() -> None:
         sites_of(nn.Sequential(nn.Conv2d(3, 3, 1)), ["auto"])
 
 
+def test_auto_finds_single_layers_of_any_class_but_not_the_one_that_attention_reads() -> None:
+    class Scaled(nn.Linear):
+        pass
+
+    layers = [nn.utils.parametrizations.spectral_norm(nn.Linear(4, 4)), Scaled(4, 4), nn.MultiheadAttention(4, 2)]
+    assert list(find_blocks(nn.Sequential(*layers, nn.Linear(4, 2)), ["auto"])) == ["0", "1"]
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+@pytest.mark.parametrize("kind", ["TorchScript", "compiled"])
+def test_what_is_compiled_outside_of_the_blocks_does_not_hinder_growth(kind: str) -> None:
+    network, stem = Staged(BasicBlock(4, 4)), nn.Conv2d(3, 4, 1)
+    expected = sites_of(network, ["auto"])
+    network.stem = torch.jit.script(stem) if kind == "TorchScript" else torch.compile(stem, backend="eager")  # type: ignore[assignment]
+    assert sites_of(network, ["auto"]) == expected
+    if kind == "TorchScript":
+        network.get_submodule("stages.0.blocks.0").relu = torch.jit.script(nn.ReLU())
+        assert sites_of(network, ["auto"]) == expected
+    network.stages[0].compile(backend="eager")
+    for named, told in (("stem", kind), ("stages.0", "compiled")):
+        with pytest.raises(ConfigError, match=f"{named} is {told}, so that nothing"):
+            sites_of(network, [named])
+
+
 class Attributes(nn.Module):
     """Blocks that are attributes of the network, or in a dictionary; `head` has layers inside, too."""
 
