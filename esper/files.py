@@ -100,9 +100,10 @@ def require_writable(out: Path, *, is_folder: bool = False) -> None:
     Raises:
         RunError: a folder stands in place of the file, or what it lies in is no folder or cannot be written to.
     """
-    if out.is_dir() and not is_folder:
+    # os.access: `Path.exists` raises where a folder cannot be searched, or a name is too long.
+    if not is_folder and os.access(out, os.F_OK) and out.is_dir():
         raise RunError(f"--out {out}: is a folder; name a file")
-    folder = next(folder for folder in out.absolute().parents if folder.exists())
+    folder = next(folder for folder in out.absolute().parents if os.access(folder, os.F_OK))
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
         problem = "cannot be written to" if folder.is_dir() else "is no folder"
         raise RunError(f"--out {out}: {folder} {problem}; choose another place")

@@ -454,6 +454,7 @@ def test_several_paths_are_compared_and_their_page_goes_to_the_file_that_is_name
         (["empty", "--out", "page.json"], "must be an .html file"),
         (["empty", "--out", "taken/page.html"], "page.json: is a folder; name a file"),
         (["empty", "--out", "taken/file/page.html"], "taken/file is no folder; choose another place"),
+        (["empty", "--out", f"{'long' * 100}/page.html"], "holds no run folder"),
         (["--mlflow", "x", "--uri", "sqlite:///absent.db"], "no such database"),
         (["empty", "--uri", "sqlite:///absent.db"], "only used with --mlflow"),
     ],
