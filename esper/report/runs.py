@@ -143,7 +143,7 @@ def from_mlflow(experiment: str, *, uri: str | None) -> list[ComparedRun]:
     file = make_url(uri).database if uri.startswith("sqlite") else None
     if file is not None and not Path(file).exists():
         raise RunError(f"--uri {uri}: there is no such database; give the one that the runs reported to")
-    client = connect(uri)
+    client = connect(uri, to_write=False)
     known = client.get_experiment_by_name(experiment)
     if known is None:
         raise RunError(f"--mlflow {experiment}: there is no such experiment at {uri}; see MLflow for the names")

@@ -58,8 +58,12 @@ def tracking_uri(config: TrackingConfig, *, outputs_dir: Path) -> str:
     return sqlite_url(outputs_dir / "mlflow.db")
 
 
-def connect(uri: str) -> Any:
+def connect(uri: str, *, to_write: bool = True) -> Any:
     """A client of a tracking server, or of a database file, which is created if missing.
+
+    Args:
+        uri: of the server or the file.
+        to_write: False: for reading alone, for which the file may be read-only.
 
     Raises:
         RunError: the file is no database, or cannot be read or written.
@@ -78,7 +82,9 @@ def connect(uri: str) -> Any:
         with FileLock(f"{file}.lock", timeout=60):
             if not Path(file).exists():
                 _make_database(Path(file))
-            _require_usable(file)
+            _require_database(file)
+            if to_write and not os.access(file, os.W_OK):
+                raise _unusable(file, "it is read-only")
             return MlflowClient(tracking_uri=uri)
     except Timeout:
         raise
@@ -86,13 +92,11 @@ def connect(uri: str) -> Any:
         raise _unusable(file, one_line(error)) from None
 
 
-def _require_usable(file: str) -> None:
+def _require_database(file: str) -> None:
     """Check what MLflow would try again for minutes."""
     try:
-        with contextlib.closing(sqlite3.connect(file, timeout=0, isolation_level=None)) as connection:
+        with contextlib.closing(sqlite3.connect(file, timeout=0)) as connection:
             connection.execute("SELECT count(*) FROM sqlite_master")
-            connection.execute("BEGIN IMMEDIATE")
-            connection.execute("ROLLBACK")
     except sqlite3.Error as error:
         if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:  # another process writes
             raise _unusable(file, str(error)) from None

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import getpass
 import json
+import os
 import sqlite3
 import sys
 from collections import Counter
@@ -73,6 +74,16 @@ def test_a_file_that_is_no_database_is_refused_with_a_remedy(tmp_path: Path, con
     below.parent.touch()
     with pytest.raises(RunError, match=rf"database {below} cannot be used: .*File exists"):
         connect(sqlite_url(below))
+
+
+def test_a_database_that_is_read_only_is_refused_unless_it_is_only_read(
+    outputs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = sqlite_url(outputs / "mlflow.db")
+    monkeypatch.setattr("os.access", lambda _, mode: mode != os.W_OK)  # root may write to any file
+    with pytest.raises(RunError, match=r"mlflow.db cannot be used: it is read-only; move it elsewhere"):
+        connect(uri)
+    assert connect(uri, to_write=False).get_experiment("0").name == "Default"
 
 
 def test_a_database_that_another_process_writes_to_is_used(outputs: Path) -> None:
