@@ -174,15 +174,17 @@ def trace(
 def example(host: nn.Module, shape: Shape, dtype: torch.dtype | None) -> Tensor:
     """A batch of noise, or of ids 0 and 1. Its size differs from all of `shape`: it marks the batch dimension later.
 
-    Noise of rows is above 1, since a network may take it for ids of tokens, among which 0 is often padding.
+    Noise of rows lies between 1 and 2: a network may take it for ids, of as few as two categories, or of tokens, among
+    which 0 is often padding.
     """
     reference = next(itertools.chain(host.parameters(), host.buffers()), torch.zeros(()))
     dtype = dtype or reference.dtype
     num_examples = next(n for n in (2, 3, 5, 7, 11, 13, 17) if n not in shape)
     generator = torch.Generator().manual_seed(0)
     if dtype.is_floating_point:
-        noise = torch.randn(num_examples, *shape, generator=generator)
-        return (1 + noise.abs() if len(shape) == 1 else noise).to(reference.device, dtype)
+        noise = torch.empty(num_examples, *shape)
+        noise = noise.uniform_(1, 1.9, generator=generator) if len(shape) == 1 else noise.normal_(generator=generator)
+        return noise.to(reference.device, dtype)
     return torch.randint(0, 2, (num_examples, *shape), generator=generator).to(reference.device, dtype)
 
 

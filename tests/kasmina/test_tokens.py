@@ -320,6 +320,18 @@ class Padded(nn.Module):
         return self.head(self.encoder(self.embedding(ids), src_key_padding_mask=ids == 0)[:, 0])  # type: ignore[no-any-return]
 
 
+class Categories(nn.Module):
+    """A network of rows, the first column of which is one of two categories."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(2, 8)
+        self.blocks = nn.Sequential(*(nn.Sequential(nn.Linear(8, 8), nn.ReLU()) for _ in range(2)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.blocks(self.embedding(x[:, 0].long()) + x[:, 1:])  # type: ignore[no-any-return]
+
+
 def compiled_in_place() -> nn.Module:
     network = mlp()
     network.compile(backend="eager")
@@ -373,6 +385,7 @@ ZOO: list[tuple[str, Callable[[], nn.Module], tuple[int, ...], list[str], str | 
     ("a compiled block", compiled_block, (6,), ["auto"], "model: 0 is compiled, so that"),
     ("TorchScript", lambda: torch.jit.script(mlp()), (6,), ["auto"], "the network is TorchScript, so that"),
     ("ids padded at the end", Padded, (6,), ["auto"], None),
+    ("two categories", Categories, (9,), ["auto"], None),
 ]
 
 
