@@ -137,7 +137,7 @@ def test_rows_are_predicted_and_evaluated(
     plugins.offer("model", "mlp", lambda spec: torch.nn.Linear(4, spec.num_outputs))
     values = np.random.default_rng(0).normal(size=(80, 4))
     sums = (values[:, 0] - values[:, 1]).tolist()
-    inputs = [["a", "b", "c", "d"], *values.tolist()]
+    inputs = [["400", "400.5", "401", "401.5"], *values.tolist()]  # wavelengths, say
     targets = [[value] for value in ("sum", *sums)]
     order = (inputs, targets) if target is None else (targets, inputs)
     words = [["sum"], *[["much"]] * 80]

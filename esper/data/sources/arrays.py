@@ -75,7 +75,7 @@ def read_examples(
         if file.suffix == ".npz":
             arrays = _read_npz(file)
             return arrays["inputs"], arrays.get("targets"), []
-        columns = _columns(file)
+        columns = _columns(file, expected=names)
         if target is None and len(columns) == num_columns + 1:
             target = next(reversed(columns))
         targets = columns.pop(target, None) if target is not None else None
@@ -158,10 +158,10 @@ def _read_npz(file: Path) -> dict[str, NDArray[np.generic]]:
     return found
 
 
-def _columns(file: Path) -> dict[str, NDArray[np.generic]]:
-    """Columns by name."""
+def _columns(file: Path, *, expected: Sequence[str] = ()) -> dict[str, NDArray[np.generic]]:
+    """Columns by name, of which some may be known."""
     if file.suffix == ".csv":
-        return dict(_read_csv(file))
+        return dict(_read_csv(file, is_named=bool(expected)))
     if file.suffix != ".parquet":
         file.stat()  # a file that is missing has no wrong suffix
         raise ValueError("allowed are .csv, .npz and .parquet")
@@ -171,8 +171,8 @@ def _columns(file: Path) -> dict[str, NDArray[np.generic]]:
     return {name: read[name].to_numpy() for name in read.column_names}
 
 
-def _read_csv(file: Path) -> dict[str, NDArray[np.generic]]:
-    """Columns of text by name."""
+def _read_csv(file: Path, *, is_named: bool) -> dict[str, NDArray[np.generic]]:
+    """Columns of text by name; with `is_named` the caller looks for names, which may be numbers."""
     try:
         text = file.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -183,7 +183,7 @@ def _read_csv(file: Path) -> dict[str, NDArray[np.generic]]:
         if row and len(row) != len(names):
             raise ValueError(f"line {reader.line_num} has {len(row)} values for {len(names)} column names")
         rows += [row] if row else []
-    if rows and all(map(_is_number, names)) and not all(name.strip().isdigit() for name in names):
+    if rows and not is_named and all(map(_is_number, names)) and not all(name.strip().isdigit() for name in names):
         raise ValueError(
             f"the first line holds numbers ({_shown(names)}), not names; put a line of column names above it"
         )
