@@ -232,7 +232,7 @@ def _check_networks(
         from esper.launch.early import check_network  # imports torch
 
         try:
-            check_network(configs[number], run_dir=run_dirs[number])
+            check_network(configs[number], run_dir=run_dirs[number], earlier=() if has_jobs else run_dirs[:number])
         except ConfigError as error:
             raise (named(error, overrides[number], overrides) if len(first) > 1 else error) from None
 

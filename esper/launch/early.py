@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -21,17 +22,24 @@ _NUM_OUTPUTS = 256
 """No layer is named after them."""
 
 
-def check_network(config: TolariaConfig, *, run_dir: Path) -> None:
+def check_network(config: TolariaConfig, *, run_dir: Path, earlier: Sequence[Path] = ()) -> None:
     """Look for the layers in `model.target_layers`, the parameters in `model.freeze` and the optimizer's options.
 
     Also for the network in `model.init_from`, without which only a run that has begun can go on. The network has no
     weights: its parameters are on the meta device. Of timm's networks only the names are looked up; those of plugins,
     and of data whose shape is not known beforehand, are left to the run.
 
+    Args:
+        config: of the run.
+        run_dir: its folder.
+        earlier: folders of runs that end before it begins, from which it may start.
+
     Raises:
         ConfigError: there is no such layer, parameter, option or network.
     """
-    resolve_initial(config, run_dir=run_dir)
+    start = Path(config.model.init_from or "").resolve()
+    if not any(start.is_relative_to(folder.resolve()) for folder in earlier):
+        resolve_initial(config, run_dir=run_dir)
     model, spec = config.model, _spec(config.dataset)
     if model.source == "timm":
         timm_host.require_known(model.name)

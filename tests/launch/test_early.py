@@ -60,3 +60,14 @@ def test_a_name_that_the_network_or_optimizer_lacks_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         check_network(configured(*overrides), run_dir=tmp_path)
+
+
+def test_a_member_of_a_sweep_may_start_from_the_network_of_an_earlier_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = configured("model=resnet18", "model.init_from=sweep/0")
+    check_network(config, run_dir=Path("sweep/1"), earlier=[Path("sweep/0")])
+    for earlier in ([], [Path("sweep/00")]):
+        with pytest.raises(ConfigError, match="sweep/0: not a run's folder"):
+            check_network(config, run_dir=Path("sweep/1"), earlier=earlier)
