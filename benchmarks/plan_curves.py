@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.growing import read_rows
 from benchmarks.measuring import table
 from esper.contracts.metrics import ACCURACY, MetricInfo
-from esper.planning.forecast import forecast, interval
+from esper.planning.forecast import forecast
 from esper.planning.observations import Choice, Observation, Question, Size
 
 __all__ = ["host_macs_of", "main"]
@@ -90,12 +90,11 @@ def _predicted(case: Case, rows: Sequence[Row], headline: MetricInfo, *, num_dra
             asked = [row for row in rows if (row["arm"], row["budget"]) == (arm, case.asked) and row["seed"] != seed]
             macs = float(np.mean([row["total_macs"] for row in asked]))
             choice = Choice(size=_size(arm), share=host_macs_of(asked[0]) / macs or None)
-            noise = np.random.default_rng(0).standard_normal(num_draws)
-            shown = interval(fitted.shown(choice, macs, noise=noise))
+            shown = fitted.figure_of(choice, macs)
             figures = [row[f"val_{headline.name}"] for row in asked]
             held += [shown.low <= figure <= shown.high for figure in figures]
             widths.append((shown.high - shown.low) / 2)
-            misses[arm].append(float(np.mean(figures)) - shown.median)
+            misses[arm].append(float(np.mean(figures)) - shown.expected)
     scale, digits = (100, 2) if headline.unit == "%" else (1, 4)
     return {
         "study": case.study,

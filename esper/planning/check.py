@@ -12,8 +12,8 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from esper.planning.forecast import Forecast, forecast, interval
-from esper.planning.observations import Choice, Interval, Observation, Plan
+from esper.planning.forecast import Forecast, forecast
+from esper.planning.observations import Choice, Observation, Plan, Prediction
 from esper.planning.record import PlanRecord
 from esper.planning.words import (
     choice_label,
@@ -43,7 +43,7 @@ class Checked:
 
     choice: Choice
     found: Observation
-    predicted: Interval
+    predicted: Prediction
     is_planned: bool
 
     @property
@@ -67,10 +67,7 @@ def _checked(one: Observation, plan: Plan, fitted: Callable[[], Forecast]) -> Ch
         is_near = abs(one.macs / option.macs - 1) <= _SAME_BUDGET
         if is_same and is_near and abs((option.choice.share or 0) - (choice.share or 0)) <= _SAME_SHARE:
             return Checked(choice=option.choice, found=one, predicted=option.figure, is_planned=True)
-    curves = fitted()
-    noise = np.random.default_rng(0).standard_normal(len(curves.figure.draws))
-    shown = curves.shown(choice, one.macs, noise=noise)
-    return Checked(choice=choice, found=one, predicted=interval(shown), is_planned=False)
+    return Checked(choice=choice, found=one, predicted=fitted().figure_of(choice, one.macs), is_planned=False)
 
 
 def printed(checked: Sequence[Checked], plan: Plan) -> Iterator[RenderableType]:

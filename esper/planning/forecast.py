@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import special
 
 from esper.contracts.metrics import MetricInfo
 from esper.errors import RunError
 from esper.planning.curves import Curves, Trainings, fit
-from esper.planning.observations import Choice, Interval, Observation, Question, Size
+from esper.planning.observations import Choice, Interval, Observation, Prediction, Question, Size
 
 __all__ = ["MAX_EXTRAPOLATION", "Forecast", "forecast", "interval", "mirror"]
 
@@ -21,6 +22,8 @@ _NOISE = 0.005
 """Standard deviation between seeds, as a share of the value: language models had 0.2 to 0.4 %, images more."""
 _CHANCE = 0.6
 """That of a percentage, as a share of what drawing other examples would make; runs are validated on the same ones."""
+_LUCK = special.ndtri((np.arange(25) + 0.5) / 25)
+"""Of one run, in standard deviations: the same for every draw, so that options differ by their curves alone."""
 
 
 MAX_EXTRAPOLATION = 4.0
@@ -55,24 +58,30 @@ class Forecast:
         expected = self.figure.predict(self._trainings(choice, macs))
         return np.maximum(expected, 0.0) if self.headline.unit == "%" else expected
 
-    def shown(self, choice: Choice, macs: float, *, noise: Floats) -> Floats:
-        """Figures (k,) that one run of each draw shows at a budget; `noise`: (k,) standard normal.
+    def loss_of(self, choice: Choice, macs: float) -> Prediction:
+        """The loss of one run at a budget."""
+        expected = self.losses(choice, np.array([macs]))
+        return _prediction(expected, np.maximum(expected + self.loss.noise[:, None] * _LUCK, 0.0))
+
+    def figure_of(self, choice: Choice, macs: float) -> Prediction:
+        """The figure of one run at a budget.
 
         Beside the chance between seeds, they allow for curves that bend: each doubling beyond `MAX_EXTRAPOLATION` adds
         what the last doubling before it brought to the standard deviation. All options are taken to err together, so
-        that comparisons leave this out.
+        that comparisons leave this out. What is expected leaves out both, as comparisons do.
         """
         doublings = np.log2(max(self.extrapolation(choice, macs) / MAX_EXTRAPOLATION, 1.0))
         static = Choice(size=choice.size)
         longest = self.longest[choice.size] * self.sizes[self._index(choice.size)].macs_per_epoch
         fall = -np.diff(self.shortfalls(static, np.array([longest / 2, longest])))[:, 0]
         sd = np.hypot(self.figure.noise, doublings * fall)
-        expected = self.shortfalls(choice, np.array([macs]))[:, 0]
-        figures = mirror(expected + sd * noise, self.headline)
+        expected = self.shortfalls(choice, np.array([macs]))
+        figures = mirror(expected + sd[:, None] * _LUCK, self.headline)
         if self.headline.unit == "%":
-            return np.clip(figures, 0.0, 1.0)
-        is_positive = not self.headline.higher_is_better and (expected > 0).all()  # such as a loss
-        return np.maximum(figures, 0.0) if is_positive else figures
+            figures = np.clip(figures, 0.0, 1.0)
+        elif not self.headline.higher_is_better and (expected > 0).all():  # such as a loss
+            figures = np.maximum(figures, 0.0)
+        return _prediction(mirror(expected, self.headline), figures)
 
     def worth(self, choice: Choice, macs: float) -> Floats:
         """Transfer rho (k,) of growing at a budget; by the curves of the figure."""
@@ -126,6 +135,12 @@ def interval(values: Floats) -> Interval:
     """Median and 80 % interval of draws."""
     low, median, high = np.quantile(values, [0.1, 0.5, 0.9])
     return Interval(low=float(low), median=float(median), high=float(high))
+
+
+def _prediction(expected: Floats, shown: Floats) -> Prediction:
+    """From what is expected (k, 1) by draw, and what runs of each draw show (k, m)."""
+    low, high = np.quantile(shown, [0.1, 0.9])
+    return Prediction(low=float(low), expected=float(expected.mean()), high=float(high))
 
 
 def forecast(

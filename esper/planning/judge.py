@@ -45,13 +45,12 @@ def judge(
         RunError: there are too few observations, or the pilots have spent the budget.
     """
     found = forecast(question, observations, num_draws=num_draws, rng_seed=rng_seed)
-    rng = np.random.default_rng(rng_seed + 1)
     candidates = [_candidate(choice, question, found) for choice in _choices(question, found)]
     shortfalls = np.stack([one.shortfalls for one in candidates])
     regrets = shortfalls - shortfalls.min(axis=0)
     wins = _wins([one.choice for one in candidates], regrets)
     options = [
-        _option(one, found, p_best=float(p), regret=float(regret), rng=rng)
+        _option(one, found, p_best=float(p), regret=float(regret))
         for one, p, regret in zip(candidates, wins.mean(axis=1), regrets.mean(axis=1), strict=True)
     ]
     worth = worth_of(question.headline, float(np.median(shortfalls)))
@@ -78,11 +77,10 @@ def judge(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Candidate:
-    """A choice at its budget; losses and shortfalls (k,), see `Forecast`."""
+    """A choice at its budget; shortfalls (k,), see `Forecast`."""
 
     choice: Choice
     macs: float
-    losses: Floats
     shortfalls: Floats
 
 
@@ -97,13 +95,7 @@ def _choices(question: Question, found: Forecast) -> list[Choice]:
 
 def _candidate(choice: Choice, question: Question, found: Forecast) -> _Candidate:
     macs = _available(choice, question, found)
-    at = np.array([macs])
-    return _Candidate(
-        choice=choice,
-        macs=macs,
-        losses=found.losses(choice, at)[:, 0],
-        shortfalls=found.shortfalls(choice, at)[:, 0],
-    )
+    return _Candidate(choice=choice, macs=macs, shortfalls=found.shortfalls(choice, np.array([macs]))[:, 0])
 
 
 def _available(choice: Choice, question: Question, found: Forecast) -> float:
@@ -123,15 +115,14 @@ def _available(choice: Choice, question: Question, found: Forecast) -> float:
     return macs + max(usable, default=0.0)
 
 
-def _option(one: _Candidate, found: Forecast, *, p_best: float, regret: float, rng: np.random.Generator) -> Option:
-    noise = rng.standard_normal(len(one.losses))
+def _option(one: _Candidate, found: Forecast, *, p_best: float, regret: float) -> Option:
     return Option(
         choice=one.choice,
         macs=one.macs,
         epochs=found.epochs(one.choice, one.macs),
         seconds=found.seconds(one.choice, one.macs),
-        loss=interval(np.maximum(one.losses + found.loss.noise * noise, 0.0)),
-        figure=interval(found.shown(one.choice, one.macs, noise=noise)),
+        loss=found.loss_of(one.choice, one.macs),
+        figure=found.figure_of(one.choice, one.macs),
         p_best=p_best,
         regret=regret,
         extrapolation=found.extrapolation(one.choice, one.macs),

@@ -109,7 +109,7 @@ def cell_of(plan: Plan, found: Sequence[Observation], *, family: str) -> Cell | 
 
 
 def _worth(question: Question, options: Sequence[Option]) -> float:
-    return worth_of(question.headline, float(np.median([option.figure.median for option in options])))
+    return worth_of(question.headline, float(np.median([option.figure.expected for option in options])))
 
 
 def _kind(choice: Choice) -> str | None:

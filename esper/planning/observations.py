@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from esper.contracts.metrics import MetricInfo
 
-__all__ = ["Band", "Choice", "Interval", "Observation", "Option", "Plan", "Question", "Size"]
+__all__ = ["Band", "Choice", "Interval", "Observation", "Option", "Plan", "Prediction", "Question", "Size"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,10 +118,19 @@ class Question:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Interval:
-    """A median and an 80 % interval; where it predicts a run, seed noise is included."""
+    """A median and an 80 % interval."""
 
     low: float
     median: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """What a run is expected to show, on average, and the ends of its 80 % interval, seed noise included."""
+
+    low: float
+    expected: float
     high: float
 
 
@@ -135,7 +144,7 @@ class Option:
         epochs: passes over the data.
         seconds: expected time of `macs`; None: unknown.
         loss: validation loss.
-        figure: the task's first metric on the validation split.
+        figure: the task's first metric on the validation split; what is expected differs by what regrets differ.
         p_best: probability that it is the best of all, seed noise left out.
         regret: by how much the figure is expected to be worse than that of the best option, at least 0.
         extrapolation: how many times as long as the longest observed training of its size it is.
@@ -146,8 +155,8 @@ class Option:
     macs: float
     epochs: float
     seconds: float | None
-    loss: Interval
-    figure: Interval
+    loss: Prediction
+    figure: Prediction
     p_best: float
     regret: float
     extrapolation: float

@@ -60,7 +60,7 @@ def _table(plan: Plan, *, is_narrow: bool) -> Table:
     for option in plan.options:
         cells = [
             choice_label(option.choice, plan.question) + (" *" if option.extrapolation > MAX_EXTRAPOLATION else ""),
-            figure_words(option.figure.median, headline),
+            figure_words(option.figure.expected, headline),
             interval_words(option.figure, headline),
             percent_words(option.p_best),
         ]
@@ -75,7 +75,7 @@ def _style(option: Option, plan: Plan) -> str:
 def _more(option: Option, plan: Plan) -> list[str]:
     return [
         difference_words(option.regret, plan.question.headline, unit=False),
-        f"{option.loss.median:.4f}",
+        f"{option.loss.expected:.4f}",
         epochs_words(option.epochs),
         number(option.macs),
         clock(option.seconds),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from esper.contracts.metrics import MetricInfo
-from esper.planning.observations import Choice, Interval, Question
+from esper.planning.observations import Choice, Interval, Prediction, Question
 from esper.tracking.formatting import number
 
 __all__ = [
@@ -55,7 +55,7 @@ def figure_words(figure: float, headline: MetricInfo) -> str:
     return f"{100 * figure:.1f} %" if headline.unit == "%" else f"{figure:.5g}"
 
 
-def interval_words(interval: Interval, headline: MetricInfo) -> str:
+def interval_words(interval: Interval | Prediction, headline: MetricInfo) -> str:
     """The ends of an interval of figures: `87.4 to 88.9 %`, `1.1921 to 1.2154`."""
     low, high = (figure_words(end, headline) for end in (interval.low, interval.high))
     return f"{low.removesuffix(' %')} to {high}"

@@ -76,7 +76,7 @@ def test_it_says_why_an_option_is_recommended_what_is_lost_and_what_is_as_good()
     lost, if_wrong = map(float, re.findall(r"(?:lose|or) (\S+) nats", plan.why))
     assert lost == pytest.approx(plan.chosen.regret, rel=0.05)
     assert if_wrong > lost
-    worth = 0.002 * float(np.median([option.loss.median for option in plan.options]))
+    worth = 0.002 * float(np.median([option.loss.expected for option in plan.options]))
     alike = plan.why.partition("not worth a choice: ")[2]
     for option in plan.options[1:]:
         if abs(option.regret - plan.chosen.regret - worth) > 0.1 * worth:
@@ -185,15 +185,34 @@ def test_a_run_far_longer_than_its_pilots_is_marked() -> None:
 def test_intervals_far_beyond_the_pilots_allow_for_curves_that_bend() -> None:
     seen = pilots(_world(crossing=0.9), np.random.default_rng(0), longest=1 / 16)
     found = forecast(question(), seen, num_draws=200)
-    host, noise = Choice(size="host"), np.random.default_rng(0).standard_normal(200)
+    host = Choice(size="host")
     expected = found.shortfalls(host, np.array([BUDGET / 32, BUDGET / 16, BUDGET / 4, BUDGET]))
     fall = (expected[:, 0] - expected[:, 1]).mean()
     near, far = (
-        np.quantile(found.shown(host, macs, noise=noise) - expected[:, at], 0.84)
+        (shown.high - np.quantile(expected[:, at], 0.9)) / 1.28
         for macs, at in ((BUDGET / 4, 2), (BUDGET, 3))
+        for shown in [found.figure_of(host, macs)]
     )
     assert near < 0.05 * fall
     assert far == pytest.approx(2 * fall, rel=0.2)  # two doublings beyond four times the longest pilot
+
+
+@pytest.mark.parametrize("is_accuracy", [False, True])
+def test_options_far_beyond_the_pilots_differ_in_what_is_expected_by_what_their_regrets_differ(
+    is_accuracy: bool,
+) -> None:
+    seen, asked = pilots(_world(crossing=0.9), np.random.default_rng(0), longest=1 / 16), question()
+    if is_accuracy:
+        seen = [dataclasses.replace(one, figure=1 - 0.2 * one.loss) for one in seen]
+        asked = dataclasses.replace(asked, headline=ACCURACY, num_examples=1000)
+    plan = judge(asked, seen, num_draws=_DRAWS)
+    best = plan.options[0]
+    for option in plan.options:
+        assert option.figure.low < option.figure.expected < option.figure.high
+        lost = asked.headline.sign * (best.figure.expected - option.figure.expected)
+        assert lost == pytest.approx(option.regret - best.regret, abs=1e-9)
+        if not is_accuracy:
+            assert option.loss.expected == pytest.approx(option.figure.expected)
 
 
 @pytest.mark.parametrize(("longest", "is_short"), [(1 / 4, False), (1 / 40, True)])

@@ -60,7 +60,7 @@ def test_a_policy_against_growing_trains_the_best_size_from_scratch() -> None:
     assert not plan.matters
     assert "behind the best size from scratch; the pilots alone recommend growing at" in plan.reason
     assert plan.why.startswith("Recommended because the learned policy says so")
-    worth = 0.002 * float(np.median([option.figure.median for option in without.options]))
+    worth = 0.002 * float(np.median([option.figure.expected for option in without.options]))
     assert f"{4 * worth:.2g} nats behind" in plan.reason
 
 
@@ -85,7 +85,7 @@ def test_a_plan_that_lacks_what_a_policy_reads_says_that_it_is_not_used() -> Non
 def test_outcomes_are_those_of_the_whole_budget_and_pilots_cost_what_they_took_of_it(macs: float) -> None:
     found = cell_of(planned(), runs(macs), family="a")
     assert found is not None
-    worth = 0.002 * float(np.median([option.figure.median for option in planned().options]))
+    worth = 0.002 * float(np.median([option.figure.expected for option in planned().options]))
     truth = dict(zip((*_NAMES, GROWN), (-one.loss / worth for one in runs(BUDGET)), strict=True))
     assert found.figures == pytest.approx(truth, rel=0.002)
     lost = (_WORLD.loss(Choice(size="final"), BUDGET - 10) - _WORLD.loss(Choice(size="final"), BUDGET)) / worth

@@ -95,7 +95,7 @@ def test_runs_are_compared_with_what_was_predicted_of_them(made: PlanRecord) -> 
             size=option.choice.size,
             macs=option.macs,
             host_macs=(option.choice.share or 0) * option.macs,
-            figure=option.figure.median + lost,
+            figure=option.figure.expected + lost,
         )
         for option, lost in ((best, 0.0), (other, -10.0))
     ]
@@ -112,7 +112,7 @@ def test_runs_are_compared_with_what_was_predicted_of_them(made: PlanRecord) -> 
 
 def test_a_run_with_another_budget_is_compared_with_the_curves(made: PlanRecord) -> None:
     option = next(one for one in made.plan.options if one.choice == Choice(size="final"))
-    run = dataclasses.replace(made.observations[0], size="final", macs=BUDGET / 2, figure=option.figure.median)
+    run = dataclasses.replace(made.observations[0], size="final", macs=BUDGET / 2, figure=option.figure.expected)
     (checked,) = check.check(made, [run])
     assert not checked.is_planned
-    assert checked.predicted.median > option.figure.median  # less compute, more loss
+    assert checked.predicted.expected > option.figure.expected  # less compute, more loss
