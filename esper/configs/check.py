@@ -267,7 +267,7 @@ def _check_folder(dataset: DatasetConfig) -> None:
     if not (folder / "train").is_dir() or not ((folder / "val").is_dir() or (folder / "test").is_dir()):
         raise ConfigError(
             f"dataset.data_dir={dataset.data_dir}: needs a folder train/ and a folder val/ or test/, with a subfolder "
-            "of images for each class"
+            f"of images for each class{'' if folder.exists() else '; there is no such folder'}"
         )
     if dataset.image_size is None:
         if dataset.storage == "stream" or DATASETS[dataset.name].is_streamed:
