@@ -138,7 +138,7 @@ def _run(
         if is_finished:
             for message in mended:
                 terminal.show(Notice(step=0, level="WARNING", message=message))
-            terminal.replay(read(run_dir / "journal.jsonl"))
+            terminal.replay(_journal_of(run_dir))
             _register(config, run_dir, [terminal])
             for message in (*notices, _finished_before(run_dir, status["result"])):
                 terminal.show(Notice(step=0, level="INFO", message=message))
@@ -310,6 +310,17 @@ def _remove_empty(run_dir: Path) -> None:
 
 def _is_empty(run_dir: Path) -> bool:
     return not run_dir.exists() or {entry.name for entry in run_dir.iterdir()} <= _NOTHING
+
+
+def _journal_of(run_dir: Path) -> Iterator[dict[str, Any]]:
+    """The events of a run that has finished."""
+    try:
+        yield from read(run_dir / "journal.jsonl")
+    except FileNotFoundError:
+        raise RunError(
+            f"{run_dir / 'journal.jsonl'} is missing, without which the finished run cannot be shown; restore it, or "
+            f"train anew with fresh=true, which keeps this folder as {run_dir.name}.oldN"
+        ) from None
 
 
 def _finished_before(run_dir: Path, result: dict[str, Any]) -> str:

@@ -69,6 +69,14 @@ def test_a_finished_run_shows_its_result_and_trains_again_only_from_its_own_chec
     assert [line["step"] for line in started if line["kind"] == "run_started"] == [0, 12]
 
 
+def test_a_finished_run_whose_journal_is_missing_is_refused_with_its_remedy(run_dir: Path) -> None:
+    run(tiny_config(), run_dir)
+    (run_dir / "journal.jsonl").unlink()
+    with pytest.raises(RunError, match=r"journal\.jsonl is missing, .*; restore it, or train anew with fresh=true"):
+        run(tiny_config(), run_dir)
+    assert run(tiny_config(fresh=True), run_dir).result is not None
+
+
 def test_a_process_that_hangs_before_its_run_began_reports_that_without_a_folder_too(run_dir: Path) -> None:
     assert _last_words(TolariaService(tiny_config(), run_dir=run_dir), run_dir, "failed", "it hangs")
 
