@@ -32,6 +32,7 @@ from esper.data.own import own_dataset
 from esper.errors import ConfigError, DataError
 from esper.launch.own import own_overrides
 from esper.models import build_host
+from esper.tracking import read
 from tests.test_fit_neighbours import hold_the_first
 from tests.text import write_texts
 
@@ -96,6 +97,7 @@ def test_a_text_network_as_an_object_grows_on_text_of_the_settings(
     assert outcome.result is not None
     assert outcome.result["num_grown"] > 0
     assert load(outcome.run_dir, model=TextNet).predict("the cat sat").label
+    assert next(read(outcome.run_dir / "journal.jsonl"))["noun"] == "windows"
 
 
 def test_a_module_grows_and_the_same_call_is_the_same_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
