@@ -31,11 +31,13 @@ from esper.planning.observed import FinishedRun, observations, spent_by
 from esper.planning.pilots import choose_pilots, cost_of
 from esper.planning.record import PlanRecord
 from esper.planning.trainings import describe, ladder_of, overrides_of, run_pilots, trunk_for, without
+from esper.planning.words import compute_words
 from esper.simic import growth
 from esper.simic.growth import GrowthPolicy
 from esper.sweep.launchers import QUEUES, queue_of
 from esper.sweep.queues.base import Queue
 from esper.terminal import table_console
+from esper.tracking.formatting import number
 
 __all__ = ["main"]
 
@@ -75,7 +77,8 @@ def main(options: argparse.Namespace) -> int:
         known = read_family(given, fractions=options.sizes)
         ladder, budget = ladder_of(known), _budget(options, known, given, is_dry=is_dry)
         pilots = choose_pilots(ladder, budget=budget, pilot_share=options.pilot_share, seed=known.config.rng_seed)
-        _tell(f"{len(pilots)} pilots, {cost_of(pilots, ladder):.3g} of {budget.macs:.3g} MACs, in {known.folder}")
+        price = f"{number(cost_of(pilots, ladder))} of {compute_words(budget.macs)}"
+        _tell(f"{len(pilots)} pilots, {price}, in {known.folder}")
         if is_dry:
             _tell("\n".join(f"  {describe(pilot, known)}" for pilot in pilots))
             return 0

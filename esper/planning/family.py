@@ -224,4 +224,4 @@ def _names(fraction: float, *, is_alone: bool) -> dict[str, str]:
         return {"name": "final", "label": "final size"} if fraction else {"name": "host", "label": "host"}
     if is_alone:
         return {"name": "between", "label": "a size in between"}
-    return {"name": f"between_{fraction:g}", "label": f"host and {fraction:.0%} of what grows"}
+    return {"name": f"between_{fraction:g}", "label": f"host and {100 * fraction:.0f} % of what grows"}

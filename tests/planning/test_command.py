@@ -293,7 +293,7 @@ def test_a_speed_that_was_noted_is_used_and_a_damaged_note_is_refused(
     key = read_family(TOY, fractions=(0.5,)).digest
     note.write_text(json.dumps({key: 1e6}))
     assert esper("plan", *TOY, *hours) == 0
-    assert "of 3.6e+09 MACs" in capfd.readouterr().out
+    assert "of 3.60 G MACs" in capfd.readouterr().out
     for content in ("", "[1]", json.dumps({key: "fast"}), json.dumps({key: 0})):
         note.write_text(content)
         assert esper("plan", *TOY, *hours) == 2

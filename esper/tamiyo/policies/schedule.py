@@ -30,7 +30,7 @@ class Schedule:
         num_earlier, due = due_now(signals[0], self.config)
         num_grown = num_born(signals)
         if num_grown >= due:
-            return no_growth(f"nothing more is scheduled at {now:.0%} of training")
+            return no_growth(f"nothing more is scheduled at {100 * now:.0f} % of training")
         candidates = eligible(signals, self.config)
         if not candidates:
             return no_growth("growth is scheduled, but no site is free")
@@ -39,7 +39,9 @@ class Schedule:
             chosen.signal,
             chosen.blueprints[0],
             confidence=1.0,
-            reasoning=f"scheduled: {now:.0%} of training is done, item {num_earlier + num_grown + 1} of schedule_at",
+            reasoning=(
+                f"scheduled: {100 * now:.0f} % of training is done, item {num_earlier + num_grown + 1} of schedule_at"
+            ),
         )
 
 

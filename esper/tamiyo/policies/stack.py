@@ -31,7 +31,7 @@ class Stack:
         if not candidates:
             return no_growth("no stage is left to double")
         chosen = candidates[0]
-        reasoning = f"scheduled: {chosen.signal.progress:.0%} of training is done, every stage doubles"
+        reasoning = f"scheduled: {100 * chosen.signal.progress:.0f} % of training is done, every stage doubles"
         if self.config.plan_reason is not None:
             reasoning = f"planned ({self.config.plan_reason}): {reasoning}"
         return germinate(chosen.signal, chosen.blueprints[0], confidence=1.0, reasoning=reasoning)
