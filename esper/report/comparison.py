@@ -175,7 +175,8 @@ def printed(report: Report) -> Iterator[RenderableType]:
         yield Text(withheld)
     style = {"yes": "green", "no": "yellow"}
     for claim in report.claims:
-        yield Text(claim.sentence, style=style.get(claim.verdict, ""))
+        if claim.sentence != report.headline:  # as that of a lone claim is
+            yield Text(claim.sentence, style=style.get(claim.verdict, ""))
     for claim in report.claims:
         if claim.warning:
             yield Text(claim.warning, style="yellow")

@@ -57,6 +57,15 @@ def test_the_table_in_the_terminal_breaks_no_word_that_fits(columns: int, tmp_pa
     assert all(line.endswith(("_", ".", "=", "true", "false")) for line in arms.split())
 
 
+def test_a_lone_verdict_is_printed_once(tmp_path: Path) -> None:
+    report = compared(two_arms(tmp_path))
+    (claim,) = report.claims
+    console = Console(width=500, record=True)
+    for part in printed(report):
+        console.print(part)
+    assert console.export_text().count(claim.sentence) == 1
+
+
 @needs_chromium
 def test_buttons_of_a_comparison_break_at_signs(tmp_path: Path) -> None:
     write(compared(two_arms(tmp_path)), tmp_path / "page.html")
