@@ -70,7 +70,7 @@ def predictions(plan: Plan) -> str:
         for row, option in enumerate(plan.options):
             colour, marker, _ = marks(plan, option.choice)
             axes.plot([factor * option.figure.low, factor * option.figure.high], [row] * 2, color=colour, linewidth=2.2)
-            axes.plot(factor * option.figure.expected, row, marker, color=colour, markersize=6)
+            axes.plot(factor * option.figure.expected, row, marker, color=colour, markersize=6, clip_on=False)
             weight = "bold" if option.choice == plan.recommended else "normal"
             label = choice_label(option.choice, plan.question)
             where = axes.get_yaxis_transform()
