@@ -50,8 +50,9 @@ def compose_runs(sweep: DictConfig, members: Sequence[Sequence[str]]) -> list[Ru
 
 def named(error: ConfigError, overrides: Sequence[str], members: Sequence[Sequence[str]]) -> ConfigError:
     """The error of one of the members, named by those of its overrides that not all members have."""
-    own = shlex.join([override for override in overrides if any(override not in other for other in members)])
-    return error if not own or str(error).startswith(f"{own}:") else ConfigError(f"{own}: {error}")
+    own = [override for override in overrides if any(override not in other for other in members)]
+    is_named = len(own) == 1 and str(error).startswith(own[0].partition("=")[0] + "=")
+    return error if not own or is_named else ConfigError(f"{shlex.join(own)}: {error}")
 
 
 def _problem(sweep: DictConfig, overrides: Sequence[str]) -> str | None:
