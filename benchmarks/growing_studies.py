@@ -262,6 +262,7 @@ STUDIES: dict[str, dict[str, Comparison]] = {
         )
     },
     "vit": {"vit": _vit(width=64, blocks=2, budgets=[((25,), 12)])},
+    # Pilots, with --seeds 100 and the next ones: those from 200 on are for claims.
     "vit_ablation": {"vit, ablation": _vit_ablation()},
     "vit_deep": {"vit, 4 blocks": _vit(width=64, blocks=4, budgets=[((10, 20, 40, 80), 1)])},
     "vit_narrow": {"vit, 4 blocks of width 32": _vit(width=32, blocks=4, budgets=[((20, 40, 80), 1)])},

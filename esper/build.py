@@ -191,29 +191,34 @@ def bus_tracker(config: RedisConfig, *, run_dir: Path) -> Tracker:
 
 
 def _require_targets(config: TolariaConfig, splits: DataSplits) -> None:
-    """Refuse numbers where the task learns classes, and the other way round."""
+    """Refuse numbers where the task learns classes, classes where it learns numbers, and labels that are not binary."""
     if isinstance(splits.train, TokenSet):
         return
-    if config.task.name == "multilabel":
-        for split in (splits.train, splits.controller, splits.judge, splits.test):
-            labels = torch.empty(0) if isinstance(split, TokenSet) else split.labels
-            wrong = labels[(labels != 0) & (labels != 1)]
-            if labels.is_floating_point() and wrong.numel():
-                raise ConfigError(
-                    f"task=multilabel: the targets of dataset {config.dataset.name} hold {wrong[0]:g}; give 1 where a "
-                    "label applies and 0 elsewhere, or use task=regression"
-                )
     are_numbers = splits.train.labels.is_floating_point()
     if config.task.name == "classification" and are_numbers:
         kind, other = "numbers", "task=regression or multilabel, or give classes: whole numbers from 0 on"
     elif config.task.name in ("regression", "multilabel") and not are_numbers:
         kind, other = "classes", "task=classification, or give numbers: targets in floating point"
     else:
+        if config.task.name == "multilabel":
+            _require_binary(splits, config.dataset.name)
         return
     hint = f" (dataset.target_type={config.dataset.target_type})" if config.dataset.name == "arrays" else ""
     raise ConfigError(
         f"task={config.task.name}: the targets of dataset {config.dataset.name} are {kind}{hint}; use {other}"
     )
+
+
+def _require_binary(splits: DataSplits, name: str) -> None:
+    """Refuse labels other than 0 and 1."""
+    for split in (splits.train, splits.controller, splits.judge, splits.test):
+        assert not isinstance(split, TokenSet)
+        wrong = split.labels[(split.labels != 0) & (split.labels != 1)]
+        if wrong.numel():
+            raise ConfigError(
+                f"task=multilabel: the targets of dataset {name} hold {wrong[0]:g}; give 1 where a label applies and 0 "
+                "elsewhere, or use task=regression"
+            )
 
 
 def _require_output(host: nn.Module, task: Task, splits: DataSplits, spec: DataSpec, *, name: str) -> None:

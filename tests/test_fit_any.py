@@ -8,27 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from esper import fit, load
 from esper.errors import ConfigError
 from esper.inference.export import export
+from tests.kasmina.test_tokens import Padded
 from tests.test_fit_own import QUICK, Net, squares
-
-
-class Padded(nn.Module):
-    """A transformer of ids, of which 0 is padding."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(5, 8, padding_idx=0)
-        self.encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True), 2)
-        self.head = nn.Linear(8, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        ids = x.long().clamp(0, 4)
-        encoded = self.encoder(self.embedding(ids), src_key_padding_mask=ids == 0)
-        return self.head(encoded[:, 0])  # type: ignore[no-any-return]
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")

@@ -98,10 +98,14 @@ def _split(split: Any, where: str) -> tuple[Tensor, Tensor]:
     if len(split) != 2 or not all(isinstance(part, Tensor) for part in split) or len(split[0]) != len(split[1]):
         raise DataError(f"{where}: a split is not two tensors of equal length; {_REMEDY}")
     for name, part in zip(("inputs", "targets"), split, strict=True):
-        if part.layout is not torch.strided or part.is_complex() or part.is_quantized:
-            kind = "complex" if part.is_complex() else "quantized" if part.is_quantized else "sparse"
-            remedy = {"complex": "torch.view_as_real", "quantized": "dequantize()", "sparse": "to_dense()"}[kind]
-            raise DataError(f"{where}: {name} are {kind}; give dense real numbers ({remedy})")
+        unfit = (
+            (part.is_complex(), "complex", "torch.view_as_real"),
+            (part.is_quantized, "quantized", "dequantize()"),
+            (part.layout is not torch.strided, "sparse", "to_dense()"),
+        )
+        for is_so, kind, remedy in unfit:
+            if is_so:
+                raise DataError(f"{where}: {name} are {kind}; give dense real numbers ({remedy})")
     inputs, targets = (part.detach().cpu() for part in split)
     if inputs.numel() == 0:
         raise DataError(f"{where}: inputs {tuple(inputs.shape)}: a split is empty; {_REMEDY}")

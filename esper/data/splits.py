@@ -62,6 +62,11 @@ class DataSplits:
     input_names: tuple[str, ...] = ()
     target_name: str | None = None
 
+    @property
+    def example_noun(self) -> str:
+        """What an example is, in the plural: documents are read in windows."""
+        return "windows" if isinstance(self.train, TokenSet) else self.noun
+
     def to(self, device: torch.device) -> DataSplits:
         """Move images and tokens that are in memory to a device."""
         splits = {name: getattr(self, name) for name in ("train", "controller", "judge", "test")}

@@ -89,9 +89,8 @@ def _own_test(network: Network, run: Path) -> tuple[str, Batches]:
     settings = with_defaults(recorded)
     splits = own_splits(run, settings).to(network.device)
     name, num = settings["dataset"]["name"], len(splits.test)
-    noun = "windows" if network.tokenizer is not None else splits.noun
     pool = DecodePool(settings["dataset"]["num_workers"], timeout_s=settings["dataset"]["timeout_s"])
-    return f"the test split of {name}, {num:,} {noun}", _closing(
+    return f"the test split of {name}, {num:,} {splits.example_noun}", _closing(
         evaluation_batches(
             splits.test, network.interface.spec, prepare=network.preprocess(), pool=pool, device=network.device
         ),

@@ -22,8 +22,9 @@ _NOISE = 0.005
 """Standard deviation between seeds, as a share of the value: language models had 0.2 to 0.4 %, images more."""
 _CHANCE = 0.6
 """That of a percentage, as a share of what drawing other examples would make; runs are validated on the same ones."""
-_LUCK = special.ndtri((np.arange(25) + 0.5) / 25)
-"""Of one run, in standard deviations: the same for every draw, so that options differ by their curves alone."""
+_QUANTILES = special.ndtri((np.arange(25) + 0.5) / 25)
+"""Of a standard normal: how far one run ends from what is expected. The same for every draw, so that options differ by
+their curves alone."""
 
 
 MAX_EXTRAPOLATION = 4.0
@@ -61,7 +62,7 @@ class Forecast:
     def loss_of(self, choice: Choice, macs: float) -> Prediction:
         """The loss of one run at a budget."""
         expected = self.losses(choice, np.array([macs]))
-        return _prediction(expected, np.maximum(expected + self.loss.noise[:, None] * _LUCK, 0.0))
+        return _prediction(expected, np.maximum(expected + self.loss.noise[:, None] * _QUANTILES, 0.0))
 
     def figure_of(self, choice: Choice, macs: float) -> Prediction:
         """The figure of one run at a budget.
@@ -76,7 +77,7 @@ class Forecast:
         fall = -np.diff(self.shortfalls(static, np.array([longest / 2, longest])))[:, 0]
         sd = np.hypot(self.figure.noise, doublings * fall)
         expected = self.shortfalls(choice, np.array([macs]))
-        figures = mirror(expected + sd[:, None] * _LUCK, self.headline)
+        figures = mirror(expected + sd[:, None] * _QUANTILES, self.headline)
         if self.headline.unit == "%":
             figures = np.clip(figures, 0.0, 1.0)
         elif not self.headline.higher_is_better and (expected > 0).all():  # such as a loss

@@ -144,7 +144,7 @@ class Option:
         epochs: passes over the data.
         seconds: expected time of `macs`; None: unknown.
         loss: validation loss.
-        figure: the task's first metric on the validation split; what is expected differs by what regrets differ.
+        figure: the task's first metric on the validation split; two expected values differ as much as their regrets.
         p_best: probability that it is the best of all, seed noise left out.
         regret: by how much the figure is expected to be worse than that of the best option, at least 0.
         extrapolation: how many times as long as the longest observed training of its size it is.

@@ -18,7 +18,7 @@ from esper.planning.family import Family
 from esper.planning.observations import Choice
 from esper.planning.observed import FinishedRun, Trunk, finished_runs, longest_trunk
 from esper.planning.pilots import Ladder, Pilot, trunk_before
-from esper.planning.words import compute_words
+from esper.planning.words import compute_words, percent_words
 from esper.sweep.launch import launch
 from esper.sweep.manifest import Member
 from esper.sweep.queues.base import Queue
@@ -151,7 +151,7 @@ def run_pilots(
 def describe(pilot: Pilot, known: Family) -> str:
     """A pilot in words."""
     size = known.network(pilot.size).size
-    grows = f" by growth at {100 * pilot.share:.0f} %" if pilot.share is not None else ""
+    grows = f" by growth at {percent_words(pilot.share)}" if pilot.share is not None else ""
     return f"{size.label}{grows}, {compute_words(pilot.macs)}, seed {pilot.seed}"
 
 

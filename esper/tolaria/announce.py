@@ -49,7 +49,7 @@ def announce(run: Run, notices: Sequence[tuple[str, str]], *, config: TolariaCon
         environment=environment(written_to=run.written_to),
         resumed_from=resumed_from,
         metrics=tuple(metric.info for metric in run.parts.task.metrics),
-        noun="windows" if splits.noun == "documents" else splits.noun,
+        noun=splits.example_noun,
         data_digest=splits.fingerprint.digest,
         num_examples={name: len(getattr(splits, name)) for name in ("train", "controller", "judge", "test")},
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import pytest
 import torch
@@ -196,6 +196,12 @@ def tie_norms(*blocks: nn.Module) -> tuple[Tensor, Tensor]:
     return blocks[0].bn2.weight.detach().clone(), blocks[0].bn2.bias.detach().clone()
 
 
+def assert_last_norms(blocks: Iterable[nn.Module], gain: Tensor, bias: Tensor) -> None:
+    for block in blocks:
+        torch.testing.assert_close(block.bn2.weight, gain)
+        torch.testing.assert_close(block.bn2.bias, bias)
+
+
 @pytest.mark.parametrize("is_module", [False, True])
 def test_a_norm_that_blocks_share_is_divided_once(is_module: bool) -> None:
     model = trained_model()
@@ -205,9 +211,7 @@ def test_a_norm_that_blocks_share_is_divided_once(is_module: bool) -> None:
         second.bn2 = first.bn2
     graft = keep_copies(model, "layer1.1:after", init="shared")
     share_gains(model, graft)
-    for block in (first, second, *model.slot("layer1.1:after").kernel(graft).blocks):
-        torch.testing.assert_close(block.bn2.weight, gain / 2)
-        torch.testing.assert_close(block.bn2.bias, bias / 2)
+    assert_last_norms([first, second, *model.slot("layer1.1:after").kernel(graft).blocks], gain / 2, bias / 2)
 
 
 def test_a_norm_shared_by_blocks_of_one_doubling_is_divided_once_all_have_copies() -> None:
@@ -220,9 +224,8 @@ def test_a_norm_shared_by_blocks_of_one_doubling_is_divided_once_all_have_copies
         assert torch.equal(second.bn2.weight, gain)
         grafts.append(keep_copies(model, site, number=number, init="shared", order="interleave"))
         share_gains(model, grafts[-1])
-    for block in (first, second, *(model.slot(graft.site).kernel(graft).blocks[0] for graft in grafts)):
-        torch.testing.assert_close(block.bn2.weight, gain / 2)
-        torch.testing.assert_close(block.bn2.bias, bias / 2)
+    copies = (model.slot(graft.site).kernel(graft).blocks[0] for graft in grafts)
+    assert_last_norms([first, second, *copies], gain / 2, bias / 2)
 
 
 def test_a_norm_shared_with_a_block_that_is_not_copied_keeps_its_gain() -> None:
